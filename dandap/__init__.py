@@ -1,0 +1,1 @@
+"""Dandap's machinery: reading data, encoding prompts, loading models, training and answering."""

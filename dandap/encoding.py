@@ -1,0 +1,152 @@
+"""Rendered prompts and answers -> token ids, in training and inference alike; trims the article and nothing else."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from jinja2 import TemplateError
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from dandap.dataset import Row
+from dandap.errors import InputError
+
+Renderer = Callable[[str, str], dict[str, str]]  # (context, question) -> {"prompt"} or {"user", maybe "system"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question as the model sees it. `answer_ids` end with a stop token; empty when there is no answer."""
+
+    row: Row
+    prompt_ids: list[int]
+    answer_ids: list[int]
+    trimmed: int = 0  # characters cut from the article's end
+
+
+class Encoder:
+    """Encodes rows with one tokenizer and one template.
+
+    The prompt owns its special tokens: text of a row that spells one stays text. A chat prompt is the model's chat
+    template with the generation prompt; its answer is what the template puts after that, up to the turn's end token.
+    A plain prompt and its answer are encoded apart (tokens would merge across the seam) and joined by id.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, render: Renderer):
+        self.tokenizer, self.render = tokenizer, render
+        if tokenizer.eos_token_id is None:
+            raise InputError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json.")
+        chat_template = tokenizer.chat_template or ""
+        self._control_ids = set(tokenizer.all_special_ids) | {
+            token_id
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+            if token.special or token.content in chat_template
+        }
+        # A tokenizer that starts texts with BOS does so in prompts too; asked with an empty text.
+        starts_with_bos = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer("").input_ids[:1]
+        self._bos = [tokenizer.bos_token_id] if starts_with_bos else []
+
+    def encode_prompt(self, context: str, question: str) -> list[int]:
+        """Ids up to where the answer starts."""
+        parts = self.render(context, question)
+        if "prompt" in parts:
+            return self._bos + self._plain_ids(parts["prompt"])
+        return self._chat_ids(_messages(parts), add_generation_prompt=True)
+
+    def encode_answer(self, context: str, question: str, answer: str, prompt_ids: list[int]) -> list[int]:
+        """Ids that follow `prompt_ids`, the stop token last."""
+        parts = self.render(context, question)
+        if "prompt" not in parts:
+            ids = self._chat_ids([*_messages(parts), {"role": "assistant", "content": answer}])
+            tail = ids[len(prompt_ids) :]
+            stop = next((i for i, token in enumerate(tail) if token in self._control_ids), None)
+            if ids[: len(prompt_ids)] == prompt_ids and stop is not None:
+                return tail[: stop + 1]
+        # A plain template, or a chat template whose assistant turn ends without a token of its own.
+        return [*self._plain_ids(answer), self.tokenizer.eos_token_id]
+
+    def stop_ids(self, generation_config: GenerationConfig | None = None) -> list[int]:
+        """Every id that ends an answer: the template's, the tokenizer's and the model's own."""
+        prompt_ids = self.encode_prompt("기사", "질문")
+        learned = self.encode_answer("기사", "질문", "답", prompt_ids)[-1]
+        configured = getattr(generation_config, "eos_token_id", None) or []
+        configured = [configured] if isinstance(configured, int) else configured
+        return sorted({learned, self.tokenizer.eos_token_id, *configured})
+
+    def decode(self, answer_ids: list[int]) -> str:
+        """An answer's text, without control tokens and surrounding white space."""
+        return self.tokenizer.decode([i for i in answer_ids if i not in self._control_ids]).strip()
+
+    def encode_rows(
+        self, rows: list[Row], prompt_limit: int, answers: bool, track: Callable[[Iterable], Iterable] = iter
+    ) -> list[Example]:
+        """Examples in the rows' order, no prompt longer than `prompt_limit` tokens.
+
+        All questions of an article get the same trimmed article. `track` wraps the loop over articles (progress).
+        """
+        groups: dict[str, list[int]] = {}
+        for index, row in enumerate(rows):
+            groups.setdefault(row.article, []).append(index)
+        examples: dict[int, Example] = {}
+        for indices in track(list(groups.values())):
+            group = self._encode_article([rows[i] for i in indices], prompt_limit, answers)
+            examples |= dict(zip(indices, group, strict=True))
+        return [examples[index] for index in range(len(rows))]
+
+    def _encode_article(self, rows: list[Row], prompt_limit: int, answers: bool) -> list[Example]:
+        context = rows[0].context
+        prompts = [self.encode_prompt(context, row.question) for row in rows]
+        if max(map(len, prompts)) > prompt_limit:
+            context = self._trim(rows, prompt_limit)
+            prompts = [self.encode_prompt(context, row.question) for row in rows]
+        examples = [Example(row, ids, [], len(rows[0].context) - len(context)) for row, ids in zip(rows, prompts, strict=True)]
+        if not answers:
+            return examples
+        return [
+            replace(e, answer_ids=self.encode_answer(context, e.row.question, e.row.answers[0], e.prompt_ids)) for e in examples
+        ]
+
+    def _trim(self, rows: list[Row], prompt_limit: int) -> str:
+        """The longest beginning of the article with which every question's prompt fits: text is cut, ids never."""
+        context = rows[0].context
+
+        def fits(characters: int) -> bool:
+            text = context[:characters].rstrip()
+            return all(len(self.encode_prompt(text, row.question)) <= prompt_limit for row in rows)
+
+        if not fits(0):
+            longest = max(rows, key=lambda row: len(row.question))
+            raise InputError(
+                f"question {longest.id}: its prompt takes more than {prompt_limit} tokens even without the article. "
+                "Raise max_length, lower max_new_tokens or shorten the template."
+            )
+        low, high = 0, len(context)  # fits(low) holds, fits(high) does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return context[:low].rstrip()
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    def _chat_ids(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> list[int]:
+        if not self.tokenizer.chat_template:
+            raise InputError(
+                "the model's tokenizer has no chat template and this template is made of chat turns. "
+                "Choose a plain one with --template (an entry of prompts.py that has a 'prompt')."
+            )
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                sanitize_control_tokens=True,
+                return_dict=False,
+                enable_thinking=False,  # Qwen 3 would think first; other templates ignore it
+            )
+        except TemplateError as error:
+            raise InputError(
+                f"the model's chat template refuses these turns ({error}). Gemma takes no system turn: "
+                "choose a template without one."
+            ) from error
+
+
+def _messages(parts: dict[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": parts[role]} for role in ("system", "user") if role in parts]

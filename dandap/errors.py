@@ -1,0 +1,24 @@
+"""The one error that people are meant to see, and how a script ends on it."""
+
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message says what was got, what was expected and what to do."""
+
+
+def nearest(name: str, known) -> str:
+    """ " Did you mean 'x'?" for the known name most like `name`, or "" when none is."""
+    matches = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; an `InputError` ends it with its message and exit code 2, without a traceback."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

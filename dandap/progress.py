@@ -1,0 +1,105 @@
+"""What a run shows while it works: bars, one line per logged step, metrics.jsonl, and how long it will take."""
+
+import json
+import time
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+ESTIMATE_AFTER = 20  # steps; the first ones are slower (kernels load, memory is allocated)
+
+
+def bars() -> Progress:
+    """A progress display; the caller adds tasks. Redirected to a file it prints only the end."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]}"),
+    )
+
+
+def track(items: Iterable, description: str) -> Iterable:
+    """Iterate over a sized collection with a bar."""
+    with bars() as progress:
+        task = progress.add_task(description, total=len(items), rate="")
+        for item in items:
+            yield item
+            progress.advance(task)
+
+
+@contextmanager
+def counting(description: str, total: int, unit: str):
+    """A bar moved by the function it yields: `advance(n)`; it shows the rate in `unit` a second."""
+    started, done = time.perf_counter(), 0
+    with bars() as progress:
+        task = progress.add_task(description, total=total, rate="")
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            rate = done / max(time.perf_counter() - started, 1e-9)
+            progress.update(task, completed=done, rate=f"{rate:.1f} {unit}/s")
+
+        yield advance
+
+
+class TrainingProgress(TrainerCallback):
+    """A bar over the steps, a line per log, the same numbers in metrics.jsonl, and the whole run's time early on."""
+
+    def __init__(self, metrics_file: Path):
+        self.metrics_file = metrics_file
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first_step = time.perf_counter(), state.global_step
+        if state.is_world_process_zero:
+            self.progress = bars()
+            self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step, rate="")
+            self.progress.start()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        self.progress.update(self.task, completed=state.global_step)
+        done = state.global_step - self.first_step
+        if done == ESTIMATE_AFTER and state.max_steps > state.global_step:
+            hours = (time.perf_counter() - self.started) / done * (state.max_steps - self.first_step) / 3600
+            self.progress.console.print(f"at this speed the {state.max_steps - self.first_step} steps take {_duration(hours)}")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or "loss" not in (logs or {}):
+            return
+        elapsed = time.perf_counter() - self.started
+        record = {
+            "step": state.global_step,
+            "epoch": round(state.epoch, 4),
+            "loss": logs["loss"],
+            "grad_norm": logs["grad_norm"],
+            "learning_rate": logs["learning_rate"],
+            "seconds": round(elapsed, 1),
+        }
+        append_json(self.metrics_file, record)
+        self.progress.console.print(
+            f"step {state.global_step:>6}/{state.max_steps}  loss {record['loss']:.4f}  grad_norm {record['grad_norm']:.3f}  "
+            f"lr {record['learning_rate']:.2e}  epoch {record['epoch']:.2f}  {elapsed:.0f} s",
+            highlight=False,
+        )
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.progress.stop()
+
+
+def append_json(path: Path, record: dict) -> None:
+    """Add a line to a .jsonl file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"

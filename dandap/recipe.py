@@ -1,0 +1,254 @@
+"""Every option once: its type, default and reason. YAML files, the command line and --help all come from `Recipe`."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dandap.errors import InputError, nearest
+
+RECIPES_DIR = Path("recipes")
+
+# Names that people know from other trainers -> ours.
+KNOWN_AS = {
+    **dict.fromkeys(("model_name_or_path", "base_model", "model_name", "model_id", "base_model_name_or_path"), "model"),
+    **dict.fromkeys(("num_train_epochs", "num_epochs", "epoch"), "epochs"),
+    **dict.fromkeys(
+        ("max_seq_length", "max_seq_len", "cutoff_len", "sequence_len", "model_max_length", "seq_length"), "max_length"
+    ),
+    **dict.fromkeys(("lora_rank", "r", "rank"), "lora_r"),
+    **dict.fromkeys(("alpha", "lora_alpha_r"), "lora_alpha"),
+    **dict.fromkeys(("lora_target", "target_modules", "lora_modules"), "lora_target_modules"),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_bit", "quantize"), "quantization"),
+    **dict.fromkeys(("bnb_4bit_use_double_quant", "use_double_quant", "use_nested_quant"), "double_quantization"),
+    **dict.fromkeys(("bnb_4bit_compute_dtype", "bf16", "fp16", "torch_dtype", "dtype"), "compute_dtype"),
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "batch_size", "micro_batch_size", "gradient_accumulation_steps", "train_batch_size"),
+        "questions_per_step (batch size x accumulation)",
+    ),
+    **dict.fromkeys(("warmup_ratio", "num_warmup_steps"), "warmup_steps (a fraction or a count)"),
+    **dict.fromkeys(("lr",), "learning_rate"),
+    **dict.fromkeys(("lr_scheduler", "scheduler"), "lr_scheduler_type"),
+    **dict.fromkeys(("optimizer",), "optim"),
+    **dict.fromkeys(("attn_implementation", "flash_attention"), "attention"),
+    **dict.fromkeys(("dataset", "data_path", "train_path", "dataset_name"), "train_file"),
+    **dict.fromkeys(("test_path", "test_data"), "test_file"),
+    **dict.fromkeys(("val_size", "val_set_size", "test_size"), "validation_fraction"),
+    **dict.fromkeys(("prompt", "prompt_template", "prompt_style"), "template"),
+    **dict.fromkeys(("noise_alpha", "neftune_alpha"), "neftune_noise_alpha"),
+    **dict.fromkeys(("max_generated_tokens", "max_output_tokens"), "max_new_tokens"),
+}
+
+
+def _field(default: Any, reason: str, **limits: Any) -> Any:
+    return Field(default, description=reason, **limits)
+
+
+class Recipe(BaseModel):
+    """One experiment. A YAML file under recipes/ holds what differs from these defaults, and why."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    model: str = _field(
+        "yanolja/EEVE-Korean-Instruct-10.8B-v1.0",
+        "hub id or folder of the base model; the best single Korean model of the 0.9025 system's authors that is openly licensed",
+        min_length=1,
+    )
+    revision: str | None = _field(None, "commit, tag or branch of the base on the hub; pin it for a run that must repeat")
+    trust_remote_code: bool = _field(False, "run Python code from the model's repository; off, because that code can do anything")
+    task: str = _field("economic_qa", "what is asked and how it is scored (tasks.py)")
+    template: str = _field("concise", "wording, by its name in prompts.py")
+    train_file: str = _field("data/train.csv", "questions with answers: .csv, .jsonl or SQuAD-format .json")
+    test_file: str = _field(
+        "data/test.csv", "questions to answer; gold answers are taken from its own columns or from <name>_answers.csv beside it"
+    )
+    columns: dict[str, str] = _field({}, "the files' column names where they differ: context=본문,question=질문")
+    validation_fraction: float = _field(
+        0.05, "share of articles held out of training to measure on; chosen by a hash of the article", ge=0, lt=1
+    )
+    max_length: int = _field(
+        2048, "tokens of prompt and answer; max_length - max_new_tokens is the prompt's limit, in training and inference", ge=16
+    )
+    max_new_tokens: int = _field(
+        64, "most tokens of an answer at inference; the longest answer in 33,716 has 63 characters", ge=1
+    )
+    quantization: Literal["nf4", "none"] = _field(
+        "nf4", "nf4: 4-bit base (QLoRA), a quarter of the memory; none: 16-bit base (LoRA)"
+    )
+    double_quantization: bool = _field(True, "quantise the quantisation constants too; saves 0.4 bit a weight")
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = _field(
+        "auto", "auto: bfloat16, float16 on GPUs without native bfloat16 (T4), float32 on CPU"
+    )
+    lora_r: int = _field(16, "rank of the adapter", ge=1)
+    lora_alpha: float = _field(32, "scale of the adapter; twice the rank is usual", gt=0)
+    lora_dropout: float = _field(0.0, "dropout on the adapter's input", ge=0, lt=1)
+    lora_target_modules: str | list[str] = _field(
+        "all-linear", "modules that get an adapter: all-linear, or names as q_proj,v_proj"
+    )
+    learning_rate: float = _field(2e-4, "peak learning rate; QLoRA's for models of 7-13 B", gt=0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = _field(
+        "cosine", "how the learning rate falls"
+    )
+    warmup_steps: float = _field(0.03, "steps until the peak learning rate: below 1 a fraction of all steps, else a count", ge=0)
+    epochs: float = _field(1, "passes over the training questions", gt=0)
+    questions_per_step: int = _field(16, "questions per optimizer step (batch size x gradient accumulation, over all GPUs)", ge=1)
+    tokens_per_batch: Literal["auto"] | int = _field(
+        "auto", "most tokens forwarded at once; a step's questions are split into batches of this size"
+    )
+    optim: Literal["adamw_torch_fused", "adamw_torch", "paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "sgd"] = _field(
+        "adamw_torch_fused", "optimizer, by transformers' name; adapters are small, so paging saves little"
+    )
+    weight_decay: float = _field(0.0, "AdamW's weight decay", ge=0)
+    max_grad_norm: float = _field(1.0, "gradients longer than this are shortened to it", gt=0)
+    gradient_checkpointing: Literal["auto"] | bool = _field(
+        "auto",
+        "recompute activations in the backward pass: a third slower, much less memory; auto: on CUDA when the estimate needs it",
+    )
+    attention: Literal["auto", "sdpa", "eager"] = _field(
+        "auto", "attention kernel; auto: sdpa, eager for models with soft-capping (Gemma 2)"
+    )
+    neftune_noise_alpha: float | None = _field(None, "noise on embeddings while training (NEFTune); 5 is usual", gt=0)
+    seed: int = _field(42, "seeds adapter, data order and dropout", ge=0, lt=2**32)
+    output_dir: str = _field("outputs", "folder of run folders; a mounted drive survives a lost machine", min_length=1)
+    run_name: str | None = _field(None, "name of the run's folder; made from recipe and time if not given", min_length=1)
+    save_steps: int = _field(200, "steps between checkpoints", ge=1)
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _columns_from_text(cls, value: Any) -> Any:
+        """`context=본문,question=질문` from the command line."""
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(equals for _, equals, _ in pairs):
+            raise ValueError("write NAME=COLUMN pairs with commas between them")
+        return {name.strip(): column.strip() for name, _, column in pairs}
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_known(cls, value: dict[str, str]) -> dict[str, str]:
+        known = ("id", "context", "question", "answer", "answers")
+        for name in value:
+            if name not in known:
+                raise ValueError(f"{name!r} is none of {', '.join(known)}{nearest(name, known)}")
+        return value
+
+    @field_validator("lora_target_modules", mode="before")
+    @classmethod
+    def _modules_from_text(cls, value: Any) -> Any:
+        """`q_proj,v_proj` from the command line."""
+        if isinstance(value, str) and value != "all-linear":
+            value = [name.strip() for name in value.split(",") if name.strip()]
+        if value == []:
+            raise ValueError("name at least one module, or all-linear")
+        return value
+
+    @field_validator("tokens_per_batch")
+    @classmethod
+    def _tokens_positive(cls, value: Any) -> Any:
+        if value != "auto" and value < 1:
+            raise ValueError("expected auto or at least 1")
+        return value
+
+    @model_validator(mode="after")
+    def _room_for_a_prompt(self) -> "Recipe":
+        if self.max_new_tokens >= self.max_length:
+            raise ValueError(
+                f"max_new_tokens ({self.max_new_tokens}) leaves no room for a prompt in max_length ({self.max_length})"
+            )
+        return self
+
+    @property
+    def prompt_limit(self) -> int:
+        """Most tokens of a prompt, in training and in inference."""
+        return self.max_length - self.max_new_tokens
+
+    def differences(self) -> dict[str, Any]:
+        """What this recipe changes, field -> value."""
+        return {name: value for name, value in self.model_dump().items() if value != type(self).model_fields[name].default}
+
+    def to_yaml(self) -> str:
+        """Every field, as `load_recipe` reads it back."""
+        return yaml.safe_dump(self.model_dump(), allow_unicode=True, sort_keys=False)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` an option per field of Recipe, with its default and reason."""
+    group = parser.add_argument_group("recipe options (over those of --recipe)")
+    for name, field in Recipe.model_fields.items():
+        default = "none" if field.default in (None, {}) else field.default
+        help_text = f"{field.description} (default: {default})".replace("%", "%%")
+        group.add_argument(f"--{name}", metavar="VALUE", default=argparse.SUPPRESS, help=help_text)
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse a command line; unknown options are an InputError that names the right one."""
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
+        options = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
+        what = f"option {unknown[0]!r}" if unknown[0].startswith("-") else f"argument {unknown[0]!r} that belongs to no option"
+        raise InputError(f"got the unknown {what}.{_right_name(name, options)} See --help.")
+    return arguments
+
+
+def chosen_options(arguments: argparse.Namespace) -> dict[str, str]:
+    """The recipe fields that the command line set."""
+    return {name: value for name, value in vars(arguments).items() if name in Recipe.model_fields}
+
+
+def load_recipe(name: str | None, options: dict[str, Any]) -> Recipe:
+    """Defaults, then the YAML of `name` (a file, or a name under recipes/), then `options` from the command line."""
+    return make_recipe({**(_read_yaml(find_recipe(name)) if name else {}), **options}, name or "the command line")
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe named by path or by its name under recipes/."""
+    for path in (Path(name), RECIPES_DIR / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+    raise InputError(f"got recipe {name!r}; expected a YAML file or one of {', '.join(known)}.{nearest(name, known)}")
+
+
+def make_recipe(values: dict[str, Any], where: str) -> Recipe:
+    """A checked Recipe; InputError says what was got and expected for each wrong value."""
+    for key in values:
+        if key not in Recipe.model_fields:
+            raise InputError(f"{where}: got the unknown key {key!r}.{_right_name(str(key), Recipe.model_fields)}")
+    values = {key: None if value in ("none", "null") and key not in ("quantization",) else value for key, value in values.items()}
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        raise InputError(f"{where}: " + "; ".join(_problem(details) for details in error.errors())) from error
+
+
+def _problem(details: dict) -> str:
+    """One of pydantic's errors in our words: field, got, expected."""
+    field = str(details["loc"][0]) if details["loc"] else ""
+    expected = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if not field:
+        return expected
+    reason = Recipe.model_fields[field].description
+    return f"{field}: got {details['input']!r}, expected {expected} ({reason})"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not valid YAML ({error}). Expected lines like `learning_rate: 1e-4`.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds {type(values).__name__}; expected lines like `learning_rate: 1e-4`.")
+    return values
+
+
+def _right_name(name: str, known) -> str:
+    """The option that people mean by `name`: a translation, else the nearest."""
+    if name in KNOWN_AS:
+        return f" Here it is {KNOWN_AS[name]}."
+    return nearest(name, known)

@@ -1,0 +1,148 @@
+"""The plain paths: TRL's SFTTrainer with the loss on answers alone, and transformers' generate in length-sorted batches.
+
+They read an article once per question. Faster paths are measured against them and proved equal to them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from dandap.encoding import Example
+from dandap.errors import InputError
+from dandap.model import Plan
+from dandap.recipe import Recipe
+
+
+def make_trainer(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    recipe: Recipe,
+    plan: Plan,
+    checkpoints: str,
+    callbacks: list[TrainerCallback],
+) -> SFTTrainer:
+    """An SFTTrainer over encoded examples, the loss on their answer tokens, the adapter in float32."""
+    adapters = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainer = SFTTrainer(
+        model=model,
+        args=training_config(recipe, plan, checkpoints, longest=max(len(e.prompt_ids) + len(e.answer_ids) for e in examples)),
+        train_dataset=Dataset.from_list([_supervised(example) for example in examples]),
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    # SFTTrainer casts the adapters of every 4-bit model to bf16; these are the float32 values they had.
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = adapters[name]
+    return trainer
+
+
+def _supervised(example: Example) -> dict[str, list[int]]:
+    """Prompt and answer with labels on the answer only."""
+    return {
+        "input_ids": example.prompt_ids + example.answer_ids,
+        "labels": [-100] * len(example.prompt_ids) + example.answer_ids,
+    }
+
+
+def training_config(recipe: Recipe, plan: Plan, checkpoints: str, longest: int) -> SFTConfig:
+    """The recipe in TRL's words; batch size x accumulation x processes = questions_per_step."""
+    on_gpu = plan.device.type == "cuda"
+    micro, accumulation = split_step(recipe.questions_per_step, world_size(), plan.tokens_per_batch // longest)
+    return SFTConfig(
+        output_dir=checkpoints,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.lr_scheduler_type,
+        warmup_steps=recipe.warmup_steps,
+        optim=recipe.optim,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        neftune_noise_alpha=recipe.neftune_noise_alpha,
+        gradient_checkpointing=plan.gradient_checkpointing,
+        bf16=on_gpu and plan.compute_dtype is torch.bfloat16,
+        fp16=on_gpu and plan.compute_dtype is torch.float16,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        save_steps=recipe.save_steps,
+        save_total_limit=2,
+        logging_steps=10,
+        logging_nan_inf_filter=False,  # otherwise a NaN is logged as a loss of 0.0
+        disable_tqdm=True,
+        report_to="none",
+        max_length=None,  # the encoder trims articles; TRL would cut answers
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+    )
+
+
+def world_size() -> int:
+    """Processes that train together."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def split_step(questions: int, processes: int, most_rows: int) -> tuple[int, int]:
+    """(rows per batch, batches per process) of a step: the largest batch that divides the step and fits."""
+    if questions % processes:
+        raise InputError(f"questions_per_step is {questions} and cannot be shared by {processes} processes; choose a multiple.")
+    share = questions // processes
+    micro = max((rows for rows in range(1, share + 1) if share % rows == 0 and rows <= most_rows), default=1)
+    return micro, share // micro
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said: ids without padding, the stop token included if it came."""
+
+    token_ids: list[int]
+    stopped: bool  # False: cut at max_new_tokens
+
+
+@torch.inference_mode()
+def generate_answers(
+    model: PreTrainedModel | PeftModel,
+    prompts: list[list[int]],
+    stop_ids: list[int],
+    pad_id: int,
+    max_new_tokens: int,
+    tokens_per_batch: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Iterator[tuple[int, Answer]]:
+    """Greedy answers as (index of the prompt, Answer), longest prompts first so that memory peaks at the start."""
+    model.eval()
+    device = next(model.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    while order:
+        rows = max(1, tokens_per_batch // (len(prompts[order[0]]) + max_new_tokens))
+        batch, order = order[:rows], order[rows:]
+        length = len(prompts[batch[0]])
+        ids = torch.tensor([[pad_id] * (length - len(prompts[i])) + prompts[i] for i in batch], device=device)
+        mask = torch.tensor([[0] * (length - len(prompts[i])) + [1] * len(prompts[i]) for i in batch], device=device)
+        with torch.autocast(device.type, dtype=model.dtype, enabled=device.type == "cuda"):
+            generated = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                repetition_penalty=None,
+                eos_token_id=stop_ids,
+                pad_token_id=pad_id,
+            )
+        for index, new in zip(batch, generated[:, length:].tolist(), strict=True):
+            stop = next((position for position, token in enumerate(new) if token in stop_ids), None)
+            yield index, Answer(new if stop is None else new[: stop + 1], stop is not None)
+        advance(len(batch))

@@ -1,0 +1,155 @@
+"""outputs/<run>/: everything a run wrote, under fixed names, and how a run is found again."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from dandap.dataset import Table
+from dandap.errors import InputError
+from dandap.recipe import Recipe, load_recipe
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "pandas", "tokenizers")
+
+
+class RunFolder:
+    """The paths of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.recipe_file = path / "recipe.yaml"
+        self.template_file = path / "template.json"
+        self.environment_file = path / "environment.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.adapter = path / "adapter"
+        self.checkpoints = path / "checkpoints"
+        self.validation_file = path / "validation_predictions.csv"
+        self.answers = path / "answers"
+
+    @property
+    def finished(self) -> bool:
+        """Whether it holds a trained adapter."""
+        return (self.adapter / "adapter_model.safetensors").is_file()
+
+    def load_recipe(self) -> Recipe:
+        """The recipe as it was resolved when the run started."""
+        if not self.recipe_file.is_file():
+            raise InputError(f"{self.path} is no run folder (no recipe.yaml). Expected a folder that fine_tune.py made.")
+        return load_recipe(str(self.recipe_file), {})
+
+    def load_template(self) -> tuple[str, dict[str, str]]:
+        """(name, template) as trained."""
+        saved = json.loads(self.template_file.read_text(encoding="utf-8"))
+        return saved["name"], saved["template"]
+
+    def save_recipe(self, recipe: Recipe, template: dict[str, str]) -> None:
+        """Write recipe.yaml (resolved) and template.json."""
+        write_text(self.recipe_file, recipe.to_yaml())
+        write_json(self.template_file, {"name": recipe.template, "template": template})
+
+    def latest_checkpoint(self) -> Path:
+        """The checkpoint to resume from."""
+        found = sorted(self.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+        if not found:
+            raise InputError(f"{self.path} has no checkpoint to resume from; start it again without --resume.")
+        return found[-1]
+
+
+def new_run(output_dir: str, name: str | None, made_from: str) -> RunFolder:
+    """A fresh folder; a name that is taken is refused, because nothing is ever overwritten."""
+    folder = Path(output_dir) / safe_name(name or f"{made_from}-{timestamp()}")
+    if folder.exists() and (name or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already. Choose another --run_name, or continue it with --resume.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return RunFolder(folder)
+
+
+def find_run(name: str | None, output_dir: str) -> RunFolder:
+    """A finished run by path or name; without a name the newest finished one."""
+    if name:
+        folder = next((path for path in (Path(name), Path(output_dir) / name) if path.is_dir()), None)
+        if folder is None:
+            known = [run.path.name for run in list_runs(output_dir)]
+            raise InputError(f"got run {name!r}; there is no such folder. Runs in {output_dir}: {', '.join(known) or 'none'}.")
+        return RunFolder(folder)
+    finished = [run for run in list_runs(output_dir) if run.finished]
+    if not finished:
+        raise InputError(f"{output_dir} holds no finished run. Train one with `python fine_tune.py`, or name one with --run.")
+    return finished[-1]
+
+
+def list_runs(output_dir: str) -> list[RunFolder]:
+    """Run folders, oldest first by when their recipe was written."""
+    files = sorted(Path(output_dir).glob("*/recipe.yaml"), key=lambda path: path.stat().st_mtime)
+    return [RunFolder(file.parent) for file in files]
+
+
+def safe_name(name: str) -> str:
+    """A name as one folder: nothing that leaves the parent folder or that a file system refuses."""
+    cleaned = re.sub(r"[^\w.+-]+", "-", name).strip("-.")
+    if not cleaned:
+        raise InputError(f"got the name {name!r}; expected letters, digits, '-', '_' or '.'.")
+    return cleaned
+
+
+def timestamp() -> str:
+    """Local time for folder names, to the second."""
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
+def new_answers_folder(parent: Path, test_file: Path) -> Path:
+    """answers/<test>-<time>/, never one that exists."""
+    base = parent / safe_name(f"{test_file.stem}-{timestamp()}")
+    folder, number = base, 2
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+
+
+def write_text(path: Path, text: str, encoding: str = "utf-8") -> None:
+    """Write a file whole or not at all: beside its place first, then renamed."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding=encoding, newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value) -> None:
+    """Write a value as readable JSON."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def describe_environment(tables: list[Table]) -> dict:
+    """Versions, device, commit and data hashes: what a result depends on besides the recipe."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "gpu": gpu,
+        "cuda": torch.version.cuda if gpu else None,
+        "commit": _commit(),
+        "data": {str(table.path): table.sha256 for table in tables},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _commit() -> str | None:
+    """The project's commit, with "+changes" if files differ; None outside a git checkout or without git."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed else "")

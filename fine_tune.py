@@ -1,0 +1,205 @@
+"""Fine-tune a Korean LLM to answer in a few words: recipe -> rows -> model -> train -> adapter and validation score.
+
+python fine_tune.py                       the demo, or the default recipe once data/train.csv is there
+python fine_tune.py --recipe kanana-1.5-8b --epochs 2
+python fine_tune.py --preview             one encoded example, token counts, what would be trimmed
+python fine_tune.py --resume              continue the newest unfinished run
+"""
+
+import argparse
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+from rich import print as show
+
+import prompts
+from dandap.dataset import Table, split_by_article
+from dandap.encoding import Encoder, Example
+from dandap.errors import InputError, run_script
+from dandap.model import Plan, add_adapter, load_base, load_config, load_tokenizer, make_plan, pick_device, why_no_gpu
+from dandap.progress import TrainingProgress, append_json, track
+from dandap.recipe import Recipe, add_options, chosen_options, load_recipe, make_recipe, parse
+from dandap.reference import make_trainer
+from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, write_json
+from inference import answer_rows, print_score, render
+from tasks import get_task, read_train, score_rows, write_predictions
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; raises InputError for what cannot be used."""
+    arguments = parse(command_line(), argv)
+    name, recipe, run = choose(arguments)
+    template = run.load_template()[1] if run else prompts.get_template(recipe.template)
+    table = read_train(recipe)
+    tell_data(recipe, table)
+
+    tokenizer = load_tokenizer(recipe)
+    encoder = Encoder(tokenizer, partial(render, recipe, template))
+    train_rows, validation_rows = split_by_article(table.rows, recipe.validation_fraction)
+    examples = encoder.encode_rows(train_rows, recipe.prompt_limit, answers=True, track=partial(track, description="encoding"))
+    tell_lengths(recipe, examples)
+    if arguments.preview:
+        return preview(encoder, examples[0])
+
+    plan = make_plan(recipe, load_config(recipe), pick_device())
+    tell_plan(plan)
+    resumed = run is not None
+    run = run or new_run(recipe.output_dir, recipe.run_name, name)
+    if not resumed:
+        run.save_recipe(recipe, template)
+        write_json(run.environment_file, describe_environment([table]))
+
+    model = add_adapter(load_base(recipe, plan.device), recipe)
+    tell_adapter(model)
+    trainer = make_trainer(
+        model, tokenizer, examples, recipe, plan, str(run.checkpoints), callbacks=[TrainingProgress(run.metrics_file)]
+    )
+    trainer.train(resume_from_checkpoint=str(run.latest_checkpoint()) if resumed else None)
+    save_adapter(model, tokenizer, run)
+    if validation_rows:
+        validate(recipe, run, encoder, model, validation_rows, plan)
+    print(f"run saved in {run.path}\nanswer a test file: python inference.py --run {run.path}")
+
+
+def command_line() -> argparse.ArgumentParser:
+    """--recipe, --preview, --resume and every field of Recipe."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--recipe", metavar="NAME|PATH", help="an experiment of recipes/, by name or as a YAML file")
+    parser.add_argument("--preview", action="store_true", help="show one encoded example and stop")
+    parser.add_argument("--resume", metavar="RUN", nargs="?", const="", help="continue a run (the newest unfinished one)")
+    add_options(parser)
+    return parser
+
+
+def choose(arguments: argparse.Namespace) -> tuple[str, Recipe, RunFolder | None]:
+    """(name, recipe, run to resume): the bare command's recipe is decided by the data and the machine."""
+    options = chosen_options(arguments)
+    if arguments.resume is not None:
+        return choose_unfinished(arguments, options)
+    if arguments.recipe:
+        return Path(arguments.recipe).stem, load_recipe(arguments.recipe, options), None
+    train_file = Path(options.get("train_file", Recipe.model_fields["train_file"].default))
+    if not train_file.is_file() and "train_file" not in options:
+        show(
+            "[bold yellow]DEMO: there is no data/train.csv, so this trains the bundled tiny model on made-up articles. For the real "
+            "job put train.csv (id, context, question, answer) and test.csv (id, context, question) into data/.[/]"
+        )
+        return "demo", load_recipe("demo", options), None
+    recipe = load_recipe(None, options)
+    reason = why_no_gpu()
+    if reason and recipe.model == Recipe.model_fields["model"].default:
+        raise InputError(
+            f"{train_file} is there, and the default recipe ({recipe.model}) needs a CUDA GPU: {reason}. "
+            "To try everything without one: python fine_tune.py --recipe demo"
+        )
+    return "default", recipe, None
+
+
+def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) -> tuple[str, Recipe, RunFolder]:
+    """The run to continue, with the recipe it was started with."""
+    output_dir = options.get("output_dir", Recipe.model_fields["output_dir"].default)
+    if arguments.resume:
+        run = RunFolder(
+            next((p for p in (Path(arguments.resume), Path(output_dir) / arguments.resume) if p.is_dir()), Path(arguments.resume))
+        )
+    else:
+        unfinished = [r for r in list_runs(output_dir) if not r.finished and any(r.checkpoints.glob("checkpoint-*"))]
+        if not unfinished:
+            raise InputError(f"{output_dir} holds no unfinished run with a checkpoint. Start one without --resume.")
+        run = unfinished[-1]
+    if run.finished:
+        raise InputError(f"{run.path} has finished training; nothing is left to resume.")
+    saved = run.load_recipe()
+    run.latest_checkpoint()
+    changed = (
+        load_recipe(arguments.recipe, options) if arguments.recipe else make_recipe(saved.model_dump() | options, "--resume")
+    )
+    different = [field for field in type(saved).model_fields if getattr(saved, field) != getattr(changed, field)]
+    different = [field for field in different if field not in ("output_dir", "run_name")]
+    if different:
+        raise InputError(
+            f"{run.path} was started with "
+            + ", ".join(f"{field}={getattr(saved, field)!r} (now {getattr(changed, field)!r})" for field in different)
+            + ". A resumed run keeps its recipe: drop these options, or start a new run without --resume."
+        )
+    print(f"resuming {run.path} from {run.latest_checkpoint().name}")
+    return run.path.name, saved, run
+
+
+def tell_data(recipe: Recipe, table: Table) -> None:
+    articles = len({row.article for row in table.rows})
+    print(f"{table.path}: {len(table.rows):,} questions on {articles:,} articles")
+    for note in table.notes:
+        print(f"  {note}")
+    differences = recipe.differences()
+    print("recipe: " + (", ".join(f"{name}={value}" for name, value in differences.items()) or "all defaults"))
+
+
+def tell_lengths(recipe: Recipe, examples: list[Example]) -> None:
+    """Token counts, what was trimmed, and answers that inference could not finish."""
+    lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
+    print(
+        f"{len(examples):,} training examples, {sum(lengths):,} tokens (mean {sum(lengths) / len(lengths):.0f}, longest {max(lengths)})"
+    )
+    trimmed = [example.row.id for example in examples if example.trimmed]
+    if trimmed:
+        print(f"{len(trimmed)} examples have their article trimmed to fit max_length={recipe.max_length}: {_some(trimmed)}")
+    long_answers = [example.row.id for example in examples if len(example.answer_ids) > recipe.max_new_tokens]
+    if long_answers:
+        print(f"{len(long_answers)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens: {_some(long_answers)}")
+
+
+def _some(ids: list[str]) -> str:
+    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+
+
+def preview(encoder: Encoder, example: Example) -> None:
+    """One example as the model sees it, the supervised tokens marked."""
+    tokens = encoder.tokenizer.convert_ids_to_tokens
+    print(
+        f"\n--- example {example.row.id}: {len(example.prompt_ids)} prompt tokens, {len(example.answer_ids)} answer tokens, {example.trimmed} characters trimmed"
+    )
+    print(encoder.tokenizer.decode(example.prompt_ids))
+    print("--- answer tokens (the only ones in the loss; the last one stops generation)")
+    for token_id, token in zip(example.answer_ids, tokens(example.answer_ids), strict=True):
+        print(f"  {token_id:>7}  {token!r}  {encoder.tokenizer.decode([token_id])!r}")
+
+
+def tell_plan(plan: Plan) -> None:
+    free = "" if plan.free is None else f" of {plan.free / 1e9:.1f} GB free"
+    print(
+        f"device {plan.device}, compute {str(plan.compute_dtype).removeprefix('torch.')}, estimated memory {plan.estimate}{free}; "
+        f"{plan.tokens_per_batch} tokens per batch, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}"
+    )
+
+
+def tell_adapter(model) -> None:
+    trained, total = model.get_nb_trainable_parameters()
+    print(f"adapter: {trained:,} of {total:,} parameters are trained")
+
+
+def save_adapter(model, tokenizer, run: RunFolder) -> None:
+    """Adapter and tokenizer beside their place first: a run is finished when adapter/ is there whole."""
+    partial_folder = run.path / ".adapter.partial"
+    model.save_pretrained(str(partial_folder))
+    tokenizer.save_pretrained(str(partial_folder))
+    os.replace(partial_folder, run.adapter)
+
+
+def validate(recipe: Recipe, run: RunFolder, encoder: Encoder, model, rows, plan: Plan) -> None:
+    """Answer the validation questions by generation, as inference will; score, print and keep them."""
+    records = list(answer_rows(recipe, encoder, model, rows, plan.tokens_per_batch, "validating"))
+    order = {row.id: index for index, row in enumerate(rows)}
+    records.sort(key=lambda record: order[record["id"]])
+    scores = score_rows(get_task(recipe.task), rows, [record["prediction"] for record in records])
+    write_predictions(run.validation_file, records)
+    append_json(run.metrics_file, {"validation": scores})
+    print_score("validation", scores)
+
+
+if __name__ == "__main__":
+    run_script(main)

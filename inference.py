@@ -1,0 +1,234 @@
+"""Answer a test file: run + test file -> answers -> submission.csv and, where gold answers are known, a score.
+
+python inference.py                              the newest finished run, that run's test file
+python inference.py --run outputs/demo-... --test_file data/test.csv
+python inference.py --split validation           rescore the run's validation questions
+python inference.py --recipe eeve-10.8b --no_adapter --template context_bot    zero-shot: the base alone
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import prompts
+from dandap.dataset import Row, Table, split_by_article
+from dandap.encoding import Encoder
+from dandap.errors import InputError, run_script
+from dandap.model import load_adapter, load_base, load_config, load_tokenizer, make_plan, pick_device
+from dandap.progress import append_json, counting, track
+from dandap.recipe import Recipe, load_recipe, make_recipe, parse
+from dandap.reference import generate_answers
+from dandap.run_folder import RunFolder, describe_environment, find_run, new_answers_folder, new_run, write_json
+from tasks import get_task, prediction_record, read_test, read_train, score_rows, write_predictions, write_submission
+
+DEMO_TEST = "data/sample/test.csv"
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """The command line; returns the result that its last line prints as JSON."""
+    arguments = parse(command_line(), argv)
+    refuse_existing(arguments.output, arguments.overwrite)
+    run, recipe, template = choose(arguments)
+    table = read_rows(recipe, arguments)
+    rows = table.rows[: arguments.limit]
+    print(f"{table.path}: {len(rows):,} questions on {len({row.article for row in rows}):,} articles")
+    for note in table.notes:
+        print(f"  {note}")
+
+    started = time.perf_counter()
+    plan = make_plan(recipe, load_config(recipe), pick_device())
+    tokenizer = load_tokenizer(recipe, None if arguments.no_adapter else run.adapter)
+    encoder = Encoder(tokenizer, partial(render, recipe, template))
+    model = load_base(recipe, plan.device)
+    if not arguments.no_adapter:
+        model = load_adapter(model, run.adapter)
+
+    folder = new_answers_folder(run.answers, Path(arguments.split or table.path))
+    journal = folder / "predictions.jsonl"
+    records = {}
+    for record in answer_rows(recipe, encoder, model, rows, plan.tokens_per_batch, "answering"):
+        append_json(journal, record)
+        records[record["id"]] = record
+    ordered = [records[row.id] for row in rows]
+    seconds = time.perf_counter() - started
+    return report(arguments, recipe, table, rows, ordered, folder, seconds)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Which run answers which questions, and where the answers go."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--run", metavar="NAME|PATH", help="the run whose adapter answers (default: the newest finished one)")
+    parser.add_argument("--test_file", metavar="FILE", help="questions to answer (default: the run's test_file)")
+    parser.add_argument("--split", choices=["validation"], help="answer the run's validation questions instead of a test file")
+    parser.add_argument("--template", metavar="NAME", help="another wording than the run was trained with (prompts.py)")
+    parser.add_argument("--recipe", metavar="NAME|PATH", help="with --no_adapter: whose base model answers")
+    parser.add_argument("--no_adapter", action="store_true", help="answer with the base model alone (zero-shot)")
+    parser.add_argument("--output_dir", metavar="DIR", default="outputs", help="where runs are (default: outputs)")
+    parser.add_argument("--limit", metavar="N", type=positive, help="only the first N questions; writes no submission")
+    parser.add_argument("--output", metavar="FILE", help="also write the submission there")
+    parser.add_argument("--overwrite", action="store_true", help="let --output replace a file")
+    return parser
+
+
+def positive(text: str) -> int:
+    """A count for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"--limit: got {text!r}, expected a whole number of at least 1.")
+    return int(text)
+
+
+def refuse_existing(output: str | None, overwrite: bool) -> None:
+    """Before hours of answering, not after."""
+    if output and Path(output).exists() and not overwrite:
+        raise InputError(f"--output {output} exists already. Choose another name, or add --overwrite.")
+
+
+def choose(arguments: argparse.Namespace) -> tuple[RunFolder, Recipe, prompts.Template]:
+    """(run, recipe, template) that answer; with --no_adapter the run is a new folder without an adapter."""
+    if arguments.no_adapter:
+        return choose_base(arguments)
+    if arguments.recipe:
+        raise InputError(
+            "--recipe names a base model to answer without training: add --no_adapter. A trained run is named with --run."
+        )
+    run = find_run(arguments.run, arguments.output_dir)
+    recipe = run.load_recipe()
+    if not run.finished:
+        raise InputError(
+            f"{run.path} holds no adapter: its training has not finished. Continue it with fine_tune.py --resume {run.path}, or name another --run."
+        )
+    trained_name, template = run.load_template()
+    if arguments.template:
+        print(f"template: {arguments.template} (--template) instead of {trained_name}, which the run was trained with")
+        template = prompts.get_template(arguments.template)
+    elif prompts.TEMPLATES.get(trained_name) != template:
+        print(
+            f"WARNING: template {trained_name!r} in prompts.py is not what it was at training; the one saved with the run is used"
+        )
+    print(f"run: {run.path}")
+    return run, recipe, template
+
+
+def choose_base(arguments: argparse.Namespace) -> tuple[RunFolder, Recipe, prompts.Template]:
+    """A base model alone: of a recipe, or of a run's recipe."""
+    if arguments.run and arguments.recipe:
+        raise InputError("got --run and --recipe; with --no_adapter give one of them.")
+    if arguments.recipe:
+        recipe, name = load_recipe(arguments.recipe, {}), Path(arguments.recipe).stem
+    else:
+        source = find_run(arguments.run, arguments.output_dir)
+        recipe, name = source.load_recipe(), source.path.name
+    if arguments.template:
+        recipe = make_recipe(recipe.model_dump() | {"template": arguments.template}, "--template")
+    template = prompts.get_template(recipe.template)
+    run = new_run(arguments.output_dir, None, f"{name}-base")
+    run.save_recipe(recipe, template)
+    print(f"run: {run.path} (base model {recipe.model} alone, template {recipe.template})")
+    return run, recipe, template
+
+
+def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
+    """The questions to answer."""
+    if arguments.split and arguments.test_file:
+        raise InputError("got --split and --test_file; give one of them.")
+    if not arguments.split:
+        return read_test(recipe, Path(arguments.test_file or recipe.test_file))
+    table = read_train(recipe)
+    _, validation = split_by_article(table.rows, recipe.validation_fraction)
+    if not validation:
+        raise InputError("the run has validation_fraction 0, so there is no validation split to answer.")
+    return Table(table.path, validation, table.sha256, table.notes)
+
+
+def render(recipe: Recipe, template: prompts.Template, context: str, question: str) -> prompts.Template:
+    """A row's texts in the template, by way of the task's fields."""
+    return prompts.render(template, get_task(recipe.task).fields(context, question))
+
+
+def answer_rows(recipe: Recipe, encoder: Encoder, model, rows: list[Row], tokens_per_batch: int, doing: str) -> Iterator[dict]:
+    """Prediction records as answers come (longest prompts first); `doing` labels the bar."""
+    examples = encoder.encode_rows(rows, recipe.prompt_limit, answers=False, track=partial(track, description="encoding"))
+    trimmed = [example.row.id for example in examples if example.trimmed]
+    if trimmed:
+        print(
+            f"{len(trimmed)} questions have their article trimmed to fit max_length={recipe.max_length}: {', '.join(trimmed[:5])}"
+        )
+    with counting(doing, len(rows), "questions") as advance:
+        answers = generate_answers(
+            model,
+            [example.prompt_ids for example in examples],
+            encoder.stop_ids(model.generation_config),
+            encoder.tokenizer.pad_token_id,
+            recipe.max_new_tokens,
+            tokens_per_batch,
+            advance,
+        )
+        for index, answer in answers:
+            text = encoder.decode(answer.token_ids)
+            yield prediction_record(rows[index], text, len(answer.token_ids), answer.stopped)
+
+
+def report(
+    arguments: argparse.Namespace,
+    recipe: Recipe,
+    table: Table,
+    rows: list[Row],
+    records: list[dict],
+    folder: Path,
+    seconds: float,
+) -> dict:
+    """Write predictions.csv, submission.csv and scores.json; print the score and the last line."""
+    task = get_task(recipe.task)
+    predictions = [record["prediction"] for record in records]
+    scores = score_rows(task, rows, predictions)
+    write_predictions(folder / "predictions.csv", records)
+    submission = None
+    if arguments.limit is None and not arguments.split:
+        submission = str(folder / "submission.csv")
+        note = write_submission(Path(submission), task, table.path, rows, predictions)
+        print(note or f"submission: {submission} ({len(rows):,} rows, read back and checked)")
+        if arguments.output:
+            shutil.copyfile(submission, arguments.output)
+            print(f"copied to {arguments.output}")
+    elif arguments.output:
+        print("no submission was written: --limit and --split answer only some questions")
+    cut = sum(record["ended"] == "cut" for record in records)
+    print(
+        f"{len(rows):,} answers in {seconds:.1f} s, {cut} cut at max_new_tokens={recipe.max_new_tokens}; record: {folder / 'predictions.jsonl'}"
+    )
+    if scores:
+        print_score(Path(arguments.split or table.path).stem, scores)
+    write_json(
+        folder / "scores.json",
+        {"scores": scores, "data": {str(table.path): table.sha256}, "environment": describe_environment([table])},
+    )
+    result = {
+        "char_f1": scores and scores["char_f1"],
+        "exact_match": scores and scores["exact_match"],
+        "questions": len(rows),
+        "seconds": round(seconds, 1),
+        "submission": submission,
+    }
+    print(json.dumps(result, ensure_ascii=False))
+    return result
+
+
+def print_score(name: str, scores: dict) -> None:
+    """One line: the scores with their intervals and what they are."""
+    low, high = scores["char_f1_interval"]
+    em_low, em_high = scores["exact_match_interval"]
+    print(
+        f"{name}: char F1 {scores['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  exact match {scores['exact_match']:.4f} "
+        f"({em_low:.4f} to {em_high:.4f})  {scores['questions']} questions, {scores['articles']} articles, {scores['metric']}"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,83 @@
+"""Scores of short answers: character F1 and exact match by KorQuAD 1.0's rules, with bootstrap intervals.
+
+The rules (Lim, Kim and Lee, 2019, as the official evaluator applies them): replace brackets and quotation marks with
+spaces, lower-case, delete ASCII punctuation, collapse white space. Exact match compares the results; character F1
+compares their non-space characters as multisets. Several gold answers: the best counts.
+"""
+
+import random
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+METRIC_VERSION = "korquad-1.0/char-f1"  # stands beside every saved score; changes when a score could
+
+_TO_SPACE = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))
+_DELETE = str.maketrans("", "", string.punctuation)
+
+
+def normalize(text: str) -> str:
+    """The text that both metrics compare; “ ” · … are kept, as the official evaluator keeps them."""
+    return " ".join(text.translate(_TO_SPACE).lower().translate(_DELETE).split())
+
+
+def exact_match(prediction: str, gold: str | Sequence[str]) -> float:
+    """1.0 if the normalised prediction equals a normalised gold answer, else 0.0."""
+    return float(any(normalize(prediction) == normalize(answer) for answer in _golds(gold)))
+
+
+def char_f1(prediction: str, gold: str | Sequence[str]) -> float:
+    """Character F1 in [0, 1]; no common character scores 0, even when both sides are empty."""
+    return max(_f1(_characters(prediction), _characters(answer)) for answer in _golds(gold))
+
+
+def _golds(gold: str | Sequence[str]) -> Sequence[str]:
+    golds = [gold] if isinstance(gold, str) else gold
+    if not golds:
+        raise ValueError("got no gold answer; a score needs at least one")
+    return golds
+
+
+def _characters(text: str) -> Counter[str]:
+    return Counter(normalize(text).replace(" ", ""))
+
+
+def _f1(prediction: Counter[str], gold: Counter[str]) -> float:
+    common = (prediction & gold).total()
+    if common == 0:
+        return 0.0
+    precision, recall = common / prediction.total(), common / gold.total()
+    return 2 * precision * recall / (precision + recall)
+
+
+def score(predictions: Sequence[str], golds: Sequence[str | Sequence[str]], articles: Sequence[str]) -> dict:
+    """Means over a file with 95% intervals: {"char_f1", "char_f1_interval", "exact_match", ..., "metric"}.
+
+    `articles` names the article of each question: questions on one article are resampled together.
+    """
+    if not len(predictions) == len(golds) == len(articles):
+        raise ValueError(
+            f"got {len(predictions)} predictions, {len(golds)} golds, {len(articles)} articles; need as many of each"
+        )
+    result: dict = {"metric": METRIC_VERSION, "questions": len(predictions), "articles": len(set(articles))}
+    for name, metric in (("char_f1", char_f1), ("exact_match", exact_match)):
+        values = [metric(p, g) for p, g in zip(predictions, golds, strict=True)]
+        result[name] = sum(values) / len(values)
+        result[f"{name}_interval"] = bootstrap_interval(values, articles)
+    return result
+
+
+def bootstrap_interval(values: Sequence[float], articles: Sequence[str], samples: int = 1000) -> tuple[float, float]:
+    """95% percentile interval of the mean, resampling whole articles (Efron, 1979); seeded, so it repeats."""
+    totals: dict[str, list[float]] = {}
+    for value, article in zip(values, articles, strict=True):
+        total = totals.setdefault(article, [0.0, 0])
+        total[0] += value
+        total[1] += 1
+    clusters, rng = list(totals.values()), random.Random(0)
+    means = []
+    for _ in range(samples):
+        drawn = rng.choices(clusters, k=len(clusters))
+        means.append(sum(total for total, _ in drawn) / sum(count for _, count in drawn))
+    means.sort()
+    return means[int(0.025 * samples)], means[int(0.975 * samples) - 1]

@@ -1,0 +1,133 @@
+"""What a task is: the file's fields, the prompt's fields, the scores, the submission. All facts about a task stand here."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+import metrics
+from dandap.dataset import Row, Table, read, read_answers
+from dandap.errors import InputError, nearest
+from dandap.recipe import Recipe
+from dandap.run_folder import write_text
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of question. A new task is one entry of TASKS and a template in prompts.py."""
+
+    name: str
+    fields: Callable[[str, str], dict[str, str]]  # (context, question) -> what templates may use
+    score: Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[str]], dict]  # (predictions, golds, articles)
+    headline: str  # the score that decides
+    submission_columns: tuple[str, str]  # id, answer; used when the organiser's sample is not there
+
+
+TASKS = {
+    "economic_qa": Task(
+        name="economic_qa",
+        fields=lambda context, question: {"context": context, "question": question},
+        score=metrics.score,
+        headline="char_f1",
+        submission_columns=("id", "answer"),
+    ),
+}
+
+
+def get_task(name: str) -> Task:
+    """The task of this name; InputError names the nearest known one."""
+    if name not in TASKS:
+        raise InputError(f"got task {name!r}; expected one of {', '.join(TASKS)}.{nearest(name, TASKS)}")
+    return TASKS[name]
+
+
+def read_train(recipe: Recipe) -> Table:
+    """The training file; every row needs an answer."""
+    return read(recipe.train_file, recipe.columns, need_answers=True)
+
+
+def read_test(recipe: Recipe, test_file: Path) -> Table:
+    """A test file, with gold answers if it or <name>_answers.csv beside it has them."""
+    # A mapping for the answer column is for the training file: a test file rarely has one.
+    columns = {ours: theirs for ours, theirs in recipe.columns.items() if ours not in ("answer", "answers")}
+    table = read(test_file, columns)
+    answers_file = test_file.with_name(f"{test_file.stem}_answers.csv")
+    if not answers_file.is_file():
+        return table
+    golds = read_answers(answers_file)
+    missing = [row.id for row in table.rows if row.id not in golds]
+    if missing:
+        raise InputError(
+            f"{answers_file} has no answer for {len(missing)} ids of {test_file}, first {missing[0]}. Correct or remove it."
+        )
+    rows = [Row(row.id, row.context, row.question, golds[row.id]) for row in table.rows]
+    return Table(table.path, rows, table.sha256, [*table.notes, f"gold answers come from {answers_file}"])
+
+
+def score_rows(task: Task, rows: list[Row], predictions: Sequence[str]) -> dict | None:
+    """The task's scores, or None when not every row has a gold answer."""
+    if not all(row.answers for row in rows):
+        return None
+    return task.score(predictions, [row.answers for row in rows], [row.article for row in rows])
+
+
+def prediction_record(row: Row, prediction: str, tokens: int, stopped: bool) -> dict:
+    """One line of predictions.jsonl and one row of predictions.csv."""
+    return {
+        "id": row.id,
+        "question": row.question,
+        "prediction": prediction,
+        "gold": list(row.answers),
+        "char_f1": metrics.char_f1(prediction, row.answers) if row.answers else None,
+        "exact_match": metrics.exact_match(prediction, row.answers) if row.answers else None,
+        "generated_tokens": tokens,
+        "ended": "stopped" if stopped else "cut",
+    }
+
+
+def write_predictions(path: Path, records: list[dict]) -> None:
+    """predictions.csv: the records, several gold answers joined with " | "."""
+    table = pd.DataFrame([record | {"gold": " | ".join(record["gold"])} for record in records])
+    write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL), encoding="utf-8-sig")
+
+
+def write_submission(path: Path, task: Task, test_file: Path, rows: list[Row], answers: Sequence[str]) -> str | None:
+    """The submission, in the test file's order and the organiser's form, read back and checked.
+
+    The form (columns, byte-order mark) is that of sample_submission.csv beside the test file when it has the same ids.
+    Returns a sentence when that sample could not be used.
+    """
+    columns, encoding, note = _submission_form(task, test_file, [row.id for row in rows])
+    text = io.StringIO()
+    # Answers hold quotes, commas and line ends; a bare carriage return must be quoted too.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+    writer.writerow(columns)
+    writer.writerows([row.id, " ".join(answer.split())] for row, answer in zip(rows, answers, strict=True))
+    write_text(path, text.getvalue(), encoding=encoding)
+    check_submission(path, columns, rows)
+    return note
+
+
+def _submission_form(task: Task, test_file: Path, ids: list[str]) -> tuple[list[str], str, str | None]:
+    sample = test_file.with_name("sample_submission.csv")
+    usual = list(task.submission_columns), "utf-8-sig", None
+    if not sample.is_file():
+        return usual
+    data = sample.read_bytes()
+    encoding = "utf-8-sig" if data.startswith(b"\xef\xbb\xbf") else "utf-8"
+    table = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+    if not table or len(table[0]) != 2 or sorted(cells[0] for cells in table[1:] if cells) != sorted(ids):
+        return *usual[:2], f"{sample} is not of this test file (its ids or columns differ); used the columns {usual[0]}"
+    return table[0], encoding, None
+
+
+def check_submission(path: Path, columns: Sequence[str], rows: list[Row]) -> None:
+    """Read a written submission as the organiser would; RuntimeError if it is not what was meant."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    if list(table.columns) != list(columns) or table.iloc[:, 0].tolist() != [row.id for row in rows]:
+        raise RuntimeError(
+            f"{path} reads back differently from what was written: columns {list(table.columns)}, {len(table)} rows"
+        )

@@ -1,0 +1,46 @@
+"""Shared by all tests: no hub, and small files made on the spot."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never reaches for the network; -m hub turns this off itself
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import csv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch):
+    """Scripts find recipes/ and data/ from the project's root."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def write_csv(tmp_path):
+    """Write rows (lists of cells, the header first) to tmp_path/NAME and return the path."""
+
+    def write(rows, name="train.csv", encoding="utf-8"):
+        path = tmp_path / name
+        with path.open("w", encoding=encoding, newline="") as file:
+            csv.writer(file).writerows(rows)
+        return path
+
+    return write
+
+
+HEADER = ["id", "context", "question", "answer"]
+
+
+@pytest.fixture
+def small_train(write_csv):
+    """Ten articles with two questions each."""
+    rows = [HEADER]
+    for number in range(20):
+        article = f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. 본사는 부산에 있다."
+        question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[number % 2]
+        rows.append([f"TRAIN_{number:05d}", article, question, answer])
+    return write_csv(rows)

@@ -1,0 +1,107 @@
+"""Every template: the same prompt in training and inference, a stop token learned, nothing of a row is control text."""
+
+import pytest
+from transformers import AutoTokenizer
+
+import prompts
+from dandap.dataset import Row
+from dandap.encoding import Encoder
+from dandap.errors import InputError
+from prompts import TEMPLATES, check_template, get_template, render
+
+ROW = Row("a", "한빛전자는 매출 1,240억 원을 기록했다.", "매출은 얼마인가?", ("1,240억 원",))
+SPELLED = "<s> </s> <|user|> <|assistant|> <pad> {question} {{ }} ### Assistant:"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained("data/demo_model")
+
+
+def encoder(tokenizer, name):
+    return Encoder(tokenizer, lambda context, question: render(get_template(name), {"context": context, "question": question}))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_inference_prompt_is_the_training_prompt(tokenizer, name):
+    trained = encoder(tokenizer, name).encode_rows([ROW], 1000, answers=True)[0]
+    asked = encoder(tokenizer, name).encode_rows([Row(ROW.id, ROW.context, ROW.question)], 1000, answers=False)[0]
+    assert trained.prompt_ids == asked.prompt_ids
+    assert asked.answer_ids == []
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_last_supervised_token_stops_generation(tokenizer, name):
+    encode = encoder(tokenizer, name)
+    example = encode.encode_rows([ROW], 1000, answers=True)[0]
+    assert example.answer_ids[-1] in encode.stop_ids()
+    assert not set(example.answer_ids[:-1]) & set(encode.stop_ids())
+    assert encode.decode(example.answer_ids) == ROW.answers[0]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("where", ["context", "question", "answer"])
+def test_special_tokens_in_a_row_stay_text(tokenizer, name, where):
+    texts = {"context": ROW.context, "question": ROW.question, "answer": ROW.answers[0]}
+    plain, spelled = [
+        encoder(tokenizer, name).encode_rows([Row("a", t["context"], t["question"], (t["answer"],))], 1000, answers=True)[0]
+        for t in (texts, texts | {where: SPELLED})
+    ]
+    special = set(tokenizer.all_special_ids)
+
+    def control(ids):
+        return [i for i in ids if i in special]
+
+    assert control(spelled.prompt_ids) == control(plain.prompt_ids)
+    assert control(spelled.answer_ids) == control(plain.answer_ids) == spelled.answer_ids[-1:]
+    assert SPELLED in tokenizer.decode(spelled.prompt_ids + spelled.answer_ids)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_template_is_well_formed(name):
+    check_template(TEMPLATES[name], name)
+
+
+def test_a_row_is_never_read_as_a_template():
+    filled = render({"prompt": "{context}|{question}"}, {"context": "{question} {0} {{x}}", "question": "{context}"})
+    assert filled == {"prompt": "{question} {0} {{x}}|{context}"}
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ({"prompt": "{context}"}, "needs {context} and {question}"),
+        ({"prompt": "{context} {question"}, "literal braces"),
+        ({"system": "x"}, "expected 'prompt', or 'user'"),
+        ({}, "expected 'prompt', or 'user'"),
+    ],
+)
+def test_a_broken_template_is_refused(template, message):
+    with pytest.raises(InputError, match=message):
+        check_template(template, "mine")
+
+
+def test_an_unknown_field_names_what_there_is():
+    with pytest.raises(InputError, match="article.*context, question"):
+        render({"prompt": "{article}{context}{question}"}, {"context": "", "question": ""})
+
+
+def test_an_unknown_template_names_the_nearest():
+    with pytest.raises(InputError, match="Did you mean 'concise'"):
+        get_template("consise")
+
+
+def test_the_script_prints_a_template(capsys):
+    prompts.show(["answer_bot"])
+    printed = capsys.readouterr().out
+    assert "Question: 한빛전자의 올해 1분기 매출은 얼마인가?\nAnswer:" in printed
+
+
+def test_published_prompts_stand_verbatim():
+    """Prompts A to D as TASKS of the published systems give them."""
+    fields = {"context": "글", "question": "물음"}
+    a = "너는 주어진 Question에 답하는 챗봇이야. Question에 대한 답변만 가급적 한 단어로 최대한 간결하게 답변하도록 해.\nQuestion: 물음\nAnswer:"
+    assert render(get_template("answer_bot"), fields)["prompt"] == "글\n" + a
+    b = "너는 주어진 Context를 토대로 Question에 답하는 챗봇이야. Question에 대한 답변만 가급적 한 단어로 최대한 간결하게 답변하도록 해.:\n\n글\n\nQuestion:\n물음"
+    assert render(get_template("context_bot"), fields) == {"user": b}
+    assert render(get_template("system_context"), fields)["prompt"] == "### System:\n글\n\n### User:\n물음\n### Assistant:\n"

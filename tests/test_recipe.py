@@ -1,0 +1,150 @@
+"""Recipes and options: one declaration, clear refusals, every file under recipes/."""
+
+import argparse
+
+import pytest
+import yaml
+
+from dandap.errors import InputError
+from dandap.recipe import RECIPES_DIR, Recipe, add_options, chosen_options, load_recipe, make_recipe, parse
+from prompts import get_template
+from tasks import get_task
+
+RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("**/*.yaml"))
+
+
+def test_there_are_recipes():
+    assert {"demo", "solar-10.7b-r8", "ko-gemma-2-9b", "eeve-10.8b", "nous-solar-10.7b", "kosolar-10.7b", "llama-2-ko-7b"} < set(
+        RECIPES
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_resolves(name):
+    recipe = load_recipe(name, {})
+    get_template(recipe.template)
+    get_task(recipe.task)
+    written = yaml.safe_load((RECIPES_DIR / f"{name}.yaml").read_text(encoding="utf-8"))
+    same = [
+        key for key, value in written.items() if Recipe.model_fields[key].default == value and key not in ("model", "max_length")
+    ]
+    assert not same, "a recipe holds only what differs from the defaults"
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "demo"])
+def test_a_recipe_tells_its_source_and_that_it_never_ran(name):
+    comment = (RECIPES_DIR / f"{name}.yaml").read_text(encoding="utf-8")
+    assert f"--recipe {name}" in comment
+    assert "Never run" in comment
+
+
+def test_published_values():
+    """Cells of the published systems' table that transcription could lose."""
+    solar = load_recipe("solar-10.7b-r8", {})
+    assert (solar.lora_r, solar.lora_alpha, solar.lora_dropout, solar.max_length) == (8, 16, 0.1, 512)
+    for name in ("ko-gemma-2-9b", "eeve-10.8b", "nous-solar-10.7b"):
+        recipe = load_recipe(name, {})
+        assert (recipe.lora_r, recipe.lora_alpha, recipe.questions_per_step, recipe.epochs) == (6, 8, 1, 1)
+        assert (recipe.learning_rate, recipe.optim, recipe.compute_dtype) == (2e-4, "paged_adamw_32bit", "float16")
+        assert not recipe.double_quantization
+
+
+def test_yaml_text_is_cast_by_the_declared_type(tmp_path):
+    """PyYAML reads 1e-4 as a string."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("learning_rate: 1e-4\nlora_r: 4\n")
+    assert load_recipe(str(path), {}).learning_rate == 1e-4
+
+
+def options(*argv):
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_options(parser)
+    return chosen_options(parse(parser, list(argv)))
+
+
+def test_the_command_line_wins_over_the_file():
+    recipe = load_recipe(
+        "demo", options("--learning_rate", "1e-4", "--lora_target_modules", "q_proj,v_proj", "--columns", "context=본문")
+    )
+    assert recipe.learning_rate == 1e-4
+    assert recipe.lora_target_modules == ["q_proj", "v_proj"]
+    assert recipe.columns == {"context": "본문"}
+    assert recipe.model == "data/demo_model"
+
+
+def test_none_clears_an_option():
+    assert load_recipe(None, {"neftune_noise_alpha": "none", "quantization": "none"}).quantization == "none"
+
+
+@pytest.mark.parametrize(
+    ("key", "right"),
+    [
+        ("model_name_or_path", "Here it is model."),
+        ("base_model", "Here it is model."),
+        ("num_train_epochs", "Here it is epochs."),
+        ("max_seq_length", "Here it is max_length."),
+        ("cutoff_len", "Here it is max_length."),
+        ("sequence_len", "Here it is max_length."),
+        ("lora_rank", "Here it is lora_r."),
+        ("load_in_4bit", "Here it is quantization."),
+        ("quantization_bit", "Here it is quantization."),
+        ("per_device_train_batch_size", "Here it is questions_per_step"),
+        ("gradient_accumulation_steps", "Here it is questions_per_step"),
+        ("learning_rat", "Did you mean 'learning_rate'?"),
+    ],
+)
+def test_an_unknown_key_is_told_the_right_one(key, right):
+    with pytest.raises(InputError, match=right):
+        make_recipe({key: 1}, "mine.yaml")
+    with pytest.raises(InputError, match=right):
+        options(f"--{key}", "1")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("lora_r", "0", "lora_r: got '0', expected greater than or equal to 1"),
+        ("learning_rate", "-1", "learning_rate: got '-1', expected greater than 0"),
+        ("learning_rate", "fast", "learning_rate: got 'fast', expected a valid number"),
+        ("epochs", "inf", "expected a finite number"),
+        ("quantization", "int8", "'nf4' or 'none'"),
+        ("validation_fraction", "1", "less than 1"),
+        ("max_new_tokens", "4000", "leaves no room for a prompt"),
+        ("columns", "기사=본문", "is none of id, context"),
+        ("columns", "본문", "NAME=COLUMN pairs"),
+        ("lora_target_modules", "", "at least one module"),
+        ("tokens_per_batch", "0", "tokens_per_batch"),
+    ],
+)
+def test_out_of_range_values(field, value, expected):
+    with pytest.raises(InputError, match=expected):
+        load_recipe(None, {field: value})
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "\x00"])
+def test_broken_yaml(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"bad\.yaml"):
+        load_recipe(str(path), {})
+
+
+def test_an_unknown_recipe():
+    with pytest.raises(InputError, match="Did you mean 'eeve-10.8b'"):
+        load_recipe("eeve-10b", {})
+
+
+def test_help_tells_every_option_with_its_default(capsys):
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    printed = " ".join(parser.format_help().split())
+    for name in Recipe.model_fields:
+        assert f"--{name} VALUE" in printed
+    assert "(default: 0.0002)" in printed
+
+
+def test_a_saved_recipe_reads_back(tmp_path):
+    recipe = load_recipe("eeve-10.8b", {"columns": "context=본문"})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(str(path), {}) == recipe
