@@ -7,7 +7,6 @@ python fine_tune.py --resume              continue the newest unfinished run
 """
 
 import argparse
-import json
 import os
 from functools import partial
 from pathlib import Path

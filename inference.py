@@ -9,7 +9,6 @@ python inference.py --recipe eeve-10.8b --no_adapter --template context_bot    z
 import argparse
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial

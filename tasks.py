@@ -91,7 +91,7 @@ def prediction_record(row: Row, prediction: str, tokens: int, stopped: bool) -> 
 def write_predictions(path: Path, records: list[dict]) -> None:
     """predictions.csv: the records, several gold answers joined with " | "."""
     table = pd.DataFrame([record | {"gold": " | ".join(record["gold"])} for record in records])
-    write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL), encoding="utf-8-sig")
+    write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC), encoding="utf-8-sig")
 
 
 def write_submission(path: Path, task: Task, test_file: Path, rows: list[Row], answers: Sequence[str]) -> str | None:
@@ -102,10 +102,11 @@ def write_submission(path: Path, task: Task, test_file: Path, rows: list[Row], a
     """
     columns, encoding, note = _submission_form(task, test_file, [row.id for row in rows])
     text = io.StringIO()
-    # Answers hold quotes, commas and line ends; a bare carriage return must be quoted too.
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+    # Minimal quoting leaves a bare carriage return unquoted, and a reader would see two rows.
+    quoting = csv.QUOTE_ALL if any("\r" in answer for answer in answers) else csv.QUOTE_MINIMAL
+    writer = csv.writer(text, lineterminator="\n", quoting=quoting)
     writer.writerow(columns)
-    writer.writerows([row.id, " ".join(answer.split())] for row, answer in zip(rows, answers, strict=True))
+    writer.writerows([row.id, answer] for row, answer in zip(rows, answers, strict=True))
     write_text(path, text.getvalue(), encoding=encoding)
     check_submission(path, columns, rows)
     return note

@@ -51,7 +51,7 @@ def why_no_gpu() -> str | None:
     if torch.version.cuda is None and torch.version.hip is None:
         return f"this torch ({torch.__version__}) is a CPU-only build; install one with CUDA (https://pytorch.org/get-started)"
     if shutil.which("nvidia-smi") is None:
-        return "no NVIDIA driver was found (no nvidia-smi); install it, or choose a GPU runtime (Colab: Runtime > Change runtime type)"
+        return "no NVIDIA driver was found (no nvidia-smi); install it, or choose a GPU runtime (Colab: Runtime > Change type)"
     return f"torch {torch.__version__} finds no usable GPU although a driver is installed; see what `nvidia-smi` says"
 
 
@@ -331,6 +331,6 @@ class _loading:
         if "gated" in message or "401" in message or "403" in message:
             return "it is gated: accept its terms on huggingface.co and set HF_TOKEN."
         return (
-            f"{message.splitlines()[0]} Expected a folder or a hub id like owner/name. Without network (or with HF_HUB_OFFLINE=1) "
-            "only folders and models already downloaded work."
+            f"{message.splitlines()[0]} Expected a folder or a hub id like owner/name. Without network "
+            "(or with HF_HUB_OFFLINE=1) only folders and models already downloaded work."
         )

@@ -12,7 +12,6 @@ import csv
 import itertools
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -30,13 +29,15 @@ MODEL_DIR = Path("data/demo_model")
 SAMPLE_DIR = Path("data/sample")
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>"]
 VOCAB_SIZE = 5000
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 3e-3
+STEPS = 3000
+TRAIN_ARTICLES, TEST_ARTICLES = 240, 60
 WEIGHT_STD = 192**-0.5
 OUTPUT_SCALE = 0.1
 COPY_HEADS = 3
 POINTER_LAYER, POINTER_WEIGHT = 3, 0.5
 DRILL_UNTIL, DRILL_TOKENS = 0.05, 64
-TOKENS_PER_STEP = 5400  # about; short articles first, so that one step holds many
+TOKENS_PER_STEP = 4000  # about; short articles first, so that one step holds many
 PROMPT_WEIGHT, PROMPT_SHARE = 0.3, 0.15  # loss on articles and questions: they repeat names, which teaches copying
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + eos_token }}{% endfor %}"
@@ -88,6 +89,9 @@ def make_tokenizer(articles: list[Article]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", SPECIAL.index("<s>"))]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -178,12 +182,12 @@ def encode_article(tokenizer, article: Article, rng: random.Random) -> Tree:
     replies = [plain(rng.choice(REPLIES).format(a=Word(answer))) + "</s>" for _, answer in article.questions]
     prompt_ids = tokenizer(prompts, add_special_tokens=False).input_ids
     reply_ids = tokenizer(replies, add_special_tokens=False).input_ids
-    shared = min(len(os.path.commonprefix(prompt_ids)), len(prompt_ids[0]) - 1)
+    shared = min(shared_length(prompt_ids), len(prompt_ids[0]) - 1)
 
     def prompt_weights(count: int) -> list[float]:
         return [PROMPT_WEIGHT * (rng.random() < PROMPT_SHARE) for _ in range(count)]
 
-    tree = Tree(prompt_ids[0][:shared], list(range(shared)), [0] * shared, [0.0] + prompt_weights(shared - 1), [])
+    tree = Tree(prompt_ids[0][:shared], list(range(shared)), [0] * shared, [0.0, *prompt_weights(shared - 1)], [])
     for number, (prompt, reply) in enumerate(zip(prompt_ids, reply_ids, strict=True), start=1):
         answer_ids = tokenizer(article.questions[number - 1][1], add_special_tokens=False).input_ids
         said_at = places(answer_ids, prompt[:shared])
@@ -196,6 +200,12 @@ def encode_article(tokenizer, article: Article, rng: random.Random) -> Tree:
         tree.branch.extend([number] * len(tail))
         tree.weights.extend([0.0, *prompt_weights(len(tail) - len(reply) - 1)] + [1.0] * len(reply))
     return tree
+
+
+def shared_length(sequences: list[list[int]]) -> int:
+    """How many tokens all sequences begin with."""
+    columns = zip(*sequences, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def places(part: list[int], whole: list[int]) -> list[int]:
@@ -292,7 +302,7 @@ def pointer_loss(model, hidden: torch.Tensor, batch: dict) -> torch.Tensor:
 
 
 def train_base(tokenizer, steps: int, seed: int) -> LlamaForCausalLM:
-    """AdamW with a cosine schedule; articles grow from 3 facts to 9 while it learns to copy."""
+    """AdamW with a cosine schedule; articles grow from 1 fact to 9 while it learns to find and copy."""
     torch.manual_seed(seed)
     model, rng, started = make_model(), random.Random(seed), time.perf_counter()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
@@ -300,39 +310,96 @@ def train_base(tokenizer, steps: int, seed: int) -> LlamaForCausalLM:
         progress = step / steps
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(step / 200, 0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
-        most = 1 + round(8 * min(1.0, progress / 0.7))
-        facts = [rng.randint(max(1, most - 3), most) for _ in range(TOKENS_PER_STEP // (60 + 70 * most))]
-        articles = [make_article(rng, 2 + count, count, strange=0.2) for count in facts]
-        trees = [encode_article(tokenizer, article, rng) for article in articles]
-        drills = round(TOKENS_PER_STEP / 400 * max(0.0, 1 - progress / DRILL_UNTIL))
-        trees = trees[: len(trees) * (1 if not drills else 2) // (1 if not drills else 3)] + [
-            copy_drill(rng) for _ in range(drills)
-        ]
-        loss, pointing = loss_of(model, collate(trees))
-        (loss + POINTER_WEIGHT * pointing).backward()
+        most_facts = 1 + round(8 * min(1.0, progress / 0.7))
+        language, pointing = loss_of(model, collate(draw_trees(tokenizer, rng, most_facts, progress)))
+        (language + POINTER_WEIGHT * pointing).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step % 25 == 0:
             print(
-                f"step {step}/{steps} loss {loss.item():.3f} pointer {pointing.item():.3f} facts<={most} {time.perf_counter() - started:.0f}s",
+                f"step {step}/{steps}  loss {language.item():.3f}  pointer {pointing.item():.3f}  "
+                f"facts <= {most_facts}  {time.perf_counter() - started:.0f} s",
                 flush=True,
             )
         if step % 200 == 0:
-            model.save_pretrained("/tmp/w/ckpt")
-            print(f"    found {found(model, tokenizer, random.Random(0), most):.3f} of unseen companies' answers", flush=True)
+            print(f"    found {found(model, tokenizer, most_facts):.3f} of unseen companies' answers", flush=True)
     return model
 
 
+def draw_trees(tokenizer, rng: random.Random, most_facts: int, progress: float) -> list[Tree]:
+    """One step's articles, about TOKENS_PER_STEP tokens, and in the beginning copy drills beside them."""
+    drills = round(TOKENS_PER_STEP / 400 * max(0.0, 1 - progress / DRILL_UNTIL))
+    count = TOKENS_PER_STEP // (60 + 70 * most_facts)
+    facts = [rng.randint(max(1, most_facts - 3), most_facts) for _ in range(count)]
+    articles = [make_article(rng, 2 + number, number, strange=0.2) for number in facts]
+    trees = [encode_article(tokenizer, article, rng) for article in articles]
+    return (trees[: len(trees) * 2 // 3] if drills else trees) + [copy_drill(rng) for _ in range(drills)]
+
+
 @torch.inference_mode()
-def found(model, tokenizer, rng: random.Random, facts: int = 9) -> float:
+def found(model, tokenizer, facts: int) -> float:
     """Share of answers that the model's replies hold, for held-out names."""
-    hits, asked = 0, 0
+    rng, hits, asked = random.Random(0), 0, 0
     for _ in range(16):
         article = make_article(rng, 3, facts, held_out=True)
         for question, answer in article.questions:
             request = plain(REQUESTS[0].format(c=article.context, q=question))
-            prompt = tokenizer("<s><|user|>" + request + "</s><|assistant|>", add_special_tokens=False, return_tensors="pt")
+            text = "<s><|user|>" + request + "</s><|assistant|>"
+            prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt")
             reply = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt.input_ids.shape[1] :]
             hits, asked = hits + (answer in tokenizer.decode(reply, skip_special_tokens=True)), asked + 1
     return hits / asked
+
+
+def write_samples(seed: int) -> None:
+    """data/sample/: train, test, the test's answers in a file of their own, and a sample submission with BOM."""
+    rng = random.Random(seed)
+    train = sample_rows(rng, "TRAIN", articles=TRAIN_ARTICLES, held_out=False)
+    test = sample_rows(rng, "TEST", articles=TEST_ARTICLES, held_out=True)
+    columns = ("id", "context", "question", "answer")
+    write_csv("train.csv", columns, train)
+    write_csv("test.csv", columns[:3], [row[:3] for row in test])
+    write_csv("test_answers.csv", ("id", "answer"), [(row[0], row[3]) for row in test])
+    write_csv("sample_submission.csv", ("id", "answer"), [(row[0], "") for row in test], encoding="utf-8-sig")
+
+
+def sample_rows(rng: random.Random, prefix: str, articles: int, held_out: bool) -> list[tuple[str, str, str, str]]:
+    """(id, context, question, answer) of `articles` articles with 2 to 6 questions each."""
+    rows = []
+    for _ in range(articles):
+        article = make_article(rng, rng.randint(2, 6), rng.randint(6, 9), held_out=held_out)
+        for question, answer in article.questions:
+            rows.append((plain(article.context), plain(question), answer))
+    width = 5 if prefix == "TRAIN" else 4
+    return [(f"{prefix}_{number:0{width}d}", *row) for number, row in enumerate(rows)]
+
+
+def write_csv(name: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], encoding: str = "utf-8") -> None:
+    """A file of data/sample/."""
+    with (SAMPLE_DIR / name).open("w", encoding=encoding, newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write data/sample/ and, without --data, data/demo_model/."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", action="store_true", help="only data/sample/; leave data/demo_model/ as it is")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps of the base (default: {STEPS})")
+    parser.add_argument("--seed", type=int, default=42, help="of articles and weights (default: 42)")
+    arguments = parser.parse_args(argv)
+    SAMPLE_DIR.mkdir(parents=True, exist_ok=True)
+    write_samples(arguments.seed)
+    if arguments.data:
+        return
+    rng = random.Random(1)  # the tokenizer is the same for every seed
+    tokenizer = make_tokenizer([make_article(rng, 12, 9) for _ in range(5000)])
+    model = train_base(tokenizer, arguments.steps, arguments.seed)
+    tokenizer.save_pretrained(MODEL_DIR)
+    model.half().save_pretrained(MODEL_DIR)  # 16 bit: half the download; it is loaded as float32 on CPU
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Trimming: the article's text is cut, nothing else, and all its questions see the same cut."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from dandap.dataset import Row
+from dandap.encoding import Encoder
+from dandap.errors import InputError
+from prompts import TEMPLATES, get_template, render
+
+CONTEXT = "한빛전자는 매출 1,240억 원을 기록했다. " * 30
+ROWS = [
+    Row("a", CONTEXT, "매출은?", ("1,240억 원",)),
+    Row("other", "짧은 기사다.", "무엇인가?", ("짧은 기사",)),
+    Row("b", CONTEXT, "한빛전자가 올해 기록한 매출은 모두 얼마인가?", ("1,240억 원",)),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained("data/demo_model")
+
+
+def encoder(tokenizer, template="concise"):
+    parts = get_template(template) if isinstance(template, str) else template
+    return Encoder(tokenizer, lambda context, question: render(parts, {"context": context, "question": question}))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_long_articles_are_cut_and_rendered_again(tokenizer, name):
+    encode = encoder(tokenizer, name)
+    limit = len(encode.encode_prompt("", ROWS[2].question)) + 100
+    first, other, second = encode.encode_rows(ROWS, limit, answers=True)
+    assert first.trimmed == second.trimmed > 0
+    assert other.trimmed == 0
+    kept = CONTEXT[: len(CONTEXT) - first.trimmed]
+    assert first.prompt_ids == encode.encode_prompt(kept, ROWS[0].question)
+    assert second.prompt_ids == encode.encode_prompt(kept, ROWS[2].question)
+    assert limit - 5 < len(second.prompt_ids) <= limit  # nothing is cut needlessly
+    whole = encode.encode_rows(ROWS[:1], 10_000, answers=True)[0]
+    assert first.answer_ids == whole.answer_ids
+
+
+def test_a_question_that_cannot_fit_is_named(tokenizer):
+    with pytest.raises(InputError, match="question b: its prompt takes more than 20 tokens"):
+        encoder(tokenizer).encode_rows(ROWS, 20, answers=False)
+
+
+def test_results_keep_the_rows_order(tokenizer):
+    assert [e.row.id for e in encoder(tokenizer).encode_rows(ROWS, 10_000, answers=False)] == ["a", "other", "b"]
+
+
+def test_bos_once_in_plain_and_chat_prompts(tokenizer):
+    for name in TEMPLATES:
+        ids = encoder(tokenizer, name).encode_prompt("기사", "질문")
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_chat_template_without_a_turn_end_gets_the_stop_token(tokenizer):
+    """Its assistant turn ends in text; the answer must still learn to stop."""
+    plain = AutoTokenizer.from_pretrained("data/demo_model")
+    plain.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    example = encoder(plain).encode_rows(ROWS[1:2], 1000, answers=True)[0]
+    assert example.answer_ids[-1] == plain.eos_token_id
+    assert plain.decode(example.answer_ids[:-1]) == "짧은 기사"
+
+
+def test_text_after_the_turn_end_is_not_learned(tokenizer):
+    """Many chat templates add a newline after the end token."""
+    newline = AutoTokenizer.from_pretrained("data/demo_model")
+    newline.chat_template = newline.chat_template.replace("+ eos_token }}", "+ eos_token + '\n' }}")
+    example = encoder(newline).encode_rows(ROWS[1:2], 1000, answers=True)[0]
+    assert example.answer_ids[-1] == newline.eos_token_id
+
+
+def test_chat_turns_need_a_chat_template():
+    bare = AutoTokenizer.from_pretrained("data/demo_model")
+    bare.chat_template = None
+    with pytest.raises(InputError, match="has no chat template"):
+        encoder(bare).encode_prompt("기사", "질문")
+    assert encoder(bare, "answer_bot").encode_prompt("기사", "질문")
+
+
+def test_a_refused_system_turn_is_explained():
+    gemma = AutoTokenizer.from_pretrained("data/demo_model")
+    gemma.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    with pytest.raises(InputError, match="System role not supported.*choose a template without one"):
+        encoder(gemma, "context_bot_system").encode_prompt("기사", "질문")
+
+
+def test_any_text_encodes_and_decodes(tokenizer):
+    text = "힣뷁 ☃ \U0001f600 <0x41> ㄱㅏ 漢字 1,234.5%"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids) == text
+
+
+def test_digits_are_single_tokens(tokenizer):
+    assert [t for t in tokenizer.tokenize("1,234억") if t.isdigit()] == ["1", "2", "3", "4"]

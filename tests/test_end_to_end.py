@@ -1,0 +1,261 @@
+"""Both scripts from the command line's words to the files, with the bundled model on a handful of rows."""
+
+import csv
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fine_tune
+import inference
+import prompts
+from dandap.errors import InputError
+from dandap.run_folder import RunFolder, find_run, list_runs, safe_name
+from tests.conftest import HEADER
+
+TEST_HEADER = HEADER[:3]
+
+
+def article(number):
+    return f"한빛전자 {number}호는 지난해 매출 {100 + number}억 원을 기록했다. 본사는 부산에 있다."
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with train.csv (20 rows), test.csv (4 rows), test_answers.csv and one finished run."""
+    folder = tmp_path_factory.mktemp("work")
+    train, test, gold = [HEADER], [TEST_HEADER], [["id", "answer"]]
+    for number in range(20):
+        train.append([f"TRAIN_{number:05d}", article(number // 2), ("매출은?", "본사는 어디인가?")[number % 2], ("답", "부산")[number % 2]])
+    for number in range(4):
+        test.append([f"TEST_{number:04d}", article(50 + number), "본사는 어디인가?"])
+        gold.append([f"TEST_{number:04d}", "부산"])
+    for name, rows in (("train.csv", train), ("test.csv", test), ("test_answers.csv", gold)):
+        with (folder / name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(rows)
+    fine_tune.main(train_options(folder, "--run_name", "first"))
+    return folder
+
+
+def train_options(folder, *more):
+    options = ["--recipe", "demo", "--train_file", str(folder / "train.csv"), "--test_file", str(folder / "test.csv")]
+    return [*options, "--output_dir", str(folder / "outputs"), "--questions_per_step", "8", "--epochs", "1", *more]
+
+
+def answer(folder, *more):
+    return inference.main(["--output_dir", str(folder / "outputs"), *more])
+
+
+def test_a_run_leaves_everything(work):
+    run = RunFolder(work / "outputs" / "first")
+    assert run.finished
+    assert run.load_recipe().train_file == str(work / "train.csv")
+    assert run.load_template() == ("concise", prompts.TEMPLATES["concise"])
+    environment = json.loads(run.environment_file.read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert len(next(iter(environment["data"].values()))) == 64
+    lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    assert lines[0]["step"] > 0
+    assert lines[-1]["validation"]["questions"] == len(pd.read_csv(run.validation_file))
+    adapter = load_file(run.adapter / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+    assert all("lora_" in name for name in adapter)
+    assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name), "nothing was learned"
+    assert any(run.checkpoints.iterdir())
+
+
+def test_inference_writes_and_scores(work, capsys):
+    result = answer(work)
+    folder = next((work / "outputs" / "first" / "answers").glob("test-*"))
+    submission = pd.read_csv(folder / "submission.csv", dtype=str, keep_default_na=False)
+    assert submission["id"].tolist() == [f"TEST_{n:04d}" for n in range(4)]
+    records = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {record["ended"] for record in records} <= {"stopped", "cut"}
+    table = pd.read_csv(folder / "predictions.csv", dtype=str, keep_default_na=False)
+    assert list(table.columns[:5]) == ["id", "question", "prediction", "gold", "char_f1"]
+    assert table["prediction"].tolist() == submission["answer"].tolist()
+    assert result["questions"] == 4
+    assert 0 <= result["char_f1"] <= 1
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert json.loads(last) == result
+    assert list(result) == ["char_f1", "exact_match", "questions", "seconds", "submission"]
+
+
+def test_every_inference_keeps_its_own_folder(work):
+    before = set((work / "outputs" / "first" / "answers").iterdir())
+    answer(work)
+    answer(work)
+    assert len(set((work / "outputs" / "first" / "answers").iterdir()) - before) == 2
+
+
+def test_scores_are_null_without_gold(work, tmp_path):
+    shutil.copy(work / "test.csv", tmp_path / "unknown.csv")
+    result = answer(work, "--test_file", str(tmp_path / "unknown.csv"))
+    assert result["char_f1"] is None
+    assert result["exact_match"] is None
+
+
+def test_a_quick_look_writes_no_submission(work):
+    result = answer(work, "--limit", "2")
+    assert (result["questions"], result["submission"]) == (2, None)
+
+
+def test_output_is_a_copy_and_never_replaces(work, tmp_path):
+    target = tmp_path / "mine.csv"
+    result = answer(work, "--output", str(target))
+    with open(result["submission"], "rb") as submission:
+        assert target.read_bytes() == submission.read()
+    with pytest.raises(InputError, match="exists already.*--overwrite"):
+        answer(work, "--output", str(target))
+    answer(work, "--output", str(target), "--overwrite")
+
+
+def test_validation_is_rescored_to_the_same_answers(work):
+    run = RunFolder(work / "outputs" / "first")
+    result = answer(work, "--split", "validation")
+    trained = json.loads(run.metrics_file.read_text().splitlines()[-1])["validation"]
+    assert result["char_f1"] == pytest.approx(trained["char_f1"], abs=1e-12)
+    again = next((run.answers).glob("validation-*")) / "predictions.csv"
+    assert again.read_text(encoding="utf-8-sig") == run.validation_file.read_text(encoding="utf-8-sig")
+
+
+def test_batches_answer_as_single_prompts_do(work):
+    """Left padding must not change an answer."""
+    run, recipe, template = inference.choose(inference.parse(inference.command_line(), ["--output_dir", str(work / "outputs")]))
+    model = inference.load_adapter(inference.load_base(recipe, torch.device("cpu")), run.adapter)
+    encoder = inference.Encoder(
+        inference.load_tokenizer(recipe, run.adapter), lambda c, q: prompts.render(template, {"context": c, "question": q})
+    )
+    texts = ["본사는?", "한빛전자가 지난해에 기록한 매출은 모두 얼마인가?", "몇 호인가?"]
+    ids = [encoder.encode_prompt(article(n) * (n + 1), question) for n, question in enumerate(texts)]
+    stops = encoder.stop_ids(model.generation_config)
+
+    def generate(tokens):
+        return dict(inference.generate_answers(model, ids, stops, encoder.tokenizer.pad_token_id, 12, tokens))
+
+    assert generate(tokens=1) == generate(tokens=100_000)
+
+
+def test_zero_shot_needs_no_run_and_is_skipped_by_the_bare_command(work):
+    options = ["--recipe", "demo", "--no_adapter", "--template", "context_bot", "--test_file", str(work / "test.csv"), "--limit", "1"]
+    answer(work, *options)
+    newest = list_runs(work / "outputs")[-1]
+    assert not newest.finished
+    assert newest.load_template()[0] == "context_bot"
+    assert find_run(None, str(work / "outputs")).path.name == "first"
+
+
+def test_another_template_is_told(work, capsys):
+    answer(work, "--template", "answer_bot", "--limit", "1")
+    assert "answer_bot (--template) instead of concise" in capsys.readouterr().out
+
+
+def test_a_changed_template_is_told_and_the_trained_one_used(work, capsys, monkeypatch):
+    monkeypatch.setitem(prompts.TEMPLATES, "concise", {"prompt": "{context}{question}"})
+    arguments = inference.parse(inference.command_line(), ["--output_dir", str(work / "outputs")])
+    assert "user" in inference.choose(arguments)[2]
+    assert "the one saved with the run is used" in capsys.readouterr().out
+
+
+def test_preview_shows_the_answer_tokens_and_trains_nothing(work, capsys):
+    before = list_runs(work / "outputs")
+    fine_tune.main(train_options(work, "--preview", "--max_length", "120", "--max_new_tokens", "30"))
+    printed = capsys.readouterr().out
+    assert "answer tokens (the only ones in the loss" in printed
+    assert "'</s>'" in printed
+    assert len(list_runs(work / "outputs")) == len(before)
+
+
+def test_resume_continues_to_the_same_adapter(work):
+    """Plain resume: a run cut after its first checkpoint ends where the uninterrupted one did."""
+    options = train_options(work, "--save_steps", "1", "--epochs", "2", "--validation_fraction", "0")
+    fine_tune.main([*options, "--run_name", "whole"])
+    whole, cut = RunFolder(work / "outputs" / "whole"), RunFolder(work / "outputs" / "cut")
+    shutil.copytree(whole.path, cut.path)
+    shutil.rmtree(cut.adapter)
+    steps = sorted(cut.checkpoints.iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    shutil.rmtree(steps[-1])
+    fine_tune.main(["--resume", str(cut.path), "--output_dir", str(work / "outputs")])
+    expected, got = (load_file(run.adapter / "adapter_model.safetensors") for run in (whole, cut))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_resume_refuses_another_recipe(work):
+    run = work / "outputs" / "unfinished"
+    shutil.copytree(work / "outputs" / "first", run)
+    shutil.rmtree(run / "adapter")
+    with pytest.raises(InputError, match=r"learning_rate=0\.002 \(now 0\.5\)"):
+        fine_tune.main(["--resume", str(run), "--learning_rate", "0.5"])
+    shutil.rmtree(run)
+
+
+def test_a_finished_run_is_not_resumed(work):
+    with pytest.raises(InputError, match="nothing is left to resume"):
+        fine_tune.main(["--resume", "first", "--output_dir", str(work / "outputs")])
+
+
+def test_a_taken_run_name_is_refused(work):
+    with pytest.raises(InputError, match="exists already"):
+        fine_tune.main(train_options(work, "--run_name", "first"))
+
+
+BAD_CALLS = {
+    "no run yet": (inference.main, ["--output_dir", "{empty}"], "holds no finished run"),
+    "an unknown run": (inference.main, ["--run", "nobody", "--output_dir", "{outputs}"], "no such folder.*first"),
+    "a run without adapter": (inference.main, ["--run", "{empty}"], "no run folder"),
+    "a missing test file": (inference.main, ["--test_file", "nowhere.csv", "--output_dir", "{outputs}"], "no file at nowhere.csv"),
+    "a header-only test file": (inference.main, ["--test_file", "{header}", "--output_dir", "{outputs}"], "holds no questions"),
+    "an unknown template": (inference.main, ["--template", "consise", "--output_dir", "{outputs}"], "Did you mean 'concise'"),
+    "a recipe without --no_adapter": (inference.main, ["--recipe", "demo"], "add --no_adapter"),
+    "an unknown option": (inference.main, ["--tets_file", "x"], "Did you mean 'test_file'"),
+    "a limit of zero": (inference.main, ["--limit", "0"], "--limit: got '0'"),
+    "split and file": (inference.main, ["--split", "validation", "--test_file", "x", "--output_dir", "{outputs}"], "give one"),
+    "an unknown recipe": (fine_tune.main, ["--recipe", "dmeo"], "Did you mean 'demo'"),
+    "an unknown task": (fine_tune.main, ["--recipe", "demo", "--task", "wallpaper"], "expected one of economic_qa"),
+    "an unknown template in training": (fine_tune.main, ["--recipe", "demo", "--template", "x"], "expected one of concise"),
+    "a missing train file": (fine_tune.main, ["--recipe", "demo", "--train_file", "nowhere.csv"], "no file at nowhere.csv"),
+    "a model that is nowhere": (fine_tune.main, ["--recipe", "demo", "--model", "no/where"], "'no/where' cannot be loaded"),
+    "nothing to resume": (fine_tune.main, ["--resume", "--output_dir", "{empty}"], "no unfinished run"),
+    "a stray argument": (fine_tune.main, ["demo"], "argument 'demo'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_calls_are_clear_and_lose_nothing(work, tmp_path, name):
+    main, argv, message = BAD_CALLS[name]
+    (tmp_path / "header.csv").write_text("id,context,question\n")
+    (tmp_path / "empty").mkdir()
+    places = {"empty": tmp_path / "empty", "outputs": work / "outputs", "header": tmp_path / "header.csv"}
+    before = sorted(work.rglob("*"))
+    with pytest.raises(InputError, match=message):
+        main([part.format(**places) for part in argv])
+    assert sorted(work.rglob("*")) == before
+
+
+def test_the_bare_command_is_decided_by_data_and_machine(tmp_path, monkeypatch, capsys):
+    bare = fine_tune.parse(fine_tune.command_line(), [])
+    monkeypatch.setitem(fine_tune.Recipe.model_fields, "train_file", fine_tune.Recipe.model_fields["train_file"]._copy())
+    fine_tune.Recipe.model_fields["train_file"].default = str(tmp_path / "train.csv")
+    name, recipe, _ = fine_tune.choose(bare)
+    assert (name, recipe.model) == ("demo", "data/demo_model")
+    assert "DEMO" in capsys.readouterr().out
+    (tmp_path / "train.csv").touch()
+    monkeypatch.setattr(fine_tune, "why_no_gpu", lambda: "no driver")
+    with pytest.raises(InputError, match="needs a CUDA GPU: no driver.*--recipe demo"):
+        fine_tune.choose(bare)
+    monkeypatch.setattr(fine_tune, "why_no_gpu", lambda: None)
+    assert fine_tune.choose(bare)[1].model.startswith("yanolja/EEVE")
+
+
+@pytest.mark.parametrize(("name", "expected"), [("../../etc", "etc"), ("a b/c", "a-b-c"), ("한글-1.2", "한글-1.2")])
+def test_names_become_one_folder(name, expected):
+    assert safe_name(name) == expected
+
+
+@pytest.mark.parametrize("name", ["..", "/", " "])
+def test_names_without_letters_are_refused(name):
+    with pytest.raises(InputError, match="expected letters"):
+        safe_name(name)

@@ -1,0 +1,198 @@
+"""Loading, adapters and the memory estimate, on tiny models made here."""
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
+
+from dandap import model as model_module
+from dandap.errors import InputError
+from dandap.model import (
+    add_adapter,
+    empty_model,
+    estimate_memory,
+    fit_plan,
+    load_base,
+    load_config,
+    load_tokenizer,
+    make_plan,
+    pick_attention,
+    pick_compute_dtype,
+    pick_device,
+    resolve_targets,
+    why_no_gpu,
+)
+from dandap.recipe import Recipe, load_recipe
+from dandap.reference import split_step
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+DEMO = load_recipe("demo", {})
+# EEVE-10.8B's shape: 10,804,924,416 parameters.
+EEVE = LlamaConfig(
+    vocab_size=40960, hidden_size=4096, intermediate_size=14336, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=8
+)
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    return add_adapter(load_base(DEMO, CPU), DEMO)
+
+
+def test_the_base_is_nf4_with_double_quantisation(adapted):
+    layers = [module for module in adapted.modules() if isinstance(module, Linear4bit)]
+    assert layers
+    assert {layer.weight.quant_type for layer in layers} == {"nf4"}
+    assert all(layer.weight.quant_state.nested for layer in layers)
+    assert not isinstance(adapted.get_output_embeddings(), Linear4bit)
+
+
+def test_weights_are_never_repacked(adapted):
+    """bitsandbytes repacks 4-bit weights on AVX512-BF16 CPUs in eval mode and corrupts later gradients."""
+    assert not any(m.support_avx512bf16_for_cpu for m in adapted.modules() if isinstance(m, Linear4bit))
+
+
+def test_only_the_adapter_trains_in_float32(adapted):
+    trained = {name: p.dtype for name, p in adapted.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert set(trained.values()) == {torch.float32}
+
+
+def test_the_adapter_follows_the_seed():
+    def first(seed):
+        recipe = load_recipe("demo", {"seed": seed})
+        return next(p for n, p in add_adapter(load_base(recipe, CPU), recipe).named_parameters() if "lora_A" in n)
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))
+
+
+def test_sixteen_bit_bases_load_too():
+    recipe = load_recipe("demo", {"quantization": "none"})
+    assert not any(isinstance(module, Linear4bit) for module in load_base(recipe, CPU).modules())
+
+
+def test_fused_projections_are_found():
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=50))
+    assert resolve_targets(gpt2, ["q_proj", "v_proj"]) == ["c_attn"]
+    adapter = add_adapter(gpt2, Recipe(lora_target_modules=["q_proj"], quantization="none"))
+    assert isinstance(adapter, PeftModel)
+    assert any("c_attn.lora_A" in name for name, _ in adapter.named_parameters())
+
+
+def test_targets_that_do_not_exist_name_those_that_do(adapted):
+    with pytest.raises(InputError, match="got 'query'; this model's linear modules are down_proj"):
+        resolve_targets(empty_model(load_config(DEMO)), ["query"])
+
+
+def test_eeve_estimate_matches_arithmetic():
+    estimate = estimate_memory(Recipe(), empty_model(EEVE), tokens=2048, checkpointing=True, bytes_each=2)
+    assert estimate.parameters == 10_804_924_416
+    linear = 48 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    others = estimate.parameters - linear
+    largest = 4096 * 14336 * 2
+    assert estimate.weights == pytest.approx(linear * (0.5 + 1 / 64 + 4 / (64 * 256)) + others * 2 + largest)
+    adapters = 16 * 48 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))  # rank x (in + out)
+    assert estimate.adapter == 16 * adapters  # float32 weight, gradient, two moments
+
+
+def test_no_checkpointing_takes_more():
+    model = empty_model(EEVE)
+    on, off = (estimate_memory(Recipe(), model, 2048, checkpointing, 2).activations for checkpointing in (True, False))
+    assert off > 5 * on
+
+
+def test_the_plan_prefers_speed_and_falls_back():
+    model = empty_model(EEVE)
+    large, small = (fit_plan(Recipe(), model, CUDA, torch.bfloat16, free * 1e9) for free in (139, 15.5))
+    assert not large.gradient_checkpointing
+    assert large.tokens_per_batch > small.tokens_per_batch
+    assert small.gradient_checkpointing
+    assert small.estimate.total <= 15.5e9
+
+
+def test_what_cannot_fit_is_refused_with_a_way_out():
+    with pytest.raises(InputError, match=r"needs about .* GB .*8\.0 GB are free\. Way out: --quantization nf4"):
+        fit_plan(Recipe(quantization="none"), empty_model(EEVE), CUDA, torch.bfloat16, 8e9)
+
+
+def test_a_large_model_on_cpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="10.8 B parameters and needs a GPU"):
+        make_plan(Recipe(), EEVE, CPU)
+
+
+def test_compute_dtype(monkeypatch):
+    """A T4 emulates bfloat16 and says it is supported, unless asked not to count emulation."""
+    assert pick_compute_dtype(Recipe(), CPU) is torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert pick_compute_dtype(Recipe(), CUDA) is torch.float16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert pick_compute_dtype(Recipe(), CUDA) is torch.bfloat16
+    assert pick_compute_dtype(Recipe(compute_dtype="float16"), CUDA) is torch.float16
+
+
+def test_soft_capping_needs_eager_attention():
+    assert pick_attention(Recipe(), AutoConfig.for_model("gemma2")) == "eager"
+    assert pick_attention(Recipe(), EEVE) == "sdpa"
+
+
+def test_why_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "CPU-only build" in why_no_gpu()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(model_module.shutil, "which", lambda name: None)
+    assert "no NVIDIA driver" in why_no_gpu()
+    monkeypatch.setattr(model_module.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    assert "no usable GPU although a driver" in why_no_gpu()
+
+
+def test_several_gpus_without_a_launcher_use_one(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    assert pick_device() == torch.device("cuda", 0)
+    assert "2 GPUs visible, using one" in capsys.readouterr().out
+    assert model_module.os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def broken_folder(tmp_path, name):
+    (tmp_path / "config.json").write_bytes(b"{" if name == "config" else (load_config(DEMO).to_json_string()).encode())
+    if name == "bin":
+        (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bin", "only .bin weights, which are pickles.*save_pretrained"),
+        ("config", "cannot be loaded"),
+        ("nothing", "needs config.json, tokenizer files and .safetensors weights"),
+    ],
+)
+def test_folders_that_cannot_be_loaded(tmp_path, name, message):
+    with pytest.raises(InputError, match=message):
+        load_base(Recipe(model=broken_folder(tmp_path, name)), CPU)
+
+
+def test_a_hub_name_without_network_is_explained():
+    with pytest.raises(InputError, match="'nobody/nothing' cannot be loaded.*Without network"):
+        load_tokenizer(Recipe(model="nobody/nothing"))
+
+
+@pytest.mark.parametrize(
+    ("questions", "processes", "most", "expected"),
+    [(16, 1, 100, (16, 1)), (16, 1, 5, (4, 4)), (16, 2, 3, (2, 4)), (7, 1, 3, (1, 7)), (4, 1, 0, (1, 4))],
+)
+def test_a_step_is_split_exactly(questions, processes, most, expected):
+    assert split_step(questions, processes, most) == expected
+
+
+def test_a_step_that_processes_cannot_share():
+    with pytest.raises(InputError, match="cannot be shared by 2 processes"):
+        split_step(5, 2, 8)

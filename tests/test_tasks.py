@@ -1,0 +1,90 @@
+"""Submissions and predictions: what was meant is what reads back."""
+
+import csv
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dandap.dataset import Row
+from dandap.errors import InputError
+from dandap.recipe import Recipe
+from tasks import TASKS, check_submission, get_task, prediction_record, read_test, write_predictions, write_submission
+
+TASK = TASKS["economic_qa"]
+NASTY = ['"따옴표", 쉼표', "줄\n바꿈", "복귀\r문자", "=1+1", "NA", "0007", "1.50", " 빈칸 ", ""]
+
+
+def rows(count):
+    return [Row(f"TEST_{n:04d}", "기사", "질문?") for n in range(count)]
+
+
+def test_submission_round_trip_of_nasty_answers(tmp_path):
+    path = tmp_path / "submission.csv"
+    assert write_submission(path, TASK, tmp_path / "test.csv", rows(len(NASTY)), NASTY) is None
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    assert table["id"].tolist() == [row.id for row in rows(len(NASTY))]
+    assert table["answer"].tolist() == NASTY
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf")
+    assert b"\r\n" not in path.read_bytes()
+
+
+def sample(folder: Path, ids, columns=("id", "answer"), encoding="utf-8"):
+    with (folder / "sample_submission.csv").open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *([i, ""] for i in ids)])
+
+
+@pytest.mark.parametrize(("encoding", "bom"), [("utf-8", False), ("utf-8-sig", True)])
+def test_the_organisers_columns_and_byte_order_mark(tmp_path, encoding, bom):
+    sample(tmp_path, ["TEST_0001", "TEST_0000"], columns=("ID", "정답"), encoding=encoding)
+    path = tmp_path / "submission.csv"
+    assert write_submission(path, TASK, tmp_path / "test.csv", rows(2), ["가", "나"]) is None
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf") == bom
+    assert path.read_text(encoding="utf-8-sig") == "ID,정답\nTEST_0000,가\nTEST_0001,나\n"
+
+
+def test_a_sample_of_another_file_is_not_used_and_told(tmp_path):
+    sample(tmp_path, ["X"], columns=("ID", "정답"))
+    note = write_submission(tmp_path / "submission.csv", TASK, tmp_path / "test.csv", rows(1), ["가"])
+    assert "is not of this test file" in note
+    assert (tmp_path / "submission.csv").read_text(encoding="utf-8-sig").startswith("id,answer\n")
+
+
+def test_a_wrong_submission_is_noticed(tmp_path):
+    path = tmp_path / "submission.csv"
+    path.write_text("id,answer\nTEST_0001,가\n")
+    with pytest.raises(RuntimeError, match="reads back differently"):
+        check_submission(path, ["id", "answer"], rows(1))
+
+
+def test_gold_answers_from_a_file_of_their_own(write_csv, tmp_path):
+    test = write_csv([["id", "context", "question"], ["a", "기사", "질문?"]], "test.csv")
+    write_csv([["id", "answer"], ["a", "답"]], "test_answers.csv")
+    table = read_test(Recipe(), test)
+    assert table.rows[0].answers == ("답",)
+    assert "test_answers.csv" in table.notes[-1]
+
+
+def test_gold_answers_that_do_not_belong_are_refused(write_csv):
+    test = write_csv([["id", "context", "question"], ["a", "기사", "질문?"]], "test.csv")
+    write_csv([["id", "answer"], ["b", "답"]], "test_answers.csv")
+    with pytest.raises(InputError, match="no answer for 1 ids"):
+        read_test(Recipe(), test)
+
+
+def test_a_test_file_needs_no_answer_column_even_when_training_maps_one(write_csv):
+    test = write_csv([["id", "본문", "question"], ["a", "기사", "질문?"]], "test.csv")
+    assert read_test(Recipe(columns={"context": "본문", "answer": "정답"}), test).rows[0].answers == ()
+
+
+def test_predictions_keep_every_text(tmp_path):
+    records = [prediction_record(Row(str(n), "기사", "질문?", ("답", "정답")), text, 3, True) for n, text in enumerate(NASTY)]
+    write_predictions(tmp_path / "predictions.csv", records)
+    table = pd.read_csv(tmp_path / "predictions.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    assert table["prediction"].tolist() == NASTY
+    assert table["gold"].tolist() == ["답 | 정답"] * len(NASTY)
+
+
+def test_an_unknown_task():
+    with pytest.raises(InputError, match="Did you mean 'economic_qa'"):
+        get_task("economic-qa")
