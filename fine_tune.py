@@ -11,18 +11,19 @@ import os
 from functools import partial
 from pathlib import Path
 
-from rich import print as show
+from rich.console import Console
 
 import prompts
-from dandap.dataset import Table, split_by_article
+from dandap.dataset import Row, Table, split_by_article
 from dandap.encoding import Encoder, Example
 from dandap.errors import InputError, run_script
-from dandap.model import Plan, add_adapter, load_base, load_config, load_tokenizer, make_plan, pick_device, why_no_gpu
+from dandap.memory import Plan, make_plan
+from dandap.model import add_adapter, load_base, load_config, load_tokenizer, pick_device, why_no_gpu
 from dandap.progress import TrainingProgress, append_json, track
-from dandap.recipe import Recipe, add_options, chosen_options, load_recipe, make_recipe, parse
+from dandap.recipe import Parser, Recipe, add_options, chosen_options, load_recipe, make_recipe, parse
 from dandap.reference import make_trainer
 from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, write_json
-from inference import answer_rows, print_score, render
+from inference import answer_rows, print_score, render, some
 from tasks import get_task, read_train, score_rows, write_predictions
 
 
@@ -30,43 +31,37 @@ def main(argv: list[str] | None = None) -> None:
     """The command line; raises InputError for what cannot be used."""
     arguments = parse(command_line(), argv)
     name, recipe, run = choose(arguments)
+    get_task(recipe.task)
     template = run.load_template()[1] if run else prompts.get_template(recipe.template)
     table = read_train(recipe)
+    train_rows, validation_rows = split_by_article(table.rows, recipe.validation_fraction)
     tell_data(recipe, table)
 
     tokenizer = load_tokenizer(recipe)
+    plan = None if arguments.preview else make_plan(recipe, load_config(recipe), pick_device(), training=True)
     encoder = Encoder(tokenizer, partial(render, recipe, template))
-    train_rows, validation_rows = split_by_article(table.rows, recipe.validation_fraction)
-    examples = encoder.encode_rows(train_rows, recipe.prompt_limit, answers=True, track=partial(track, description="encoding"))
+    encoding = partial(track, description="encoding")
+    examples = encoder.encode_rows(train_rows, recipe.prompt_limit, answers=True, track=encoding)
     tell_lengths(recipe, examples)
     if arguments.preview:
         return preview(encoder, examples[0])
 
-    plan = make_plan(recipe, load_config(recipe), pick_device())
-    tell_plan(plan)
-    resumed = run is not None
-    run = run or new_run(recipe.output_dir, recipe.run_name, name)
-    if not resumed:
-        run.save_recipe(recipe, template)
-        write_json(run.environment_file, describe_environment([table]))
-
+    print(f"{plan}, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}")
     model = add_adapter(load_base(recipe, plan.device), recipe)
-    tell_adapter(model)
-    trainer = make_trainer(
-        model, tokenizer, examples, recipe, plan, str(run.checkpoints), callbacks=[TrainingProgress(run.metrics_file)]
-    )
-    trainer.train(resume_from_checkpoint=str(run.latest_checkpoint()) if resumed else None)
+    trained, total = model.get_nb_trainable_parameters()
+    print(f"adapter: {trained:,} of {total:,} parameters are trained")
+    checkpoint = str(run.latest_checkpoint()) if run else None
+    run = run or start_run(name, recipe, template, table, examples)
+    train(run, recipe, plan, model, tokenizer, examples, checkpoint)
     save_adapter(model, tokenizer, run)
     if validation_rows:
-        validate(recipe, run, encoder, model, validation_rows, plan)
+        validate(recipe, run, encoder, model, validation_rows)
     print(f"run saved in {run.path}\nanswer a test file: python inference.py --run {run.path}")
 
 
-def command_line() -> argparse.ArgumentParser:
+def command_line() -> Parser:
     """--recipe, --preview, --resume and every field of Recipe."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--recipe", metavar="NAME|PATH", help="an experiment of recipes/, by name or as a YAML file")
     parser.add_argument("--preview", action="store_true", help="show one encoded example and stop")
     parser.add_argument("--resume", metavar="RUN", nargs="?", const="", help="continue a run (the newest unfinished one)")
@@ -83,9 +78,9 @@ def choose(arguments: argparse.Namespace) -> tuple[str, Recipe, RunFolder | None
         return Path(arguments.recipe).stem, load_recipe(arguments.recipe, options), None
     train_file = Path(options.get("train_file", Recipe.model_fields["train_file"].default))
     if not train_file.is_file() and "train_file" not in options:
-        show(
-            "[bold yellow]DEMO: there is no data/train.csv, so this trains the bundled tiny model on made-up articles. For the real "
-            "job put train.csv (id, context, question, answer) and test.csv (id, context, question) into data/.[/]"
+        Console(soft_wrap=True).print(
+            "[bold yellow]DEMO: there is no data/train.csv, so this trains the bundled tiny model on made-up articles. For the "
+            "real job put train.csv (id, context, question, answer) and test.csv (id, context, question) into data/.[/]"
         )
         return "demo", load_recipe("demo", options), None
     recipe = load_recipe(None, options)
@@ -111,7 +106,10 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
             raise InputError(f"{output_dir} holds no unfinished run with a checkpoint. Start one without --resume.")
         run = unfinished[-1]
     if run.finished:
-        raise InputError(f"{run.path} has finished training; nothing is left to resume.")
+        raise InputError(
+            f"{run.path} has finished training; nothing is left to resume. If its validation is missing: "
+            f"python inference.py --run {run.path} --split validation"
+        )
     saved = run.load_recipe()
     run.latest_checkpoint()
     changed = (
@@ -141,44 +139,46 @@ def tell_data(recipe: Recipe, table: Table) -> None:
 def tell_lengths(recipe: Recipe, examples: list[Example]) -> None:
     """Token counts, what was trimmed, and answers that inference could not finish."""
     lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
-    print(
-        f"{len(examples):,} training examples, {sum(lengths):,} tokens (mean {sum(lengths) / len(lengths):.0f}, longest {max(lengths)})"
-    )
+    mean = sum(lengths) / len(lengths)
+    print(f"{len(examples):,} training examples, {sum(lengths):,} tokens (mean {mean:.0f}, longest {max(lengths)})")
     trimmed = [example.row.id for example in examples if example.trimmed]
     if trimmed:
-        print(f"{len(trimmed)} examples have their article trimmed to fit max_length={recipe.max_length}: {_some(trimmed)}")
+        print(f"{len(trimmed)} examples have their article trimmed to fit max_length={recipe.max_length}: {some(trimmed)}")
     long_answers = [example.row.id for example in examples if len(example.answer_ids) > recipe.max_new_tokens]
     if long_answers:
-        print(f"{len(long_answers)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens: {_some(long_answers)}")
-
-
-def _some(ids: list[str]) -> str:
-    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+        print(f"{len(long_answers)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens: {some(long_answers)}")
 
 
 def preview(encoder: Encoder, example: Example) -> None:
     """One example as the model sees it, the supervised tokens marked."""
     tokens = encoder.tokenizer.convert_ids_to_tokens
-    print(
-        f"\n--- example {example.row.id}: {len(example.prompt_ids)} prompt tokens, {len(example.answer_ids)} answer tokens, {example.trimmed} characters trimmed"
-    )
+    counts = f"{len(example.prompt_ids)} prompt tokens, {len(example.answer_ids)} answer tokens"
+    print(f"\n--- example {example.row.id}: {counts}, {example.trimmed} characters trimmed")
     print(encoder.tokenizer.decode(example.prompt_ids))
     print("--- answer tokens (the only ones in the loss; the last one stops generation)")
     for token_id, token in zip(example.answer_ids, tokens(example.answer_ids), strict=True):
         print(f"  {token_id:>7}  {token!r}  {encoder.tokenizer.decode([token_id])!r}")
 
 
-def tell_plan(plan: Plan) -> None:
-    free = "" if plan.free is None else f" of {plan.free / 1e9:.1f} GB free"
-    print(
-        f"device {plan.device}, compute {str(plan.compute_dtype).removeprefix('torch.')}, estimated memory {plan.estimate}{free}; "
-        f"{plan.tokens_per_batch} tokens per batch, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}"
-    )
+def start_run(name: str, recipe: Recipe, template: prompts.Template, table: Table, examples: list[Example]) -> RunFolder:
+    """A new run folder that holds what the run depends on; made once model and data have proved usable."""
+    run = new_run(recipe.output_dir, recipe.run_name, name)
+    run.save_recipe(recipe, template)
+    write_json(run.environment_file, describe_environment([table]))
+    trimmed = {example.row.id: example.trimmed for example in examples if example.trimmed}
+    if trimmed:
+        write_json(run.path / "trimmed.json", {"characters cut from the article, by question": trimmed})
+    return run
 
 
-def tell_adapter(model) -> None:
-    trained, total = model.get_nb_trainable_parameters()
-    print(f"adapter: {trained:,} of {total:,} parameters are trained")
+def train(run: RunFolder, recipe: Recipe, plan: Plan, model, tokenizer, examples: list[Example], checkpoint: str | None) -> None:
+    """Train the adapter, from a checkpoint if there is one."""
+    progress = TrainingProgress(run.metrics_file)
+    trainer = make_trainer(model, tokenizer, examples, recipe, plan, str(run.checkpoints), callbacks=[progress])
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        progress.close()
 
 
 def save_adapter(model, tokenizer, run: RunFolder) -> None:
@@ -187,10 +187,12 @@ def save_adapter(model, tokenizer, run: RunFolder) -> None:
     model.save_pretrained(str(partial_folder))
     tokenizer.save_pretrained(str(partial_folder))
     os.replace(partial_folder, run.adapter)
+    run.mark_finished()
 
 
-def validate(recipe: Recipe, run: RunFolder, encoder: Encoder, model, rows, plan: Plan) -> None:
+def validate(recipe: Recipe, run: RunFolder, encoder: Encoder, model, rows: list[Row]) -> None:
     """Answer the validation questions by generation, as inference will; score, print and keep them."""
+    plan = make_plan(recipe, model.config, model.device, training=False)
     records = list(answer_rows(recipe, encoder, model, rows, plan.tokens_per_batch, "validating"))
     order = {row.id: index for index, row in enumerate(rows)}
     records.sort(key=lambda record: order[record["id"]])

@@ -18,12 +18,23 @@ import prompts
 from dandap.dataset import Row, Table, split_by_article
 from dandap.encoding import Encoder
 from dandap.errors import InputError, run_script
-from dandap.model import load_adapter, load_base, load_config, load_tokenizer, make_plan, pick_device
+from dandap.memory import make_plan
+from dandap.model import load_adapter, load_base, load_config, load_tokenizer, pick_device
 from dandap.progress import append_json, counting, track
-from dandap.recipe import Recipe, load_recipe, make_recipe, parse
+from dandap.recipe import Parser, Recipe, load_recipe, make_recipe, parse
 from dandap.reference import generate_answers
 from dandap.run_folder import RunFolder, describe_environment, find_run, new_answers_folder, new_run, write_json
-from tasks import get_task, prediction_record, read_test, read_train, score_rows, write_predictions, write_submission
+from tasks import (
+    SubmissionForm,
+    get_task,
+    prediction_record,
+    read_test,
+    read_train,
+    score_rows,
+    submission_form,
+    write_predictions,
+    write_submission,
+)
 
 DEMO_TEST = "data/sample/test.csv"
 
@@ -35,34 +46,33 @@ def main(argv: list[str] | None = None) -> dict:
     run, recipe, template = choose(arguments)
     table = read_rows(recipe, arguments)
     rows = table.rows[: arguments.limit]
+    form = submission_form(get_task(recipe.task), table.path, [row.id for row in table.rows])
     print(f"{table.path}: {len(rows):,} questions on {len({row.article for row in rows}):,} articles")
     for note in table.notes:
         print(f"  {note}")
 
     started = time.perf_counter()
-    plan = make_plan(recipe, load_config(recipe), pick_device())
-    tokenizer = load_tokenizer(recipe, None if arguments.no_adapter else run.adapter)
+    plan = make_plan(recipe, load_config(recipe), pick_device(), training=False)
+    tokenizer = load_tokenizer(recipe, run.adapter if run else None)
     encoder = Encoder(tokenizer, partial(render, recipe, template))
+    print(plan)
     model = load_base(recipe, plan.device)
-    if not arguments.no_adapter:
+    if run:
         model = load_adapter(model, run.adapter)
 
+    run = run or start_base_run(arguments, recipe, template, table)
     folder = new_answers_folder(run.answers, Path(arguments.split or table.path))
-    journal = folder / "predictions.jsonl"
     records = {}
     for record in answer_rows(recipe, encoder, model, rows, plan.tokens_per_batch, "answering"):
-        append_json(journal, record)
+        append_json(folder / "predictions.jsonl", record)
         records[record["id"]] = record
-    ordered = [records[row.id] for row in rows]
     seconds = time.perf_counter() - started
-    return report(arguments, recipe, table, rows, ordered, folder, seconds)
+    return report(arguments, recipe, template, table, rows, [records[row.id] for row in rows], form, folder, seconds)
 
 
-def command_line() -> argparse.ArgumentParser:
+def command_line() -> Parser:
     """Which run answers which questions, and where the answers go."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--run", metavar="NAME|PATH", help="the run whose adapter answers (default: the newest finished one)")
     parser.add_argument("--test_file", metavar="FILE", help="questions to answer (default: the run's test_file)")
     parser.add_argument("--split", choices=["validation"], help="answer the run's validation questions instead of a test file")
@@ -79,7 +89,7 @@ def command_line() -> argparse.ArgumentParser:
 def positive(text: str) -> int:
     """A count for argparse."""
     if not text.isdigit() or int(text) < 1:
-        raise InputError(f"--limit: got {text!r}, expected a whole number of at least 1.")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
     return int(text)
 
 
@@ -89,8 +99,8 @@ def refuse_existing(output: str | None, overwrite: bool) -> None:
         raise InputError(f"--output {output} exists already. Choose another name, or add --overwrite.")
 
 
-def choose(arguments: argparse.Namespace) -> tuple[RunFolder, Recipe, prompts.Template]:
-    """(run, recipe, template) that answer; with --no_adapter the run is a new folder without an adapter."""
+def choose(arguments: argparse.Namespace) -> tuple[RunFolder | None, Recipe, prompts.Template]:
+    """(run, recipe, template) that answer; no run with --no_adapter."""
     if arguments.no_adapter:
         return choose_base(arguments)
     if arguments.recipe:
@@ -101,7 +111,8 @@ def choose(arguments: argparse.Namespace) -> tuple[RunFolder, Recipe, prompts.Te
     recipe = run.load_recipe()
     if not run.finished:
         raise InputError(
-            f"{run.path} holds no adapter: its training has not finished. Continue it with fine_tune.py --resume {run.path}, or name another --run."
+            f"{run.path} holds no adapter: its training has not finished, or it is a zero-shot run (--no_adapter). "
+            f"Continue training with fine_tune.py --resume {run.path}, or name another --run."
         )
     trained_name, template = run.load_template()
     if arguments.template:
@@ -115,30 +126,42 @@ def choose(arguments: argparse.Namespace) -> tuple[RunFolder, Recipe, prompts.Te
     return run, recipe, template
 
 
-def choose_base(arguments: argparse.Namespace) -> tuple[RunFolder, Recipe, prompts.Template]:
+def choose_base(arguments: argparse.Namespace) -> tuple[None, Recipe, prompts.Template]:
     """A base model alone: of a recipe, or of a run's recipe."""
     if arguments.run and arguments.recipe:
         raise InputError("got --run and --recipe; with --no_adapter give one of them.")
     if arguments.recipe:
-        recipe, name = load_recipe(arguments.recipe, {}), Path(arguments.recipe).stem
+        recipe = load_recipe(arguments.recipe, {})
     else:
-        source = find_run(arguments.run, arguments.output_dir)
-        recipe, name = source.load_recipe(), source.path.name
+        recipe = find_run(arguments.run, arguments.output_dir).load_recipe()
     if arguments.template:
         recipe = make_recipe(recipe.model_dump() | {"template": arguments.template}, "--template")
-    template = prompts.get_template(recipe.template)
-    run = new_run(arguments.output_dir, None, f"{name}-base")
+    print(f"base model {recipe.model} alone, template {recipe.template}")
+    return None, recipe, prompts.get_template(recipe.template)
+
+
+def start_base_run(arguments: argparse.Namespace, recipe: Recipe, template: prompts.Template, table: Table) -> RunFolder:
+    """A run folder without an adapter, which the bare command skips."""
+    source = arguments.recipe or arguments.run or "newest"
+    run = new_run(arguments.output_dir, None, f"{Path(source).stem if arguments.recipe else Path(source).name}-base")
     run.save_recipe(recipe, template)
-    print(f"run: {run.path} (base model {recipe.model} alone, template {recipe.template})")
-    return run, recipe, template
+    write_json(run.environment_file, describe_environment([table]))
+    return run
 
 
 def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
     """The questions to answer."""
     if arguments.split and arguments.test_file:
         raise InputError("got --split and --test_file; give one of them.")
+    test_file = Path(arguments.test_file or recipe.test_file)
+    is_demo = recipe.test_file == DEMO_TEST
+    if is_demo and not arguments.run and not arguments.recipe and test_file.resolve() == Path(Recipe().test_file).resolve():
+        raise InputError(
+            f"the newest finished run is the demo, which cannot answer {test_file} well. Train on your data first, "
+            "or name the demo run with --run to answer all the same."
+        )
     if not arguments.split:
-        return read_test(recipe, Path(arguments.test_file or recipe.test_file))
+        return read_test(recipe, test_file)
     table = read_train(recipe)
     _, validation = split_by_article(table.rows, recipe.validation_fraction)
     if not validation:
@@ -171,43 +194,52 @@ def answer_rows(recipe: Recipe, encoder: Encoder, model, rows: list[Row], tokens
         )
         for index, answer in answers:
             text = encoder.decode(answer.token_ids)
-            yield prediction_record(rows[index], text, len(answer.token_ids), answer.stopped)
+            record = prediction_record(rows[index], text, len(answer.token_ids), answer.stopped)
+            yield record | {"trimmed_characters": examples[index].trimmed}
+
+
+def some(ids: list[str]) -> str:
+    """The first five of many ids."""
+    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 
 def report(
     arguments: argparse.Namespace,
     recipe: Recipe,
+    template: prompts.Template,
     table: Table,
     rows: list[Row],
     records: list[dict],
+    form: SubmissionForm,
     folder: Path,
     seconds: float,
 ) -> dict:
     """Write predictions.csv, submission.csv and scores.json; print the score and the last line."""
-    task = get_task(recipe.task)
     predictions = [record["prediction"] for record in records]
-    scores = score_rows(task, rows, predictions)
+    scores = score_rows(get_task(recipe.task), rows, predictions)
     write_predictions(folder / "predictions.csv", records)
     submission = None
     if arguments.limit is None and not arguments.split:
         submission = str(folder / "submission.csv")
-        note = write_submission(Path(submission), task, table.path, rows, predictions)
-        print(note or f"submission: {submission} ({len(rows):,} rows, read back and checked)")
+        write_submission(Path(submission), form, rows, predictions)
+        if form.note:
+            print(form.note)
+        print(f"submission: {submission} ({len(rows):,} rows, read back and checked)")
         if arguments.output:
             shutil.copyfile(submission, arguments.output)
             print(f"copied to {arguments.output}")
     elif arguments.output:
         print("no submission was written: --limit and --split answer only some questions")
     cut = sum(record["ended"] == "cut" for record in records)
-    print(
-        f"{len(rows):,} answers in {seconds:.1f} s, {cut} cut at max_new_tokens={recipe.max_new_tokens}; record: {folder / 'predictions.jsonl'}"
-    )
+    print(f"{len(rows):,} answers in {seconds:.1f} s, {cut} cut at max_new_tokens={recipe.max_new_tokens}")
+    print(f"record: {folder}/predictions.jsonl")
+    without_gold = sum(not row.answers for row in rows)
     if scores:
         print_score(Path(arguments.split or table.path).stem, scores)
-    write_json(
-        folder / "scores.json",
-        {"scores": scores, "data": {str(table.path): table.sha256}, "environment": describe_environment([table])},
-    )
+    elif without_gold < len(rows):
+        print(f"no score: {without_gold} of {len(rows)} questions have no gold answer")
+    made_by = {"run": None if arguments.no_adapter else str(folder.parent.parent), "model": recipe.model, "template": template}
+    write_json(folder / "scores.json", {"scores": scores, "limit": arguments.limit, **made_by, **describe_environment([table])})
     result = {
         "char_f1": scores and scores["char_f1"],
         "exact_match": scores and scores["exact_match"],

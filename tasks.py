@@ -1,5 +1,6 @@
 """What a task is: the file's fields, the prompt's fields, the scores, the submission. All facts about a task stand here."""
 
+import codecs
 import csv
 import io
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 import metrics
-from dandap.dataset import Row, Table, read, read_answers
+from dandap.dataset import Row, Table, decode, read, read_answers
 from dandap.errors import InputError, nearest
 from dandap.recipe import Recipe
 from dandap.run_folder import write_text
@@ -22,7 +23,6 @@ class Task:
     name: str
     fields: Callable[[str, str], dict[str, str]]  # (context, question) -> what templates may use
     score: Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[str]], dict]  # (predictions, golds, articles)
-    headline: str  # the score that decides
     submission_columns: tuple[str, str]  # id, answer; used when the organiser's sample is not there
 
 
@@ -31,7 +31,6 @@ TASKS = {
         name="economic_qa",
         fields=lambda context, question: {"context": context, "question": question},
         score=metrics.score,
-        headline="char_f1",
         submission_columns=("id", "answer"),
     ),
 }
@@ -94,41 +93,46 @@ def write_predictions(path: Path, records: list[dict]) -> None:
     write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC), encoding="utf-8-sig")
 
 
-def write_submission(path: Path, task: Task, test_file: Path, rows: list[Row], answers: Sequence[str]) -> str | None:
-    """The submission, in the test file's order and the organiser's form, read back and checked.
+@dataclass(frozen=True)
+class SubmissionForm:
+    """Columns and encoding of a submission; `note` says why the organiser's sample was not used."""
 
-    The form (columns, byte-order mark) is that of sample_submission.csv beside the test file when it has the same ids.
-    Returns a sentence when that sample could not be used.
-    """
-    columns, encoding, note = _submission_form(task, test_file, [row.id for row in rows])
+    columns: tuple[str, str]
+    encoding: str
+    note: str | None = None
+
+
+def submission_form(task: Task, test_file: Path, ids: list[str]) -> SubmissionForm:
+    """The form of sample_submission.csv beside the test file when it has the same ids, else the task's with a BOM."""
+    sample = test_file.with_name("sample_submission.csv")
+    if not sample.is_file():
+        return SubmissionForm(task.submission_columns, "utf-8-sig")
+    data = sample.read_bytes()
+    table = [cells for cells in csv.reader(io.StringIO(decode(data, sample)[0], newline="")) if cells]
+    if not table or len(table[0]) != 2 or sorted(cells[0] for cells in table[1:]) != sorted(ids):
+        note = (
+            f"{sample} is not of this test file (its ids or columns differ); the columns are {', '.join(task.submission_columns)}"
+        )
+        return SubmissionForm(task.submission_columns, "utf-8-sig", note)
+    return SubmissionForm(tuple(table[0]), "utf-8-sig" if data.startswith(codecs.BOM_UTF8) else "utf-8")
+
+
+def write_submission(path: Path, form: SubmissionForm, rows: list[Row], answers: Sequence[str]) -> None:
+    """The submission in the test file's order, written whole, read back and checked."""
     text = io.StringIO()
     # Minimal quoting leaves a bare carriage return unquoted, and a reader would see two rows.
     quoting = csv.QUOTE_ALL if any("\r" in answer for answer in answers) else csv.QUOTE_MINIMAL
     writer = csv.writer(text, lineterminator="\n", quoting=quoting)
-    writer.writerow(columns)
+    writer.writerow(form.columns)
     writer.writerows([row.id, answer] for row, answer in zip(rows, answers, strict=True))
-    write_text(path, text.getvalue(), encoding=encoding)
-    check_submission(path, columns, rows)
-    return note
+    write_text(path, text.getvalue(), encoding=form.encoding)
+    check_submission(path, form, rows, answers)
 
 
-def _submission_form(task: Task, test_file: Path, ids: list[str]) -> tuple[list[str], str, str | None]:
-    sample = test_file.with_name("sample_submission.csv")
-    usual = list(task.submission_columns), "utf-8-sig", None
-    if not sample.is_file():
-        return usual
-    data = sample.read_bytes()
-    encoding = "utf-8-sig" if data.startswith(b"\xef\xbb\xbf") else "utf-8"
-    table = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
-    if not table or len(table[0]) != 2 or sorted(cells[0] for cells in table[1:] if cells) != sorted(ids):
-        return *usual[:2], f"{sample} is not of this test file (its ids or columns differ); used the columns {usual[0]}"
-    return table[0], encoding, None
-
-
-def check_submission(path: Path, columns: Sequence[str], rows: list[Row]) -> None:
+def check_submission(path: Path, form: SubmissionForm, rows: list[Row], answers: Sequence[str]) -> None:
     """Read a written submission as the organiser would; RuntimeError if it is not what was meant."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    if list(table.columns) != list(columns) or table.iloc[:, 0].tolist() != [row.id for row in rows]:
-        raise RuntimeError(
-            f"{path} reads back differently from what was written: columns {list(table.columns)}, {len(table)} rows"
-        )
+    has_bom = path.read_bytes().startswith(codecs.BOM_UTF8)
+    meant = (list(form.columns), [row.id for row in rows], list(answers), form.encoding == "utf-8-sig")
+    if (list(table.columns), table.iloc[:, 0].tolist(), table.iloc[:, 1].tolist(), has_bom) != meant:
+        raise RuntimeError(f"{path} reads back differently from what was written ({len(table)} rows, {list(table.columns)})")

@@ -14,6 +14,8 @@ from pathlib import Path
 from dandap.errors import InputError, nearest
 
 COLUMNS = ("id", "context", "question", "answer", "answers")
+REQUIRED = ("id", "context", "question")
+Required = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,13 @@ def read(path: str | Path, columns: dict[str, str] | None = None, need_answers: 
     if not path.is_file():
         raise InputError(f"no file at {path}. Expected a .csv, .jsonl or .json file; check the path.")
     data = path.read_bytes()
-    text, encoding = _decode(data, path)
+    text, encoding = decode(data, path)
     notes = [] if encoding == "utf-8-sig" else [f"{path.name} is not UTF-8; it was read as {encoding}"]
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_squad}
     if path.suffix.lower() not in readers:
         raise InputError(f"{path} ends in {path.suffix!r}; expected .csv, .jsonl or .json.")
-    records = list(readers[path.suffix.lower()](text, path, columns or {}, notes))
+    required = (*REQUIRED, "answer") if need_answers else REQUIRED
+    records = list(readers[path.suffix.lower()](text, path, columns or {}, notes, required))
     if not records:
         raise InputError(f"{path} holds no questions (only a header, or nothing). Expected at least one row.")
     rows = [_row(where, record, path, need_answers) for where, record in records]
@@ -63,26 +66,27 @@ def read(path: str | Path, columns: dict[str, str] | None = None, need_answers: 
     return Table(path, rows, hashlib.sha256(data).hexdigest(), notes)
 
 
-def _decode(data: bytes, path: Path) -> tuple[str, str]:
+def decode(data: bytes, path: Path) -> tuple[str, str]:
     """Strict UTF-8 (with or without BOM), then cp949; detectors take short cp949 for Big5."""
+    position = None
     for encoding in ("utf-8-sig", "cp949"):
         try:
             return data.decode(encoding), encoding
         except UnicodeDecodeError as error:
-            position = error.start
+            position = error.start if position is None else position  # where UTF-8 failed
     raise InputError(
         f"{path} is neither UTF-8 nor cp949 (undecodable byte 0x{data[position]:02x} at {position}). Save it as UTF-8."
     )
 
 
-def _read_csv(text: str, path: Path, columns: dict[str, str], notes: list[str]) -> Iterator[tuple[str, dict]]:
+def _read_csv(text: str, path: Path, columns: dict[str, str], notes: list[str], required: Required) -> Iterator[tuple[str, dict]]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long article
     reader = csv.reader(io.StringIO(text.replace("\0", ""), newline=""), strict=True)
     try:
         header = next(reader, None)
         if header is None:
             raise InputError(f"{path} is empty. Expected a header with {', '.join(COLUMNS[:4])} and a row per question.")
-        names = _column_names(header, columns, path)
+        names = _column_names(header, columns, path, required)
         for cells in reader:
             if not any(cells):
                 continue
@@ -100,16 +104,17 @@ def _read_csv(text: str, path: Path, columns: dict[str, str], notes: list[str]) 
         ) from error
 
 
-def _column_names(found: Iterable[str], columns: dict[str, str], path: Path) -> dict[str, str]:
+def _column_names(found: Iterable[str], columns: dict[str, str], path: Path, required: Required) -> dict[str, str]:
     """Our names -> the file's names, for those that the file has."""
     found = list(found)
     repeated = [name for name, count in Counter(found).items() if count > 1]
     if repeated:
         raise InputError(f"{path} has the column {repeated[0]!r} more than once. Rename or remove one.")
     names = {ours: columns.get(ours, ours) for ours in COLUMNS}
+    if names["answers"] in found:
+        required = tuple(name for name in required if name != "answer")
     for ours, theirs in names.items():
-        required = ours in ("id", "context", "question") or ours in columns
-        if required and theirs not in found:
+        if (ours in required or ours in columns) and theirs not in found:
             raise InputError(
                 f"{path} has no column {theirs!r}; it has {', '.join(map(repr, found))}.{nearest(theirs, found)} "
                 f"Rename the column, or map it with columns: {{{ours}: NAME}} (--columns {ours}=NAME)."
@@ -117,18 +122,22 @@ def _column_names(found: Iterable[str], columns: dict[str, str], path: Path) -> 
     return {ours: theirs for ours, theirs in names.items() if theirs in found}
 
 
-def _read_jsonl(text: str, path: Path, columns: dict[str, str], notes: list[str]) -> Iterator[tuple[str, dict]]:
+def _read_jsonl(
+    text: str, path: Path, columns: dict[str, str], notes: list[str], required: Required
+) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         record = _parse_json(line, f"{path}, line {number}")
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {number}: got {type(record).__name__}; expected one JSON object a line.")
-        names = _column_names(record, columns, path)
+        names = _column_names(record, columns, path, required)
         yield f"line {number}", {name: record[key] for name, key in names.items()}
 
 
-def _read_squad(text: str, path: Path, columns: dict[str, str], notes: list[str]) -> Iterator[tuple[str, dict]]:
+def _read_squad(
+    text: str, path: Path, columns: dict[str, str], notes: list[str], required: Required
+) -> Iterator[tuple[str, dict]]:
     """SQuAD 1 and 2, KorQuAD, KLUE-MRC: data -> paragraphs -> qas; unanswerable questions are dropped and counted."""
     content, impossible = _parse_json(text, str(path)), 0
     try:
@@ -188,7 +197,7 @@ def _answers(record: dict, where: str) -> tuple[str, ...]:
 
 
 def clean(text: str) -> str:
-    """NFC, and U+FFFD for lone surrogates, which no tokenizer or file can hold. Nothing else is changed."""
+    """NFC, and "?" for lone surrogates, which no tokenizer or file can hold. Nothing else is changed."""
     return unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode() if _has_surrogate(text) else text)
 
 
@@ -204,12 +213,17 @@ def _refuse_duplicate_ids(rows: list[Row], path: Path) -> None:
 
 
 def read_answers(path: Path) -> dict[str, tuple[str, ...]]:
-    """Gold answers from a file of their own (CSV with id and answer): {id: answers}."""
-    text, _ = _decode(path.read_bytes(), path)
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    if not {"id", "answer"} <= set(reader.fieldnames or ()):
-        raise InputError(f"{path} has the columns {reader.fieldnames}; gold answers need id and answer.")
-    return {record["id"].strip(): _answers(record, f"{path}, line {reader.line_num}") for record in reader}
+    """Gold answers from a CSV of their own with id and answer (or answers): {id: answers}."""
+    text, _ = decode(path.read_bytes(), path)
+    golds: dict[str, tuple[str, ...]] = {}
+    for where, record in _read_csv(text, path, {}, [], required=("id", "answer")):
+        row_id = record["id"].strip()
+        if row_id in golds:
+            raise InputError(f"{path}, {where}: the id {row_id} stands there twice. Every question needs one line.")
+        golds[row_id] = _answers(record, f"{path}, {where}")
+        if not golds[row_id]:
+            raise InputError(f"{path}, {where}: no answer for {row_id}. Fill it in or remove the file.")
+    return golds
 
 
 def split_by_article(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:

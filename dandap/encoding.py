@@ -38,7 +38,7 @@ class Encoder:
         self._control_ids = set(tokenizer.all_special_ids) | {
             token_id
             for token_id, token in tokenizer.added_tokens_decoder.items()
-            if token.special or token.content in chat_template
+            if token.special or (token.content.strip() and token.content in chat_template)
         }
         # A tokenizer that starts texts with BOS does so in prompts too; asked with an empty text.
         starts_with_bos = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer("").input_ids[:1]

@@ -1,14 +1,14 @@
-"""The base model in NF4 or 16 bit, its tokenizer, its LoRA adapter, and what they take in memory."""
+"""The base model in NF4 or 16 bit, its tokenizer, its LoRA adapter, and the device they run on."""
 
 import os
 import shutil
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,8 +23,9 @@ from transformers.pytorch_utils import Conv1D
 from dandap.errors import InputError
 from dandap.recipe import Recipe
 
-GB = 1e9
-CPU_LIMIT = 1e9  # parameters; above it a CPU would train for weeks
+# peft still reads the old name; nothing a user could change.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+
 # Projections that some architectures fuse into one module.
 FUSED = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), ("c_attn", "qkv_proj", "query_key_value", "Wqkv")),
@@ -35,18 +36,28 @@ FUSED = {
 
 
 def pick_device() -> torch.device:
-    """This process' GPU, else the CPU. Several GPUs without a launcher: the first one, and a line that says so."""
-    if not torch.cuda.is_available():
+    """The first GPU, else the CPU. Several GPUs: one is used, and a line says so."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError(
+            f"started by a launcher as {os.environ['WORLD_SIZE']} processes; one process is what runs so far. "
+            "Start the script with python, without accelerate launch or torchrun."
+        )
+    if why_no_gpu():
         return torch.device("cpu")
-    if "LOCAL_RANK" not in os.environ and torch.cuda.device_count() > 1:
-        print(f"{torch.cuda.device_count()} GPUs visible, using one; `accelerate launch fine_tune.py` uses all")
-        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if torch.cuda.device_count() > 1:
+        print(f"{torch.cuda.device_count()} GPUs visible, using the first; CUDA_VISIBLE_DEVICES chooses another")
+    torch.cuda.set_device(0)
+    return torch.device("cuda", 0)
 
 
 def why_no_gpu() -> str | None:
     """The reason why torch cannot use a GPU here, or None if it can."""
     if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        built_for = [name.removeprefix("sm_").rstrip("af") for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+        oldest = min(map(int, built_for), default=0)
+        if major * 10 + minor < oldest:
+            return f"this torch is built for GPUs from sm_{oldest} on and this one is sm_{major}{minor}; choose a newer GPU"
         return None
     if torch.version.cuda is None and torch.version.hip is None:
         return f"this torch ({torch.__version__}) is a CPU-only build; install one with CUDA (https://pytorch.org/get-started)"
@@ -142,16 +153,8 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(type(module) is Conv1D for module in model.modules()),
     )
-    adapted = get_peft_model(model, config)
-    adapters_to_fp32(adapted)
-    return adapted
-
-
-def adapters_to_fp32(model: torch.nn.Module) -> None:
-    """Trained weights stay float32: a bf16 adapter answers differently once it is reloaded."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    # PEFT makes adapters float32 on 16-bit bases too; a bf16 adapter answers differently once it is reloaded.
+    return get_peft_model(model, config, autocast_adapter_dtype=True)
 
 
 def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | list[str]:
@@ -179,126 +182,7 @@ def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | li
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """The adapter of a run on its base, for answering."""
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise InputError(
-            f"{folder} holds no adapter_model.safetensors: the run has not finished. Resume it with fine_tune.py --resume."
-        )
     return PeftModel.from_pretrained(model, str(folder)).eval()
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes on one device while training."""
-
-    weights: float
-    adapter: float  # weights, gradients, optimizer
-    activations: float
-    parameters: int
-
-    @property
-    def total(self) -> float:
-        """Everything, and a GB for the CUDA context, kernels' work space and fragments."""
-        return self.weights + self.adapter + self.activations + GB
-
-    def __str__(self) -> str:
-        return (
-            f"{self.total / GB:.1f} GB (base {self.weights / GB:.1f}, adapter and optimizer {self.adapter / GB:.1f}, "
-            f"activations {self.activations / GB:.1f}, overhead 1.0)"
-        )
-
-
-def empty_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The architecture without weights (meta device)."""
-    with init_empty_weights():
-        return AutoModelForCausalLM.from_config(config)
-
-
-def estimate_memory(recipe: Recipe, model: PreTrainedModel, tokens: int, checkpointing: bool, bytes_each: int) -> MemoryEstimate:
-    """Training memory for batches of `tokens` tokens; `model` may be empty, `bytes_each` is the compute dtype's size.
-
-    A layer keeps, per token: the inputs of its seven projections (float32 copies for the adapters and compute dtype),
-    the MLP's two products and the attention's output. Checkpointing keeps one hidden state a layer and one whole layer.
-    """
-    config = model.config
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    head = model.get_output_embeddings()
-    linear = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head]
-    quantized = sum(m.weight.numel() for m in linear)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    constants = 8 / 64 / 8 + 32 / (64 * 256) / 8 if recipe.double_quantization else 32 / 64 / 8
-    weights = total * bytes_each
-    if recipe.quantization == "nf4":
-        largest = max(m.weight.numel() for m in linear)  # one layer at a time is dequantised
-        weights = quantized * (0.5 + constants) + (total - quantized) * bytes_each + largest * bytes_each
-    adapter = 16 * _adapter_parameters(recipe, model, linear)
-    per_layer = tokens * ((6 * hidden + inner) * 4 + (6 * hidden + 4 * inner) * bytes_each)
-    kept = layers * tokens * hidden * bytes_each + per_layer if checkpointing else layers * per_layer
-    logits = tokens * config.vocab_size * (bytes_each + 4) / 8  # answers are at most an eighth of the tokens
-    return MemoryEstimate(weights, adapter, kept + logits, total)
-
-
-def _adapter_parameters(recipe: Recipe, model: PreTrainedModel, linear: list[torch.nn.Module]) -> int:
-    targets = resolve_targets(model, recipe.lora_target_modules)
-    if targets != "all-linear":
-        named = dict(model.named_modules())
-        linear = [m for name, m in named.items() if m in linear and any(f".{name}".endswith(f".{t}") for t in targets)]
-    return sum(recipe.lora_r * sum(m.weight.shape) for m in linear)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a run will use its device."""
-
-    device: torch.device
-    compute_dtype: torch.dtype
-    tokens_per_batch: int
-    gradient_checkpointing: bool
-    estimate: MemoryEstimate
-    free: float | None  # bytes; None on CPU
-
-
-def make_plan(recipe: Recipe, config: PretrainedConfig, device: torch.device) -> Plan:
-    """Choose batch size and checkpointing from the estimate; refuse what cannot fit, with a way out."""
-    dtype, model = pick_compute_dtype(recipe, device), empty_model(config)
-    if device.type == "cpu":
-        tokens = 4096 if recipe.tokens_per_batch == "auto" else recipe.tokens_per_batch
-        estimate = estimate_memory(recipe, model, tokens, recipe.gradient_checkpointing is True, dtype.itemsize)
-        if estimate.parameters > CPU_LIMIT:
-            raise InputError(
-                f"{recipe.model} has {estimate.parameters / GB:.1f} B parameters and needs a GPU: {why_no_gpu()}. "
-                "`python fine_tune.py --recipe demo` runs on any machine."
-            )
-        return Plan(device, dtype, tokens, recipe.gradient_checkpointing is True, estimate, None)
-    free = torch.cuda.mem_get_info(device)[0]
-    return fit_plan(recipe, model, device, dtype, free)
-
-
-def fit_plan(recipe: Recipe, model: PreTrainedModel, device: torch.device, dtype: torch.dtype, free: float) -> Plan:
-    """The largest batch, without checkpointing if possible, that the estimate fits into `free` bytes."""
-    sizes = (16384, 8192, 4096, 2048) if recipe.tokens_per_batch == "auto" else (recipe.tokens_per_batch,)
-    sizes = tuple(size for size in sizes if size >= recipe.max_length) or (recipe.max_length,)
-    checkpointing = (False, True) if recipe.gradient_checkpointing == "auto" else (recipe.gradient_checkpointing,)
-    choices = [(tokens, on) for on in checkpointing for tokens in sizes]
-    for tokens, on in choices:
-        estimate = estimate_memory(recipe, model, tokens, on, dtype.itemsize)
-        if estimate.total <= free:
-            return Plan(device, dtype, tokens, on, estimate, free)
-    raise InputError(
-        f"{recipe.model} needs about {estimate}; {free / GB:.1f} GB are free. Way out: "
-        + _way_out(recipe)
-        + ", a smaller base (see the README's table), or a larger GPU."
-    )
-
-
-def _way_out(recipe: Recipe) -> str:
-    steps = []
-    if recipe.quantization == "none":
-        steps.append("--quantization nf4")
-    if recipe.gradient_checkpointing is False:
-        steps.append("--gradient_checkpointing true")
-    steps.append(f"--max_length {max(512, recipe.max_length // 2)}")
-    return ", ".join(steps)
 
 
 class _loading:
@@ -311,19 +195,23 @@ class _loading:
         return self
 
     def __exit__(self, kind, error, trace):
-        if not isinstance(error, (OSError, ValueError)) or isinstance(error, InputError):
+        kinds = (OSError, ValueError, ImportError, RuntimeError, SafetensorError)
+        if not isinstance(error, kinds) or isinstance(error, InputError):
             return False
-        raise InputError(f"the {self.what} {self.source!r} cannot be loaded: {self._advice(str(error))}") from error
+        message = str(error).strip() or type(error).__name__
+        raise InputError(f"the {self.what} {self.source!r} cannot be loaded: {self._advice(message)}") from error
 
     def _advice(self, message: str) -> str:
         folder = Path(self.source)
         if folder.is_dir():
-            if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+            if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
                 return (
                     "it has only .bin weights, which are pickles and can run code. Convert them once, where you trust them: "
                     "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)."
                 )
             return f"{message.splitlines()[0]} The folder needs config.json, tokenizer files and .safetensors weights."
+        if "out of memory" in message:
+            return "the GPU ran out of memory; free it (nvidia-smi shows who uses it) or choose a smaller base."
         if "safetensors" in message and ("bin" in message or "pytorch_model" in message):
             return "its repository has no safetensors weights, only pickles, which can run code; choose a converted copy."
         if "trust_remote_code" in message:

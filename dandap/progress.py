@@ -1,6 +1,7 @@
 """What a run shows while it works: bars, one line per logged step, metrics.jsonl, and how long it will take."""
 
 import json
+import math
 import time
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+from dandap.errors import InputError
 
 ESTIMATE_AFTER = 20  # steps; the first ones are slower (kernels load, memory is allocated)
 
@@ -53,18 +56,15 @@ class TrainingProgress(TrainerCallback):
     """A bar over the steps, a line per log, the same numbers in metrics.jsonl, and the whole run's time early on."""
 
     def __init__(self, metrics_file: Path):
-        self.metrics_file = metrics_file
+        self.metrics_file, self.progress = metrics_file, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first_step = time.perf_counter(), state.global_step
-        if state.is_world_process_zero:
-            self.progress = bars()
-            self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step, rate="")
-            self.progress.start()
+        self.progress = bars()
+        self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step, rate="")
+        self.progress.start()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
         self.progress.update(self.task, completed=state.global_step)
         done = state.global_step - self.first_step
         if done == ESTIMATE_AFTER and state.max_steps > state.global_step:
@@ -72,26 +72,35 @@ class TrainingProgress(TrainerCallback):
             self.progress.console.print(f"at this speed the {state.max_steps - self.first_step} steps take {_duration(hours)}")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or "loss" not in (logs or {}):
+        if "loss" not in (logs or {}):
             return
+        if not math.isfinite(logs["loss"]):
+            raise InputError(
+                f"the loss is {logs['loss']} by step {state.global_step}: nothing more is saved. Lower learning_rate or "
+                "max_grad_norm, or use bfloat16 where the GPU has it; then start again or --resume an earlier checkpoint."
+            )
         elapsed = time.perf_counter() - self.started
         record = {
             "step": state.global_step,
             "epoch": round(state.epoch, 4),
             "loss": logs["loss"],
-            "grad_norm": logs["grad_norm"],
+            "grad_norm": logs["grad_norm"] if math.isfinite(logs["grad_norm"]) else None,  # fp16 scaling skips such steps
             "learning_rate": logs["learning_rate"],
             "seconds": round(elapsed, 1),
         }
         append_json(self.metrics_file, record)
         self.progress.console.print(
-            f"step {state.global_step:>6}/{state.max_steps}  loss {record['loss']:.4f}  grad_norm {record['grad_norm']:.3f}  "
+            f"step {state.global_step:>6}/{state.max_steps}  loss {record['loss']:.4f}  grad_norm {logs['grad_norm']:.3f}  "
             f"lr {record['learning_rate']:.2e}  epoch {record['epoch']:.2f}  {elapsed:.0f} s",
             highlight=False,
         )
 
     def on_train_end(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, also when training fails."""
+        if self.progress:
             self.progress.stop()
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dandap.errors import InputError, nearest
 
-RECIPES_DIR = Path("recipes")
+RECIPES_DIR = Path(__file__).parent.parent / "recipes"
 
 # Names that people know from other trainers -> ours.
 KNOWN_AS = {
@@ -183,7 +183,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name}", metavar="VALUE", default=argparse.SUPPRESS, help=help_text)
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are InputErrors, as all others."""
+
+    def __init__(self, description: str = ""):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str):
+        hint = " A value that starts with - is written --option=-1." if "expected one argument" in message else ""
+        raise InputError(f"{message}.{hint} See --help.")
+
+
+def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     """Parse a command line; unknown options are an InputError that names the right one."""
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -249,6 +260,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _right_name(name: str, known) -> str:
     """The option that people mean by `name`: a translation, else the nearest."""
-    if name in KNOWN_AS:
+    if KNOWN_AS.get(name, "").split(" ")[0] in known:
         return f" Here it is {KNOWN_AS[name]}."
     return nearest(name, known)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from dandap.encoding import Example
-from dandap.errors import InputError
-from dandap.model import Plan
+from dandap.memory import Plan
 from dandap.recipe import Recipe
 
 
@@ -36,6 +35,7 @@ def make_trainer(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)  # ours prints a line with fixed fields
     # SFTTrainer casts the adapters of every 4-bit model to bf16; these are the float32 values they had.
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -52,10 +52,10 @@ def _supervised(example: Example) -> dict[str, list[int]]:
 
 
 def training_config(recipe: Recipe, plan: Plan, checkpoints: str, longest: int) -> SFTConfig:
-    """The recipe in TRL's words; batch size x accumulation x processes = questions_per_step."""
+    """The recipe in TRL's words; batch size x accumulation = questions_per_step."""
     on_gpu = plan.device.type == "cuda"
-    micro, accumulation = split_step(recipe.questions_per_step, world_size(), plan.tokens_per_batch // longest)
-    return SFTConfig(
+    micro, accumulation = split_step(recipe.questions_per_step, plan.tokens_per_batch // longest)
+    config = SFTConfig(
         output_dir=checkpoints,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
@@ -67,7 +67,7 @@ def training_config(recipe: Recipe, plan: Plan, checkpoints: str, longest: int) 
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         neftune_noise_alpha=recipe.neftune_noise_alpha,
-        gradient_checkpointing=plan.gradient_checkpointing,
+        activation_checkpointing=plan.gradient_checkpointing,
         bf16=on_gpu and plan.compute_dtype is torch.bfloat16,
         fp16=on_gpu and plan.compute_dtype is torch.float16,
         use_cpu=not on_gpu,
@@ -77,6 +77,7 @@ def training_config(recipe: Recipe, plan: Plan, checkpoints: str, longest: int) 
         save_steps=recipe.save_steps,
         save_total_limit=2,
         logging_steps=10,
+        logging_first_step=True,
         logging_nan_inf_filter=False,  # otherwise a NaN is logged as a loss of 0.0
         disable_tqdm=True,
         report_to="none",
@@ -84,20 +85,15 @@ def training_config(recipe: Recipe, plan: Plan, checkpoints: str, longest: int) 
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
     )
+    # With several GPUs visible Trainer would wrap the model in DataParallel, which SFTTrainer refuses (Kaggle's two T4).
+    config._n_gpu = min(config.n_gpu, 1)
+    return config
 
 
-def world_size() -> int:
-    """Processes that train together."""
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
-
-def split_step(questions: int, processes: int, most_rows: int) -> tuple[int, int]:
-    """(rows per batch, batches per process) of a step: the largest batch that divides the step and fits."""
-    if questions % processes:
-        raise InputError(f"questions_per_step is {questions} and cannot be shared by {processes} processes; choose a multiple.")
-    share = questions // processes
-    micro = max((rows for rows in range(1, share + 1) if share % rows == 0 and rows <= most_rows), default=1)
-    return micro, share // micro
+def split_step(questions: int, most_rows: int) -> tuple[int, int]:
+    """(rows per batch, batches) of a step: the largest batch that divides the step and fits."""
+    micro = max((rows for rows in range(1, questions + 1) if questions % rows == 0 and rows <= most_rows), default=1)
+    return micro, questions // micro
 
 
 @dataclass(frozen=True)

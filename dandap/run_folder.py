@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import time
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,6 +37,18 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether it holds a trained adapter."""
         return (self.adapter / "adapter_model.safetensors").is_file()
+
+    @property
+    def finished_at(self) -> str:
+        """When training ended (UTC); "" sorts before all others if the file that says so is gone."""
+        if not self.environment_file.is_file():
+            return ""
+        return json.loads(self.environment_file.read_text(encoding="utf-8")).get("finished", "")
+
+    def mark_finished(self) -> None:
+        """Write the time into environment.json."""
+        environment = json.loads(self.environment_file.read_text(encoding="utf-8"))
+        write_json(self.environment_file, environment | {"finished": now()})
 
     def load_recipe(self) -> Recipe:
         """The recipe as it was resolved when the run started."""
@@ -81,7 +94,7 @@ def find_run(name: str | None, output_dir: str) -> RunFolder:
     finished = [run for run in list_runs(output_dir) if run.finished]
     if not finished:
         raise InputError(f"{output_dir} holds no finished run. Train one with `python fine_tune.py`, or name one with --run.")
-    return finished[-1]
+    return max(finished, key=lambda run: run.finished_at)
 
 
 def list_runs(output_dir: str) -> list[RunFolder]:
@@ -101,6 +114,11 @@ def safe_name(name: str) -> str:
 def timestamp() -> str:
     """Local time for folder names, to the second."""
     return time.strftime("%Y%m%d-%H%M%S")
+
+
+def now() -> str:
+    """UTC, so that runs of several machines sort."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def new_answers_folder(parent: Path, test_file: Path) -> Path:
@@ -141,15 +159,18 @@ def describe_environment(tables: list[Table]) -> dict:
         "cuda": torch.version.cuda if gpu else None,
         "commit": _commit(),
         "data": {str(table.path): table.sha256 for table in tables},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": now(),
     }
 
 
 def _commit() -> str | None:
     """The project's commit, with "+changes" if files differ; None outside a git checkout or without git."""
+    here = Path(__file__).parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=here).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, cwd=here
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+changes" if changed else "")

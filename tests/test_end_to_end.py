@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -29,7 +30,9 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
     train, test, gold = [HEADER], [TEST_HEADER], [["id", "answer"]]
     for number in range(20):
-        train.append([f"TRAIN_{number:05d}", article(number // 2), ("매출은?", "본사는 어디인가?")[number % 2], ("답", "부산")[number % 2]])
+        train.append(
+            [f"TRAIN_{number:05d}", article(number // 2), ("매출은?", "본사는 어디인가?")[number % 2], ("답", "부산")[number % 2]]
+        )
     for number in range(4):
         test.append([f"TEST_{number:04d}", article(50 + number), "본사는 어디인가?"])
         gold.append([f"TEST_{number:04d}", "부산"])
@@ -106,8 +109,7 @@ def test_a_quick_look_writes_no_submission(work):
 def test_output_is_a_copy_and_never_replaces(work, tmp_path):
     target = tmp_path / "mine.csv"
     result = answer(work, "--output", str(target))
-    with open(result["submission"], "rb") as submission:
-        assert target.read_bytes() == submission.read()
+    assert target.read_bytes() == Path(result["submission"]).read_bytes()
     with pytest.raises(InputError, match="exists already.*--overwrite"):
         answer(work, "--output", str(target))
     answer(work, "--output", str(target), "--overwrite")
@@ -140,7 +142,17 @@ def test_batches_answer_as_single_prompts_do(work):
 
 
 def test_zero_shot_needs_no_run_and_is_skipped_by_the_bare_command(work):
-    options = ["--recipe", "demo", "--no_adapter", "--template", "context_bot", "--test_file", str(work / "test.csv"), "--limit", "1"]
+    options = [
+        "--recipe",
+        "demo",
+        "--no_adapter",
+        "--template",
+        "context_bot",
+        "--test_file",
+        str(work / "test.csv"),
+        "--limit",
+        "1",
+    ]
     answer(work, *options)
     newest = list_runs(work / "outputs")[-1]
     assert not newest.finished
@@ -176,7 +188,7 @@ def test_resume_continues_to_the_same_adapter(work):
     whole, cut = RunFolder(work / "outputs" / "whole"), RunFolder(work / "outputs" / "cut")
     shutil.copytree(whole.path, cut.path)
     shutil.rmtree(cut.adapter)
-    steps = sorted(cut.checkpoints.iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    steps = sorted(cut.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     shutil.rmtree(steps[-1])
     fine_tune.main(["--resume", str(cut.path), "--output_dir", str(work / "outputs")])
     expected, got = (load_file(run.adapter / "adapter_model.safetensors") for run in (whole, cut))
@@ -204,13 +216,23 @@ def test_a_taken_run_name_is_refused(work):
 
 BAD_CALLS = {
     "no run yet": (inference.main, ["--output_dir", "{empty}"], "holds no finished run"),
+    "a run whose training has not finished": (inference.main, ["--run", "{unfinished}"], "holds no adapter.*--resume"),
     "an unknown run": (inference.main, ["--run", "nobody", "--output_dir", "{outputs}"], "no such folder.*first"),
     "a run without adapter": (inference.main, ["--run", "{empty}"], "no run folder"),
-    "a missing test file": (inference.main, ["--test_file", "nowhere.csv", "--output_dir", "{outputs}"], "no file at nowhere.csv"),
+    "a missing test file": (
+        inference.main,
+        ["--test_file", "nowhere.csv", "--output_dir", "{outputs}"],
+        "no file at nowhere.csv",
+    ),
     "a header-only test file": (inference.main, ["--test_file", "{header}", "--output_dir", "{outputs}"], "holds no questions"),
     "an unknown template": (inference.main, ["--template", "consise", "--output_dir", "{outputs}"], "Did you mean 'concise'"),
     "a recipe without --no_adapter": (inference.main, ["--recipe", "demo"], "add --no_adapter"),
     "an unknown option": (inference.main, ["--tets_file", "x"], "Did you mean 'test_file'"),
+    "an option of the other script": (inference.main, ["--batch_size", "8"], "unknown option '--batch_size'. See"),
+    "out of range": (fine_tune.main, ["--recipe", "demo", "--lora_r", "0"], "lora_r: got '0'"),
+    "a negative learning rate": (fine_tune.main, ["--recipe", "demo", "--learning_rate=-1"], "learning_rate: got '-1'"),
+    "a value that looks like an option": (fine_tune.main, ["--learning_rate", "-1e-4"], "--option=-1"),
+    "several processes": (fine_tune.main, ["--recipe", "demo"], "started by a launcher as 2 processes"),
     "a limit of zero": (inference.main, ["--limit", "0"], "--limit: got '0'"),
     "split and file": (inference.main, ["--split", "validation", "--test_file", "x", "--output_dir", "{outputs}"], "give one"),
     "an unknown recipe": (fine_tune.main, ["--recipe", "dmeo"], "Did you mean 'demo'"),
@@ -224,15 +246,66 @@ BAD_CALLS = {
 
 
 @pytest.mark.parametrize("name", BAD_CALLS)
-def test_bad_calls_are_clear_and_lose_nothing(work, tmp_path, name):
+def test_bad_calls_are_clear_and_lose_nothing(work, tmp_path, name, monkeypatch):
     main, argv, message = BAD_CALLS[name]
     (tmp_path / "header.csv").write_text("id,context,question\n")
     (tmp_path / "empty").mkdir()
-    places = {"empty": tmp_path / "empty", "outputs": work / "outputs", "header": tmp_path / "header.csv"}
+    shutil.copytree(work / "outputs" / "first", tmp_path / "unfinished", ignore=shutil.ignore_patterns("adapter"))
+    places = {
+        "unfinished": tmp_path / "unfinished",
+        "empty": tmp_path / "empty",
+        "outputs": work / "outputs",
+        "header": tmp_path / "header.csv",
+    }
+    if name == "several processes":
+        monkeypatch.setenv("WORLD_SIZE", "2")
     before = sorted(work.rglob("*"))
     with pytest.raises(InputError, match=message):
         main([part.format(**places) for part in argv])
     assert sorted(work.rglob("*")) == before
+
+
+BAD_DATA = {
+    "a misspelt column": ("id,contxt,question,answer\na,b,c,d\n", "Did you mean 'contxt'"),
+    "no answers": ("id,context,question\na,b,c\n", "no column 'answer'"),
+    "a missing answer": ("id,context,question,answer\na,b,c,\n", "id a.*no answer"),
+    "duplicate ids": ("id,context,question,answer\na,b,c,d\na,b,c,d\n", "1 ids more than once"),
+    "broken quotes": ('id,context,question,answer\na,"b,c,d\n', "quotation mark"),
+    "empty": ("", "is empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_training_data_starts_no_run(tmp_path, name):
+    text, message = BAD_DATA[name]
+    (tmp_path / "train.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        fine_tune.main(["--recipe", "demo", "--train_file", str(tmp_path / "train.csv"), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_fails_to_load_leaves_no_run(work, tmp_path):
+    """So that the same --run_name works once the model is there."""
+    with pytest.raises(InputError, match="cannot be loaded"):
+        fine_tune.main(train_options(work, "--model", str(tmp_path), "--run_name", "later"))
+    assert not (work / "outputs" / "later").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(work):
+    """transformers logs it as 0.0 and the run would "succeed"."""
+    options = train_options(work, "--learning_rate", "1e30", "--max_grad_norm", "1e30", "--epochs", "20", "--run_name", "broken")
+    with pytest.raises(InputError, match="the loss is nan"):
+        fine_tune.main(options)
+    assert not RunFolder(work / "outputs" / "broken").finished
+    shutil.rmtree(work / "outputs" / "broken")
+
+
+def test_the_newest_demo_run_does_not_answer_real_data_unasked(work, monkeypatch):
+    monkeypatch.setattr(inference, "DEMO_TEST", str(work / "test.csv"))
+    with pytest.raises(InputError, match="newest finished run is the demo"):
+        answer(work, "--test_file", "data/test.csv")
+    with pytest.raises(InputError, match="no file at"):
+        answer(work, "--test_file", "data/test.csv", "--run", "first")
 
 
 def test_the_bare_command_is_decided_by_data_and_machine(tmp_path, monkeypatch, capsys):

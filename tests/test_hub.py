@@ -5,7 +5,8 @@ import torch
 
 from dandap.dataset import Row
 from dandap.encoding import Encoder
-from dandap.model import empty_model, estimate_memory, load_config, load_tokenizer, resolve_targets
+from dandap.memory import empty_model, estimate_training
+from dandap.model import load_config, load_tokenizer, resolve_targets
 from dandap.recipe import RECIPES_DIR, load_recipe
 from prompts import get_template, render
 
@@ -32,5 +33,7 @@ def test_template_stop_token_and_targets(name):
     assert encoder.decode(example.answer_ids) == ROW.answers[0]
     model = empty_model(config)
     assert resolve_targets(model, recipe.lora_target_modules)
-    estimate = estimate_memory(recipe, model, recipe.max_length, checkpointing=True, bytes_each=torch.bfloat16.itemsize)
-    print(f"{name}: {estimate.parameters:,} parameters, {estimate}, stops at {tokenizer.convert_ids_to_tokens(encoder.stop_ids())}")
+    estimate = estimate_training(recipe, model, recipe.max_length, checkpointing=True, bytes_each=torch.bfloat16.itemsize)
+    print(
+        f"{name}: {estimate.parameters:,} parameters, {estimate}, stops at {tokenizer.convert_ids_to_tokens(encoder.stop_ids())}"
+    )

@@ -7,6 +7,7 @@ import prompts
 from dandap.dataset import Row
 from dandap.encoding import Encoder
 from dandap.errors import InputError
+from dandap.reference import _supervised
 from prompts import TEMPLATES, check_template, get_template, render
 
 ROW = Row("a", "한빛전자는 매출 1,240억 원을 기록했다.", "매출은 얼마인가?", ("1,240억 원",))
@@ -26,7 +27,14 @@ def encoder(tokenizer, name):
 def test_the_inference_prompt_is_the_training_prompt(tokenizer, name):
     trained = encoder(tokenizer, name).encode_rows([ROW], 1000, answers=True)[0]
     asked = encoder(tokenizer, name).encode_rows([Row(ROW.id, ROW.context, ROW.question)], 1000, answers=False)[0]
-    assert trained.prompt_ids == asked.prompt_ids
+    supervised = _supervised(trained)
+    assert supervised["input_ids"][: len(asked.prompt_ids)] == asked.prompt_ids
+    assert supervised["labels"][: len(asked.prompt_ids)] == [-100] * len(asked.prompt_ids)
+    assert supervised["labels"][len(asked.prompt_ids) :] == trained.answer_ids
+    parts = render(TEMPLATES[name], {"context": ROW.context, "question": ROW.question})
+    if "user" in parts:
+        turns = [{"role": r, "content": parts[r]} for r in parts] + [{"role": "assistant", "content": ROW.answers[0]}]
+        assert supervised["input_ids"] == tokenizer.apply_chat_template(turns, return_dict=False)
     assert asked.answer_ids == []
 
 
@@ -34,7 +42,8 @@ def test_the_inference_prompt_is_the_training_prompt(tokenizer, name):
 def test_the_last_supervised_token_stops_generation(tokenizer, name):
     encode = encoder(tokenizer, name)
     example = encode.encode_rows([ROW], 1000, answers=True)[0]
-    assert example.answer_ids[-1] in encode.stop_ids()
+    assert example.answer_ids[-1] == tokenizer.convert_tokens_to_ids("</s>")
+    assert encode.stop_ids() == [example.answer_ids[-1]]
     assert not set(example.answer_ids[:-1]) & set(encode.stop_ids())
     assert encode.decode(example.answer_ids) == ROW.answers[0]
 
@@ -105,3 +114,8 @@ def test_published_prompts_stand_verbatim():
     b = "너는 주어진 Context를 토대로 Question에 답하는 챗봇이야. Question에 대한 답변만 가급적 한 단어로 최대한 간결하게 답변하도록 해.:\n\n글\n\nQuestion:\n물음"
     assert render(get_template("context_bot"), fields) == {"user": b}
     assert render(get_template("system_context"), fields)["prompt"] == "### System:\n글\n\n### User:\n물음\n### Assistant:\n"
+    d = (
+        "너는 주어진 Context를 토대로 Question에 답하는 챗봇이야. Question에 대한 답변만 최대한 한 단어로, 명사들로만 답변해줘. 예를 들면 누구(사람에 대한 질문)-> 김철수(사람 이름만, 직무 회사 제외), 물건 -> 사과, 시간 -> 1시, 속력 -> 1m/s, 이런식으로 딱 간단하게만 나타내줘. "
+        "### System:\n글\n\n## User:\n물음\n\n"
+    )
+    assert render(get_template("nouns_only"), fields)["prompt"] == d

@@ -1,12 +1,13 @@
 """Recipes and options: one declaration, clear refusals, every file under recipes/."""
 
 import argparse
+import re
 
 import pytest
 import yaml
 
 from dandap.errors import InputError
-from dandap.recipe import RECIPES_DIR, Recipe, add_options, chosen_options, load_recipe, make_recipe, parse
+from dandap.recipe import RECIPES_DIR, Parser, Recipe, add_options, chosen_options, load_recipe, make_recipe, parse
 from prompts import get_template
 from tasks import get_task
 
@@ -36,6 +37,10 @@ def test_a_recipe_tells_its_source_and_that_it_never_ran(name):
     comment = (RECIPES_DIR / f"{name}.yaml").read_text(encoding="utf-8")
     assert f"--recipe {name}" in comment
     assert "Never run" in comment
+    assert "icence" in comment or "Apache-2.0" in comment
+    assert "questions an epoch" in comment or "questions per step" in comment
+    assert re.search(r"Memory: about \d+ GB", comment)
+    assert "Source: " in comment
 
 
 def test_published_values():
@@ -57,7 +62,7 @@ def test_yaml_text_is_cast_by_the_declared_type(tmp_path):
 
 
 def options(*argv):
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser = Parser()
     add_options(parser)
     return chosen_options(parse(parser, list(argv)))
 

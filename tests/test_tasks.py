@@ -9,7 +9,17 @@ import pytest
 from dandap.dataset import Row
 from dandap.errors import InputError
 from dandap.recipe import Recipe
-from tasks import TASKS, check_submission, get_task, prediction_record, read_test, write_predictions, write_submission
+from tasks import (
+    TASKS,
+    SubmissionForm,
+    check_submission,
+    get_task,
+    prediction_record,
+    read_test,
+    submission_form,
+    write_predictions,
+    write_submission,
+)
 
 TASK = TASKS["economic_qa"]
 NASTY = ['"따옴표", 쉼표', "줄\n바꿈", "복귀\r문자", "=1+1", "NA", "0007", "1.50", " 빈칸 ", ""]
@@ -19,9 +29,15 @@ def rows(count):
     return [Row(f"TEST_{n:04d}", "기사", "질문?") for n in range(count)]
 
 
+def write(path, test_file, questions, answers):
+    form = submission_form(TASK, test_file, [row.id for row in questions])
+    write_submission(path, form, questions, answers)
+    return form.note
+
+
 def test_submission_round_trip_of_nasty_answers(tmp_path):
     path = tmp_path / "submission.csv"
-    assert write_submission(path, TASK, tmp_path / "test.csv", rows(len(NASTY)), NASTY) is None
+    assert write(path, tmp_path / "test.csv", rows(len(NASTY)), NASTY) is None
     table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     assert table["id"].tolist() == [row.id for row in rows(len(NASTY))]
     assert table["answer"].tolist() == NASTY
@@ -38,23 +54,32 @@ def sample(folder: Path, ids, columns=("id", "answer"), encoding="utf-8"):
 def test_the_organisers_columns_and_byte_order_mark(tmp_path, encoding, bom):
     sample(tmp_path, ["TEST_0001", "TEST_0000"], columns=("ID", "정답"), encoding=encoding)
     path = tmp_path / "submission.csv"
-    assert write_submission(path, TASK, tmp_path / "test.csv", rows(2), ["가", "나"]) is None
+    assert write(path, tmp_path / "test.csv", rows(2), ["가", "나"]) is None
     assert path.read_bytes().startswith(b"\xef\xbb\xbf") == bom
     assert path.read_text(encoding="utf-8-sig") == "ID,정답\nTEST_0000,가\nTEST_0001,나\n"
 
 
 def test_a_sample_of_another_file_is_not_used_and_told(tmp_path):
     sample(tmp_path, ["X"], columns=("ID", "정답"))
-    note = write_submission(tmp_path / "submission.csv", TASK, tmp_path / "test.csv", rows(1), ["가"])
+    note = write(tmp_path / "submission.csv", tmp_path / "test.csv", rows(1), ["가"])
     assert "is not of this test file" in note
     assert (tmp_path / "submission.csv").read_text(encoding="utf-8-sig").startswith("id,answer\n")
 
 
 def test_a_wrong_submission_is_noticed(tmp_path):
     path = tmp_path / "submission.csv"
-    path.write_text("id,answer\nTEST_0001,가\n")
-    with pytest.raises(RuntimeError, match="reads back differently"):
-        check_submission(path, ["id", "answer"], rows(1))
+    form = SubmissionForm(("id", "answer"), "utf-8")
+    for text in (
+        "id,answer\nTEST_0001,가\n",
+        "id,answer\nTEST_0000,나\n",
+        "ID,answer\nTEST_0000,가\n",
+        "\ufeffid,answer\nTEST_0000,가\n",
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(RuntimeError, match="reads back differently"):
+            check_submission(path, form, rows(1), ["가"])
+    path.write_text("id,answer\nTEST_0000,가\n", encoding="utf-8")
+    check_submission(path, form, rows(1), ["가"])
 
 
 def test_gold_answers_from_a_file_of_their_own(write_csv, tmp_path):
@@ -70,6 +95,27 @@ def test_gold_answers_that_do_not_belong_are_refused(write_csv):
     write_csv([["id", "answer"], ["b", "답"]], "test_answers.csv")
     with pytest.raises(InputError, match="no answer for 1 ids"):
         read_test(Recipe(), test)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('id,answer\na,"답\n', "quotation mark"),
+        ("id,answer\na,답\na,답\n", "stands there twice"),
+        ("id,answer\na,\n", "no answer for a"),
+        ("id,anwser\na,답\n", "Did you mean 'anwser'"),
+    ],
+)
+def test_broken_gold_answers(write_csv, tmp_path, text, message):
+    test = write_csv([["id", "context", "question"], ["a", "기사", "질문?"]], "test.csv")
+    (tmp_path / "test_answers.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        read_test(Recipe(), test)
+
+
+def test_a_sample_in_cp949_reads(tmp_path):
+    sample(tmp_path, ["TEST_0000"], columns=("번호", "정답"), encoding="cp949")
+    assert submission_form(TASK, tmp_path / "test.csv", ["TEST_0000"]).columns == ("번호", "정답")
 
 
 def test_a_test_file_needs_no_answer_column_even_when_training_maps_one(write_csv):
