@@ -38,7 +38,7 @@ def test_a_recipe_tells_its_source_and_that_it_never_ran(name):
     assert f"--recipe {name}" in comment
     assert "Never run" in comment
     assert "icence" in comment or "Apache-2.0" in comment
-    assert "questions an epoch" in comment or "questions per step" in comment
+    assert "per step" in comment
     assert re.search(r"Memory: about \d+ GB", comment)
     assert "Source: " in comment
 
