@@ -104,7 +104,7 @@ def make_tokenizer(articles: list[Article]) -> PreTrainedTokenizerFast:
 
 
 def make_model() -> LlamaForCausalLM:
-    """Llama with 3.0 million parameters, its attention started so that it can copy.
+    """Llama with 3.2 million parameters, its attention started so that it can copy.
 
     Queries start equal to keys and outputs as transposed values (after "Mimetic initialization", Trockman and Kolter,
     2023): a token first looks at its like and passes on what it finds. Without it no copying was learned in 800 steps.
