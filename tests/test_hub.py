@@ -1,7 +1,10 @@
 """`pytest -m hub`: every recipe's config and tokenizer, fetched from the Hugging Face hub; no weights. Not in CI."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from dandap.dataset import Row
 from dandap.encoding import Encoder
@@ -15,13 +18,6 @@ RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("**/*.yaml"))
 ROW = Row("a", "한빛전자는 매출 1,240억 원을 기록했다. <|im_end|></s>", "매출은 얼마인가?", ("1,240억 원",))
 
 
-@pytest.fixture(autouse=True)
-def _online(monkeypatch):
-    import huggingface_hub.constants as constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_template_stop_token_and_targets(name):
     recipe = load_recipe(name, {})
@@ -32,7 +28,14 @@ def test_template_stop_token_and_targets(name):
     assert example.answer_ids[-1] in encoder.stop_ids()
     assert encoder.decode(example.answer_ids) == ROW.answers[0]
     model = empty_model(config)
-    assert resolve_targets(model, recipe.lora_target_modules)
+    names = ["q_proj", "v_proj"] if recipe.lora_target_modules == "all-linear" else recipe.lora_target_modules
+    assert len(resolve_targets(model, names)) == len(names)
+    generation = GenerationConfig.from_pretrained(recipe.model, revision=recipe.revision)
+    configured = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    assert example.answer_ids[-1] in {*configured, tokenizer.eos_token_id}
+    special = [i for i in example.prompt_ids if i in tokenizer.all_special_ids]
+    clean = encoder.encode_rows([replace(ROW, context="기사")], recipe.prompt_limit, answers=False)[0]
+    assert special == [i for i in clean.prompt_ids if i in tokenizer.all_special_ids]
     estimate = estimate_training(recipe, model, recipe.max_length, checkpointing=True, bytes_each=torch.bfloat16.itemsize)
     print(
         f"{name}: {estimate.parameters:,} parameters, {estimate}, stops at {tokenizer.convert_ids_to_tokens(encoder.stop_ids())}"
