@@ -22,7 +22,7 @@ from dandap.model import add_adapter, load_base, load_config, load_tokenizer, pi
 from dandap.progress import TrainingProgress, append_json, track
 from dandap.recipe import Parser, Recipe, add_options, chosen_options, load_recipe, make_recipe, parse
 from dandap.reference import make_trainer
-from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, write_json
+from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, refuse_taken, write_json
 from inference import answer_rows, print_score, render, some
 from tasks import get_task, read_train, score_rows, write_predictions
 
@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     name, recipe, run = choose(arguments)
     get_task(recipe.task)
     template = run.load_template()[1] if run else prompts.get_template(recipe.template)
+    if not run:
+        refuse_taken(recipe.output_dir, recipe.run_name)
     table = read_train(recipe)
     train_rows, validation_rows = split_by_article(table.rows, recipe.validation_fraction)
     tell_data(recipe, table)

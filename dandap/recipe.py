@@ -53,7 +53,7 @@ class Recipe(BaseModel):
 
     model: str = _field(
         "yanolja/EEVE-Korean-Instruct-10.8B-v1.0",
-        "hub id or folder of the base model; the best single Korean model of the 0.9025 system's authors that is openly licensed",
+        "hub id or folder of the base model; the Korean-trained one of the 0.9025 system whose licence is open",
         min_length=1,
     )
     revision: str | None = _field(None, "commit, tag or branch of the base on the hub; pin it for a run that must repeat")

@@ -76,11 +76,17 @@ class RunFolder:
 
 def new_run(output_dir: str, name: str | None, made_from: str) -> RunFolder:
     """A fresh folder; a name that is taken is refused, because nothing is ever overwritten."""
-    folder = Path(output_dir) / safe_name(name or f"{made_from}-{timestamp()}")
-    if folder.exists() and (name or any(folder.iterdir())):
-        raise InputError(f"{folder} exists already. Choose another --run_name, or continue it with --resume.")
-    folder.mkdir(parents=True, exist_ok=True)
+    refuse_taken(output_dir, name)
+    folder = free_folder(Path(output_dir) / safe_name(name or f"{made_from}-{timestamp()}"))
     return RunFolder(folder)
+
+
+def refuse_taken(output_dir: str, name: str | None) -> None:
+    """Say early that a run's name is taken, before a model is loaded."""
+    if name and (Path(output_dir) / safe_name(name)).exists():
+        raise InputError(
+            f"{Path(output_dir) / safe_name(name)} exists already. Choose another --run_name, or continue it with --resume."
+        )
 
 
 def find_run(name: str | None, output_dir: str) -> RunFolder:
@@ -123,7 +129,11 @@ def now() -> str:
 
 def new_answers_folder(parent: Path, test_file: Path) -> Path:
     """answers/<test>-<time>/, never one that exists."""
-    base = parent / safe_name(f"{test_file.stem}-{timestamp()}")
+    return free_folder(parent / safe_name(f"{test_file.stem}-{timestamp()}"))
+
+
+def free_folder(base: Path) -> Path:
+    """Make the folder, or the same name with -2, -3, ... if two start in one second."""
     folder, number = base, 2
     while True:
         try:

@@ -58,7 +58,7 @@ def test_a_run_leaves_everything(work):
     assert run.load_recipe().train_file == str(work / "train.csv")
     assert run.load_template() == ("concise", prompts.TEMPLATES["concise"])
     environment = json.loads(run.environment_file.read_text())
-    assert environment["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(environment["packages"]["torch"])  # the wheel may not name its "+cu130"
     assert len(next(iter(environment["data"].values()))) == 64
     lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     assert lines[0]["step"] > 0
