@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from dandap.errors import InputError
 
-ESTIMATE_AFTER = 20  # steps; the first ones are slower (kernels load, memory is allocated)
+ESTIMATE_AFTER, WARM_UP = 20, 5  # steps; the first ones are slower (kernels load, memory is allocated)
 
 
 def bars() -> Progress:
@@ -67,8 +67,11 @@ class TrainingProgress(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self.progress.update(self.task, completed=state.global_step)
         done = state.global_step - self.first_step
+        if done == WARM_UP:
+            self.warm = time.perf_counter()
         if done == ESTIMATE_AFTER and state.max_steps > state.global_step:
-            hours = (time.perf_counter() - self.started) / done * (state.max_steps - self.first_step) / 3600
+            seconds_a_step = (time.perf_counter() - self.warm) / (ESTIMATE_AFTER - WARM_UP)
+            hours = seconds_a_step * (state.max_steps - self.first_step) / 3600
             self.progress.console.print(f"at this speed the {state.max_steps - self.first_step} steps take {_duration(hours)}")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
