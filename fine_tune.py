@@ -20,7 +20,7 @@ from dandap.errors import InputError, run_script
 from dandap.memory import Plan, make_plan
 from dandap.model import add_adapter, load_base, load_config, load_tokenizer, pick_device, why_no_gpu
 from dandap.progress import TrainingProgress, append_json, track
-from dandap.recipe import Parser, Recipe, add_options, chosen_options, load_recipe, make_recipe, parse
+from dandap.recipe import Parser, Recipe, add_options, chosen_options, find_recipe, load_recipe, make_recipe, parse
 from dandap.reference import make_trainer
 from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, refuse_taken, write_json
 from inference import answer_rows, print_score, render, some
@@ -77,7 +77,7 @@ def choose(arguments: argparse.Namespace) -> tuple[str, Recipe, RunFolder | None
     if arguments.resume is not None:
         return choose_unfinished(arguments, options)
     if arguments.recipe:
-        return Path(arguments.recipe).stem, load_recipe(arguments.recipe, options), None
+        return find_recipe(arguments.recipe).stem, load_recipe(arguments.recipe, options), None
     train_file = Path(options.get("train_file", Recipe.model_fields["train_file"].default))
     if not train_file.is_file() and "train_file" not in options:
         Console(soft_wrap=True).print(

@@ -21,7 +21,7 @@ from dandap.errors import InputError, run_script
 from dandap.memory import make_plan
 from dandap.model import load_adapter, load_base, load_config, load_tokenizer, pick_device
 from dandap.progress import append_json, counting, track
-from dandap.recipe import Parser, Recipe, load_recipe, make_recipe, parse
+from dandap.recipe import Parser, Recipe, find_recipe, load_recipe, make_recipe, parse
 from dandap.reference import generate_answers
 from dandap.run_folder import RunFolder, describe_environment, find_run, new_answers_folder, new_run, write_json
 from tasks import (
@@ -142,8 +142,8 @@ def choose_base(arguments: argparse.Namespace) -> tuple[None, Recipe, prompts.Te
 
 def start_base_run(arguments: argparse.Namespace, recipe: Recipe, template: prompts.Template, table: Table) -> RunFolder:
     """A run folder without an adapter, which the bare command skips."""
-    source = arguments.recipe or arguments.run or "newest"
-    run = new_run(arguments.output_dir, None, f"{Path(source).stem if arguments.recipe else Path(source).name}-base")
+    source = find_recipe(arguments.recipe).stem if arguments.recipe else find_run(arguments.run, arguments.output_dir).path.name
+    run = new_run(arguments.output_dir, None, f"{source}-base")
     run.save_recipe(recipe, template)
     write_json(run.environment_file, describe_environment([table]))
     return run
@@ -179,9 +179,7 @@ def answer_rows(recipe: Recipe, encoder: Encoder, model, rows: list[Row], tokens
     examples = encoder.encode_rows(rows, recipe.prompt_limit, answers=False, track=partial(track, description="encoding"))
     trimmed = [example.row.id for example in examples if example.trimmed]
     if trimmed:
-        print(
-            f"{len(trimmed)} questions have their article trimmed to fit max_length={recipe.max_length}: {', '.join(trimmed[:5])}"
-        )
+        print(f"{len(trimmed)} questions have their article trimmed to fit max_length={recipe.max_length}: {some(trimmed)}")
     with counting(doing, len(rows), "questions") as advance:
         answers = generate_answers(
             model,

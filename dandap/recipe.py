@@ -93,7 +93,7 @@ class Recipe(BaseModel):
     )
     warmup_steps: float = _field(0.03, "steps until the peak learning rate: below 1 a fraction of all steps, else a count", ge=0)
     epochs: float = _field(1, "passes over the training questions", gt=0)
-    questions_per_step: int = _field(16, "questions per optimizer step (batch size x gradient accumulation, over all GPUs)", ge=1)
+    questions_per_step: int = _field(16, "questions per optimizer step (batch size x gradient accumulation)", ge=1)
     tokens_per_batch: Literal["auto"] | int = _field(
         "auto", "most tokens forwarded at once; a step's questions are split into batches of this size"
     )

@@ -160,6 +160,21 @@ def test_zero_shot_needs_no_run_and_is_skipped_by_the_bare_command(work):
     assert find_run(None, str(work / "outputs")).path.name == "first"
 
 
+@pytest.mark.parametrize("name", ["eeve-10.8b", "recipes/midm-2.0-mini.yaml"])
+def test_a_recipe_name_with_dots_names_the_run_whole(name):
+    """Path("eeve-10.8b").stem is "eeve-10"."""
+    arguments = fine_tune.parse(fine_tune.command_line(), ["--recipe", name])
+    assert fine_tune.choose(arguments)[0] == name.removeprefix("recipes/").removesuffix(".yaml")
+
+
+def test_trimmed_articles_are_told_and_recorded(work, capsys, monkeypatch):
+    monkeypatch.setattr(inference.Recipe, "prompt_limit", 75)
+    answer(work)
+    assert "4 questions have their article trimmed" in capsys.readouterr().out
+    newest = max((work / "outputs" / "first" / "answers").glob("test-*"), key=lambda path: path.stat().st_mtime_ns)
+    assert all(json.loads(line)["trimmed_characters"] > 0 for line in (newest / "predictions.jsonl").read_text().splitlines())
+
+
 def test_another_template_is_told(work, capsys):
     answer(work, "--template", "answer_bot", "--limit", "1")
     assert "answer_bot (--template) instead of concise" in capsys.readouterr().out

@@ -4,7 +4,7 @@
     python -m tools.make_demo --data     # only data/sample/
 
 Everything follows from the seed. The base answers in full sentences, as a chat model does: fine-tuning then teaches
-it the short answer. Its prompts are wordings of its own, so no template of prompts.py is favoured by training.
+it the short answer. Its prompts are wordings of its own; no template of prompts.py is among them.
 """
 
 import argparse
