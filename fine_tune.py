@@ -23,6 +23,7 @@ from dandap.progress import TrainingProgress, append_json, track
 from dandap.recipe import Parser, Recipe, add_options, chosen_options, find_recipe, load_recipe, make_recipe, parse
 from dandap.reference import make_trainer
 from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, refuse_taken, write_json
+from dandap.trainer import make_read_once_trainer
 from inference import answer_rows, print_score, render, some
 from tasks import get_task, read_train, score_rows, write_predictions
 
@@ -176,7 +177,8 @@ def start_run(name: str, recipe: Recipe, template: prompts.Template, table: Tabl
 def train(run: RunFolder, recipe: Recipe, plan: Plan, model, tokenizer, examples: list[Example], checkpoint: str | None) -> None:
     """Train the adapter, from a checkpoint if there is one."""
     progress = TrainingProgress(run.metrics_file)
-    trainer = make_trainer(model, tokenizer, examples, recipe, plan, str(run.checkpoints), callbacks=[progress])
+    make = make_read_once_trainer if recipe.read_once else make_trainer
+    trainer = make(model, tokenizer, examples, recipe, plan, str(run.checkpoints), callbacks=[progress])
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
@@ -186,7 +188,7 @@ def train(run: RunFolder, recipe: Recipe, plan: Plan, model, tokenizer, examples
 def save_adapter(model, tokenizer, run: RunFolder) -> None:
     """Adapter and tokenizer beside their place first: a run is finished when adapter/ is there whole."""
     partial_folder = run.path / ".adapter.partial"
-    model.save_pretrained(str(partial_folder))
+    model.save_pretrained(str(partial_folder), save_embedding_layers=False)  # else a copy of an adapted LM head goes along
     tokenizer.save_pretrained(str(partial_folder))
     os.replace(partial_folder, run.adapter)
     run.mark_finished()

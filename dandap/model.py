@@ -136,8 +136,11 @@ def keep_weights_in_place(model: torch.nn.Module) -> None:
 
 
 def pick_attention(recipe: Recipe, config: PretrainedConfig) -> str:
-    """The recipe's kernel, or sdpa; eager where attention logits are soft-capped, which sdpa cannot do."""
-    if recipe.attention != "auto":
+    """The kernel to load with: the recipe's, or sdpa; eager where logits are soft-capped, which sdpa cannot do.
+
+    Training may go over to flex afterwards (dandap/attention.py).
+    """
+    if recipe.attention in ("sdpa", "eager"):
         return recipe.attention
     return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
 

@@ -93,7 +93,12 @@ class Recipe(BaseModel):
     )
     warmup_steps: float = _field(0.03, "steps until the peak learning rate: below 1 a fraction of all steps, else a count", ge=0)
     epochs: float = _field(1, "passes over the training questions", gt=0)
-    questions_per_step: int = _field(16, "questions per optimizer step (batch size x gradient accumulation)", ge=1)
+    read_once: bool = _field(
+        True, "read an article once for all its questions of a step; false: TRL's way, the article again for each question"
+    )
+    questions_per_step: int = _field(
+        16, "questions per optimizer step, on average where whole articles are read once (batch size x accumulation)", ge=1
+    )
     tokens_per_batch: Literal["auto"] | int = _field(
         "auto", "most tokens forwarded at once; a step's questions are split into batches of this size"
     )
@@ -106,8 +111,8 @@ class Recipe(BaseModel):
         "auto",
         "recompute activations in the backward pass: a third slower, much less memory; auto: on CUDA when the estimate needs it",
     )
-    attention: Literal["auto", "sdpa", "eager"] = _field(
-        "auto", "attention kernel; auto: sdpa, eager for models with soft-capping (Gemma 2)"
+    attention: Literal["auto", "flex", "sdpa", "eager"] = _field(
+        "auto", "attention kernel; auto: flex in training on GPUs from sm_80 where it works, else sdpa, eager for soft-capping"
     )
     neftune_noise_alpha: float | None = _field(None, "noise on embeddings while training (NEFTune); 5 is usual", gt=0)
     seed: int = _field(42, "seeds adapter, data order and dropout", ge=0, lt=2**32)
@@ -157,6 +162,14 @@ class Recipe(BaseModel):
         if self.max_new_tokens >= self.max_length:
             raise ValueError(
                 f"max_new_tokens ({self.max_new_tokens}) leaves no room for a prompt in max_length ({self.max_length})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _head_adapter_needs_read_once(self) -> "Recipe":
+        if "lm_head" in self.lora_target_modules and not self.read_once:
+            raise ValueError(
+                "lora_target_modules holds lm_head, whose adapter TRL's trainer would bypass; drop it, or use read_once true"
             )
         return self
 

@@ -4,6 +4,7 @@ They read an article once per question. Faster paths are measured against them a
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -27,34 +28,41 @@ def make_trainer(
     callbacks: list[TrainerCallback],
 ) -> SFTTrainer:
     """An SFTTrainer over encoded examples, the loss on their answer tokens, the adapter in float32."""
-    adapters = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
-    trainer = SFTTrainer(
-        model=model,
-        args=training_config(recipe, plan, checkpoints, longest=max(len(e.prompt_ids) + len(e.answer_ids) for e in examples)),
-        train_dataset=Dataset.from_list([_supervised(example) for example in examples]),
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
+    longest = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
+    micro, accumulation = split_step(recipe.questions_per_step, plan.tokens_per_batch // longest)
+    config = training_config(recipe, plan, checkpoints, micro, accumulation)
+    with float32_adapters(model):
+        trainer = SFTTrainer(model, config, train_dataset=supervised(examples), processing_class=tokenizer, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)  # ours prints a line with fixed fields
-    # SFTTrainer casts the adapters of every 4-bit model to bf16; these are the float32 values they had.
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.data = adapters[name]
     return trainer
 
 
-def _supervised(example: Example) -> dict[str, list[int]]:
-    """Prompt and answer with labels on the answer only."""
-    return {
-        "input_ids": example.prompt_ids + example.answer_ids,
-        "labels": [-100] * len(example.prompt_ids) + example.answer_ids,
-    }
+@contextmanager
+def float32_adapters(model: PeftModel):
+    """Keeps adapters as they are: SFTTrainer's constructor casts those of every 4-bit model to bf16."""
+    adapters = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = adapters[name]
 
 
-def training_config(recipe: Recipe, plan: Plan, checkpoints: str, longest: int) -> SFTConfig:
-    """The recipe in TRL's words; batch size x accumulation = questions_per_step."""
+def supervised(examples: list[Example]) -> Dataset:
+    """Prompts and answers with labels on the answers only."""
+    return Dataset.from_list(
+        [
+            {
+                "input_ids": example.prompt_ids + example.answer_ids,
+                "labels": [-100] * len(example.prompt_ids) + example.answer_ids,
+            }
+            for example in examples
+        ]
+    )
+
+
+def training_config(recipe: Recipe, plan: Plan, checkpoints: str, micro: int, accumulation: int) -> SFTConfig:
+    """The recipe in TRL's words; a step is `accumulation` batches of `micro`."""
     on_gpu = plan.device.type == "cuda"
-    micro, accumulation = split_step(recipe.questions_per_step, plan.tokens_per_batch // longest)
     config = SFTConfig(
         output_dir=checkpoints,
         per_device_train_batch_size=micro,

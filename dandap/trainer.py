@@ -1,0 +1,277 @@
+"""Training that reads each article once: TRL's trainer over token trees, the same losses and gradients, fewer tokens."""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from trl import SFTTrainer
+
+from dandap.attention import use_flex
+from dandap.encoding import Example
+from dandap.memory import Plan
+from dandap.recipe import Recipe
+from dandap.reference import float32_adapters, supervised, training_config
+from dandap.token_tree import BLOCK, TokenTree, collate, grow, tree_masks
+
+SIMILAR = 0.8  # the shortest tree of a padded micro-batch, as a share of the longest
+Piece = list[int]  # questions of one article that go through the model together, as indices of examples
+
+
+def make_read_once_trainer(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    recipe: Recipe,
+    plan: Plan,
+    checkpoints: str,
+    callbacks: list[TrainerCallback],
+) -> "ReadOnceTrainer":
+    """A ReadOnceTrainer over encoded examples, the loss on their answer tokens, the adapter in float32."""
+    # Trainer takes one dataloader item for one step, and that is what ours are.
+    config = training_config(recipe, plan, checkpoints, micro=recipe.questions_per_step, accumulation=1)
+    flex = use_flex(model, recipe, plan)
+    with float32_adapters(model), _head_adapter_hidden(model):
+        trainer = ReadOnceTrainer(
+            model,
+            config,
+            examples=examples,
+            batching=Batching(plan.tokens_per_batch, one_row=flex, pad_id=tokenizer.pad_token_id),
+            mask_dtype=plan.compute_dtype,
+            train_dataset=supervised(examples[:1]),  # asked for by SFTTrainer; the examples are what is trained on
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+@contextmanager
+def _head_adapter_hidden(model: PeftModel) -> Iterator[None]:
+    """SFTTrainer refuses an adapter on the LM head because its own loss goes around it; ours calls the module."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, BaseTunerLayer):
+        yield
+        return
+    model.get_output_embeddings = head.get_base_layer
+    try:
+        yield
+    finally:
+        del model.get_output_embeddings
+
+
+class ReadOnceTrainer(SFTTrainer):
+    """SFTTrainer whose dataloader items are whole optimizer steps: the step's trees, in micro-batches.
+
+    The loss is the mean over all answer tokens of the step, on all processes, as SFTTrainer's is.
+    """
+
+    def __init__(self, model, args, examples: list[Example], batching: "Batching", mask_dtype: torch.dtype, **others):
+        super().__init__(model, args, **others)
+        self.examples, self.batching, self.mask_dtype = examples, batching, mask_dtype
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's share of every step. Not prepared by accelerate, which would deal it out once more."""
+        return DataLoader(Questions(self.examples), batch_sampler=self.steps(), collate_fn=self.batching.collate_step)
+
+    def steps(self) -> "StepSampler":
+        """The sampler; it asks the trainer's own counter for the epoch, so that a resumed run has the same order."""
+        sampler = StepSampler(
+            self.examples,
+            self.args.per_device_train_batch_size,
+            self.args.seed,
+            self.args.process_index,
+            self.args.world_size,
+            epoch=lambda: self.state.global_step // len(sampler),
+        )
+        return sampler
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Forward and backward over the step's micro-batches; processes exchange gradients after the last."""
+        model.train()
+        losses = []
+        batches = inputs["batches"]
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, self._prepare_inputs(batch), num_items_in_batch=num_items_in_batch)
+                self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Summed cross-entropy of a micro-batch over the step's number of answer tokens.
+
+        Times the number of processes, because DDP averages gradients over them.
+        """
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            position_ids=inputs["position_ids"],
+            attention_mask=tree_masks(self.model.config, inputs, self.mask_dtype, flex=self.batching.one_row),
+            logits_to_keep=inputs["predicts"],
+            use_cache=False,
+        )
+        logits = outputs.logits.float()  # (positions that predict, vocab)
+        right = logits[inputs["predictor"], inputs["target_ids"]]  # (targets,)
+        loss = (logits.logsumexp(-1)[inputs["predictor"]] - right).sum() / num_items_in_batch
+        loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _save(self, output_dir=None, state_dict=None):
+        """Checkpoints hold the adapter's tensors; PEFT would add a copy of an LM head that has an adapter."""
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict, save_embedding_layers=False)
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How a step's questions become micro-batches of at most `tokens_per_batch` unique tokens.
+
+    Rows of one tree each, of similar size, because padding is computed too and a masked row of several trees costs more
+    than the trees alone (SDPA, eager); or one row with everything in it, whose empty blocks FlexAttention skips.
+    """
+
+    tokens_per_batch: int
+    one_row: bool
+    pad_id: int
+
+    def collate_step(self, examples: list[Example]) -> dict:
+        """The dataloader's collate: micro-batches, and labels by which Trainer counts the step's answer tokens."""
+        batches = [self._collate(batch) for batch in self.micro_batches(examples)]
+        labels = torch.cat([batch["target_ids"] for batch in batches])
+        return {"batches": batches, "labels": labels, "shift_labels": labels}  # shift_labels are counted unshifted
+
+    def micro_batches(self, examples: list[Example]) -> list[list[tuple[list[Example], TokenTree]]]:
+        """Questions that share an article, with their tree, the largest first; an article too large for a batch is split."""
+        articles: dict[str, list[Example]] = {}
+        for example in examples:
+            articles.setdefault(example.row.article, []).append(example)
+        parts = [part for article in articles.values() for part in self._split_to_fit(article)]
+        batches: list[list] = []
+        for part in sorted(parts, key=lambda part: -len(part[1])):
+            if batches and self._fits(batches[-1], part):
+                batches[-1].append(part)
+            else:
+                batches.append([part])
+        return batches
+
+    def _split_to_fit(self, examples: list[Example]) -> list[tuple[list[Example], TokenTree]]:
+        tree = _grow(examples)
+        if len(tree) <= self.tokens_per_batch or len(examples) == 1:
+            return [(examples, tree)]
+        middle = len(examples) // 2
+        return self._split_to_fit(examples[:middle]) + self._split_to_fit(examples[middle:])
+
+    def _fits(self, batch: list, part: tuple[list[Example], TokenTree]) -> bool:
+        lengths = [len(tree) for _, tree in [*batch, part]]
+        if self.one_row:
+            return sum(lengths) <= self.tokens_per_batch
+        return lengths[-1] >= SIMILAR * lengths[0] and len(lengths) * lengths[0] <= self.tokens_per_batch
+
+    def _collate(self, batch: list) -> dict[str, torch.Tensor]:
+        if self.one_row:  # articles share the instruction before them
+            return collate([_grow([e for examples, _ in batch for e in examples])], self.pad_id, multiple_of=BLOCK)
+        return collate([tree for _, tree in batch], self.pad_id)
+
+
+def _grow(examples: list[Example]) -> TokenTree:
+    return grow((example.prompt_ids, example.answer_ids) for example in examples)
+
+
+class Questions(Sequence):
+    """The dataloader's dataset. Key -1 - i is example i read without its answer: it adds nothing to the loss.
+
+    A process that has no question of a step reads one that way, because all processes take part in every step.
+    """
+
+    def __init__(self, examples: list[Example]):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, key: int) -> Example:
+        return self.examples[key] if key >= 0 else replace(self.examples[-1 - key], answer_ids=[])
+
+
+class StepSampler:
+    """One process's keys of `Questions` for each optimizer step of an epoch; every epoch has the same number of steps."""
+
+    def __init__(
+        self, examples: list[Example], questions_per_step: int, seed: int, process: int, processes: int, epoch: Callable[[], int]
+    ):
+        articles: dict[str, Piece] = {}
+        for index, example in enumerate(examples):
+            articles.setdefault(example.row.article, []).append(index)
+        self.articles = list(articles.values())
+        self.cost = [len(example.prompt_ids) for example in examples]
+        self.questions_per_step, self.seed, self.epoch = questions_per_step, seed, epoch
+        self.process, self.processes = process, processes
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.cost) / self.questions_per_step)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = random.Random(f"{self.seed} {self.epoch()}")
+        for step in deal(self.articles, self.questions_per_step, rng):
+            yield share(step, self.cost, self.processes)[self.process]
+
+
+def deal(articles: list[Piece], questions_per_step: int, rng: random.Random) -> list[list[Piece]]:
+    """An epoch's steps: whole articles in random order, about `questions_per_step` questions in each, at least one.
+
+    ceil(questions / questions_per_step) steps. An article with more questions than a step is split.
+    """
+    pieces = [piece for article in articles for piece in _split(article, questions_per_step, rng)]
+    rng.shuffle(pieces)
+    left = sum(map(len, pieces))
+    steps = []
+    for steps_left in range(math.ceil(left / questions_per_step), 0, -1):
+        step, size, goal = [], 0, left / steps_left
+        # One piece at least, and at least one left for each later step; pieces no larger than a step are always enough.
+        while not step or (len(pieces) >= steps_left and abs(size + len(pieces[-1]) - goal) <= abs(size - goal)):
+            step.append(pieces.pop())
+            size += len(step[-1])
+        left -= size
+        steps.append(step)
+    return steps
+
+
+def _split(article: Piece, most: int, rng: random.Random) -> list[Piece]:
+    """The article's questions in as few pieces of at most `most` as possible, of nearly equal size."""
+    count = math.ceil(len(article) / most)
+    if count == 1:
+        return [article]
+    shuffled = rng.sample(article, len(article))
+    return [shuffled[number::count] for number in range(count)]
+
+
+def share(step: list[Piece], cost: list[int], processes: int) -> list[list[int]]:
+    """A step's questions for each process, dealt so that the longest share is short; the same on every process."""
+    pieces = list(step)
+    while len(pieces) < processes and (largest := max(pieces, key=len))[1:]:
+        pieces.remove(largest)
+        pieces += [largest[::2], largest[1::2]]
+    shares: list[list[int]] = [[] for _ in range(processes)]
+    load = [0] * processes
+    for piece in sorted(pieces, key=lambda piece: -cost[piece[0]]):
+        process = load.index(min(load))
+        shares[process] += piece
+        load[process] += cost[piece[0]]
+    return [mine or [-1 - step[0][0]] for mine in shares]
+
+
+def count_tokens(examples: list[Example], recipe: Recipe, plan: Plan) -> tuple[int, int]:
+    """(tokens of an epoch that reads the article for every question, tokens of one that reads it once a step)."""
+    batching = Batching(plan.tokens_per_batch, one_row=False, pad_id=0)
+    sampler = StepSampler(examples, recipe.questions_per_step, recipe.seed, process=0, processes=1, epoch=lambda: 0)
+    steps = (batching.micro_batches([examples[i] for i in step]) for step in sampler)
+    once = sum(len(tree) for step in steps for batch in step for _, tree in batch)
+    return sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples), once

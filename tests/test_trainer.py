@@ -1,0 +1,402 @@
+"""Reading once against ordinary training: losses, gradients and weights of the same steps, family by family."""
+
+import math
+import random
+from collections import Counter
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    TrainerCallback,
+)
+
+from dandap.dataset import Row
+from dandap.encoding import Example
+from dandap.memory import MemoryEstimate, Plan
+from dandap.model import add_adapter, load_base
+from dandap.recipe import Recipe
+from dandap.reference import make_trainer
+from dandap.trainer import Batching, Questions, StepSampler, count_tokens, deal, make_read_once_trainer, share
+
+CPU = torch.device("cpu")
+SIZES = {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 256}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128, "head_dim": 16}
+WINDOW = 8  # shorter than the articles
+FAMILIES = {
+    "llama": LlamaConfig(**SIZES, **HEADS),
+    "qwen3": Qwen3Config(**SIZES, **HEADS),
+    "gpt2": GPT2Config(vocab_size=96, n_embd=64, n_head=4, n_layer=2, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0),
+    "gemma2": Gemma2Config(**SIZES, **HEADS, sliding_window=WINDOW, query_pre_attn_scalar=16, attn_logit_softcapping=2.0),
+    "mistral": MistralConfig(**SIZES, **HEADS, sliding_window=WINDOW),
+}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """A folder per family with random weights, large enough that attention and answers matter."""
+    folder = tmp_path_factory.mktemp("bases")
+    for name, config in FAMILIES.items():
+        torch.manual_seed(0)
+        config.initializer_range = 0.2
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """SFTTrainer asks for one; its ids are not used."""
+    from tokenizers import Tokenizer, models
+
+    inner = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def make_examples(seed=0, articles=20, questions=2, answers=1, length=(15, 40)):
+    """Random ids; an article's questions differ, a question's answers share its prompt and sometimes a first token."""
+    rng = random.Random(seed)
+    draw = lambda low, high: [rng.randint(3, 95) for _ in range(rng.randint(low, high))]  # noqa: E731
+    examples = []
+    for number in range(articles):
+        context, length_of = draw(*length), f"article {number}"
+        for _ in range(questions):
+            question = draw(2, 6)
+            first = draw(1, 1)
+            for _ in range(answers):
+                answer = first + draw(0, 4) + [1]
+                examples.append(Example(Row(str(len(examples)), length_of, "q"), context + question, answer))
+    return examples
+
+
+def make_recipe(folder, **options):
+    """All-linear LoRA; gradients are not clipped, so that they can be compared.
+
+    A step of warm-up, because AdamW's first step is the gradient's sign, and that of an element whose gradient lies
+    below float32's rounding (2e-10 where its neighbours have 1e-2) is noise.
+    """
+    defaults = {"quantization": "none", "questions_per_step": 4, "max_grad_norm": 1e9, "learning_rate": 2e-4, "lora_r": 4}
+    schedule = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 1}
+    return Recipe(model=str(folder), **(defaults | schedule | options))
+
+
+def make_plan(tokens=4096, checkpointing=False):
+    return Plan(CPU, torch.float32, tokens, checkpointing, MemoryEstimate(0, 0, 0, 0), None)
+
+
+class Record(TrainerCallback):
+    """Loss and gradients of every step."""
+
+    def __init__(self):
+        self.losses, self.gradients = [], []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+def adapted(recipe):
+    """The same base and adapter every time; lora_B is not left at zero, where half of the gradients would be."""
+    model = add_adapter(load_base(recipe, CPU), recipe)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.05, generator=generator)
+    return model
+
+
+def run(make, recipe, plan, examples, tokenizer, folder, sequential=False):
+    """(record, trained weights, trainer) of one epoch."""
+    record, model = Record(), adapted(recipe)
+    trainer = make(model, tokenizer, examples, recipe, plan, str(folder), callbacks=[record])
+    trainer.args.logging_steps = 1
+    trainer.args.save_strategy = "no"
+    if sequential:
+        trainer.args.train_sampling_strategy = "sequential"
+    trainer.train()
+    return record, {n: p.data for n, p in model.named_parameters() if p.requires_grad}, trainer
+
+
+def in_the_order_of(trainer, examples):
+    """The examples as the trainer's first epoch had them, its steps as sets of ids beside them."""
+    keys = list(StepSampler(examples, trainer.args.per_device_train_batch_size, trainer.args.seed, 0, 1, epoch=lambda: 0))
+    return [[examples[key] for key in step] for step in keys]
+
+
+def relative(got, expected):
+    return ((got - expected).norm() / expected.norm().clamp(min=1e-12)).item()
+
+
+def assert_same(ours, theirs, weights_tolerance):
+    """Losses within 1e-6 and gradients within 1e-5, relative; weights within what is given, absolute or relative."""
+    (record, weights, _), (expected, expected_weights, _) = ours, theirs
+    assert len(record.losses) == len(expected.losses) == 10
+    for got, want in zip(record.losses, expected.losses, strict=True):
+        assert got == pytest.approx(want, rel=1e-6)
+    for got, want in zip(record.gradients, expected.gradients, strict=True):
+        assert got.keys() == want.keys()
+        assert all(want[name].norm() > 0 for name in want), "a gradient of zero proves nothing"
+        assert max(relative(got[name], want[name]) for name in want) < 1e-5
+    weights_tolerance(weights, expected_weights)
+
+
+def relative_weights(got, want):
+    assert max(relative(got[name], want[name]) for name in want) < 1e-5
+
+
+def absolute_weights(got, want):
+    assert max((got[name] - want[name]).abs().max().item() for name in want) < 1e-5
+
+
+def compare(recipe, plan, examples, tokenizer, tmp_path, weights_tolerance):
+    """Ours against TRL's trainer, one example at a time, on the same steps."""
+    ours = run(make_read_once_trainer, recipe, plan, examples, tokenizer, tmp_path / "ours")
+    steps = in_the_order_of(ours[2], examples)
+    assert {len(step) for step in steps} == {recipe.questions_per_step}, "TRL's steps all have the same size"
+    one_at_a_time = Plan(CPU, torch.float32, 1, plan.gradient_checkpointing, plan.estimate, None)
+    ordered = [example for step in steps for example in step]
+    theirs = run(make_trainer, recipe, one_at_a_time, ordered, tokenizer, tmp_path / "theirs", sequential=True)
+    assert theirs[2].args.per_device_train_batch_size == 1
+    assert_same(ours, theirs, weights_tolerance)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sgd_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization):
+    """Two articles a step in padded rows, two questions with two answers each, gradient checkpointing."""
+    recipe = make_recipe(bases / family, quantization=quantization, optim="sgd", learning_rate=1e-2, questions_per_step=8)
+    recipe = recipe.model_copy(update={"lr_scheduler_type": "constant"})
+    examples = make_examples(articles=20, questions=2, answers=2)
+    compare(recipe, make_plan(checkpointing=True), examples, tokenizer, tmp_path, relative_weights)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adamw_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization):
+    """Nested trees, two questions with five answers each, no checkpointing."""
+    recipe = make_recipe(bases / family, quantization=quantization, optim="adamw_torch", questions_per_step=10)
+    examples = make_examples(articles=10, questions=2, answers=5)
+    compare(recipe, make_plan(), examples, tokenizer, tmp_path, absolute_weights)
+
+
+@pytest.mark.parametrize("tokens", [1, 90, 150, 100_000])
+def test_micro_batches_change_nothing(bases, tokenizer, tmp_path, tokens):
+    """From one question at a time to the whole step at once."""
+    recipe = make_recipe(bases / "llama", optim="adamw_torch", questions_per_step=8)
+    examples = make_examples(articles=20, questions=4)
+    compare(recipe, make_plan(tokens), examples, tokenizer, tmp_path, absolute_weights)
+
+
+def plain_gradients(model, examples):
+    """A plain loop: one example at a time, cross-entropy of its answer tokens over the number of all of them."""
+    total, targets = 0.0, sum(len(example.answer_ids) for example in examples)
+    for example in examples:
+        ids = torch.tensor([example.prompt_ids + example.answer_ids])
+        logits = model(input_ids=ids).logits[0, len(example.prompt_ids) - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits.float(), torch.tensor(example.answer_ids), reduction="sum") / targets
+        loss.backward()
+        total += loss.item()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    return total, gradients
+
+
+def tree_gradients(trainer, examples):
+    """The same by one training_step of ours."""
+    step = trainer.batching.collate_step(examples)
+    loss = trainer.training_step(trainer.model, step, step["labels"].numel()).item()
+    gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.model.zero_grad()
+    return loss, gradients
+
+
+@pytest.fixture(scope="module")
+def trainers(bases, tokenizer, tmp_path_factory):
+    """A trainer per family, fp32, never trained."""
+    made = {}
+
+    def get(family, **options):
+        key = (family, *options.items())
+        if key not in made:
+            recipe = make_recipe(bases / family, **options)
+            folder = str(tmp_path_factory.mktemp("trainer"))
+            made[key] = make_read_once_trainer(adapted(recipe), tokenizer, make_examples(), recipe, make_plan(200), folder, [])
+        return made[key]
+
+    return get
+
+
+def assert_same_gradients(ours, plain):
+    assert ours[0] == pytest.approx(plain[0], rel=1e-6)
+    assert max(relative(ours[1][name], plain[1][name]) for name in plain[1]) < 1e-5
+
+
+ids = st.lists(st.integers(3, 6), max_size=8)
+questions = st.lists(st.tuples(st.integers(0, 2), ids.filter(len), ids), min_size=1, max_size=10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=questions)
+def test_trees_grown_at_random(trainers, family, drawn):
+    """Few different tokens, so that prompts and answers share beginnings in every way, duplicates included."""
+    stems = [[*range(10 + 30 * a, 10 + 30 * a + 5 + 9 * a)] for a in range(3)]
+    examples = [Example(Row(str(i), f"{a}", "q"), stems[a] + p, [*x, 1]) for i, (a, p, x) in enumerate(drawn)]
+    trainer = trainers(family)
+    assert_same_gradients(tree_gradients(trainer, examples), plain_gradients(trainer.model, examples))
+
+
+def test_an_adapter_on_the_head_trains(trainers):
+    """TRL refuses it, so the comparison is the plain loop. Nothing of the refusal's detour is left."""
+    trainer = trainers("llama", lora_target_modules="q_proj,lm_head")
+    assert "get_output_embeddings" not in vars(trainer.model)
+    examples = make_examples()[:8]
+    ours, plain = tree_gradients(trainer, examples), plain_gradients(trainer.model, examples)
+    assert any("lm_head" in name and gradient.norm() > 0 for name, gradient in ours[1].items())
+    assert_same_gradients(ours, plain)
+
+
+def test_checkpoints_hold_lora_tensors_only(bases, tokenizer, tmp_path):
+    """PEFT writes the whole head beside its adapter, 262 MB for SOLAR."""
+    recipe = make_recipe(bases / "llama", lora_target_modules="q_proj,lm_head")
+    trainer = make_read_once_trainer(adapted(recipe), tokenizer, make_examples(), recipe, make_plan(), str(tmp_path), [])
+    trainer.train()
+    saved = load_file(next(tmp_path.glob("checkpoint-*")) / "adapter_model.safetensors")
+    assert any("lm_head.lora_B" in name for name in saved)
+    assert all(".lora_" in name for name in saved)
+
+
+def test_an_evaluation_between_steps_changes_nothing(bases, tokenizer, tmp_path):
+    """On CPUs with AVX512-BF16 a forward in eval mode repacked 4-bit weights and spoilt all later gradients."""
+
+    class Evaluate(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            with torch.no_grad():
+                model.eval()(input_ids=torch.arange(3, 40)[None])
+
+    recipe, examples = make_recipe(bases / "llama", quantization="nf4", optim="adamw_torch"), make_examples()
+    results = []
+    for callbacks in ([], [Evaluate()]):
+        model = adapted(recipe)
+        assert any(isinstance(module, Linear4bit) for module in model.modules())
+        make_read_once_trainer(model, tokenizer, examples, recipe, make_plan(), str(tmp_path), callbacks).train()
+        results.append({n: p.data for n, p in model.named_parameters() if p.requires_grad})
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_dropout_draws_once_per_shared_token(bases, tokenizer, tmp_path):
+    """Two equal questions under dropout have one loss: they are one branch. TRL would draw twice."""
+    recipe = make_recipe(bases / "llama", lora_dropout=0.5)
+    one = make_examples(articles=1, questions=1)
+    trainer = make_read_once_trainer(adapted(recipe), tokenizer, one, recipe, make_plan(), str(tmp_path), [])
+    losses = []
+    for examples in (one, one * 2):
+        torch.manual_seed(0)
+        losses.append(tree_gradients(trainer, examples)[0])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    torch.manual_seed(1)
+    assert tree_gradients(trainer, one)[0] != pytest.approx(losses[0], rel=1e-3), "dropout is on"
+
+
+articles_of = st.lists(st.integers(1, 30), min_size=1, max_size=40)
+
+
+@given(articles_of, st.integers(1, 20), st.integers(0, 2**32))
+def test_dealing(sizes, questions_per_step, seed):
+    """Every question once, the promised number of steps, none empty, whole articles unless larger than a step."""
+    total, articles = sum(sizes), []
+    for size in sizes:
+        articles.append(list(range(sum(map(len, articles)), sum(map(len, articles)) + size)))
+    steps = deal(articles, questions_per_step, random.Random(seed))
+    assert len(steps) == math.ceil(total / questions_per_step)
+    assert all(steps)
+    assert Counter(question for step in steps for piece in step for question in piece) == Counter(range(total))
+    assert max(len(piece) for step in steps for piece in step) <= questions_per_step
+    pieces = sum(len(step) for step in steps)
+    assert pieces == sum(math.ceil(size / questions_per_step) for size in sizes)
+
+
+def test_steps_are_near_their_size():
+    steps = deal([list(range(6 * n, 6 * n + 6)) for n in range(200)], 16, random.Random(0))
+    sizes = [sum(map(len, step)) for step in steps]
+    assert len(sizes) == 75
+    assert set(sizes) <= {12, 18}
+
+
+def test_one_question_a_step_is_ordinary_training():
+    assert all(len(step) == len(step[0]) == 1 for step in deal([[0, 1, 2], [3]], 1, random.Random(0)))
+
+
+@given(articles_of, st.integers(1, 4), st.integers(0, 100))
+def test_processes_share_a_step(sizes, processes, seed):
+    """No question lost or doubled; a process without one reads one of the step without its answer."""
+    step, start = [], 0
+    for size in sizes:
+        step.append(list(range(start, start := start + size)))
+    rng = random.Random(seed)
+    shares = share(step, [rng.randint(1, 900) for _ in range(start)], processes)
+    assert len(shares) == processes
+    assert all(shares)
+    assert sorted(key for mine in shares for key in mine if key >= 0) == list(range(start))
+    assert all(key >= 0 for mine in shares for key in mine) or start < processes
+
+
+def test_a_question_read_without_its_answer_adds_nothing(trainers):
+    examples = make_examples()
+    silent = Questions(examples)[-1 - 3]
+    assert (silent.prompt_ids, silent.answer_ids) == (examples[3].prompt_ids, [])
+    loss, gradients = tree_gradients_of_silent(trainers("llama"), silent)
+    assert loss == 0
+    assert all(gradient.abs().max() == 0 for gradient in gradients.values())
+
+
+def tree_gradients_of_silent(trainer, silent):
+    step = trainer.batching.collate_step([silent])
+    loss = trainer.training_step(trainer.model, step, 5).item()
+    gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.model.zero_grad()
+    return loss, gradients
+
+
+def test_the_order_changes_every_epoch_and_comes_back():
+    examples = make_examples(articles=30)
+
+    def order(epoch, seed=42):
+        return list(StepSampler(examples, 4, seed, 0, 1, epoch=lambda: epoch))
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    assert order(0) != order(0, seed=43)
+
+
+def test_micro_batches_keep_to_their_size():
+    examples = make_examples(articles=12, questions=3)
+    for one_row in (False, True):
+        batching = Batching(150, one_row, pad_id=0)
+        batches = batching.micro_batches(examples)
+        assert sorted(e.row.id for batch in batches for part, _ in batch for e in part) == sorted(e.row.id for e in examples)
+        assert all(sum(len(tree) for _, tree in batch) <= 150 for batch in batches)
+        assert any(len(batch) > 1 for batch in batches)
+        rows = [batching.collate_step([e for part, _ in batch for e in part])["batches"] for batch in batches]
+        assert all((b["input_ids"].shape[0] == 1) == one_row or not one_row for r in rows for b in r)
+    small = Batching(60, False, pad_id=0).micro_batches(examples)
+    assert any(len({e.row.article for e in part}) == 1 and len(part) < 3 for batch in small for part, _ in batch), "split"
+
+
+def test_what_reading_once_saves():
+    article, rows = list(range(3, 90)), [Row(str(n), "a", "q") for n in range(6)]
+    examples = [Example(row, [*article, 90 + n], [1]) for n, row in enumerate(rows)]
+    assert count_tokens(examples, Recipe(), make_plan()) == (6 * 89, 87 + 6)
+    assert count_tokens(examples, Recipe(questions_per_step=1), make_plan()) == (6 * 89, 6 * 88)
