@@ -19,18 +19,24 @@ from dandap.encoding import Encoder, Example
 from dandap.errors import InputError, run_script
 from dandap.memory import Plan, make_plan
 from dandap.model import add_adapter, load_base, load_config, load_tokenizer, pick_device, why_no_gpu
+from dandap.processes import first_one_speaks, from_first, is_first, leave_together
 from dandap.progress import TrainingProgress, append_json, track
 from dandap.recipe import Parser, Recipe, add_options, chosen_options, find_recipe, load_recipe, make_recipe, parse
 from dandap.reference import make_trainer
 from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, refuse_taken, write_json
-from dandap.trainer import make_read_once_trainer
+from dandap.trainer import count_tokens, make_read_once_trainer
 from inference import answer_rows, print_score, render, some
 from tasks import get_task, read_train, score_rows, write_predictions
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line; raises InputError for what cannot be used."""
-    arguments = parse(command_line(), argv)
+    with first_one_speaks():
+        fine_tune(parse(command_line(), argv))
+
+
+def fine_tune(arguments: argparse.Namespace) -> None:
+    """The story, from the recipe to the validation score."""
     name, recipe, run = choose(arguments)
     get_task(recipe.task)
     template = run.load_template()[1] if run else prompts.get_template(recipe.template)
@@ -50,12 +56,16 @@ def main(argv: list[str] | None = None) -> None:
         return preview(encoder, examples[0])
 
     print(f"{plan}, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}")
+    tell_saving(recipe, plan, examples)
     model = add_adapter(load_base(recipe, plan.device), recipe)
     trained, total = model.get_nb_trainable_parameters()
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
     checkpoint = str(run.latest_checkpoint()) if run else None
-    run = run or start_run(name, recipe, template, table, examples)
+    run = run or from_first(lambda: start_run(name, recipe, template, table, examples))
     train(run, recipe, plan, model, tokenizer, examples, checkpoint)
+    leave_together()
+    if not is_first():
+        return
     save_adapter(model, tokenizer, run)
     if validation_rows:
         validate(recipe, run, encoder, model, validation_rows)
@@ -152,6 +162,18 @@ def tell_lengths(recipe: Recipe, examples: list[Example]) -> None:
         print(f"{len(long_answers)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens: {some(long_answers)}")
 
 
+def tell_saving(recipe: Recipe, plan: Plan, examples: list[Example]) -> None:
+    """What reading once saves, in tokens of an epoch."""
+    if not recipe.read_once:
+        return
+    every_time, once = count_tokens(examples, recipe, plan)
+    articles = len({example.row.article for example in examples})
+    print(
+        f"reading once: {len(examples):,} questions on {articles:,} articles: {every_time / 1e6:.2f} M -> {once / 1e6:.2f} M "
+        f"tokens per epoch ({every_time / once:.1f}x fewer)"
+    )
+
+
 def preview(encoder: Encoder, example: Example) -> None:
     """One example as the model sees it, the supervised tokens marked."""
     tokens = encoder.tokenizer.convert_ids_to_tokens
@@ -177,8 +199,9 @@ def start_run(name: str, recipe: Recipe, template: prompts.Template, table: Tabl
 def train(run: RunFolder, recipe: Recipe, plan: Plan, model, tokenizer, examples: list[Example], checkpoint: str | None) -> None:
     """Train the adapter, from a checkpoint if there is one."""
     progress = TrainingProgress(run.metrics_file)
+    callbacks = [progress] if is_first() else []
     make = make_read_once_trainer if recipe.read_once else make_trainer
-    trainer = make(model, tokenizer, examples, recipe, plan, str(run.checkpoints), callbacks=[progress])
+    trainer = make(model, tokenizer, examples, recipe, plan, str(run.checkpoints), callbacks)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:

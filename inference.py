@@ -20,6 +20,7 @@ from dandap.encoding import Encoder
 from dandap.errors import InputError, run_script
 from dandap.memory import make_plan
 from dandap.model import load_adapter, load_base, load_config, load_tokenizer, pick_device
+from dandap.processes import refuse_several
 from dandap.progress import append_json, counting, track
 from dandap.recipe import Parser, Recipe, find_recipe, load_recipe, make_recipe, parse
 from dandap.reference import generate_answers
@@ -42,6 +43,7 @@ DEMO_TEST = "data/sample/test.csv"
 def main(argv: list[str] | None = None) -> dict:
     """The command line; returns the result that its last line prints as JSON."""
     arguments = parse(command_line(), argv)
+    refuse_several("inference.py")
     refuse_existing(arguments.output, arguments.overwrite)
     run, recipe, template = choose(arguments)
     table = read_rows(recipe, arguments)

@@ -1,11 +1,11 @@
 """The base model in NF4 or 16 bit, its tokenizer, its LoRA adapter, and the device they run on."""
 
-import os
 import shutil
 import warnings
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
@@ -21,6 +21,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from dandap.errors import InputError
+from dandap.processes import process_count
 from dandap.recipe import Recipe
 
 # peft still reads the old name; nothing a user could change.
@@ -36,16 +37,16 @@ FUSED = {
 
 
 def pick_device() -> torch.device:
-    """The first GPU, else the CPU. Several GPUs: one is used, and a line says so."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError(
-            f"started by a launcher as {os.environ['WORLD_SIZE']} processes; one process is what runs so far. "
-            "Start the script with python, without accelerate launch or torchrun."
-        )
+    """This process's GPU, else the CPU. Several GPUs without a launcher: one is used, and a line says so."""
+    if process_count() > 1:
+        return PartialState(cpu=why_no_gpu() is not None).device
     if why_no_gpu():
         return torch.device("cpu")
     if torch.cuda.device_count() > 1:
-        print(f"{torch.cuda.device_count()} GPUs visible, using the first; CUDA_VISIBLE_DEVICES chooses another")
+        print(
+            f"{torch.cuda.device_count()} GPUs visible, using the first; CUDA_VISIBLE_DEVICES chooses another, "
+            "`accelerate launch fine_tune.py` trains on all"
+        )
     torch.cuda.set_device(0)
     return torch.device("cuda", 0)
 

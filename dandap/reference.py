@@ -14,7 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import SFTConfig, SFTTrainer
 
 from dandap.encoding import Example
+from dandap.errors import InputError
 from dandap.memory import Plan
+from dandap.processes import process_count
 from dandap.recipe import Recipe
 
 
@@ -29,7 +31,13 @@ def make_trainer(
 ) -> SFTTrainer:
     """An SFTTrainer over encoded examples, the loss on their answer tokens, the adapter in float32."""
     longest = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
-    micro, accumulation = split_step(recipe.questions_per_step, plan.tokens_per_batch // longest)
+    questions, rest = divmod(recipe.questions_per_step, process_count())
+    if rest:
+        raise InputError(
+            f"questions_per_step={recipe.questions_per_step} cannot be shared by {process_count()} processes with read_once "
+            f"false; give a multiple of {process_count()}."
+        )
+    micro, accumulation = split_step(questions, plan.tokens_per_batch // longest)
     config = training_config(recipe, plan, checkpoints, micro, accumulation)
     with float32_adapters(model):
         trainer = SFTTrainer(model, config, train_dataset=supervised(examples), processing_class=tokenizer, callbacks=callbacks)
@@ -79,6 +87,7 @@ def training_config(recipe: Recipe, plan: Plan, checkpoints: str, micro: int, ac
         bf16=on_gpu and plan.compute_dtype is torch.bfloat16,
         fp16=on_gpu and plan.compute_dtype is torch.float16,
         use_cpu=not on_gpu,
+        ddp_find_unused_parameters=False,  # every adapter takes part in every step; the search costs a walk over the graph
         dataloader_pin_memory=on_gpu,
         seed=recipe.seed,
         data_seed=recipe.seed,

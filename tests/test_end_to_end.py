@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -210,6 +212,23 @@ def test_resume_continues_to_the_same_adapter(work):
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+def test_two_processes_train_what_one_does(work):
+    """`accelerate launch` with two CPU processes: each step's articles are shared out, gradients are summed."""
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    plain = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    done = subprocess.run(
+        [sys.executable, *launch, *plain, "fine_tune.py", *train_options(work, "--run_name", "two")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("validation: char F1") == 1, "one process speaks"
+    one, two = (load_file(work / "outputs" / name / "adapter" / "adapter_model.safetensors") for name in ("first", "two"))
+    for name in one:
+        assert (one[name] - two[name]).norm() <= 1e-5 * one[name].norm()
+
+
 def test_resume_refuses_another_recipe(work):
     run = work / "outputs" / "unfinished"
     shutil.copytree(work / "outputs" / "first", run)
@@ -247,7 +266,7 @@ BAD_CALLS = {
     "out of range": (fine_tune.main, ["--recipe", "demo", "--lora_r", "0"], "lora_r: got '0'"),
     "a negative learning rate": (fine_tune.main, ["--recipe", "demo", "--learning_rate=-1"], "learning_rate: got '-1'"),
     "a value that looks like an option": (fine_tune.main, ["--learning_rate", "-1e-4"], "--option=-1"),
-    "several processes": (fine_tune.main, ["--recipe", "demo"], "started by a launcher as 2 processes"),
+    "several processes": (inference.main, ["--output_dir", "{outputs}"], "a launcher started inference.py as 2 processes"),
     "a limit of zero": (inference.main, ["--limit", "0"], "--limit: got '0'"),
     "split and file": (inference.main, ["--split", "validation", "--test_file", "x", "--output_dir", "{outputs}"], "give one"),
     "an unknown recipe": (fine_tune.main, ["--recipe", "dmeo"], "Did you mean 'demo'"),
