@@ -3,6 +3,7 @@
 python fine_tune.py                       the demo, or the default recipe once data/train.csv is there
 python fine_tune.py --recipe kanana-1.5-8b --epochs 2
 python fine_tune.py --preview             one encoded example, token counts, what would be trimmed
+python fine_tune.py --plan                memory of every recipe, or of --recipe, and what would be chosen
 python fine_tune.py --resume              continue the newest unfinished run
 """
 
@@ -11,19 +12,21 @@ import os
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 import prompts
 from dandap.dataset import Row, Table, split_by_article
 from dandap.encoding import Encoder, Example
 from dandap.errors import InputError, run_script
-from dandap.memory import Plan, make_plan
+from dandap.memory import GB, Plan, make_plan, parse_size, plan_for_size
 from dandap.model import add_adapter, load_base, load_config, load_tokenizer, pick_device, why_no_gpu
 from dandap.processes import first_one_speaks, from_first, is_first, leave_together
 from dandap.progress import TrainingProgress, append_json, track
-from dandap.recipe import Parser, Recipe, add_options, chosen_options, find_recipe, load_recipe, make_recipe, parse
+from dandap.recipe import RECIPES_DIR, Parser, Recipe, add_options, chosen_options, find_recipe, load_recipe, make_recipe, parse
 from dandap.reference import make_trainer
 from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, refuse_taken, write_json
+from dandap.shapes import SHAPES, make_config
 from dandap.trainer import count_tokens, make_read_once_trainer
 from inference import answer_rows, print_score, render, some
 from tasks import get_task, read_train, score_rows, write_predictions
@@ -31,8 +34,12 @@ from tasks import get_task, read_train, score_rows, write_predictions
 
 def main(argv: list[str] | None = None) -> None:
     """The command line; raises InputError for what cannot be used."""
+    arguments = parse(command_line(), argv)
     with first_one_speaks():
-        fine_tune(parse(command_line(), argv))
+        if arguments.plan:
+            show_plans(arguments)
+        else:
+            fine_tune(arguments)
 
 
 def fine_tune(arguments: argparse.Namespace) -> None:
@@ -77,9 +84,37 @@ def command_line() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--recipe", metavar="NAME|PATH", help="an experiment of recipes/, by name or as a YAML file")
     parser.add_argument("--preview", action="store_true", help="show one encoded example and stop")
+    parser.add_argument("--plan", action="store_true", help="show the memory of every recipe, or of --recipe, and stop")
+    parser.add_argument("--gpu_memory", metavar="SIZE", help="with --plan: for a GPU of this size, as 16GB (default: this one)")
     parser.add_argument("--resume", metavar="RUN", nargs="?", const="", help="continue a run (the newest unfinished one)")
     add_options(parser)
     return parser
+
+
+def show_plans(arguments: argparse.Namespace) -> None:
+    """A line per recipe and GPU size: what the estimate comes to with the batch and checkpointing it leads to."""
+    options = chosen_options(arguments)
+    names = [arguments.recipe] if arguments.recipe else sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+    sizes = [parse_size(arguments.gpu_memory)] if arguments.gpu_memory else sizes_of_interest()
+    for name in names:
+        recipe = load_recipe(name, options)
+        config = make_config(SHAPES[recipe.model]) if recipe.model in SHAPES else load_config(recipe)
+        for size in sizes:
+            try:
+                plan = plan_for_size(recipe, config, size)
+                checkpointing = "checkpointing" if plan.gradient_checkpointing else "no checkpointing"
+                choice = f"{plan.tokens_per_batch:>6} tokens per batch, {checkpointing:<16}  {plan.estimate}"
+            except InputError as error:
+                choice = str(error)
+            print(f"{find_recipe(name).stem:<16} {size / GB:>4.0f} GB  {choice}")
+    print("Estimated, not measured on a GPU. Above 16 GB the GPU is taken to run FlexAttention (sm_80 and newer).")
+
+
+def sizes_of_interest() -> list[float]:
+    """This GPU's memory, or those that people rent."""
+    if why_no_gpu():
+        return [16 * GB, 24 * GB, 48 * GB, 80 * GB]
+    return [float(torch.cuda.mem_get_info()[0])]
 
 
 def choose(arguments: argparse.Namespace) -> tuple[str, Recipe, RunFolder | None]:

@@ -10,43 +10,42 @@ from transformers.masking_utils import eager_mask
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from dandap.errors import InputError
-from dandap.memory import Plan
-from dandap.model import pick_attention
 from dandap.recipe import Recipe
 from dandap.token_tree import BLOCK, collate, grow, tree_masks
 
 NAME = "tree_flex"  # how transformers knows our attention function
 
 
-def use_flex(model: PreTrainedModel, recipe: Recipe, plan: Plan) -> bool:
-    """Switch `model` to FlexAttention if recipe and machine allow it; says in one line what is used and why."""
-    plain = pick_attention(recipe, model.config)
-    reason = _why_no_flex(recipe, model.config.get_text_config(), plan)
-    if reason is None:
-        model.set_attn_implementation(NAME)
-        print("attention: flex, a step's trees in one row")
-        return True
-    if recipe.attention == "flex":
+def why_no_flex(recipe: Recipe, config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason why training cannot use FlexAttention here, or None if it can; raises if the recipe insists on it."""
+    reason = _obstacle(recipe, config.get_text_config(), device, dtype)
+    if reason and recipe.attention == "flex":
         raise InputError(f"attention=flex cannot be used: {reason}. Use --attention auto.")
-    print(f"attention: {plain}, a tree a row ({reason})")
-    return False
+    return reason
 
 
-def _why_no_flex(recipe: Recipe, config: PretrainedConfig, plan: Plan) -> str | None:
+def _obstacle(recipe: Recipe, config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str | None:
     if recipe.attention not in ("auto", "flex"):
         return f"attention={recipe.attention} was asked for"
-    if plan.device.type != "cuda":
+    if not recipe.read_once:
+        return "read_once is off"
+    if device.type != "cuda":
         return "flex has no backward on CPU"
-    major, minor = torch.cuda.get_device_capability(plan.device)
+    major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"flex needs a GPU from sm_80 on, this one is sm_{major}{minor}"
     if getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0):
         return "flex knows no attention dropout"
     try:
-        probe(config, plan.device, plan.compute_dtype)
+        probe(config, device, dtype)
     except Exception as error:  # noqa: BLE001  a compiler may raise anything, and all of it means: not on this machine
         return f"flex failed its probe: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
     return None
+
+
+def use_flex(model: PreTrainedModel) -> None:
+    """Let a model's attention take BlockMasks; other masks go to the ordinary kernels as before."""
+    model.set_attn_implementation(NAME)
 
 
 def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> None:

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from dandap.attention import why_no_flex
 from dandap.errors import InputError
 from dandap.model import pick_attention, pick_compute_dtype, resolve_targets, why_no_gpu
 from dandap.recipe import Recipe
@@ -13,6 +14,7 @@ from dandap.recipe import Recipe
 GB = 1e9
 CPU_LIMIT = 1e9  # parameters; above it a CPU would train for weeks
 CPU_TOKENS = 4096  # per batch
+ANSWER_SHARE = 1 / 16  # of a batch's tokens predict an answer: twice what 5 questions on 500 tokens come to
 GPU_TOKENS = (16384, 8192, 4096, 2048, 1024, 512)
 
 
@@ -44,34 +46,88 @@ def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> Pr
 
 
 def estimate_training(
-    recipe: Recipe, model: PreTrainedModel, tokens: int, checkpointing: bool, bytes_each: int
+    recipe: Recipe, model: PreTrainedModel, tokens: int, checkpointing: bool, bytes_each: int, flex: bool = False
 ) -> MemoryEstimate:
     """Training on batches of `tokens` tokens; `model` may be empty, `bytes_each` is the compute dtype's size.
 
-    A layer keeps, per token: the inputs of its seven projections (float32 copies for the adapters and compute dtype),
-    the MLP's two products and the attention's output; eager attention keeps its scores too. Checkpointing keeps one
-    hidden state a layer and one whole layer. An estimate: not yet compared with a GPU's measured peak.
+    Checkpointing keeps one hidden state a layer and one whole layer. The sum of what autograd keeps is held against a
+    count of it (tests/test_memory.py); peaks on a GPU have not been measured.
     """
     config = model.config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    per_layer = tokens * ((6 * hidden + inner) * 4 + (6 * hidden + 4 * inner) * bytes_each) + _scores(
-        recipe, config, tokens, bytes_each
-    )
-    kept = layers * tokens * hidden * bytes_each + per_layer if checkpointing else layers * per_layer
-    logits = tokens * config.vocab_size * (bytes_each + 4) / 8  # answers are at most an eighth of the tokens
+    one_layer = tokens * _layer_bytes(recipe, model, bytes_each, flex)
+    kept = layers * tokens * hidden * bytes_each + one_layer if checkpointing else layers * one_layer
+    ends = tokens * hidden * (4 + bytes_each)  # embeddings and the last norm
+    logits = tokens * ANSWER_SHARE * config.vocab_size * (bytes_each + 8)  # as computed, as float32, and their gradient
+    masks = 0 if flex else tokens * recipe.max_length * bytes_each * (2 if _has_sliding_layers(config) else 1)
+    backward = tokens * (2 * _inner_size(config) + 4 * hidden) * bytes_each  # the layer at hand
     weights, total = _weights(recipe, model, bytes_each)
-    return MemoryEstimate(weights, 16 * _adapter_parameters(recipe, model), kept + logits, total)
+    # float32 weight, gradient, AdamW's two moments
+    return MemoryEstimate(weights, 16 * _adapter_parameters(recipe, model), kept + ends + logits + masks + backward, total)
+
+
+def _layer_bytes(recipe: Recipe, model: PreTrainedModel, bytes_each: int, flex: bool) -> float:
+    """What autograd keeps of one token in one decoder layer.
+
+    Norms keep a float32 copy of their input; the MLP both halves, the activation and their product; attention query,
+    key, value (repeated to all heads where a mask is given) and output, eager also its scores; an adapter its input, and a
+    copy of its own under dropout or on a 16-bit base (PEFT casts it to float32 there, autocast back again).
+    """
+    config = model.config.get_text_config()
+    hidden, inner, heads = config.hidden_size, _inner_size(config), config.num_attention_heads
+    queries, keys = heads * _head_size(config), _kv_heads(config) * _head_size(config)
+    layer_linear = [(n, m) for n, m in _adapted(recipe, model) if ".0." in n]
+    own_copies = recipe.lora_dropout > 0 or (bytes_each < 4 and recipe.quantization == "none")
+    adapter_inputs = 2 * hidden + inner
+    if own_copies:
+        adapter_inputs = sum(_in_features(module) for _, module in layer_linear) + inner
+    dropout_masks = sum(_in_features(module) for _, module in layer_linear) if recipe.lora_dropout else 0
+    repeated = keys if flex else queries
+    attention = 2 * queries + 2 * repeated
+    if pick_attention(recipe, config) == "eager" and not flex:
+        capped = bytes_each if getattr(config, "attn_logit_softcapping", None) else 0
+        cast = bytes_each if bytes_each < 4 else 0
+        scores = recipe.max_length * heads * (4 + cast + capped)
+    else:
+        scores = 4 * heads
+    narrow = 3 * inner + attention + adapter_inputs + recipe.lora_r * len(layer_linear)
+    return 4 * _normed(model, queries, keys) + narrow * bytes_each + dropout_masks + scores
+
+
+def _normed(model: PreTrainedModel, queries: int, keys: int) -> int:
+    """Elements of a token that pass through the first layer's norms."""
+    head_size = _head_size(model.config.get_text_config())
+    sizes = [
+        (name, module.weight.numel())
+        for name, module in model.named_modules()
+        if ".0." in name and "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is not None
+    ]
+    return sum({"q": queries, "k": keys}.get(name.rsplit(".", 1)[-1][0], n) if n == head_size else n for name, n in sizes)
+
+
+def _inner_size(config: PretrainedConfig) -> int:
+    return getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+
+
+def _kv_heads(config: PretrainedConfig) -> int:
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+def _head_size(config: PretrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _has_sliding_layers(config: PretrainedConfig) -> bool:
+    return "sliding_attention" in (getattr(config, "layer_types", None) or ())
 
 
 def estimate_inference(recipe: Recipe, model: PreTrainedModel, tokens: int, bytes_each: int) -> MemoryEstimate:
     """Answering batches of `tokens` tokens: base, adapter, KV cache and one layer's work."""
     config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * config.num_hidden_layers * tokens * heads * head_size * bytes_each
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    layer = tokens * (6 * config.hidden_size + 4 * inner) * bytes_each + _scores(recipe, config, tokens, bytes_each)
+    cache = 2 * config.num_hidden_layers * tokens * _kv_heads(config) * _head_size(config) * bytes_each
+    layer = tokens * (6 * config.hidden_size + 4 * _inner_size(config)) * bytes_each
+    if pick_attention(recipe, config) == "eager":
+        layer += tokens * recipe.max_length * config.num_attention_heads * (bytes_each + 4)
     weights, total = _weights(recipe, model, bytes_each)
     return MemoryEstimate(weights, 4 * _adapter_parameters(recipe, model), cache + layer, total)
 
@@ -92,17 +148,21 @@ def _linear(model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
     return [(n, m) for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head]
 
 
-def _adapter_parameters(recipe: Recipe, model: PreTrainedModel) -> int:
+def _adapted(recipe: Recipe, model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
+    """The modules that get an adapter; the LM head only when it is named."""
     targets = resolve_targets(model, recipe.lora_target_modules)
-    chosen = [m for n, m in _linear(model) if targets == "all-linear" or any(f".{n}".endswith(f".{t}") for t in targets)]
-    return sum(recipe.lora_r * sum(module.weight.shape) for module in chosen)
+    if targets == "all-linear":
+        return _linear(model)
+    every = [(n, m) for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))]
+    return [(n, m) for n, m in every if any(f".{n}".endswith(f".{target}") for target in targets)]
 
 
-def _scores(recipe: Recipe, config: PretrainedConfig, tokens: int, bytes_each: int) -> float:
-    """A layer's attention scores, which only eager attention holds: rows of max_length tokens, softmax in float32."""
-    if pick_attention(recipe, config) != "eager":
-        return 0.0
-    return tokens * recipe.max_length * config.num_attention_heads * (bytes_each + 4)
+def _adapter_parameters(recipe: Recipe, model: PreTrainedModel) -> int:
+    return sum(recipe.lora_r * sum(module.weight.shape) for _, module in _adapted(recipe, model))
+
+
+def _in_features(module: torch.nn.Module) -> int:
+    return module.weight.shape[0] if isinstance(module, Conv1D) else module.in_features
 
 
 @dataclass(frozen=True)
@@ -115,6 +175,7 @@ class Plan:
     gradient_checkpointing: bool
     estimate: MemoryEstimate
     free: float | None  # bytes; None on CPU
+    flex: bool = False  # FlexAttention in training; otherwise the kernel the model was loaded with
 
     def __str__(self) -> str:
         free = "" if self.free is None else f" of {self.free / GB:.1f} GB free"
@@ -126,13 +187,18 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, config: PretrainedConfig, device: torch.device, training: bool) -> Plan:
-    """Choose batch size and checkpointing from the estimate; refuse what cannot fit, with a way out."""
+    """Choose attention, batch size and checkpointing for this machine; refuse what cannot fit, with a way out."""
     dtype, model = pick_compute_dtype(recipe, device), empty_model(config, recipe.trust_remote_code)
+    flex = False
+    if training:
+        reason = why_no_flex(recipe, config, device, dtype)
+        flex = reason is None
+        print("attention: flex" if flex else f"attention: {pick_attention(recipe, config)} ({reason})")
     if device.type == "cuda":
-        return fit_plan(recipe, model, device, dtype, torch.cuda.mem_get_info(device)[0], training)
+        return fit_plan(recipe, model, device, dtype, torch.cuda.mem_get_info(device)[0], training, flex)
     tokens = CPU_TOKENS if recipe.tokens_per_batch == "auto" else recipe.tokens_per_batch
     checkpointing = recipe.gradient_checkpointing is True
-    estimate = _estimate(recipe, model, tokens, checkpointing, dtype, training)
+    estimate = _estimate(recipe, model, tokens, checkpointing, dtype, training, flex)
     if estimate.parameters > CPU_LIMIT:
         raise InputError(
             f"{recipe.model} has {estimate.parameters / GB:.1f} B parameters and needs a GPU: {why_no_gpu()}. "
@@ -142,7 +208,13 @@ def make_plan(recipe: Recipe, config: PretrainedConfig, device: torch.device, tr
 
 
 def fit_plan(
-    recipe: Recipe, model: PreTrainedModel, device: torch.device, dtype: torch.dtype, free: float, training: bool
+    recipe: Recipe,
+    model: PreTrainedModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    free: float,
+    training: bool,
+    flex: bool = False,
 ) -> Plan:
     """The largest batch, without checkpointing if possible, that the estimate fits into `free` bytes."""
     sizes = (recipe.tokens_per_batch,)
@@ -151,17 +223,39 @@ def fit_plan(
     checkpointing = (False, True) if recipe.gradient_checkpointing == "auto" else (recipe.gradient_checkpointing,)
     for on in checkpointing if training else (False,):
         for tokens in sizes:
-            estimate = _estimate(recipe, model, tokens, on, dtype, training)
+            estimate = _estimate(recipe, model, tokens, on, dtype, training, flex)
             if estimate.total <= free:
-                return Plan(device, dtype, tokens, on, estimate, free)
+                return Plan(device, dtype, tokens, on, estimate, free, flex)
     way_out = _way_out(recipe, estimate, free, training)
     raise InputError(f"{recipe.model} needs about {estimate}; {free / GB:.1f} GB are free. Way out: {way_out}.")
 
 
-def _estimate(recipe, model, tokens: int, checkpointing: bool, dtype: torch.dtype, training: bool) -> MemoryEstimate:
+def _estimate(
+    recipe: Recipe, model: PreTrainedModel, tokens: int, checkpointing: bool, dtype: torch.dtype, training: bool, flex: bool
+) -> MemoryEstimate:
     if training:
-        return estimate_training(recipe, model, tokens, checkpointing, dtype.itemsize)
+        return estimate_training(recipe, model, tokens, checkpointing, dtype.itemsize, flex)
     return estimate_inference(recipe, model, tokens, dtype.itemsize)
+
+
+def plan_for_size(recipe: Recipe, config: PretrainedConfig, gpu_memory: float) -> Plan:
+    """The plan for a GPU that is not here: all of its memory free, bfloat16; FlexAttention above 16 GB (no T4 has more)."""
+    dtype = torch.bfloat16 if recipe.compute_dtype == "auto" else getattr(torch, recipe.compute_dtype)
+    flex = recipe.read_once and recipe.attention in ("auto", "flex") and gpu_memory > 16 * GB
+    model = empty_model(config, recipe.trust_remote_code)
+    return fit_plan(recipe, model, torch.device("cuda"), dtype, gpu_memory, training=True, flex=flex)
+
+
+def parse_size(text: str) -> float:
+    """Bytes of "16GB" or "16"."""
+    number = text.upper().removesuffix("GB").strip()
+    try:
+        size = float(number) * GB
+    except ValueError:
+        size = 0
+    if not 0 < size < 1e15:
+        raise InputError(f"--gpu_memory: got {text!r}; expected a size like 16GB.")
+    return size
 
 
 def _way_out(recipe: Recipe, estimate: MemoryEstimate, free: float, training: bool) -> str:

@@ -20,7 +20,7 @@ from dandap.recipe import Recipe
 from dandap.reference import float32_adapters, supervised, training_config
 from dandap.token_tree import BLOCK, TokenTree, collate, grow, tree_masks
 
-SIMILAR = 0.8  # the shortest tree of a padded micro-batch, as a share of the longest
+SIMILAR = 0.9  # the shortest tree of a padded micro-batch, as a share of the longest
 Piece = list[int]  # questions of one article that go through the model together, as indices of examples
 
 
@@ -36,13 +36,14 @@ def make_read_once_trainer(
     """A ReadOnceTrainer over encoded examples, the loss on their answer tokens, the adapter in float32."""
     # Trainer takes one dataloader item for one step, and that is what ours are.
     config = training_config(recipe, plan, checkpoints, micro=recipe.questions_per_step, accumulation=1)
-    flex = use_flex(model, recipe, plan)
+    if plan.flex:
+        use_flex(model.get_base_model())
     with float32_adapters(model), _head_adapter_hidden(model):
         trainer = ReadOnceTrainer(
             model,
             config,
             examples=examples,
-            batching=Batching(plan.tokens_per_batch, one_row=flex, pad_id=tokenizer.pad_token_id),
+            batching=Batching(plan.tokens_per_batch, one_row=plan.flex, pad_id=tokenizer.pad_token_id),
             mask_dtype=plan.compute_dtype,
             train_dataset=supervised(examples[:1]),  # asked for by SFTTrainer; the examples are what is trained on
             processing_class=tokenizer,

@@ -1,0 +1,3 @@
+"""Other trainers, run where they are installed."""
+
+PEERS: dict = {}

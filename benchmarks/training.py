@@ -1,0 +1,343 @@
+"""How fast training is, the ways side by side in one process on the same questions.
+
+python -m benchmarks.training --data KorQuAD_v1.0_dev.json           the demo's base on real data
+python -m benchmarks.training --model EEVE-10.8B --article 1000 --questions_per_article 5     a true shape, random weights
+python -m benchmarks.training --growth --plot growth.svg              1, 2, 4, 8, 16 questions on an article
+
+(a) seed: batch 1, loss on the whole sequence.  (b) trl: loss on answers, grouped by length, at its fastest batch size.
+(c) read_once: ours.  unsloth and llamafactory where they are installed. The last line is JSON.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from trl import SFTTrainer
+
+import prompts
+from benchmarks.machine import describe_machine, matmul_flops, peak_memory, random_model
+from benchmarks.peers import PEERS
+from dandap.attention import why_no_flex
+from dandap.dataset import Row, read
+from dandap.encoding import Encoder, Example
+from dandap.memory import MemoryEstimate, Plan
+from dandap.model import add_adapter, load_base, load_config, load_tokenizer, pick_compute_dtype, pick_device
+from dandap.recipe import Parser, Recipe, make_recipe, parse
+from dandap.reference import make_trainer
+from dandap.shapes import NAMES, named_config
+from dandap.trainer import count_tokens, make_read_once_trainer
+from inference import positive
+
+DEMO_MODEL, DEMO_DATA = "data/demo_model", "data/sample/train.csv"
+TRL_BATCHES = (1, 2, 4, 8)
+GROWTH = (1, 2, 4, 8, 16)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """The command line; returns the JSON of the last line."""
+    arguments = parse(command_line(), argv)
+    setting = prepare(arguments)
+    print(describe_machine(setting.plan.device))
+    if arguments.growth:
+        return growth(arguments, setting)
+    examples = make_examples(arguments, setting.tokenizer, setting.recipe)
+    result = compare(setting, examples, arguments.rounds)
+    print(json.dumps(result))
+    return result
+
+
+def command_line() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--data", metavar="FILE", default=DEMO_DATA, help=f"questions with answers (default: {DEMO_DATA})")
+    shapes = ", ".join(NAMES)
+    parser.add_argument("--model", metavar="PATH|SHAPE", default=DEMO_MODEL, help=f"a folder, or one of {shapes} at random")
+    parser.add_argument("--questions", metavar="N", type=positive, default=320, help="questions of a round (default: 320)")
+    parser.add_argument("--article", metavar="TOKENS", type=positive, help="made-up articles of this length instead of --data")
+    parser.add_argument("--questions_per_article", metavar="N", type=positive, default=5, help="with --article (default: 5)")
+    parser.add_argument("--questions_per_step", metavar="N", type=positive, default=16, help="of every way (default: 16)")
+    parser.add_argument("--tokens_per_batch", metavar="N", type=positive, default=4096, help="ours (default: 4096)")
+    parser.add_argument("--quantization", choices=["nf4", "none"], default="nf4", help="the base (default: nf4)")
+    parser.add_argument("--attention", choices=["auto", "flex", "sdpa", "eager"], default="auto", help="ours (default: auto)")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="for every way")
+    parser.add_argument("--trl_batch", metavar="N", type=positive, help="TRL's batch size (default: the fastest of 1, 2, 4, 8)")
+    parser.add_argument("--rounds", metavar="N", type=positive, default=3, help="alternations (default: 3; medians are told)")
+    parser.add_argument("--growth", action="store_true", help="cost against the number of questions on an article")
+    parser.add_argument("--plot", metavar="FILE", help="with --growth: draw it (.svg or .png)")
+    return parser
+
+
+@dataclass
+class Setting:
+    """What all ways share: one model with one adapter, one plan."""
+
+    recipe: Recipe
+    plan: Plan
+    tokenizer: PreTrainedTokenizerBase
+    model: torch.nn.Module
+    model_name: str
+    folder: str
+    trl_batch: int | None
+
+
+def prepare(arguments: argparse.Namespace) -> Setting:
+    """Load the model, or make one of a true shape with random weights (its tokens come from the demo's tokenizer)."""
+    device = pick_device()
+    shaped = not Path(arguments.model).is_dir()
+    options = {
+        "model": DEMO_MODEL if shaped else arguments.model,
+        "questions_per_step": arguments.questions_per_step,
+        "quantization": arguments.quantization,
+        "attention": arguments.attention,
+        "warmup_steps": 0,
+    }
+    recipe = make_recipe(options, "the command line")
+    config = named_config(arguments.model) if shaped else load_config(recipe)
+    dtype = pick_compute_dtype(recipe, device)
+    reason = why_no_flex(recipe, config, device, dtype)
+    print(f"attention of ours: {'flex' if reason is None else f'the plain kernel ({reason})'}")
+    base = random_model(config, recipe, device, dtype) if shaped else load_base(recipe, device)
+    plan = Plan(
+        device,
+        dtype,
+        arguments.tokens_per_batch,
+        arguments.gradient_checkpointing,
+        MemoryEstimate(0, 0, 0, 0),
+        None,
+        reason is None,
+    )
+    tokenizer = load_tokenizer(recipe)
+    return Setting(recipe, plan, tokenizer, add_adapter(base, recipe), arguments.model, tempfile.mkdtemp(), arguments.trl_batch)
+
+
+def make_examples(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> list[Example]:
+    """Whole articles in random order, until there are --questions questions."""
+    if arguments.article:
+        return made_up(arguments.article, arguments.questions_per_article, arguments.questions)
+    template = prompts.get_template(recipe.template)
+    encoder = Encoder(tokenizer, lambda context, question: prompts.render(template, {"context": context, "question": question}))
+    articles: dict[str, list[Row]] = {}
+    for row in read(arguments.data, need_answers=True).rows:
+        articles.setdefault(row.article, []).append(row)
+    order = list(articles.values())
+    random.Random(0).shuffle(order)
+    rows = [row for article in order for row in article][: arguments.questions]
+    return encoder.encode_rows(rows, recipe.prompt_limit, answers=True)
+
+
+def made_up(article_tokens: int, questions_per_article: int, questions: int) -> list[Example]:
+    """Random ids: articles, questions of 35 tokens around them, answers of 5 and a stop token."""
+    rng = random.Random(0)
+    draw = partial(rng.choices, range(10, 1900))
+    examples = []
+    while len(examples) < questions:
+        article, name = draw(k=article_tokens), str(len(examples))
+        examples += [
+            Example(Row(f"{name}-{n}", name, "q"), article + draw(k=35), [*draw(k=5), 1]) for n in range(questions_per_article)
+        ]
+    return examples[:questions]
+
+
+@dataclass
+class Way:
+    """One way of training the same questions, and what was measured."""
+
+    name: str
+    trainer: SFTTrainer
+    seconds: list[float] = field(default_factory=list)
+    tokens: int = 0  # forwarded in a round, padding included
+    peak_mb: float = 0.0
+
+    def run(self, setting: Setting) -> None:
+        """A round: an epoch of the questions, optimizer steps included."""
+        setting.model.train()
+        with counted_tokens(setting.model) as counted, peak_memory(setting.plan.device) as peak:
+            started = time.perf_counter()
+            self.trainer.train()
+            if setting.plan.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds.append(time.perf_counter() - started)
+        self.tokens, self.peak_mb = counted[0], max(self.peak_mb, peak[0])
+
+
+@contextmanager
+def counted_tokens(model):
+    """How many tokens pass through the embedding."""
+    counted = [0]
+
+    def count(module, inputs):
+        counted[0] += inputs[0].numel()
+
+    hook = model.get_input_embeddings().register_forward_pre_hook(count)
+    yield counted
+    hook.remove()
+
+
+def make_ways(setting: Setting, examples: list[Example]) -> list[Way]:
+    """The seeds' way, TRL at its fastest, ours."""
+    seed = Way("seed", make_seed_trainer(setting, examples))
+    batches = [setting.trl_batch] if setting.trl_batch else [b for b in TRL_BATCHES if setting.recipe.questions_per_step % b == 0]
+    trl = [Way(f"trl, batch {batch}", make_trl_trainer(setting, examples, batch)) for batch in batches]
+    trl[0].run(setting)  # kernels load, allocators grow
+    trl[0].seconds.clear()
+    if len(trl) > 1:
+        for way in trl:
+            way.run(setting)
+            print(f"  trying {way.name}: {len(examples) / way.seconds[0]:.1f} questions/s, {way.tokens:,} tokens with padding")
+    fastest = min(trl, key=lambda way: way.seconds or [0])
+    fastest.seconds.clear()
+    ours = make_read_once_trainer(setting.model, setting.tokenizer, examples, setting.recipe, setting.plan, setting.folder, [])
+    return [seed, fastest, Way("read_once", quiet(ours))]
+
+
+def make_trl_trainer(setting: Setting, examples: list[Example], batch: int) -> SFTTrainer:
+    """SFTTrainer with the loss on answers, its batches grouped by length."""
+    longest = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
+    plan = replace(setting.plan, tokens_per_batch=batch * longest, flex=False)
+    trainer = make_trainer(setting.model, setting.tokenizer, examples, setting.recipe, plan, setting.folder, [])
+    trainer.args.train_sampling_strategy = "group_by_length"
+    return quiet(trainer)
+
+
+def make_seed_trainer(setting: Setting, examples: list[Example]) -> SFTTrainer:
+    """Batch 1 in random order, the loss on prompt and answer alike."""
+    plan = replace(setting.plan, tokens_per_batch=1, flex=False)
+    trainer = make_trainer(setting.model, setting.tokenizer, examples, setting.recipe, plan, setting.folder, [])
+    trainer.train_dataset = trainer.train_dataset.map(lambda row: {"labels": row["input_ids"]})
+    return quiet(trainer)
+
+
+def quiet(trainer: SFTTrainer) -> SFTTrainer:
+    """No checkpoints and no log lines in a round."""
+    trainer.args.save_strategy = "no"
+    trainer.args.logging_strategy = "no"
+    return trainer
+
+
+@torch.no_grad()
+def loss_difference(setting: Setting, trl: Way, ours: Way, examples: list[Example]) -> float:
+    """Largest relative difference between the two ways' losses of a step, over all steps, at the same weights."""
+    setting.model.eval()
+    largest = 0.0
+    for keys in ours.trainer.steps():
+        step = [examples[key] for key in keys]
+        trees = ours.trainer.batching.collate_step(step)
+        targets = trees["labels"].numel()
+        losses = [
+            ours.trainer.compute_loss(setting.model, prepare_for(ours, batch), num_items_in_batch=targets)
+            for batch in trees["batches"]
+        ]
+        rows = [{"input_ids": e.prompt_ids + e.answer_ids, "labels": [-100] * len(e.prompt_ids) + e.answer_ids} for e in step]
+        theirs = [
+            trl.trainer.compute_loss(
+                setting.model, prepare_for(trl, trl.trainer.data_collator([row])), num_items_in_batch=targets
+            )
+            for row in rows
+        ]
+        got, expected = sum(losses).item(), sum(theirs).item()
+        largest = max(largest, abs(got - expected) / expected)
+    return largest
+
+
+def prepare_for(way: Way, batch: dict) -> dict:
+    return way.trainer._prepare_inputs(batch)
+
+
+def compare(setting: Setting, examples: list[Example], rounds: int) -> dict:
+    """Run the ways in turn, print what each came to, and return the result."""
+    every_time, once = count_tokens(examples, setting.recipe, setting.plan)
+    articles = len({example.row.article for example in examples})
+    print(
+        f"{setting.model_name}, {setting.recipe.quantization}: {len(examples)} questions on {articles} articles, "
+        f"{every_time:,} tokens, read once {once:,} ({every_time / once:.2f}x fewer)"
+    )
+    ways = make_ways(setting, examples)
+    seed, trl, ours = ways
+    ours.run(setting)
+    ours.seconds.clear()
+    for _ in range(rounds):
+        for way in ways:
+            way.run(setting)
+    difference = loss_difference(setting, trl, ours, examples)
+    for way in ways:
+        report(setting, way, len(examples))
+    peers = {name: run(setting, examples) for name, run in PEERS.items()}
+    return {
+        "speedup_vs_trl": ratio(trl, ours),
+        "speedup_vs_seed": ratio(seed, ours),
+        "token_ratio": round(every_time / once, 3),
+        "max_loss_difference": difference,
+        "questions_per_second": {w.name.split(",")[0]: round(len(examples) / statistics.median(w.seconds), 2) for w in ways}
+        | {name: speed for name, speed in peers.items() if speed},
+        "peak_memory_mb": {way.name.split(",")[0]: round(way.peak_mb) for way in ways},
+        "forwarded_tokens": {way.name.split(",")[0]: way.tokens for way in ways},
+        "trl_batch": trl.trainer.args.per_device_train_batch_size,
+        "questions": len(examples),
+        "articles": articles,
+    }
+
+
+def ratio(slow: Way, fast: Way) -> float:
+    """Median of the rounds' ratios."""
+    return round(statistics.median(s / f for s, f in zip(slow.seconds, fast.seconds, strict=True)), 3)
+
+
+def report(setting: Setting, way: Way, questions: int) -> None:
+    seconds = statistics.median(way.seconds)
+    line = f"{way.name:<14} {questions / seconds:>7.1f} questions/s  {way.tokens:>9,} tokens  peak {way.peak_mb:>7,.0f} MB"
+    if setting.plan.device.type == "cuda":
+        linear = sum(p.numel() for n, p in setting.model.named_parameters() if "embed" not in n and "lora" not in n)
+        flops = (6 if setting.plan.gradient_checkpointing else 4) * linear * way.tokens
+        line += f"  {flops / seconds / matmul_flops():.0%} of the bf16 matmul ceiling"
+    print(line)
+
+
+def growth(arguments: argparse.Namespace, setting: Setting) -> dict:
+    """questions/s of TRL and ours at 1 to 16 questions on an article; the article has --article tokens."""
+    rows = []
+    for count in GROWTH:
+        length = arguments.article or 300
+        examples = made_up(length, count, max(arguments.questions // 16, 1) * 16)
+        result = compare(setting, examples, arguments.rounds)
+        rows.append({"questions": count, **result})
+    print(f"\n| questions on an article of {length} tokens | TRL, questions/s | read once, questions/s | times | token ratio |")
+    print("|---|---|---|---|---|")
+    for row in rows:
+        speed = row["questions_per_second"]
+        print(f"| {row['questions']} | {speed['trl']} | {speed['read_once']} | {row['speedup_vs_trl']} | {row['token_ratio']} |")
+    if arguments.plot:
+        draw(rows, Path(arguments.plot))
+    print(json.dumps(rows))
+    return {"growth": rows}
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Questions a second against questions on an article."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    counts = [row["questions"] for row in rows]
+    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    for name, label in (("read_once", "read once"), ("trl", "TRL, answer-only, grouped by length")):
+        axes.plot(counts, [row["questions_per_second"][name] for row in rows], marker="o", label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, counts)
+    axes.set_xlabel("questions on one article")
+    axes.set_ylabel("questions trained per second")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
