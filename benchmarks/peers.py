@@ -1,3 +1,119 @@
-"""Other trainers, run where they are installed."""
+"""Other trainers, run where they are installed, each in a process of its own because they patch the libraries they use.
 
-PEERS: dict = {}
+They get the same base folder, the same token ids and labels (answers only), rank, batch and step, and train an epoch.
+Written against their documentation (Unsloth's FastLanguageModel, LLaMA-Factory's `tokenized_path`); never run by us.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+MODULES = {"unsloth": "unsloth", "llamafactory": "llamafactory"}
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def run_peers(job: dict) -> dict[str, float]:
+    """questions/s of each peer that is installed; `job` as the workers below read it. A peer that fails is told."""
+    speeds = {}
+    for name, module in MODULES.items():
+        if importlib.util.find_spec(module) is None:
+            print(f"{name:<14} not installed")
+            continue
+        if not Path(job["model"]).is_dir():
+            print(f"{name:<14} left out: it needs a model folder, not a shape")
+            continue
+        speed = _run_worker(name, job)
+        if speed:
+            speeds[name] = speed
+            print(f"{name:<14} {speed:>7.1f} questions/s")
+    return speeds
+
+
+def _run_worker(name: str, job: dict) -> float | None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "job.json"
+        file.write_text(json.dumps({**job, "folder": folder}))
+        done = subprocess.run([sys.executable, "-m", "benchmarks.peers", name, str(file)], capture_output=True, text=True)
+        if done.returncode:
+            print(f"{name:<14} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
+            return None
+        return float(done.stdout.strip().splitlines()[-1])
+
+
+def _unsloth(job: dict) -> float:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+    from unsloth import FastLanguageModel  # before trl and transformers, as it asks
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        job["model"], max_seq_length=job["longest"], load_in_4bit=job["quantization"] == "nf4"
+    )
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=job["lora_r"],
+        lora_alpha=job["lora_alpha"],
+        lora_dropout=0,
+        target_modules=PROJECTIONS,
+        use_gradient_checkpointing="unsloth" if job["gradient_checkpointing"] else False,
+    )
+    config = SFTConfig(
+        output_dir=job["folder"],
+        per_device_train_batch_size=job["batch"],
+        gradient_accumulation_steps=job["questions_per_step"] // job["batch"],
+        num_train_epochs=1,
+        train_sampling_strategy="group_by_length",
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        save_strategy="no",
+        report_to="none",
+    )
+    trainer = SFTTrainer(model, args=config, train_dataset=Dataset.from_list(job["rows"]), processing_class=tokenizer)
+    trainer.train()
+    started = time.perf_counter()
+    trainer.train()
+    return len(job["rows"]) / (time.perf_counter() - started)
+
+
+def _llamafactory(job: dict) -> float:
+    from datasets import Dataset, DatasetDict
+
+    folder = Path(job["folder"])
+    rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in job["rows"]]
+    DatasetDict({"train": Dataset.from_list(rows)}).save_to_disk(str(folder / "tokens"))
+    config = {
+        "stage": "sft",
+        "do_train": True,
+        "model_name_or_path": job["model"],
+        "template": "default",
+        "tokenized_path": str(folder / "tokens"),
+        "cutoff_len": job["longest"],
+        "finetuning_type": "lora",
+        "lora_rank": job["lora_r"],
+        "lora_alpha": job["lora_alpha"],
+        "lora_target": "all",
+        "output_dir": str(folder / "out"),
+        "per_device_train_batch_size": job["batch"],
+        "gradient_accumulation_steps": job["questions_per_step"] // job["batch"],
+        "num_train_epochs": 1,
+        "disable_gradient_checkpointing": not job["gradient_checkpointing"],
+        "bf16": True,
+        "save_strategy": "no",
+        "report_to": "none",
+    }
+    if job["quantization"] == "nf4":
+        config |= {"quantization_bit": 4, "quantization_method": "bnb"}
+    file = folder / "train.yaml"
+    file.write_text(yaml.safe_dump(config))
+    subprocess.run(["llamafactory-cli", "train", str(file)], check=True, stdout=subprocess.DEVNULL)
+    return json.loads((folder / "out" / "train_results.json").read_text())["train_samples_per_second"]
+
+
+if __name__ == "__main__":
+    worker = {"unsloth": _unsloth, "llamafactory": _llamafactory}[sys.argv[1]]
+    print(worker(json.loads(Path(sys.argv[2]).read_text())))

@@ -25,14 +25,14 @@ from trl import SFTTrainer
 
 import prompts
 from benchmarks.machine import describe_machine, matmul_flops, peak_memory, random_model
-from benchmarks.peers import PEERS
+from benchmarks.peers import run_peers
 from dandap.attention import why_no_flex
 from dandap.dataset import Row, read
 from dandap.encoding import Encoder, Example
 from dandap.memory import MemoryEstimate, Plan
 from dandap.model import add_adapter, load_base, load_config, load_tokenizer, pick_compute_dtype, pick_device
 from dandap.recipe import Parser, Recipe, make_recipe, parse
-from dandap.reference import make_trainer
+from dandap.reference import make_trainer, supervised
 from dandap.shapes import NAMES, named_config
 from dandap.trainer import count_tokens, make_read_once_trainer
 from inference import positive
@@ -269,19 +269,35 @@ def compare(setting: Setting, examples: list[Example], rounds: int) -> dict:
     difference = loss_difference(setting, trl, ours, examples)
     for way in ways:
         report(setting, way, len(examples))
-    peers = {name: run(setting, examples) for name, run in PEERS.items()}
+    peers = run_peers(peer_job(setting, examples, trl.trainer.args.per_device_train_batch_size))
     return {
         "speedup_vs_trl": ratio(trl, ours),
         "speedup_vs_seed": ratio(seed, ours),
         "token_ratio": round(every_time / once, 3),
         "max_loss_difference": difference,
         "questions_per_second": {w.name.split(",")[0]: round(len(examples) / statistics.median(w.seconds), 2) for w in ways}
-        | {name: speed for name, speed in peers.items() if speed},
+        | peers,
         "peak_memory_mb": {way.name.split(",")[0]: round(way.peak_mb) for way in ways},
         "forwarded_tokens": {way.name.split(",")[0]: way.tokens for way in ways},
         "trl_batch": trl.trainer.args.per_device_train_batch_size,
         "questions": len(examples),
         "articles": articles,
+    }
+
+
+def peer_job(setting: Setting, examples: list[Example], batch: int) -> dict:
+    """What a peer needs to train the same."""
+    recipe = setting.recipe
+    return {
+        "model": setting.model_name,
+        "rows": supervised(examples).to_list(),
+        "longest": max(len(example.prompt_ids) + len(example.answer_ids) for example in examples),
+        "batch": batch,
+        "questions_per_step": recipe.questions_per_step,
+        "quantization": recipe.quantization,
+        "lora_r": recipe.lora_r,
+        "lora_alpha": recipe.lora_alpha,
+        "gradient_checkpointing": setting.plan.gradient_checkpointing,
     }
 
 

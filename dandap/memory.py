@@ -219,7 +219,8 @@ def fit_plan(
     """The largest batch, without checkpointing if possible, that the estimate fits into `free` bytes."""
     sizes = (recipe.tokens_per_batch,)
     if recipe.tokens_per_batch == "auto":  # a batch holds at least one whole example
-        sizes = (*(size for size in GPU_TOKENS if size > recipe.max_length), recipe.max_length)
+        most = recipe.questions_per_step * recipe.max_length
+        sizes = (*(size for size in GPU_TOKENS if recipe.max_length < size <= most), recipe.max_length)
     checkpointing = (False, True) if recipe.gradient_checkpointing == "auto" else (recipe.gradient_checkpointing,)
     for on in checkpointing if training else (False,):
         for tokens in sizes:

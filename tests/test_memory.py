@@ -1,0 +1,151 @@
+"""The memory estimate against a count of what autograd keeps, and the plan that comes of it."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+import fine_tune
+from dandap.errors import InputError
+from dandap.memory import GB, _layer_bytes, empty_model, estimate_training, parse_size, plan_for_size
+from dandap.model import add_adapter, load_base, load_config
+from dandap.recipe import RECIPES_DIR, Recipe, load_recipe
+from dandap.shapes import NAMES, SHAPES, make_config
+from dandap.token_tree import collate, grow, tree_masks
+
+CPU = torch.device("cpu")
+TOKENS = 256
+# From the bases' cards and shard sizes.
+PARAMETERS = {
+    "yanolja/EEVE-Korean-Instruct-10.8B-v1.0": 10_804_924_416,
+    "NousResearch/Nous-Hermes-2-SOLAR-10.7B": 10_731_540_480,
+    "rtzr/ko-gemma-2-9b-it": 9_241_705_984,
+    "beomi/llama-2-ko-7b": 6_855_856_128,
+    "K-intelligence/Midm-2.0-Mini-Instruct": 2_305_517_312,
+    "Qwen/Qwen3-4B-Instruct-2507": 4_022_468_096,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+}
+
+
+def kept_by_autograd(model: PreTrainedModel, batch: dict, dtype: torch.dtype) -> int:
+    """Bytes of the storages that a forward leaves for the backward, parameters not counted."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor too, so that its place is not used again
+        return tensor
+
+    mixed = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), mixed:
+        mask = tree_masks(model.config, batch, dtype, flex=False)
+        ids, positions, keep = batch["input_ids"], batch["position_ids"], batch["predicts"]
+        model(ids, position_ids=positions, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits.sum()
+    return sum(size for size, _ in kept.values())
+
+
+CASES = {
+    "llama nf4": ("tiny-llama", {}),
+    "llama nf4, one module": ("tiny-llama", {"lora_target_modules": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"}),
+    "llama float32": ("tiny-llama", {"compute_dtype": "float32"}),
+    "llama 16 bit": ("tiny-llama", {"quantization": "none"}),
+    "llama eager": ("tiny-llama", {"attention": "eager"}),
+    "llama checkpointing": ("tiny-llama", {"gradient_checkpointing": True}),
+    "qwen3 nf4": ("tiny-qwen3", {}),
+    "gemma2 nf4": ("tiny-gemma2", {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_layers_activations_are_what_autograd_keeps(case, tmp_path, monkeypatch):
+    """Within 5%: the difference of a model with four layers and one with two, per token."""
+    name, options = CASES[case]
+    recipe = Recipe(model=str(tmp_path), **({"compute_dtype": "bfloat16", "max_length": TOKENS, "max_new_tokens": 8} | options))
+    dtype = getattr(torch, recipe.compute_dtype)
+    checkpointing = recipe.gradient_checkpointing is True
+    if not checkpointing:
+        # PEFT asks for CUDA's autocast, and casts inputs of its own where that is off.
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: dtype is torch.bfloat16)
+    batch = collate([grow([(list(range(10, 9 + TOKENS)), [1, 2])])], pad_id=0)
+    kept = []
+    for layers in (2, 4):
+        config = AutoConfig.for_model(**{**NAMES[name], "num_hidden_layers": layers})
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+        model = add_adapter(load_base(recipe, CPU), recipe).train()
+        if checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable()
+        kept.append(kept_by_autograd(model, batch, dtype))
+    measured = (kept[1] - kept[0]) / 2 / batch["input_ids"].numel()
+    expected = config.hidden_size * dtype.itemsize
+    if not checkpointing:
+        expected = _layer_bytes(recipe, empty_model(config), dtype.itemsize, flex=False)
+    assert measured == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_shapes_have_the_published_parameters(name):
+    parameters = sum(parameter.numel() for parameter in empty_model(make_config(SHAPES[name])).parameters())
+    if name in PARAMETERS:
+        assert parameters == PARAMETERS[name]
+    assert 2e9 < parameters < 11e9
+
+
+def test_flex_repeats_no_keys_and_makes_no_mask():
+    model = empty_model(make_config(NAMES["EEVE-10.8B"]))
+    sdpa, flex = (estimate_training(Recipe(), model, 4096, False, 2, flex).activations for flex in (False, True))
+    repeated = 48 * 4096 * 2 * (4096 - 1024) * 2
+    mask, sums = 4096 * 2048 * 2, 0
+    assert sdpa - flex == pytest.approx(repeated + mask + sums)
+
+
+def test_every_recipe_has_a_plan(capsys):
+    """`--plan` needs no network: the recipes' shapes are known."""
+    fine_tune.main(["--plan", "--gpu_memory", "80GB"])
+    lines = capsys.readouterr().out.splitlines()
+    recipes = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+    assert [line.split()[0] for line in lines[:-1]] == recipes
+    assert all("tokens per batch" in line and "base" in line for line in lines[:-1])
+    assert "not measured on a GPU" in lines[-1]
+
+
+def test_a_plan_for_one_recipe_and_common_gpus(capsys):
+    fine_tune.main(["--plan", "--recipe", "qwen3-4b", "--gradient_checkpointing", "true"])
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    assert len(lines) == 4 or torch.cuda.is_available()
+    assert all(" checkpointing" in line and "no checkpointing" not in line for line in lines)
+
+
+def test_what_does_not_fit_is_said(capsys):
+    fine_tune.main(["--plan", "--recipe", "eeve-10.8b", "--gpu_memory", "6"])
+    assert "Way out" in capsys.readouterr().out
+
+
+def test_more_memory_never_means_a_smaller_choice():
+    recipe = load_recipe("qwen3-8b", {})
+    config = make_config(SHAPES[recipe.model])
+    plans = [plan_for_size(recipe, config, size * GB) for size in (16, 24, 48, 80, 140)]
+    order = [(not plan.gradient_checkpointing, plan.tokens_per_batch) for plan in plans]
+    assert order == sorted(order)
+    assert all(plan.estimate.total <= plan.free for plan in plans)
+
+
+def test_one_question_a_step_needs_no_large_batches():
+    recipe = load_recipe("eeve-10.8b", {})
+    assert plan_for_size(recipe, make_config(SHAPES[recipe.model]), 80 * GB).tokens_per_batch == recipe.max_length
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "0GB", "", "nan"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(InputError, match="expected a size like 16GB"):
+        parse_size(text)
+
+
+def test_sizes():
+    assert parse_size("16GB") == parse_size("16") == parse_size("16 gb") == 16 * GB
+
+
+def test_the_demo_is_small():
+    recipe = load_recipe("demo", {})
+    assert estimate_training(recipe, empty_model(load_config(recipe)), 4096, False, 4).total < 3 * GB
