@@ -62,8 +62,8 @@ def estimate_training(
     masks = 0 if flex else tokens * recipe.max_length * bytes_each * (2 if _has_sliding_layers(config) else 1)
     backward = tokens * (2 * _inner_size(config) + 4 * hidden) * bytes_each  # the layer at hand
     weights, total = _weights(recipe, model, bytes_each)
-    # float32 weight, gradient, AdamW's two moments
-    return MemoryEstimate(weights, 16 * _adapter_parameters(recipe, model), kept + ends + logits + masks + backward, total)
+    each = 16 + (bytes_each if bytes_each < 4 else 0)  # float32 weight, gradient, AdamW's two moments; autocast's copy
+    return MemoryEstimate(weights, each * _adapter_parameters(recipe, model), kept + ends + logits + masks + backward, total)
 
 
 def _layer_bytes(recipe: Recipe, model: PreTrainedModel, bytes_each: int, flex: bool) -> float:
@@ -80,7 +80,7 @@ def _layer_bytes(recipe: Recipe, model: PreTrainedModel, bytes_each: int, flex: 
     own_copies = recipe.lora_dropout > 0 or (bytes_each < 4 and recipe.quantization == "none")
     adapter_inputs = 2 * hidden + inner
     if own_copies:
-        adapter_inputs = sum(_in_features(module) for _, module in layer_linear) + inner
+        adapter_inputs = sum(_in_features(module) for _, module in layer_linear)
     dropout_masks = sum(_in_features(module) for _, module in layer_linear) if recipe.lora_dropout else 0
     repeated = keys if flex else queries
     attention = 2 * queries + 2 * repeated

@@ -77,6 +77,8 @@ def test_a_layers_activations_are_what_autograd_keeps(case, tmp_path, monkeypatc
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable()
         kept.append(kept_by_autograd(model, batch, dtype))
+        if dtype is torch.bfloat16 and not checkpointing:  # autocast's copies of the adapter are counted with the adapter
+            kept[-1] -= 2 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     measured = (kept[1] - kept[0]) / 2 / batch["input_ids"].numel()
     expected = config.hidden_size * dtype.itemsize
     if not checkpointing:
