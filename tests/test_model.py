@@ -194,7 +194,7 @@ def test_answering_needs_less_than_training():
 
 def test_eager_attention_holds_its_scores():
     eager, sdpa = (estimate_training(Recipe(attention=a), empty_model(EEVE), 2048, True, 2) for a in ("eager", "sdpa"))
-    assert eager.activations - sdpa.activations == 2048 * 2048 * 32 * 6
+    assert eager.activations - sdpa.activations == 2048 * 32 * (2048 * 6 - 4)  # sdpa keeps a float32 sum per head
 
 
 def broken_folder(tmp_path, name):

@@ -7,7 +7,7 @@ import prompts
 from dandap.dataset import Row
 from dandap.encoding import Encoder
 from dandap.errors import InputError
-from dandap.reference import _supervised
+from dandap.reference import supervised
 from prompts import TEMPLATES, check_template, get_template, render
 
 ROW = Row("a", "한빛전자는 매출 1,240억 원을 기록했다.", "매출은 얼마인가?", ("1,240억 원",))
@@ -27,14 +27,14 @@ def encoder(tokenizer, name):
 def test_the_inference_prompt_is_the_training_prompt(tokenizer, name):
     trained = encoder(tokenizer, name).encode_rows([ROW], 1000, answers=True)[0]
     asked = encoder(tokenizer, name).encode_rows([Row(ROW.id, ROW.context, ROW.question)], 1000, answers=False)[0]
-    supervised = _supervised(trained)
-    assert supervised["input_ids"][: len(asked.prompt_ids)] == asked.prompt_ids
-    assert supervised["labels"][: len(asked.prompt_ids)] == [-100] * len(asked.prompt_ids)
-    assert supervised["labels"][len(asked.prompt_ids) :] == trained.answer_ids
+    labelled = supervised([trained])[0]
+    assert labelled["input_ids"][: len(asked.prompt_ids)] == asked.prompt_ids
+    assert labelled["labels"][: len(asked.prompt_ids)] == [-100] * len(asked.prompt_ids)
+    assert labelled["labels"][len(asked.prompt_ids) :] == trained.answer_ids
     parts = render(TEMPLATES[name], {"context": ROW.context, "question": ROW.question})
     if "user" in parts:
         turns = [{"role": r, "content": parts[r]} for r in parts] + [{"role": "assistant", "content": ROW.answers[0]}]
-        assert supervised["input_ids"] == tokenizer.apply_chat_template(turns, return_dict=False)
+        assert labelled["input_ids"] == tokenizer.apply_chat_template(turns, return_dict=False)
     assert asked.answer_ids == []
 
 

@@ -1,0 +1,29 @@
+"""The benchmark runs from its command line to its last line, on a shape with random weights."""
+
+import json
+
+import pytest
+from transformers import Gemma2Config
+
+from benchmarks import training
+from dandap.errors import InputError
+from dandap.shapes import named_config
+
+
+def test_training_prints_its_result_last(capsys):
+    options = ["--model", "tiny-qwen3", "--article", "40", "--questions_per_article", "4", "--questions", "16", "--rounds", "1"]
+    result = training.main([*options, "--questions_per_step", "8"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert result["max_loss_difference"] < 1e-5
+    tokens = 16 * (40 + 35 + 6), 4 * (40 + 4 * (35 + 5))  # the stop token is predicted, not read
+    assert result["token_ratio"] == pytest.approx(tokens[0] / tokens[1], abs=1e-3)
+    assert set(result["questions_per_second"]) == set(result["peak_memory_mb"]) == {"seed", "trl", "read_once"}
+    assert result["forwarded_tokens"]["read_once"] < result["forwarded_tokens"]["trl"]
+    assert result["speedup_vs_trl"] > 0
+    assert result["speedup_vs_seed"] > 0
+
+
+def test_shapes_are_named():
+    assert isinstance(named_config("Gemma-2-9B"), Gemma2Config)
+    with pytest.raises(InputError, match="Did you mean 'EEVE-10.8B'"):
+        named_config("EEVE-10.8")

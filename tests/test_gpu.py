@@ -1,0 +1,43 @@
+"""`pytest -m gpu`: FlexAttention against SDPA on a CUDA GPU. Not run by us so far, for want of one."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dandap.attention import probe, use_flex
+from dandap.shapes import NAMES, named_config
+from dandap.token_tree import BLOCK, collate, grow, tree_masks
+
+pytestmark = pytest.mark.gpu
+TINY = [name for name in NAMES if name.startswith("tiny")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_probe_passes_at_every_head_size(name):
+    probe(named_config(name), torch.device("cuda"), torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_flex_has_the_plain_kernels_loss_and_gradients(name):
+    """Forest in one row, several lengths with one compilation, float32."""
+    plain = "eager" if "gemma" in name else "sdpa"
+    model = AutoModelForCausalLM.from_config(named_config(name), attn_implementation=plain).cuda()
+    for length in (100, 300, 700):
+        pairs = [([*range(10, 10 + length), q, q + 1], [5, q, 2]) for q in range(20, 24)]
+        batch = {k: v.cuda() for k, v in collate([grow(pairs)], pad_id=0, multiple_of=BLOCK).items()}
+        results = []
+        for flex in (False, True):
+            model.set_attn_implementation(plain)
+            if flex:
+                use_flex(model)
+            mask = tree_masks(model.config, batch, torch.float32, flex)
+            logits = model(
+                batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask, logits_to_keep=batch["predicts"]
+            ).logits
+            loss = torch.nn.functional.cross_entropy(logits[batch["predictor"]], batch["target_ids"])
+            model.zero_grad()
+            loss.backward()
+            results.append((loss.item(), [p.grad.clone() for p in model.parameters()]))
+        assert results[1][0] == pytest.approx(results[0][0], rel=1e-4)
+        for got, expected in zip(results[1][1], results[0][1], strict=True):
+            assert (got - expected).norm() <= 1e-3 * expected.norm() + 1e-6
