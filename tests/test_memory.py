@@ -65,8 +65,9 @@ def test_a_layers_activations_are_what_autograd_keeps(case, tmp_path, monkeypatc
     dtype = getattr(torch, recipe.compute_dtype)
     checkpointing = recipe.gradient_checkpointing is True
     if not checkpointing:
-        # PEFT asks for CUDA's autocast, and casts inputs of its own where that is off.
-        monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: dtype is torch.bfloat16)
+        # PEFT asks for CUDA's autocast (no device named), and casts inputs of its own where that is off.
+        real = torch.is_autocast_enabled
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda *on: real(*on) if on else dtype is torch.bfloat16)
     batch = collate([grow([(list(range(10, 9 + TOKENS)), [1, 2])])], pad_id=0)
     kept = []
     for layers in (2, 4):
