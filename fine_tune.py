@@ -87,7 +87,7 @@ def command_line() -> Parser:
     parser.add_argument("--plan", action="store_true", help="show the memory of every recipe, or of --recipe, and stop")
     parser.add_argument("--gpu_memory", metavar="SIZE", help="with --plan: for a GPU of this size, as 16GB (default: this one)")
     parser.add_argument("--resume", metavar="RUN", nargs="?", const="", help="continue a run (the newest unfinished one)")
-    add_options(parser)
+    add_options(parser, "recipe options (over those of --recipe)")
     return parser
 
 

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import metrics
 import prompts
+from dandap.answering import predict
 from dandap.dataset import Row, Table, split_by_article
 from dandap.encoding import Encoder
 from dandap.errors import InputError, run_script
@@ -22,8 +24,17 @@ from dandap.memory import make_plan
 from dandap.model import load_adapter, load_base, load_config, load_tokenizer, pick_device
 from dandap.processes import refuse_several
 from dandap.progress import append_json, counting, track
-from dandap.recipe import Parser, Recipe, find_recipe, load_recipe, make_recipe, parse
-from dandap.reference import generate_answers
+from dandap.recipe import (
+    ANSWERING,
+    Parser,
+    Recipe,
+    add_options,
+    chosen_options,
+    find_recipe,
+    load_recipe,
+    make_recipe,
+    parse,
+)
 from dandap.run_folder import RunFolder, describe_environment, find_run, new_answers_folder, new_run, write_json
 from tasks import (
     SubmissionForm,
@@ -46,6 +57,7 @@ def main(argv: list[str] | None = None) -> dict:
     refuse_several("inference.py")
     refuse_existing(arguments.output, arguments.overwrite)
     run, recipe, template = choose(arguments)
+    recipe = make_recipe(recipe.model_dump() | chosen_options(arguments), "the command line")
     table = read_rows(recipe, arguments)
     rows = table.rows[: arguments.limit]
     form = submission_form(get_task(recipe.task), table.path, [row.id for row in table.rows])
@@ -85,6 +97,7 @@ def command_line() -> Parser:
     parser.add_argument("--limit", metavar="N", type=positive, help="only the first N questions; writes no submission")
     parser.add_argument("--output", metavar="FILE", help="also write the submission there")
     parser.add_argument("--overwrite", action="store_true", help="let --output replace a file")
+    add_options(parser, "how answers come about (over the run's recipe)", ANSWERING)
     return parser
 
 
@@ -182,20 +195,14 @@ def answer_rows(recipe: Recipe, encoder: Encoder, model, rows: list[Row], tokens
     trimmed = [example.row.id for example in examples if example.trimmed]
     if trimmed:
         print(f"{len(trimmed)} questions have their article trimmed to fit max_length={recipe.max_length}: {some(trimmed)}")
+    if recipe.samples > 1 and not recipe.temperature:
+        print(f"the {recipe.samples} samples are all alike at temperature 0; --temperature 0.7 lets them differ")
     with counting(doing, len(rows), "questions") as advance:
-        answers = generate_answers(
-            model,
-            [example.prompt_ids for example in examples],
-            encoder.stop_ids(model.generation_config),
-            encoder.tokenizer.pad_token_id,
-            recipe.max_new_tokens,
-            tokens_per_batch,
-            advance,
-        )
-        for index, answer in answers:
-            text = encoder.decode(answer.token_ids)
-            record = prediction_record(rows[index], text, len(answer.token_ids), answer.stopped)
-            yield record | {"trimmed_characters": examples[index].trimmed}
+        for index, answers in predict(model, encoder, examples, recipe, tokens_per_batch, advance):
+            texts = [answer.text for answer in answers]
+            best = answers[metrics.consensus(texts)]
+            record = prediction_record(rows[index], best) | {"trimmed_characters": examples[index].trimmed}
+            yield record | ({"samples": texts} if len(texts) > 1 else {})
 
 
 def some(ids: list[str]) -> str:

@@ -50,6 +50,16 @@ def _f1(prediction: Counter[str], gold: Counter[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def consensus(answers: Sequence[str]) -> int:
+    """Which of several answers to a question has the most character F1 with the others, all told; the first of equals.
+
+    Minimum Bayes risk decoding (Kumar and Byrne, 2004) with character F1 as the gain.
+    """
+    characters = [_characters(answer) for answer in answers]
+    gains = [sum(_f1(mine, other) for other in characters) for mine in characters]
+    return max(range(len(answers)), key=lambda index: (gains[index], -index))
+
+
 def score(predictions: Sequence[str], golds: Sequence[str | Sequence[str]], articles: Sequence[str]) -> dict:
     """Means over a file with 95% intervals: {"char_f1", "char_f1_interval", "exact_match", ..., "metric"}.
 

@@ -20,10 +20,10 @@ Template = dict[str, str]
 _CONCISE_BOT = "Question에 대한 답변만 가급적 한 단어로 최대한 간결하게 답변하도록 해."
 
 TEMPLATES: dict[str, Template] = {
-    # Ours, the default: the article first, the rule last, where the model has just read the question.
+    # Ours, the default: the rule stands before the article, where it is read once for all questions.
     "concise": {
-        "user": "다음 기사를 읽고 질문에 답하라.\n\n기사:\n{context}\n\n질문: {question}\n"
-        "기사에 나온 표현을 그대로 써서 되도록 한 단어로, 설명 없이 답만 적어라.",
+        "user": "다음 기사를 읽고 질문에 답하라. 기사에 나온 표현을 그대로 써서 되도록 한 단어로, 설명 없이 답만 적어라."
+        "\n\n기사:\n{context}\n\n질문: {question}",
     },
     # Prompt A: a SOLAR-10.7B, 0.8142 public F1.
     "answer_bot": {

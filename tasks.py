@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 import metrics
+from dandap.answering import Prediction
 from dandap.dataset import Row, Table, decode, read, read_answers
 from dandap.errors import InputError, nearest
 from dandap.recipe import Recipe
@@ -73,23 +74,28 @@ def score_rows(task: Task, rows: list[Row], predictions: Sequence[str]) -> dict 
     return task.score(predictions, [row.answers for row in rows], [row.article for row in rows])
 
 
-def prediction_record(row: Row, prediction: str, tokens: int, stopped: bool) -> dict:
+def prediction_record(row: Row, prediction: Prediction) -> dict:
     """One line of predictions.jsonl and one row of predictions.csv."""
+    text = prediction.text
     return {
         "id": row.id,
         "question": row.question,
-        "prediction": prediction,
+        "prediction": text,
         "gold": list(row.answers),
-        "char_f1": metrics.char_f1(prediction, row.answers) if row.answers else None,
-        "exact_match": metrics.exact_match(prediction, row.answers) if row.answers else None,
-        "generated_tokens": tokens,
-        "ended": "stopped" if stopped else "cut",
+        "char_f1": metrics.char_f1(text, row.answers) if row.answers else None,
+        "exact_match": metrics.exact_match(text, row.answers) if row.answers else None,
+        "log_probability": round(prediction.log_probability, 4),
+        "span": prediction.span and list(prediction.span),
+        "token_ids": prediction.token_ids,
+        "ended": "stopped" if prediction.stopped else "cut",
     }
 
 
 def write_predictions(path: Path, records: list[dict]) -> None:
-    """predictions.csv: the records, several gold answers joined with " | "."""
-    table = pd.DataFrame([record | {"gold": " | ".join(record["gold"])} for record in records])
+    """predictions.csv: the records, their lists (gold answers, samples, token ids) joined with " | "."""
+    table = pd.DataFrame(
+        [{k: " | ".join(map(str, v)) if isinstance(v, list) else v for k, v in record.items()} for record in records]
+    )
     write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC), encoding="utf-8-sig")
 
 

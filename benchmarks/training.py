@@ -45,7 +45,12 @@ GROWTH = (1, 2, 4, 8, 16)
 def main(argv: list[str] | None = None) -> dict:
     """The command line; returns the JSON of the last line."""
     arguments = parse(command_line(), argv)
-    setting = prepare(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        return run(arguments, prepare(arguments, folder))
+
+
+def run(arguments: argparse.Namespace, setting: "Setting") -> dict:
+    """What the options ask for."""
     print(describe_machine(setting.plan.device))
     if arguments.growth:
         return growth(arguments, setting)
@@ -88,7 +93,7 @@ class Setting:
     trl_batch: int | None
 
 
-def prepare(arguments: argparse.Namespace) -> Setting:
+def prepare(arguments: argparse.Namespace, folder: str) -> Setting:
     """Load the model, or make one of a true shape with random weights (its tokens come from the demo's tokenizer)."""
     device = pick_device()
     shaped = not Path(arguments.model).is_dir()
@@ -115,7 +120,7 @@ def prepare(arguments: argparse.Namespace) -> Setting:
         reason is None,
     )
     tokenizer = load_tokenizer(recipe)
-    return Setting(recipe, plan, tokenizer, add_adapter(base, recipe), arguments.model, tempfile.mkdtemp(), arguments.trl_batch)
+    return Setting(recipe, plan, tokenizer, add_adapter(base, recipe), arguments.model, folder, arguments.trl_batch)
 
 
 def make_examples(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> list[Example]:
@@ -230,25 +235,21 @@ def loss_difference(setting: Setting, trl: Way, ours: Way, examples: list[Exampl
     for keys in ours.trainer.steps():
         step = [examples[key] for key in keys]
         trees = ours.trainer.batching.collate_step(step)
-        targets = trees["labels"].numel()
-        losses = [
-            ours.trainer.compute_loss(setting.model, prepare_for(ours, batch), num_items_in_batch=targets)
-            for batch in trees["batches"]
-        ]
-        rows = [{"input_ids": e.prompt_ids + e.answer_ids, "labels": [-100] * len(e.prompt_ids) + e.answer_ids} for e in step]
-        theirs = [
-            trl.trainer.compute_loss(
-                setting.model, prepare_for(trl, trl.trainer.data_collator([row])), num_items_in_batch=targets
-            )
-            for row in rows
-        ]
-        got, expected = sum(losses).item(), sum(theirs).item()
+        rows = [trl.trainer.data_collator([row]) for row in supervised(step)]
+        got = summed_loss(ours.trainer, trees["batches"], trees["labels"].numel())
+        expected = summed_loss(trl.trainer, rows, trees["labels"].numel())
         largest = max(largest, abs(got - expected) / expected)
     return largest
 
 
-def prepare_for(way: Way, batch: dict) -> dict:
-    return way.trainer._prepare_inputs(batch)
+def summed_loss(trainer: SFTTrainer, batches: list[dict], targets: int) -> float:
+    """The loss of a step, from its batches, in the trainer's precision."""
+    total = 0.0
+    for batch in batches:
+        with trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch), num_items_in_batch=targets)
+        total += loss.item()
+    return total
 
 
 def compare(setting: Setting, examples: list[Example], rounds: int) -> dict:
@@ -323,12 +324,13 @@ def growth(arguments: argparse.Namespace, setting: Setting) -> dict:
         length = arguments.article or 300
         examples = made_up(length, count, max(arguments.questions // 16, 1) * 16)
         result = compare(setting, examples, arguments.rounds)
-        rows.append({"questions": count, **result})
+        rows.append({"questions_per_article": count, **result})
     print(f"\n| questions on an article of {length} tokens | TRL, questions/s | read once, questions/s | times | token ratio |")
     print("|---|---|---|---|---|")
     for row in rows:
         speed = row["questions_per_second"]
-        print(f"| {row['questions']} | {speed['trl']} | {speed['read_once']} | {row['speedup_vs_trl']} | {row['token_ratio']} |")
+        cells = (row["questions_per_article"], speed["trl"], speed["read_once"], row["speedup_vs_trl"], row["token_ratio"])
+        print("| " + " | ".join(map(str, cells)) + " |")
     if arguments.plot:
         draw(rows, Path(arguments.plot))
     print(json.dumps(rows))
@@ -342,7 +344,7 @@ def draw(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    counts = [row["questions"] for row in rows]
+    counts = [row["questions_per_article"] for row in rows]
     figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
     for name, label in (("read_once", "read once"), ("trl", "TRL, answer-only, grouped by length")):
         axes.plot(counts, [row["questions_per_second"][name] for row in rows], marker="o", label=label)

@@ -21,6 +21,11 @@ class Example:
     answer_ids: list[int]
     trimmed: int = 0  # characters cut from the article's end
 
+    @property
+    def context(self) -> str:
+        """The article as the model reads it."""
+        return self.row.context[: len(self.row.context) - self.trimmed]
+
 
 class Encoder:
     """Encodes rows with one tokenizer and one template.
@@ -35,7 +40,7 @@ class Encoder:
         if tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json.")
         chat_template = tokenizer.chat_template or ""
-        self._control_ids = set(tokenizer.all_special_ids) | {
+        self.control_ids = set(tokenizer.all_special_ids) | {
             token_id
             for token_id, token in tokenizer.added_tokens_decoder.items()
             if token.special or (token.content.strip() and token.content in chat_template)
@@ -57,7 +62,7 @@ class Encoder:
         if "prompt" not in parts:
             ids = self._chat_ids([*_messages(parts), {"role": "assistant", "content": answer}])
             tail = ids[len(prompt_ids) :]
-            stop = next((i for i, token in enumerate(tail) if token in self._control_ids), None)
+            stop = next((i for i, token in enumerate(tail) if token in self.control_ids), None)
             if ids[: len(prompt_ids)] == prompt_ids and stop is not None:
                 return tail[: stop + 1]
         # A plain template, or a chat template whose assistant turn ends without a token of its own.
@@ -73,7 +78,7 @@ class Encoder:
 
     def decode(self, answer_ids: list[int]) -> str:
         """An answer's text, without control tokens and surrounding white space."""
-        return self.tokenizer.decode([i for i in answer_ids if i not in self._control_ids]).strip()
+        return self.tokenizer.decode([i for i in answer_ids if i not in self.control_ids]).strip()
 
     def encode_rows(
         self, rows: list[Row], prompt_limit: int, answers: bool, track: Callable[[Iterable], Iterable] = iter

@@ -1,6 +1,7 @@
 """Every option once: its type, default and reason. YAML files, the command line and --help all come from `Recipe`."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +75,14 @@ class Recipe(BaseModel):
     max_new_tokens: int = _field(
         64, "most tokens of an answer at inference; the longest answer in 33,716 has 63 characters", ge=1
     )
+    samples: int = _field(1, "answers drawn per question; the one most like the others is taken", ge=1)
+    temperature: float = _field(0.0, "0 takes the likeliest token; above, tokens are drawn (0.7 is usual with samples)", ge=0)
+    grounded: bool = _field(False, "the answer is always a literal piece of the article")
+    choices: list[str] = _field([], "the answers to choose from, the same for every question; none: any text")
+    choices_by: Literal["whole", "first_token"] = _field(
+        "whole", "choices are compared by the log-probability of the whole text, or of its first token alone"
+    )
+    beams: int = _field(1, "width of a beam search; above 1 transformers' generate reads each question's article anew", ge=1)
     quantization: Literal["nf4", "none"] = _field(
         "nf4", "nf4: 4-bit base (QLoRA), a quarter of the memory; none: 16-bit base (LoRA)"
     )
@@ -150,6 +159,22 @@ class Recipe(BaseModel):
             raise ValueError("name at least one module, or all-linear")
         return value
 
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _choices_from_text(cls, value: Any) -> Any:
+        """`예,아니오` from the command line."""
+        return [choice.strip() for choice in value.split(",") if choice.strip()] if isinstance(value, str) else value or []
+
+    @model_validator(mode="after")
+    def _one_way_of_answering(self) -> "Recipe":
+        ways = {"beams": self.beams > 1, "choices": bool(self.choices), "grounded": self.grounded}
+        drawn = self.samples > 1 or self.temperature > 0
+        chosen = [name for name, is_chosen in ways.items() if is_chosen]
+        if len(chosen) > 1 or (drawn and ways["beams"] | ways["choices"]):
+            got = " and ".join(chosen + ["samples or temperature"] * drawn)
+            raise ValueError(f"got {got}; they cannot be combined (samples and grounded can)")
+        return self
+
     @field_validator("tokens_per_batch")
     @classmethod
     def _tokens_positive(cls, value: Any) -> Any:
@@ -187,11 +212,16 @@ class Recipe(BaseModel):
         return yaml.safe_dump(self.model_dump(), allow_unicode=True, sort_keys=False)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` an option per field of Recipe, with its default and reason."""
-    group = parser.add_argument_group("recipe options (over those of --recipe)")
+ANSWERING = ("max_new_tokens", "tokens_per_batch", "samples", "temperature", "grounded", "choices", "choices_by", "beams", "seed")
+
+
+def add_options(parser: argparse.ArgumentParser, title: str, names: Iterable[str] = ()) -> None:
+    """Give `parser` an option per field of Recipe, or for those named, with its default and reason."""
+    group = parser.add_argument_group(title)
     for name, field in Recipe.model_fields.items():
-        default = "none" if field.default in (None, {}) else field.default
+        if names and name not in names:
+            continue
+        default = "none" if field.default in (None, {}, []) else field.default
         help_text = f"{field.description} (default: {default})".replace("%", "%%")
         group.add_argument(f"--{name}", metavar="VALUE", default=argparse.SUPPRESS, help=help_text)
 

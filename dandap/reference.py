@@ -114,48 +114,83 @@ def split_step(questions: int, most_rows: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How answers are decoded. A temperature of 0 takes the likeliest token; beams are for `generate` alone."""
+
+    stop_ids: list[int]
+    pad_id: int
+    max_new_tokens: int
+    min_new_tokens: int = 0  # an answer cannot stop before
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 42
+    beams: int = 1
+
+
+@dataclass(frozen=True)
 class Answer:
     """What the model said: ids without padding, the stop token included if it came."""
 
     token_ids: list[int]
     stopped: bool  # False: cut at max_new_tokens
+    log_probability: float  # of a token, on average; the model's own, at temperature 1
+
+
+def computing(model: PreTrainedModel | PeftModel) -> torch.autocast:
+    """The precision answers are computed in: the base's, adapters and all."""
+    device = next(model.parameters()).device
+    return torch.autocast(device.type, dtype=model.dtype, enabled=device.type == "cuda")
 
 
 @torch.inference_mode()
 def generate_answers(
     model: PreTrainedModel | PeftModel,
     prompts: list[list[int]],
-    stop_ids: list[int],
-    pad_id: int,
-    max_new_tokens: int,
+    decoding: Decoding,
     tokens_per_batch: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[tuple[int, Answer]]:
-    """Greedy answers as (index of the prompt, Answer), longest prompts first so that memory peaks at the start."""
+    """The likeliest answers as (index of the prompt, Answer), longest prompts first so that memory peaks at the start."""
     model.eval()
-    device = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     while order:
-        rows = max(1, tokens_per_batch // (len(prompts[order[0]]) + max_new_tokens))
+        rows = max(1, tokens_per_batch // (decoding.beams * (len(prompts[order[0]]) + decoding.max_new_tokens)))
         batch, order = order[:rows], order[rows:]
-        length = len(prompts[batch[0]])
-        ids = torch.tensor([[pad_id] * (length - len(prompts[i])) + prompts[i] for i in batch], device=device)
-        mask = torch.tensor([[0] * (length - len(prompts[i])) + [1] * len(prompts[i]) for i in batch], device=device)
-        with torch.autocast(device.type, dtype=model.dtype, enabled=device.type == "cuda"):
-            generated = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                repetition_penalty=None,
-                eos_token_id=stop_ids,
-                pad_token_id=pad_id,
-            )
-        for index, new in zip(batch, generated[:, length:].tolist(), strict=True):
-            stop = next((position for position, token in enumerate(new) if token in stop_ids), None)
-            yield index, Answer(new if stop is None else new[: stop + 1], stop is not None)
+        yield from zip(batch, _generate(model, [prompts[i] for i in batch], decoding), strict=True)
         advance(len(batch))
+
+
+def _generate(model: PreTrainedModel | PeftModel, prompts: list[list[int]], decoding: Decoding) -> list[Answer]:
+    """One call of `generate` on prompts padded on the left."""
+    device = next(model.parameters()).device
+    length = max(map(len, prompts))
+    ids = torch.tensor([[decoding.pad_id] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    with computing(model):
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=decoding.max_new_tokens,
+            min_new_tokens=decoding.min_new_tokens or None,
+            do_sample=False,
+            num_beams=decoding.beams,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=None,
+            eos_token_id=decoding.stop_ids,
+            pad_token_id=decoding.pad_id,
+            return_dict_in_generate=True,
+            output_logits=decoding.beams == 1,
+            output_scores=decoding.beams > 1,
+        )
+    if decoding.beams > 1:  # a beam search's scores are log-probabilities
+        steps = model.compute_transition_scores(out.sequences, out.scores, out.beam_indices)
+    else:  # scores would be the logits after generate has struck out stops
+        steps = model.compute_transition_scores(out.sequences, out.logits, normalize_logits=True)
+    answers = []
+    for new, log_probabilities in zip(out.sequences[:, length:].tolist(), steps.float().tolist(), strict=True):
+        stop = next((position for position, token in enumerate(new) if token in decoding.stop_ids), None)
+        count = len(new) if stop is None else stop + 1
+        answers.append(Answer(new[:count], stop is not None, sum(log_probabilities[:count]) / count))
+    return answers

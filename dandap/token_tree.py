@@ -151,7 +151,12 @@ def _dense_mask(subtree_end: torch.Tensor, position_ids: torch.Tensor, window: i
     sees = (index <= index[:, None]) & (index[:, None] <= subtree_end[:, None, :])  # (rows, query, key)
     if window is not None:
         sees &= position_ids[:, :, None] - position_ids[:, None, :] < window
-    mask = torch.full(sees.shape, torch.finfo(dtype).min, dtype=dtype, device=subtree_end.device)
+    return additive(sees, dtype)
+
+
+def additive(sees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(rows, queries, keys) booleans as the mask that attention adds to its scores, (rows, 1, queries, keys)."""
+    mask = torch.full(sees.shape, torch.finfo(dtype).min, dtype=dtype, device=sees.device)
     return mask.masked_fill_(sees, 0)[:, None]
 
 

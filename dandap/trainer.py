@@ -43,7 +43,7 @@ def make_read_once_trainer(
             model,
             config,
             examples=examples,
-            batching=Batching(plan.tokens_per_batch, one_row=plan.flex, pad_id=tokenizer.pad_token_id),
+            batching=make_batching(plan, tokenizer.pad_token_id),
             mask_dtype=plan.compute_dtype,
             train_dataset=supervised(examples[:1]),  # asked for by SFTTrainer; the examples are what is trained on
             processing_class=tokenizer,
@@ -142,6 +142,7 @@ class Batching:
     tokens_per_batch: int
     one_row: bool
     pad_id: int
+    alone: bool = False  # one tree a micro-batch: on a CPU larger ones take more memory and no less time
 
     def collate_step(self, examples: list[Example]) -> dict:
         """The dataloader's collate: micro-batches, and labels by which Trainer counts the step's answer tokens."""
@@ -174,12 +175,17 @@ class Batching:
         lengths = [len(tree) for _, tree in [*batch, part]]
         if self.one_row:
             return sum(lengths) <= self.tokens_per_batch
-        return lengths[-1] >= SIMILAR * lengths[0] and len(lengths) * lengths[0] <= self.tokens_per_batch
+        return not self.alone and lengths[-1] >= SIMILAR * lengths[0] and len(lengths) * lengths[0] <= self.tokens_per_batch
 
     def _collate(self, batch: list) -> dict[str, torch.Tensor]:
         if self.one_row:  # articles share the instruction before them
             return collate([_grow([e for examples, _ in batch for e in examples])], self.pad_id, multiple_of=BLOCK)
         return collate([tree for _, tree in batch], self.pad_id)
+
+
+def make_batching(plan: Plan, pad_id: int) -> Batching:
+    """The layout that suits the plan's kernel and device."""
+    return Batching(plan.tokens_per_batch, one_row=plan.flex, pad_id=pad_id, alone=plan.device.type == "cpu")
 
 
 def _grow(examples: list[Example]) -> TokenTree:
@@ -271,7 +277,7 @@ def share(step: list[Piece], cost: list[int], processes: int) -> list[list[int]]
 
 def count_tokens(examples: list[Example], recipe: Recipe, plan: Plan) -> tuple[int, int]:
     """(tokens of an epoch that reads the article for every question, tokens of one that reads it once a step)."""
-    batching = Batching(plan.tokens_per_batch, one_row=False, pad_id=0)
+    batching = replace(make_batching(plan, pad_id=0), one_row=False)
     sampler = StepSampler(examples, recipe.questions_per_step, recipe.seed, process=0, processes=1, epoch=lambda: 0)
     steps = (batching.micro_batches([examples[i] for i in step]) for step in sampler)
     once = sum(len(tree) for step in steps for batch in step for _, tree in batch)

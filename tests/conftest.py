@@ -34,6 +34,20 @@ def write_csv(tmp_path):
     return write
 
 
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory):
+    """A folder per family of tiny_models, with random weights."""
+    import torch
+    from tiny_models import FAMILIES
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("bases")
+    for name, config in FAMILIES.items():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
+    return folder
+
+
 HEADER = ["id", "context", "question", "answer"]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from dandap.answering import Prediction
 from dandap.dataset import Row
 from dandap.errors import InputError
 from dandap.recipe import Recipe
@@ -124,7 +125,10 @@ def test_a_test_file_needs_no_answer_column_even_when_training_maps_one(write_cs
 
 
 def test_predictions_keep_every_text(tmp_path):
-    records = [prediction_record(Row(str(n), "기사", "질문?", ("답", "정답")), text, 3, True) for n, text in enumerate(NASTY)]
+    records = [
+        prediction_record(Row(str(n), "기사", "질문?", ("답", "정답")), Prediction(text, [1, 2], -0.5, True, None))
+        for n, text in enumerate(NASTY)
+    ]
     write_predictions(tmp_path / "predictions.csv", records)
     table = pd.read_csv(tmp_path / "predictions.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
     assert table["prediction"].tolist() == NASTY

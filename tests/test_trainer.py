@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,16 +11,8 @@ from bitsandbytes.nn import Linear4bit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    TrainerCallback,
-)
+from tiny_models import FAMILIES
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from dandap.dataset import Row
 from dandap.encoding import Example
@@ -30,27 +23,6 @@ from dandap.reference import make_trainer
 from dandap.trainer import Batching, Questions, StepSampler, count_tokens, deal, make_read_once_trainer, share
 
 CPU = torch.device("cpu")
-SIZES = {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 256}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128, "head_dim": 16}
-WINDOW = 8  # shorter than the articles
-FAMILIES = {
-    "llama": LlamaConfig(**SIZES, **HEADS),
-    "qwen3": Qwen3Config(**SIZES, **HEADS),
-    "gpt2": GPT2Config(vocab_size=96, n_embd=64, n_head=4, n_layer=2, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0),
-    "gemma2": Gemma2Config(**SIZES, **HEADS, sliding_window=WINDOW, query_pre_attn_scalar=16, attn_logit_softcapping=2.0),
-    "mistral": MistralConfig(**SIZES, **HEADS, sliding_window=WINDOW),
-}
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    """A folder per family with random weights, large enough that attention and answers matter."""
-    folder = tmp_path_factory.mktemp("bases")
-    for name, config in FAMILIES.items():
-        torch.manual_seed(0)
-        config.initializer_range = 0.2
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +89,21 @@ def adapted(recipe):
     return model
 
 
+def in_padded_rows(trainer):
+    """Trees of similar size share a micro-batch, as they do on a GPU; on a CPU each would have its own."""
+    assert trainer.batching.alone
+    trainer.batching = replace(trainer.batching, alone=False)
+    return trainer
+
+
 def run(make, recipe, plan, examples, tokenizer, folder, sequential=False):
     """(record, trained weights, trainer) of one epoch."""
     record, model = Record(), adapted(recipe)
     trainer = make(model, tokenizer, examples, recipe, plan, str(folder), callbacks=[record])
     trainer.args.logging_steps = 1
     trainer.args.save_strategy = "no"
+    if make is make_read_once_trainer:
+        in_padded_rows(trainer)
     if sequential:
         trainer.args.train_sampling_strategy = "sequential"
     trainer.train()
@@ -232,7 +213,8 @@ def trainers(bases, tokenizer, tmp_path_factory):
         if key not in made:
             recipe = make_recipe(bases / family, **options)
             folder = str(tmp_path_factory.mktemp("trainer"))
-            made[key] = make_read_once_trainer(adapted(recipe), tokenizer, make_examples(), recipe, make_plan(200), folder, [])
+            trainer = make_read_once_trainer(adapted(recipe), tokenizer, make_examples(), recipe, make_plan(200), folder, [])
+            made[key] = in_padded_rows(trainer)
         return made[key]
 
     return get

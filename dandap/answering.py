@@ -1,0 +1,99 @@
+"""How a recipe's answers come about: trees where the model can branch, generate where it cannot; samples, spans, choices."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from dandap.decoding import answer_examples, score_choices, why_no_tree
+from dandap.encoding import Encoder, Example
+from dandap.errors import InputError
+from dandap.grounding import Grounding
+from dandap.recipe import Recipe
+from dandap.reference import Answer, Decoding, generate_answers
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An answer as text."""
+
+    text: str
+    token_ids: list[int]
+    log_probability: float  # of a token, on average: how sure the model is
+    stopped: bool  # False: cut at max_new_tokens
+    span: tuple[int, int] | None  # its first place in the trimmed article, in characters; None if it stands nowhere
+
+
+def predict(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    examples: list[Example],
+    recipe: Recipe,
+    tokens_per_batch: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Iterator[tuple[int, list[Prediction]]]:
+    """(index of the example, its answers: one, or as many as the recipe's samples) as batches finish."""
+    decoding = Decoding(
+        stop_ids=encoder.stop_ids(model.generation_config),
+        pad_id=encoder.tokenizer.pad_token_id,
+        max_new_tokens=recipe.max_new_tokens,
+        samples=recipe.samples,
+        temperature=recipe.temperature,
+        seed=recipe.seed,
+        beams=recipe.beams,
+    )
+    reason = f"beams={recipe.beams}" if recipe.beams > 1 else why_no_tree(model, decoding)
+    if reason:
+        _refuse_what_needs_trees(recipe, reason)
+        print(f"reading the article for every question, by generate ({reason})")
+        answers = generate_answers(model, [example.prompt_ids for example in examples], decoding, tokens_per_batch, advance)
+        yield from ((index, [_as_text(encoder, examples[index], answer)]) for index, answer in answers)
+    elif recipe.choices:
+        yield from _choose(model, encoder, examples, recipe, decoding, tokens_per_batch, advance)
+    else:
+        grounding = Grounding(encoder.tokenizer, encoder.control_ids) if recipe.grounded else None
+        text_of = grounding.text if grounding else encoder.decode
+        for index, samples in answer_examples(model, examples, decoding, tokens_per_batch, grounding, advance):
+            yield index, [_as_text(encoder, examples[index], answer, text_of) for answer in samples]
+
+
+def _refuse_what_needs_trees(recipe: Recipe, reason: str) -> None:
+    asked = {"samples": recipe.samples > 1, "temperature": recipe.temperature > 0, "grounded": recipe.grounded}
+    asked["choices"] = bool(recipe.choices)
+    wanted = [name for name, is_wanted in asked.items() if is_wanted]
+    if wanted:
+        raise InputError(f"{', '.join(wanted)}: not with this model, whose prompts cannot branch ({reason}). Leave them out.")
+
+
+def _as_text(encoder: Encoder, example: Example, answer: Answer, text_of: Callable[[list[int]], str] | None = None) -> Prediction:
+    text = (text_of or encoder.decode)(answer.token_ids)
+    return Prediction(text, answer.token_ids, answer.log_probability, answer.stopped, place(text, example.context))
+
+
+def place(text: str, context: str) -> tuple[int, int] | None:
+    """Where a text first stands in the article, as [start, end) characters."""
+    start = context.find(text) if text else -1
+    return None if start < 0 else (start, start + len(text))
+
+
+def _choose(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    examples: list[Example],
+    recipe: Recipe,
+    decoding: Decoding,
+    tokens_per_batch: int,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[int, list[Prediction]]]:
+    """The likeliest of the recipe's choices."""
+    whole = recipe.choices_by == "whole"
+    ids = [
+        [encoder.encode_answer(e.context, e.row.question, choice, e.prompt_ids) for choice in recipe.choices] for e in examples
+    ]
+    if not whole and len({choice[0] for choice in ids[0]}) < len(recipe.choices):
+        raise InputError(f"choices {recipe.choices} do not all differ in their first token; use --choices_by whole.")
+    for index, scores in score_choices(model, examples, ids, whole, decoding.pad_id, tokens_per_batch, advance):
+        best = max(range(len(scores)), key=scores.__getitem__)
+        count = len(ids[index][best]) if whole else 1
+        answer = Answer(ids[index][best], True, scores[best] / count)
+        yield index, [_as_text(encoder, examples[index], answer, lambda _, best=best: recipe.choices[best])]

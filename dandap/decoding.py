@@ -1,0 +1,375 @@
+"""Answers for trees of prompts: a prompt's tokens are read once, then each step feeds one new token per live branch.
+
+The prompts of an article are one tree, a row of the batch; all rows share one KV cache, whose columns are the tree's tokens
+and after them, step by step, those of the branches. A new token sees its prompt's ancestors and its own branch:
+
+    columns     0 1 2 3 4 5 6 | 7 8 | 9 10 | 11
+                article, two    step  step   step 3:
+                questions       1     2      one branch has stopped
+
+Answers are those of `generate` (dandap/reference.py), token for token.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from dandap.dataset import Row
+from dandap.encoding import Example
+from dandap.errors import InputError
+from dandap.grounding import Grounding
+from dandap.reference import Answer, Decoding, computing
+from dandap.token_tree import TokenTree, additive, collate, grow, sliding_windows, tree_masks
+
+TRIAL_TOLERANCE = 0.1  # of a log-probability; 16-bit rounding is a tenth of that, a wrong mask ten times
+T = TypeVar("T")
+Sequences = list[tuple[list[int], list[int]]]  # (prompt, answer) of a question
+
+
+@dataclass
+class Branch:
+    """One answer while it grows."""
+
+    index: int  # of its example
+    sample: int
+    row: int  # of the batch
+    token_ids: list[int] = field(default_factory=list)
+    log_probability: float = 0.0
+    stopped: bool = False
+
+    def answer(self) -> Answer:
+        """What it has come to."""
+        return Answer(self.token_ids, self.stopped, self.log_probability / len(self.token_ids))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Questions of one article that are answered together, and the tree of their prompts."""
+
+    indices: list[int]  # of examples
+    tree: TokenTree
+
+
+def answer_examples(
+    model: PreTrainedModel,
+    examples: list[Example],
+    decoding: Decoding,
+    tokens_per_batch: int,
+    grounding: Grounding | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Iterator[tuple[int, list[Answer]]]:
+    """(index of the example, its samples) as batches finish, the largest first so that memory peaks at the start.
+
+    A batch has at most `tokens_per_batch` columns over its rows, new tokens included; out of memory halves it.
+    """
+
+    def sequences(index: int) -> Sequences:
+        return [(examples[index].prompt_ids, decoding.stop_ids[:1])]
+
+    def answer(batch: list[Part]) -> dict[int, list[Answer]]:
+        return TreeDecoder(model, batch, examples, decoding, grounding).run()
+
+    new_columns = decoding.samples * decoding.max_new_tokens
+    return _in_batches(model, examples, sequences, new_columns, tokens_per_batch, answer, advance)
+
+
+def score_choices(
+    model: PreTrainedModel,
+    examples: list[Example],
+    choices: list[list[list[int]]],
+    whole: bool,
+    pad_id: int,
+    tokens_per_batch: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Iterator[tuple[int, list[float]]]:
+    """(index of the example, log-probability of each of its choices); choices[index] are ids as an answer's.
+
+    Of the whole choice with its stop token, or of its first token alone.
+    """
+
+    def sequences(index: int) -> Sequences:
+        return [(examples[index].prompt_ids, ids if whole else ids[:1]) for ids in choices[index]]
+
+    @torch.inference_mode()
+    def score(batch: list[Part]) -> dict[int, list[float]]:
+        device = next(model.parameters()).device
+        tensors = {name: tensor.to(device) for name, tensor in collate([part.tree for part in batch], pad_id).items()}
+        with computing(model):
+            logits = model(
+                input_ids=tensors["input_ids"],
+                position_ids=tensors["position_ids"],
+                attention_mask=tree_masks(model.config, tensors, model.dtype, flex=False),
+                logits_to_keep=tensors["predicts"],
+                use_cache=False,
+            ).logits
+        each = logits.float().log_softmax(-1)[tensors["predictor"], tensors["target_ids"]]
+        owners = [index for part in batch for index in part.indices]
+        lengths = [len(ids) for index in owners for _, ids in sequences(index)]
+        sums = iter([float(piece.sum()) for piece in each.split(lengths)])
+        return {index: [next(sums) for _ in choices[index]] for index in owners}
+
+    return _in_batches(model, examples, sequences, 0, tokens_per_batch, score, advance)
+
+
+def why_no_tree(model: PreTrainedModel, decoding: Decoding) -> str | None:
+    """Why a model's prompts cannot branch, or None if they can: tried on two short prompts that share a beginning.
+
+    What the tree says its answers' log-probabilities are must be what plain forwards say. A model that ignores masks, or
+    keeps another kind of cache than keys and values, is far off.
+    """
+    shared = [decoding.pad_id, *range(3, 20)]
+    examples = [Example(Row(str(end), "trial", ""), [*shared, end], []) for end in (7, 11)]
+    trial = replace(decoding, max_new_tokens=3, min_new_tokens=3, samples=1, temperature=0.0)
+    try:
+        answers = dict(answer_examples(model, examples, trial, tokens_per_batch=1024))
+        for index, (answer,) in answers.items():
+            plain = _plain_log_probability(model, examples[index].prompt_ids, answer.token_ids)
+            if abs(plain - answer.log_probability) > TRIAL_TOLERANCE * max(1, abs(plain)):
+                return f"a trial tree of {model.config.model_type} gave {answer.log_probability:.3f} instead of {plain:.3f}"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever a model's code raises about masks or cache, it cannot branch
+        return f"{model.config.model_type}: {type(error).__name__}: {(str(error) or '-').splitlines()[0][:120]}"
+    return None
+
+
+@torch.inference_mode()
+def _plain_log_probability(model: PreTrainedModel, prompt_ids: list[int], answer_ids: list[int]) -> float:
+    """Of an answer's token, on average, by a forward over prompt and answer."""
+    ids = torch.tensor([prompt_ids + answer_ids], device=next(model.parameters()).device)
+    with computing(model):
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt_ids) - 1 : -1].float()
+    return logits.log_softmax(-1).gather(1, ids[0, len(prompt_ids) :, None]).mean().item()
+
+
+def _in_batches(
+    model: PreTrainedModel,
+    examples: list[Example],
+    sequences: Callable[[int], Sequences],
+    new_columns: int,
+    tokens_per_batch: int,
+    work: Callable[[list[Part]], dict[int, T]],
+    advance: Callable[[int], None],
+) -> Iterator[tuple[int, T]]:
+    """(index of the example, result) batch by batch; out of memory halves the batches that are left."""
+    model.eval()
+    left = make_batches(examples, range(len(examples)), sequences, new_columns, tokens_per_batch)
+    while left:
+        results = _unless_out_of_memory(work, left[0])
+        if results is None:
+            tokens_per_batch = _halved(tokens_per_batch, left[0])
+            indices = sorted(index for batch in left for part in batch for index in part.indices)
+            left = make_batches(examples, indices, sequences, new_columns, tokens_per_batch)
+            continue
+        left.pop(0)
+        yield from results.items()
+        advance(len(results))
+
+
+def _unless_out_of_memory(work: Callable[[list[Part]], dict[int, T]], batch: list[Part]) -> dict[int, T] | None:
+    """What the work returns, or None; by then the failed attempt's tensors are gone."""
+    try:
+        return work(batch)
+    except torch.OutOfMemoryError:
+        pass  # its traceback holds the tensors until here
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _halved(tokens_per_batch: int, batch: list[Part]) -> int:
+    if len(batch) == len(batch[0].indices) == 1:
+        raise InputError(
+            f"out of memory while answering one question of {len(batch[0].tree)} tokens. Free the GPU (nvidia-smi shows who "
+            "uses it), or lower max_length or samples."
+        )
+    print(f"out of memory at {tokens_per_batch} tokens per batch: going on with {tokens_per_batch // 2}")
+    return tokens_per_batch // 2
+
+
+def make_batches(
+    examples: list[Example],
+    indices: Iterable[int],
+    sequences: Callable[[int], Sequences],
+    new_columns: int,
+    tokens_per_batch: int,
+) -> list[list[Part]]:
+    """Articles of similar size together, the largest first; an article too large for a batch is split by questions.
+
+    `sequences` are a question's (prompt, answer) pairs; each question needs room for `new_columns` further tokens.
+    """
+    articles: dict[str, list[int]] = {}
+    for index in indices:
+        articles.setdefault(examples[index].row.article, []).append(index)
+
+    def columns(batch: list[Part]) -> int:
+        new = max(len(part.indices) for part in batch) * new_columns
+        return len(batch) * (max(len(part.tree) for part in batch) + new)
+
+    def split_to_fit(group: list[int]) -> list[Part]:
+        part = Part(group, grow(pair for index in group for pair in sequences(index)))
+        if columns([part]) <= tokens_per_batch or len(group) == 1:
+            return [part]
+        middle = len(group) // 2
+        return split_to_fit(group[:middle]) + split_to_fit(group[middle:])
+
+    batches: list[list[Part]] = []
+    for part in sorted((p for group in articles.values() for p in split_to_fit(group)), key=lambda part: -len(part.tree)):
+        if batches and columns([*batches[-1], part]) <= tokens_per_batch:
+            batches[-1].append(part)
+        else:
+            batches.append([part])
+    return batches
+
+
+class TreeDecoder:
+    """A batch of trees whose branches grow."""
+
+    def __init__(
+        self, model: PreTrainedModel, batch: list[Part], examples: list[Example], decoding: Decoding, grounding: Grounding | None
+    ):
+        self.model, self.examples, self.decoding, self.grounding = model, examples, decoding, grounding
+        self.device = next(model.parameters()).device
+        self.windows = sliding_windows(model.config)
+        self.parts = batch
+        self.cache = DynamicCache()  # not of the config: its sliding layers would drop keys by index, not by position
+
+    @torch.inference_mode()
+    def run(self) -> dict[int, list[Answer]]:
+        """The samples of every example of the batch."""
+        logits = self._read()
+        branches = live = self._branch_off()
+        logits = logits[self.predictor]
+        for step in range(self.decoding.max_new_tokens):
+            self._take_tokens(live, logits, step)
+            going_on = [number for number, branch in enumerate(live) if not branch.stopped]
+            live = [live[number] for number in going_on]
+            if not live or step + 1 == self.decoding.max_new_tokens:
+                break
+            self.visible, self.position = self.visible[going_on], self.position[going_on] + 1
+            self._drop_finished_rows(live)
+            logits = self._feed(live)
+        answers: dict[int, list[Answer]] = {}
+        for branch in branches:
+            answers.setdefault(branch.index, []).append(branch.answer())
+        return answers
+
+    def _read(self) -> torch.Tensor:
+        """Forward the trees; logits (prompt ends, vocab)."""
+        batch = collate([part.tree for part in self.parts], self.decoding.pad_id)
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        self.subtree_end, self.column_position = batch["subtree_end"], batch["position_ids"]
+        self.predictor = batch["predictor"]
+        mask = tree_masks(self.model.config, batch, self.model.dtype, flex=False)
+        return self._forward(batch["input_ids"], batch["position_ids"], mask, batch["predicts"])
+
+    def _branch_off(self) -> list[Branch]:
+        """A branch per sample; `visible` (branches, columns) is what each will see, `position` that of its last token."""
+        samples = self.decoding.samples
+        rows = [(row, index) for row, part in enumerate(self.parts) for index in part.indices]
+        branches = [Branch(index, sample, row) for row, index in rows for sample in range(samples)]
+        ends = [end for part in self.parts for end in part.tree.prompt_end]
+        end = torch.tensor(ends, device=self.device).repeat_interleave(samples)
+        row = torch.tensor([branch.row for branch in branches], device=self.device)
+        column = torch.arange(self.subtree_end.shape[1], device=self.device)
+        self.visible = (column <= end[:, None]) & (end[:, None] <= self.subtree_end[row])
+        self.position = self.column_position[row, end]
+        self.predictor = self.predictor.repeat_interleave(samples)
+        return branches
+
+    def _feed(self, live: list[Branch]) -> torch.Tensor:
+        """Forward the last token of every live branch; logits (branches, vocab)."""
+        slots = _number_within_rows(live)
+        rows, width = self.cache_rows, max(slots) + 1
+        row = torch.tensor([branch.row for branch in live], device=self.device)
+        slot = torch.tensor(slots, device=self.device)
+        ids = torch.full((rows, width), self.decoding.pad_id, device=self.device)
+        ids[row, slot] = torch.tensor([branch.token_ids[-1] for branch in live], device=self.device)
+        positions = torch.zeros_like(ids)
+        positions[row, slot] = self.position
+        self.visible = torch.cat([self.visible, torch.nn.functional.one_hot(slot, width).bool()], dim=1)
+        self.column_position = torch.cat([self.column_position, positions], dim=1)
+        is_live = torch.zeros(rows, width, dtype=torch.bool, device=self.device)
+        is_live[row, slot] = True
+        masks = {}
+        for kind, window in self.windows.items():
+            sees = torch.zeros(rows, width, self.visible.shape[1], dtype=torch.bool, device=self.device)
+            near = window is None or self.position[:, None] - self.column_position[row] < window
+            sees[row, slot] = self.visible & near
+            masks[kind] = additive(sees, self.model.dtype)
+        return self._forward(ids, positions, masks.get("", masks), is_live)
+
+    def _forward(self, ids, positions, mask, keep) -> torch.Tensor:
+        """Logits in float32, (kept positions, vocab)."""
+        with computing(self.model):
+            outputs = self.model(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
+        self.cache_rows = len(ids)
+        return outputs.logits.float()
+
+    def _drop_finished_rows(self, live: list[Branch]) -> None:
+        """Copying the cache is worth it once half of its rows have no branch left."""
+        rows = sorted({branch.row for branch in live})
+        if len(rows) > self.cache_rows / 2:
+            return
+        kept = torch.tensor(rows, device=self.device)
+        self.cache.batch_select_indices(kept)
+        self.column_position = self.column_position[kept]
+        self.cache_rows = len(rows)
+        number = {row: new for new, row in enumerate(rows)}
+        for branch in live:
+            branch.row = number[branch.row]
+
+    def _take_tokens(self, live: list[Branch], logits: torch.Tensor, step: int) -> None:
+        """Append each branch's next token, with what it adds to the log-probability."""
+        stop_ids = self.decoding.stop_ids
+        allowed = logits
+        if step < self.decoding.min_new_tokens:
+            allowed = logits.clone()
+            allowed[:, stop_ids] = -torch.inf
+        if self.decoding.temperature > 0:
+            noise = torch.stack([self._noise(branch, step, logits.shape[1]) for branch in live])
+            allowed = allowed / self.decoding.temperature + noise
+        if self.grounding:
+            tokens = [
+                self.grounding.pick(scores, branch.token_ids, self.examples[branch.index].context, stop_ids)
+                for branch, scores in zip(live, allowed, strict=True)
+            ]
+            chosen = torch.tensor(tokens, device=self.device)
+        else:
+            chosen = allowed.argmax(-1)
+        log_probabilities = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+        for branch, token, log_probability in zip(live, chosen.tolist(), log_probabilities.tolist(), strict=True):
+            branch.token_ids.append(token)
+            branch.log_probability += log_probability
+            branch.stopped = token in stop_ids
+
+    def _noise(self, branch: Branch, step: int, size: int) -> torch.Tensor:
+        """Gumbel noise: the largest of logits / temperature + noise is a sample of the softmax.
+
+        Drawn for this question, sample and step alone, so that the batch it is in changes nothing.
+        """
+        name = f"{self.decoding.seed} {self.examples[branch.index].row.id} {branch.sample} {step}"
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return -torch.empty(size, device=self.device).exponential_(generator=generator).log()
+
+
+def _number_within_rows(live: list[Branch]) -> list[int]:
+    """Each branch's place among the live ones of its row."""
+    count: dict[int, int] = {}
+    numbers = []
+    for branch in live:
+        numbers.append(count.get(branch.row, 0))
+        count[branch.row] = numbers[-1] + 1
+    return numbers

@@ -1,0 +1,210 @@
+"""Answers from trees against transformers' generate, one prompt at a time, token for token."""
+
+import random
+
+import pytest
+import torch
+from tiny_models import FAMILIES
+
+from dandap.dataset import Row
+from dandap.decoding import answer_examples, score_choices
+from dandap.encoding import Example
+from dandap.errors import InputError
+from dandap.model import add_adapter, load_base
+from dandap.recipe import Recipe
+from dandap.reference import Decoding, generate_answers
+
+CPU = torch.device("cpu")
+STOPS = [1, 2]
+PLENTY = 100_000
+
+
+def make_examples(shape, seed=0, longest=60):
+    """Random ids; shape: questions of each article. Questions of an article share a beginning of their own now and then."""
+    rng = random.Random(seed)
+    draw = lambda low, high: [rng.randint(3, 95) for _ in range(rng.randint(low, high))]  # noqa: E731
+    examples = []
+    for number, questions in enumerate(shape):
+        context, name, start = draw(4, longest), f"article {number}", draw(1, 4)
+        for _ in range(questions):
+            question = rng.choice([[], start]) + draw(1, 6)
+            examples.append(Example(Row(str(len(examples)), name, "q"), context + question, []))
+    return examples
+
+
+@pytest.fixture(scope="module")
+def models(bases):
+    """A family's base or base and adapter, fp32 or NF4, loaded once."""
+    made = {}
+
+    def get(family, quantization="none", adapter=False):
+        key = (family, quantization, adapter)
+        if key not in made:
+            recipe = Recipe(model=str(bases / family), quantization=quantization, lora_r=4)
+            made[key] = load_base(recipe, CPU)
+            if adapter:
+                made[key] = add_adapter(made[key], recipe)
+                generator = torch.Generator().manual_seed(1)
+                for name, parameter in made[key].named_parameters():
+                    if "lora_B" in name:
+                        parameter.data.normal_(0, 0.05, generator=generator)
+        return made[key]
+
+    return get
+
+
+def natural(**options):
+    """Stops as they come: a third of the vocabulary ends an answer, so that some end at once and some late."""
+    return Decoding(**({"stop_ids": [1, 2, *range(3, 15)], "pad_id": 0, "max_new_tokens": 20} | options))
+
+
+def forced(**options):
+    """16 tokens, whatever the model would say."""
+    return Decoding(**({"stop_ids": STOPS, "pad_id": 0, "max_new_tokens": 16, "min_new_tokens": 16} | options))
+
+
+def ours(model, examples, decoding, tokens=PLENTY, **more):
+    """The samples of each example, in the examples' order."""
+    answers = dict(answer_examples(model, examples, decoding, tokens, **more))
+    assert sorted(answers) == list(range(len(examples)))
+    return [answers[index] for index in range(len(examples))]
+
+
+def one_at_a_time(model, examples, decoding):
+    return [next(iter(generate_answers(model, [example.prompt_ids], decoding, 1)))[1] for example in examples]
+
+
+def assert_same(got, expected):
+    assert [answer.token_ids for (answer,) in got] == [answer.token_ids for answer in expected]
+    assert [answer.stopped for (answer,) in got] == [answer.stopped for answer in expected]
+    for (answer,), want in zip(got, expected, strict=True):
+        assert answer.log_probability == pytest.approx(want.log_probability, abs=1e-4)
+
+
+SHAPE = [1, 3, 20, 1]
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_equal_generate(models, family, quantization, adapter):
+    """One to twenty questions on an article, articles of very different lengths, several in a batch."""
+    model, examples = models(family, quantization, adapter), make_examples(SHAPE)
+    for decoding in (natural(), forced()):
+        expected = one_at_a_time(model, examples, decoding)
+        assert len({len(answer.token_ids) for answer in expected}) > (3 if decoding.min_new_tokens == 0 else 0)
+        assert_same(ours(model, examples, decoding), expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 300, 1500])
+def test_batch_size_changes_nothing(models, tokens):
+    model, examples = models("llama"), make_examples(SHAPE)
+    assert_same(ours(model, examples, natural(), tokens), one_at_a_time(model, examples, natural()))
+
+
+def test_one_question_per_article(models):
+    model, examples = models("gemma2"), make_examples([1] * 12)
+    assert_same(ours(model, examples, natural()), one_at_a_time(model, examples, natural()))
+
+
+def test_duplicated_questions_and_prompts_within_prompts(models):
+    """A prompt may be another's beginning: it ends in the middle of the tree."""
+    model, (example,) = models("llama"), make_examples([1])
+    ids = example.prompt_ids
+    prompts = [ids, ids, ids[:-2], [*ids, 7], ids]
+    examples = [Example(Row(str(n), "a", "q"), prompt, []) for n, prompt in enumerate(prompts)]
+    for decoding in (natural(), forced()):
+        assert_same(ours(model, examples, decoding), one_at_a_time(model, examples, decoding))
+
+
+def test_an_immediate_stop(models):
+    model, examples = models("llama"), make_examples([2, 1])
+    first = one_at_a_time(model, examples, forced())[0].token_ids[0]
+    decoding = natural(stop_ids=[first])
+    got = ours(model, examples, decoding)
+    assert got[0][0].token_ids == [first]
+    assert got[0][0].stopped
+    assert_same(got, one_at_a_time(model, examples, decoding))
+
+
+def test_a_single_new_token(models):
+    model, examples = models("qwen3"), make_examples([3, 1])
+    decoding = natural(max_new_tokens=1)
+    assert_same(ours(model, examples, decoding), one_at_a_time(model, examples, decoding))
+
+
+def test_samples_at_temperature_zero_are_greedy(models):
+    model, examples = models("llama"), make_examples([3, 1])
+    greedy = ours(model, examples, natural())
+    for answers, (expected,) in zip(ours(model, examples, natural(samples=3)), greedy, strict=True):
+        assert [answer.token_ids for answer in answers] == [expected.token_ids] * 3
+
+
+def test_samples_do_not_depend_on_the_batch(models):
+    model, examples = models("llama"), make_examples(SHAPE)
+    decoding = natural(samples=4, temperature=1.0)
+    texts = lambda answers: [[answer.token_ids for answer in samples] for samples in answers]  # noqa: E731
+    together = texts(ours(model, examples, decoding))
+    assert together == texts(ours(model, examples, decoding, tokens=1))
+    assert together == texts(ours(model, examples, decoding, tokens=700))
+    fewer = texts(ours(model, examples, natural(samples=2, temperature=1.0)))
+    assert [samples[:2] for samples in together] == fewer
+    assert together != texts(ours(model, examples, natural(samples=4, temperature=1.0, seed=1)))
+    assert len({tuple(sample) for samples in together for sample in samples}) > len(together)
+
+
+def test_samples_follow_the_softmax(models):
+    """First tokens of 3,000 samples against the model's own distribution at temperature 0.7."""
+    model, (example,) = models("llama"), make_examples([1])
+    decoding = natural(samples=3000, temperature=0.7, max_new_tokens=1)
+    drawn = torch.tensor([answer.token_ids[0] for answer in ours(model, [example], decoding)[0]]).bincount(minlength=96) / 3000
+    with torch.inference_mode():
+        expected = (model(input_ids=torch.tensor([example.prompt_ids])).logits[0, -1] / 0.7).softmax(-1)
+    assert (drawn - expected).abs().max() < 4 * (0.25 / 3000) ** 0.5
+
+
+def test_out_of_memory_halves_the_batch(models, monkeypatch, capsys):
+    model, examples = models("llama"), make_examples(SHAPE)
+    expected = ours(model, examples, natural())
+    forward, seen = type(model).forward, []
+
+    def limited(self, input_ids, **others):
+        seen.append(input_ids.numel())
+        if input_ids.numel() > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, input_ids=input_ids, **others)
+
+    monkeypatch.setattr(type(model), "forward", limited)
+    advanced = []
+    assert_same(ours(model, examples, natural(), tokens=8000, advance=advanced.append), [answer for (answer,) in expected])
+    assert sum(advanced) == len(examples)
+    assert max(seen) > 200
+    assert "out of memory at 8000 tokens per batch: going on with 4000" in capsys.readouterr().out
+
+
+def test_one_question_out_of_memory_is_refused_with_a_way_out(models, monkeypatch):
+    model = models("llama")
+
+    def never(self, **others):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(model), "forward", never)
+    with pytest.raises(InputError, match="out of memory while answering one question"):
+        ours(model, make_examples([3]), natural())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("whole", [True, False])
+def test_choices_equal_plain_forwards(models, family, whole):
+    model, examples, rng = models(family), make_examples([3, 1, 2]), random.Random(0)
+    choices = [[[rng.randint(3, 95) for _ in range(rng.randint(1, 4))] + [1] for _ in range(3)] for _ in examples]
+    choices[0][1] = choices[0][0]  # the same twice
+    for tokens in (1, PLENTY):
+        got = dict(score_choices(model, examples, choices, whole, pad_id=0, tokens_per_batch=tokens))
+        for index, example in enumerate(examples):
+            for ids, score in zip(choices[index], got[index], strict=True):
+                ids = ids if whole else ids[:1]
+                with torch.inference_mode():
+                    logits = model(input_ids=torch.tensor([example.prompt_ids + ids])).logits[0, len(example.prompt_ids) - 1 : -1]
+                expected = logits.log_softmax(-1)[range(len(ids)), ids].sum().item()
+                assert score == pytest.approx(expected, abs=1e-4)
