@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> dict:
     refuse_several("inference.py")
     refuse_existing(arguments.output, arguments.overwrite)
     run, recipe, template = choose(arguments)
-    recipe = make_recipe(recipe.model_dump() | chosen_options(arguments), "the command line")
+    options = {name: value for name, value in chosen_options(arguments).items() if name in ANSWERING}
+    recipe = make_recipe(recipe.model_dump() | options, "the command line")
     table = read_rows(recipe, arguments)
     rows = table.rows[: arguments.limit]
     form = submission_form(get_task(recipe.task), table.path, [row.id for row in table.rows])

@@ -1,7 +1,8 @@
-"""Other trainers, run where they are installed, each in a process of its own because they patch the libraries they use.
+"""Other systems, run where they are installed, each in a process of its own because they patch the libraries they use.
 
-They get the same base folder, the same token ids and labels (answers only), rank, batch and step, and train an epoch.
-Written against their documentation (Unsloth's FastLanguageModel, LLaMA-Factory's `tokenized_path`); never run by us.
+Trainers get the same base folder, the same token ids and labels (answers only), rank, batch and step, and train an epoch.
+vLLM gets the same prompts and answers each with as many tokens, its prefix cache on and empty at the start. Written against
+their documentation (Unsloth's FastLanguageModel, LLaMA-Factory's `tokenized_path`, vLLM's LLM); never run by us.
 """
 
 import importlib.util
@@ -14,15 +15,15 @@ from pathlib import Path
 
 import yaml
 
-MODULES = {"unsloth": "unsloth", "llamafactory": "llamafactory"}
+TRAINERS, ANSWERERS = ("unsloth", "llamafactory"), ("vllm",)
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def run_peers(job: dict) -> dict[str, float]:
+def run_peers(names: tuple[str, ...], job: dict) -> dict[str, float]:
     """questions/s of each peer that is installed; `job` as the workers below read it. A peer that fails is told."""
     speeds = {}
-    for name, module in MODULES.items():
-        if importlib.util.find_spec(module) is None:
+    for name in names:
+        if importlib.util.find_spec(name) is None:
             print(f"{name:<14} not installed")
             continue
         if not Path(job["model"]).is_dir():
@@ -114,6 +115,20 @@ def _llamafactory(job: dict) -> float:
     return json.loads((folder / "out" / "train_results.json").read_text())["train_samples_per_second"]
 
 
+def _vllm(job: dict) -> float:
+    from vllm import LLM, SamplingParams
+
+    quantization = {"quantization": "bitsandbytes"} if job["quantization"] == "nf4" else {}
+    llm = LLM(job["model"], max_model_len=job["longest"] + job["new_tokens"], enable_prefix_caching=True, **quantization)
+    prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
+    how = SamplingParams(temperature=0, max_tokens=job["new_tokens"], min_tokens=job["new_tokens"], ignore_eos=True)
+    llm.generate(prompts, how)
+    llm.reset_prefix_cache()
+    started = time.perf_counter()
+    llm.generate(prompts, how)
+    return len(prompts) / (time.perf_counter() - started)
+
+
 if __name__ == "__main__":
-    worker = {"unsloth": _unsloth, "llamafactory": _llamafactory}[sys.argv[1]]
+    worker = {"unsloth": _unsloth, "llamafactory": _llamafactory, "vllm": _vllm}[sys.argv[1]]
     print(worker(json.loads(Path(sys.argv[2]).read_text())))

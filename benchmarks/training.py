@@ -10,34 +10,28 @@ python -m benchmarks.training --growth --plot growth.svg              1, 2, 4, 8
 
 import argparse
 import json
-import random
 import statistics
 import tempfile
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
-import prompts
-from benchmarks.machine import describe_machine, matmul_flops, peak_memory, random_model
-from benchmarks.peers import run_peers
+from benchmarks.machine import describe_machine, matmul_flops, peak_memory
+from benchmarks.material import add_material_options, counted_tokens, load_material, made_up, make_examples
+from benchmarks.peers import TRAINERS, run_peers
 from dandap.attention import why_no_flex
-from dandap.dataset import Row, read
-from dandap.encoding import Encoder, Example
+from dandap.encoding import Example
 from dandap.memory import MemoryEstimate, Plan
-from dandap.model import add_adapter, load_base, load_config, load_tokenizer, pick_compute_dtype, pick_device
-from dandap.recipe import Parser, Recipe, make_recipe, parse
+from dandap.model import add_adapter
+from dandap.recipe import Parser, Recipe, parse
 from dandap.reference import make_trainer, supervised
-from dandap.shapes import NAMES, named_config
 from dandap.trainer import count_tokens, make_read_once_trainer
 from inference import positive
 
-DEMO_MODEL, DEMO_DATA = "data/demo_model", "data/sample/train.csv"
 TRL_BATCHES = (1, 2, 4, 8)
 GROWTH = (1, 2, 4, 8, 16)
 
@@ -62,15 +56,9 @@ def run(arguments: argparse.Namespace, setting: "Setting") -> dict:
 
 def command_line() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--data", metavar="FILE", default=DEMO_DATA, help=f"questions with answers (default: {DEMO_DATA})")
-    shapes = ", ".join(NAMES)
-    parser.add_argument("--model", metavar="PATH|SHAPE", default=DEMO_MODEL, help=f"a folder, or one of {shapes} at random")
-    parser.add_argument("--questions", metavar="N", type=positive, default=320, help="questions of a round (default: 320)")
-    parser.add_argument("--article", metavar="TOKENS", type=positive, help="made-up articles of this length instead of --data")
-    parser.add_argument("--questions_per_article", metavar="N", type=positive, default=5, help="with --article (default: 5)")
+    add_material_options(parser)
     parser.add_argument("--questions_per_step", metavar="N", type=positive, default=16, help="of every way (default: 16)")
     parser.add_argument("--tokens_per_batch", metavar="N", type=positive, default=4096, help="ours (default: 4096)")
-    parser.add_argument("--quantization", choices=["nf4", "none"], default="nf4", help="the base (default: nf4)")
     parser.add_argument("--attention", choices=["auto", "flex", "sdpa", "eager"], default="auto", help="ours (default: auto)")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="for every way")
     parser.add_argument("--trl_batch", metavar="N", type=positive, help="TRL's batch size (default: the fastest of 1, 2, 4, 8)")
@@ -95,60 +83,21 @@ class Setting:
 
 def prepare(arguments: argparse.Namespace, folder: str) -> Setting:
     """Load the model, or make one of a true shape with random weights (its tokens come from the demo's tokenizer)."""
-    device = pick_device()
-    shaped = not Path(arguments.model).is_dir()
-    options = {
-        "model": DEMO_MODEL if shaped else arguments.model,
-        "questions_per_step": arguments.questions_per_step,
-        "quantization": arguments.quantization,
-        "attention": arguments.attention,
-        "warmup_steps": 0,
-    }
-    recipe = make_recipe(options, "the command line")
-    config = named_config(arguments.model) if shaped else load_config(recipe)
-    dtype = pick_compute_dtype(recipe, device)
-    reason = why_no_flex(recipe, config, device, dtype)
+    options = {"questions_per_step": arguments.questions_per_step, "attention": arguments.attention, "warmup_steps": 0}
+    base = load_material(arguments, options)
+    reason = why_no_flex(base.recipe, base.model.config, base.device, base.dtype)
     print(f"attention of ours: {'flex' if reason is None else f'the plain kernel ({reason})'}")
-    base = random_model(config, recipe, device, dtype) if shaped else load_base(recipe, device)
     plan = Plan(
-        device,
-        dtype,
+        base.device,
+        base.dtype,
         arguments.tokens_per_batch,
         arguments.gradient_checkpointing,
         MemoryEstimate(0, 0, 0, 0),
         None,
         reason is None,
     )
-    tokenizer = load_tokenizer(recipe)
-    return Setting(recipe, plan, tokenizer, add_adapter(base, recipe), arguments.model, folder, arguments.trl_batch)
-
-
-def make_examples(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> list[Example]:
-    """Whole articles in random order, until there are --questions questions."""
-    if arguments.article:
-        return made_up(arguments.article, arguments.questions_per_article, arguments.questions)
-    template = prompts.get_template(recipe.template)
-    encoder = Encoder(tokenizer, lambda context, question: prompts.render(template, {"context": context, "question": question}))
-    articles: dict[str, list[Row]] = {}
-    for row in read(arguments.data, need_answers=True).rows:
-        articles.setdefault(row.article, []).append(row)
-    order = list(articles.values())
-    random.Random(0).shuffle(order)
-    rows = [row for article in order for row in article][: arguments.questions]
-    return encoder.encode_rows(rows, recipe.prompt_limit, answers=True)
-
-
-def made_up(article_tokens: int, questions_per_article: int, questions: int) -> list[Example]:
-    """Random ids: articles, questions of 35 tokens around them, answers of 5 and a stop token."""
-    rng = random.Random(0)
-    draw = partial(rng.choices, range(10, 1900))
-    examples = []
-    while len(examples) < questions:
-        article, name = draw(k=article_tokens), str(len(examples))
-        examples += [
-            Example(Row(f"{name}-{n}", name, "q"), article + draw(k=35), [*draw(k=5), 1]) for n in range(questions_per_article)
-        ]
-    return examples[:questions]
+    model = add_adapter(base.model, base.recipe)
+    return Setting(base.recipe, plan, base.tokenizer, model, arguments.model, folder, arguments.trl_batch)
 
 
 @dataclass
@@ -171,19 +120,6 @@ class Way:
                 torch.cuda.synchronize()
             self.seconds.append(time.perf_counter() - started)
         self.tokens, self.peak_mb = counted[0], max(self.peak_mb, peak[0])
-
-
-@contextmanager
-def counted_tokens(model):
-    """How many tokens pass through the embedding."""
-    counted = [0]
-
-    def count(module, inputs):
-        counted[0] += inputs[0].numel()
-
-    hook = model.get_input_embeddings().register_forward_pre_hook(count)
-    yield counted
-    hook.remove()
 
 
 def make_ways(setting: Setting, examples: list[Example]) -> list[Way]:
@@ -270,7 +206,7 @@ def compare(setting: Setting, examples: list[Example], rounds: int) -> dict:
     difference = loss_difference(setting, trl, ours, examples)
     for way in ways:
         report(setting, way, len(examples))
-    peers = run_peers(peer_job(setting, examples, trl.trainer.args.per_device_train_batch_size))
+    peers = run_peers(TRAINERS, peer_job(setting, examples, trl.trainer.args.per_device_train_batch_size))
     return {
         "speedup_vs_trl": ratio(trl, ours),
         "speedup_vs_seed": ratio(seed, ours),

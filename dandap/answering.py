@@ -66,7 +66,7 @@ def _refuse_what_needs_trees(recipe: Recipe, reason: str) -> None:
 
 
 def _as_text(encoder: Encoder, example: Example, answer: Answer, text_of: Callable[[list[int]], str] | None = None) -> Prediction:
-    text = (text_of or encoder.decode)(answer.token_ids)
+    text = (text_of or encoder.decode)(answer.said)
     return Prediction(text, answer.token_ids, answer.log_probability, answer.stopped, place(text, example.context))
 
 

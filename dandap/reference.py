@@ -135,6 +135,11 @@ class Answer:
     stopped: bool  # False: cut at max_new_tokens
     log_probability: float  # of a token, on average; the model's own, at temperature 1
 
+    @property
+    def said(self) -> list[int]:
+        """The ids without the stop token, which is no part of the text whether or not the tokenizer calls it special."""
+        return self.token_ids[:-1] if self.stopped else self.token_ids
+
 
 def computing(model: PreTrainedModel | PeftModel) -> torch.autocast:
     """The precision answers are computed in: the base's, adapters and all."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from metrics import bootstrap_interval, char_f1, exact_match, normalize, score
+from metrics import bootstrap_interval, char_f1, consensus, exact_match, normalize, score
 
 # (prediction, gold, exact match, character F1)
 PAIRS = [
@@ -63,3 +63,10 @@ def test_interval_resamples_articles_not_questions():
 def test_different_lengths_are_refused():
     with pytest.raises(ValueError, match="as many of each"):
         score(["가"], [["가"], ["나"]], ["a", "b"])
+
+
+def test_consensus_is_the_answer_most_like_the_others():
+    assert consensus(["부산"]) == 0
+    assert consensus(["서울", "부산", "부산시"]) == 1
+    assert consensus(["대전", "부산"]) == 0
+    assert consensus(["", "", "부산"]) == 2

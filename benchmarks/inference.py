@@ -1,0 +1,269 @@
+"""How fast answering is, the ways side by side in one process on the same questions.
+
+python -m benchmarks.inference --data KorQuAD_v1.0_dev.json          the demo's base on real data
+python -m benchmarks.inference --model EEVE-10.8B --article 500 --questions_per_article 5     a true shape, random weights
+python -m benchmarks.inference --growth                               1, 2, 4, 8, 16 questions on an article
+
+(a) loop: one prompt at a time.  (b) batched: generate on prompts of similar length, at its fastest batch size.
+(c) continuous: transformers' generate_batch.  (d) tree: ours.  vLLM where it is installed. Each with answers that stop as
+the model likes, and with 16 forced tokens. The last line is JSON, for forced tokens.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig
+
+from benchmarks.machine import describe_machine, peak_memory
+from benchmarks.material import Material, add_material_options, counted_tokens, load_material, made_up, make_examples
+from benchmarks.peers import ANSWERERS, run_peers
+from dandap.decoding import answer_examples
+from dandap.encoding import Encoder, Example
+from dandap.model import add_adapter
+from dandap.recipe import Parser, parse
+from dandap.reference import Decoding, computing, generate_answers
+from inference import positive
+
+BATCHES = (1, 4, 8, 32)
+FORCED = 16
+GROWTH = (1, 2, 4, 8, 16)
+Answers = dict[int, list[int]]
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """The command line; returns the JSON of the last line."""
+    arguments = parse(command_line(), argv)
+    material = load_material(arguments, {})
+    if not arguments.no_adapter:
+        material.model = add_adapter(material.model, material.recipe)
+    material.model.eval()
+    print(describe_machine(material.device))
+    if arguments.growth:
+        result = growth(arguments, material)
+    else:
+        result = compare(arguments, material, make_examples(arguments, material.tokenizer, material.recipe))
+    print(json.dumps(result))
+    return result
+
+
+def command_line() -> Parser:
+    parser = Parser(__doc__)
+    add_material_options(parser)
+    parser.add_argument("--no_adapter", action="store_true", help="the base alone")
+    parser.add_argument("--tokens_per_batch", metavar="N", type=positive, default=8192, help="ours (default: 8192)")
+    parser.add_argument("--batch", metavar="N", type=positive, help="generate's batch size (default: the fastest of 1, 4, 8, 32)")
+    parser.add_argument("--samples", metavar="N", type=positive, default=8, help="timed against one (default: 8)")
+    parser.add_argument("--no_continuous", action="store_true", help="leave generate_batch out (on a CPU it takes very long)")
+    parser.add_argument("--rounds", metavar="N", type=positive, default=3, help="alternations (default: 3; medians are told)")
+    parser.add_argument("--growth", action="store_true", help="cost against the number of questions on an article")
+    return parser
+
+
+@dataclass
+class Way:
+    """One way of answering the same questions, and what was measured."""
+
+    name: str
+    answer: Callable[[Decoding], Answers]
+    seconds: list[float] = field(default_factory=list)
+    tokens: int = 0  # forwarded in a round, padding included
+    peak_mb: float = 0.0
+    answers: Answers = field(default_factory=dict)
+
+    def run(self, material: Material, decoding: Decoding) -> None:
+        """A round: every question once."""
+        with counted_tokens(material.model) as counted, peak_memory(material.device) as peak:
+            started = time.perf_counter()
+            self.answers = self.answer(decoding)
+            if material.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds.append(time.perf_counter() - started)
+        self.tokens, self.peak_mb = counted[0], max(self.peak_mb, peak[0])
+
+
+def tree_way(material: Material, examples: list[Example], tokens_per_batch: int, name: str = "tree") -> Way:
+    """Ours."""
+
+    def answer(decoding: Decoding) -> Answers:
+        found = answer_examples(material.model, examples, decoding, tokens_per_batch)
+        return {index: samples[0].token_ids for index, samples in found}
+
+    return Way(name, answer)
+
+
+def batched_way(material: Material, examples: list[Example], rows: int) -> Way:
+    """generate on `rows` prompts of similar length."""
+    prompts = [example.prompt_ids for example in examples]
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+
+    def answer(decoding: Decoding) -> Answers:
+        answers: Answers = {}
+        for start in range(0, len(order), rows):
+            batch = order[start : start + rows]
+            found = generate_answers(material.model, [prompts[index] for index in batch], decoding, tokens_per_batch=2**60)
+            answers |= {batch[index]: answer.token_ids for index, answer in found}
+        return answers
+
+    return Way("loop" if rows == 1 else f"batched, {rows} rows", answer)
+
+
+def continuous_way(material: Material, examples: list[Example]) -> Way:
+    """generate_batch. It shares what finished requests have read: each article's first question goes ahead of the others."""
+    seen: set[str] = set()
+    first = [i for i, example in enumerate(examples) if not (example.row.article in seen or seen.add(example.row.article))]
+    waves = [first, [index for index in range(len(examples)) if index not in set(first)]]
+
+    def answer(decoding: Decoding) -> Answers:
+        config = GenerationConfig(
+            max_new_tokens=decoding.max_new_tokens,
+            # It knows no min_new_tokens: with a stop id outside the vocabulary answers run to their full length.
+            eos_token_id=-1 if decoding.min_new_tokens else decoding.stop_ids,
+            pad_token_id=decoding.pad_id,
+            do_sample=False,
+        )
+        answers: Answers = {}
+        for wave in filter(None, waves):
+            with computing(material.model):
+                results = material.model.generate_batch(
+                    [examples[index].prompt_ids for index in wave],
+                    generation_config=config,
+                    continuous_batching_config=ContinuousBatchingConfig(page_size=32),
+                    persistent_manager=True,
+                )
+            said = [results[key].generated_tokens for key in sorted(results, key=lambda key: int(key.rsplit("_", 1)[-1]))]
+            answers |= dict(zip(wave, said, strict=True))
+        material.model.destroy_cached_continuous_batching_manager()
+        return answers
+
+    return Way("continuous", answer)
+
+
+def decodings(material: Material, examples: list[Example]) -> dict[str, Decoding]:
+    """Natural stops, and FORCED tokens whatever the model would say."""
+    tokenizer = material.tokenizer
+    encoder = Encoder(tokenizer, lambda context, question: {"prompt": context + question})
+    stop_ids = encoder.stop_ids(material.model.generation_config)
+    natural = Decoding(stop_ids, tokenizer.pad_token_id, material.recipe.max_new_tokens)
+    return {"natural": natural, "forced": replace(natural, max_new_tokens=FORCED, min_new_tokens=FORCED)}
+
+
+def compare(arguments: argparse.Namespace, material: Material, examples: list[Example]) -> dict:
+    """Run the ways in turn with both kinds of stops, print what each came to; the result is of forced tokens."""
+    articles = len({example.row.article for example in examples})
+    tokens = sum(len(example.prompt_ids) for example in examples)
+    print(
+        f"{arguments.model}, {arguments.quantization}: {len(examples)} questions on {articles} articles, {tokens:,} prompt tokens"
+    )
+    results = {}
+    for name, decoding in decodings(material, examples).items():
+        print(f"{name} stops, at most {decoding.max_new_tokens} tokens")
+        ways = make_ways(arguments, material, examples, decoding)
+        ways[-1].run(material, decoding)
+        ways[-1].seconds.clear()
+        for _ in range(arguments.rounds):
+            for way in ways:
+                way.run(material, decoding)
+        if not arguments.no_continuous:
+            ways.append(continuous_way(material, examples))
+            ways[-1].run(material, decoding)  # once: it is far slower on a CPU
+        for way in ways:
+            report(way, ways[0], len(examples))
+        results[name] = summary(ways, examples)
+    result = results["forced"] | {"natural": results["natural"], "articles": articles}
+    result["samples_cost"] = samples_cost(arguments, material, examples)
+    print(f"{arguments.samples} samples per question cost {result['samples_cost']} times one")
+    result["questions_per_second"] |= run_peers(ANSWERERS, peer_job(arguments, examples))
+    return result
+
+
+def peer_job(arguments: argparse.Namespace, examples: list[Example]) -> dict:
+    """What a peer needs to answer the same with as many tokens."""
+    prompts = [example.prompt_ids for example in examples]
+    return {
+        "model": arguments.model,
+        "quantization": arguments.quantization,
+        "prompts": prompts,
+        "longest": max(map(len, prompts)),
+        "new_tokens": FORCED,
+    }
+
+
+def make_ways(arguments: argparse.Namespace, material: Material, examples: list[Example], decoding: Decoding) -> list[Way]:
+    """The loop, generate at its fastest batch size, ours."""
+    sizes = [arguments.batch] if arguments.batch else BATCHES
+    batched = [batched_way(material, examples, rows) for rows in sizes]
+    batched[0].run(material, decoding)  # kernels load, allocators grow
+    batched[0].seconds.clear()
+    for way in batched if len(batched) > 1 else []:
+        way.run(material, decoding)
+        print(f"  trying {way.name}: {len(examples) / way.seconds[0]:.1f} questions/s, {way.tokens:,} tokens with padding")
+    fastest = min(batched, key=lambda way: way.seconds or [0])
+    fastest.seconds.clear()
+    fastest.name = "batched, " + fastest.name.removeprefix("batched, ")
+    return [batched_way(material, examples, 1), fastest, tree_way(material, examples, arguments.tokens_per_batch)]
+
+
+def summary(ways: list[Way], examples: list[Example]) -> dict:
+    """Ratios of the rounds, medians, and how many of ours are the loop's answers."""
+    loop, batched, tree = ways[:3]
+    equal = sum(tree.answers[index] == loop.answers[index] for index in range(len(examples)))
+    names = {way.name: way.name.split(",")[0] for way in ways}
+    return {
+        "speedup_vs_loop": ratio(loop, tree),
+        "speedup_vs_batched": ratio(batched, tree),
+        "answers_equal": equal / len(examples),
+        "questions_per_second": {names[w.name]: round(len(examples) / statistics.median(w.seconds), 2) for w in ways},
+        "peak_memory_mb": {names[way.name]: round(way.peak_mb) for way in ways},
+        "forwarded_tokens": {names[way.name]: way.tokens for way in ways},
+        "batched": batched.name,
+        "questions": len(examples),
+    }
+
+
+def samples_cost(arguments: argparse.Namespace, material: Material, examples: list[Example]) -> float:
+    """Time of several samples per question over time of one, natural stops; the median of rounds in turn."""
+    natural = decodings(material, examples)["natural"]
+    one, many = (tree_way(material, examples, arguments.tokens_per_batch, name) for name in ("one", "many"))
+    for _ in range(arguments.rounds):
+        one.run(material, replace(natural, temperature=0.7))
+        many.run(material, replace(natural, temperature=0.7, samples=arguments.samples))
+    return ratio(many, one)
+
+
+def ratio(slow: Way, fast: Way) -> float:
+    """Median of the rounds' ratios."""
+    return round(statistics.median(s / f for s, f in zip(slow.seconds, fast.seconds, strict=True)), 3)
+
+
+def report(way: Way, loop: Way, questions: int) -> None:
+    equal = sum(way.answers[index] == loop.answers[index] for index in range(questions)) / questions
+    length = statistics.mean(len(ids) for ids in way.answers.values())
+    print(
+        f"{way.name:<16} {questions / statistics.median(way.seconds):>7.1f} questions/s  {way.tokens:>9,} tokens  "
+        f"peak {way.peak_mb:>7,.0f} MB  {length:4.1f} tokens an answer  {equal:.1%} as the loop"
+    )
+
+
+def growth(arguments: argparse.Namespace, material: Material) -> dict:
+    """A table of questions/s at 1 to 16 questions on an article of --article tokens."""
+    arguments.article, arguments.no_continuous = arguments.article or 300, True
+    rows = []
+    for count in GROWTH:
+        questions = max(arguments.questions // 16, 1) * 16
+        rows.append({"questions_per_article": count} | compare(arguments, material, made_up(arguments.article, count, questions)))
+    print(f"\n| questions on an article of {arguments.article} tokens | loop | batched | tree | against loop | against batched |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        speed = row["questions_per_second"]
+        cells = [row["questions_per_article"], *(speed[name] for name in ("loop", "batched", "tree"))]
+        print("| " + " | ".join(map(str, [*cells, row["speedup_vs_loop"], row["speedup_vs_batched"]])) + " |")
+    return {"growth": rows}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What benchmarks work on: a model, real or of a true shape with random weights, and questions, real or made up."""
+
+import argparse
+import random
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import prompts
+from benchmarks.machine import random_model
+from dandap.dataset import Row, read
+from dandap.encoding import Encoder, Example
+from dandap.model import load_base, load_config, load_tokenizer, pick_compute_dtype, pick_device
+from dandap.recipe import Parser, Recipe, make_recipe
+from dandap.shapes import NAMES, named_config
+from inference import positive
+
+DEMO_MODEL, DEMO_DATA = "data/demo_model", "data/sample/train.csv"
+
+
+def add_material_options(parser: Parser) -> None:
+    """Which model, which questions."""
+    parser.add_argument("--data", metavar="FILE", default=DEMO_DATA, help=f"questions with answers (default: {DEMO_DATA})")
+    shapes = ", ".join(NAMES)
+    parser.add_argument("--model", metavar="PATH|SHAPE", default=DEMO_MODEL, help=f"a folder, or one of {shapes} at random")
+    parser.add_argument("--questions", metavar="N", type=positive, default=320, help="questions of a round (default: 320)")
+    parser.add_argument("--article", metavar="TOKENS", type=positive, help="made-up articles of this length instead of --data")
+    parser.add_argument("--questions_per_article", metavar="N", type=positive, default=5, help="with --article (default: 5)")
+    parser.add_argument("--quantization", choices=["nf4", "none"], default="nf4", help="the base (default: nf4)")
+
+
+@dataclass
+class Material:
+    """A frozen base, without an adapter, and where it computes."""
+
+    recipe: Recipe
+    device: torch.device
+    dtype: torch.dtype
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_material(arguments: argparse.Namespace, options: dict) -> Material:
+    """Load the model, or make one of a true shape with random weights (its tokens come from the demo's tokenizer)."""
+    device = pick_device()
+    shaped = not Path(arguments.model).is_dir()
+    model = DEMO_MODEL if shaped else arguments.model
+    recipe = make_recipe({"model": model, "quantization": arguments.quantization, **options}, "the command line")
+    config = named_config(arguments.model) if shaped else load_config(recipe)
+    dtype = pick_compute_dtype(recipe, device)
+    base = random_model(config, recipe, device, dtype) if shaped else load_base(recipe, device)
+    return Material(recipe, device, dtype, base, load_tokenizer(recipe))
+
+
+def make_examples(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> list[Example]:
+    """Whole articles in random order, until there are --questions questions."""
+    if arguments.article:
+        return made_up(arguments.article, arguments.questions_per_article, arguments.questions)
+    template = prompts.get_template(recipe.template)
+    encoder = Encoder(tokenizer, lambda context, question: prompts.render(template, {"context": context, "question": question}))
+    articles: dict[str, list[Row]] = {}
+    for row in read(arguments.data, need_answers=True).rows:
+        articles.setdefault(row.article, []).append(row)
+    order = list(articles.values())
+    random.Random(0).shuffle(order)
+    rows = [row for article in order for row in article][: arguments.questions]
+    return encoder.encode_rows(rows, recipe.prompt_limit, answers=True)
+
+
+def made_up(article_tokens: int, questions_per_article: int, questions: int) -> list[Example]:
+    """Random ids: articles, questions of 35 tokens around them, answers of 5 and a stop token."""
+    rng = random.Random(0)
+    draw = partial(rng.choices, range(10, 1900))
+    examples = []
+    while len(examples) < questions:
+        article, name = draw(k=article_tokens), str(len(examples))
+        examples += [
+            Example(Row(f"{name}-{n}", name, "q"), article + draw(k=35), [*draw(k=5), 1]) for n in range(questions_per_article)
+        ]
+    return examples[:questions]
+
+
+@contextmanager
+def counted_tokens(model):
+    """How many tokens pass through the embedding."""
+    counted = [0]
+
+    def count(module, inputs):
+        counted[0] += inputs[0].numel()
+
+    hook = model.get_input_embeddings().register_forward_pre_hook(count)
+    yield counted
+    hook.remove()

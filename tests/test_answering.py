@@ -1,0 +1,156 @@
+"""From a recipe to predictions: which path answers, and what a prediction holds."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
+
+from dandap.answering import place, predict
+from dandap.dataset import Row
+from dandap.decoding import why_no_tree
+from dandap.encoding import Encoder
+from dandap.errors import InputError
+from dandap.model import load_base, load_tokenizer
+from dandap.recipe import Recipe, make_recipe
+from dandap.reference import Decoding
+
+CONTEXT = "한빛전자는 올해 1분기 매출 1,240억 원을 기록했다고 4월 3일 밝혔다. 본사는 부산에 있다."
+DEMO = {"model": "data/demo_model", "quantization": "none", "max_new_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    tokenizer = load_tokenizer(Recipe(**DEMO))
+    return Encoder(tokenizer, lambda context, question: {"user": f"기사:\n{context}\n\n질문: {question}"})
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_base(Recipe(**DEMO), torch.device("cpu"))
+
+
+def examples(encoder, *questions):
+    return encoder.encode_rows([Row(str(n), CONTEXT, q) for n, q in enumerate(questions)], 1000, answers=False)
+
+
+def ask(model, encoder, *questions, **options):
+    """Predictions in the questions' order."""
+    recipe = Recipe(**(DEMO | options))
+    found = dict(predict(model, encoder, examples(encoder, *questions), recipe, tokens_per_batch=4096))
+    return [found[index] for index in range(len(questions))]
+
+
+def test_a_prediction_holds_what_is_needed_to_judge_it(demo, encoder):
+    for (answer,) in ask(demo, encoder, "매출은?", "본사는 어디에 있는가?", grounded=True):
+        assert answer.span == place(answer.text, CONTEXT)
+        assert CONTEXT[slice(*answer.span)] == answer.text
+        assert answer.log_probability < 0
+        assert answer.stopped == (answer.token_ids[-1] in encoder.stop_ids(demo.generation_config))
+        assert encoder.decode(answer.token_ids) == answer.text
+
+
+def test_places():
+    assert place("부산", CONTEXT) == (CONTEXT.index("부산"), CONTEXT.index("부산") + 2)
+    assert place("서울", CONTEXT) is None
+    assert place("", CONTEXT) is None
+
+
+def test_a_stop_token_that_is_no_special_one_stays_out_of_the_text(demo, encoder, monkeypatch):
+    ((free,),) = ask(demo, encoder, "매출은?")
+    third = free.token_ids[2]
+    assert third not in free.token_ids[:2]
+    monkeypatch.setattr(encoder, "stop_ids", lambda config: [third])
+    ((answer,),) = ask(demo, encoder, "매출은?")
+    assert (answer.token_ids, answer.stopped) == (free.token_ids[:3], True)
+    assert answer.text == encoder.decode(free.token_ids[:2])
+
+
+def test_samples_are_as_many_as_asked_for(demo, encoder):
+    answers = ask(demo, encoder, "매출은?", "본사는?", samples=5, temperature=1.5)
+    assert [len(samples) for samples in answers] == [5, 5]
+    assert len({sample.text for sample in answers[0]}) > 1
+
+
+def test_beams_are_those_of_generate(demo, encoder, capsys):
+    (example,) = examples(encoder, "본사는 어디에 있는가?")
+    out = demo.generate(
+        torch.tensor([example.prompt_ids]),
+        num_beams=3,
+        do_sample=False,
+        max_new_tokens=6,
+        eos_token_id=encoder.stop_ids(demo.generation_config),
+        pad_token_id=encoder.tokenizer.pad_token_id,
+    )
+    ((answer,),) = ask(demo, encoder, "본사는 어디에 있는가?", beams=3)
+    assert answer.token_ids == out[0, len(example.prompt_ids) :].tolist()
+    assert -10 < answer.log_probability < 0
+    assert "beams=3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("by", ["whole", "first_token"])
+def test_choices(demo, encoder, by):
+    """The choice that the model's own words begin with, whatever the order; what is likelier has the higher score."""
+    places = ["부산", "서울", "대전"]
+    ((one,),) = ask(demo, encoder, "본사는 어디에 있는가?", choices=places, choices_by=by)
+    ((other,),) = ask(demo, encoder, "본사는 어디에 있는가?", choices=places[::-1], choices_by=by)
+    assert one == other
+    assert one.text in places
+    (example,) = examples(encoder, "본사는 어디에 있는가?")
+    scores = {}
+    for choice in places:
+        ids = encoder.encode_answer(CONTEXT, "본사는 어디에 있는가?", choice, example.prompt_ids)
+        with torch.inference_mode():
+            logits = demo(input_ids=torch.tensor([example.prompt_ids + ids])).logits[0, len(example.prompt_ids) - 1 : -1]
+        count = len(ids) if by == "whole" else 1
+        scores[choice] = logits.log_softmax(-1)[range(len(ids)), ids][:count].sum().item()
+    assert one.text == max(scores, key=scores.get)
+
+
+def test_choices_alike_in_their_first_token_are_refused_by_first_token(demo, encoder):
+    with pytest.raises(InputError, match="--choices_by whole"):
+        ask(demo, encoder, "언제?", choices=["1월", "1일"], choices_by="first_token")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"beams": 2, "samples": 2}, "got beams and samples or temperature"),
+        ({"beams": 2, "grounded": True}, "got beams and grounded"),
+        ({"choices": "예,아니오", "temperature": 1}, "got choices and samples or temperature"),
+    ],
+)
+def test_ways_that_exclude_each_other_are_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        make_recipe(options, "the command line")
+
+
+class Deaf(LlamaForCausalLM):
+    """A model that does not listen to masks."""
+
+    def forward(self, attention_mask=None, **others):
+        return super().forward(**others)
+
+
+def no_tree_models():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 5000, "hidden_size": 32, "num_hidden_layers": 2}
+    yield Deaf(LlamaConfig(**sizes, intermediate_size=64, num_attention_heads=2, initializer_range=0.3)).eval()
+    yield MambaForCausalLM(MambaConfig(**sizes, initializer_range=0.3)).eval()
+
+
+@pytest.mark.parametrize("model", list(no_tree_models()), ids=["ignores masks", "mamba"])
+def test_models_that_cannot_branch_are_answered_by_generate(model, encoder, capsys):
+    decoding = Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 6)
+    assert why_no_tree(model, decoding)
+    got = [answer.token_ids for (answer,) in ask(model, encoder, "매출은?", "본사는?")]
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if "by generate" in line]) == 1
+    for example, ids in zip(examples(encoder, "매출은?", "본사는?"), got, strict=True):
+        prompt = torch.tensor([example.prompt_ids])
+        alone = model.generate(prompt, max_new_tokens=6, do_sample=False, eos_token_id=decoding.stop_ids, pad_token_id=0)
+        assert alone[0, prompt.shape[1] :].tolist() == ids
+    with pytest.raises(InputError, match="samples, temperature: not with this model"):
+        ask(model, encoder, "매출은?", samples=2, temperature=1)
+
+
+def test_models_that_branch_pass_the_trial(demo, encoder):
+    assert why_no_tree(demo, Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 6)) is None

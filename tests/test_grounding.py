@@ -1,0 +1,141 @@
+"""Grounded answers are literal spans of their article, whatever the model would rather say."""
+
+import random
+
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import prompts
+from dandap.dataset import Row, read
+from dandap.decoding import answer_examples
+from dandap.encoding import Encoder
+from dandap.grounding import Grounding, token_bytes
+from dandap.model import load_base, load_tokenizer
+from dandap.recipe import Recipe
+from dandap.reference import Decoding
+from inference import render
+
+DEMO = Recipe(model="data/demo_model", quantization="none")
+
+
+@pytest.fixture(scope="module")
+def questions():
+    return read("data/sample/train.csv", need_answers=True).rows[:200]
+
+
+@pytest.fixture(scope="module")
+def articles(questions):
+    return sorted({row.context for row in questions})
+
+
+@pytest.fixture(scope="module")
+def demo():
+    tokenizer = load_tokenizer(DEMO)
+    return load_base(DEMO, torch.device("cpu")), tokenizer
+
+
+@pytest.fixture(scope="module")
+def byte_level(articles):
+    """A GPT-2 kind of vocabulary, most of whose tokens are parts of Korean characters, and a model of no sense."""
+    inner = ByteLevelBPETokenizer()
+    inner.train_from_iterator(articles, vocab_size=600, special_tokens=["<pad>", "</s>"], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner._tokenizer, pad_token="<pad>", eos_token="</s>")
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }}\n{% endfor %}"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes)).eval(), tokenizer
+
+
+def answers(model, tokenizer, rows, grounded, **options):
+    """(example, text, answer) of every row."""
+    encoder = Encoder(tokenizer, lambda c, q: render(DEMO, prompts.get_template(DEMO.template), c, q))
+    examples = encoder.encode_rows(rows, 1500, answers=False)
+    grounding = Grounding(tokenizer, encoder.control_ids)
+    stops = encoder.stop_ids(model.generation_config)
+    decoding = Decoding(**({"stop_ids": stops, "pad_id": tokenizer.pad_token_id, "max_new_tokens": 4} | options))
+    found = dict(answer_examples(model, examples, decoding, 20_000, grounding if grounded else None))
+    text_of = grounding.text if grounded else encoder.decode
+    return [(examples[index], text_of(found[index][0].said), found[index][0]) for index in range(len(rows))]
+
+
+@pytest.mark.parametrize("kind", ["demo", "byte_level"])
+def test_a_grounded_answer_is_a_span_and_equals_greedy_where_greedy_is_one(kind, questions, request):
+    """100 cases each: random questions on articles that are cut at random places, so that spans end anywhere."""
+    model, tokenizer = request.getfixturevalue(kind)
+    rng = random.Random(0)
+    rows = []
+    for number in range(100):
+        row = rng.choice(questions)
+        rows.append(Row(str(number), row.context[rng.randrange(8) :][: rng.randrange(40, 400)].strip(), row.question))
+    greedy = answers(model, tokenizer, rows, grounded=False)
+    grounded = answers(model, tokenizer, rows, grounded=True)
+    spans = 0
+    for (example, said, free), (_, text, answer) in zip(greedy, grounded, strict=True):
+        assert text
+        assert text in example.context
+        if said and said in example.context:
+            spans += 1
+            assert (text, answer.token_ids) == (said, free.token_ids)
+    assert spans > 5 or kind == "byte_level", "greedy answers that are spans are what the comparison is about"
+    assert spans < 100, "nothing had to be grounded"
+
+
+def test_samples_are_grounded_too(demo, articles):
+    rows = [Row("0", articles[0], "얼마인가?")]
+    options = {"samples": 8, "temperature": 2.0}
+    (example, _, _), model = answers(*demo, rows, grounded=True)[0], demo[0]
+    encoder = Encoder(demo[1], lambda c, q: render(DEMO, prompts.get_template(DEMO.template), c, q))
+    grounding = Grounding(demo[1], encoder.control_ids)
+    decoding = Decoding(stop_ids=[demo[1].eos_token_id], pad_id=demo[1].pad_token_id, max_new_tokens=8, **options)
+    ((_, samples),) = answer_examples(model, [example], decoding, 4096, grounding)
+    texts = [grounding.text(sample.said) for sample in samples]
+    assert all(text and text in articles[0] for text in texts)
+    assert len(set(texts)) > 2
+
+
+@pytest.mark.parametrize("kind", ["demo", "byte_level"])
+def test_tokens_are_the_bytes_of_the_text(kind, request):
+    """Encoding a text and joining its tokens' bytes gives the text, syllables outside the vocabulary included."""
+    _, tokenizer = request.getfixturevalue(kind)
+    bytes_of = token_bytes(tokenizer, set(tokenizer.all_special_ids))
+    for text in ("한빛전자는 12.5% 늘었다.", "뷁 쀍 😀 漢字", 'a "b" <0xEA> ▁'):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        joined = b"".join(bytes_of[token] for token in ids).decode()
+        assert joined.strip() == (text if kind == "byte_level" else text.replace("▁", " ")).strip()
+
+
+def scores(tokenizer, *likeliest):
+    """As a model that prefers these tokens in this order."""
+    values = torch.zeros(len(tokenizer))
+    for rank, token in enumerate(likeliest):
+        values[token] = 100 - rank
+    return values
+
+
+def test_a_span_may_not_begin_or_end_within_a_character(byte_level):
+    _, tokenizer = byte_level
+    grounding = Grounding(tokenizer, set(tokenizer.all_special_ids))
+    byte = lambda value: next(t for t, b in grounding.bytes_of.items() if b == bytes([value]))  # noqa: E731
+    eos = tokenizer.eos_token_id
+    first, second, third = "뷁".encode()
+    context = "가 뷁 나"
+    assert grounding.pick(scores(tokenizer, eos, byte(second), byte(first)), [], context, [eos]) == byte(first)
+    assert grounding.pick(scores(tokenizer, eos, byte(third), byte(second)), [byte(first)], context, [eos]) == byte(second)
+    whole = [byte(first), byte(second), byte(third)]
+    assert grounding.pick(scores(tokenizer, byte(third), eos), whole, context, [eos]) == eos
+    assert grounding.text(whole) == "뷁"
+    assert grounding.text([*whole, byte(ord(" ")), byte("나".encode()[0])]) == "뷁"
+
+
+def test_white_space_around_a_span_does_not_count(byte_level):
+    _, tokenizer = byte_level
+    grounding = Grounding(tokenizer, set(tokenizer.all_special_ids))
+    byte = lambda value: next(t for t, b in grounding.bytes_of.items() if b == value)  # noqa: E731
+    eos, space, a, b = tokenizer.eos_token_id, byte(b" "), byte(b"a"), byte(b"b")
+    assert grounding.pick(scores(tokenizer, space), [], "ab", [eos]) == space
+    assert grounding.pick(scores(tokenizer, eos, b), [space], "ab", [eos]) == b
+    assert grounding.pick(scores(tokenizer, space), [space, a, b], "ab", [eos]) == space
+    assert grounding.pick(scores(tokenizer, a, eos), [space, a, b, space], "ab", [eos]) == eos
+    assert grounding.text([space, a, b, space]) == "ab"
