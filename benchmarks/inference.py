@@ -55,7 +55,7 @@ def command_line() -> Parser:
     parser = Parser(__doc__)
     add_material_options(parser)
     parser.add_argument("--no_adapter", action="store_true", help="the base alone")
-    parser.add_argument("--tokens_per_batch", metavar="N", type=positive, default=8192, help="ours (default: 8192)")
+    parser.add_argument("--tokens_per_batch", metavar="N", type=positive, default=16384, help="ours (default: 16384)")
     parser.add_argument("--batch", metavar="N", type=positive, help="generate's batch size (default: the fastest of 1, 4, 8, 32)")
     parser.add_argument("--samples", metavar="N", type=positive, default=8, help="timed against one (default: 8)")
     parser.add_argument("--no_continuous", action="store_true", help="leave generate_batch out (on a CPU it takes very long)")

@@ -9,6 +9,7 @@ from dandap.decoding import answer_examples, score_choices, why_no_tree
 from dandap.encoding import Encoder, Example
 from dandap.errors import InputError
 from dandap.grounding import Grounding
+from dandap.memory import READ_TOKENS
 from dandap.recipe import Recipe
 from dandap.reference import Answer, Decoding, generate_answers
 
@@ -46,7 +47,8 @@ def predict(
     if reason:
         _refuse_what_needs_trees(recipe, reason)
         print(f"reading the article for every question, by generate ({reason})")
-        answers = generate_answers(model, [example.prompt_ids for example in examples], decoding, tokens_per_batch, advance)
+        prompts = [example.prompt_ids for example in examples]
+        answers = generate_answers(model, prompts, decoding, min(tokens_per_batch, READ_TOKENS), advance)
         yield from ((index, [_as_text(encoder, examples[index], answer)]) for index, answer in answers)
     elif recipe.choices:
         yield from _choose(model, encoder, examples, recipe, decoding, tokens_per_batch, advance)

@@ -1,8 +1,12 @@
-"""FlexAttention for token trees: tried on the machine before it is used, the ordinary kernels for everything else."""
+"""Attention of token trees: FlexAttention, tried before it is used; branches over their tree; the ordinary kernels."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import NamedTuple
 
 import torch
+from peft import PeftModel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -13,7 +17,7 @@ from dandap.errors import InputError
 from dandap.recipe import Recipe
 from dandap.token_tree import BLOCK, collate, grow, tree_masks
 
-NAME = "tree_flex"  # how transformers knows our attention function
+NAME = "tree"  # how transformers knows our attention function
 
 
 def why_no_flex(recipe: Recipe, config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -43,9 +47,28 @@ def _obstacle(recipe: Recipe, config: PretrainedConfig, device: torch.device, dt
     return None
 
 
-def use_flex(model: PreTrainedModel) -> None:
-    """Let a model's attention take BlockMasks; other masks go to the ordinary kernels as before."""
+class Branched(NamedTuple):
+    """Keys, or values, that the new tokens of branches attend to; a row's branches share its trunk."""
+
+    trunk: torch.Tensor  # (rows, kv_heads, length, size): the tree that was read
+    own: torch.Tensor  # (rows, kv_heads, branches, steps, size): what each branch has said
+
+
+def use_tree_attention(model: PreTrainedModel) -> None:
+    """Let a model's attention take BlockMasks and branches; all else goes to the ordinary kernels as before."""
     model.set_attn_implementation(NAME)
+
+
+@contextmanager
+def branching(model: PreTrainedModel) -> Iterator[None]:
+    """The model's attention takes branches for as long as this lasts."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    before = base.config._attn_implementation
+    use_tree_attention(base)
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(before)
 
 
 def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -72,10 +95,12 @@ def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) ->
 def tree_attention(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, softcap=None, **kwargs
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: a BlockMask goes to FlexAttention, any other mask (generation) to SDPA or eager.
+    """transformers' attention interface: BlockMasks go to FlexAttention, branches to their own, the rest to SDPA or eager.
 
     query (batch, heads, length, size), key and value with their own number of heads -> (batch, length, heads, size).
     """
+    if isinstance(key, Branched):
+        return _branch_attention(query, key, value, attention_mask, scaling, softcap), None
     if isinstance(attention_mask, BlockMask):
         output = _compiled()(
             query, key, value, _capped(softcap), attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
@@ -84,6 +109,28 @@ def tree_attention(
     plain = eager_attention_forward if softcap else sdpa_attention_forward
     more = {"softcap": softcap} if softcap else {}
     return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **more, **kwargs)[0], None
+
+
+def _branch_attention(
+    query: torch.Tensor, key: Branched, value: Branched, mask: torch.Tensor, scaling: float | None, softcap: float | None
+) -> torch.Tensor:
+    """One new token per branch over its row's trunk and its own tokens, which stand last in the mask's columns.
+
+    The trunk is read once for all branches and all query heads of a key head; nothing of it is copied.
+    """
+    rows, heads, width, size = query.shape
+    kv_heads, length = key.trunk.shape[1:3]
+    scaling = size**-0.5 if scaling is None else scaling
+    grouped = (query * scaling).view(rows, kv_heads, heads // kv_heads, width, size)
+    to_trunk = (grouped.flatten(2, 3) @ key.trunk.transpose(-1, -2)).view(*grouped.shape[:4], length)
+    to_own = torch.einsum("rkgwd,rkwtd->rkgwt", grouped, key.own)
+    scores = torch.cat([to_trunk, to_own], dim=-1).float()
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = (scores + mask[:, :, None]).softmax(-1).to(query.dtype)
+    from_trunk = (weights[..., :length].flatten(2, 3) @ value.trunk).view(grouped.shape)
+    from_own = torch.einsum("rkgwt,rkwtd->rkgwd", weights[..., length:], value.own)
+    return (from_trunk + from_own).view(query.shape).transpose(1, 2).contiguous()
 
 
 @cache

@@ -1,16 +1,17 @@
 """Answers for trees of prompts: a prompt's tokens are read once, then each step feeds one new token per live branch.
 
-The prompts of an article are one tree, a row of the batch; all rows share one KV cache, whose columns are the tree's tokens
-and after them, step by step, those of the branches. A new token sees its prompt's ancestors and its own branch:
+The prompts of an article are one tree, a row of the batch, and so are its keys and values, which stay where they are. A new
+token sees its prompt's ancestors in them and what its own branch has said, which is kept beside:
 
-    columns     0 1 2 3 4 5 6 | 7 8 | 9 10 | 11
-                article, two    step  step   step 3:
-                questions       1     2      one branch has stopped
+    trunk (a row)             own (a slot per branch)
+    article | q 1 | q 2       answer 1: 2 steps so far
+                              answer 2: 2 steps so far
 
 Answers are those of `generate` (dandap/reference.py), token for token.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -18,14 +19,17 @@ from typing import TypeVar
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from dandap.attention import Branched, branching
 from dandap.dataset import Row
 from dandap.encoding import Example
 from dandap.errors import InputError
 from dandap.grounding import Grounding
+from dandap.memory import READ_TOKENS
 from dandap.reference import Answer, Decoding, computing
 from dandap.token_tree import TokenTree, additive, collate, grow, sliding_windows, tree_masks
 
 TRIAL_TOLERANCE = 0.1  # of a log-probability; 16-bit rounding is a tenth of that, a wrong mask ten times
+EXPECTED_LENGTH = 1 / 4  # of max_new_tokens; short answers stop long before it, and what grows too large is halved
 T = TypeVar("T")
 Sequences = list[tuple[list[int], list[int]]]  # (prompt, answer) of a question
 
@@ -37,6 +41,7 @@ class Branch:
     index: int  # of its example
     sample: int
     row: int  # of the batch
+    slot: int  # within the row
     token_ids: list[int] = field(default_factory=list)
     log_probability: float = 0.0
     stopped: bool = False
@@ -64,7 +69,7 @@ def answer_examples(
 ) -> Iterator[tuple[int, list[Answer]]]:
     """(index of the example, its samples) as batches finish, the largest first so that memory peaks at the start.
 
-    A batch has at most `tokens_per_batch` columns over its rows, new tokens included; out of memory halves it.
+    A batch has at most `tokens_per_batch` tokens, padding and new ones included; out of memory halves it.
     """
 
     def sequences(index: int) -> Sequences:
@@ -73,7 +78,7 @@ def answer_examples(
     def answer(batch: list[Part]) -> dict[int, list[Answer]]:
         return TreeDecoder(model, batch, examples, decoding, grounding).run()
 
-    new_columns = decoding.samples * decoding.max_new_tokens
+    new_columns = decoding.samples * math.ceil(decoding.max_new_tokens * EXPECTED_LENGTH)
     return _in_batches(model, examples, sequences, new_columns, tokens_per_batch, answer, advance)
 
 
@@ -226,8 +231,43 @@ def make_batches(
     return batches
 
 
+class TreeCache(DynamicCache):
+    """Keys and values of trees, and beside them those of the branches that grow from them (dandap/attention.py)."""
+
+    def __init__(self, rows: int, length: int):
+        super().__init__()  # not of a config: sliding layers would drop keys by index; the masks window by position
+        self.rows, self.length = rows, length
+        self.reading: slice | None = None  # the rows whose trees are being forwarded; None: branches are
+        self.trunk: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values
+        self.own: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        """(rows, kv_heads, tokens, size) of new tokens -> what they attend to."""
+        new = (key_states, value_states)
+        if self.reading:
+            if layer_idx == len(self.trunk):
+                self.trunk.append(tuple(x.new_zeros(self.rows, x.shape[1], self.length, x.shape[3]) for x in new))
+            for whole, states in zip(self.trunk[layer_idx], new, strict=True):
+                whole[self.reading, :, : states.shape[2]] = states
+            return new
+        grown = tuple(states[:, :, :, None] for states in new)  # (rows, kv_heads, branches, 1 step, size)
+        if layer_idx == len(self.own):
+            self.own.append(grown)
+        else:
+            self.own[layer_idx] = tuple(torch.cat(pair, dim=3) for pair in zip(self.own[layer_idx], grown, strict=True))
+        return tuple(map(Branched, self.trunk[layer_idx], self.own[layer_idx]))
+
+    def keep_branches(self, row: torch.Tensor, slot: torch.Tensor) -> None:
+        """Branches move: the one at [r, w] comes from row[r, w], slot[r, w]."""
+        self.own = [tuple(states[row, :, slot].transpose(1, 2) for states in layer) for layer in self.own]
+
+    def keep_trees(self, rows: torch.Tensor) -> None:
+        """Rows move; branches have to be moved apart."""
+        self.trunk = [tuple(states[rows] for states in layer) for layer in self.trunk]
+
+
 class TreeDecoder:
-    """A batch of trees whose branches grow."""
+    """A batch of trees, a row each, whose branches grow. A branch has a slot in its row: tensors are (rows, slots)."""
 
     def __init__(
         self, model: PreTrainedModel, batch: list[Part], examples: list[Example], decoding: Decoding, grounding: Grounding | None
@@ -236,72 +276,104 @@ class TreeDecoder:
         self.device = next(model.parameters()).device
         self.windows = sliding_windows(model.config)
         self.parts = batch
-        self.cache = DynamicCache()  # not of the config: its sliding layers would drop keys by index, not by position
+        self.cache = TreeCache(rows=len(batch), length=max(len(part.tree) for part in batch))
 
     @torch.inference_mode()
     def run(self) -> dict[int, list[Answer]]:
         """The samples of every example of the batch."""
+        with branching(self.model):
+            return self._run()
+
+    def _run(self) -> dict[int, list[Answer]]:
         logits = self._read()
         branches = live = self._branch_off()
-        logits = logits[self.predictor]
         for step in range(self.decoding.max_new_tokens):
             self._take_tokens(live, logits, step)
-            going_on = [number for number, branch in enumerate(live) if not branch.stopped]
-            live = [live[number] for number in going_on]
-            if not live or step + 1 == self.decoding.max_new_tokens:
+            going_on = [branch for branch in live if not branch.stopped]
+            if not going_on or step + 1 == self.decoding.max_new_tokens:
                 break
-            self.visible, self.position = self.visible[going_on], self.position[going_on] + 1
-            self._drop_finished_rows(live)
-            logits = self._feed(live)
+            if len(going_on) < len(live):
+                live = going_on
+                self._regroup(live)
+            logits = self._feed(live, step)
         answers: dict[int, list[Answer]] = {}
         for branch in branches:
             answers.setdefault(branch.index, []).append(branch.answer())
         return answers
 
     def _read(self) -> torch.Tensor:
-        """Forward the trees; logits (prompt ends, vocab)."""
-        batch = collate([part.tree for part in self.parts], self.decoding.pad_id)
-        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        self.subtree_end, self.column_position = batch["subtree_end"], batch["position_ids"]
-        self.predictor = batch["predictor"]
-        mask = tree_masks(self.model.config, batch, self.model.dtype, flex=False)
-        return self._forward(batch["input_ids"], batch["position_ids"], mask, batch["predicts"])
+        """Forward the trees, some at a time (on a CPU each by itself: padding costs there); logits (branches, vocab)."""
+        rows = 1 if self.device.type == "cpu" else max(1, READ_TOKENS // self.cache.length)
+        logits = []
+        for first in range(0, len(self.parts), rows):
+            self.cache.reading = slice(first, first + rows)
+            batch = self._collate(self.parts[first : first + rows])
+            mask = tree_masks(self.model.config, batch, self.model.dtype, flex=False)
+            predicted = self._forward(batch["input_ids"], batch["position_ids"], mask, batch["predicts"])
+            logits.append(predicted[batch["predictor"].repeat_interleave(self.decoding.samples)])
+        self.cache.reading = None
+        return torch.cat(logits)
+
+    def _collate(self, parts: list[Part]) -> dict[str, torch.Tensor]:
+        batch = collate([part.tree for part in parts], self.decoding.pad_id)
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def _branch_off(self) -> list[Branch]:
-        """A branch per sample; `visible` (branches, columns) is what each will see, `position` that of its last token."""
+        """A branch per sample; `sees` (rows, slots, columns) is what of the tree it sees, `position` that of its last token."""
+        branches = []
+        for row, part in enumerate(self.parts):
+            owners = [(index, sample) for index in part.indices for sample in range(self.decoding.samples)]
+            branches += [Branch(index, sample, row, slot) for slot, (index, sample) in enumerate(owners)]
+        ends = torch.zeros(len(self.parts), 1 + max(branch.slot for branch in branches), dtype=torch.long)
         samples = self.decoding.samples
-        rows = [(row, index) for row, part in enumerate(self.parts) for index in part.indices]
-        branches = [Branch(index, sample, row) for row, index in rows for sample in range(samples)]
-        ends = [end for part in self.parts for end in part.tree.prompt_end]
-        end = torch.tensor(ends, device=self.device).repeat_interleave(samples)
-        row = torch.tensor([branch.row for branch in branches], device=self.device)
-        column = torch.arange(self.subtree_end.shape[1], device=self.device)
-        self.visible = (column <= end[:, None]) & (end[:, None] <= self.subtree_end[row])
-        self.position = self.column_position[row, end]
-        self.predictor = self.predictor.repeat_interleave(samples)
+        for row, part in enumerate(self.parts):
+            ends[row, : len(part.indices) * samples] = torch.tensor(part.tree.prompt_end).repeat_interleave(samples)
+        ends = ends.to(self.device)
+        batch = self._collate(self.parts)
+        self.column_position = batch["position_ids"]
+        column = torch.arange(self.cache.length, device=self.device)
+        self.sees = (column <= ends[:, :, None]) & (ends[:, :, None] <= batch["subtree_end"][:, None])
+        self.position = self.column_position.gather(1, ends)
         return branches
 
-    def _feed(self, live: list[Branch]) -> torch.Tensor:
+    def _regroup(self, live: list[Branch]) -> None:
+        """Close the gaps that stopped branches leave; rows without any go once they are half, for that copies the cache."""
+        rows = sorted({branch.row for branch in live})
+        if len(rows) > len(self.sees) / 2:
+            rows = list(range(len(self.sees)))
+        number = {row: new for new, row in enumerate(rows)}
+        members: list[list[int]] = [[] for _ in rows]
+        for branch in live:
+            members[number[branch.row]].append(branch.slot)
+            branch.row, branch.slot = number[branch.row], len(members[number[branch.row]]) - 1
+        width = max(map(len, members))
+        slot = torch.tensor([slots + [0] * (width - len(slots)) for slots in members], device=self.device)
+        kept = torch.tensor(rows, device=self.device)
+        row = kept[:, None].expand_as(slot)
+        self.sees, self.position = self.sees[row, slot], self.position[row, slot]
+        self.cache.keep_branches(row, slot)
+        if len(rows) < len(self.column_position):
+            self.column_position = self.column_position[kept]
+            self.cache.keep_trees(kept)
+
+    def _feed(self, live: list[Branch], step: int) -> torch.Tensor:
         """Forward the last token of every live branch; logits (branches, vocab)."""
-        slots = _number_within_rows(live)
-        rows, width = self.cache_rows, max(slots) + 1
-        row = torch.tensor([branch.row for branch in live], device=self.device)
-        slot = torch.tensor(slots, device=self.device)
-        ids = torch.full((rows, width), self.decoding.pad_id, device=self.device)
-        ids[row, slot] = torch.tensor([branch.token_ids[-1] for branch in live], device=self.device)
-        positions = torch.zeros_like(ids)
-        positions[row, slot] = self.position
-        self.visible = torch.cat([self.visible, torch.nn.functional.one_hot(slot, width).bool()], dim=1)
-        self.column_position = torch.cat([self.column_position, positions], dim=1)
-        is_live = torch.zeros(rows, width, dtype=torch.bool, device=self.device)
-        is_live[row, slot] = True
-        masks = {}
-        for kind, window in self.windows.items():
-            sees = torch.zeros(rows, width, self.visible.shape[1], dtype=torch.bool, device=self.device)
-            near = window is None or self.position[:, None] - self.column_position[row] < window
-            sees[row, slot] = self.visible & near
-            masks[kind] = additive(sees, self.model.dtype)
-        return self._forward(ids, positions, masks.get("", masks), is_live)
+        at = torch.tensor([(branch.row, branch.slot) for branch in live], device=self.device).unbind(1)
+        ids = torch.full_like(self.position, self.decoding.pad_id)
+        ids[at] = torch.tensor([branch.token_ids[-1] for branch in live], device=self.device)
+        is_live = torch.zeros_like(ids, dtype=torch.bool)
+        is_live[at] = True
+        self.position = self.position + 1
+        masks = {kind: additive(self._sees_within(window, step), self.model.dtype) for kind, window in self.windows.items()}
+        return self._forward(ids, self.position, masks.get("", masks), is_live)
+
+    def _sees_within(self, window: int | None, step: int) -> torch.Tensor:
+        """What the new tokens see, (rows, slots, columns and steps): of the tree, and all that their branch has said."""
+        age = torch.arange(step, -1, -1, device=self.device).expand(*self.position.shape, -1)
+        if window is None:
+            return torch.cat([self.sees, age >= 0], dim=-1)
+        near = self.position[:, :, None] - self.column_position[:, None] < window
+        return torch.cat([self.sees & near, age < window], dim=-1)
 
     def _forward(self, ids, positions, mask, keep) -> torch.Tensor:
         """Logits in float32, (kept positions, vocab)."""
@@ -314,21 +386,7 @@ class TreeDecoder:
                 use_cache=True,
                 logits_to_keep=keep,
             )
-        self.cache_rows = len(ids)
         return outputs.logits.float()
-
-    def _drop_finished_rows(self, live: list[Branch]) -> None:
-        """Copying the cache is worth it once half of its rows have no branch left."""
-        rows = sorted({branch.row for branch in live})
-        if len(rows) > self.cache_rows / 2:
-            return
-        kept = torch.tensor(rows, device=self.device)
-        self.cache.batch_select_indices(kept)
-        self.column_position = self.column_position[kept]
-        self.cache_rows = len(rows)
-        number = {row: new for new, row in enumerate(rows)}
-        for branch in live:
-            branch.row = number[branch.row]
 
     def _take_tokens(self, live: list[Branch], logits: torch.Tensor, step: int) -> None:
         """Append each branch's next token, with what it adds to the log-probability."""
@@ -363,13 +421,3 @@ class TreeDecoder:
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
         generator = torch.Generator(self.device).manual_seed(seed)
         return -torch.empty(size, device=self.device).exponential_(generator=generator).log()
-
-
-def _number_within_rows(live: list[Branch]) -> list[int]:
-    """Each branch's place among the live ones of its row."""
-    count: dict[int, int] = {}
-    numbers = []
-    for branch in live:
-        numbers.append(count.get(branch.row, 0))
-        count[branch.row] = numbers[-1] + 1
-    return numbers

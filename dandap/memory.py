@@ -13,9 +13,11 @@ from dandap.recipe import Recipe
 
 GB = 1e9
 CPU_LIMIT = 1e9  # parameters; above it a CPU would train for weeks
-CPU_TOKENS = 4096  # per batch
+CPU_TOKENS, CPU_ANSWERING_TOKENS = 4096, 16384  # per batch
 ANSWER_SHARE = 1 / 16  # of a batch's tokens predict an answer: twice what 5 questions on 500 tokens come to
-GPU_TOKENS = (16384, 8192, 4096, 2048, 1024, 512)
+GPU_TOKENS = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512)
+MOST_TRAINING_TOKENS = 16384
+READ_TOKENS = 8192  # of prompts forwarded at once; a batch of answers may hold the keys and values of many more
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,14 @@ def _has_sliding_layers(config: PretrainedConfig) -> bool:
 
 
 def estimate_inference(recipe: Recipe, model: PreTrainedModel, tokens: int, bytes_each: int) -> MemoryEstimate:
-    """Answering batches of `tokens` tokens: base, adapter, KV cache and one layer's work."""
+    """Answering batches of `tokens` tokens: base, adapter, KV cache, and one layer's work on the prompts read at once."""
     config = model.config.get_text_config()
     cache = 2 * config.num_hidden_layers * tokens * _kv_heads(config) * _head_size(config) * bytes_each
-    layer = tokens * (6 * config.hidden_size + 4 * _inner_size(config)) * bytes_each
+    read = min(tokens, READ_TOKENS)
+    layer = read * (6 * config.hidden_size + 4 * _inner_size(config)) * bytes_each
+    layer += read * recipe.max_length * bytes_each * (2 if _has_sliding_layers(config) else 1)  # masks
     if pick_attention(recipe, config) == "eager":
-        layer += tokens * recipe.max_length * config.num_attention_heads * (bytes_each + 4)
+        layer += read * recipe.max_length * config.num_attention_heads * (bytes_each + 4)
     weights, total = _weights(recipe, model, bytes_each)
     return MemoryEstimate(weights, 4 * _adapter_parameters(recipe, model), cache + layer, total)
 
@@ -196,7 +200,9 @@ def make_plan(recipe: Recipe, config: PretrainedConfig, device: torch.device, tr
         print("attention: flex" if flex else f"attention: {pick_attention(recipe, config)} ({reason})")
     if device.type == "cuda":
         return fit_plan(recipe, model, device, dtype, torch.cuda.mem_get_info(device)[0], training, flex)
-    tokens = CPU_TOKENS if recipe.tokens_per_batch == "auto" else recipe.tokens_per_batch
+    tokens = recipe.tokens_per_batch
+    if tokens == "auto":
+        tokens = CPU_TOKENS if training else CPU_ANSWERING_TOKENS
     checkpointing = recipe.gradient_checkpointing is True
     estimate = _estimate(recipe, model, tokens, checkpointing, dtype, training, flex)
     if estimate.parameters > CPU_LIMIT:
@@ -218,8 +224,8 @@ def fit_plan(
 ) -> Plan:
     """The largest batch, without checkpointing if possible, that the estimate fits into `free` bytes."""
     sizes = (recipe.tokens_per_batch,)
-    if recipe.tokens_per_batch == "auto":  # a batch holds at least one whole example
-        most = recipe.questions_per_step * recipe.max_length
+    if recipe.tokens_per_batch == "auto":  # a batch holds at least one whole example, in training at most a step
+        most = min(recipe.questions_per_step * recipe.max_length, MOST_TRAINING_TOKENS) if training else max(GPU_TOKENS)
         sizes = (*(size for size in GPU_TOKENS if recipe.max_length < size <= most), recipe.max_length)
     checkpointing = (False, True) if recipe.gradient_checkpointing == "auto" else (recipe.gradient_checkpointing,)
     for on in checkpointing if training else (False,):

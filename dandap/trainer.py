@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
-from dandap.attention import use_flex
+from dandap.attention import use_tree_attention
 from dandap.encoding import Example
 from dandap.memory import Plan
 from dandap.recipe import Recipe
@@ -37,7 +37,7 @@ def make_read_once_trainer(
     # Trainer takes one dataloader item for one step, and that is what ours are.
     config = training_config(recipe, plan, checkpoints, micro=recipe.questions_per_step, accumulation=1)
     if plan.flex:
-        use_flex(model.get_base_model())
+        use_tree_attention(model.get_base_model())
     with float32_adapters(model), _head_adapter_hidden(model):
         trainer = ReadOnceTrainer(
             model,

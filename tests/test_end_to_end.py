@@ -16,6 +16,7 @@ import fine_tune
 import inference
 import prompts
 from dandap.errors import InputError
+from dandap.reference import Decoding, generate_answers
 from dandap.run_folder import RunFolder, find_run, list_runs, safe_name
 from tests.conftest import HEADER
 
@@ -96,6 +97,40 @@ def test_every_inference_keeps_its_own_folder(work):
     assert len(set((work / "outputs" / "first" / "answers").iterdir()) - before) == 2
 
 
+def newest_records(work):
+    newest = max((work / "outputs" / "first" / "answers").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+    return [json.loads(line) for line in (newest / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_record_says_how_its_answer_came_about(work):
+    answer(work)
+    for record in newest_records(work):
+        assert record["log_probability"] <= 0
+        assert record["token_ids"]
+        context = article(50 + int(record["id"][-1]))
+        if record["span"]:
+            assert context[slice(*record["span"])] == record["prediction"]
+        else:
+            assert record["prediction"] not in context
+
+
+def test_samples_grounded_choices_and_beams_from_the_command_line(work, capsys):
+    answer(work, "--samples", "3", "--temperature", "1", "--grounded", "true")
+    for record in newest_records(work):
+        context = article(50 + int(record["id"][-1]))
+        assert len(record["samples"]) == 3
+        assert all(sample in context for sample in record["samples"])
+        assert record["prediction"] in record["samples"]
+    answer(work, "--choices", "서울,부산")
+    assert {record["prediction"] for record in newest_records(work)} <= {"서울", "부산"}
+    answer(work, "--beams", "2")
+    assert "by generate (beams=2)" in capsys.readouterr().out
+    answer(work, "--samples", "2")
+    assert "all alike at temperature 0" in capsys.readouterr().out
+    with pytest.raises(InputError, match="cannot be combined"):
+        answer(work, "--beams", "2", "--grounded", "true")
+
+
 def test_scores_are_null_without_gold(work, tmp_path):
     shutil.copy(work / "test.csv", tmp_path / "unknown.csv")
     result = answer(work, "--test_file", str(tmp_path / "unknown.csv"))
@@ -137,8 +172,10 @@ def test_batches_answer_as_single_prompts_do(work):
     ids = [encoder.encode_prompt(article(n) * (n + 1), question) for n, question in enumerate(texts)]
     stops = encoder.stop_ids(model.generation_config)
 
+    decoding = Decoding(stops, encoder.tokenizer.pad_token_id, max_new_tokens=12)
+
     def generate(tokens):
-        return dict(inference.generate_answers(model, ids, stops, encoder.tokenizer.pad_token_id, 12, tokens))
+        return {i: answer.token_ids for i, answer in generate_answers(model, ids, decoding, tokens)}
 
     assert generate(tokens=1) == generate(tokens=100_000)
 
@@ -213,19 +250,25 @@ def test_resume_continues_to_the_same_adapter(work):
 
 
 def test_two_processes_train_what_one_does(work):
-    """`accelerate launch` with two CPU processes: each step's articles are shared out, gradients are summed."""
+    """`accelerate launch` with two CPU processes: each step's articles are shared out, gradients are summed.
+
+    By SGD: AdamW's first steps turn the rounding of gradients near zero into steps of full size.
+    """
+    how = ["--optim", "sgd", "--learning_rate", "0.05", "--epochs", "2"]
+    fine_tune.main(train_options(work, "--run_name", "one", *how))
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     plain = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     done = subprocess.run(
-        [sys.executable, *launch, *plain, "fine_tune.py", *train_options(work, "--run_name", "two")],
+        [sys.executable, *launch, *plain, "fine_tune.py", *train_options(work, "--run_name", "two", *how)],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("validation: char F1") == 1, "one process speaks"
-    one, two = (load_file(work / "outputs" / name / "adapter" / "adapter_model.safetensors") for name in ("first", "two"))
+    one, two = (load_file(work / "outputs" / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
     for name in one:
+        assert one[name].norm() > 0
         assert (one[name] - two[name]).norm() <= 1e-5 * one[name].norm()
 
 

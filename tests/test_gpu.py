@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dandap.attention import probe, use_flex
+from dandap.attention import probe, use_tree_attention
 from dandap.shapes import NAMES, named_config
 from dandap.token_tree import BLOCK, collate, grow, tree_masks
 
@@ -29,7 +29,7 @@ def test_flex_has_the_plain_kernels_loss_and_gradients(name):
         for flex in (False, True):
             model.set_attn_implementation(plain)
             if flex:
-                use_flex(model)
+                use_tree_attention(model)
             mask = tree_masks(model.config, batch, torch.float32, flex)
             logits = model(
                 batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask, logits_to_keep=batch["predicts"]

@@ -63,7 +63,7 @@ def test_yaml_text_is_cast_by_the_declared_type(tmp_path):
 
 def options(*argv):
     parser = Parser()
-    add_options(parser)
+    add_options(parser, "recipe options")
     return chosen_options(parse(parser, list(argv)))
 
 
@@ -141,7 +141,7 @@ def test_an_unknown_recipe():
 
 def test_help_tells_every_option_with_its_default(capsys):
     parser = argparse.ArgumentParser()
-    add_options(parser)
+    add_options(parser, "recipe options")
     printed = " ".join(parser.format_help().split())
     for name in Recipe.model_fields:
         assert f"--{name} VALUE" in printed
