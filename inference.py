@@ -34,6 +34,7 @@ from dandap.recipe import (
     load_recipe,
     make_recipe,
     parse,
+    positive,
 )
 from dandap.run_folder import RunFolder, describe_environment, find_run, new_answers_folder, new_run, write_json
 from tasks import (
@@ -100,13 +101,6 @@ def command_line() -> Parser:
     parser.add_argument("--overwrite", action="store_true", help="let --output replace a file")
     add_options(parser, "how answers come about (over the run's recipe)", ANSWERING)
     return parser
-
-
-def positive(text: str) -> int:
-    """A count for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
-    return int(text)
 
 
 def refuse_existing(output: str | None, overwrite: bool) -> None:
@@ -191,7 +185,7 @@ def render(recipe: Recipe, template: prompts.Template, context: str, question: s
 
 
 def answer_rows(recipe: Recipe, encoder: Encoder, model, rows: list[Row], tokens_per_batch: int, doing: str) -> Iterator[dict]:
-    """Prediction records as answers come (longest prompts first); `doing` labels the bar."""
+    """Prediction records as answers come (the largest articles first); `doing` labels the bar."""
     examples = encoder.encode_rows(rows, recipe.prompt_limit, answers=False, track=partial(track, description="encoding"))
     trimmed = [example.row.id for example in examples if example.trimmed]
     if trimmed:

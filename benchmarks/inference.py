@@ -20,18 +20,25 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from benchmarks.machine import describe_machine, peak_memory
-from benchmarks.material import Material, add_material_options, counted_tokens, load_material, made_up, make_examples
+from benchmarks.material import (
+    GROWTH,
+    Material,
+    add_material_options,
+    counted_tokens,
+    load_material,
+    made_up,
+    make_examples,
+    ratio,
+)
 from benchmarks.peers import ANSWERERS, run_peers
 from dandap.decoding import answer_examples
 from dandap.encoding import Encoder, Example
 from dandap.model import add_adapter
-from dandap.recipe import Parser, parse
+from dandap.recipe import Parser, parse, positive
 from dandap.reference import Decoding, computing, generate_answers
-from inference import positive
 
 BATCHES = (1, 4, 8, 32)
 FORCED = 16
-GROWTH = (1, 2, 4, 8, 16)
 Answers = dict[int, list[int]]
 
 
@@ -109,7 +116,12 @@ def batched_way(material: Material, examples: list[Example], rows: int) -> Way:
             answers |= {batch[index]: answer.token_ids for index, answer in found}
         return answers
 
-    return Way("loop" if rows == 1 else f"batched, {rows} rows", answer)
+    return Way(f"batched, {rows} rows", answer)
+
+
+def loop_way(material: Material, examples: list[Example]) -> Way:
+    """One prompt at a time."""
+    return replace(batched_way(material, examples, 1), name="loop")
 
 
 def continuous_way(material: Material, examples: list[Example]) -> Way:
@@ -170,7 +182,8 @@ def compare(arguments: argparse.Namespace, material: Material, examples: list[Ex
                 way.run(material, decoding)
         if not arguments.no_continuous:
             ways.append(continuous_way(material, examples))
-            ways[-1].run(material, decoding)  # once: it is far slower on a CPU
+            for _ in range(1 + arguments.rounds if material.device.type == "cuda" else 1):  # on a CPU it is far slower
+                ways[-1].run(material, decoding)
         for way in ways:
             report(way, ways[0], len(examples))
         results[name] = summary(ways, examples)
@@ -202,10 +215,9 @@ def make_ways(arguments: argparse.Namespace, material: Material, examples: list[
     for way in batched if len(batched) > 1 else []:
         way.run(material, decoding)
         print(f"  trying {way.name}: {len(examples) / way.seconds[0]:.1f} questions/s, {way.tokens:,} tokens with padding")
-    fastest = min(batched, key=lambda way: way.seconds or [0])
+    fastest = batched[0] if len(batched) == 1 else min(batched, key=lambda way: way.seconds[0])
     fastest.seconds.clear()
-    fastest.name = "batched, " + fastest.name.removeprefix("batched, ")
-    return [batched_way(material, examples, 1), fastest, tree_way(material, examples, arguments.tokens_per_batch)]
+    return [loop_way(material, examples), fastest, tree_way(material, examples, arguments.tokens_per_batch)]
 
 
 def summary(ways: list[Way], examples: list[Example]) -> dict:
@@ -214,8 +226,8 @@ def summary(ways: list[Way], examples: list[Example]) -> dict:
     equal = sum(tree.answers[index] == loop.answers[index] for index in range(len(examples)))
     names = {way.name: way.name.split(",")[0] for way in ways}
     return {
-        "speedup_vs_loop": ratio(loop, tree),
-        "speedup_vs_batched": ratio(batched, tree),
+        "speedup_vs_loop": ratio(loop.seconds, tree.seconds),
+        "speedup_vs_batched": ratio(batched.seconds, tree.seconds),
         "answers_equal": equal / len(examples),
         "questions_per_second": {names[w.name]: round(len(examples) / statistics.median(w.seconds), 2) for w in ways},
         "peak_memory_mb": {names[way.name]: round(way.peak_mb) for way in ways},
@@ -229,15 +241,12 @@ def samples_cost(arguments: argparse.Namespace, material: Material, examples: li
     """Time of several samples per question over time of one, natural stops; the median of rounds in turn."""
     natural = decodings(material, examples)["natural"]
     one, many = (tree_way(material, examples, arguments.tokens_per_batch, name) for name in ("one", "many"))
+    many.run(material, replace(natural, temperature=0.7, samples=arguments.samples))
+    many.seconds.clear()
     for _ in range(arguments.rounds):
         one.run(material, replace(natural, temperature=0.7))
         many.run(material, replace(natural, temperature=0.7, samples=arguments.samples))
-    return ratio(many, one)
-
-
-def ratio(slow: Way, fast: Way) -> float:
-    """Median of the rounds' ratios."""
-    return round(statistics.median(s / f for s, f in zip(slow.seconds, fast.seconds, strict=True)), 3)
+    return ratio(many.seconds, one.seconds)
 
 
 def report(way: Way, loop: Way, questions: int) -> None:

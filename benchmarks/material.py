@@ -2,6 +2,7 @@
 
 import argparse
 import random
+import statistics
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import prompts
 from benchmarks.machine import random_model
-from dandap.dataset import Row, read
+from dandap.dataset import Row, by_article, read
 from dandap.encoding import Encoder, Example
 from dandap.model import load_base, load_config, load_tokenizer, pick_compute_dtype, pick_device
-from dandap.recipe import Parser, Recipe, make_recipe
+from dandap.recipe import Parser, Recipe, make_recipe, positive
 from dandap.shapes import NAMES, named_config
-from inference import positive
 
+GROWTH = (1, 2, 4, 8, 16)  # questions on an article, of the tables of how cost grows
 DEMO_MODEL, DEMO_DATA = "data/demo_model", "data/sample/train.csv"
 
 
@@ -35,7 +36,7 @@ def add_material_options(parser: Parser) -> None:
 
 @dataclass
 class Material:
-    """A frozen base, without an adapter, and where it computes."""
+    """A base and where it computes."""
 
     recipe: Recipe
     device: torch.device
@@ -62,19 +63,17 @@ def make_examples(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerB
         return made_up(arguments.article, arguments.questions_per_article, arguments.questions)
     template = prompts.get_template(recipe.template)
     encoder = Encoder(tokenizer, lambda context, question: prompts.render(template, {"context": context, "question": question}))
-    articles: dict[str, list[Row]] = {}
-    for row in read(arguments.data, need_answers=True).rows:
-        articles.setdefault(row.article, []).append(row)
-    order = list(articles.values())
+    rows = read(arguments.data, need_answers=True).rows
+    order = by_article(row.article for row in rows)
     random.Random(0).shuffle(order)
-    rows = [row for article in order for row in article][: arguments.questions]
+    rows = [rows[index] for article in order for index in article][: arguments.questions]
     return encoder.encode_rows(rows, recipe.prompt_limit, answers=True)
 
 
 def made_up(article_tokens: int, questions_per_article: int, questions: int) -> list[Example]:
     """Random ids: articles, questions of 35 tokens around them, answers of 5 and a stop token."""
     rng = random.Random(0)
-    draw = partial(rng.choices, range(10, 1900))
+    draw = partial(rng.choices, range(10, 1900))  # ids that every vocabulary has
     examples = []
     while len(examples) < questions:
         article, name = draw(k=article_tokens), str(len(examples))
@@ -93,5 +92,12 @@ def counted_tokens(model):
         counted[0] += inputs[0].numel()
 
     hook = model.get_input_embeddings().register_forward_pre_hook(count)
-    yield counted
-    hook.remove()
+    try:
+        yield counted
+    finally:
+        hook.remove()
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """Median of the ratios of two ways' seconds, round by round."""
+    return round(statistics.median(s / f for s, f in zip(slow, fast, strict=True)), 3)

@@ -21,19 +21,17 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from benchmarks.machine import describe_machine, matmul_flops, peak_memory
-from benchmarks.material import add_material_options, counted_tokens, load_material, made_up, make_examples
+from benchmarks.material import GROWTH, add_material_options, counted_tokens, load_material, made_up, make_examples, ratio
 from benchmarks.peers import TRAINERS, run_peers
 from dandap.attention import why_no_flex
 from dandap.encoding import Example
 from dandap.memory import MemoryEstimate, Plan
 from dandap.model import add_adapter
-from dandap.recipe import Parser, Recipe, parse
+from dandap.recipe import Parser, Recipe, parse, positive
 from dandap.reference import make_trainer, supervised
 from dandap.trainer import count_tokens, make_read_once_trainer
-from inference import positive
 
 TRL_BATCHES = (1, 2, 4, 8)
-GROWTH = (1, 2, 4, 8, 16)
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -208,8 +206,8 @@ def compare(setting: Setting, examples: list[Example], rounds: int) -> dict:
         report(setting, way, len(examples))
     peers = run_peers(TRAINERS, peer_job(setting, examples, trl.trainer.args.per_device_train_batch_size))
     return {
-        "speedup_vs_trl": ratio(trl, ours),
-        "speedup_vs_seed": ratio(seed, ours),
+        "speedup_vs_trl": ratio(trl.seconds, ours.seconds),
+        "speedup_vs_seed": ratio(seed.seconds, ours.seconds),
         "token_ratio": round(every_time / once, 3),
         "max_loss_difference": difference,
         "questions_per_second": {w.name.split(",")[0]: round(len(examples) / statistics.median(w.seconds), 2) for w in ways}
@@ -238,19 +236,20 @@ def peer_job(setting: Setting, examples: list[Example], batch: int) -> dict:
     }
 
 
-def ratio(slow: Way, fast: Way) -> float:
-    """Median of the rounds' ratios."""
-    return round(statistics.median(s / f for s, f in zip(slow.seconds, fast.seconds, strict=True)), 3)
-
-
 def report(setting: Setting, way: Way, questions: int) -> None:
     seconds = statistics.median(way.seconds)
     line = f"{way.name:<14} {questions / seconds:>7.1f} questions/s  {way.tokens:>9,} tokens  peak {way.peak_mb:>7,.0f} MB"
     if setting.plan.device.type == "cuda":
-        linear = sum(p.numel() for n, p in setting.model.named_parameters() if "embed" not in n and "lora" not in n)
+        head = setting.model.get_output_embeddings()
+        linear = sum(m.in_features * m.out_features for m in setting.model.modules() if _is_base_linear(m) and m is not head)
         flops = (6 if setting.plan.gradient_checkpointing else 4) * linear * way.tokens
         line += f"  {flops / seconds / matmul_flops():.0%} of the bf16 matmul ceiling"
     print(line)
+
+
+def _is_base_linear(module: torch.nn.Module) -> bool:
+    """A linear module of the base; those of adapters, (features, rank), are left out of the count."""
+    return isinstance(module, torch.nn.Linear) and min(module.in_features, module.out_features) > 64
 
 
 def growth(arguments: argparse.Namespace, setting: Setting) -> dict:
@@ -269,7 +268,7 @@ def growth(arguments: argparse.Namespace, setting: Setting) -> dict:
         print("| " + " | ".join(map(str, cells)) + " |")
     if arguments.plot:
         draw(rows, Path(arguments.plot))
-    print(json.dumps(rows))
+    print(json.dumps({"growth": rows}))
     return {"growth": rows}
 
 

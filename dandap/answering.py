@@ -49,26 +49,30 @@ def predict(
         print(f"reading the article for every question, by generate ({reason})")
         prompts = [example.prompt_ids for example in examples]
         answers = generate_answers(model, prompts, decoding, min(tokens_per_batch, READ_TOKENS), advance)
-        yield from ((index, [_as_text(encoder, examples[index], answer)]) for index, answer in answers)
+        yield from ((index, [_as_text(examples[index], answer, encoder.decode)]) for index, answer in answers)
     elif recipe.choices:
         yield from _choose(model, encoder, examples, recipe, decoding, tokens_per_batch, advance)
     else:
         grounding = Grounding(encoder.tokenizer, encoder.control_ids) if recipe.grounded else None
         text_of = grounding.text if grounding else encoder.decode
         for index, samples in answer_examples(model, examples, decoding, tokens_per_batch, grounding, advance):
-            yield index, [_as_text(encoder, examples[index], answer, text_of) for answer in samples]
+            yield index, [_as_text(examples[index], answer, text_of) for answer in samples]
 
 
 def _refuse_what_needs_trees(recipe: Recipe, reason: str) -> None:
-    asked = {"samples": recipe.samples > 1, "temperature": recipe.temperature > 0, "grounded": recipe.grounded}
-    asked["choices"] = bool(recipe.choices)
+    asked = {
+        "samples": recipe.samples > 1,
+        "temperature": recipe.temperature > 0,
+        "grounded": recipe.grounded,
+        "choices": bool(recipe.choices),
+    }
     wanted = [name for name, is_wanted in asked.items() if is_wanted]
     if wanted:
         raise InputError(f"{', '.join(wanted)}: not with this model, whose prompts cannot branch ({reason}). Leave them out.")
 
 
-def _as_text(encoder: Encoder, example: Example, answer: Answer, text_of: Callable[[list[int]], str] | None = None) -> Prediction:
-    text = (text_of or encoder.decode)(answer.said)
+def _as_text(example: Example, answer: Answer, text_of: Callable[[list[int]], str]) -> Prediction:
+    text = text_of(answer.said)
     return Prediction(text, answer.token_ids, answer.log_probability, answer.stopped, place(text, example.context))
 
 
@@ -96,6 +100,5 @@ def _choose(
         raise InputError(f"choices {recipe.choices} do not all differ in their first token; use --choices_by whole.")
     for index, scores in score_choices(model, examples, ids, whole, decoding.pad_id, tokens_per_batch, advance):
         best = max(range(len(scores)), key=scores.__getitem__)
-        count = len(ids[index][best]) if whole else 1
-        answer = Answer(ids[index][best], True, scores[best] / count)
-        yield index, [_as_text(encoder, examples[index], answer, lambda _, best=best: recipe.choices[best])]
+        text, said = recipe.choices[best], ids[index][best] if whole else ids[index][best][:1]
+        yield index, [Prediction(text, said, scores[best] / len(said), True, place(text, examples[index].context))]

@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
-from dandap.errors import InputError
+from dandap.errors import InputError, first_line
 from dandap.recipe import Recipe
 from dandap.token_tree import BLOCK, collate, grow, tree_masks
 
@@ -43,7 +43,7 @@ def _obstacle(recipe: Recipe, config: PretrainedConfig, device: torch.device, dt
     try:
         probe(config, device, dtype)
     except Exception as error:  # noqa: BLE001  a compiler may raise anything, and all of it means: not on this machine
-        return f"flex failed its probe: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        return f"flex failed its probe: {first_line(error)}"
     return None
 
 
@@ -55,7 +55,7 @@ class Branched(NamedTuple):
 
 
 def use_tree_attention(model: PreTrainedModel) -> None:
-    """Let a model's attention take BlockMasks and branches; all else goes to the ordinary kernels as before."""
+    """Let a model's attention take BlockMasks and branches; all else goes to SDPA, or to eager where scores are capped."""
     model.set_attn_implementation(NAME)
 
 
@@ -76,8 +76,7 @@ def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) ->
     heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     softcap = getattr(config, "attn_logit_softcapping", None)
-    batch = collate([grow([([*range(9, 300), q], [1, 2]) for q in range(4)])], pad_id=0, multiple_of=BLOCK)
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    batch = collate([grow([([*range(9, 300), q], [1, 2]) for q in range(4)])], pad_id=0, multiple_of=BLOCK, device=device)
     length = batch["input_ids"].shape[1]
     generator = torch.Generator(device).manual_seed(0)
     shapes = [(1, heads, length, size), (1, kv_heads, length, size), (1, kv_heads, length, size)]

@@ -226,6 +226,14 @@ def read_answers(path: Path) -> dict[str, tuple[str, ...]]:
     return golds
 
 
+def by_article(articles: Iterable[str]) -> list[list[int]]:
+    """The places of equal articles together, in the order in which they first come."""
+    groups: dict[str, list[int]] = {}
+    for index, article in enumerate(articles):
+        groups.setdefault(article, []).append(index)
+    return list(groups.values())
+
+
 def split_by_article(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
     """(train, validation) with no article in both.
 

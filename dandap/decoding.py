@@ -7,27 +7,29 @@ token sees its prompt's ancestors in them and what its own branch has said, whic
     article | q 1 | q 2       answer 1: 2 steps so far
                               answer 2: 2 steps so far
 
-Answers are those of `generate` (dandap/reference.py), token for token.
+Answers are those of `generate` (dandap/reference.py), token for token in float32; in 16 bit ties may fall otherwise.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from dandap.attention import Branched, branching
-from dandap.dataset import Row
+from dandap.dataset import Row, by_article
 from dandap.encoding import Example
-from dandap.errors import InputError
+from dandap.errors import InputError, first_line
 from dandap.grounding import Grounding
 from dandap.memory import READ_TOKENS
-from dandap.reference import Answer, Decoding, computing
-from dandap.token_tree import TokenTree, additive, collate, grow, sliding_windows, tree_masks
+from dandap.reference import Answer, Decoding, computing, halved, out_of_memory, unless_out_of_memory
+from dandap.token_tree import Part, TokenTree, additive, collate, grow, pack, sliding_windows, tree_masks
 
+FIRST_TRIED = 16  # tokens that may keep an answer grounded; nearly always one of them does
 TRIAL_TOLERANCE = 0.1  # of a log-probability; 16-bit rounding is a tenth of that, a wrong mask ten times
 EXPECTED_LENGTH = 1 / 4  # of max_new_tokens; short answers stop long before it, and what grows too large is halved
 T = TypeVar("T")
@@ -51,14 +53,6 @@ class Branch:
         return Answer(self.token_ids, self.stopped, self.log_probability / len(self.token_ids))
 
 
-@dataclass(frozen=True)
-class Part:
-    """Questions of one article that are answered together, and the tree of their prompts."""
-
-    indices: list[int]  # of examples
-    tree: TokenTree
-
-
 def answer_examples(
     model: PreTrainedModel,
     examples: list[Example],
@@ -69,17 +63,21 @@ def answer_examples(
 ) -> Iterator[tuple[int, list[Answer]]]:
     """(index of the example, its samples) as batches finish, the largest first so that memory peaks at the start.
 
-    A batch has at most `tokens_per_batch` tokens, padding and new ones included; out of memory halves it.
+    A batch has at most `tokens_per_batch` tokens, padding and a share of the new ones included; out of memory halves it.
     """
 
     def sequences(index: int) -> Sequences:
-        return [(examples[index].prompt_ids, decoding.stop_ids[:1])]
+        return [(examples[index].prompt_ids, decoding.stop_ids[:1])]  # any answer: it marks the prompt's end as predicting
 
     def answer(batch: list[Part]) -> dict[int, list[Answer]]:
         return TreeDecoder(model, batch, examples, decoding, grounding).run()
 
-    new_columns = decoding.samples * math.ceil(decoding.max_new_tokens * EXPECTED_LENGTH)
-    return _in_batches(model, examples, sequences, new_columns, tokens_per_batch, answer, advance)
+    return _in_batches(model, examples, sequences, new_tokens(decoding), tokens_per_batch, answer, advance)
+
+
+def new_tokens(decoding: Decoding) -> int:
+    """What a question is expected to add to a batch: its samples, at an expected length."""
+    return decoding.samples * math.ceil(decoding.max_new_tokens * EXPECTED_LENGTH)
 
 
 def score_choices(
@@ -93,7 +91,7 @@ def score_choices(
 ) -> Iterator[tuple[int, list[float]]]:
     """(index of the example, log-probability of each of its choices); choices[index] are ids as an answer's.
 
-    Of the whole choice with its stop token, or of its first token alone.
+    Of the whole choice with its stop token, or of its first token alone. Batches have at most READ_TOKENS tokens.
     """
 
     def sequences(index: int) -> Sequences:
@@ -101,8 +99,7 @@ def score_choices(
 
     @torch.inference_mode()
     def score(batch: list[Part]) -> dict[int, list[float]]:
-        device = next(model.parameters()).device
-        tensors = {name: tensor.to(device) for name, tensor in collate([part.tree for part in batch], pad_id).items()}
+        tensors = collate([part.tree for part in batch], pad_id, device=next(model.parameters()).device)
         with computing(model):
             logits = model(
                 input_ids=tensors["input_ids"],
@@ -111,34 +108,38 @@ def score_choices(
                 logits_to_keep=tensors["predicts"],
                 use_cache=False,
             ).logits
-        each = logits.float().log_softmax(-1)[tensors["predictor"], tensors["target_ids"]]
-        owners = [index for part in batch for index in part.indices]
+        logits = logits.float()
+        each = logits[tensors["predictor"], tensors["target_ids"]] - logits.logsumexp(-1)[tensors["predictor"]]
+        owners = [index for part in batch for index in part.members]
         lengths = [len(ids) for index in owners for _, ids in sequences(index)]
-        sums = iter([float(piece.sum()) for piece in each.split(lengths)])
+        sums = iter([float(piece.sum()) for piece in each.cpu().split(lengths)])
         return {index: [next(sums) for _ in choices[index]] for index in owners}
 
-    return _in_batches(model, examples, sequences, 0, tokens_per_batch, score, advance)
+    return _in_batches(model, examples, sequences, 0, min(tokens_per_batch, READ_TOKENS), score, advance)
 
 
 def why_no_tree(model: PreTrainedModel, decoding: Decoding) -> str | None:
     """Why a model's prompts cannot branch, or None if they can: tried on two short prompts that share a beginning.
 
     What the tree says its answers' log-probabilities are must be what plain forwards say. A model that ignores masks, or
-    keeps another kind of cache than keys and values, is far off.
+    keeps another kind of cache than keys and values, is far off. (The prompts are shorter than real sliding windows.)
     """
     shared = [decoding.pad_id, *range(3, 20)]
     examples = [Example(Row(str(end), "trial", ""), [*shared, end], []) for end in (7, 11)]
     trial = replace(decoding, max_new_tokens=3, min_new_tokens=3, samples=1, temperature=0.0)
+    part = Part([0, 1], grow((example.prompt_ids, decoding.stop_ids[:1]) for example in examples))
     try:
-        answers = dict(answer_examples(model, examples, trial, tokens_per_batch=1024))
-        for index, (answer,) in answers.items():
-            plain = _plain_log_probability(model, examples[index].prompt_ids, answer.token_ids)
-            if abs(plain - answer.log_probability) > TRIAL_TOLERANCE * max(1, abs(plain)):
-                return f"a trial tree of {model.config.model_type} gave {answer.log_probability:.3f} instead of {plain:.3f}"
-    except torch.OutOfMemoryError:
-        raise
+        answers = TreeDecoder(model.eval(), [part], examples, trial, None).run()
+    except torch.OutOfMemoryError as error:
+        raise InputError(out_of_memory("a trial of 20 tokens")) from error
+    except InputError as error:
+        return str(error)
     except Exception as error:  # noqa: BLE001  whatever a model's code raises about masks or cache, it cannot branch
-        return f"{model.config.model_type}: {type(error).__name__}: {(str(error) or '-').splitlines()[0][:120]}"
+        return f"{model.config.model_type}: {first_line(error)}"
+    for index, (answer,) in answers.items():
+        plain = _plain_log_probability(model, examples[index].prompt_ids, answer.token_ids)
+        if abs(plain - answer.log_probability) > TRIAL_TOLERANCE * max(1, abs(plain)):
+            return f"a trial tree of {model.config.model_type} gave {answer.log_probability:.3f} instead of {plain:.3f}"
     return None
 
 
@@ -155,80 +156,39 @@ def _in_batches(
     model: PreTrainedModel,
     examples: list[Example],
     sequences: Callable[[int], Sequences],
-    new_columns: int,
+    new: int,
     tokens_per_batch: int,
     work: Callable[[list[Part]], dict[int, T]],
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, T]]:
-    """(index of the example, result) batch by batch; out of memory halves the batches that are left."""
+    """(index of the example, result) batch by batch; out of memory halves the batches that are left.
+
+    `sequences` are a question's (prompt, answer) pairs; each question needs room for `new` further tokens.
+    """
     model.eval()
-    left = make_batches(examples, range(len(examples)), sequences, new_columns, tokens_per_batch)
+
+    def tree_of(indices: list[int]) -> TokenTree:
+        return grow(pair for index in indices for pair in sequences(index))
+
+    def size(batch: list[Part]) -> int:
+        return len(batch) * (max(len(part.tree) for part in batch) + max(len(part.members) for part in batch) * new)
+
+    def batches(indices: list[int]) -> list[list[Part]]:
+        groups = by_article(examples[index].row.article for index in indices)
+        return pack([[indices[i] for i in group] for group in groups], tree_of, lambda batch: size(batch) <= tokens_per_batch)
+
+    left = batches(list(range(len(examples))))
     while left:
-        results = _unless_out_of_memory(work, left[0])
+        results = unless_out_of_memory(partial(work, left[0]))
         if results is None:
-            tokens_per_batch = _halved(tokens_per_batch, left[0])
-            indices = sorted(index for batch in left for part in batch for index in part.indices)
-            left = make_batches(examples, indices, sequences, new_columns, tokens_per_batch)
+            if len(left[0]) == len(left[0][0].members) == 1:
+                raise InputError(out_of_memory(f"one question of {len(left[0][0].tree)} tokens"))
+            tokens_per_batch = halved(min(tokens_per_batch, size(left[0])))
+            left = batches(sorted(index for batch in left for part in batch for index in part.members))
             continue
         left.pop(0)
         yield from results.items()
         advance(len(results))
-
-
-def _unless_out_of_memory(work: Callable[[list[Part]], dict[int, T]], batch: list[Part]) -> dict[int, T] | None:
-    """What the work returns, or None; by then the failed attempt's tensors are gone."""
-    try:
-        return work(batch)
-    except torch.OutOfMemoryError:
-        pass  # its traceback holds the tensors until here
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
-
-
-def _halved(tokens_per_batch: int, batch: list[Part]) -> int:
-    if len(batch) == len(batch[0].indices) == 1:
-        raise InputError(
-            f"out of memory while answering one question of {len(batch[0].tree)} tokens. Free the GPU (nvidia-smi shows who "
-            "uses it), or lower max_length or samples."
-        )
-    print(f"out of memory at {tokens_per_batch} tokens per batch: going on with {tokens_per_batch // 2}")
-    return tokens_per_batch // 2
-
-
-def make_batches(
-    examples: list[Example],
-    indices: Iterable[int],
-    sequences: Callable[[int], Sequences],
-    new_columns: int,
-    tokens_per_batch: int,
-) -> list[list[Part]]:
-    """Articles of similar size together, the largest first; an article too large for a batch is split by questions.
-
-    `sequences` are a question's (prompt, answer) pairs; each question needs room for `new_columns` further tokens.
-    """
-    articles: dict[str, list[int]] = {}
-    for index in indices:
-        articles.setdefault(examples[index].row.article, []).append(index)
-
-    def columns(batch: list[Part]) -> int:
-        new = max(len(part.indices) for part in batch) * new_columns
-        return len(batch) * (max(len(part.tree) for part in batch) + new)
-
-    def split_to_fit(group: list[int]) -> list[Part]:
-        part = Part(group, grow(pair for index in group for pair in sequences(index)))
-        if columns([part]) <= tokens_per_batch or len(group) == 1:
-            return [part]
-        middle = len(group) // 2
-        return split_to_fit(group[:middle]) + split_to_fit(group[middle:])
-
-    batches: list[list[Part]] = []
-    for part in sorted((p for group in articles.values() for p in split_to_fit(group)), key=lambda part: -len(part.tree)):
-        if batches and columns([*batches[-1], part]) <= tokens_per_batch:
-            batches[-1].append(part)
-        else:
-            batches.append([part])
-    return batches
 
 
 class TreeCache(DynamicCache):
@@ -259,11 +219,13 @@ class TreeCache(DynamicCache):
 
     def keep_branches(self, row: torch.Tensor, slot: torch.Tensor) -> None:
         """Branches move: the one at [r, w] comes from row[r, w], slot[r, w]."""
-        self.own = [tuple(states[row, :, slot].transpose(1, 2) for states in layer) for layer in self.own]
+        for number, layer in enumerate(self.own):  # one by one, so that no second cache is held
+            self.own[number] = tuple(states[row, :, slot].transpose(1, 2) for states in layer)
 
     def keep_trees(self, rows: torch.Tensor) -> None:
-        """Rows move; branches have to be moved apart."""
-        self.trunk = [tuple(states[rows] for states in layer) for layer in self.trunk]
+        """Rows move; their branches have to be moved apart."""
+        for number, layer in enumerate(self.trunk):
+            self.trunk[number] = tuple(states[rows] for states in layer)
 
 
 class TreeDecoder:
@@ -315,19 +277,18 @@ class TreeDecoder:
         return torch.cat(logits)
 
     def _collate(self, parts: list[Part]) -> dict[str, torch.Tensor]:
-        batch = collate([part.tree for part in parts], self.decoding.pad_id)
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        return collate([part.tree for part in parts], self.decoding.pad_id, device=self.device)
 
     def _branch_off(self) -> list[Branch]:
         """A branch per sample; `sees` (rows, slots, columns) is what of the tree it sees, `position` that of its last token."""
         branches = []
         for row, part in enumerate(self.parts):
-            owners = [(index, sample) for index in part.indices for sample in range(self.decoding.samples)]
+            owners = [(index, sample) for index in part.members for sample in range(self.decoding.samples)]
             branches += [Branch(index, sample, row, slot) for slot, (index, sample) in enumerate(owners)]
         ends = torch.zeros(len(self.parts), 1 + max(branch.slot for branch in branches), dtype=torch.long)
         samples = self.decoding.samples
         for row, part in enumerate(self.parts):
-            ends[row, : len(part.indices) * samples] = torch.tensor(part.tree.prompt_end).repeat_interleave(samples)
+            ends[row, : len(part.members) * samples] = torch.tensor(part.tree.prompt_end).repeat_interleave(samples)
         ends = ends.to(self.device)
         batch = self._collate(self.parts)
         self.column_position = batch["position_ids"]
@@ -337,7 +298,7 @@ class TreeDecoder:
         return branches
 
     def _regroup(self, live: list[Branch]) -> None:
-        """Close the gaps that stopped branches leave; rows without any go once they are half, for that copies the cache."""
+        """Close the gaps that stopped branches leave. Rows without branches go once they are half: that copies the cache."""
         rows = sorted({branch.row for branch in live})
         if len(rows) > len(self.sees) / 2:
             rows = list(range(len(self.sees)))
@@ -397,20 +358,29 @@ class TreeDecoder:
             allowed[:, stop_ids] = -torch.inf
         if self.decoding.temperature > 0:
             noise = torch.stack([self._noise(branch, step, logits.shape[1]) for branch in live])
+            allowed = allowed - allowed.amax(-1, keepdim=True)  # the largest stays finite at any temperature
             allowed = allowed / self.decoding.temperature + noise
-        if self.grounding:
-            tokens = [
-                self.grounding.pick(scores, branch.token_ids, self.examples[branch.index].context, stop_ids)
-                for branch, scores in zip(live, allowed, strict=True)
-            ]
-            chosen = torch.tensor(tokens, device=self.device)
-        else:
-            chosen = allowed.argmax(-1)
+        chosen = self._grounded(live, allowed) if self.grounding else allowed.argmax(-1)
         log_probabilities = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
         for branch, token, log_probability in zip(live, chosen.tolist(), log_probabilities.tolist(), strict=True):
             branch.token_ids.append(token)
             branch.log_probability += log_probability
             branch.stopped = token in stop_ids
+
+    def _grounded(self, live: list[Branch], scores: torch.Tensor) -> torch.Tensor:
+        """The likeliest tokens that keep answers spans; the first few are tried before all are sorted."""
+        chosen = []
+        likeliest = scores.topk(min(FIRST_TRIED, scores.shape[1])).indices.tolist()
+        for number, (branch, first) in enumerate(zip(live, likeliest, strict=True)):
+            context = self.examples[branch.index].context
+            left = self.decoding.max_new_tokens - len(branch.token_ids)
+            pick = partial(self.grounding.pick, branch.token_ids, context, self.decoding.stop_ids, left)
+            token = pick(first)
+            if token is None:
+                token = pick(scores[number].argsort(descending=True).tolist())
+            # Nothing can be said of an article without a character; the answer ends as it is.
+            chosen.append(self.decoding.stop_ids[0] if token is None else token)
+        return torch.tensor(chosen, device=self.device)
 
     def _noise(self, branch: Branch, step: int, size: int) -> torch.Tensor:
         """Gumbel noise: the largest of logits / temperature + noise is a sample of the softmax.

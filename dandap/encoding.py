@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from dandap.dataset import Row
+from dandap.dataset import Row, by_article
 from dandap.errors import InputError
 
 Renderer = Callable[[str, str], dict[str, str]]  # (context, question) -> {"prompt"} or {"user", maybe "system"}
@@ -20,11 +20,7 @@ class Example:
     prompt_ids: list[int]
     answer_ids: list[int]
     trimmed: int = 0  # characters cut from the article's end
-
-    @property
-    def context(self) -> str:
-        """The article as the model reads it."""
-        return self.row.context[: len(self.row.context) - self.trimmed]
+    context: str = ""  # the article as the model reads it: the row's, or another's that differs in white space around it
 
 
 class Encoder:
@@ -87,22 +83,21 @@ class Encoder:
 
         All questions of an article get the same trimmed article. `track` wraps the loop over articles (progress).
         """
-        groups: dict[str, list[int]] = {}
-        for index, row in enumerate(rows):
-            groups.setdefault(row.article, []).append(index)
         examples: dict[int, Example] = {}
-        for indices in track(list(groups.values())):
+        for indices in track(by_article(row.article for row in rows)):
             group = self._encode_article([rows[i] for i in indices], prompt_limit, answers)
             examples |= dict(zip(indices, group, strict=True))
         return [examples[index] for index in range(len(rows))]
 
     def _encode_article(self, rows: list[Row], prompt_limit: int, answers: bool) -> list[Example]:
         context = rows[0].context
+        whole = len(context.strip())
         prompts = [self.encode_prompt(context, row.question) for row in rows]
         if max(map(len, prompts)) > prompt_limit:
             context = self._trim(rows, prompt_limit)
             prompts = [self.encode_prompt(context, row.question) for row in rows]
-        examples = [Example(row, ids, [], len(rows[0].context) - len(context)) for row, ids in zip(rows, prompts, strict=True)]
+        trimmed = whole - len(context.strip())
+        examples = [Example(row, ids, [], trimmed, context) for row, ids in zip(rows, prompts, strict=True)]
         if not answers:
             return examples
         return [

@@ -15,6 +15,12 @@ def nearest(name: str, known) -> str:
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
+def first_line(error: BaseException) -> str:
+    """What kind of error it is and the beginning of its message, for a line of ours."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; an `InputError` ends it with its message and exit code 2, without a traceback."""
     try:

@@ -3,13 +3,10 @@
 import codecs
 import re
 
-import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from dandap.errors import InputError
-
-FIRST_TRIED = 16  # tokens; the likeliest allowed one is nearly always among them
+MOST_BYTES = 4  # of a character; a vocabulary may have to say it byte by byte
 
 
 class Grounding:
@@ -21,43 +18,58 @@ class Grounding:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control_ids: set[int]):
         self.bytes_of = token_bytes(tokenizer, control_ids)
+        self.known = set(self.bytes_of.values())
 
-    def pick(self, scores: torch.Tensor, token_ids: list[int], context: str, stop_ids: list[int]) -> int:
-        """The likeliest token, by scores (vocab,), that keeps the answer a span or ends it."""
-        said, article = self._said(token_ids), context.encode()
-        may_end = _is_span(said, article)
-        for count in (FIRST_TRIED, len(scores)):
-            for token in scores.topk(min(count, len(scores))).indices.tolist():
-                if may_end if token in stop_ids else self._may_say(said, token, article):
-                    return token
-        raise InputError(f"no token continues {said!r} within the article: this tokenizer's answers cannot be grounded.")
+    def pick(self, token_ids: list[int], context: str, stop_ids: list[int], left: int, likeliest: list[int]) -> int | None:
+        """The first of some tokens that keeps the answer `token_ids` a span of the context, or ends it; None if none does.
+
+        `left` tokens may still be said, this one included: enough must remain for the span's first character.
+        """
+        said = self._said(token_ids)
+        may_end = _is_span(said, context)
+        return next((t for t in likeliest if (may_end if t in stop_ids else self._may_say(said, t, context, left - 1))), None)
 
     def text(self, token_ids: list[int]) -> str:
         """The answer; a character that was cut in the middle is left out."""
-        return (_characters(self._said(token_ids)) or "").strip()
+        return _characters(self._said(token_ids))[0].strip()
 
     def _said(self, token_ids: list[int]) -> bytes:
         return b"".join(self.bytes_of.get(token, b"") for token in token_ids)
 
-    def _may_say(self, said: bytes, token: int, article: bytes) -> bool:
-        longer = said + self.bytes_of.get(token, b"")
-        if len(longer) == len(said) or _characters(longer) is None:
+    def _may_say(self, said: bytes, token: int, context: str, left: int) -> bool:
+        """Whether a token lengthens a span, or is white space around one: one such token before it, any after it."""
+        new = self.bytes_of.get(token, b"")
+        try:
+            text, rest = _characters(said + new)
+        except UnicodeDecodeError:  # it would start or break a span within a character
             return False
-        return longer.lstrip() in article or longer.strip() in article
+        if not text.strip() and left < (_missing(rest) if rest else self._to_a_character(context)):
+            return False
+        if not new or (said and not text.strip() and not rest):
+            return False
+        longer = text.lstrip().encode() + rest
+        return longer in context.encode() or (not rest and text.strip() in context)
+
+    def _to_a_character(self, context: str) -> int:
+        """How many tokens the article's easiest character takes."""
+        return 1 if any(character.encode() in self.known for character in set(context) if character.strip()) else MOST_BYTES
 
 
-def _is_span(said: bytes, article: bytes) -> bool:
+def _missing(begun: bytes) -> int:
+    """How many bytes a character lacks that has begun (RFC 3629, section 3)."""
+    return (2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4) - len(begun)
+
+
+def _is_span(said: bytes, context: str) -> bool:
     """At least one character, none of them in part."""
-    span = said.strip()
-    return bool(span) and span in article and len((_characters(span) or "").encode()) == len(span)
+    text, rest = _characters(said)
+    return not rest and bool(text.strip()) and text.strip() in context
 
 
-def _characters(data: bytes) -> str | None:
-    """The whole characters of a text's beginning; None if it starts or breaks within one."""
-    try:
-        return codecs.getincrementaldecoder("utf-8")().decode(data)
-    except UnicodeDecodeError:
-        return None
+def _characters(data: bytes) -> tuple[str, bytes]:
+    """A text's whole characters, and the bytes of one that has only begun."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    return decoder.decode(data), decoder.getstate()[0]
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, control_ids: set[int]) -> dict[int, bytes]:

@@ -17,6 +17,7 @@ CPU_TOKENS, CPU_ANSWERING_TOKENS = 4096, 16384  # per batch
 ANSWER_SHARE = 1 / 16  # of a batch's tokens predict an answer: twice what 5 questions on 500 tokens come to
 GPU_TOKENS = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512)
 MOST_TRAINING_TOKENS = 16384
+QUESTION_TOKENS = 100  # of a prompt that is not shared, with a share of the article
 READ_TOKENS = 8192  # of prompts forwarded at once; a batch of answers may hold the keys and values of many more
 
 
@@ -130,6 +131,9 @@ def estimate_inference(recipe: Recipe, model: PreTrainedModel, tokens: int, byte
     read = min(tokens, READ_TOKENS)
     layer = read * (6 * config.hidden_size + 4 * _inner_size(config)) * bytes_each
     layer += read * recipe.max_length * bytes_each * (2 if _has_sliding_layers(config) else 1)  # masks
+    samples, new = recipe.samples, recipe.samples * recipe.max_new_tokens / 4
+    branches = tokens * samples / (QUESTION_TOKENS + new)
+    layer += branches * config.vocab_size * 4 * 3  # logits, without what may not come, with noise
     if pick_attention(recipe, config) == "eager":
         layer += read * recipe.max_length * config.num_attention_heads * (bytes_each + 4)
     weights, total = _weights(recipe, model, bytes_each)

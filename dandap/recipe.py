@@ -163,7 +163,12 @@ class Recipe(BaseModel):
     @classmethod
     def _choices_from_text(cls, value: Any) -> Any:
         """`예,아니오` from the command line."""
-        return [choice.strip() for choice in value.split(",") if choice.strip()] if isinstance(value, str) else value or []
+        if not isinstance(value, str):
+            return value or []
+        choices = [choice.strip() for choice in value.split(",") if choice.strip()]
+        if not choices:
+            raise ValueError("name answers with commas between them, or none")
+        return choices
 
     @model_validator(mode="after")
     def _one_way_of_answering(self) -> "Recipe":
@@ -235,6 +240,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         hint = " A value that starts with - is written --option=-1." if "expected one argument" in message else ""
         raise InputError(f"{message}.{hint} See --help.")
+
+
+def positive(text: str) -> int:
+    """A count for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+    return int(text)
 
 
 def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:

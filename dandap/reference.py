@@ -3,14 +3,17 @@
 They read an article once per question. Faster paths are measured against them and proved equal to them.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from dandap.encoding import Example
@@ -18,6 +21,8 @@ from dandap.errors import InputError
 from dandap.memory import Plan
 from dandap.processes import process_count
 from dandap.recipe import Recipe
+
+T = TypeVar("T")
 
 
 def make_trainer(
@@ -38,7 +43,7 @@ def make_trainer(
             f"false; give a multiple of {process_count()}."
         )
     micro, accumulation = split_step(questions, plan.tokens_per_batch // longest)
-    config = training_config(recipe, plan, checkpoints, micro, accumulation)
+    config = training_config(recipe, plan, checkpoints, len(examples), micro, accumulation)
     with float32_adapters(model):
         trainer = SFTTrainer(model, config, train_dataset=supervised(examples), processing_class=tokenizer, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)  # ours prints a line with fixed fields
@@ -68,8 +73,16 @@ def supervised(examples: list[Example]) -> Dataset:
     )
 
 
-def training_config(recipe: Recipe, plan: Plan, checkpoints: str, micro: int, accumulation: int) -> SFTConfig:
-    """The recipe in TRL's words; a step is `accumulation` batches of `micro`."""
+def warmup_steps(recipe: Recipe, questions: int) -> int:
+    """The recipe's share of all steps, or its count; at most a tenth of a short run, whose only step it might otherwise be."""
+    steps = math.ceil(math.ceil(questions / recipe.questions_per_step) * recipe.epochs)
+    if recipe.warmup_steps >= 1:
+        return int(recipe.warmup_steps)
+    return min(math.ceil(recipe.warmup_steps * steps), steps // 10)
+
+
+def training_config(recipe: Recipe, plan: Plan, checkpoints: str, questions: int, micro: int, accumulation: int) -> SFTConfig:
+    """The recipe in TRL's words for so many questions; a step is `accumulation` batches of `micro`."""
     on_gpu = plan.device.type == "cuda"
     config = SFTConfig(
         output_dir=checkpoints,
@@ -78,7 +91,7 @@ def training_config(recipe: Recipe, plan: Plan, checkpoints: str, micro: int, ac
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.lr_scheduler_type,
-        warmup_steps=recipe.warmup_steps,
+        warmup_steps=warmup_steps(recipe, questions),
         optim=recipe.optim,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
@@ -159,10 +172,54 @@ def generate_answers(
     model.eval()
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     while order:
-        rows = max(1, tokens_per_batch // (decoding.beams * (len(prompts[order[0]]) + decoding.max_new_tokens)))
-        batch, order = order[:rows], order[rows:]
-        yield from zip(batch, _generate(model, [prompts[i] for i in batch], decoding), strict=True)
+        tokens = decoding.beams * (len(prompts[order[0]]) + decoding.max_new_tokens)
+        batch = order[: max(1, tokens_per_batch // tokens)]
+        answers = unless_out_of_memory(partial(_generate, model, [prompts[i] for i in batch], decoding))
+        if answers is None:
+            if len(batch) == 1:
+                raise InputError(out_of_memory(f"one question of {len(prompts[batch[0]])} tokens, {decoding.beams} beams"))
+            tokens_per_batch = halved(len(batch) * tokens)
+            continue
+        order = order[len(batch) :]
+        yield from zip(batch, answers, strict=True)
         advance(len(batch))
+
+
+def unless_out_of_memory(work: Callable[[], T]) -> T | None:
+    """What the work returns, or None; by then the failed attempt's tensors are gone."""
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        pass  # its traceback holds the tensors until here
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def halved(tokens: int) -> int:
+    """Of what did not fit, told."""
+    print(f"out of memory with {tokens} tokens in a batch: going on with {tokens // 2}")
+    return tokens // 2
+
+
+def out_of_memory(what: str) -> str:
+    """The message for what cannot be made smaller."""
+    way_out = "Free the GPU (nvidia-smi shows who uses it), or lower max_length, samples or beams."
+    return f"out of memory while answering {what}. {way_out}"
+
+
+@contextmanager
+def _no_generation_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """generate fills what it is not told from the model's generation_config: sampling, penalties, forbidden words."""
+    owners = {model, model.get_base_model()} if isinstance(model, PeftModel) else {model}
+    before = {owner: owner.generation_config for owner in owners}
+    for owner in owners:
+        owner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for owner, config in before.items():
+            owner.generation_config = config
 
 
 def _generate(model: PreTrainedModel | PeftModel, prompts: list[list[int]], decoding: Decoding) -> list[Answer]:
@@ -171,7 +228,7 @@ def _generate(model: PreTrainedModel | PeftModel, prompts: list[list[int]], deco
     length = max(map(len, prompts))
     ids = torch.tensor([[decoding.pad_id] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    with computing(model):
+    with computing(model), _no_generation_defaults(model):
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -179,10 +236,6 @@ def _generate(model: PreTrainedModel | PeftModel, prompts: list[list[int]], deco
             min_new_tokens=decoding.min_new_tokens or None,
             do_sample=False,
             num_beams=decoding.beams,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=None,
             eos_token_id=decoding.stop_ids,
             pad_token_id=decoding.pad_id,
             return_dict_in_generate=True,

@@ -13,9 +13,10 @@
 A token's hidden state then is what it would be in a sequence of its own: it sees its ancestors, at their positions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask
@@ -92,7 +93,35 @@ def _lay_out(children: list[dict[int, int]]) -> tuple[list[int], list[int], list
     return input_ids, position_ids, subtree_end, index_of
 
 
-def collate(trees: list[TokenTree], pad_id: int, multiple_of: int = 1) -> dict[str, torch.Tensor]:
+class Part(NamedTuple):
+    """What of an article goes through the model together."""
+
+    members: list
+    tree: TokenTree
+
+
+def pack(groups: Iterable[list], tree_of: Callable[[list], TokenTree], fits: Callable[[list[Part]], bool]) -> list[list[Part]]:
+    """Batches of parts that fit, the largest tree first; a group too large for a batch is split by its members."""
+
+    def split(group: list) -> list[Part]:
+        part = Part(group, tree_of(group))
+        if len(group) == 1 or fits([part]):
+            return [part]
+        middle = len(group) // 2
+        return split(group[:middle]) + split(group[middle:])
+
+    batches: list[list[Part]] = []
+    for part in sorted((part for group in groups for part in split(group)), key=lambda part: -len(part.tree)):
+        if batches and fits([*batches[-1], part]):
+            batches[-1].append(part)
+        else:
+            batches.append([part])
+    return batches
+
+
+def collate(
+    trees: list[TokenTree], pad_id: int, multiple_of: int = 1, device: torch.device | str = "cpu"
+) -> dict[str, torch.Tensor]:
     """One tree a row, padded on the right; a padding token is its own end, so it sees and is seen by itself alone.
 
     input_ids, position_ids, subtree_end: (rows, length). `predicts`, (rows, length), marks the positions that predict an
@@ -107,7 +136,7 @@ def collate(trees: list[TokenTree], pad_id: int, multiple_of: int = 1) -> dict[s
         predicts[row, indices] = True
         number |= {(row, index): len(number) + i for i, index in enumerate(indices)}
     pairs = [(number[row, index], target) for row, tree in enumerate(trees) for index, target in tree.targets]
-    return {
+    tensors = {
         "input_ids": torch.tensor([tree.input_ids + [pad_id] * len(pad) for tree, pad in zip(trees, padding, strict=True)]),
         "position_ids": torch.tensor([tree.position_ids + [0] * len(pad) for tree, pad in zip(trees, padding, strict=True)]),
         "subtree_end": torch.tensor([tree.subtree_end + pad for tree, pad in zip(trees, padding, strict=True)]),
@@ -115,6 +144,7 @@ def collate(trees: list[TokenTree], pad_id: int, multiple_of: int = 1) -> dict[s
         "predictor": torch.tensor([pair[0] for pair in pairs], dtype=torch.long),
         "target_ids": torch.tensor([pair[1] for pair in pairs], dtype=torch.long),
     }
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def sliding_windows(config: PretrainedConfig) -> dict[str, int | None]:
@@ -127,7 +157,8 @@ def sliding_windows(config: PretrainedConfig) -> dict[str, int | None]:
     window = getattr(config, "sliding_window", None)
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise InputError(
-            f"{config.model_type} has layers of {', '.join(sorted(unknown))}, which cannot branch. Use --read_once false."
+            f"{config.model_type} has layers of {', '.join(sorted(unknown))}, which cannot branch; "
+            "in training use --read_once false."
         )
     if "sliding_attention" in kinds:
         return {"full_attention": None, "sliding_attention": window}

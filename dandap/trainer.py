@@ -14,11 +14,12 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl import SFTTrainer
 
 from dandap.attention import use_tree_attention
+from dandap.dataset import by_article
 from dandap.encoding import Example
 from dandap.memory import Plan
 from dandap.recipe import Recipe
 from dandap.reference import float32_adapters, supervised, training_config
-from dandap.token_tree import BLOCK, TokenTree, collate, grow, tree_masks
+from dandap.token_tree import BLOCK, Part, TokenTree, collate, grow, pack, tree_masks
 
 SIMILAR = 0.9  # the shortest tree of a padded micro-batch, as a share of the longest
 Piece = list[int]  # questions of one article that go through the model together, as indices of examples
@@ -35,7 +36,7 @@ def make_read_once_trainer(
 ) -> "ReadOnceTrainer":
     """A ReadOnceTrainer over encoded examples, the loss on their answer tokens, the adapter in float32."""
     # Trainer takes one dataloader item for one step, and that is what ours are.
-    config = training_config(recipe, plan, checkpoints, micro=recipe.questions_per_step, accumulation=1)
+    config = training_config(recipe, plan, checkpoints, len(examples), micro=recipe.questions_per_step, accumulation=1)
     if plan.flex:
         use_tree_attention(model.get_base_model())
     with float32_adapters(model), _head_adapter_hidden(model):
@@ -150,37 +151,22 @@ class Batching:
         labels = torch.cat([batch["target_ids"] for batch in batches])
         return {"batches": batches, "labels": labels, "shift_labels": labels}  # shift_labels are counted unshifted
 
-    def micro_batches(self, examples: list[Example]) -> list[list[tuple[list[Example], TokenTree]]]:
+    def micro_batches(self, examples: list[Example]) -> list[list[Part]]:
         """Questions that share an article, with their tree, the largest first; an article too large for a batch is split."""
-        articles: dict[str, list[Example]] = {}
-        for example in examples:
-            articles.setdefault(example.row.article, []).append(example)
-        parts = [part for article in articles.values() for part in self._split_to_fit(article)]
-        batches: list[list] = []
-        for part in sorted(parts, key=lambda part: -len(part[1])):
-            if batches and self._fits(batches[-1], part):
-                batches[-1].append(part)
-            else:
-                batches.append([part])
-        return batches
+        groups = by_article(example.row.article for example in examples)
+        return pack([[examples[index] for index in group] for group in groups], _grow, self._fits)
 
-    def _split_to_fit(self, examples: list[Example]) -> list[tuple[list[Example], TokenTree]]:
-        tree = _grow(examples)
-        if len(tree) <= self.tokens_per_batch or len(examples) == 1:
-            return [(examples, tree)]
-        middle = len(examples) // 2
-        return self._split_to_fit(examples[:middle]) + self._split_to_fit(examples[middle:])
-
-    def _fits(self, batch: list, part: tuple[list[Example], TokenTree]) -> bool:
-        lengths = [len(tree) for _, tree in [*batch, part]]
+    def _fits(self, batch: list[Part]) -> bool:
+        lengths = [len(part.tree) for part in batch]  # the longest first
         if self.one_row:
             return sum(lengths) <= self.tokens_per_batch
-        return not self.alone and lengths[-1] >= SIMILAR * lengths[0] and len(lengths) * lengths[0] <= self.tokens_per_batch
+        alike = len(batch) == 1 or (not self.alone and lengths[-1] >= SIMILAR * lengths[0])
+        return alike and len(batch) * lengths[0] <= self.tokens_per_batch
 
-    def _collate(self, batch: list) -> dict[str, torch.Tensor]:
+    def _collate(self, batch: list[Part]) -> dict[str, torch.Tensor]:
         if self.one_row:  # articles share the instruction before them
-            return collate([_grow([e for examples, _ in batch for e in examples])], self.pad_id, multiple_of=BLOCK)
-        return collate([tree for _, tree in batch], self.pad_id)
+            return collate([_grow([e for part in batch for e in part.members])], self.pad_id, multiple_of=BLOCK)
+        return collate([part.tree for part in batch], self.pad_id)
 
 
 def make_batching(plan: Plan, pad_id: int) -> Batching:
@@ -214,10 +200,7 @@ class StepSampler:
     def __init__(
         self, examples: list[Example], questions_per_step: int, seed: int, process: int, processes: int, epoch: Callable[[], int]
     ):
-        articles: dict[str, Piece] = {}
-        for index, example in enumerate(examples):
-            articles.setdefault(example.row.article, []).append(index)
-        self.articles = list(articles.values())
+        self.articles = by_article(example.row.article for example in examples)
         self.cost = [len(example.prompt_ids) for example in examples]
         self.questions_per_step, self.seed, self.epoch = questions_per_step, seed, epoch
         self.process, self.processes = process, processes
@@ -280,5 +263,5 @@ def count_tokens(examples: list[Example], recipe: Recipe, plan: Plan) -> tuple[i
     batching = replace(make_batching(plan, pad_id=0), one_row=False)
     sampler = StepSampler(examples, recipe.questions_per_step, recipe.seed, process=0, processes=1, epoch=lambda: 0)
     steps = (batching.micro_batches([examples[i] for i in step]) for step in sampler)
-    once = sum(len(tree) for step in steps for batch in step for _, tree in batch)
+    once = sum(len(part.tree) for step in steps for batch in step for part in batch)
     return sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples), once

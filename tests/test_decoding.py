@@ -1,6 +1,7 @@
 """Answers from trees against transformers' generate, one prompt at a time, token for token."""
 
 import random
+import re
 
 import pytest
 import torch
@@ -170,7 +171,7 @@ def test_out_of_memory_halves_the_batch(models, monkeypatch, capsys):
 
     def limited(self, input_ids, **others):
         seen.append(input_ids.numel())
-        if input_ids.numel() > 200:
+        if input_ids.numel() > 100:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, input_ids=input_ids, **others)
 
@@ -178,8 +179,8 @@ def test_out_of_memory_halves_the_batch(models, monkeypatch, capsys):
     advanced = []
     assert_same(ours(model, examples, natural(), tokens=8000, advance=advanced.append), [answer for (answer,) in expected])
     assert sum(advanced) == len(examples)
-    assert max(seen) > 200
-    assert "out of memory at 8000 tokens per batch: going on with 4000" in capsys.readouterr().out
+    assert max(seen) > 100 >= seen[-1]
+    assert re.search(r"out of memory with (\d+) tokens in a batch: going on with \d+", capsys.readouterr().out)
 
 
 def test_one_question_out_of_memory_is_refused_with_a_way_out(models, monkeypatch):

@@ -33,7 +33,9 @@ def test_long_articles_are_cut_and_rendered_again(tokenizer, name):
     first, other, second = encode.encode_rows(ROWS, limit, answers=True)
     assert first.trimmed == second.trimmed > 0
     assert other.trimmed == 0
-    kept = CONTEXT[: len(CONTEXT) - first.trimmed]
+    kept = first.context
+    assert CONTEXT.startswith(kept)
+    assert len(CONTEXT.strip()) - len(kept.strip()) == first.trimmed
     assert first.prompt_ids == encode.encode_prompt(kept, ROWS[0].question)
     assert second.prompt_ids == encode.encode_prompt(kept, ROWS[2].question)
     assert limit - 5 < len(second.prompt_ids) <= limit  # nothing is cut needlessly
@@ -100,3 +102,11 @@ def test_any_text_encodes_and_decodes(tokenizer):
 
 def test_digits_are_single_tokens(tokenizer):
     assert [t for t in tokenizer.tokenize("1,234억") if t.isdigit()] == ["1", "2", "3", "4"]
+
+
+def test_rows_that_differ_in_white_space_around_the_article_share_what_was_read(tokenizer):
+    """The group is read as its first row; nothing counts as trimmed but text."""
+    rows = [Row("0", CONTEXT + "\n " * 3000, "매출은?"), Row("1", CONTEXT.strip(), "언제?")]
+    for example in encoder(tokenizer, "concise").encode_rows(rows, 1000, answers=False):
+        assert example.context.strip() == CONTEXT.strip()
+        assert example.trimmed == 0

@@ -1,10 +1,14 @@
-"""`pytest -m gpu`: FlexAttention against SDPA on a CUDA GPU. Not run by us so far, for want of one."""
+"""`pytest -m gpu`: FlexAttention and answers from trees on a CUDA GPU. Not run by us so far, for want of one."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from dandap.attention import probe, use_tree_attention
+from dandap.dataset import Row
+from dandap.decoding import answer_examples
+from dandap.encoding import Example
+from dandap.reference import Decoding, generate_answers
 from dandap.shapes import NAMES, named_config
 from dandap.token_tree import BLOCK, collate, grow, tree_masks
 
@@ -41,3 +45,23 @@ def test_flex_has_the_plain_kernels_loss_and_gradients(name):
         assert results[1][0] == pytest.approx(results[0][0], rel=1e-4)
         for got, expected in zip(results[1][1], results[0][1], strict=True):
             assert (got - expected).norm() <= 1e-3 * expected.norm() + 1e-6
+
+
+@pytest.mark.parametrize("tokens", [100, 100_000])
+@pytest.mark.parametrize("name", TINY)
+def test_answers_from_trees_are_those_of_generate(name, tokens):
+    """Four articles of different lengths with one to eight questions, 16 tokens each, float32."""
+    config = named_config(name)
+    config.initializer_range = 0.2
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if "gemma" in name else "sdpa").cuda().eval()
+    examples = []
+    for article, questions in enumerate((1, 3, 8, 1)):
+        context = torch.randint(3, 90, (20 + 30 * article,)).tolist()
+        rows = [Row(f"{article}-{n}", str(article), "q") for n in range(questions)]
+        examples += [Example(row, [*context, 90 + n, 91], []) for n, row in enumerate(rows)]
+    decoding = Decoding(stop_ids=[1, 2], pad_id=0, max_new_tokens=16, min_new_tokens=16)
+    found = dict(answer_examples(model, examples, decoding, tokens))
+    for index, example in enumerate(examples):
+        ((_, expected),) = generate_answers(model, [example.prompt_ids], decoding, 1)
+        assert found[index][0].token_ids == expected.token_ids

@@ -106,12 +106,9 @@ def test_tokens_are_the_bytes_of_the_text(kind, request):
         assert joined.strip() == (text if kind == "byte_level" else text.replace("▁", " ")).strip()
 
 
-def scores(tokenizer, *likeliest):
-    """As a model that prefers these tokens in this order."""
-    values = torch.zeros(len(tokenizer))
-    for rank, token in enumerate(likeliest):
-        values[token] = 100 - rank
-    return values
+def ranked(tokenizer, *likeliest):
+    """Tokens as a model ranks them that prefers these in this order."""
+    return [*likeliest, *(token for token in range(len(tokenizer)) if token not in likeliest)]
 
 
 def test_a_span_may_not_begin_or_end_within_a_character(byte_level):
@@ -121,10 +118,10 @@ def test_a_span_may_not_begin_or_end_within_a_character(byte_level):
     eos = tokenizer.eos_token_id
     first, second, third = "뷁".encode()
     context = "가 뷁 나"
-    assert grounding.pick(scores(tokenizer, eos, byte(second), byte(first)), [], context, [eos]) == byte(first)
-    assert grounding.pick(scores(tokenizer, eos, byte(third), byte(second)), [byte(first)], context, [eos]) == byte(second)
+    assert grounding.pick([], context, [eos], 8, ranked(tokenizer, eos, byte(second), byte(first))) == byte(first)
+    assert grounding.pick([byte(first)], context, [eos], 8, ranked(tokenizer, eos, byte(third), byte(second))) == byte(second)
     whole = [byte(first), byte(second), byte(third)]
-    assert grounding.pick(scores(tokenizer, byte(third), eos), whole, context, [eos]) == eos
+    assert grounding.pick(whole, context, [eos], 8, ranked(tokenizer, byte(third), eos)) == eos
     assert grounding.text(whole) == "뷁"
     assert grounding.text([*whole, byte(ord(" ")), byte("나".encode()[0])]) == "뷁"
 
@@ -134,8 +131,53 @@ def test_white_space_around_a_span_does_not_count(byte_level):
     grounding = Grounding(tokenizer, set(tokenizer.all_special_ids))
     byte = lambda value: next(t for t, b in grounding.bytes_of.items() if b == value)  # noqa: E731
     eos, space, a, b = tokenizer.eos_token_id, byte(b" "), byte(b"a"), byte(b"b")
-    assert grounding.pick(scores(tokenizer, space), [], "ab", [eos]) == space
-    assert grounding.pick(scores(tokenizer, eos, b), [space], "ab", [eos]) == b
-    assert grounding.pick(scores(tokenizer, space), [space, a, b], "ab", [eos]) == space
-    assert grounding.pick(scores(tokenizer, a, eos), [space, a, b, space], "ab", [eos]) == eos
+    assert grounding.pick([], "ab", [eos], 8, ranked(tokenizer, space)) == space
+    assert grounding.pick([space], "ab", [eos], 8, ranked(tokenizer, eos, b)) == b
+    assert grounding.pick([space, a, b], "ab", [eos], 8, ranked(tokenizer, space)) == space
+    assert grounding.pick([space, a, b, space], "ab", [eos], 8, ranked(tokenizer, a, eos)) == eos
     assert grounding.text([space, a, b, space]) == "ab"
+
+
+def test_other_white_space_is_white_space_too(byte_level):
+    """An answer may not end after a no-break space alone, as scraped articles have them."""
+    _, tokenizer = byte_level
+    grounding = Grounding(tokenizer, set(tokenizer.all_special_ids))
+    ids = {value: next(t for t, b in grounding.bytes_of.items() if b == bytes([value])) for value in "\u00a0a".encode()}
+    eos, no_break = tokenizer.eos_token_id, [ids[value] for value in "\u00a0".encode()]
+    assert grounding.pick(no_break, "b\u00a0a", [eos], 8, ranked(tokenizer, eos, ids[ord("a")])) == ids[ord("a")]
+    assert grounding.text([*no_break, ids[ord("a")], *no_break]) == "a"
+
+
+def test_the_first_character_is_always_said(byte_level):
+    """However few tokens are left: no white space that would be all, no character that could not be ended."""
+    _, tokenizer = byte_level
+    grounding = Grounding(tokenizer, set(tokenizer.all_special_ids))
+    byte = lambda value: next(t for t, b in grounding.bytes_of.items() if b == bytes([value]))  # noqa: E731
+    eos, space, letter, (first, second, _) = tokenizer.eos_token_id, byte(ord(" ")), byte(ord("a")), map(byte, "뷁".encode())
+    context = "뷁 a"
+
+    def pick(said, left, *likeliest):
+        return grounding.pick(said, context, [eos], left, ranked(tokenizer, *likeliest))
+
+    assert pick([], 1, eos, space, first, letter) == letter
+    assert pick([], 2, space, first, letter) == space
+    assert pick([], 3, first, letter) == first
+    assert pick([first], 2, second) == second
+    assert pick([], 5, space) == space
+    assert pick([space], 4, space, letter) == letter
+
+
+def test_an_article_without_a_character_is_answered_by_nothing(demo):
+    """The row must not stop thousands of others."""
+    ((_, text, answer),) = answers(*demo, [Row("0", " ", "얼마인가?")], grounded=True)
+    assert (text, answer.stopped) == ("", True)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+@pytest.mark.parametrize("temperature", [0.0, 100.0])
+def test_few_tokens_and_high_temperatures_still_give_spans(demo, most, temperature):
+    articles = ["😀😀😀", "x", "\t\n 뷁\t쀍\n", "\u3000\u3000뷁", "가\u00a0나"]
+    rows = [Row(str(n), article, "무엇인가?") for n, article in enumerate(articles)]
+    for example, text, _ in answers(*demo, rows, grounded=True, max_new_tokens=most, temperature=temperature):
+        assert text or len(example.context.encode()) > most, "a syllable outside the vocabulary takes a token per byte"
+        assert text in example.context

@@ -120,7 +120,7 @@ def test_which_models_have_windows():
     assert sliding_windows(MistralConfig(sliding_window=64)) == {"": 64}
     assert sliding_windows(Qwen2Config(sliding_window=64, use_sliding_window=False)) == {"": None}
     assert sliding_windows(Gemma2Config(sliding_window=64)) == {"full_attention": None, "sliding_attention": 64}
-    with pytest.raises(InputError, match="layers of linear_attention, which cannot branch. Use --read_once false"):
+    with pytest.raises(InputError, match="layers of linear_attention, which cannot branch; in training use --read_once false"):
         sliding_windows(Qwen3NextConfig())
 
 

@@ -1,0 +1,244 @@
+"""What makes training crash-proof: whole checkpoints with a manifest, the newest valid one, a lock, an orderly stop.
+
+A checkpoint is written in `.saving/`, flushed, given a manifest (every file's size and SHA-256) and renamed to its place.
+It counts only when its manifest holds.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback
+
+from dandap.errors import InputError
+from dandap.processes import process_count
+
+MANIFEST, STAGING = "manifest.json", ".saving"
+KEPT = 2  # checkpoints: should the newest be damaged later, there is one before it
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of a folder's files, all flushed to the disk; the manifest last."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    for path in files:
+        _flush(path)
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump({"files": manifest}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    _flush(folder)
+
+
+def fault(folder: Path) -> str | None:
+    """Why a checkpoint cannot be used, or None if its manifest holds."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+            if sha256(path) != expected["sha256"]:
+                return f"{name} is damaged (its SHA-256 differs)"
+    except FileNotFoundError:
+        return "it has no manifest: it was not written to its end"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({type(error).__name__})"
+    if not any(name.endswith(".safetensors") for name in files):
+        return "its manifest names no weights"
+    return None
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file, or a folder's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number in checkpoint-<step>; -1 for another name."""
+    number = checkpoint.name.rsplit("-", 1)[-1]
+    return int(number) if number.isdigit() else -1
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Newest first, valid or not."""
+    return sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of, reverse=True)
+
+
+def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
+    """(the checkpoint to resume from, a line for each newer one that was skipped)."""
+    skipped = []
+    for checkpoint in list_checkpoints(folder):
+        reason = fault(checkpoint)
+        if reason is None:
+            return checkpoint, skipped
+        skipped.append(f"{checkpoint.name} is skipped: {reason}")
+    return None, skipped
+
+
+class CrashProof(Trainer):
+    """Mixed into a Trainer: checkpoints appear whole or not at all, and nothing is saved of a run that has gone wrong."""
+
+    _staging: str | None = None
+
+    def create_model_card(self, *args, **kwargs):
+        """None: checkpoints hold what training needs."""
+
+    def _get_output_dir(self, trial):
+        return self._staging or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial):
+        checkpoints = Path(self.args.output_dir)
+        staging = checkpoints / STAGING
+        name = f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = str(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                (staging / name / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
+                seal(staging / name)
+                _put_in_place(staging / name, checkpoints / name)
+                _drop_old(checkpoints)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have errors of their own
+            raise InputError(
+                f"the checkpoint of step {self.state.global_step} could not be written: {str(error).splitlines()[0]}. Free some "
+                f"space in {checkpoints}, then continue from the last good one with --resume."
+            ) from error
+        finally:
+            self._staging = None
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The gradient's length; stops a run whose gradient is not finite, before the optimizer sees it."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):  # fp16's scaler skips such steps by itself
+            raise InputError(self._gone_wrong(f"the gradient's length is {float(norm)}"))
+        return norm
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """A step's loss; stops a run whose loss is not finite."""
+        self.step_inputs = inputs
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not math.isfinite(loss.item()):
+            raise InputError(self._gone_wrong(f"the loss is {loss.item()}"))
+        return loss
+
+    def _gone_wrong(self, what: str) -> str:
+        ids = self.questions_of(self.step_inputs)
+        some = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+        return (
+            f"{what} in step {self.state.global_step + 1} (questions {some}): nothing more is saved. Lower learning_rate or "
+            "max_grad_norm, or use bfloat16 where the GPU has it; then start again, or --resume from the last checkpoint."
+        )
+
+    def questions_of(self, inputs: dict) -> list[str]:
+        """The ids of the questions in what training_step got."""
+        raise NotImplementedError
+
+
+def _put_in_place(written: Path, place: Path) -> None:
+    """Rename; a damaged checkpoint of the same step gives way."""
+    if place.exists():
+        shutil.rmtree(place)
+    os.replace(written, place)
+    _flush(place.parent)
+
+
+def _drop_old(checkpoints: Path) -> None:
+    """Keep the newest KEPT valid ones and what is newer."""
+    valid = 0
+    for checkpoint in list_checkpoints(checkpoints):
+        if valid == KEPT:
+            shutil.rmtree(checkpoint)
+        elif fault(checkpoint) is None:
+            valid += 1
+
+
+def check_space(folder: Path, trained_parameters: int) -> None:
+    """Refuse a disk too full for a checkpoint (float32 weights and AdamW's two moments) beside those that are kept."""
+    needed = (KEPT + 1) * (12 * trained_parameters + 1e6)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{folder} has {free / 1e6:,.0f} MB free; {KEPT + 1} checkpoints of {needed / (KEPT + 1) / 1e6:,.0f} MB need to fit. "
+            "Free some space, or name another --output_dir."
+        )
+
+
+@contextmanager
+def locked(folder: Path):
+    """One process at a time works on a folder; the lock of a dead process is free."""
+    lock, note = FileLock(folder / ".lock"), folder / ".lock.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else "another process"
+        raise InputError(f"{folder} is in use by {owner}. Wait until it ends, or stop it.") from None
+    try:
+        note.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+        lock.release()
+
+
+class StopSignals(TrainerCallback):
+    """SIGINT (Ctrl-C) and SIGTERM let the step end and be saved; a second one ends the process at once.
+
+    Use as a context around training; `received` then names the signal, if one came.
+    """
+
+    received: signal.Signals | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        print(f"{self.received.name}: finishing this step and saving; once more to stop at once", flush=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if _any_process(self.received is not None, args.device):
+            control.should_save = control.should_training_stop = True
+
+
+def _any_process(flag: bool, device: torch.device) -> bool:
+    """Whether any process says yes; all must stop after the same step."""
+    if process_count() == 1:
+        return flag
+    asked = torch.tensor(float(flag), device=device)
+    torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+    return bool(asked)
