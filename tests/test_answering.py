@@ -6,12 +6,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCau
 
 from dandap.answering import place, predict
 from dandap.dataset import Row
-from dandap.decoding import why_no_tree
+from dandap.decoding import answer_examples, why_no_tree
 from dandap.encoding import Encoder
 from dandap.errors import InputError
 from dandap.model import load_base, load_tokenizer
 from dandap.recipe import Recipe, make_recipe
-from dandap.reference import Decoding
+from dandap.reference import Decoding, generate_answers
 
 CONTEXT = "한빛전자는 올해 1분기 매출 1,240억 원을 기록했다고 4월 3일 밝혔다. 본사는 부산에 있다."
 DEMO = {"model": "data/demo_model", "quantization": "none", "max_new_tokens": 6}
@@ -46,6 +46,12 @@ def test_a_prediction_holds_what_is_needed_to_judge_it(demo, encoder):
         assert answer.log_probability < 0
         assert answer.stopped == (answer.token_ids[-1] in encoder.stop_ids(demo.generation_config))
         assert encoder.decode(answer.token_ids) == answer.text
+
+
+def test_an_answer_that_stands_nowhere_has_no_place(demo, encoder):
+    ((answer,),) = ask(demo, encoder, "매출은?")
+    assert answer.text not in CONTEXT
+    assert answer.span is None
 
 
 def test_places():
@@ -88,7 +94,7 @@ def test_beams_are_those_of_generate(demo, encoder, capsys):
 
 @pytest.mark.parametrize("by", ["whole", "first_token"])
 def test_choices(demo, encoder, by):
-    """The choice that the model's own words begin with, whatever the order; what is likelier has the higher score."""
+    """The choice that plain forwards score highest, whatever the order."""
     places = ["부산", "서울", "대전"]
     ((one,),) = ask(demo, encoder, "본사는 어디에 있는가?", choices=places, choices_by=by)
     ((other,),) = ask(demo, encoder, "본사는 어디에 있는가?", choices=places[::-1], choices_by=by)
@@ -130,14 +136,15 @@ class Deaf(LlamaForCausalLM):
         return super().forward(**others)
 
 
-def no_tree_models():
+@pytest.fixture(params=["ignores masks", "mamba"])
+def model(request):
     torch.manual_seed(0)
-    sizes = {"vocab_size": 5000, "hidden_size": 32, "num_hidden_layers": 2}
-    yield Deaf(LlamaConfig(**sizes, intermediate_size=64, num_attention_heads=2, initializer_range=0.3)).eval()
-    yield MambaForCausalLM(MambaConfig(**sizes, initializer_range=0.3)).eval()
+    sizes = {"vocab_size": 5000, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3}
+    if request.param == "mamba":
+        return MambaForCausalLM(MambaConfig(**sizes)).eval()
+    return Deaf(LlamaConfig(**sizes, intermediate_size=64, num_attention_heads=2)).eval()
 
 
-@pytest.mark.parametrize("model", list(no_tree_models()), ids=["ignores masks", "mamba"])
 def test_models_that_cannot_branch_are_answered_by_generate(model, encoder, capsys):
     decoding = Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 6)
     assert why_no_tree(model, decoding)
@@ -150,6 +157,46 @@ def test_models_that_cannot_branch_are_answered_by_generate(model, encoder, caps
         assert alone[0, prompt.shape[1] :].tolist() == ids
     with pytest.raises(InputError, match="samples, temperature: not with this model"):
         ask(model, encoder, "매출은?", samples=2, temperature=1)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_out_of_memory_in_generate_halves_its_batches(model, encoder, monkeypatch, capsys, beams):
+    """Where trees are no way; a single question that does not fit is refused."""
+    questions = ["매출은?", "본사는?", "언제?", "누구?"]
+    ids = lambda answers: [answer.token_ids for (answer,) in answers]  # noqa: E731
+    expected = ids(ask(model, encoder, *questions, beams=beams))
+    forward = type(model).forward
+
+    def limited(most):
+        def run(self, input_ids=None, **others):
+            if len(input_ids) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(self, input_ids=input_ids, **others)
+
+        return run
+
+    monkeypatch.setattr(type(model), "forward", limited(2 * beams))
+    assert ids(ask(model, encoder, *questions, beams=beams)) == expected
+    assert "out of memory with" in capsys.readouterr().out
+    monkeypatch.setattr(type(model), "forward", limited(0))
+    with pytest.raises(InputError, match="out of memory while answering"):
+        ask(model, encoder, *questions, beams=beams)
+
+
+@pytest.mark.parametrize(
+    "option", [{"no_repeat_ngram_size": 1}, {"suppress_tokens": list(range(100, 2000))}, {"min_length": 300}]
+)
+def test_what_a_model_sets_for_generation_changes_neither_path(demo, encoder, monkeypatch, option):
+    """Penalties and forbidden words of a generation_config are not applied, by trees or by generate."""
+    (example,) = examples(encoder, "매출은?")
+    decoding = Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 12)
+    ((_, expected),) = generate_answers(demo, [example.prompt_ids], decoding, 1)
+    for name, value in option.items():
+        monkeypatch.setattr(demo.generation_config, name, value)
+    ((_, got),) = generate_answers(demo, [example.prompt_ids], decoding, 1)
+    assert got == expected
+    ((_, (tree,)),) = answer_examples(demo, [example], decoding, 1000)
+    assert tree.token_ids == expected.token_ids
 
 
 def test_models_that_branch_pass_the_trial(demo, encoder):

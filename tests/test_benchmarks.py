@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import Gemma2Config
 
-from benchmarks import training
+from benchmarks import inference, training
 from dandap.errors import InputError
 from dandap.shapes import named_config
 
@@ -27,3 +27,12 @@ def test_shapes_are_named():
     assert isinstance(named_config("Gemma-2-9B"), Gemma2Config)
     with pytest.raises(InputError, match="Did you mean 'EEVE-10.8B'"):
         named_config("EEVE-10.8")
+
+
+def test_answering_is_measured_and_equal(capsys):
+    """A handful of questions, one round; the bars are the benchmark's to show, not a test's."""
+    result = inference.main(["--questions", "8", "--rounds", "1", "--batch", "4", "--samples", "2", "--no_continuous"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert {"speedup_vs_loop", "speedup_vs_batched", "answers_equal", "samples_cost"} <= result.keys()
+    assert result["answers_equal"] == result["natural"]["answers_equal"] == 1.0
+    assert result["forwarded_tokens"]["tree"] < result["forwarded_tokens"]["loop"]

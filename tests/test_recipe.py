@@ -123,6 +123,7 @@ def test_an_unknown_key_is_told_the_right_one(key, right):
         ("columns", "본문", "NAME=COLUMN pairs"),
         ("lora_target_modules", "", "at least one module"),
         ("tokens_per_batch", "0", "tokens_per_batch"),
+        ("choices", " , ,", "name answers with commas"),
     ],
 )
 def test_out_of_range_values(field, value, expected):
