@@ -9,6 +9,7 @@ python fine_tune.py --resume              continue the newest unfinished run
 
 import argparse
 import os
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -16,19 +17,20 @@ import torch
 from rich.console import Console
 
 import prompts
+from dandap.checkpoints import StopSignals, check_space, locked, newest_valid, step_of
 from dandap.dataset import Row, Table, split_by_article
 from dandap.encoding import Encoder, Example
-from dandap.errors import InputError, run_script
-from dandap.memory import GB, Plan, make_plan, parse_size, plan_for_size
+from dandap.errors import InputError, Stopped, run_script
+from dandap.memory import GB, Plan, lower_memory, make_plan, parse_size, plan_for_size
 from dandap.model import add_adapter, load_base, load_config, load_tokenizer, pick_device, why_no_gpu
 from dandap.processes import first_one_speaks, from_first, is_first, leave_together
-from dandap.progress import TrainingProgress, append_json, track
+from dandap.progress import TrainingProgress, append_json, forget_after, track
 from dandap.recipe import RECIPES_DIR, Parser, Recipe, add_options, chosen_options, find_recipe, load_recipe, make_recipe, parse
 from dandap.reference import make_trainer
 from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, refuse_taken, write_json
 from dandap.shapes import SHAPES, make_config
 from dandap.trainer import count_tokens, make_read_once_trainer
-from inference import answer_rows, print_score, render, some
+from inference import answer_rows, encode, print_score, render, some
 from tasks import get_task, read_train, score_rows, write_predictions
 
 
@@ -45,11 +47,14 @@ def main(argv: list[str] | None = None) -> None:
 def fine_tune(arguments: argparse.Namespace) -> None:
     """The story, from the recipe to the validation score."""
     name, recipe, run = choose(arguments)
+    resumed = run is not None
     get_task(recipe.task)
     template = run.load_template()[1] if run else prompts.get_template(recipe.template)
     if not run:
         refuse_taken(recipe.output_dir, recipe.run_name)
     table = read_train(recipe)
+    if run and not arguments.resume_anyway:
+        refuse_other_data(run, table)
     train_rows, validation_rows = split_by_article(table.rows, recipe.validation_fraction)
     tell_data(recipe, table)
 
@@ -67,15 +72,15 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     model = add_adapter(load_base(recipe, plan.device), recipe)
     trained, total = model.get_nb_trainable_parameters()
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
-    checkpoint = str(run.latest_checkpoint()) if run else None
     run = run or from_first(lambda: start_run(name, recipe, template, table, examples))
-    train(run, recipe, plan, model, tokenizer, examples, checkpoint)
-    leave_together()
-    if not is_first():
-        return
-    save_adapter(model, tokenizer, run)
-    if validation_rows:
-        validate(recipe, run, encoder, model, validation_rows)
+    with locked(run.path) if is_first() else nullcontext():
+        train(run, recipe, plan, model, tokenizer, examples, find_checkpoint(run) if resumed else None)
+        leave_together()
+        if not is_first():
+            return
+        save_adapter(model, tokenizer, run)
+        if validation_rows:
+            validate(recipe, run, encoder, model, validation_rows)
     print(f"run saved in {run.path}\nanswer a test file: python inference.py --run {run.path}")
 
 
@@ -87,6 +92,7 @@ def command_line() -> Parser:
     parser.add_argument("--plan", action="store_true", help="show the memory of every recipe, or of --recipe, and stop")
     parser.add_argument("--gpu_memory", metavar="SIZE", help="with --plan: for a GPU of this size, as 16GB (default: this one)")
     parser.add_argument("--resume", metavar="RUN", nargs="?", const="", help="continue a run (the newest unfinished one)")
+    parser.add_argument("--resume_anyway", action="store_true", help="with --resume: although recipe or data have changed")
     add_options(parser, "recipe options (over those of --recipe)")
     return parser
 
@@ -159,20 +165,47 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
             f"python inference.py --run {run.path} --split validation"
         )
     saved = run.load_recipe()
-    run.latest_checkpoint()
     changed = (
         load_recipe(arguments.recipe, options) if arguments.recipe else make_recipe(saved.model_dump() | options, "--resume")
     )
     different = [field for field in type(saved).model_fields if getattr(saved, field) != getattr(changed, field)]
     different = [field for field in different if field not in ("output_dir", "run_name")]
+    if different and arguments.resume_anyway:
+        print(f"resuming with another recipe (--resume_anyway): {', '.join(different)}")
+        template = prompts.get_template(changed.template) if "template" in different else run.load_template()[1]
+        run.save_recipe(changed, template)
+        return run.path.name, changed, run
     if different:
         raise InputError(
             f"{run.path} was started with "
             + ", ".join(f"{field}={getattr(saved, field)!r} (now {getattr(changed, field)!r})" for field in different)
-            + ". A resumed run keeps its recipe: drop these options, or start a new run without --resume."
+            + ". A resumed run keeps its recipe: drop these options, insist with --resume_anyway, or start a new run."
         )
-    print(f"resuming {run.path} from {run.latest_checkpoint().name}")
     return run.path.name, saved, run
+
+
+def refuse_other_data(run: RunFolder, table: Table) -> None:
+    """A resumed run goes on with the rows it began with."""
+    before = run.data_hashes()
+    if table.sha256 not in before.values():
+        raise InputError(
+            f"{table.path} is not what {run.path} was started with (SHA-256 {table.sha256[:12]}..., then "
+            f"{', '.join(f'{path} {digest[:12]}...' for path, digest in before.items())}). Put the old file back, insist with "
+            "--resume_anyway, or start a new run."
+        )
+
+
+def find_checkpoint(run: RunFolder) -> str:
+    """The newest valid checkpoint; those that are skipped are told, and metrics after it forgotten."""
+    checkpoint, skipped = newest_valid(run.checkpoints)
+    for line in skipped:
+        print(line)
+    if checkpoint is None:
+        raise InputError(f"{run.path} has no valid checkpoint to resume from; start it again without --resume.")
+    print(f"resuming {run.path} from {checkpoint.name}")
+    if is_first():
+        forget_after(run.metrics_file, step_of(checkpoint))
+    return str(checkpoint)
 
 
 def tell_data(recipe: Recipe, table: Table) -> None:
@@ -233,14 +266,24 @@ def start_run(name: str, recipe: Recipe, template: prompts.Template, table: Tabl
 
 def train(run: RunFolder, recipe: Recipe, plan: Plan, model, tokenizer, examples: list[Example], checkpoint: str | None) -> None:
     """Train the adapter, from a checkpoint if there is one."""
-    progress = TrainingProgress(run.metrics_file)
-    callbacks = [progress] if is_first() else []
+    check_space(run.path, model.get_nb_trainable_parameters()[0])
+    progress, stop = TrainingProgress(run.metrics_file), StopSignals()
+    callbacks = [stop, progress] if is_first() else [stop]
     make = make_read_once_trainer if recipe.read_once else make_trainer
     trainer = make(model, tokenizer, examples, recipe, plan, str(run.checkpoints), callbacks)
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with stop:
+            trainer.train(resume_from_checkpoint=checkpoint)
+    except torch.OutOfMemoryError as error:
+        raise InputError(lower_memory(recipe, plan)) from error
     finally:
         progress.close()
+    if stop.received:
+        raise Stopped(
+            f"{stop.received.name} after step {trainer.state.global_step} of {trainer.state.max_steps}. Continue with "
+            f"python fine_tune.py --resume {run.path}",
+            128 + stop.received,
+        )
 
 
 def save_adapter(model, tokenizer, run: RunFolder) -> None:
@@ -255,7 +298,8 @@ def save_adapter(model, tokenizer, run: RunFolder) -> None:
 def validate(recipe: Recipe, run: RunFolder, encoder: Encoder, model, rows: list[Row]) -> None:
     """Answer the validation questions by generation, as inference will; score, print and keep them."""
     plan = make_plan(recipe, model.config, model.device, training=False)
-    records = list(answer_rows(recipe, encoder, model, rows, plan.tokens_per_batch, "validating"))
+    examples = encode(recipe, encoder, rows)
+    records = list(answer_rows(recipe, encoder, model, examples, plan.tokens_per_batch, "validating"))
     order = {row.id: index for index, row in enumerate(rows)}
     records.sort(key=lambda record: order[record["id"]])
     scores = score_rows(get_task(recipe.task), rows, [record["prediction"] for record in records])

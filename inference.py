@@ -10,20 +10,22 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import partial
 from pathlib import Path
 
 import metrics
 import prompts
 from dandap.answering import predict
+from dandap.checkpoints import locked
 from dandap.dataset import Row, Table, split_by_article
-from dandap.encoding import Encoder
+from dandap.encoding import Encoder, Example
 from dandap.errors import InputError, run_script
+from dandap.journal import Journal, answers_folder, hash_settings
 from dandap.memory import make_plan
 from dandap.model import load_adapter, load_base, load_config, load_tokenizer, pick_device
 from dandap.processes import refuse_several
-from dandap.progress import append_json, counting, track
+from dandap.progress import counting, track
 from dandap.recipe import (
     ANSWERING,
     Parser,
@@ -36,7 +38,7 @@ from dandap.recipe import (
     parse,
     positive,
 )
-from dandap.run_folder import RunFolder, describe_environment, find_run, new_answers_folder, new_run, write_json
+from dandap.run_folder import RunFolder, describe_environment, find_run, list_runs, new_run, write_json
 from tasks import (
     SubmissionForm,
     get_task,
@@ -46,6 +48,7 @@ from tasks import (
     score_rows,
     submission_form,
     write_predictions,
+    write_review,
     write_submission,
 )
 
@@ -76,14 +79,29 @@ def main(argv: list[str] | None = None) -> dict:
     if run:
         model = load_adapter(model, run.adapter)
 
+    settings = hash_settings(
+        {
+            "recipe": recipe.model_dump(),
+            "template": template,
+            "data": table.sha256,
+            "limit": arguments.limit,
+            "split": arguments.split,
+            "packages": describe_environment([])["packages"],
+        },
+        run.adapter if run else None,
+    )
     run = run or start_base_run(arguments, recipe, template, table)
-    folder = new_answers_folder(run.answers, Path(arguments.split or table.path))
-    records = {}
-    for record in answer_rows(recipe, encoder, model, rows, plan.tokens_per_batch, "answering"):
-        append_json(folder / "predictions.jsonl", record)
-        records[record["id"]] = record
-    seconds = time.perf_counter() - started
-    return report(arguments, recipe, template, table, rows, [records[row.id] for row in rows], form, folder, seconds)
+    folder = answers_folder(run.answers, Path(arguments.split or table.path), settings)
+    with locked(folder):
+        examples = encode(recipe, encoder, rows)
+        journal = Journal(folder, settings, examples)
+        if kept := journal.read():
+            print(f"going on in {folder}, which holds {kept:,} of {len(rows):,} answers")
+        for record in answer_rows(recipe, encoder, model, examples, plan.tokens_per_batch, "answering", journal.records):
+            journal.add(record)
+        records = journal.finish([row.id for row in rows])
+        seconds = time.perf_counter() - started
+        return report(arguments, recipe, template, table, rows, records, form, folder, seconds)
 
 
 def command_line() -> Parser:
@@ -151,7 +169,10 @@ def choose_base(arguments: argparse.Namespace) -> tuple[None, Recipe, prompts.Te
 
 
 def start_base_run(arguments: argparse.Namespace, recipe: Recipe, template: prompts.Template, table: Table) -> RunFolder:
-    """A run folder without an adapter, which the bare command skips."""
+    """A run folder without an adapter, which the bare command skips; the one there is for this recipe and template."""
+    for run in list_runs(arguments.output_dir):
+        if "-base-" in run.path.name and not run.finished and run.load_recipe() == recipe and run.load_template()[1] == template:
+            return run
     source = find_recipe(arguments.recipe).stem if arguments.recipe else find_run(arguments.run, arguments.output_dir).path.name
     run = new_run(arguments.output_dir, None, f"{source}-base")
     run.save_recipe(recipe, template)
@@ -184,19 +205,32 @@ def render(recipe: Recipe, template: prompts.Template, context: str, question: s
     return prompts.render(template, get_task(recipe.task).fields(context, question))
 
 
-def answer_rows(recipe: Recipe, encoder: Encoder, model, rows: list[Row], tokens_per_batch: int, doing: str) -> Iterator[dict]:
-    """Prediction records as answers come (the largest articles first); `doing` labels the bar."""
+def encode(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
+    """Prompts within the recipe's limit; what is trimmed is told."""
     examples = encoder.encode_rows(rows, recipe.prompt_limit, answers=False, track=partial(track, description="encoding"))
     trimmed = [example.row.id for example in examples if example.trimmed]
     if trimmed:
         print(f"{len(trimmed)} questions have their article trimmed to fit max_length={recipe.max_length}: {some(trimmed)}")
+    return examples
+
+
+def answer_rows(
+    recipe: Recipe,
+    encoder: Encoder,
+    model,
+    examples: list[Example],
+    tokens_per_batch: int,
+    doing: str,
+    known: Container[str] = (),
+) -> Iterator[dict]:
+    """Prediction records as answers come (the largest articles first), but for ids that are known; `doing` labels the bar."""
     if recipe.samples > 1 and not recipe.temperature:
         print(f"the {recipe.samples} samples are all alike at temperature 0; --temperature 0.7 lets them differ")
-    with counting(doing, len(rows), "questions") as advance:
-        for index, answers in predict(model, encoder, examples, recipe, tokens_per_batch, advance):
+    done = {index for index, example in enumerate(examples) if example.row.id in known}
+    with counting(doing, len(examples), "questions") as advance:
+        for index, answers in predict(model, encoder, examples, recipe, tokens_per_batch, advance, done):
             texts = [answer.text for answer in answers]
-            best = answers[metrics.consensus(texts)]
-            record = prediction_record(rows[index], best) | {"trimmed_characters": examples[index].trimmed}
+            record = prediction_record(examples[index], answers[metrics.consensus(texts)])
             yield record | ({"samples": texts} if len(texts) > 1 else {})
 
 
@@ -220,6 +254,7 @@ def report(
     predictions = [record["prediction"] for record in records]
     scores = score_rows(get_task(recipe.task), rows, predictions)
     write_predictions(folder / "predictions.csv", records)
+    write_review(folder / "review.csv", records)
     submission = None
     if arguments.limit is None and not arguments.split:
         submission = str(folder / "submission.csv")

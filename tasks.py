@@ -1,4 +1,4 @@
-"""What a task is: the file's fields, the prompt's fields, the scores, the submission. All facts about a task stand here."""
+"""What a task is: the prompt's fields, the scores, the submission's columns."""
 
 import codecs
 import csv
@@ -12,6 +12,7 @@ import pandas as pd
 import metrics
 from dandap.answering import Prediction
 from dandap.dataset import Row, Table, decode, read, read_answers
+from dandap.encoding import Example
 from dandap.errors import InputError, nearest
 from dandap.recipe import Recipe
 from dandap.run_folder import write_text
@@ -74,9 +75,9 @@ def score_rows(task: Task, rows: list[Row], predictions: Sequence[str]) -> dict 
     return task.score(predictions, [row.answers for row in rows], [row.article for row in rows])
 
 
-def prediction_record(row: Row, prediction: Prediction) -> dict:
+def prediction_record(example: Example, prediction: Prediction) -> dict:
     """One line of predictions.jsonl and one row of predictions.csv."""
-    text = prediction.text
+    row, text = example.row, prediction.text
     return {
         "id": row.id,
         "question": row.question,
@@ -88,6 +89,7 @@ def prediction_record(row: Row, prediction: Prediction) -> dict:
         "span": prediction.span and list(prediction.span),
         "token_ids": prediction.token_ids,
         "ended": "stopped" if prediction.stopped else "cut",
+        "trimmed_characters": example.trimmed,
     }
 
 
@@ -97,6 +99,22 @@ def write_predictions(path: Path, records: list[dict]) -> None:
         [{k: " | ".join(map(str, v)) if isinstance(v, list) else v for k, v in record.items()} for record in records]
     )
     write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC), encoding="utf-8-sig")
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for one (OWASP, CSV injection)
+
+
+def write_review(path: Path, records: list[dict]) -> None:
+    """review.csv, for a spreadsheet: what a person compares, with an apostrophe before what would run as a formula."""
+    columns = ("id", "question", "prediction", "gold", "char_f1", "log_probability", "ended")
+    table = [{name: _inert(record[name]) for name in columns} for record in records]
+    text = pd.DataFrame(table, columns=columns).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    write_text(path, text, encoding="utf-8-sig")
+
+
+def _inert(value):
+    text = " | ".join(value) if isinstance(value, list) else value
+    return f"'{text}" if isinstance(text, str) and text.startswith(FORMULA) else text
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """How a recipe's answers come about: trees where the model can branch, generate where it cannot; samples, spans, choices."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
@@ -32,8 +32,9 @@ def predict(
     recipe: Recipe,
     tokens_per_batch: int,
     advance: Callable[[int], None] = lambda count: None,
+    done: Container[int] = (),
 ) -> Iterator[tuple[int, list[Prediction]]]:
-    """(index of the example, its answers: one, or as many as the recipe's samples) as batches finish."""
+    """(index of the example, its answers: one, or as many as the recipe's samples) as batches finish, but for the `done`."""
     decoding = Decoding(
         stop_ids=encoder.stop_ids(model.generation_config),
         pad_id=encoder.tokenizer.pad_token_id,
@@ -48,14 +49,14 @@ def predict(
         _refuse_what_needs_trees(recipe, reason)
         print(f"reading the article for every question, by generate ({reason})")
         prompts = [example.prompt_ids for example in examples]
-        answers = generate_answers(model, prompts, decoding, min(tokens_per_batch, READ_TOKENS), advance)
+        answers = generate_answers(model, prompts, decoding, min(tokens_per_batch, READ_TOKENS), advance, done)
         yield from ((index, [_as_text(examples[index], answer, encoder.decode)]) for index, answer in answers)
     elif recipe.choices:
-        yield from _choose(model, encoder, examples, recipe, decoding, tokens_per_batch, advance)
+        yield from _choose(model, encoder, examples, recipe, decoding, tokens_per_batch, advance, done)
     else:
         grounding = Grounding(encoder.tokenizer, encoder.control_ids) if recipe.grounded else None
         text_of = grounding.text if grounding else encoder.decode
-        for index, samples in answer_examples(model, examples, decoding, tokens_per_batch, grounding, advance):
+        for index, samples in answer_examples(model, examples, decoding, tokens_per_batch, grounding, advance, done):
             yield index, [_as_text(examples[index], answer, text_of) for answer in samples]
 
 
@@ -90,6 +91,7 @@ def _choose(
     decoding: Decoding,
     tokens_per_batch: int,
     advance: Callable[[int], None],
+    done: Container[int],
 ) -> Iterator[tuple[int, list[Prediction]]]:
     """The likeliest of the recipe's choices."""
     whole = recipe.choices_by == "whole"
@@ -98,7 +100,7 @@ def _choose(
     ]
     if not whole and len({choice[0] for choice in ids[0]}) < len(recipe.choices):
         raise InputError(f"choices {recipe.choices} do not all differ in their first token; use --choices_by whole.")
-    for index, scores in score_choices(model, examples, ids, whole, decoding.pad_id, tokens_per_batch, advance):
+    for index, scores in score_choices(model, examples, ids, whole, decoding.pad_id, tokens_per_batch, advance, done):
         best = max(range(len(scores)), key=scores.__getitem__)
         text, said = recipe.choices[best], ids[index][best] if whole else ids[index][best][:1]
         yield index, [Prediction(text, said, scores[best] / len(said), True, place(text, examples[index].context))]

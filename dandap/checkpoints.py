@@ -138,27 +138,25 @@ class CrashProof(Trainer):
         """The gradient's length; stops a run whose gradient is not finite, before the optimizer sees it."""
         norm = super()._get_grad_norm(model, grad_norm)
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):  # fp16's scaler skips such steps by itself
-            raise InputError(self._gone_wrong(f"the gradient's length is {float(norm)}"))
+            raise InputError(self._gone_wrong(f"the gradient's length is {float(norm)}", self.state.global_step + 1))
         return norm
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        """A step's loss; stops a run whose loss is not finite."""
-        self.step_inputs = inputs
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if not math.isfinite(loss.item()):
-            raise InputError(self._gone_wrong(f"the loss is {loss.item()}"))
-        return loss
+    def log(self, logs, *args, **kwargs):
+        """Every step comes by here before it is saved; stops a run whose loss is not finite."""
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise InputError(self._gone_wrong(f"the loss is {logs['loss']}", self.state.global_step))
+        super().log(logs, *args, **kwargs)
 
-    def _gone_wrong(self, what: str) -> str:
-        ids = self.questions_of(self.step_inputs)
+    def _gone_wrong(self, what: str, step: int) -> str:
+        ids = self.questions_of_step()
         some = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
         return (
-            f"{what} in step {self.state.global_step + 1} (questions {some}): nothing more is saved. Lower learning_rate or "
-            "max_grad_norm, or use bfloat16 where the GPU has it; then start again, or --resume from the last checkpoint."
+            f"{what} in step {step} (questions {some}): nothing more is saved. Lower learning_rate or max_grad_norm, or use "
+            "bfloat16 where the GPU has it; then start again, or --resume from the last checkpoint."
         )
 
-    def questions_of(self, inputs: dict) -> list[str]:
-        """The ids of the questions in what training_step got."""
+    def questions_of_step(self) -> list[str]:
+        """The ids of the questions of the step at hand (on this process)."""
         raise NotImplementedError
 
 
@@ -194,14 +192,14 @@ def check_space(folder: Path, trained_parameters: int) -> None:
 @contextmanager
 def locked(folder: Path):
     """One process at a time works on a folder; the lock of a dead process is free."""
-    lock, note = FileLock(folder / ".lock"), folder / ".lock.json"
+    lock, note = FileLock(folder / ".lock"), folder / ".lock.owner"
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        owner = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else "another process"
+        owner = note.read_text(encoding="utf-8") if note.is_file() else "another process"
         raise InputError(f"{folder} is in use by {owner}. Wait until it ends, or stop it.") from None
     try:
-        note.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        note.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
         note.unlink(missing_ok=True)

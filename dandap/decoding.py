@@ -12,7 +12,7 @@ Answers are those of `generate` (dandap/reference.py), token for token in float3
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -60,10 +60,12 @@ def answer_examples(
     tokens_per_batch: int,
     grounding: Grounding | None = None,
     advance: Callable[[int], None] = lambda count: None,
+    done: Container[int] = (),
 ) -> Iterator[tuple[int, list[Answer]]]:
     """(index of the example, its samples) as batches finish, the largest first so that memory peaks at the start.
 
     A batch has at most `tokens_per_batch` tokens, padding and a share of the new ones included; out of memory halves it.
+    Examples that are `done` are left out; the others keep their batches, so that their answers stay the same to the bit.
     """
 
     def sequences(index: int) -> Sequences:
@@ -72,7 +74,7 @@ def answer_examples(
     def answer(batch: list[Part]) -> dict[int, list[Answer]]:
         return TreeDecoder(model, batch, examples, decoding, grounding).run()
 
-    return _in_batches(model, examples, sequences, new_tokens(decoding), tokens_per_batch, answer, advance)
+    return _in_batches(model, examples, sequences, new_tokens(decoding), tokens_per_batch, answer, advance, done)
 
 
 def new_tokens(decoding: Decoding) -> int:
@@ -88,6 +90,7 @@ def score_choices(
     pad_id: int,
     tokens_per_batch: int,
     advance: Callable[[int], None] = lambda count: None,
+    done: Container[int] = (),
 ) -> Iterator[tuple[int, list[float]]]:
     """(index of the example, log-probability of each of its choices); choices[index] are ids as an answer's.
 
@@ -115,7 +118,7 @@ def score_choices(
         sums = iter([float(piece.sum()) for piece in each.cpu().split(lengths)])
         return {index: [next(sums) for _ in choices[index]] for index in owners}
 
-    return _in_batches(model, examples, sequences, 0, min(tokens_per_batch, READ_TOKENS), score, advance)
+    return _in_batches(model, examples, sequences, 0, min(tokens_per_batch, READ_TOKENS), score, advance, done)
 
 
 def why_no_tree(model: PreTrainedModel, decoding: Decoding) -> str | None:
@@ -160,6 +163,7 @@ def _in_batches(
     tokens_per_batch: int,
     work: Callable[[list[Part]], dict[int, T]],
     advance: Callable[[int], None],
+    done: Container[int],
 ) -> Iterator[tuple[int, T]]:
     """(index of the example, result) batch by batch; out of memory halves the batches that are left.
 
@@ -179,6 +183,11 @@ def _in_batches(
 
     left = batches(list(range(len(examples))))
     while left:
+        members = [index for part in left[0] for index in part.members]
+        if all(index in done for index in members):
+            left.pop(0)
+            advance(len(members))
+            continue
         results = unless_out_of_memory(partial(work, left[0]))
         if results is None:
             if len(left[0]) == len(left[0][0].members) == 1:
@@ -187,7 +196,7 @@ def _in_batches(
             left = batches(sorted(index for batch in left for part in batch for index in part.members))
             continue
         left.pop(0)
-        yield from results.items()
+        yield from ((index, result) for index, result in results.items() if index not in done)
         advance(len(results))
 
 

@@ -9,6 +9,14 @@ class InputError(ValueError):
     """Something the user gave cannot be used. The message says what was got, what was expected and what to do."""
 
 
+class Stopped(Exception):
+    """A run that ended early because it was asked to; the message says how to go on, `code` is the exit code."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
 def nearest(name: str, known) -> str:
     """ " Did you mean 'x'?" for the known name most like `name`, or "" when none is."""
     matches = get_close_matches(name, list(known), n=1, cutoff=0.6)
@@ -28,3 +36,9 @@ def run_script(main: Callable[[], None]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        raise SystemExit(stopped.code) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None  # as shells have it: 128 and the signal

@@ -269,6 +269,21 @@ def parse_size(text: str) -> float:
     return size
 
 
+def lower_memory(recipe: Recipe, plan: Plan) -> str:
+    """The message of training that ran out of memory although the plan said it would fit."""
+    if not plan.gradient_checkpointing:
+        change = "--gradient_checkpointing true"
+    elif plan.tokens_per_batch > recipe.max_length:
+        change = f"--tokens_per_batch {max(plan.tokens_per_batch // 2, recipe.max_length)}"
+    else:
+        change = f"--max_length {recipe.max_length // 2}"
+    return (
+        f"out of memory in training, with {plan} and gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}. "
+        f"Free the GPU (nvidia-smi shows who uses it), or start again with {change}; a saved checkpoint continues with "
+        f"--resume {change} --resume_anyway."
+    )
+
+
 def _way_out(recipe: Recipe, estimate: MemoryEstimate, free: float, training: bool) -> str:
     """What would lower the estimate, the strongest first."""
     steps = ["free the GPU (nvidia-smi shows who uses it)"]

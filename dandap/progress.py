@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from dandap.errors import InputError
+from dandap.run_folder import write_text
 
+PRINTED_EVERY = 10  # steps
 ESTIMATE_AFTER, WARM_UP = 20, 5  # steps; the first ones are slower (kernels load, memory is allocated)
 
 
@@ -77,11 +78,6 @@ class TrainingProgress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in (logs or {}):
             return
-        if not math.isfinite(logs["loss"]):
-            raise InputError(
-                f"the loss is {logs['loss']} by step {state.global_step}: nothing more is saved. Lower learning_rate or "
-                "max_grad_norm, or use bfloat16 where the GPU has it; then start again or --resume an earlier checkpoint."
-            )
         elapsed = time.perf_counter() - self.started
         record = {
             "step": state.global_step,
@@ -92,6 +88,8 @@ class TrainingProgress(TrainerCallback):
             "seconds": round(elapsed, 1),
         }
         append_json(self.metrics_file, record)
+        if state.global_step % PRINTED_EVERY and state.global_step != self.first_step + 1:
+            return
         self.progress.console.print(
             f"step {state.global_step:>6}/{state.max_steps}  loss {record['loss']:.4f}  grad_norm {logs['grad_norm']:.3f}  "
             f"lr {record['learning_rate']:.2e}  epoch {record['epoch']:.2f}  {elapsed:.0f} s",
@@ -105,6 +103,20 @@ class TrainingProgress(TrainerCallback):
         """Give the terminal back, also when training fails."""
         if self.progress:
             self.progress.stop()
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop from metrics.jsonl what an interrupted run wrote after its checkpoint, a torn last line too."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record.get("step", step + 1) > step:
+            break
+        kept.append(line + "\n")
+    write_text(path, "".join(kept))
 
 
 def append_json(path: Path, record: dict) -> None:

@@ -4,7 +4,7 @@ They read an article once per question. Faster paths are measured against them a
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from dandap.checkpoints import CrashProof
 from dandap.encoding import Example
 from dandap.errors import InputError
 from dandap.memory import Plan
@@ -44,10 +45,29 @@ def make_trainer(
         )
     micro, accumulation = split_step(questions, plan.tokens_per_batch // longest)
     config = training_config(recipe, plan, checkpoints, len(examples), micro, accumulation)
+    data = supervised(examples)
     with float32_adapters(model):
-        trainer = SFTTrainer(model, config, train_dataset=supervised(examples), processing_class=tokenizer, callbacks=callbacks)
+        trainer = PlainTrainer(model, config, train_dataset=data, processing_class=tokenizer, callbacks=callbacks)
+    trainer.ids = {tuple(ids): example.row.id for ids, example in zip(data["input_ids"], examples, strict=True)}
     trainer.remove_callback(PrinterCallback)  # ours prints a line with fixed fields
     return trainer
+
+
+class PlainTrainer(CrashProof, SFTTrainer):
+    """TRL's SFTTrainer, crash-proof."""
+
+    ids: dict[tuple[int, ...], str]  # token ids of an example -> its question's id
+    rows: tuple[torch.Tensor, ...] = ()  # token ids of a step's examples
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """TRL's; the step's rows are remembered for an error's message."""
+        self.rows = (*self.rows, *inputs["input_ids"])[-self.args.gradient_accumulation_steps * self._train_batch_size :]
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def questions_of_step(self) -> list[str]:
+        """Rows may be padded on the right."""
+        rows = [row.tolist() for row in self.rows]
+        return [name for ids, name in self.ids.items() if any(row[: len(ids)] == list(ids) for row in rows)]
 
 
 @contextmanager
@@ -105,9 +125,8 @@ def training_config(recipe: Recipe, plan: Plan, checkpoints: str, questions: int
         seed=recipe.seed,
         data_seed=recipe.seed,
         save_steps=recipe.save_steps,
-        save_total_limit=2,
-        logging_steps=10,
-        logging_first_step=True,
+        save_total_limit=None,  # dandap/checkpoints.py knows which are valid
+        logging_steps=1,  # each step's own loss, the same when a run was interrupted; fewer are printed
         logging_nan_inf_filter=False,  # otherwise a NaN is logged as a loss of 0.0
         disable_tqdm=True,
         report_to="none",
@@ -167,13 +186,21 @@ def generate_answers(
     decoding: Decoding,
     tokens_per_batch: int,
     advance: Callable[[int], None] = lambda count: None,
+    done: Container[int] = (),
 ) -> Iterator[tuple[int, Answer]]:
-    """The likeliest answers as (index of the prompt, Answer), longest prompts first so that memory peaks at the start."""
+    """The likeliest answers as (index of the prompt, Answer), longest prompts first so that memory peaks at the start.
+
+    Prompts that are `done` are left out; the others keep their batches.
+    """
     model.eval()
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     while order:
         tokens = decoding.beams * (len(prompts[order[0]]) + decoding.max_new_tokens)
         batch = order[: max(1, tokens_per_batch // tokens)]
+        if all(index in done for index in batch):
+            order = order[len(batch) :]
+            advance(len(batch))
+            continue
         answers = unless_out_of_memory(partial(_generate, model, [prompts[i] for i in batch], decoding))
         if answers is None:
             if len(batch) == 1:
@@ -181,7 +208,7 @@ def generate_answers(
             tokens_per_batch = halved(len(batch) * tokens)
             continue
         order = order[len(batch) :]
-        yield from zip(batch, answers, strict=True)
+        yield from ((index, answer) for index, answer in zip(batch, answers, strict=True) if index not in done)
         advance(len(batch))
 
 

@@ -66,12 +66,9 @@ class RunFolder:
         write_text(self.recipe_file, recipe.to_yaml())
         write_json(self.template_file, {"name": recipe.template, "template": template})
 
-    def latest_checkpoint(self) -> Path:
-        """The checkpoint to resume from."""
-        found = sorted(self.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-        if not found:
-            raise InputError(f"{self.path} has no checkpoint to resume from; start it again without --resume.")
-        return found[-1]
+    def data_hashes(self) -> dict[str, str]:
+        """Path -> SHA-256 of the data files when the run started."""
+        return json.loads(self.environment_file.read_text(encoding="utf-8"))["data"]
 
 
 def new_run(output_dir: str, name: str | None, made_from: str) -> RunFolder:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl import SFTTrainer
 
 from dandap.attention import use_tree_attention
+from dandap.checkpoints import CrashProof
 from dandap.dataset import by_article
 from dandap.encoding import Example
 from dandap.memory import Plan
@@ -68,7 +69,7 @@ def _head_adapter_hidden(model: PeftModel) -> Iterator[None]:
         del model.get_output_embeddings
 
 
-class ReadOnceTrainer(SFTTrainer):
+class ReadOnceTrainer(CrashProof, SFTTrainer):
     """SFTTrainer whose dataloader items are whole optimizer steps: the step's trees, in micro-batches.
 
     The loss is the mean over all answer tokens of the step, on all processes, as SFTTrainer's is.
@@ -97,6 +98,7 @@ class ReadOnceTrainer(SFTTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward over the step's micro-batches; processes exchange gradients after the last."""
         model.train()
+        self.step_ids = inputs["ids"]
         losses = []
         batches = inputs["batches"]
         for number, batch in enumerate(batches):
@@ -107,6 +109,9 @@ class ReadOnceTrainer(SFTTrainer):
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
         return torch.stack(losses).sum()
+
+    def questions_of_step(self) -> list[str]:
+        return self.step_ids
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Summed cross-entropy of a micro-batch over the step's number of answer tokens.
@@ -149,7 +154,8 @@ class Batching:
         """The dataloader's collate: micro-batches, and labels by which Trainer counts the step's answer tokens."""
         batches = [self._collate(batch) for batch in self.micro_batches(examples)]
         labels = torch.cat([batch["target_ids"] for batch in batches])
-        return {"batches": batches, "labels": labels, "shift_labels": labels}  # shift_labels are counted unshifted
+        ids = [example.row.id for example in examples]
+        return {"batches": batches, "labels": labels, "shift_labels": labels, "ids": ids}  # shift_labels are counted unshifted
 
     def micro_batches(self, examples: list[Example]) -> list[list[Part]]:
         """Questions that share an article, with their tree, the largest first; an article too large for a batch is split."""

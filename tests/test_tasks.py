@@ -8,6 +8,7 @@ import pytest
 
 from dandap.answering import Prediction
 from dandap.dataset import Row
+from dandap.encoding import Example
 from dandap.errors import InputError
 from dandap.recipe import Recipe
 from tasks import (
@@ -126,7 +127,9 @@ def test_a_test_file_needs_no_answer_column_even_when_training_maps_one(write_cs
 
 def test_predictions_keep_every_text(tmp_path):
     records = [
-        prediction_record(Row(str(n), "기사", "질문?", ("답", "정답")), Prediction(text, [1, 2], -0.5, True, None))
+        prediction_record(
+            Example(Row(str(n), "기사", "질문?", ("답", "정답")), [1], []), Prediction(text, [1, 2], -0.5, True, None)
+        )
         for n, text in enumerate(NASTY)
     ]
     write_predictions(tmp_path / "predictions.csv", records)

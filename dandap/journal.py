@@ -1,0 +1,74 @@
+"""predictions.jsonl: answers are kept as they come, so that an inference that was killed goes on where it was."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from dandap.checkpoints import sha256
+from dandap.encoding import Example
+from dandap.progress import append_json
+from dandap.run_folder import new_answers_folder, write_json, write_text
+
+
+class Journal:
+    """The answers of one inference, a line each, under a key of everything that they depend on.
+
+    `settings` are the recipe, template, adapter, data and versions; an answer's key is of these and of its prompt.
+    """
+
+    def __init__(self, folder: Path, settings: str, examples: list[Example]):
+        self.file = folder / "predictions.jsonl"
+        self.keys = {example.row.id: _key(settings, example) for example in examples}
+        self.records: dict[str, dict] = {}
+
+    def read(self) -> int:
+        """Take over what an earlier process left, but for a torn last line and what has another key; how many were kept."""
+        for line in self.file.read_bytes().splitlines() if self.file.is_file() else []:
+            try:
+                record = json.loads(line)
+                key = record.pop("key")
+            except (ValueError, KeyError, AttributeError, TypeError):
+                continue
+            if key == self.keys.get(record.get("id")):
+                self.records[record["id"]] = record
+        self._write(self.records)
+        return len(self.records)
+
+    def add(self, record: dict) -> None:
+        """Keep an answer."""
+        append_json(self.file, self._line(record))
+        self.records[record["id"]] = record
+
+    def finish(self, ids: list[str]) -> list[dict]:
+        """All records in this order, and so in the file."""
+        ordered = {name: self.records[name] for name in ids}
+        self._write(ordered)
+        return list(ordered.values())
+
+    def _write(self, records: dict[str, dict]) -> None:
+        lines = [json.dumps(self._line(record), ensure_ascii=False) + "\n" for record in records.values()]
+        write_text(self.file, "".join(lines))
+
+    def _line(self, record: dict) -> dict:
+        return {**record, "key": self.keys[record["id"]]}
+
+
+def _key(settings: str, example: Example) -> str:
+    return hashlib.sha256(f"{settings} {example.row.id} {example.prompt_ids}".encode()).hexdigest()[:16]
+
+
+def hash_settings(settings: dict, adapter: Path | None) -> str:
+    """Of what all answers of an inference depend on, the adapter's weights included."""
+    weights = sha256(adapter / "adapter_model.safetensors") if adapter else None
+    text = json.dumps({**settings, "adapter": weights}, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def answers_folder(parent: Path, test_file: Path, settings: str) -> Path:
+    """The newest folder of an unfinished inference with the same settings, or a new one."""
+    for folder in sorted(parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        if not (folder.parent / "scores.json").exists() and json.loads(folder.read_text())["settings"] == settings:
+            return folder.parent
+    folder = new_answers_folder(parent, test_file)
+    write_json(folder / "settings.json", {"settings": settings})
+    return folder

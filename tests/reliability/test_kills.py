@@ -1,0 +1,84 @@
+"""Training that is killed at random moments, saving included, and resumed until it is done: the same bits as uninterrupted."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+import fine_tune
+from dandap.run_folder import RunFolder, list_runs
+from tests.conftest import HEADER, ROOT
+
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """An uninterrupted run of 30 steps, a checkpoint after each."""
+    folder = tmp_path_factory.mktemp("kills")
+    lines = [",".join(HEADER)]
+    for number in range(60):
+        lines.append(
+            f"TRAIN_{number:04d},한빛전자 {number // 2}호는 본사가 부산에 있다.,{('매출은?', '본사는?')[number % 2]},부산"
+        )
+    (folder / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    fine_tune.main([*options(folder, "whole"), "--run_name", "run"])
+    return folder
+
+
+def options(folder, output):
+    paths = ["--train_file", str(folder / "train.csv"), "--output_dir", str(folder / output), "--validation_fraction", "0"]
+    return ["--recipe", "demo", *paths, "--questions_per_step", "4", "--epochs", "2", "--save_steps", "1"]
+
+
+def train_until_done(folder, output, kills, rng):
+    """Start or resume in a process of its own; kill it some seconds after its first step is saved. How often it was killed."""
+    killed = 0
+    for _ in range(kills + 5):
+        runs = list_runs(folder / output)
+        started = bool(runs) and any(runs[0].checkpoints.glob("checkpoint-*"))
+        more = ["--resume", str(runs[0].path)] if started else ["--run_name", f"run{killed}"]
+        log = (folder / f"{output}.log").open("ab")
+        child = subprocess.Popen(
+            [sys.executable, "fine_tune.py", *options(folder, output), *more], cwd=ROOT, stdout=log, stderr=log
+        )
+        if killed < kills:
+            wait_for_step(folder / output, child)
+            time.sleep(rng.uniform(0, 0.5))
+        else:
+            child.wait()
+        if child.poll() is None:
+            os.kill(child.pid, signal.SIGKILL)
+            killed += 1
+        if child.wait() == 0:
+            break
+    return killed
+
+
+def wait_for_step(folder, child):
+    """Until the child has written something of a checkpoint."""
+    before = newest_change(folder)
+    while child.poll() is None and newest_change(folder) == before:
+        time.sleep(0.01)
+
+
+def newest_change(folder):
+    checkpoints = [path for run in list_runs(folder) if run.checkpoints.is_dir() for path in [run.checkpoints]]
+    return max((path.stat().st_mtime_ns for path in checkpoints), default=0)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_as_if_it_never_had_been(work, kills):
+    output = f"killed-{kills}"
+    assert train_until_done(work, output, kills, random.Random(kills)) > 0
+    run = next(run for run in list_runs(work / output) if run.finished)
+    expected, got = (
+        load_file(path / "adapter_model.safetensors") for path in (RunFolder(work / "whole" / "run").adapter, run.adapter)
+    )
+    assert all(expected[name].equal(got[name]) for name in expected)
+    assert not (run.checkpoints / ".saving").exists()

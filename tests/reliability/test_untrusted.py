@@ -1,0 +1,197 @@
+"""Hostile texts as articles, questions and answers: plain text all the way from the file to the submission."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fine_tune
+import inference
+import prompts
+from dandap.dataset import Row, read
+from dandap.encoding import Encoder
+from dandap.errors import InputError
+from dandap.model import load_tokenizer
+from dandap.recipe import Recipe, load_recipe
+from dandap.run_folder import safe_name
+from tasks import SubmissionForm, write_review, write_submission
+from tests.conftest import HEADER, ROOT
+from tests.reliability.hostile import HOSTILE
+
+ARTICLE, QUESTION = "한빛전자는 올해 매출 {}을 기록했다고 4월 3일 밝혔다.", "올해 {}은 얼마인가?"
+
+
+@pytest.fixture(scope="module")
+def encode():
+    template = prompts.get_template("concise")
+    return Encoder(
+        load_tokenizer(Recipe(model="data/demo_model")), lambda c, q: prompts.render(template, {"context": c, "question": q})
+    )
+
+
+def controls(encoder, ids):
+    return Counter(token for token in ids if token in encoder.control_ids)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_no_text_becomes_control(encode, text):
+    """A prompt with it has the control tokens of one without, in the article, the question and the answer alike."""
+
+    def encoded(context, question, answer):
+        row = Row("0", ARTICLE.replace("{}", context), QUESTION.replace("{}", question), ("답" + answer,))
+        (example,) = encode.encode_rows([row], 40_000, answers=True)
+        return controls(encode, example.prompt_ids), controls(encode, example.answer_ids)
+
+    plain = encoded("", "", "")
+    assert encoded(text, "", "") == encoded("", text, "") == encoded("", "", text) == plain
+
+
+@pytest.fixture(scope="module")
+def hostile_run(tmp_path_factory):
+    """Trained on hostile rows for a step, hostile questions answered; everything but the longest text."""
+    folder = tmp_path_factory.mktemp("hostile")
+    texts = [text for text in HOSTILE if len(text) < 1000]
+    rows = [[f"행 {n}", ARTICLE.replace("{}", text), QUESTION.replace("{}", text), f"답 {text}"] for n, text in enumerate(texts)]
+    for name, columns in (("train", 4), ("test", 3)):
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, quoting=csv.QUOTE_ALL).writerows([HEADER[:columns], *(row[:columns] for row in rows)])
+    paths = ["--train_file", str(folder / "train.csv"), "--test_file", str(folder / "test.csv"), "--output_dir", str(folder)]
+    fine_tune.main(["--recipe", "demo", *paths, "--epochs", "0.1", "--max_new_tokens", "8", "--run_name", "run"])
+    return folder, texts
+
+
+def test_hostile_rows_run_from_end_to_end(hostile_run):
+    folder, texts = hostile_run
+    result = inference.main(["--output_dir", str(folder)])
+    submission = pd.read_csv(result["submission"], dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    assert submission["id"].tolist() == [f"행 {n}" for n in range(len(texts))]
+
+
+def test_hostile_answers_survive_the_round_trip(tmp_path):
+    rows = [Row(str(n), "기사", "질문?") for n in range(len(HOSTILE))]
+    for encoding in ("utf-8", "utf-8-sig"):
+        write_submission(tmp_path / "submission.csv", SubmissionForm(("id", "answer"), encoding), rows, HOSTILE)
+        table = pd.read_csv(tmp_path / "submission.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        assert table["answer"].tolist() == HOSTILE
+
+
+def test_the_review_runs_no_formula(tmp_path):
+    record = {"id": "1", "question": "=1+1", "gold": ["@x", "b"], "char_f1": None, "log_probability": -0.5, "ended": "stopped"}
+    write_review(tmp_path / "review.csv", [record | {"prediction": text} for text in HOSTILE])
+    with (tmp_path / "review.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(HOSTILE)
+    assert all(not row[name].startswith(("=", "+", "@", "\t", "\r")) for row in rows for name in row)
+    assert all(row["prediction"].lstrip("'") in text or not text for row, text in zip(rows, HOSTILE, strict=True))
+    assert {row["question"] for row in rows} == {"'=1+1"}
+
+
+def test_lone_surrogates_are_refused_with_their_place(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps({"id": "1", "context": "기사 \ud800", "question": "질문?", "answer": "답"}) + "\n")
+    with pytest.raises(InputError, match=r"line 1.*surrogate|surrogate.*line 1|surrogate"):
+        read(path, need_answers=True)
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "a/b", "..", ".", "C:\\x", "con\x00", "한글 이름"])
+def test_names_stay_one_folder(name, tmp_path):
+    try:
+        folder = tmp_path / safe_name(name)
+    except InputError:
+        return
+    assert folder.resolve().parent == tmp_path.resolve()
+
+
+def test_a_token_in_the_environment_reaches_no_file(hostile_run, tmp_path):
+    folder, _ = hostile_run
+    canary = "hf_CANARY0123456789abcdefghijklmnopqr"
+    environment = os.environ | {"HF_TOKEN": canary, "HUGGING_FACE_HUB_TOKEN": canary}
+    options = ["--recipe", "demo", "--train_file", str(folder / "train.csv"), "--test_file", str(folder / "test.csv")]
+    script = "import sys, fine_tune, inference; fine_tune.main(sys.argv[1:-2]); inference.main(sys.argv[-2:])"
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        *options,
+        "--epochs",
+        "0.1",
+        "--output_dir",
+        str(tmp_path),
+        "--output_dir",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert canary.encode() not in done.stdout + done.stderr
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert not [path for path in files if canary.encode() in path.read_bytes()]
+
+
+READERS = {
+    "csv": lambda path: read(path, need_answers=True),
+    "jsonl": lambda path: read(path, need_answers=True),
+    "json": lambda path: read(path, need_answers=True),
+    "yaml": lambda path: load_recipe(str(path), {}),
+}
+PIECES = {
+    "csv": ["id,context,question,answer\n", "1,기사,질문,답\n", '"', ",", "\n", "\r", "a", "답", "\x00", "\ufeff"],
+    "jsonl": [
+        '{"id": "1", "context": "기사", "question": "질문", "answer": "답"}\n',
+        "{",
+        "}",
+        "[",
+        "]",
+        '"',
+        ":",
+        "1",
+        "null",
+        "\\ud800",
+        "\n",
+    ],
+    "json": [
+        '{"data": [{"paragraphs": [',
+        '{"context": "기사", "qas": [',
+        '{"id": "1", "question": "?", "answers": [{"text": "답"}]}',
+        "]}",
+        "null",
+    ],
+    "yaml": [
+        "model: x\n",
+        "epochs: 1\n",
+        "- a\n",
+        "!!python/object/apply:os.system ['id']\n",
+        "&a [*a]",
+        "{",
+        ": ",
+        "\t",
+        "'",
+        "\n",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_readers_read_or_refuse(kind, tmp_path_factory):
+    """Whatever is in the file: rows, or an InputError that names the file; never another exception."""
+    path = tmp_path_factory.mktemp("readers") / f"file.{kind}"
+    text = st.lists(st.sampled_from(PIECES[kind]) | st.text(max_size=5), max_size=12).map("".join)
+    noise = text.map(lambda value: value.encode("utf-8", "surrogatepass")) | st.binary(max_size=60)
+
+    @settings(max_examples=150, deadline=None)
+    @given(noise)
+    def check(data):
+        path.write_bytes(data)
+        try:
+            READERS[kind](path)
+        except InputError as error:
+            assert str(path) in str(error) or kind == "yaml"
+
+    check()

@@ -1,0 +1,321 @@
+"""Checkpoints that appear whole or not at all, are found again, and survive what disks do."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+import fine_tune
+from dandap import checkpoints
+from dandap.checkpoints import StopSignals, check_space, fault, locked, newest_valid, seal
+from dandap.errors import InputError, Stopped
+from dandap.run_folder import RunFolder
+from tests.conftest import HEADER, ROOT
+
+
+def make_checkpoint(folder, step):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "adapter_model.safetensors").write_bytes(bytes(range(200)))
+    (path / "optimizer.pt").write_bytes(b"moments")
+    seal(path)
+    return path
+
+
+def test_a_sealed_folder_is_valid(tmp_path):
+    assert fault(make_checkpoint(tmp_path, 1)) is None
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "missing": lambda path: path.unlink(),
+    "one bit flipped": flip,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "manifest.json"])
+def test_damage_is_found_and_the_one_before_is_taken(tmp_path, kind, name):
+    old, new = make_checkpoint(tmp_path, 9), make_checkpoint(tmp_path, 10)
+    DAMAGE[kind](new / name)
+    found, skipped = newest_valid(tmp_path)
+    assert found == old
+    assert len(skipped) == 1
+    assert skipped[0].startswith("checkpoint-10 is skipped: ")
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"files": {}}', '{"files": 3}', '{"files": {"a": 1}}', "null", "\udcff"])
+def test_a_manifest_of_nonsense_counts_as_damage(tmp_path, text):
+    path = make_checkpoint(tmp_path, 1)
+    (path / "manifest.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+    assert fault(path)
+
+
+def test_nothing_valid(tmp_path):
+    assert newest_valid(tmp_path) == (None, [])
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-other").mkdir()
+    assert newest_valid(tmp_path)[0] is None
+
+
+def test_a_full_disk_is_refused_before_training(tmp_path, monkeypatch):
+    check_space(tmp_path, 1000)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 10**7))
+    with pytest.raises(InputError, match=r"has 10 MB free; 3 checkpoints of 121 MB need to fit.*--output_dir"):
+        check_space(tmp_path, 10_000_000)
+
+
+def test_a_folder_in_use_is_refused_and_a_dead_owner_is_not(tmp_path):
+    hold = (
+        f"import time; from pathlib import Path; from dandap.checkpoints import locked\nwith locked(Path({str(tmp_path)!r})):\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", hold + " print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+    owner.stdout.readline()
+    with pytest.raises(InputError, match=f"in use by process {owner.pid} on"), locked(tmp_path):
+        pass
+    owner.kill()
+    owner.wait()
+    with locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, module_small_train):
+    """One uninterrupted run of 12 steps, its checkpoints all kept by hand."""
+    folder = tmp_path_factory.mktemp("work")
+    shutil.copy(module_small_train, folder / "train.csv")
+    fine_tune.main([*options(folder), "--run_name", "whole"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def module_small_train(tmp_path_factory):
+    import csv
+
+    path = tmp_path_factory.mktemp("data") / "train.csv"
+    rows = [HEADER]
+    for number in range(24):
+        article = f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. 본사는 부산에 있다."
+        question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[number % 2]
+        rows.append([f"TRAIN_{number:05d}", article, question, answer])
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def options(folder, *more):
+    paths = ["--train_file", str(folder / "train.csv"), "--output_dir", str(folder / "outputs"), "--validation_fraction", "0"]
+    return ["--recipe", "demo", *paths, "--questions_per_step", "4", "--epochs", "2", "--save_steps", "1", *more]
+
+
+def adapter(folder, name):
+    return load_file(RunFolder(folder / "outputs" / name).adapter / "adapter_model.safetensors")
+
+
+def losses(folder, name):
+    lines = RunFolder(folder / "outputs" / name).metrics_file.read_text().splitlines()
+    return [(record["step"], record["loss"], record["grad_norm"]) for record in map(json.loads, lines)]
+
+
+def assert_as_uninterrupted(folder, name):
+    """Bitwise: every adapter tensor, every step's loss and gradient."""
+    expected, got = adapter(folder, "whole"), adapter(folder, name)
+    assert all(torch.equal(expected[tensor], got[tensor]) for tensor in expected)
+    assert losses(folder, name) == losses(folder, "whole")
+    assert not list((folder / "outputs" / name / "checkpoints").glob(".saving"))
+
+
+class At(TrainerCallback):
+    """Calls a function at the end of a step."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.action()
+
+
+def interrupt(folder, monkeypatch, step, action, *more):
+    """Train in this process and do something at the end of a step."""
+    real = fine_tune.make_read_once_trainer
+
+    def make(*args, **kwargs):
+        trainer = real(*args, **kwargs)
+        trainer.callback_handler.callbacks.insert(0, At(step, action))
+        return trainer
+
+    monkeypatch.setattr(fine_tune, "make_read_once_trainer", make)
+    try:
+        fine_tune.main([*options(folder), *more])
+    finally:
+        monkeypatch.setattr(fine_tune, "make_read_once_trainer", real)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("step", [1, 8, 12])
+def test_a_signal_ends_the_step_saves_and_the_run_continues_bitwise(work, monkeypatch, capsys, number, code, step):
+    name = f"signal-{number}-{step}"
+    with pytest.raises(Stopped, match=f"after step {step} of 12. Continue with python fine_tune.py --resume") as stopped:
+        interrupt(work, monkeypatch, step, lambda: os.kill(os.getpid(), number), "--run_name", name, "--save_steps", "100")
+    assert stopped.value.code == code
+    run = RunFolder(work / "outputs" / name)
+    assert not run.finished
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    fine_tune.main(["--resume", str(run.path)])
+    assert f"from checkpoint-{step}" in capsys.readouterr().out
+    assert_as_uninterrupted(work, name)
+
+
+def test_a_second_signal_stops_at_once(work, monkeypatch):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(work, monkeypatch, 3, twice, "--run_name", "twice")
+    with pytest.raises(InputError, match="no valid checkpoint") if not kept(work, "twice") else pytest.raises(SystemExit):
+        fine_tune.main(["--resume", str(work / "outputs" / "twice")])
+        raise SystemExit  # it had one, and went on
+
+
+def kept(folder, name):
+    return newest_valid(RunFolder(folder / "outputs" / name).checkpoints)[0]
+
+
+def test_checkpoints_hold_the_adapter_and_no_pickle_of_arguments(work):
+    names = {path.name for path in kept(work, "whole").rglob("*") if path.is_file()}
+    assert names == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+        "optimizer.pt",
+        "rng_state.pth",
+        "scheduler.pt",
+        "trainer_state.json",
+    }
+    assert [path.name for path in checkpoints.list_checkpoints(RunFolder(work / "outputs" / "whole").checkpoints)] == [
+        "checkpoint-12",
+        "checkpoint-11",
+    ]
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_the_run_ends_the_same(work, capsys):
+    cut = RunFolder(work / "outputs" / "damaged")
+    shutil.copytree(work / "outputs" / "whole", cut.path)
+    shutil.rmtree(cut.adapter)
+    flip(cut.checkpoints / "checkpoint-12" / "optimizer.pt")
+    fine_tune.main(["--resume", str(cut.path)])
+    out = capsys.readouterr().out
+    assert "checkpoint-12 is skipped: optimizer.pt is damaged" in out
+    assert "from checkpoint-11" in out
+    assert_as_uninterrupted(work, "damaged")
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_not_a_number_is_never_saved(work, monkeypatch, kind):
+    """In step 5: only the checkpoints before it are there, and the questions are named."""
+    real = fine_tune.make_read_once_trainer
+
+    def make(*args, **kwargs):
+        trainer = real(*args, **kwargs)
+
+        def spoil():
+            weights = next(p for n, p in trainer.model.named_parameters() if "lora_A" in n)
+            if kind == "gradient":
+                weights.register_hook(lambda gradient: gradient * math.nan)
+            else:
+                monkeypatch.setattr(type(trainer), "_get_grad_norm", lambda self, model, grad_norm=None: torch.tensor(1.0))
+                compute = trainer.compute_loss
+                monkeypatch.setattr(trainer, "compute_loss", lambda *a, **k: compute(*a, **k) * math.inf)
+
+        trainer.callback_handler.callbacks.insert(0, At(4, spoil))
+        return trainer
+
+    monkeypatch.setattr(fine_tune, "make_read_once_trainer", make)
+    with pytest.raises(InputError, match=r"(the loss|length) is (nan|inf) in step 5 \(questions TRAIN_.*nothing more is saved"):
+        fine_tune.main([*options(work), "--run_name", f"nan-{kind}"])
+    assert kept(work, f"nan-{kind}").name == "checkpoint-4"
+
+
+def test_other_data_and_another_recipe_need_insistence(work, capsys):
+    cut = RunFolder(work / "outputs" / "changed")
+    shutil.copytree(work / "outputs" / "whole", cut.path)
+    shutil.rmtree(cut.adapter)
+    with pytest.raises(InputError, match=r"lora_alpha=32\.0 \(now 8\.0\).*--resume_anyway"):
+        fine_tune.main(["--resume", str(cut.path), "--lora_alpha", "8"])
+    other = work / "train.csv"
+    before = other.read_bytes()
+    other.write_bytes(before.replace("부산".encode(), "울산".encode()))
+    try:
+        with pytest.raises(InputError, match="is not what .* was started with.*--resume_anyway"):
+            fine_tune.main(["--resume", str(cut.path)])
+        fine_tune.main(["--resume", str(cut.path), "--lora_alpha", "8", "--resume_anyway"])
+    finally:
+        other.write_bytes(before)
+    assert "another recipe (--resume_anyway): lora_alpha" in capsys.readouterr().out
+    assert cut.load_recipe().lora_alpha == 8
+    assert cut.finished
+
+
+LIMITED = """
+import resource, sys
+import fine_tune
+from dandap.errors import run_script
+from dandap.checkpoints import CrashProof
+save = CrashProof._save_checkpoint
+
+def limited(self, model, trial):
+    if self.state.global_step == 3:
+        import signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    save(self, model, trial)
+
+CrashProof._save_checkpoint = limited
+run_script(lambda: fine_tune.main(sys.argv[1:]))
+"""
+
+
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(work):
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *options(work), "--run_name", "full"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=200,
+    )
+    assert done.returncode == 2
+    assert "the checkpoint of step 3 could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in Path(work / "outputs" / "full" / "checkpoints").iterdir()) == [
+        "checkpoint-1",
+        "checkpoint-2",
+    ]
+    fine_tune.main(["--resume", str(work / "outputs" / "full")])
+    assert_as_uninterrupted(work, "full")
+
+
+def test_signals_are_given_back(work):
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals():
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before

@@ -1,0 +1,170 @@
+"""An inference that is killed goes on where it was, and its files end as if it never had been."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import fine_tune
+import inference
+from dandap.checkpoints import locked
+from dandap.dataset import Row
+from dandap.encoding import Example
+from dandap.errors import InputError
+from dandap.journal import Journal, answers_folder
+from tests.conftest import HEADER, ROOT
+
+FILES = ("predictions.jsonl", "predictions.csv", "submission.csv")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A run of one step, a test file of 60 questions on 30 articles, and its answers."""
+    folder = tmp_path_factory.mktemp("work")
+    text = {"train": [",".join(HEADER)], "test": [",".join(HEADER[:3])]}
+    for number in range(60):
+        article = f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. " + "본사는 부산에 있다. " * (
+            1 + number // 8
+        )
+        question = ("매출은?", "본사는 어디인가?")[number % 2]
+        text["test"].append(f"TEST_{number:04d},{article},{question}")
+        text["train"].append(f"TRAIN_{number:04d},{article},{question},부산")
+    for name, lines in text.items():
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    paths = ["--train_file", str(folder / "train.csv"), "--test_file", str(folder / "test.csv")]
+    short = ["--epochs", "0.3", "--tokens_per_batch", "600", "--max_new_tokens", "8", "--validation_fraction", "0"]
+    fine_tune.main(["--recipe", "demo", *paths, *short, "--output_dir", str(folder / "outputs"), "--run_name", "run"])
+    answer(folder)
+    return folder
+
+
+def answer(folder, *more):
+    return inference.main(["--output_dir", str(folder / "outputs"), *more])
+
+
+def answers(folder):
+    """Folders of answers, oldest first."""
+    found = (folder / "outputs" / "run" / "answers").iterdir()
+    return sorted(found, key=lambda path: (path / "settings.json").stat().st_mtime_ns)
+
+
+def assert_as_uninterrupted(folder, path):
+    for name in FILES:
+        assert (path / name).read_bytes() == (answers(folder)[0] / name).read_bytes()
+
+
+def cut_off(folder, name, lines, torn=b""):
+    """As an inference leaves things that was killed after so many answers, in the order in which they came."""
+    path = folder / "outputs" / "run" / "answers" / name
+    path.mkdir()
+    whole = answers(folder)[0]
+    shutil.copy(whole / "settings.json", path)
+    kept = (whole / "predictions.jsonl").read_bytes().splitlines(keepends=True)[-lines:] if lines else []
+    (path / "predictions.jsonl").write_bytes(b"".join(kept) + torn)
+    return path
+
+
+@pytest.mark.parametrize("lines", [0, 1, 17, 59, 60])
+@pytest.mark.parametrize("torn", [b"", b'{"id": "TEST_0003", "predi', b"\x00\xff\n", b"null\n[]\n3\n"])
+def test_a_cut_off_inference_goes_on_to_the_same_bytes(work, capsys, lines, torn):
+    path = cut_off(work, f"cut-{lines}-{len(torn)}", lines, torn)
+    result = answer(work)
+    assert result["submission"] == str(path / "submission.csv")
+    assert (f"holds {lines} of 60 answers" in capsys.readouterr().out) == (lines > 0)
+    assert_as_uninterrupted(work, path)
+
+
+def test_answered_questions_are_not_answered_again(work, monkeypatch):
+    """A journal with other words in it: what is kept is kept, whole batches of it are not forwarded."""
+    path = cut_off(work, "kept", 60)
+    lines = (path / "predictions.jsonl").read_text(encoding="utf-8")
+    (path / "predictions.jsonl").write_text(lines.replace('"prediction": "', '"prediction": "이미 '), encoding="utf-8")
+    answer(work)
+    assert (path / "predictions.jsonl").read_text(encoding="utf-8").count('"prediction": "이미 ') == 60
+
+
+@pytest.mark.parametrize(
+    "more", [["--max_new_tokens", "7"], ["--grounded", "true"], ["--template", "context_bot"], ["--limit", "9"]]
+)
+def test_other_settings_never_reuse_answers(work, more):
+    path = cut_off(work, f"other-{more[0]}", 30)
+    before = (path / "predictions.jsonl").read_bytes()
+    answer(work, *more)
+    assert answers(work)[-1] != path
+    assert (path / "predictions.jsonl").read_bytes() == before
+    shutil.rmtree(path)
+
+
+def test_another_adapter_never_reuses_answers(work):
+    path = cut_off(work, "adapter", 30)
+    weights = work / "outputs" / "run" / "adapter" / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    changed = bytearray(before)
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    try:
+        result = answer(work)
+    finally:
+        weights.write_bytes(before)
+    assert str(path) not in result["submission"]
+    shutil.rmtree(path)
+
+
+def test_a_record_under_another_key_is_dropped(tmp_path):
+    example = Example(Row("a", "기사", "질문?"), [1, 2], [])
+    journal = Journal(tmp_path, "settings", [example])
+    journal.add({"id": "a", "prediction": "답"})
+    assert Journal(tmp_path, "settings", [example]).read() == 1
+    assert Journal(tmp_path, "settings", [Example(example.row, [1, 3], [])]).read() == 0
+    assert (tmp_path / "predictions.jsonl").read_bytes() == b""
+
+
+def test_a_finished_inference_gets_a_new_folder(work):
+    count = len(answers(work))
+    answer(work)
+    assert len(answers(work)) == count + 1
+
+
+def test_two_at_once_on_one_folder_are_refused(work):
+    path = cut_off(work, "locked", 3)
+    hold = f"import time; from pathlib import Path; from dandap.checkpoints import locked\nwith locked(Path({str(path)!r})):\n"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", hold + " print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    owner.stdout.readline()
+    with pytest.raises(InputError, match="in use by process"):
+        answer(work)
+    owner.kill()
+    owner.wait()
+    with locked(path):
+        pass
+    shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("after", [1, 25])
+def test_a_killed_inference_goes_on_to_the_same_bytes(work, after):
+    """SIGKILL once so many answers are there."""
+    count = len(answers(work))
+    child = subprocess.Popen(
+        [sys.executable, "inference.py", "--output_dir", str(work / "outputs")], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    deadline = time.time() + 120
+    while child.poll() is None and time.time() < deadline:
+        if len(answers(work)) > count:
+            journal = answers(work)[-1] / "predictions.jsonl"
+            if journal.is_file() and journal.read_bytes().count(b"\n") >= after:
+                break
+        time.sleep(0.005)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    path = answers(work)[-1]
+    if not (path / "scores.json").exists():
+        answer(work)
+    assert_as_uninterrupted(work, path)
+    assert json.loads((path / "scores.json").read_text())["limit"] is None
+    assert answers_folder(path.parent, path, "no such settings") != path
