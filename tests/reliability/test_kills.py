@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 import fine_tune
+from dandap.checkpoints import newest_valid
 from dandap.run_folder import RunFolder, list_runs
 from tests.conftest import HEADER, ROOT
 
@@ -23,9 +24,8 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kills")
     lines = [",".join(HEADER)]
     for number in range(60):
-        lines.append(
-            f"TRAIN_{number:04d},한빛전자 {number // 2}호는 본사가 부산에 있다.,{('매출은?', '본사는?')[number % 2]},부산"
-        )
+        question = ("매출은?", "본사는?")[number % 2]
+        lines.append(f"TRAIN_{number:04d},한빛전자 {number // 2}호는 본사가 부산에 있다.,{question},부산")
     (folder / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     fine_tune.main([*options(folder, "whole"), "--run_name", "run"])
     return folder
@@ -40,13 +40,11 @@ def train_until_done(folder, output, kills, rng):
     """Start or resume in a process of its own; kill it some seconds after its first step is saved. How often it was killed."""
     killed = 0
     for _ in range(kills + 5):
-        runs = list_runs(folder / output)
-        started = bool(runs) and any(runs[0].checkpoints.glob("checkpoint-*"))
-        more = ["--resume", str(runs[0].path)] if started else ["--run_name", f"run{killed}"]
-        log = (folder / f"{output}.log").open("ab")
-        child = subprocess.Popen(
-            [sys.executable, "fine_tune.py", *options(folder, output), *more], cwd=ROOT, stdout=log, stderr=log
-        )
+        resumable = [run for run in list_runs(folder / output) if newest_valid(run.checkpoints)[0]]
+        more = ["--resume", str(resumable[0].path)] if resumable else ["--run_name", f"run{killed}"]
+        command = [sys.executable, "fine_tune.py", *options(folder, output), *more]
+        with (folder / f"{output}.log").open("ab") as log:
+            child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         if killed < kills:
             wait_for_step(folder / output, child)
             time.sleep(rng.uniform(0, 0.5))
