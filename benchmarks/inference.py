@@ -238,14 +238,14 @@ def summary(ways: list[Way], examples: list[Example]) -> dict:
 
 
 def samples_cost(arguments: argparse.Namespace, material: Material, examples: list[Example]) -> float:
-    """Time of several samples per question over time of one, natural stops; the median of rounds in turn."""
-    natural = decodings(material, examples)["natural"]
+    """Time of several samples per question over time of one, forced tokens; the median of rounds in turn."""
+    forced = decodings(material, examples)["forced"]
     one, many = (tree_way(material, examples, arguments.tokens_per_batch, name) for name in ("one", "many"))
-    many.run(material, replace(natural, temperature=0.7, samples=arguments.samples))
+    many.run(material, replace(forced, temperature=0.7, samples=arguments.samples))
     many.seconds.clear()
     for _ in range(arguments.rounds):
-        one.run(material, replace(natural, temperature=0.7))
-        many.run(material, replace(natural, temperature=0.7, samples=arguments.samples))
+        one.run(material, replace(forced, temperature=0.7))
+        many.run(material, replace(forced, temperature=0.7, samples=arguments.samples))
     return ratio(many.seconds, one.seconds)
 
 

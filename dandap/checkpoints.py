@@ -120,7 +120,8 @@ class CrashProof(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                (staging / name / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
+                for unread in ("training_args.bin", "README.md"):  # a pickle, and PEFT's empty model card
+                    (staging / name / unread).unlink(missing_ok=True)
                 seal(staging / name)
                 _put_in_place(staging / name, checkpoints / name)
                 _drop_old(checkpoints)

@@ -365,11 +365,12 @@ class TreeDecoder:
         if step < self.decoding.min_new_tokens:
             allowed = logits.clone()
             allowed[:, stop_ids] = -torch.inf
-        if self.decoding.temperature > 0:
-            noise = torch.stack([self._noise(branch, step, logits.shape[1]) for branch in live])
-            allowed = allowed - allowed.amax(-1, keepdim=True)  # the largest stays finite at any temperature
-            allowed = allowed / self.decoding.temperature + noise
-        chosen = self._grounded(live, allowed) if self.grounding else allowed.argmax(-1)
+        if self.grounding:
+            chosen = self._grounded(live, self._perturbed(live, allowed, step))
+        elif self.decoding.temperature > 0:
+            chosen = self._sampled(live, allowed, step)
+        else:
+            chosen = allowed.argmax(-1)
         log_probabilities = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
         for branch, token, log_probability in zip(live, chosen.tolist(), log_probabilities.tolist(), strict=True):
             branch.token_ids.append(token)
@@ -391,12 +392,27 @@ class TreeDecoder:
             chosen.append(self.decoding.stop_ids[0] if token is None else token)
         return torch.tensor(chosen, device=self.device)
 
-    def _noise(self, branch: Branch, step: int, size: int) -> torch.Tensor:
-        """Gumbel noise: the largest of logits / temperature + noise is a sample of the softmax.
+    def _sampled(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
+        """Tokens of the softmax at the decoding's temperature: where a uniform number falls in its cumulative sum."""
+        drawn = [(self._seed(branch, step) >> 32) / 2**24 for branch in live]  # below 1, and exact in float32
+        reached = self._tempered(logits).softmax(-1).cumsum(-1)
+        at = torch.tensor(drawn, device=self.device)[:, None] * reached[:, -1:]
+        return torch.searchsorted(reached, at, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
-        Drawn for this question, sample and step alone, so that the batch it is in changes nothing.
-        """
+    def _perturbed(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
+        """With Gumbel noise, the largest of any choice of tokens is a sample of their softmax (Gumbel, 1954)."""
+        if not self.decoding.temperature:
+            return logits
+        noise = torch.empty_like(logits)
+        for row, branch in zip(noise, live, strict=True):
+            row.exponential_(generator=torch.Generator(self.device).manual_seed(self._seed(branch, step)))
+        return self._tempered(logits) - noise.log()
+
+    def _tempered(self, logits: torch.Tensor) -> torch.Tensor:
+        """Over the temperature, the largest at 0, so that it stays finite at any temperature."""
+        return (logits - logits.amax(-1, keepdim=True)) / self.decoding.temperature
+
+    def _seed(self, branch: Branch, step: int) -> int:
+        """Of this question, sample and step alone, so that the batch a question is in changes nothing."""
         name = f"{self.decoding.seed} {self.examples[branch.index].row.id} {branch.sample} {step}"
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-        generator = torch.Generator(self.device).manual_seed(seed)
-        return -torch.empty(size, device=self.device).exponential_(generator=generator).log()
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
