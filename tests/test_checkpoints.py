@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 import fine_tune
 from dandap import checkpoints
 from dandap.checkpoints import StopSignals, check_space, fault, locked, newest_valid, seal
-from dandap.errors import InputError, Stopped
+from dandap.errors import InputError, Stopped, run_script
 from dandap.run_folder import RunFolder
 from tests.conftest import HEADER, ROOT
 
@@ -319,3 +319,52 @@ def test_signals_are_given_back(work):
     with StopSignals():
         assert signal.getsignal(signal.SIGINT) != before
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_out_of_memory_in_training_says_what_to_lower(work, monkeypatch):
+    def make(*args, **kwargs):
+        trainer = real(*args, **kwargs)
+
+        def full(*args, **kwargs):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(trainer, "compute_loss", full)
+        return trainer
+
+    real = fine_tune.make_read_once_trainer
+    monkeypatch.setattr(fine_tune, "make_read_once_trainer", make)
+    with pytest.raises(InputError, match=r"out of memory in training.*--gradient_checkpointing true.*--resume_anyway"):
+        fine_tune.main([*options(work), "--run_name", "oom"])
+    with pytest.raises(InputError, match=r"--tokens_per_batch 2048"):
+        fine_tune.main([*options(work), "--run_name", "oom2", "--gradient_checkpointing", "true"])
+    small = ["--gradient_checkpointing", "true", "--tokens_per_batch", "1000", "--max_length", "1200"]
+    with pytest.raises(InputError, match=r"--max_length 600"):
+        fine_tune.main([*options(work), "--run_name", "oom3", *small])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(InputError("no"), 2, "error: no"), (Stopped("so", 143), 143, "stopped: so"), (KeyboardInterrupt(), 130, "stopped")],
+)
+def test_how_scripts_end(error, code, said, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run_script(main)
+    assert end.value.code == code
+    assert capsys.readouterr().err.strip() == said
+
+
+def test_the_plain_path_names_the_questions_of_a_bad_step(work, monkeypatch):
+    real = fine_tune.make_trainer
+
+    def make(*args, **kwargs):
+        trainer = real(*args, **kwargs)
+        weights = next(p for n, p in trainer.model.named_parameters() if "lora_A" in n)
+        weights.register_hook(lambda gradient: gradient * math.nan)
+        return trainer
+
+    monkeypatch.setattr(fine_tune, "make_trainer", make)
+    with pytest.raises(InputError, match=r"length is nan in step 1 \(questions (TRAIN_\d+, ){3}TRAIN_\d+\)"):
+        fine_tune.main([*options(work), "--run_name", "plain", "--read_once", "false"])
