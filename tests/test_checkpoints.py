@@ -170,8 +170,14 @@ def interrupt(folder, monkeypatch, step, action, *more):
         monkeypatch.setattr(fine_tune, "make_read_once_trainer", real)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("step", [1, 8, 12])
+SIGNALS = {(number, step): code for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)) for step in (1, 8, 12)}
+QUICK = {(signal.SIGTERM, 8), (signal.SIGINT, 12)}
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "step"),
+    [pytest.param(*(key[0], code, key[1]), marks=[] if key in QUICK else pytest.mark.slow) for key, code in SIGNALS.items()],
+)
 def test_a_signal_ends_the_step_saves_and_the_run_continues_bitwise(work, monkeypatch, capsys, number, code, step):
     name = f"signal-{number}-{step}"
     with pytest.raises(Stopped, match=f"after step {step} of 12. Continue with python fine_tune.py --resume") as stopped:

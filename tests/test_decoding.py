@@ -85,8 +85,10 @@ def assert_same(got, expected):
 SHAPE = [1, 3, 20, 1]
 
 
-@pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize(
+    ("quantization", "adapter"),
+    [("none", False), ("none", True), ("nf4", True), pytest.param("nf4", False, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_equal_generate(models, family, quantization, adapter):
     """One to twenty questions on an article, articles of very different lengths, several in a batch."""

@@ -148,7 +148,7 @@ def test_two_at_once_on_one_folder_are_refused(work):
     shutil.rmtree(path)
 
 
-@pytest.mark.parametrize("after", [1, 25])
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 25])
 def test_a_killed_inference_goes_on_to_the_same_bytes(work, after):
     """SIGKILL once so many answers are there."""
     count = len(answers(work))

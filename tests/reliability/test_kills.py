@@ -70,7 +70,7 @@ def newest_change(folder):
     return max((path.stat().st_mtime_ns for path in checkpoints), default=0)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_if_it_never_had_been(work, kills):
     output = f"killed-{kills}"
     assert train_until_done(work, output, kills, random.Random(kills)) > 0
