@@ -120,6 +120,8 @@ def _branch_attention(
     rows, heads, width, size = query.shape
     kv_heads, length = key.trunk.shape[1:3]
     scaling = size**-0.5 if scaling is None else scaling
+    if query.device.type == "cpu" and not softcap and heads == kv_heads:
+        return _branch_attention_on_cpu(query, key, value, mask, scaling)
     grouped = (query * scaling).view(rows, kv_heads, heads // kv_heads, width, size)
     to_trunk = (grouped.flatten(2, 3) @ key.trunk.transpose(-1, -2)).view(*grouped.shape[:4], length)
     to_own = torch.einsum("rkgwd,rkwtd->rkgwt", grouped, key.own)
@@ -130,6 +132,20 @@ def _branch_attention(
     from_trunk = (weights[..., :length].flatten(2, 3) @ value.trunk).view(grouped.shape)
     from_own = torch.einsum("rkgwt,rkwtd->rkgwd", weights[..., length:], value.own)
     return (from_trunk + from_own).view(query.shape).transpose(1, 2).contiguous()
+
+
+def _branch_attention_on_cpu(
+    query: torch.Tensor, key: Branched, value: Branched, mask: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """The same by torch's fused CPU kernel, which keeps no scores; its sums of exponentials join the two parts."""
+    length = key.trunk.shape[2]
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    from_trunk, sums = fused(query, key.trunk, value.trunk, attn_mask=mask[..., :length], scale=scaling)
+    scores = torch.einsum("rhwd,rhwtd->rhwt", query * scaling, key.own) + mask[..., length:]
+    own_sums = scores.logsumexp(-1)
+    from_own = torch.einsum("rhwt,rhwtd->rhwd", (scores - own_sums[..., None]).exp(), value.own)
+    share = torch.sigmoid(own_sums - sums)[..., None]  # of the softmax, what falls on the branch's own tokens
+    return (from_trunk + share * (from_own - from_trunk)).transpose(1, 2).contiguous()
 
 
 @cache

@@ -18,7 +18,7 @@ FAMILIES = {
         attn_logit_softcapping=2.0,
         tie_word_embeddings=False,  # tied, a random one says the prompt's last token for ever
     ),
-    "mistral": MistralConfig(**SIZES, **HEADS, sliding_window=WINDOW),
+    "mistral": MistralConfig(**SIZES, **(HEADS | {"num_key_value_heads": 4}), sliding_window=WINDOW),  # a key head per head
 }
 for config in FAMILIES.values():
     config.initializer_range = 0.2
