@@ -22,7 +22,7 @@ from dandap.dataset import Row, Table, split_by_article
 from dandap.encoding import Encoder, Example
 from dandap.errors import InputError, Stopped, run_script
 from dandap.memory import GB, Plan, lower_memory, make_plan, parse_size, plan_for_size
-from dandap.model import add_adapter, load_base, load_config, load_tokenizer, pick_device, why_no_gpu
+from dandap.model import add_adapter, confirm_remote_code, load_base, load_config, load_tokenizer, pick_device, why_no_gpu
 from dandap.processes import first_one_speaks, from_first, is_first, leave_together
 from dandap.progress import TrainingProgress, append_json, forget_after, track
 from dandap.recipe import RECIPES_DIR, Parser, Recipe, add_options, chosen_options, find_recipe, load_recipe, make_recipe, parse
@@ -48,6 +48,7 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     """The story, from the recipe to the validation score."""
     name, recipe, run = choose(arguments)
     resumed = run is not None
+    confirm_remote_code(recipe, "trust_remote_code" in chosen_options(arguments))
     get_task(recipe.task)
     template = run.load_template()[1] if run else prompts.get_template(recipe.template)
     if not run:
@@ -104,6 +105,7 @@ def show_plans(arguments: argparse.Namespace) -> None:
     sizes = [parse_size(arguments.gpu_memory)] if arguments.gpu_memory else sizes_of_interest()
     for name in names:
         recipe = load_recipe(name, options)
+        confirm_remote_code(recipe, "trust_remote_code" in options)
         config = make_config(SHAPES[recipe.model]) if recipe.model in SHAPES else load_config(recipe)
         for size in sizes:
             try:
@@ -291,8 +293,8 @@ def save_adapter(model, tokenizer, run: RunFolder) -> None:
     partial_folder = run.path / ".adapter.partial"
     model.save_pretrained(str(partial_folder), save_embedding_layers=False)  # else a copy of an adapted LM head goes along
     tokenizer.save_pretrained(str(partial_folder))
+    run.mark_finished()  # the time; what counts is the adapter's folder, which appears whole
     os.replace(partial_folder, run.adapter)
-    run.mark_finished()
 
 
 def validate(recipe: Recipe, run: RunFolder, encoder: Encoder, model, rows: list[Row]) -> None:

@@ -8,6 +8,7 @@ python inference.py --recipe eeve-10.8b --no_adapter --template context_bot    z
 
 import argparse
 import json
+import os
 import shutil
 import time
 from collections.abc import Container, Iterator
@@ -23,7 +24,7 @@ from dandap.encoding import Encoder, Example
 from dandap.errors import InputError, run_script
 from dandap.journal import Journal, answers_folder, hash_settings
 from dandap.memory import make_plan
-from dandap.model import load_adapter, load_base, load_config, load_tokenizer, pick_device
+from dandap.model import confirm_remote_code, load_adapter, load_base, load_config, load_tokenizer, pick_device
 from dandap.processes import refuse_several
 from dandap.progress import counting, track
 from dandap.recipe import (
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> dict:
     run, recipe, template = choose(arguments)
     options = {name: value for name, value in chosen_options(arguments).items() if name in ANSWERING}
     recipe = make_recipe(recipe.model_dump() | options, "the command line")
+    confirm_remote_code(recipe, "trust_remote_code" in options)
     table = read_rows(recipe, arguments)
     rows = table.rows[: arguments.limit]
     form = submission_form(get_task(recipe.task), table.path, [row.id for row in table.rows])
@@ -84,6 +86,7 @@ def main(argv: list[str] | None = None) -> dict:
             "recipe": recipe.model_dump(),
             "template": template,
             "data": table.sha256,
+            "gold": [row.answers for row in rows],
             "limit": arguments.limit,
             "split": arguments.split,
             "packages": describe_environment([])["packages"],
@@ -123,6 +126,8 @@ def command_line() -> Parser:
 
 def refuse_existing(output: str | None, overwrite: bool) -> None:
     """Before hours of answering, not after."""
+    if output and not Path(output).absolute().parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {Path(output).parent}. Make it, or name another.")
     if output and Path(output).exists() and not overwrite:
         raise InputError(f"--output {output} exists already. Choose another name, or add --overwrite.")
 
@@ -262,9 +267,6 @@ def report(
         if form.note:
             print(form.note)
         print(f"submission: {submission} ({len(rows):,} rows, read back and checked)")
-        if arguments.output:
-            shutil.copyfile(submission, arguments.output)
-            print(f"copied to {arguments.output}")
     elif arguments.output:
         print("no submission was written: --limit and --split answer only some questions")
     cut = sum(record["ended"] == "cut" for record in records)
@@ -277,6 +279,11 @@ def report(
         print(f"no score: {without_gold} of {len(rows)} questions have no gold answer")
     made_by = {"run": None if arguments.no_adapter else str(folder.parent.parent), "model": recipe.model, "template": template}
     write_json(folder / "scores.json", {"scores": scores, "limit": arguments.limit, **made_by, **describe_environment([table])})
+    if submission and arguments.output:  # the last thing: an inference that is cut off before may go on
+        partial_copy = Path(f"{arguments.output}.partial")
+        shutil.copyfile(submission, partial_copy)
+        os.replace(partial_copy, arguments.output)
+        print(f"copied to {arguments.output}")
     result = {
         "char_f1": scores and scores["char_f1"],
         "exact_match": scores and scores["exact_match"],

@@ -79,6 +79,20 @@ def pick_compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
+def confirm_remote_code(recipe: Recipe, on_command_line: bool) -> None:
+    """Before anything of the base is loaded: code of its repository runs only if the command itself says so, and loudly.
+
+    A recipe or a run folder may come from somebody else.
+    """
+    if recipe.trust_remote_code and not on_command_line:
+        raise InputError(
+            f"the recipe wants to run Python code from {recipe.model}'s repository, which can do anything. Read that code, then "
+            "add --trust_remote_code true to the command."
+        )
+    if recipe.trust_remote_code:
+        print(f"WARNING: trust_remote_code is on: code from {recipe.model} runs on this machine")
+
+
 def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, or the one saved in a run's adapter folder."""
     source = str(folder or recipe.model)
@@ -99,8 +113,6 @@ def load_config(recipe: Recipe) -> PretrainedConfig:
 
 def load_base(recipe: Recipe, device: torch.device) -> PreTrainedModel:
     """The base model on `device`, 4-bit NF4 by default, frozen. Only safetensors are read."""
-    if recipe.trust_remote_code:
-        print(f"WARNING: trust_remote_code is on: code from {recipe.model} runs on this machine")
     dtype = pick_compute_dtype(recipe, device)
     config = load_config(recipe)
     quantization = BitsAndBytesConfig(

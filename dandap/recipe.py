@@ -217,7 +217,10 @@ class Recipe(BaseModel):
         return yaml.safe_dump(self.model_dump(), allow_unicode=True, sort_keys=False)
 
 
-ANSWERING = ("max_new_tokens", "tokens_per_batch", "samples", "temperature", "grounded", "choices", "choices_by", "beams", "seed")
+ANSWERING = (
+    *("max_new_tokens", "tokens_per_batch", "samples", "temperature", "grounded", "choices", "choices_by", "beams", "seed"),
+    "trust_remote_code",
+)  # what inference.py may change of a run's recipe
 
 
 def add_options(parser: argparse.ArgumentParser, title: str, names: Iterable[str] = ()) -> None:

@@ -62,9 +62,9 @@ class RunFolder:
         return saved["name"], saved["template"]
 
     def save_recipe(self, recipe: Recipe, template: dict[str, str]) -> None:
-        """Write recipe.yaml (resolved) and template.json."""
-        write_text(self.recipe_file, recipe.to_yaml())
+        """Write template.json and recipe.yaml (resolved), by which a folder is known as a run and which therefore comes last."""
         write_json(self.template_file, {"name": recipe.template, "template": template})
+        write_text(self.recipe_file, recipe.to_yaml())
 
     def data_hashes(self) -> dict[str, str]:
         """Path -> SHA-256 of the data files when the run started."""

@@ -11,6 +11,7 @@ from dandap.errors import InputError
 from dandap.memory import empty_model, estimate_inference, estimate_training, fit_plan, make_plan
 from dandap.model import (
     add_adapter,
+    confirm_remote_code,
     load_base,
     load_config,
     load_tokenizer,
@@ -225,3 +226,14 @@ def test_a_hub_name_without_network_is_explained():
 @pytest.mark.parametrize(("questions", "most", "expected"), [(16, 100, (16, 1)), (16, 5, (4, 4)), (7, 3, (1, 7)), (4, 0, (1, 4))])
 def test_a_step_is_split_exactly(questions, most, expected):
     assert split_step(questions, most) == expected
+
+
+def test_code_of_a_repository_runs_only_if_the_command_says_so(capsys):
+    """Not because a recipe or somebody's run folder asks for it; and it is told before anything is loaded."""
+    recipe = Recipe(model="owner/name", trust_remote_code=True)
+    with pytest.raises(InputError, match=r"Read that code, then add --trust_remote_code true"):
+        confirm_remote_code(recipe, on_command_line=False)
+    confirm_remote_code(recipe, on_command_line=True)
+    assert "code from owner/name runs on this machine" in capsys.readouterr().out
+    confirm_remote_code(Recipe(model="owner/name"), on_command_line=False)
+    assert capsys.readouterr().out == ""
