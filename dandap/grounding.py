@@ -45,6 +45,8 @@ class Grounding:
             return False
         if not text.strip() and left < (_missing(rest) if rest else self._to_a_character(context)):
             return False
+        if not text.strip() and rest and not any(c.encode().startswith(rest) for c in context if c.strip()):
+            return False  # it could only become white space
         if not new or (said and not text.strip() and not rest):
             return False
         longer = text.lstrip().encode() + rest

@@ -178,6 +178,9 @@ def test_an_article_without_a_character_is_answered_by_nothing(demo):
 def test_few_tokens_and_high_temperatures_still_give_spans(demo, most, temperature):
     articles = ["😀😀😀", "x", "\t\n 뷁\t쀍\n", "\u3000\u3000뷁", "가\u00a0나"]
     rows = [Row(str(n), article, "무엇인가?") for n, article in enumerate(articles)]
+    known = Grounding(demo[1], set(demo[1].all_special_ids)).known
     for example, text, _ in answers(*demo, rows, grounded=True, max_new_tokens=most, temperature=temperature):
-        assert text or len(example.context.encode()) > most, "a syllable outside the vocabulary takes a token per byte"
+        sizes = [len(c.encode()) for c in example.context if c.strip()]  # a character outside the vocabulary takes a token a byte
+        easiest = 1 if any(c.encode() in known for c in example.context if c.strip()) else min(sizes)
+        assert text or easiest > most
         assert text in example.context
