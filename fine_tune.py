@@ -50,7 +50,7 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     resumed = run is not None
     confirm_remote_code(recipe, "trust_remote_code" in chosen_options(arguments))
     get_task(recipe.task)
-    template = run.load_template()[1] if run else prompts.get_template(recipe.template)
+    template = trained_template(run, recipe) if run else prompts.get_template(recipe.template)
     if not run:
         refuse_taken(recipe.output_dir, recipe.run_name)
     table = read_train(recipe)
@@ -75,6 +75,8 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
     run = run or from_first(lambda: start_run(name, recipe, template, table, examples))
     with locked(run.path) if is_first() else nullcontext():
+        if resumed and is_first():
+            run.save_recipe(recipe, template)  # --resume_anyway may have changed it
         train(run, recipe, plan, model, tokenizer, examples, find_checkpoint(run) if resumed else None)
         leave_together()
         if not is_first():
@@ -174,8 +176,6 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
     different = [field for field in different if field not in ("output_dir", "run_name")]
     if different and arguments.resume_anyway:
         print(f"resuming with another recipe (--resume_anyway): {', '.join(different)}")
-        template = prompts.get_template(changed.template) if "template" in different else run.load_template()[1]
-        run.save_recipe(changed, template)
         return run.path.name, changed, run
     if different:
         raise InputError(
@@ -184,6 +184,12 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
             + ". A resumed run keeps its recipe: drop these options, insist with --resume_anyway, or start a new run."
         )
     return run.path.name, saved, run
+
+
+def trained_template(run: RunFolder, recipe: Recipe) -> prompts.Template:
+    """The wording a run was started with, unless it goes on with another (--resume_anyway)."""
+    name, template = run.load_template()
+    return template if name == recipe.template else prompts.get_template(recipe.template)
 
 
 def refuse_other_data(run: RunFolder, table: Table) -> None:
@@ -281,6 +287,8 @@ def train(run: RunFolder, recipe: Recipe, plan: Plan, model, tokenizer, examples
     finally:
         progress.close()
     if stop.received:
+        if not is_first():
+            raise SystemExit(128 + stop.received)  # the first one says why
         raise Stopped(
             f"{stop.received.name} after step {trainer.state.global_step} of {trainer.state.max_steps}. Continue with "
             f"python fine_tune.py --resume {run.path}",

@@ -125,6 +125,7 @@ class CrashProof(Trainer):
                 seal(staging / name)
                 _put_in_place(staging / name, checkpoints / name)
                 _drop_old(checkpoints)
+            self.accelerator.wait_for_everyone()  # a process that leaves first has the launcher stop the one that writes
         except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have errors of their own
             raise InputError(
                 f"the checkpoint of step {self.state.global_step} could not be written: {str(error).splitlines()[0]}. Free some "
@@ -230,14 +231,16 @@ class StopSignals(TrainerCallback):
         print(f"{self.received.name}: finishing this step and saving; once more to stop at once", flush=True)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if _any_process(self.received is not None, args.device):
+        number = _on_any_process(self.received or 0, args.device)
+        if number:
+            self.received = signal.Signals(number)
             control.should_save = control.should_training_stop = True
 
 
-def _any_process(flag: bool, device: torch.device) -> bool:
-    """Whether any process says yes; all must stop after the same step."""
+def _on_any_process(number: int, device: torch.device) -> int:
+    """The largest of all processes' numbers: what one is told, all are, and they stop after the same step."""
     if process_count() == 1:
-        return flag
-    asked = torch.tensor(float(flag), device=device)
+        return number
+    asked = torch.tensor(number, device=device)
     torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-    return bool(asked)
+    return int(asked)

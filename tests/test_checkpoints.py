@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,123 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_run_ends_the_same(work, cap
     assert "checkpoint-12 is skipped: optimizer.pt is damaged" in out
     assert "from checkpoint-11" in out
     assert_as_uninterrupted(work, "damaged")
+
+
+CHECKPOINT_FILES = (
+    *("adapter_config.json", "adapter_model.safetensors", "manifest.json", "optimizer.pt"),
+    *("rng_state.pth", "scheduler.pt", "trainer_state.json"),
+)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("name", CHECKPOINT_FILES)
+def test_every_file_of_a_real_checkpoint_counts(work, tmp_path, name, kind):
+    """transformers resumes without a word when optimizer, scheduler or RNG are missing or changed."""
+    shutil.copytree(RunFolder(work / "outputs" / "whole").checkpoints, tmp_path / "c")
+    DAMAGE[kind](tmp_path / "c" / "checkpoint-12" / name)
+    found, skipped = newest_valid(tmp_path / "c")
+    assert found == tmp_path / "c" / "checkpoint-11"
+    assert skipped[0].startswith("checkpoint-12 is skipped: ")
+    assert name in skipped[0] or name == "manifest.json"  # whose flipped bit may read as another file's damage
+
+
+def test_a_half_written_checkpoint_is_no_checkpoint(work):
+    """transformers writes in place and trusts the highest number."""
+    cut = RunFolder(work / "outputs" / "half")
+    shutil.copytree(work / "outputs" / "whole", cut.path)
+    shutil.rmtree(cut.adapter)
+    half = cut.checkpoints / ".saving" / "checkpoint-12"
+    shutil.move(cut.checkpoints / "checkpoint-12", half)
+    (half / "manifest.json").unlink()
+    fine_tune.main(["--resume", str(cut.path)])
+    assert_as_uninterrupted(work, "half")
+
+
+def test_batch_sizes_are_never_found_by_trying(work):
+    """auto_find_batch_size starts again at step 0 with weights that have changed already."""
+    from dandap.memory import Plan
+    from dandap.recipe import Recipe
+    from dandap.reference import training_config
+
+    plan = Plan(torch.device("cpu"), torch.float32, 100, False, None, None)
+    assert training_config(Recipe(), plan, str(work / "c"), 10, 1, 1).auto_find_batch_size is False
+
+
+def test_steps_that_a_float16_scaler_skips_are_no_error(work, monkeypatch):
+    """A scale that overflows float16 is halved until gradients fit; those steps change nothing and are no reason to stop."""
+    real = fine_tune.make_read_once_trainer
+
+    def make(*args, **kwargs):
+        trainer = real(*args, **kwargs)
+        accelerator = trainer.accelerator
+        monkeypatch.setitem(accelerator.state._shared_state, "_mixed_precision", "fp16")
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**18)
+        return trainer
+
+    monkeypatch.setattr(fine_tune, "make_read_once_trainer", make)
+    fine_tune.main([*options(work), "--run_name", "scaled"])
+    records = [json.loads(line) for line in RunFolder(work / "outputs" / "scaled").metrics_file.read_text().splitlines()]
+    skipped = [record["grad_norm"] is None for record in records]
+    assert skipped[0]
+    assert not all(skipped)
+    tensors = adapter(work, "scaled")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name), "nothing was learned"
+
+
+def test_a_second_process_on_a_run_is_refused(work):
+    """End to end: the first trains on, the second names it and changes nothing."""
+    run = RunFolder(work / "outputs" / "shared")
+    command = [sys.executable, "fine_tune.py", *options(work), "--run_name", "shared", "--epochs", "50"]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: newest_valid(run.checkpoints)[0], first)
+        saved = run.recipe_file.read_bytes()
+        with pytest.raises(InputError, match=f"shared is in use by process {first.pid} on"):
+            fine_tune.main(["--resume", str(run.path), "--learning_rate", "0.5", "--resume_anyway"])
+        assert run.recipe_file.read_bytes() == saved
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+
+
+def wait_until(is_so, process):
+    while not is_so():
+        assert process.poll() is None, "the process ended early"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(work, rank):
+    run = RunFolder(work / "outputs" / f"two-{rank}")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    plain = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "fine_tune.py"]
+    more = ["--run_name", run.path.name, "--epochs", "50", "--save_steps", "1000"]
+    both = subprocess.Popen([*launch, *plain, *options(work), *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_until(lambda: run.metrics_file.is_file(), both)
+    os.kill(process_of(both.pid, rank), signal.SIGTERM)
+    out = both.communicate(timeout=120)[0].decode()
+    assert both.returncode != 0
+    assert out.count("stopped: SIGTERM after step") == 1, out[-3000:]
+    checkpoint = newest_valid(run.checkpoints)[0]
+    assert f"after step {checkpoints.step_of(checkpoint)} of" in out
+    assert not run.finished
+    fine_tune.main(["--resume", str(run.path), "--epochs", "1", "--resume_anyway"])
+    assert run.finished
+
+
+def process_of(launcher, rank):
+    """The process id of a rank that a launcher started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            if f"RANK={rank}".encode() in environment and int((folder / "stat").read_text().split()[3]) == launcher:
+                return int(folder.name)
+        except (OSError, PermissionError):
+            continue
+    raise AssertionError(f"no process of rank {rank}")
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
