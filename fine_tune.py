@@ -10,28 +10,41 @@ python fine_tune.py --resume              continue the newest unfinished run
 import argparse
 import os
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from rich.console import Console
+from transformers import TrainerState
 
 import prompts
-from dandap.checkpoints import StopSignals, check_space, locked, newest_valid, step_of
-from dandap.dataset import Row, Table, split_by_article
+from dandap.checkpoints import StopSignals, check_space, fault, locked, newest_valid, step_of
+from dandap.dataset import Table, split_by_article
 from dandap.encoding import Encoder, Example
 from dandap.errors import InputError, Stopped, run_script
 from dandap.memory import GB, Plan, lower_memory, make_plan, parse_size, plan_for_size
-from dandap.model import add_adapter, confirm_remote_code, load_base, load_config, load_tokenizer, pick_device, why_no_gpu
+from dandap.model import (
+    add_adapter,
+    confirm_remote_code,
+    load_base,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    pick_device,
+    why_no_gpu,
+)
 from dandap.processes import first_one_speaks, from_first, is_first, leave_together
 from dandap.progress import TrainingProgress, append_json, forget_after, track
 from dandap.recipe import RECIPES_DIR, Parser, Recipe, add_options, chosen_options, find_recipe, load_recipe, make_recipe, parse
 from dandap.reference import make_trainer
-from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, refuse_taken, write_json
+from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, refuse_taken, write_json, write_json_lines
+from dandap.selection import KeepBest, best_step, some_of, steps_between
 from dandap.shapes import SHAPES, make_config
 from dandap.trainer import count_tokens, make_read_once_trainer
 from inference import answer_rows, encode, print_score, render, some
-from tasks import get_task, read_train, score_rows, write_predictions
+from tasks import answer_shape, get_task, read_train, score_rows, write_predictions
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,7 +73,9 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     tell_data(recipe, table)
 
     tokenizer = load_tokenizer(recipe)
-    plan = None if arguments.preview else make_plan(recipe, load_config(recipe), pick_device(), training=True)
+    if not arguments.preview:  # both while the device's memory is free
+        plan = make_plan(recipe, load_config(recipe), pick_device(), training=True)
+        answering = make_plan(recipe, load_config(recipe), plan.device, training=False)
     encoder = Encoder(tokenizer, partial(render, recipe, template))
     encoding = partial(track, description="encoding")
     examples = encoder.encode_rows(train_rows, recipe.prompt_limit, answers=True, track=encoding)
@@ -68,6 +83,7 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     if arguments.preview:
         return preview(encoder, examples[0])
 
+    validation_examples = encode(recipe, encoder, validation_rows)
     print(f"{plan}, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}")
     tell_saving(recipe, plan, examples)
     model = add_adapter(load_base(recipe, plan.device), recipe)
@@ -77,13 +93,16 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     with locked(run.path) if is_first() else nullcontext():
         if resumed and is_first():
             run.save_recipe(recipe, template)  # --resume_anyway may have changed it
-        train(run, recipe, plan, model, tokenizer, examples, find_checkpoint(run) if resumed else None)
+        validation = Validation(recipe, encoder, model, validation_examples, answering.tokens_per_batch)
+        best = train(run, recipe, plan, model, tokenizer, examples, validation, find_checkpoint(run) if resumed else None)
         leave_together()
         if not is_first():
             return
+        if best:
+            load_weights(model, best)
         save_adapter(model, tokenizer, run)
         if validation_rows:
-            validate(recipe, run, encoder, model, validation_rows)
+            validation.finish(run)
     print(f"run saved in {run.path}\nanswer a test file: python inference.py --run {run.path}")
 
 
@@ -272,11 +291,20 @@ def start_run(name: str, recipe: Recipe, template: prompts.Template, table: Tabl
     return run
 
 
-def train(run: RunFolder, recipe: Recipe, plan: Plan, model, tokenizer, examples: list[Example], checkpoint: str | None) -> None:
-    """Train the adapter, from a checkpoint if there is one."""
+def train(
+    run: RunFolder,
+    recipe: Recipe,
+    plan: Plan,
+    model,
+    tokenizer,
+    examples: list[Example],
+    validation: "Validation",
+    checkpoint: str | None,
+) -> Path | None:
+    """Train the adapter, from a checkpoint if there is one; the checkpoint of the best evaluation unless it is the last step."""
     check_space(run.path, model.get_nb_trainable_parameters()[0])
     progress, stop = TrainingProgress(run.metrics_file), StopSignals()
-    callbacks = [stop, progress] if is_first() else [stop]
+    callbacks = [stop, *([progress] if is_first() else []), *validation.callback(run, len(examples))]
     make = make_read_once_trainer if recipe.read_once else make_trainer
     trainer = make(model, tokenizer, examples, recipe, plan, str(run.checkpoints), callbacks)
     try:
@@ -294,6 +322,20 @@ def train(run: RunFolder, recipe: Recipe, plan: Plan, model, tokenizer, examples
             f"python fine_tune.py --resume {run.path}",
             128 + stop.received,
         )
+    return find_best(run, trainer.state)
+
+
+def find_best(run: RunFolder, state: TrainerState) -> Path | None:
+    """The checkpoint to take the adapter from; None where the last step is the best, or the best was lost."""
+    step = best_step(state)
+    if step is None or step == state.global_step:
+        return None
+    checkpoint = run.checkpoints / f"checkpoint-{step}"
+    if reason := fault(checkpoint):
+        print(f"WARNING: the best adapter, of step {step}, cannot be used ({reason}); the last one is kept")
+        return None
+    print(f"the adapter of step {step} is kept, whose evaluation had the highest F1")
+    return checkpoint
 
 
 def save_adapter(model, tokenizer, run: RunFolder) -> None:
@@ -305,17 +347,44 @@ def save_adapter(model, tokenizer, run: RunFolder) -> None:
     os.replace(partial_folder, run.adapter)
 
 
-def validate(recipe: Recipe, run: RunFolder, encoder: Encoder, model, rows: list[Row]) -> None:
-    """Answer the validation questions by generation, as inference will; score, print and keep them."""
-    plan = make_plan(recipe, model.config, model.device, training=False)
-    examples = encode(recipe, encoder, rows)
-    records = list(answer_rows(recipe, encoder, model, examples, plan.tokens_per_batch, "validating"))
-    order = {row.id: index for index, row in enumerate(rows)}
-    records.sort(key=lambda record: order[record["id"]])
-    scores = score_rows(get_task(recipe.task), rows, [record["prediction"] for record in records])
-    write_predictions(run.validation_file, records)
-    append_json(run.metrics_file, {"validation": scores})
-    print_score("validation", scores)
+@dataclass(frozen=True)
+class Validation:
+    """The validation questions, answered by generation as inference will answer."""
+
+    recipe: Recipe
+    encoder: Encoder
+    model: PeftModel
+    examples: list[Example]
+    tokens_per_batch: int
+
+    def answer(self, examples: list[Example], doing: str | None = None) -> list[dict]:
+        """Records in the examples' order; `doing` labels a bar, if there is one."""
+        answers = answer_rows(self.recipe, self.encoder, self.model, examples, self.tokens_per_batch, doing)
+        records = {record["id"]: record for record in answers}
+        return [records[example.row.id] for example in examples]
+
+    def score(self, records: list[dict]) -> dict:
+        """The task's scores and what the answers look like."""
+        rows = {example.row.id: example.row for example in self.examples}
+        predictions = [record["prediction"] for record in records]
+        return score_rows(get_task(self.recipe.task), [rows[r["id"]] for r in records], predictions) | answer_shape(records)
+
+    def callback(self, run: RunFolder, questions: int) -> list[KeepBest]:
+        """What evaluates on some of the questions while training on so many, if that is wanted."""
+        every = steps_between(self.recipe, questions)
+        if not self.examples or not every:
+            return []
+        chosen = some_of(self.examples, self.recipe.evaluate_questions)
+        return [KeepBest(lambda: self.score(self.answer(chosen)), every, self.recipe.patience, run.metrics_file)]
+
+    def finish(self, run: RunFolder) -> None:
+        """Answer all; score, print and keep them."""
+        records = self.answer(self.examples, "validating")
+        scores = self.score(records)
+        write_json_lines(run.validation_record, records)
+        write_predictions(run.validation_file, records)
+        append_json(run.metrics_file, {"validation": scores})
+        print_score("validation", scores)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ python inference.py --recipe eeve-10.8b --no_adapter --template context_bot    z
 
 import argparse
 import json
-import os
-import shutil
 import time
 from collections.abc import Container, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -39,9 +38,19 @@ from dandap.recipe import (
     parse,
     positive,
 )
-from dandap.run_folder import RunFolder, describe_environment, find_run, list_runs, new_run, write_json
+from dandap.run_folder import (
+    RunFolder,
+    copy_whole,
+    describe_environment,
+    find_run,
+    list_runs,
+    new_run,
+    refuse_existing,
+    write_json,
+)
 from tasks import (
     SubmissionForm,
+    answer_shape,
     get_task,
     prediction_record,
     read_test,
@@ -122,14 +131,6 @@ def command_line() -> Parser:
     parser.add_argument("--overwrite", action="store_true", help="let --output replace a file")
     add_options(parser, "how answers come about (over the run's recipe)", ANSWERING)
     return parser
-
-
-def refuse_existing(output: str | None, overwrite: bool) -> None:
-    """Before hours of answering, not after."""
-    if output and not Path(output).absolute().parent.is_dir():
-        raise InputError(f"--output {output}: there is no folder {Path(output).parent}. Make it, or name another.")
-    if output and Path(output).exists() and not overwrite:
-        raise InputError(f"--output {output} exists already. Choose another name, or add --overwrite.")
 
 
 def choose(arguments: argparse.Namespace) -> tuple[RunFolder | None, Recipe, prompts.Template]:
@@ -225,14 +226,15 @@ def answer_rows(
     model,
     examples: list[Example],
     tokens_per_batch: int,
-    doing: str,
+    doing: str | None,
     known: Container[str] = (),
 ) -> Iterator[dict]:
-    """Prediction records as answers come (the largest articles first), but for ids that are known; `doing` labels the bar."""
+    """Prediction records as answers come (the largest articles first), but for known ids; `doing` labels the bar, if any."""
     if recipe.samples > 1 and not recipe.temperature:
         print(f"the {recipe.samples} samples are all alike at temperature 0; --temperature 0.7 lets them differ")
     done = {index for index, example in enumerate(examples) if example.row.id in known}
-    with counting(doing, len(examples), "questions") as advance:
+    bar = counting(doing, len(examples), "questions") if doing else nullcontext(lambda count: None)
+    with bar as advance:
         for index, answers in predict(model, encoder, examples, recipe, tokens_per_batch, advance, done):
             texts = [answer.text for answer in answers]
             record = prediction_record(examples[index], answers[metrics.consensus(texts)])
@@ -263,7 +265,7 @@ def report(
     submission = None
     if arguments.limit is None and not arguments.split:
         submission = str(folder / "submission.csv")
-        write_submission(Path(submission), form, rows, predictions)
+        write_submission(Path(submission), form, [row.id for row in rows], predictions)
         if form.note:
             print(form.note)
         print(f"submission: {submission} ({len(rows):,} rows, read back and checked)")
@@ -278,12 +280,10 @@ def report(
     elif without_gold < len(rows):
         print(f"no score: {without_gold} of {len(rows)} questions have no gold answer")
     made_by = {"run": None if arguments.no_adapter else str(folder.parent.parent), "model": recipe.model, "template": template}
-    write_json(folder / "scores.json", {"scores": scores, "limit": arguments.limit, **made_by, **describe_environment([table])})
+    answered = {"limit": arguments.limit, "split": arguments.split, "answers": answer_shape(records)}
+    write_json(folder / "scores.json", {"scores": scores, **answered, **made_by, **describe_environment([table])})
     if submission and arguments.output:  # the last thing: an inference that is cut off before may go on
-        partial_copy = Path(f"{arguments.output}.partial")
-        shutil.copyfile(submission, partial_copy)
-        os.replace(partial_copy, arguments.output)
-        print(f"copied to {arguments.output}")
+        copy_whole(Path(submission), Path(arguments.output))
     result = {
         "char_f1": scores and scores["char_f1"],
         "exact_match": scores and scores["exact_match"],

@@ -6,6 +6,7 @@ compares their non-space characters as multisets. Several gold answers: the best
 """
 
 import random
+import re
 import string
 from collections import Counter
 from collections.abc import Sequence
@@ -50,14 +51,24 @@ def _f1(prediction: Counter[str], gold: Counter[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def consensus(answers: Sequence[str]) -> int:
-    """Which of several answers to a question has the most character F1 with the others, all told; the first of equals.
+def consensus(answers: Sequence[str], weights: Sequence[float] | None = None) -> int:
+    """Which of several answers to a question has the most character F1 with all of them, weighted; the first of equals.
 
-    Minimum Bayes risk decoding (Kumar and Byrne, 2004) with character F1 as the gain.
+    Minimum Bayes risk decoding (Kumar and Byrne, 2004) with character F1 as the gain. An answer is wholly like itself.
     """
+    weights = weights or [1.0] * len(answers)
     characters = [_characters(answer) for answer in answers]
-    gains = [sum(_f1(mine, other) for other in characters) for mine in characters]
-    return max(range(len(answers)), key=lambda index: (gains[index], -index))
+
+    def gain(index: int) -> float:
+        likeness = (1.0 if other == index else _f1(characters[index], characters[other]) for other in range(len(answers)))
+        return sum(weight * like for weight, like in zip(weights, likeness, strict=True))
+
+    return max(range(len(answers)), key=lambda index: (gain(index), -index))
+
+
+def repeats(text: str) -> bool:
+    """Whether some piece of at least two characters stands three times in a row, as in answers that never end."""
+    return re.search(r"(\S.{0,60}?\S)(\s*\1){2}", text) is not None
 
 
 def score(predictions: Sequence[str], golds: Sequence[str | Sequence[str]], articles: Sequence[str]) -> dict:
@@ -75,6 +86,12 @@ def score(predictions: Sequence[str], golds: Sequence[str | Sequence[str]], arti
         result[name] = sum(values) / len(values)
         result[f"{name}_interval"] = bootstrap_interval(values, articles)
     return result
+
+
+def compare(ours: Sequence[float], theirs: Sequence[float], articles: Sequence[str]) -> dict:
+    """{"difference", "interval"} of two answerers' values on the same questions: paired, whole articles resampled."""
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return {"difference": sum(differences) / len(differences), "interval": bootstrap_interval(differences, articles)}
 
 
 def bootstrap_interval(values: Sequence[float], articles: Sequence[str], samples: int = 1000) -> tuple[float, float]:

@@ -68,6 +68,16 @@ def read_test(recipe: Recipe, test_file: Path) -> Table:
     return Table(table.path, rows, table.sha256, [*table.notes, f"gold answers come from {answers_file}"])
 
 
+def answer_shape(records: Sequence[dict]) -> dict:
+    """What answers look like whatever their score: {"mean_length" in characters, "stopped", "spans", "repeating" as shares}."""
+    return {
+        "mean_length": sum(len(record["prediction"]) for record in records) / len(records),
+        "stopped": sum(record["ended"] == "stopped" for record in records) / len(records),
+        "spans": sum(record["span"] is not None for record in records) / len(records),
+        "repeating": sum(metrics.repeats(record["prediction"]) for record in records) / len(records),
+    }
+
+
 def score_rows(task: Task, rows: list[Row], predictions: Sequence[str]) -> dict | None:
     """The task's scores, or None when not every row has a gold answer."""
     if not all(row.answers for row in rows):
@@ -78,7 +88,7 @@ def score_rows(task: Task, rows: list[Row], predictions: Sequence[str]) -> dict 
 def prediction_record(example: Example, prediction: Prediction) -> dict:
     """One line of predictions.jsonl and one row of predictions.csv."""
     row, text = example.row, prediction.text
-    return {
+    record = {
         "id": row.id,
         "question": row.question,
         "prediction": text,
@@ -90,7 +100,9 @@ def prediction_record(example: Example, prediction: Prediction) -> dict:
         "token_ids": prediction.token_ids,
         "ended": "stopped" if prediction.stopped else "cut",
         "trimmed_characters": example.trimmed,
+        "article": row.article,
     }
+    return record | ({"choices": prediction.choices} if prediction.choices else {})
 
 
 def write_predictions(path: Path, records: list[dict]) -> None:
@@ -138,25 +150,34 @@ def submission_form(task: Task, test_file: Path, ids: list[str]) -> SubmissionFo
             f"{sample} is not of this test file (its ids or columns differ); the columns are {', '.join(task.submission_columns)}"
         )
         return SubmissionForm(task.submission_columns, "utf-8-sig", note)
-    return SubmissionForm(tuple(table[0]), "utf-8-sig" if data.startswith(codecs.BOM_UTF8) else "utf-8")
+    return form_of(sample)
 
 
-def write_submission(path: Path, form: SubmissionForm, rows: list[Row], answers: Sequence[str]) -> None:
+def form_of(submission: Path) -> SubmissionForm | None:
+    """The form of a CSV of two columns, as a submission is; None for another."""
+    data = submission.read_bytes()
+    header = next(csv.reader(io.StringIO(decode(data, submission)[0], newline="")), [])
+    if len(header) != 2:
+        return None
+    return SubmissionForm(tuple(header), "utf-8-sig" if data.startswith(codecs.BOM_UTF8) else "utf-8")
+
+
+def write_submission(path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]) -> None:
     """The submission in the test file's order, written whole, read back and checked."""
     text = io.StringIO()
     # Minimal quoting leaves a bare carriage return unquoted, and a reader would see two rows.
     quoting = csv.QUOTE_ALL if any("\r" in answer for answer in answers) else csv.QUOTE_MINIMAL
     writer = csv.writer(text, lineterminator="\n", quoting=quoting)
     writer.writerow(form.columns)
-    writer.writerows([row.id, answer] for row, answer in zip(rows, answers, strict=True))
+    writer.writerows(zip(ids, answers, strict=True))
     write_text(path, text.getvalue(), encoding=form.encoding)
-    check_submission(path, form, rows, answers)
+    check_submission(path, form, ids, answers)
 
 
-def check_submission(path: Path, form: SubmissionForm, rows: list[Row], answers: Sequence[str]) -> None:
+def check_submission(path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]) -> None:
     """Read a written submission as the organiser would; RuntimeError if it is not what was meant."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     has_bom = path.read_bytes().startswith(codecs.BOM_UTF8)
-    meant = (list(form.columns), [row.id for row in rows], list(answers), form.encoding == "utf-8-sig")
+    meant = (list(form.columns), list(ids), list(answers), form.encoding == "utf-8-sig")
     if (list(table.columns), table.iloc[:, 0].tolist(), table.iloc[:, 1].tolist(), has_bom) != meant:
         raise RuntimeError(f"{path} reads back differently from what was written ({len(table)} rows, {list(table.columns)})")

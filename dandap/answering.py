@@ -23,6 +23,7 @@ class Prediction:
     log_probability: float  # of a token, on average: how sure the model is
     stopped: bool  # False: cut at max_new_tokens
     span: tuple[int, int] | None  # its first place in the trimmed article, in characters; None if it stands nowhere
+    choices: dict[str, float] | None = None  # log-probability of every choice, where there were choices
 
 
 def predict(
@@ -103,4 +104,5 @@ def _choose(
     for index, scores in score_choices(model, examples, ids, whole, decoding.pad_id, tokens_per_batch, advance, done):
         best = max(range(len(scores)), key=scores.__getitem__)
         text, said = recipe.choices[best], ids[index][best] if whole else ids[index][best][:1]
-        yield index, [Prediction(text, said, scores[best] / len(said), True, place(text, examples[index].context))]
+        span, compared = place(text, examples[index].context), dict(zip(recipe.choices, scores, strict=True))
+        yield index, [Prediction(text, said, scores[best] / len(said), True, span, compared)]

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback
 
 from dandap.errors import InputError
 from dandap.processes import process_count
+from dandap.selection import best_step
 
 MANIFEST, STAGING = "manifest.json", ".saving"
 KEPT = 2  # checkpoints: should the newest be damaged later, there is one before it
@@ -124,7 +125,7 @@ class CrashProof(Trainer):
                     (staging / name / unread).unlink(missing_ok=True)
                 seal(staging / name)
                 _put_in_place(staging / name, checkpoints / name)
-                _drop_old(checkpoints)
+                _drop_old(checkpoints, best_step(self.state))
             self.accelerator.wait_for_everyone()  # a process that leaves first has the launcher stop the one that writes
         except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have errors of their own
             raise InputError(
@@ -170,23 +171,25 @@ def _put_in_place(written: Path, place: Path) -> None:
     _flush(place.parent)
 
 
-def _drop_old(checkpoints: Path) -> None:
-    """Keep the newest KEPT valid ones and what is newer."""
+def _drop_old(checkpoints: Path, best: int | None) -> None:
+    """Keep the newest KEPT valid ones, what is newer, and the best."""
     valid = 0
     for checkpoint in list_checkpoints(checkpoints):
         if valid == KEPT:
-            shutil.rmtree(checkpoint)
+            if step_of(checkpoint) != best:
+                shutil.rmtree(checkpoint)
         elif fault(checkpoint) is None:
             valid += 1
 
 
 def check_space(folder: Path, trained_parameters: int) -> None:
     """Refuse a disk too full for a checkpoint (float32 weights and AdamW's two moments) beside those that are kept."""
-    needed = (KEPT + 1) * (12 * trained_parameters + 1e6)
+    most = KEPT + 2  # the best, and the one that is being written
+    needed = most * (12 * trained_parameters + 1e6)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"{folder} has {free / 1e6:,.0f} MB free; {KEPT + 1} checkpoints of {needed / (KEPT + 1) / 1e6:,.0f} MB need to fit. "
+            f"{folder} has {free / 1e6:,.0f} MB free; {most} checkpoints of {needed / most / 1e6:,.0f} MB need to fit. "
             "Free some space, or name another --output_dir."
         )
 

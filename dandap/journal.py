@@ -7,7 +7,7 @@ from pathlib import Path
 from dandap.checkpoints import sha256
 from dandap.encoding import Example
 from dandap.progress import append_json
-from dandap.run_folder import new_answers_folder, write_json, write_text
+from dandap.run_folder import new_folder, write_json, write_json_lines
 
 
 class Journal:
@@ -46,8 +46,7 @@ class Journal:
         return list(ordered.values())
 
     def _write(self, records: dict[str, dict]) -> None:
-        lines = [json.dumps(self._line(record), ensure_ascii=False) + "\n" for record in records.values()]
-        write_text(self.file, "".join(lines))
+        write_json_lines(self.file, map(self._line, records.values()))
 
     def _line(self, record: dict) -> dict:
         return {**record, "key": self.keys[record["id"]]}
@@ -69,6 +68,6 @@ def answers_folder(parent: Path, test_file: Path, settings: str) -> Path:
     for folder in sorted(parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         if not (folder.parent / "scores.json").exists() and json.loads(folder.read_text())["settings"] == settings:
             return folder.parent
-    folder = new_answers_folder(parent, test_file)
+    folder = new_folder(parent, test_file.stem)
     write_json(folder / "settings.json", {"settings": settings})
     return folder

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -194,6 +195,13 @@ def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | li
             )
         found.append(candidates[0])
     return list(dict.fromkeys(found))
+
+
+def load_weights(model: PeftModel, checkpoint: Path) -> None:
+    """Put a checkpoint's adapter into the model that is being trained."""
+    result = set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+    if result.unexpected_keys:
+        raise InputError(f"{checkpoint} is of another adapter: it has {result.unexpected_keys[0]}. Start the run again.")
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

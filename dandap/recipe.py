@@ -1,6 +1,7 @@
 """Every option once: its type, default and reason. YAML files, the command line and --help all come from `Recipe`."""
 
 import argparse
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,8 @@ KNOWN_AS = {
     **dict.fromkeys(("lr_scheduler", "scheduler"), "lr_scheduler_type"),
     **dict.fromkeys(("optimizer",), "optim"),
     **dict.fromkeys(("attn_implementation", "flash_attention"), "attention"),
+    **dict.fromkeys(("eval_steps", "eval_strategy", "evaluation_strategy"), "evaluate_every (`200 steps` or `0.25 epochs`)"),
+    **dict.fromkeys(("early_stopping_patience", "early_stopping"), "patience"),
     **dict.fromkeys(("dataset", "data_path", "train_path", "dataset_name"), "train_file"),
     **dict.fromkeys(("test_path", "test_data"), "test_file"),
     **dict.fromkeys(("val_size", "val_set_size", "test_size"), "validation_fraction"),
@@ -69,6 +72,13 @@ class Recipe(BaseModel):
     validation_fraction: float = _field(
         0.05, "share of articles held out of training to measure on; chosen by a hash of the article", ge=0, lt=1
     )
+    evaluate_every: str | None = _field(
+        "0.25 epochs", "validation while training, as `200 steps` or `0.25 epochs`; the adapter with the best F1 is kept; or none"
+    )
+    evaluate_questions: int = _field(
+        200, "most validation questions of one evaluation, whole articles; after training all are answered", ge=1
+    )
+    patience: int | None = _field(None, "evaluations without a higher F1 after which training stops early", ge=1)
     max_length: int = _field(
         2048, "tokens of prompt and answer; max_length - max_new_tokens is the prompt's limit, in training and inference", ge=16
     )
@@ -128,6 +138,17 @@ class Recipe(BaseModel):
     output_dir: str = _field("outputs", "folder of run folders; a mounted drive survives a lost machine", min_length=1)
     run_name: str | None = _field(None, "name of the run's folder; made from recipe and time if not given", min_length=1)
     save_steps: int = _field(200, "steps between checkpoints", ge=1)
+
+    @field_validator("evaluate_every")
+    @classmethod
+    def _steps_or_epochs(cls, value: str | None) -> str | None:
+        """`200 steps`, `1 epoch`, `200`."""
+        if value is None or value == "none":
+            return None
+        match = re.fullmatch(r"(\d+)(?: steps?)?|(\d+|\d*\.\d+) epochs?", value.strip())
+        if not match or float(match[1] or match[2]) == 0:
+            raise ValueError("expected a number of steps or epochs above 0, as `200 steps` or `0.25 epochs`, or none")
+        return f"{match[1]} steps" if match[1] else f"{match[2]} epochs"
 
     @field_validator("columns", mode="before")
     @classmethod

@@ -4,8 +4,10 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +33,7 @@ class RunFolder:
         self.adapter = path / "adapter"
         self.checkpoints = path / "checkpoints"
         self.validation_file = path / "validation_predictions.csv"
+        self.validation_record = path / "validation_predictions.jsonl"
         self.answers = path / "answers"
 
     @property
@@ -124,9 +127,9 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def new_answers_folder(parent: Path, test_file: Path) -> Path:
-    """answers/<test>-<time>/, never one that exists."""
-    return free_folder(parent / safe_name(f"{test_file.stem}-{timestamp()}"))
+def new_folder(parent: str | Path, name: str) -> Path:
+    """<parent>/<name>-<time>/, never one that exists."""
+    return free_folder(Path(parent) / safe_name(f"{name}-{timestamp()}"))
 
 
 def free_folder(base: Path) -> Path:
@@ -148,6 +151,27 @@ def write_text(path: Path, text: str, encoding: str = "utf-8") -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def write_json_lines(path: Path, records: Iterable[dict]) -> None:
+    """Write records a line each, whole or not at all."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def refuse_existing(output: str | None, overwrite: bool) -> None:
+    """Before hours of answering, not after."""
+    if output and not Path(output).absolute().parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {Path(output).parent}. Make it, or name another.")
+    if output and Path(output).exists() and not overwrite:
+        raise InputError(f"--output {output} exists already. Choose another name, or add --overwrite.")
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file so that the target is never half of it."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.copyfile(source, partial)
+    os.replace(partial, target)
+    print(f"copied to {target}")
 
 
 def write_json(path: Path, value) -> None:

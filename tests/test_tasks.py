@@ -33,7 +33,7 @@ def rows(count):
 
 def write(path, test_file, questions, answers):
     form = submission_form(TASK, test_file, [row.id for row in questions])
-    write_submission(path, form, questions, answers)
+    write_submission(path, form, [row.id for row in questions], answers)
     return form.note
 
 
@@ -79,9 +79,9 @@ def test_a_wrong_submission_is_noticed(tmp_path):
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(RuntimeError, match="reads back differently"):
-            check_submission(path, form, rows(1), ["가"])
+            check_submission(path, form, [row.id for row in rows(1)], ["가"])
     path.write_text("id,answer\nTEST_0000,가\n", encoding="utf-8")
-    check_submission(path, form, rows(1), ["가"])
+    check_submission(path, form, [row.id for row in rows(1)], ["가"])
 
 
 def test_gold_answers_from_a_file_of_their_own(write_csv, tmp_path):

@@ -77,7 +77,9 @@ def test_hostile_rows_run_from_end_to_end(hostile_run):
 def test_hostile_answers_survive_the_round_trip(tmp_path):
     rows = [Row(str(n), "기사", "질문?") for n in range(len(HOSTILE))]
     for encoding in ("utf-8", "utf-8-sig"):
-        write_submission(tmp_path / "submission.csv", SubmissionForm(("id", "answer"), encoding), rows, HOSTILE)
+        write_submission(
+            tmp_path / "submission.csv", SubmissionForm(("id", "answer"), encoding), [row.id for row in rows], HOSTILE
+        )
         table = pd.read_csv(tmp_path / "submission.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
         assert table["answer"].tolist() == HOSTILE
 

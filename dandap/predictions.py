@@ -1,0 +1,96 @@
+"""Answers that were written before: found by run or file, read back, and checked to be on the same questions."""
+
+import csv
+import json
+from pathlib import Path
+
+from dandap.dataset import decode
+from dandap.errors import InputError
+from dandap.run_folder import RunFolder, find_run
+
+RECORD = "predictions.jsonl"
+
+
+def find_predictions(name: str, output_dir: str, split: str | None = None) -> Path:
+    """The file of answers of a run, a folder of answers, or a .jsonl or .csv file.
+
+    Of a run: its newest whole answers to a test file, or those on its validation questions with split "validation".
+    """
+    path = next((p for p in (Path(name), Path(output_dir) / name) if p.exists()), None)
+    if path is None:
+        find_run(name, output_dir)  # says which runs there are
+    if path.is_file() or (path / RECORD).is_file():
+        return path if path.is_file() else path / RECORD
+    run = RunFolder(path)
+    if split and run.validation_record.is_file():
+        return run.validation_record
+    whole = [file for file in run.answers.glob("*/scores.json") if _is_of(file, split)]
+    if not whole:
+        how = " --split validation" if split else ""
+        raise InputError(
+            f"{path} holds no answers{how and ' to its validation questions'}: python inference.py --run {path}{how}"
+        )
+    return max(whole, key=lambda file: file.stat().st_mtime_ns).with_name(RECORD)
+
+
+def _is_of(scores_file: Path, split: str | None) -> bool:
+    """Whether a finished inference answered all of a test file, or of the split."""
+    scores = json.loads(scores_file.read_text(encoding="utf-8"))
+    return scores.get("split") == split and scores.get("limit") is None
+
+
+def load_predictions(path: Path) -> list[dict]:
+    """Records with at least "id" and "prediction", in the file's order.
+
+    .jsonl as inference writes it; .csv with the columns id and prediction (predictions.csv), or id and an answer (a submission).
+    """
+    text, _ = decode(path.read_bytes(), path)
+    records = _from_csv(text, path) if path.suffix.lower() == ".csv" else _from_jsonl(text, path)
+    ids = [record["id"] for record in records]
+    if not ids or len(set(ids)) < len(ids):
+        raise InputError(f"{path} holds {len(ids)} answers to {len(set(ids))} ids; expected at least one, each id once.")
+    return records
+
+
+def _from_jsonl(text: str, path: Path) -> list[dict]:
+    records = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            usable = isinstance(record["id"], str) and isinstance(record["prediction"], str)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            usable = False
+        if not usable:
+            raise InputError(f"{path}, line {number}: expected a JSON object with the texts id and prediction.")
+        records.append(record)
+    return records
+
+
+def _from_csv(text: str, path: Path) -> list[dict]:
+    csv.field_size_limit(2**31 - 1)
+    try:
+        table = [cells for cells in csv.reader(text.splitlines(keepends=True), strict=True) if cells]
+    except csv.Error as error:
+        raise InputError(f"{path} is not a CSV file that can be read ({error}). Name the one that inference.py wrote.") from error
+    header = table[0] if table else []
+    answer = header.index("prediction") if "prediction" in header else 1
+    if len(header) < 2 or any(len(cells) != len(header) for cells in table):
+        raise InputError(f"{path}: expected a header with id and an answer, and as many cells in every row.")
+    return [{"id": cells[0], "prediction": cells[answer]} for cells in table[1:]]
+
+
+def same_questions(members: dict[str, list[dict]]) -> list[list[dict]]:
+    """The members' records in the first one's order; InputError names the files and ids that differ."""
+    first, *others = members
+    order = [record["id"] for record in members[first]]
+    aligned = [members[first]]
+    for name in others:
+        by_id = {record["id"]: record for record in members[name]}
+        missing, more = [i for i in order if i not in by_id], [i for i in by_id if i not in set(order)]
+        if missing or more:
+            told = [f"{len(ids)} are only in {where}, as {ids[0]}" for ids, where in ((missing, first), (more, name)) if ids]
+            raise InputError(f"{first} and {name} answer different questions: {'; '.join(told)}. Name answers to the same file.")
+        aligned.append([by_id[i] for i in order])
+    return aligned

@@ -1,0 +1,192 @@
+"""Several answers to a question become one: the published worked example, ties, what is refused, and the whole command."""
+
+import json
+
+import pandas as pd
+import pytest
+
+import ensemble
+import metrics
+from dandap.errors import InputError
+from dandap.predictions import load_predictions
+
+
+def records(*answers, **more):
+    return [{"id": "q", "prediction": answer, **more} for answer in answers]
+
+
+# The slides of Inha Wolminji (2024 Inha AI Challenge, 2nd): answers of Gemma, EEVE and Nous, and which was submitted.
+WORKED = {
+    "TEST_0001": (("중국과 일본", "중국과 일본", "중국과 일본"), "중국과 일본"),
+    "TEST_0008": (("25명", "25명", "1710명"), "25명"),
+    "TEST_0020": (("다섯 차례", "14일", "14일, 다섯 차례"), "14일, 다섯 차례"),
+    "TEST_0099": (("공소시효", "선거사범의 공소시효", "선거 수사의 연속성"), "선거사범의 공소시효"),
+}
+
+
+@pytest.mark.parametrize("method", ["f1_sum", "vote_f1"])
+@pytest.mark.parametrize("question", WORKED)
+def test_the_published_worked_example(question, method):
+    answers, taken = WORKED[question]
+    assert answers[ensemble.METHODS[method](records(*answers))] == taken
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [("TEST_0020", (0, 0.6, 0.7272727273)), ("TEST_0099", (0.6153846154, 0.4705882353, 0))],
+)
+def test_the_published_pairwise_f1(question, expected):
+    a, b, c = WORKED[question][0]
+    pairs = {"TEST_0020": ((a, b), (b, c), (a, c)), "TEST_0099": ((a, b), (b, c), (a, c))}[question]
+    assert [round(metrics.char_f1(*pair), 10) for pair in pairs] == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "answers", "taken"),
+    [
+        ("vote", ("가", "나", "다"), 0),  # a tie of three: the first listed
+        ("vote", ("가", "나", "나"), 1),
+        ("vote", ("가", "나", "나", "가"), 0),
+        ("vote", ("가나", "다라", "'다라'"), 1),  # equal by the metric's rules
+        ("vote_f1", ("가", "나다", "나라"), 1),  # a tie: the one with more in common, the first of equals
+        ("f1_sum", ("가", "나"), 0),  # two members: always the first
+        ("f1_sum", ("", "나"), 0),
+        ("f1_sum", ("서울", "서울시", "부산시"), 1),
+        ("f1_sum", ("", "", "나"), 0),
+    ],
+)
+def test_ties_and_majorities(method, answers, taken):
+    assert ensemble.METHODS[method](records(*answers)) == taken
+
+
+def test_a_hard_vote_breaks_ties_by_summed_probability():
+    def chose(choice, **log_probabilities):
+        return {"id": "q", "prediction": choice, "choices": log_probabilities}
+
+    assert ensemble.hard([chose("A", A=-1, B=-5), chose("B", A=-9, B=-0.1)]) == 1
+    assert ensemble.hard([chose("A", A=-0.1, B=-9), chose("B", A=-1, B=-0.9)]) == 0
+    assert ensemble.hard([chose("A", A=-1, B=-1), chose("B", A=-1, B=-1)]) == 0
+    assert ensemble.hard([chose("A", A=-1, B=-9), chose("B", A=-3, B=-1), chose("B", A=-3, B=-1)]) == 1
+    with pytest.raises(InputError, match="--choices"):
+        ensemble.hard(records("A", "B"))
+
+
+def test_agreement_counts_patterns():
+    answers = [("가", "가", "가"), ("가", "나", "가"), ("가", "나", "다"), ("가", "가", "'가'")]
+    assert ensemble.agreement([records(*each) for each in answers]) == {"3:0": 2, "2:1": 1, "1:1:1": 1}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, answers, gold=None, **more):
+        lines = []
+        for number, answer in enumerate(answers):
+            record = {"id": f"TEST_{number:04d}", "question": "무엇?", "prediction": answer, "article": f"a{number // 2}", **more}
+            lines.append(json.dumps(record | ({"gold": [gold[number]]} if gold else {}), ensure_ascii=False))
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_the_command_writes_a_submission_and_tells_scores(write, tmp_path, capsys):
+    gold = ["서울", "부산", "25명", "14일"]
+    files = [
+        write("a.jsonl", ["서울", "대구", "25명", "14일"], gold),
+        write("b.jsonl", ["서울", "부산", "25명", "15일"]),
+        write("c.jsonl", ["인천", "부산", "25명", "14일"]),
+    ]
+    result = ensemble.main([*files, "--output_dir", str(tmp_path / "o"), "--output", str(tmp_path / "mine.csv")])
+    assert result["char_f1"] == 1.0
+    table = pd.read_csv(tmp_path / "mine.csv", dtype=str, encoding="utf-8-sig")
+    assert table["answer"].tolist() == gold
+    out = capsys.readouterr().out
+    assert "agreement: 3:0 1, 2:1 3" in out
+    assert out.count("char F1") == 4, "each member's score and the ensemble's"
+    made = next((tmp_path / "o").glob("ensemble-f1_sum-*"))
+    assert json.loads((made / "ensemble.json").read_text())["taken"] == [3, 1, 0]
+    assert [r["prediction"] for r in load_predictions(made / "predictions.jsonl")] == gold
+    again = ensemble.main([files[0], str(made), "--output_dir", str(tmp_path / "o")])
+    assert again["questions"] == 4
+    assert "always takes the first" in capsys.readouterr().out
+
+
+def test_submissions_are_members_too(tmp_path):
+    for name, answer in (("a", "서울"), ("b", "NA"), ("c", "NA")):
+        (tmp_path / f"{name}.csv").write_text(f'ID,정답\nTEST_0000,{answer}\nTEST_0001,"가\r나"\n', encoding="utf-8")
+    names = [str(tmp_path / f"{name}.csv") for name in "abc"]
+    result = ensemble.main([*names, "--output_dir", str(tmp_path), "--method", "vote"])
+    assert result["char_f1"] is None
+    table = pd.read_csv(result["submission"], dtype=str, keep_default_na=False)
+    assert list(table.columns) == ["ID", "정답"]
+    assert table["정답"].tolist() == ["NA", "가\r나"]
+
+
+def test_weights_are_learned_on_validation_answers(write, tmp_path, capsys):
+    """A run that is right when it is sure, and one that never is: the first one's sure answer wins, its unsure one does not."""
+    gold = ["서울", "부산", "대구", "인천"]
+    members = []
+    for name, answers, sure in (("good", gold, 0.0), ("bad", ["x", "y", "z", "w"], 0.0), ("other", ["x", "y", "z", "w"], 0.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text("model: x\n")
+        write(f"{name}/validation_predictions.jsonl", answers, gold, log_probability=sure)
+        members.append(write(f"{name}/answers/t/predictions.jsonl", ["다" if name == "good" else "라"], log_probability=sure))
+    ensemble.main([*members, "--method", "stack", "--output_dir", str(tmp_path / "o")])
+    made = next((tmp_path / "o").glob("*"))
+    assert load_predictions(made / "predictions.jsonl")[0]["prediction"] == "다"
+    assert "weight of" in capsys.readouterr().out
+    assert ensemble.f1_sum(records("다", "라", "라")) == 1
+
+
+def test_a_stack_line_follows_confidence():
+    import math
+
+    seen = [
+        {"prediction": "가" if sure > 0.5 else "나", "gold": ["가"], "log_probability": math.log(sure)} for sure in (0.1, 0.9)
+    ]
+    base, slope = ensemble._fit(seen)
+    assert (round(base + 0.1 * slope, 6), round(base + 0.9 * slope, 6)) == (0, 1)
+    upside_down = [
+        {"prediction": "나" if sure > 0.5 else "가", "gold": ["가"], "log_probability": math.log(sure)} for sure in (0.1, 0.9)
+    ]
+    assert ensemble._fit(upside_down) == (0.5, 0.0)
+
+
+BAD = {
+    "one member": (["a.jsonl"], "needs at least two"),
+    "the same twice": (["a.jsonl", "a.jsonl"], "a member twice"),
+    "other ids": (["a.jsonl", "short.jsonl"], r"1 are only in .*a.jsonl, as TEST_0001"),
+    "more ids": (["short.jsonl", "a.jsonl"], r"1 are only in .*a.jsonl, as TEST_0001"),
+    "nothing there": (["a.jsonl", "nobody"], "no such folder"),
+    "no run for stack": (["a.jsonl", "b.jsonl", "--method", "stack"], "lies in no run folder"),
+    "hard without choices": (["a.jsonl", "b.jsonl", "--method", "hard"], "--choices"),
+    "an output that exists": (["a.jsonl", "b.jsonl", "--output", "a.jsonl"], "exists already"),
+    "no JSON": (["a.jsonl", "torn.jsonl"], "line 1: expected a JSON object"),
+    "no id": (["a.jsonl", "noid.jsonl"], "line 1: expected a JSON object"),
+    "empty": (["a.jsonl", "empty.jsonl"], "0 answers"),
+    "an id twice": (["a.jsonl", "twice.jsonl"], "2 answers to 1 ids"),
+    "a ragged CSV": (["a.jsonl", "ragged.csv"], "as many cells"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_joined_is_told(write, tmp_path, monkeypatch, name):
+    write("a.jsonl", ["가", "나"])
+    write("b.jsonl", ["가", "나"])
+    write("short.jsonl", ["가"])
+    for file, text in {
+        "torn.jsonl": '{"id',
+        "noid.jsonl": '{"prediction": "가"}',
+        "empty.jsonl": "",
+        "ragged.csv": "id,a\nx\n",
+    }.items():
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    (tmp_path / "twice.jsonl").write_text('{"id": "a", "prediction": "b"}\n' * 2)
+    monkeypatch.chdir(tmp_path)
+    argv, message = BAD[name]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=message):
+        ensemble.main(argv)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,217 @@
+"""Validation that decides: what is evaluated when, which adapter is kept, and that a resumed run decides the same."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState
+
+import fine_tune
+from dandap.dataset import Row
+from dandap.encoding import Example
+from dandap.errors import InputError, Stopped
+from dandap.recipe import make_recipe
+from dandap.run_folder import RunFolder
+from dandap.selection import KeepBest, best_step, some_of, steps_between
+from tests.conftest import HEADER
+from tests.test_checkpoints import At
+
+
+@pytest.mark.parametrize(
+    ("written", "steps"),
+    [
+        *[("200 steps", 200), ("200", 200), ("1 step", 1), ("none", None)],
+        *[("0.25 epochs", 2), (".36 epochs", 4), ("1 epoch", 10), ("2 epochs", 20), ("0.01 epochs", 1)],
+    ],
+)
+def test_every_so_many_steps_or_epochs(written, steps):
+    recipe = make_recipe({"evaluate_every": written, "questions_per_step": 10}, "test")
+    assert steps_between(recipe, questions=100) == steps
+
+
+@pytest.mark.parametrize("written", ["often", "0", "0 epochs", "-1 steps", "1.5 steps", "1.5", "epochs"])
+def test_other_words_are_refused(written):
+    with pytest.raises(InputError, match="expected a number of steps or epochs above 0"):
+        make_recipe({"evaluate_every": written}, "test")
+
+
+def examples(*sizes):
+    rows = [Row(f"{article}-{i}", f"기사 {article}", "?") for article, size in enumerate(sizes) for i in range(size)]
+    return [Example(row, [], []) for row in rows]
+
+
+def test_a_part_of_the_questions_is_whole_articles_whatever_their_order():
+    every = examples(3, 2, 4, 2, 3)
+    chosen = some_of(every, 8)
+    assert 5 <= len(chosen) <= 8
+    ids = {e.row.id for e in chosen}
+    assert all(len({e.row.id for e in every if e.row.article == c.row.article} - ids) == 0 for c in chosen)
+    assert {e.row.id for e in some_of(every[::-1], 8)} == ids
+    assert some_of(every, 100) == every
+    assert len(some_of(examples(5), 3)) == 3, "one article larger than the limit"
+
+
+def play(folder, f1s, every=1, patience=None, max_steps=None):
+    """(steps evaluated, steps saved, step at which it stopped) of a made-up run."""
+    values, evaluated, saved = iter(f1s), [], []
+    state = TrainerState(max_steps=max_steps or len(f1s) * every, epoch=0.5)
+
+    def evaluate():
+        evaluated.append(state.global_step)
+        shape = {"mean_length": 3.0, "stopped": 1.0, "spans": 1.0, "repeating": 0.0, "exact_match": 0.5}
+        value = next(values)
+        return {"char_f1": value, "char_f1_interval": (value, value), **shape}
+
+    keeper = KeepBest(evaluate, every, patience, folder / "metrics.jsonl")
+    for step in range(1, state.max_steps + 1):
+        state.global_step, control = step, TrainerControl()
+        keeper.on_log(None, state, control, logs={"loss": 1.0})
+        if control.should_save:
+            saved.append(step)
+        if control.should_training_stop:
+            break
+    return evaluated, saved, best_step(state), step
+
+
+def test_the_best_is_saved_and_equals_go_to_the_last(tmp_path):
+    assert play(tmp_path, [0.2, 0.5, 0.4, 0.5, 0.3]) == ([1, 2, 3, 4, 5], [1, 2, 4], 4, 5)
+
+
+def test_the_last_step_is_always_evaluated_and_not_twice_in_a_row(tmp_path):
+    assert play(tmp_path, [0.1] * 9, every=4, max_steps=9)[0] == [4, 9]
+    assert play(tmp_path, [0.1] * 9, every=4, max_steps=10)[0] == [4, 8, 10]
+    assert play(tmp_path, [0.1] * 9, every=40, max_steps=3)[0] == [3]
+
+
+def test_patience_ends_training(tmp_path):
+    assert play(tmp_path, [0.2, 0.5, 0.4, 0.5, 0.6, 0.7], patience=2) == ([1, 2, 3, 4], [1, 2, 4], 4, 4)
+    assert play(tmp_path, [0.1, 0.2, 0.3], patience=1)[3] == 3
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Twelve articles with two questions each; three of them for validation."""
+    import csv
+
+    folder = tmp_path_factory.mktemp("selection")
+    rows = [HEADER]
+    for number in range(24):
+        article = f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. 본사는 부산에 있다."
+        question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[number % 2]
+        rows.append([f"TRAIN_{number:05d}", article, question, answer])
+    with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def options(folder, *more):
+    paths = ["--recipe", "demo", "--train_file", str(folder / "train.csv"), "--output_dir", str(folder / "outputs")]
+    return [
+        *paths,
+        "--validation_fraction",
+        "0.3",
+        "--questions_per_step",
+        "4",
+        "--epochs",
+        "2",
+        "--evaluate_every",
+        "2 steps",
+        *more,
+    ]
+
+
+def f1_by_step(monkeypatch, f1s):
+    """Evaluations of a run say what the test says, by the step they are made at."""
+    real = KeepBest._evaluate
+
+    def evaluate(self, state, control, loss):
+        measured = self.evaluate
+        self.evaluate = lambda: measured() | {"char_f1": f1s[state.global_step]}
+        try:
+            real(self, state, control, loss)
+        finally:
+            self.evaluate = measured
+
+    monkeypatch.setattr(KeepBest, "_evaluate", evaluate)
+
+
+def test_the_adapter_of_the_best_evaluation_is_kept(work, monkeypatch, capsys):
+    f1_by_step(monkeypatch, {2: 0.1, 4: 0.9, 6: 0.2, 8: 0.3, 10: 0.2})
+    fine_tune.main(options(work, "--run_name", "best", "--save_steps", "1"))
+    run = RunFolder(work / "outputs" / "best")
+    kept = sorted(path.name for path in run.checkpoints.iterdir())
+    last = json.loads((run.checkpoints / max(kept, key=lambda n: int(n[11:])) / "trainer_state.json").read_text())["max_steps"]
+    assert kept == sorted(["checkpoint-4", f"checkpoint-{last - 1}", f"checkpoint-{last}"]), "the best and the two newest"
+    best, ours, final = (
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (run.checkpoints / "checkpoint-4", run.adapter, run.checkpoints / f"checkpoint-{last}")
+    )
+    assert all(torch.equal(best[name], ours[name]) for name in best)
+    assert any(not torch.equal(final[name], ours[name]) for name in final)
+    assert "the adapter of step 4 is kept" in capsys.readouterr().out
+
+
+def test_a_lost_best_is_told_and_the_last_one_kept(work, monkeypatch, capsys):
+    f1_by_step(monkeypatch, {2: 0.9, **dict.fromkeys(range(3, 20), 0.1)})
+    real = fine_tune.find_best
+
+    def damage(run, state):
+        (run.checkpoints / "checkpoint-2" / "adapter_model.safetensors").write_bytes(b"")
+        return real(run, state)
+
+    monkeypatch.setattr(fine_tune, "find_best", damage)
+    fine_tune.main(options(work, "--run_name", "lost"))
+    assert "the best adapter, of step 2, cannot be used" in capsys.readouterr().out
+    assert RunFolder(work / "outputs" / "lost").finished
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_a_run_that_was_cut_evaluates_and_decides_the_same(work, monkeypatch, step):
+    """Step 2 is one that is evaluated: a run told to stop there leaves that to the resumed one."""
+    if not (work / "outputs" / "whole").exists():
+        fine_tune.main(options(work, "--run_name", "whole"))
+    real = fine_tune.make_read_once_trainer
+
+    def make(*args, **kwargs):
+        trainer = real(*args, **kwargs)
+        trainer.callback_handler.callbacks.insert(0, At(step, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        return trainer
+
+    monkeypatch.setattr(fine_tune, "make_read_once_trainer", make)
+    with pytest.raises(Stopped):
+        fine_tune.main(options(work, "--run_name", f"cut-{step}"))
+    monkeypatch.setattr(fine_tune, "make_read_once_trainer", real)
+    cut, whole = RunFolder(work / "outputs" / f"cut-{step}"), RunFolder(work / "outputs" / "whole")
+    fine_tune.main(["--resume", str(cut.path)])
+
+    def lines(run):
+        records = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+        return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+
+    assert lines(cut) == lines(whole)
+    expected, got = (load_file(run.adapter / "adapter_model.safetensors") for run in (whole, cut))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert cut.validation_record.read_bytes() == whole.validation_record.read_bytes()
+
+
+def test_evaluating_changes_no_training(work):
+    """Losses and gradients are those of a run that never evaluates."""
+    fine_tune.main(options(work, "--run_name", "never", "--evaluate_every", "none", "--lora_dropout", "0.1"))
+    fine_tune.main(options(work, "--run_name", "often", "--evaluate_every", "1", "--lora_dropout", "0.1"))
+
+    def losses(name):
+        lines = map(json.loads, RunFolder(work / "outputs" / name).metrics_file.read_text().splitlines())
+        return [(record["loss"], record["grad_norm"]) for record in lines if "loss" in record]
+
+    assert losses("never") == losses("often")
+
+
+def test_trl_s_own_path_evaluates_too(work):
+    fine_tune.main(options(work, "--run_name", "plain", "--read_once", "false"))
+    lines = RunFolder(work / "outputs" / "plain").metrics_file.read_text().splitlines()
+    assert sum("evaluation" in json.loads(line) for line in lines) >= 3
+    shutil.rmtree(work / "outputs" / "plain")
