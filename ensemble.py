@@ -12,8 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
+from statistics import fmean, linear_regression
 
 import metrics
 from dandap.errors import InputError, run_script
@@ -85,9 +84,8 @@ def learn_stack(members: list[Path]) -> Pick:
     lines = [_fit(records) for records in validations.values()]
 
     def stack(records: Sequence[dict]) -> int:
-        weights = [
-            float(np.clip(base + slope * _confidence(record), 0, 1)) for (base, slope), record in zip(lines, records, strict=True)
-        ]
+        expected = (base + slope * _confidence(record) for (base, slope), record in zip(lines, records, strict=True))
+        weights = [min(max(weight, 0.0), 1.0) for weight in expected]
         return metrics.consensus(_answers(records), weights)
 
     for path, (base, slope) in zip(members, lines, strict=True):
@@ -109,10 +107,11 @@ def _fit(records: list[dict]) -> tuple[float, float]:
         raise InputError("stack learns on validation answers with gold answers; these have none. Choose another --method.")
     confidence = [_confidence(record) for record in records]
     f1 = [metrics.char_f1(record["prediction"], record["gold"]) for record in records]
-    if np.ptp(confidence) == 0:
-        return float(np.mean(f1)), 0.0
-    slope, base = np.polyfit(confidence, f1, 1)
-    return (float(base), float(slope)) if slope > 0 else (float(np.mean(f1)), 0.0)
+    if len(set(confidence)) > 1:
+        slope, base = linear_regression(confidence, f1)
+        if slope > 0:
+            return base, slope
+    return fmean(f1), 0.0
 
 
 def _confidence(record: dict) -> float:

@@ -43,7 +43,7 @@ from dandap.run_folder import RunFolder, describe_environment, list_runs, new_ru
 from dandap.selection import KeepBest, best_step, some_of, steps_between
 from dandap.shapes import SHAPES, make_config
 from dandap.trainer import count_tokens, make_read_once_trainer
-from inference import answer_rows, encode, print_score, render, some
+from inference import answer_rows, encode, print_score, render, some, tell_cut
 from tasks import answer_shape, get_task, read_train, score_rows, write_predictions
 
 
@@ -78,7 +78,7 @@ def fine_tune(arguments: argparse.Namespace) -> None:
         answering = make_plan(recipe, load_config(recipe), plan.device, training=False)
     encoder = Encoder(tokenizer, partial(render, recipe, template))
     encoding = partial(track, description="encoding")
-    examples = encoder.encode_rows(train_rows, recipe.prompt_limit, answers=True, track=encoding)
+    examples = encoder.encode_rows(train_rows, recipe.prompt_limit, True, recipe.on_overflow, encoding)
     tell_lengths(recipe, examples)
     if arguments.preview:
         return preview(encoder, examples[0])
@@ -249,9 +249,7 @@ def tell_lengths(recipe: Recipe, examples: list[Example]) -> None:
     lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
     mean = sum(lengths) / len(lengths)
     print(f"{len(examples):,} training examples, {sum(lengths):,} tokens (mean {mean:.0f}, longest {max(lengths)})")
-    trimmed = [example.row.id for example in examples if example.trimmed]
-    if trimmed:
-        print(f"{len(trimmed)} examples have their article trimmed to fit max_length={recipe.max_length}: {some(trimmed)}")
+    tell_cut(recipe, examples)
     long_answers = [example.row.id for example in examples if len(example.answer_ids) > recipe.max_new_tokens]
     if long_answers:
         print(f"{len(long_answers)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens: {some(long_answers)}")

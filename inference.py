@@ -213,11 +213,18 @@ def render(recipe: Recipe, template: prompts.Template, context: str, question: s
 
 def encode(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
     """Prompts within the recipe's limit; what is trimmed is told."""
-    examples = encoder.encode_rows(rows, recipe.prompt_limit, answers=False, track=partial(track, description="encoding"))
-    trimmed = [example.row.id for example in examples if example.trimmed]
-    if trimmed:
-        print(f"{len(trimmed)} questions have their article trimmed to fit max_length={recipe.max_length}: {some(trimmed)}")
+    encoding = partial(track, description="encoding")
+    examples = encoder.encode_rows(rows, recipe.prompt_limit, answers=False, on_overflow=recipe.on_overflow, track=encoding)
+    tell_cut(recipe, examples)
     return examples
+
+
+def tell_cut(recipe: Recipe, examples: list[Example]) -> None:
+    """Whose article is not whole."""
+    cut = [example.row.id for example in examples if example.trimmed]
+    if cut:
+        how = "trimmed" if recipe.on_overflow == "trim" else "cut to the sentences nearest to its questions"
+        print(f"{len(cut)} questions have their article {how}, for max_length={recipe.max_length}: {some(cut)}")
 
 
 def answer_rows(
@@ -280,7 +287,12 @@ def report(
     elif without_gold < len(rows):
         print(f"no score: {without_gold} of {len(rows)} questions have no gold answer")
     made_by = {"run": None if arguments.no_adapter else str(folder.parent.parent), "model": recipe.model, "template": template}
-    answered = {"limit": arguments.limit, "split": arguments.split, "answers": answer_shape(records)}
+    answered = {
+        "limit": arguments.limit,
+        "split": arguments.split,
+        "answers": answer_shape(records),
+        "recipe": recipe.model_dump(),
+    }
     write_json(folder / "scores.json", {"scores": scores, **answered, **made_by, **describe_environment([table])})
     if submission and arguments.output:  # the last thing: an inference that is cut off before may go on
         copy_whole(Path(submission), Path(arguments.output))

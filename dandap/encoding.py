@@ -1,4 +1,4 @@
-"""Rendered prompts and answers -> token ids, in training and inference alike; trims the article and nothing else."""
+"""Rendered prompts and answers -> token ids, in training and inference alike; cuts the article and nothing else."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from dandap.dataset import Row, by_article
 from dandap.errors import InputError
+from dandap.sentences import nearest_first, split_sentences
 
 Renderer = Callable[[str, str], dict[str, str]]  # (context, question) -> {"prompt"} or {"user", maybe "system"}
 
@@ -19,7 +20,7 @@ class Example:
     row: Row
     prompt_ids: list[int]
     answer_ids: list[int]
-    trimmed: int = 0  # characters cut from the article's end
+    trimmed: int = 0  # characters cut from the article
     context: str = ""  # the article as the model reads it: the row's, or another's that differs in white space around it
 
 
@@ -77,24 +78,35 @@ class Encoder:
         return self.tokenizer.decode([i for i in answer_ids if i not in self.control_ids]).strip()
 
     def encode_rows(
-        self, rows: list[Row], prompt_limit: int, answers: bool, track: Callable[[Iterable], Iterable] = iter
+        self,
+        rows: list[Row],
+        prompt_limit: int,
+        answers: bool,
+        on_overflow: str = "trim",
+        track: Callable[[Iterable], Iterable] = iter,
     ) -> list[Example]:
         """Examples in the rows' order, no prompt longer than `prompt_limit` tokens.
 
-        All questions of an article get the same trimmed article. `track` wraps the loop over articles (progress).
+        An article too long for it loses its end (trim), or the sentences farthest from its questions (select), or is an
+        InputError (error). All questions of an article get the same text. `track` wraps the loop over articles (progress).
         """
+        shorten = {"trim": self._trim, "select": self._select, "error": None}[on_overflow]
         examples: dict[int, Example] = {}
         for indices in track(by_article(row.article for row in rows)):
-            group = self._encode_article([rows[i] for i in indices], prompt_limit, answers)
+            group = self._encode_article([rows[i] for i in indices], prompt_limit, answers, shorten)
             examples |= dict(zip(indices, group, strict=True))
+        if shorten is None:
+            _refuse_long(list(examples.values()), prompt_limit)
         return [examples[index] for index in range(len(rows))]
 
-    def _encode_article(self, rows: list[Row], prompt_limit: int, answers: bool) -> list[Example]:
+    def _encode_article(
+        self, rows: list[Row], prompt_limit: int, answers: bool, shorten: Callable[[list[Row], int], str] | None
+    ) -> list[Example]:
         context = rows[0].context
         whole = len(context.strip())
         prompts = [self.encode_prompt(context, row.question) for row in rows]
-        if max(map(len, prompts)) > prompt_limit:
-            context = self._trim(rows, prompt_limit)
+        if shorten and max(map(len, prompts)) > prompt_limit:
+            context = shorten(rows, prompt_limit)
             prompts = [self.encode_prompt(context, row.question) for row in rows]
         trimmed = whole - len(context.strip())
         examples = [Example(row, ids, [], trimmed, context) for row, ids in zip(rows, prompts, strict=True)]
@@ -107,10 +119,22 @@ class Encoder:
     def _trim(self, rows: list[Row], prompt_limit: int) -> str:
         """The longest beginning of the article with which every question's prompt fits: text is cut, ids never."""
         context = rows[0].context
+        return self._longest(rows, prompt_limit, len(context), lambda characters: context[:characters].rstrip())
 
-        def fits(characters: int) -> bool:
-            text = context[:characters].rstrip()
-            return all(len(self.encode_prompt(text, row.question)) <= prompt_limit for row in rows)
+    def _select(self, rows: list[Row], prompt_limit: int) -> str:
+        """As many of the sentences nearest to the questions as fit, in the article's order."""
+        sentences = split_sentences(rows[0].context)
+        order = nearest_first(sentences, [row.question for row in rows])
+        selected = self._longest(
+            rows, prompt_limit, len(order), lambda count: "".join(sentences[i] for i in sorted(order[:count])).strip()
+        )
+        return selected or self._trim([replace(row, context=sentences[order[0]]) for row in rows], prompt_limit)
+
+    def _longest(self, rows: list[Row], prompt_limit: int, whole: int, shortened: Callable[[int], str]) -> str:
+        """`shortened(n)` for the largest n below `whole` with which every question's prompt fits."""
+
+        def fits(size: int) -> bool:
+            return all(len(self.encode_prompt(shortened(size), row.question)) <= prompt_limit for row in rows)
 
         if not fits(0):
             longest = max(rows, key=lambda row: len(row.question))
@@ -118,11 +142,11 @@ class Encoder:
                 f"question {longest.id}: its prompt takes more than {prompt_limit} tokens even without the article. "
                 "Raise max_length, lower max_new_tokens or shorten the template."
             )
-        low, high = 0, len(context)  # fits(low) holds, fits(high) does not
+        low, high = 0, whole  # fits(low) holds, fits(high) does not
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
-        return context[:low].rstrip()
+        return shortened(low)
 
     def _plain_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
@@ -146,6 +170,15 @@ class Encoder:
                 f"the model's chat template refuses these turns ({error}). Gemma takes no system turn: "
                 "choose a template without one."
             ) from error
+
+
+def _refuse_long(examples: list[Example], prompt_limit: int) -> None:
+    long = [example.row.id for example in examples if len(example.prompt_ids) > prompt_limit]
+    if long:
+        raise InputError(
+            f"{len(long)} questions have prompts of more than {prompt_limit} tokens (on_overflow error), first {long[0]}. Raise "
+            "max_length, or let articles be cut: --on_overflow trim or select."
+        )
 
 
 def _messages(parts: dict[str, str]) -> list[dict[str, str]]:

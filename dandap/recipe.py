@@ -82,6 +82,9 @@ class Recipe(BaseModel):
     max_length: int = _field(
         2048, "tokens of prompt and answer; max_length - max_new_tokens is the prompt's limit, in training and inference", ge=16
     )
+    on_overflow: Literal["trim", "select", "error"] = _field(
+        "trim", "an article too long for max_length: trim its end, select the sentences nearest to its questions, or stop"
+    )
     max_new_tokens: int = _field(
         64, "most tokens of an answer at inference; the longest answer in 33,716 has 63 characters", ge=1
     )
@@ -239,7 +242,19 @@ class Recipe(BaseModel):
 
 
 ANSWERING = (
-    *("max_new_tokens", "tokens_per_batch", "samples", "temperature", "grounded", "choices", "choices_by", "beams", "seed"),
+    *(
+        "max_length",
+        "on_overflow",
+        "max_new_tokens",
+        "tokens_per_batch",
+        "samples",
+        "temperature",
+        "grounded",
+        "choices",
+        "choices_by",
+        "beams",
+        "seed",
+    ),
     "trust_remote_code",
 )  # what inference.py may change of a run's recipe
 

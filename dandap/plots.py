@@ -1,0 +1,57 @@
+"""Plots that show Korean on any machine: the font comes with a package, not with the system."""
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#2f6fb0", "#d9722c", "#8a8f98"
+DOTS_PER_INCH = 110
+
+
+@cache
+def _font_family() -> str:
+    """NanumGothic of koreanize-matplotlib, found without importing the package: its code needs distutils."""
+    folder = Path(importlib.util.find_spec("koreanize_matplotlib").submodule_search_locations[0])
+    file = str(folder / "fonts" / "NanumGothic.ttf")
+    font_manager.fontManager.addfont(file)
+    return font_manager.FontProperties(fname=file).get_name()
+
+
+def draw(path: Path, fill: Callable[[Axes], None], width: float = 7.0, height: float = 3.6) -> Path:
+    """Make a PNG of one plot, width and height in inches; `fill` draws on its axes."""
+    style = {
+        "font.family": [_font_family(), "DejaVu Sans"],  # the second for signs that the first lacks
+        "axes.unicode_minus": False,  # NanumGothic has no U+2212
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "axes.axisbelow": True,
+        "font.size": 10,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+        fill(figure.subplots())
+        figure.savefig(path)
+    return path
+
+
+def bars(axes: Axes, labels: list[str], values: list[float], intervals: list[tuple[float, float]], counts: list[int]) -> None:
+    """Horizontal bars with intervals, the first on top, each with its value and the number of questions."""
+    places = range(len(labels))
+    below = [max(value - low, 0) for value, (low, _) in zip(values, intervals, strict=True)]
+    above = [max(high - value, 0) for value, (_, high) in zip(values, intervals, strict=True)]
+    axes.barh(places, values, color=BLUE, xerr=[below, above], error_kw={"ecolor": GREY, "capsize": 3})
+    for place, value, (_, high), count in zip(places, values, intervals, counts, strict=True):
+        axes.text(max(value, high) + 0.015, place, f"{value:.3f}  (n={count})", va="center", fontsize=9)
+    axes.set_yticks(places, labels)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.22)
+    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    axes.grid(axis="y", visible=False)
