@@ -10,18 +10,18 @@ python fine_tune.py --resume              continue the newest unfinished run
 import argparse
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from rich.console import Console
 from transformers import TrainerState
 
 import prompts
+from answers import Validation, encode, render, some, tell_cut
 from dandap.checkpoints import StopSignals, check_space, fault, locked, newest_valid, step_of
-from dandap.dataset import Table, split_by_article
+from dandap.checks import check_data, tell_findings
+from dandap.dataset import Row, Table, split_by_article
 from dandap.encoding import Encoder, Example
 from dandap.errors import InputError, Stopped, run_script
 from dandap.memory import GB, Plan, lower_memory, make_plan, parse_size, plan_for_size
@@ -36,15 +36,14 @@ from dandap.model import (
     why_no_gpu,
 )
 from dandap.processes import first_one_speaks, from_first, is_first, leave_together
-from dandap.progress import TrainingProgress, append_json, forget_after, track
+from dandap.progress import TrainingProgress, forget_after, track
 from dandap.recipe import RECIPES_DIR, Parser, Recipe, add_options, chosen_options, find_recipe, load_recipe, make_recipe, parse
 from dandap.reference import make_trainer
-from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, refuse_taken, write_json, write_json_lines
-from dandap.selection import KeepBest, best_step, some_of, steps_between
+from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, refuse_taken, write_json
+from dandap.selection import best_step
 from dandap.shapes import SHAPES, make_config
 from dandap.trainer import count_tokens, make_read_once_trainer
-from inference import answer_rows, encode, print_score, render, some, tell_cut
-from tasks import answer_shape, get_task, read_train, score_rows, write_predictions
+from tasks import get_task, read_test, read_train
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,6 +70,9 @@ def fine_tune(arguments: argparse.Namespace) -> None:
         refuse_other_data(run, table)
     train_rows, validation_rows = split_by_article(table.rows, recipe.validation_fraction)
     tell_data(recipe, table)
+    findings = check_data({"train": train_rows, "validation": validation_rows, "test": test_rows(recipe)})
+    for line in tell_findings(findings):
+        print(f"  {line}")
 
     tokenizer = load_tokenizer(recipe)
     if not arguments.preview:  # both while the device's memory is free
@@ -91,6 +93,8 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
     run = run or from_first(lambda: start_run(name, recipe, template, table, examples))
     with locked(run.path) if is_first() else nullcontext():
+        if is_first():
+            write_json(run.findings_file, findings)
         if resumed and is_first():
             run.save_recipe(recipe, template)  # --resume_anyway may have changed it
         validation = Validation(recipe, encoder, model, validation_examples, answering.tokens_per_batch)
@@ -244,6 +248,17 @@ def tell_data(recipe: Recipe, table: Table) -> None:
     print("recipe: " + (", ".join(f"{name}={value}" for name, value in differences.items()) or "all defaults"))
 
 
+def test_rows(recipe: Recipe) -> list[Row]:
+    """Of the test file, for the checks; it need not be there yet."""
+    if not Path(recipe.test_file).is_file():
+        return []
+    try:
+        return read_test(recipe, Path(recipe.test_file)).rows
+    except InputError as error:
+        print(f"WARNING: the test file cannot be used yet: {error}")
+        return []
+
+
 def tell_lengths(recipe: Recipe, examples: list[Example]) -> None:
     """Token counts, what was trimmed, and answers that inference could not finish."""
     lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
@@ -296,7 +311,7 @@ def train(
     model,
     tokenizer,
     examples: list[Example],
-    validation: "Validation",
+    validation: Validation,
     checkpoint: str | None,
 ) -> Path | None:
     """Train the adapter, from a checkpoint if there is one; the checkpoint of the best evaluation unless it is the last step."""
@@ -343,46 +358,6 @@ def save_adapter(model, tokenizer, run: RunFolder) -> None:
     tokenizer.save_pretrained(str(partial_folder))
     run.mark_finished()  # the time; what counts is the adapter's folder, which appears whole
     os.replace(partial_folder, run.adapter)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The validation questions, answered by generation as inference will answer."""
-
-    recipe: Recipe
-    encoder: Encoder
-    model: PeftModel
-    examples: list[Example]
-    tokens_per_batch: int
-
-    def answer(self, examples: list[Example], doing: str | None = None) -> list[dict]:
-        """Records in the examples' order; `doing` labels a bar, if there is one."""
-        answers = answer_rows(self.recipe, self.encoder, self.model, examples, self.tokens_per_batch, doing)
-        records = {record["id"]: record for record in answers}
-        return [records[example.row.id] for example in examples]
-
-    def score(self, records: list[dict]) -> dict:
-        """The task's scores and what the answers look like."""
-        rows = {example.row.id: example.row for example in self.examples}
-        predictions = [record["prediction"] for record in records]
-        return score_rows(get_task(self.recipe.task), [rows[r["id"]] for r in records], predictions) | answer_shape(records)
-
-    def callback(self, run: RunFolder, questions: int) -> list[KeepBest]:
-        """What evaluates on some of the questions while training on so many, if that is wanted."""
-        every = steps_between(self.recipe, questions)
-        if not self.examples or not every:
-            return []
-        chosen = some_of(self.examples, self.recipe.evaluate_questions)
-        return [KeepBest(lambda: self.score(self.answer(chosen)), every, self.recipe.patience, run.metrics_file)]
-
-    def finish(self, run: RunFolder) -> None:
-        """Answer all; score, print and keep them."""
-        records = self.answer(self.examples, "validating")
-        scores = self.score(records)
-        write_json_lines(run.validation_record, records)
-        write_predictions(run.validation_file, records)
-        append_json(run.metrics_file, {"validation": scores})
-        print_score("validation", scores)
 
 
 if __name__ == "__main__":

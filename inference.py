@@ -9,23 +9,20 @@ python inference.py --recipe eeve-10.8b --no_adapter --template context_bot    z
 import argparse
 import json
 import time
-from collections.abc import Container, Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-import metrics
 import prompts
-from dandap.answering import predict
+from answers import answer_rows, encode, print_score, render, score
+from answers import report as write_report
 from dandap.checkpoints import locked
 from dandap.dataset import Row, Table, split_by_article
-from dandap.encoding import Encoder, Example
+from dandap.encoding import Encoder
 from dandap.errors import InputError, run_script
 from dandap.journal import Journal, answers_folder, hash_settings
 from dandap.memory import make_plan
 from dandap.model import confirm_remote_code, load_adapter, load_base, load_config, load_tokenizer, pick_device
 from dandap.processes import refuse_several
-from dandap.progress import counting, track
 from dandap.recipe import (
     ANSWERING,
     Parser,
@@ -50,12 +47,9 @@ from dandap.run_folder import (
 )
 from tasks import (
     SubmissionForm,
-    answer_shape,
     get_task,
-    prediction_record,
     read_test,
     read_train,
-    score_rows,
     submission_form,
     write_predictions,
     write_review,
@@ -206,53 +200,6 @@ def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
     return Table(table.path, validation, table.sha256, table.notes)
 
 
-def render(recipe: Recipe, template: prompts.Template, context: str, question: str) -> prompts.Template:
-    """A row's texts in the template, by way of the task's fields."""
-    return prompts.render(template, get_task(recipe.task).fields(context, question))
-
-
-def encode(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
-    """Prompts within the recipe's limit; what is trimmed is told."""
-    encoding = partial(track, description="encoding")
-    examples = encoder.encode_rows(rows, recipe.prompt_limit, answers=False, on_overflow=recipe.on_overflow, track=encoding)
-    tell_cut(recipe, examples)
-    return examples
-
-
-def tell_cut(recipe: Recipe, examples: list[Example]) -> None:
-    """Whose article is not whole."""
-    cut = [example.row.id for example in examples if example.trimmed]
-    if cut:
-        how = "trimmed" if recipe.on_overflow == "trim" else "cut to the sentences nearest to its questions"
-        print(f"{len(cut)} questions have their article {how}, for max_length={recipe.max_length}: {some(cut)}")
-
-
-def answer_rows(
-    recipe: Recipe,
-    encoder: Encoder,
-    model,
-    examples: list[Example],
-    tokens_per_batch: int,
-    doing: str | None,
-    known: Container[str] = (),
-) -> Iterator[dict]:
-    """Prediction records as answers come (the largest articles first), but for known ids; `doing` labels the bar, if any."""
-    if recipe.samples > 1 and not recipe.temperature:
-        print(f"the {recipe.samples} samples are all alike at temperature 0; --temperature 0.7 lets them differ")
-    done = {index for index, example in enumerate(examples) if example.row.id in known}
-    bar = counting(doing, len(examples), "questions") if doing else nullcontext(lambda count: None)
-    with bar as advance:
-        for index, answers in predict(model, encoder, examples, recipe, tokens_per_batch, advance, done):
-            texts = [answer.text for answer in answers]
-            record = prediction_record(examples[index], answers[metrics.consensus(texts)])
-            yield record | ({"samples": texts} if len(texts) > 1 else {})
-
-
-def some(ids: list[str]) -> str:
-    """The first five of many ids."""
-    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
-
-
 def report(
     arguments: argparse.Namespace,
     recipe: Recipe,
@@ -266,7 +213,7 @@ def report(
 ) -> dict:
     """Write predictions.csv, submission.csv and scores.json; print the score and the last line."""
     predictions = [record["prediction"] for record in records]
-    scores = score_rows(get_task(recipe.task), rows, predictions)
+    scores = score(recipe, rows, records)
     write_predictions(folder / "predictions.csv", records)
     write_review(folder / "review.csv", records)
     submission = None
@@ -287,13 +234,11 @@ def report(
     elif without_gold < len(rows):
         print(f"no score: {without_gold} of {len(rows)} questions have no gold answer")
     made_by = {"run": None if arguments.no_adapter else str(folder.parent.parent), "model": recipe.model, "template": template}
-    answered = {
-        "limit": arguments.limit,
-        "split": arguments.split,
-        "answers": answer_shape(records),
-        "recipe": recipe.model_dump(),
-    }
-    write_json(folder / "scores.json", {"scores": scores, **answered, **made_by, **describe_environment([table])})
+    answered = {"limit": arguments.limit, "split": arguments.split, "recipe": recipe.model_dump()}
+    environment = describe_environment([table])
+    if scores:
+        write_report(folder, f"{folder.parent.parent.name}: {folder.name}", recipe, rows, records, scores, environment)
+    write_json(folder / "scores.json", {"scores": scores, **answered, **made_by, **environment})
     if submission and arguments.output:  # the last thing: an inference that is cut off before may go on
         copy_whole(Path(submission), Path(arguments.output))
     result = {
@@ -305,16 +250,6 @@ def report(
     }
     print(json.dumps(result, ensure_ascii=False))
     return result
-
-
-def print_score(name: str, scores: dict) -> None:
-    """One line: the scores with their intervals and what they are."""
-    low, high = scores["char_f1_interval"]
-    em_low, em_high = scores["exact_match_interval"]
-    print(
-        f"{name}: char F1 {scores['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  exact match {scores['exact_match']:.4f} "
-        f"({em_low:.4f} to {em_high:.4f})  {scores['questions']} questions, {scores['articles']} articles, {scores['metric']}"
-    )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class RunFolder:
         self.recipe_file = path / "recipe.yaml"
         self.template_file = path / "template.json"
         self.environment_file = path / "environment.json"
+        self.findings_file = path / "data_checks.json"
         self.metrics_file = path / "metrics.jsonl"
         self.adapter = path / "adapter"
         self.checkpoints = path / "checkpoints"

@@ -1,0 +1,158 @@
+"""Questions -> answers -> a score and a report, for both scripts: in training for validation, in inference for a test file."""
+
+import json
+from collections.abc import Container, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from peft import PeftModel
+
+import metrics
+import prompts
+from dandap.answering import predict
+from dandap.dataset import Row
+from dandap.encoding import Encoder, Example
+from dandap.progress import append_json, counting, track
+from dandap.recipe import Recipe
+from dandap.report import Report, read_history, write_report
+from dandap.run_folder import RunFolder, write_json_lines
+from dandap.selection import KeepBest, some_of, steps_between
+from tasks import answer_shape, get_task, prediction_record, score_rows, write_predictions
+
+
+def render(recipe: Recipe, template: prompts.Template, context: str, question: str) -> prompts.Template:
+    """A row's texts in the template, by way of the task's fields."""
+    return prompts.render(template, get_task(recipe.task).fields(context, question))
+
+
+def encode(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
+    """Prompts within the recipe's limit; what is trimmed is told."""
+    encoding = partial(track, description="encoding")
+    examples = encoder.encode_rows(rows, recipe.prompt_limit, answers=False, on_overflow=recipe.on_overflow, track=encoding)
+    tell_cut(recipe, examples)
+    return examples
+
+
+def tell_cut(recipe: Recipe, examples: list[Example]) -> None:
+    """Whose article is not whole."""
+    cut = [example.row.id for example in examples if example.trimmed]
+    if cut:
+        how = "trimmed" if recipe.on_overflow == "trim" else "cut to the sentences nearest to its questions"
+        print(f"{len(cut)} questions have their article {how}, for max_length={recipe.max_length}: {some(cut)}")
+
+
+def answer_rows(
+    recipe: Recipe,
+    encoder: Encoder,
+    model,
+    examples: list[Example],
+    tokens_per_batch: int,
+    doing: str | None,
+    known: Container[str] = (),
+) -> Iterator[dict]:
+    """Prediction records as answers come (the largest articles first), but for known ids; `doing` labels the bar, if any."""
+    if recipe.samples > 1 and not recipe.temperature:
+        print(f"the {recipe.samples} samples are all alike at temperature 0; --temperature 0.7 lets them differ")
+    done = {index for index, example in enumerate(examples) if example.row.id in known}
+    bar = counting(doing, len(examples), "questions") if doing else nullcontext(lambda count: None)
+    with bar as advance:
+        for index, answers in predict(model, encoder, examples, recipe, tokens_per_batch, advance, done):
+            texts = [answer.text for answer in answers]
+            record = prediction_record(examples[index], answers[metrics.consensus(texts)])
+            yield record | ({"samples": texts} if len(texts) > 1 else {})
+
+
+def some(ids: list[str]) -> str:
+    """The first five of many ids."""
+    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation questions, answered by generation as inference will answer."""
+
+    recipe: Recipe
+    encoder: Encoder
+    model: PeftModel
+    examples: list[Example]
+    tokens_per_batch: int
+
+    def answer(self, examples: list[Example], doing: str | None = None) -> list[dict]:
+        """Records in the examples' order; `doing` labels a bar, if there is one."""
+        answers = answer_rows(self.recipe, self.encoder, self.model, examples, self.tokens_per_batch, doing)
+        records = {record["id"]: record for record in answers}
+        return [records[example.row.id] for example in examples]
+
+    def callback(self, run: RunFolder, questions: int) -> list[KeepBest]:
+        """What evaluates on some of the questions while training on so many, if that is wanted."""
+        every = steps_between(self.recipe, questions)
+        if not self.examples or not every:
+            return []
+        chosen = some_of(self.examples, self.recipe.evaluate_questions)
+        rows = [example.row for example in chosen]
+        return [KeepBest(lambda: score(self.recipe, rows, self.answer(chosen)), every, self.recipe.patience, run.metrics_file)]
+
+    def finish(self, run: RunFolder) -> None:
+        """Answer all; score, print, keep and report them."""
+        records = self.answer(self.examples, "validating")
+        scores = score(self.recipe, [example.row for example in self.examples], records)
+        write_json_lines(run.validation_record, records)
+        write_predictions(run.validation_file, records)
+        append_json(run.metrics_file, {"validation": scores})
+        print_score("validation", scores)
+        environment, findings = (
+            json.loads(file.read_text(encoding="utf-8")) for file in (run.environment_file, run.findings_file)
+        )
+        rows, history = [example.row for example in self.examples], read_history(run.metrics_file)
+        report(run.path, f"{run.path.name}: validation", self.recipe, rows, records, scores, environment, history, findings)
+
+
+def score(recipe: Recipe, rows: list[Row], records: list[dict]) -> dict | None:
+    """The task's scores and what the answers look like; None when not every row has a gold answer."""
+    scores = score_rows(get_task(recipe.task), rows, [record["prediction"] for record in records])
+    return scores and scores | answer_shape(records)
+
+
+def report(
+    folder: Path,
+    title: str,
+    recipe: Recipe,
+    rows: list[Row],
+    records: list[dict],
+    scores: dict,
+    environment: dict,
+    history: list[dict] = (),
+    findings: dict | None = None,
+) -> None:
+    """report.html of scored answers."""
+    page = write_report(
+        folder,
+        Report(
+            title=title,
+            records=records,
+            contexts={row.id: row.context for row in rows},
+            scores=scores,
+            settings=recipe.differences(),
+            environment=environment,
+            interval=metrics.bootstrap_interval,
+            history=list(history),
+            findings=findings,
+        ),
+    )
+    print(f"report: {page}")
+
+
+def print_score(name: str, scores: dict) -> None:
+    """What the answers look like, and the scores with their intervals and what they are."""
+    low, high = scores["char_f1_interval"]
+    em_low, em_high = scores["exact_match_interval"]
+    print(
+        f"{name}: {scores['mean_length']:.1f} characters an answer, {scores['stopped']:.1%} stopped, "
+        f"{scores['spans']:.1%} stand in their article, {scores['repeating']:.1%} repeat themselves"
+    )
+    print(
+        f"{name}: char F1 {scores['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  exact match {scores['exact_match']:.4f} "
+        f"({em_low:.4f} to {em_high:.4f})  {scores['questions']} questions, {scores['articles']} articles, {scores['metric']}"
+    )
