@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import Gemma2Config
 
-from benchmarks import inference, training
+from benchmarks import inference, overflow, training
 from dandap.errors import InputError
 from dandap.shapes import named_config
 
@@ -36,3 +36,11 @@ def test_answering_is_measured_and_equal(capsys):
     assert {"speedup_vs_loop", "speedup_vs_batched", "answers_equal", "samples_cost"} <= result.keys()
     assert result["answers_equal"] == result["natural"]["answers_equal"] == 1.0
     assert result["forwarded_tokens"]["tree"] < result["forwarded_tokens"]["loop"]
+
+
+def test_cutting_is_measured_both_ways(capsys):
+    result = overflow.main(["--questions", "60"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == json.loads(json.dumps(result))
+    kept = result["answer_in_text"]
+    assert 0 < kept["trim"] < kept["select"] <= 1
+    assert kept["difference"] == pytest.approx(kept["select"] - kept["trim"], abs=1e-3)

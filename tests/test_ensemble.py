@@ -1,9 +1,14 @@
 """Several answers to a question become one: the published worked example, ties, what is refused, and the whole command."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 import ensemble
 import metrics
@@ -190,3 +195,22 @@ def test_what_cannot_be_joined_is_told(write, tmp_path, monkeypatch, name):
     with pytest.raises(InputError, match=message):
         ensemble.main(argv)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_the_published_system_in_one_command(tmp_path, small_train):
+    """With the demo's base in the place of all three, two steps each; started again it trains and answers nothing twice."""
+    test = tmp_path / "test.csv"
+    test.write_text("id,context,question\nTEST_0000,한빛전자는 부산에 있다.,본사는?\n", encoding="utf-8")
+    options = ["--model", "data/demo_model", "--train_file", str(small_train), "--test_file", str(test), "--epochs", "0.1"]
+    environment = os.environ | {"OUTPUT_DIR": str(tmp_path / "o"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["recipes/economic-all.sh", *options, "--optim", "adamw_torch"]
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads(done.stdout.strip().splitlines()[-1])["questions"] == 1
+    assert "step" not in done.stdout, "the second time only the vote is made"
+    recipes = [yaml.safe_load(file.read_text()) for file in (tmp_path / "o").glob("*/recipe.yaml")]
+    assert sorted(recipe["template"] for recipe in recipes) == ["context_bot", "context_bot_system", "system_context"]
+    assert len(list((tmp_path / "o").glob("*/answers/*/scores.json"))) == 3
+    assert len(list((tmp_path / "o").glob("ensemble-vote_f1-*"))) == 2
