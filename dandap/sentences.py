@@ -4,6 +4,8 @@ import math
 import re
 from collections import Counter
 
+SHORT = 20  # characters; shorter sentences are counted as so long, or a heading of one word would come first
+
 
 def split_sentences(text: str) -> list[str]:
     """Sentences with the white space after them, so that they join to the text again. A line break ends one too."""
@@ -14,12 +16,15 @@ def nearest_first(sentences: list[str], questions: list[str]) -> list[int]:
     """Indices of sentences, those first that are near to any of the questions.
 
     A sentence's nearness to a question is the summed rarity (inverse document frequency, Sparck Jones, 1972) of the pairs of
-    neighbouring characters in both. Questions take turns: every one's nearest sentence comes before any one's second.
+    neighbouring characters in both, for the room that the sentence takes. Questions take turns: every one's nearest sentence
+    comes before any one's second.
     """
     pairs = [_pairs(sentence) for sentence in sentences]
     frequency = Counter(pair for each in pairs for pair in each)
     rarity = {pair: math.log(1 + len(sentences) / count) for pair, count in frequency.items()}
-    nearness = [[sum(rarity[pair] for pair in each & _pairs(question)) for each in pairs] for question in questions]
+    room = [max(len(sentence.strip()), SHORT) for sentence in sentences]
+    asked = [_pairs(question) for question in questions]
+    nearness = [[sum(rarity[p] for p in each & ask) / size for each, size in zip(pairs, room, strict=True)] for ask in asked]
     every = range(len(sentences))
     places = [{i: place for place, i in enumerate(sorted(every, key=lambda i: -near[i]))} for near in nearness]
     return sorted(every, key=lambda i: (min(place[i] for place in places), -max(near[i] for near in nearness)))

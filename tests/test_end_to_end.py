@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import ensemble
 import fine_tune
 import inference
 import prompts
@@ -19,6 +20,7 @@ from dandap.errors import InputError
 from dandap.reference import Decoding, generate_answers
 from dandap.run_folder import RunFolder, find_run, list_runs, safe_name
 from tests.conftest import HEADER
+from tools import compare
 
 TEST_HEADER = HEADER[:3]
 
@@ -66,6 +68,12 @@ def test_a_run_leaves_everything(work):
     lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     assert lines[0]["step"] > 0
     assert lines[-1]["validation"]["questions"] == len(pd.read_csv(run.validation_file))
+    assert any("evaluation" in line for line in lines)
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "10 answers that do not stand in their article as written" in page
+    assert (run.path / "plots" / "training.png").is_file()
+    findings = json.loads(run.findings_file.read_text(encoding="utf-8"))
+    assert [found["answers"] for found in findings["not_in_article"]][:1] == [["답"]]
     adapter = load_file(run.adapter / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     assert all("lora_" in name for name in adapter)
@@ -83,11 +91,29 @@ def test_inference_writes_and_scores(work, capsys):
     table = pd.read_csv(folder / "predictions.csv", dtype=str, keep_default_na=False)
     assert list(table.columns[:5]) == ["id", "question", "prediction", "gold", "char_f1"]
     assert table["prediction"].tolist() == submission["answer"].tolist()
+    assert (folder / "report.html").is_file()
     assert result["questions"] == 4
     assert 0 <= result["char_f1"] <= 1
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert json.loads(last) == result
     assert list(result) == ["char_f1", "exact_match", "questions", "seconds", "submission"]
+
+
+def test_runs_are_compared_and_joined(work):
+    """The adapter, the same grounded, and the base alone, from the command line's words on."""
+    greedy, grounded = (Path(answer(work, *more)["submission"]).parent for more in ([], ["--grounded", "true"]))
+    base = Path(answer(work, "--recipe", "demo", "--no_adapter", "--test_file", str(work / "test.csv"))["submission"]).parent
+    names = list(map(str, (greedy, grounded, base)))
+    compared = compare.main([*names, "--output_dir", str(work / "outputs")])
+    assert {"grounded", "adapter"} <= set(compared["recipes"])
+    joined = ensemble.main([*names, "--output_dir", str(work / "outputs")])
+    assert joined["questions"] == 4
+
+
+def test_a_test_file_that_cannot_be_read_is_told_and_trains_all_the_same(work, tmp_path, capsys):
+    (tmp_path / "test.csv").write_text("id,contxt\n1,2\n", encoding="utf-8")
+    fine_tune.main([*train_options(work, "--preview"), "--test_file", str(tmp_path / "test.csv")])
+    assert "WARNING: the test file cannot be used yet" in capsys.readouterr().out
 
 
 def test_every_inference_keeps_its_own_folder(work):

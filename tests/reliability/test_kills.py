@@ -1,5 +1,6 @@
 """Training that is killed at random moments, saving included, and resumed until it is done: the same bits as uninterrupted."""
 
+import json
 import os
 import random
 import signal
@@ -15,12 +16,10 @@ from dandap.checkpoints import newest_valid
 from dandap.run_folder import RunFolder, list_runs
 from tests.conftest import HEADER, ROOT
 
-STEPS = 30
-
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """An uninterrupted run of 30 steps, a checkpoint after each."""
+    """An uninterrupted run, a checkpoint after each step, an evaluation after every sixth."""
     folder = tmp_path_factory.mktemp("kills")
     lines = [",".join(HEADER)]
     for number in range(60):
@@ -32,8 +31,9 @@ def work(tmp_path_factory):
 
 
 def options(folder, output):
-    paths = ["--train_file", str(folder / "train.csv"), "--output_dir", str(folder / output), "--validation_fraction", "0"]
-    return ["--recipe", "demo", *paths, "--questions_per_step", "4", "--epochs", "2", "--save_steps", "1"]
+    paths = ["--train_file", str(folder / "train.csv"), "--output_dir", str(folder / output), "--validation_fraction", "0.1"]
+    how = ["--questions_per_step", "4", "--epochs", "2", "--save_steps", "1", "--evaluate_every", "6 steps"]
+    return ["--recipe", "demo", *paths, *how]
 
 
 def train_until_done(folder, output, kills, rng):
@@ -80,3 +80,10 @@ def test_a_killed_run_ends_as_if_it_never_had_been(work, kills):
     )
     assert all(expected[name].equal(got[name]) for name in expected)
     assert not (run.checkpoints / ".saving").exists()
+    assert history(run) == history(RunFolder(work / "whole" / "run")), "losses, gradients, evaluations and the validation score"
+
+
+def history(run):
+    """What the run's metrics say, but for the time."""
+    lines = map(json.loads, run.metrics_file.read_text(encoding="utf-8").splitlines())
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
