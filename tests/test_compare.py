@@ -75,6 +75,17 @@ def test_gold_answers_of_one_are_enough(run, tmp_path):
     assert result["scores"]["blind"]["char_f1"] == 1
 
 
+def test_a_file_without_a_recipe_differs_in_none(run, tmp_path):
+    """An ensemble, say."""
+    run("a", ["가"] * 4)
+    (tmp_path / "joined").mkdir()
+    source = tmp_path / "outputs" / "a" / "answers" / "test-1" / "predictions.jsonl"
+    (tmp_path / "joined" / "predictions.jsonl").write_bytes(source.read_bytes())
+    result = call(tmp_path, "a", str(tmp_path / "joined"))
+    assert result["recipes"] == {}
+    assert list(result["scores"]) == ["a", "joined"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -62,16 +62,11 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The run's name where that tells the files apart, else with the folder of answers, else the path."""
+    """The run's name (of a file in no run, its folder's) where that tells the files apart, else with the folder, else the path."""
     runs = [_run_of(path) for path in paths]
-    for name in (
-        lambda path, run: run.name if run else path.stem,
-        lambda path, run: f"{run.name if run else ''}/{path.parent.name}",
-    ):
-        names = [name(path, run) for path, run in zip(paths, runs, strict=True)]
-        if len(set(names)) == len(names):
-            return names
-    return list(map(str, paths))
+    short = [run.name if run else path.parent.name for path, run in zip(paths, runs, strict=True)]
+    long = [f"{run.name}/{path.parent.name}" if run else str(path) for path, run in zip(paths, runs, strict=True)]
+    return next((names for names in (short, long) if len(set(names)) == len(names)), list(map(str, paths)))
 
 
 def _run_of(path: Path) -> Path | None:
@@ -102,7 +97,8 @@ def recipe_of(path: Path) -> dict:
 
 
 def different_fields(recipes: dict[str, dict]) -> dict[str, dict]:
-    """field -> {run: value} where the values are not all the same."""
+    """field -> {run: value} where the values are not all the same; of those that have a recipe."""
+    recipes = {name: recipe for name, recipe in recipes.items() if recipe}
     fields = dict.fromkeys(field for recipe in recipes.values() for field in recipe if field not in SILENT)
     values = {field: {name: recipe.get(field) for name, recipe in recipes.items()} for field in fields}
     return {field: by_run for field, by_run in values.items() if len({repr(value) for value in by_run.values()}) > 1}
