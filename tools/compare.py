@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The run's name (of a file in no run, its folder's) where that tells the files apart, else with the folder, else the path."""
+    """The run's name (outside of runs the folder's) where that tells the files apart, else with the folder, else the path."""
     runs = [_run_of(path) for path in paths]
     short = [run.name if run else path.parent.name for path, run in zip(paths, runs, strict=True)]
     long = [f"{run.name}/{path.parent.name}" if run else str(path) for path, run in zip(paths, runs, strict=True)]
