@@ -8,23 +8,29 @@ from functools import partial
 from pathlib import Path
 
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 import metrics
 import prompts
-from dandap.answering import predict
+from dandap.answering import check_answering, make_decoding, predict
 from dandap.dataset import Row
 from dandap.encoding import Encoder, Example
 from dandap.progress import append_json, counting, track
 from dandap.recipe import Recipe
 from dandap.report import Report, read_history, write_report
 from dandap.run_folder import RunFolder, write_json_lines
-from dandap.selection import KeepBest, some_of, steps_between
-from tasks import answer_shape, get_task, prediction_record, score_rows, write_predictions
+from dandap.selection import KeepBest, metric_label, some_of, steps_between
+from tasks import Task, answer_shape, get_task, prediction_record, score_rows, write_predictions
 
 
-def render(recipe: Recipe, template: prompts.Template, context: str, question: str) -> prompts.Template:
-    """A row's texts in the template, by way of the task's fields."""
-    return prompts.render(template, get_task(recipe.task).fields(context, question))
+def make_encoder(recipe: Recipe, template: prompts.Template, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """What encodes rows of the recipe's task with a template."""
+    task = get_task(recipe.task)
+
+    def render(context: str, row: Row, answer: str) -> prompts.Template:
+        return prompts.render(template, task.fields(context, row, answer))
+
+    return Encoder(tokenizer, render, task.sample)
 
 
 def encode(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
@@ -55,12 +61,13 @@ def answer_rows(
     """Prediction records as answers come (the largest articles first), but for known ids; `doing` labels the bar, if any."""
     if recipe.samples > 1 and not recipe.temperature:
         print(f"the {recipe.samples} samples are all alike at temperature 0; --temperature 0.7 lets them differ")
+    task = get_task(recipe.task)
     done = {index for index, example in enumerate(examples) if example.row.id in known}
     bar = counting(doing, len(examples), "questions") if doing else nullcontext(lambda count: None)
     with bar as advance:
         for index, answers in predict(model, encoder, examples, recipe, tokens_per_batch, advance, done):
             texts = [answer.text for answer in answers]
-            record = prediction_record(examples[index], answers[metrics.consensus(texts)])
+            record = prediction_record(task, examples[index], answers[metrics.consensus(texts)])
             yield record | ({"samples": texts} if len(texts) > 1 else {})
 
 
@@ -90,9 +97,15 @@ class Validation:
         every = steps_between(self.recipe, questions)
         if not self.examples or not every:
             return []
+        check_answering(
+            self.model, self.encoder, self.examples, self.recipe, make_decoding(self.model, self.encoder, self.recipe)
+        )
         chosen = some_of(self.examples, self.recipe.evaluate_questions)
         rows = [example.row for example in chosen]
-        return [KeepBest(lambda: score(self.recipe, rows, self.answer(chosen)), every, self.recipe.patience, run.metrics_file)]
+        metric = get_task(self.recipe.task).headline[0]
+        return [
+            KeepBest(lambda: score(self.recipe, rows, self.answer(chosen)), every, self.recipe.patience, run.metrics_file, metric)
+        ]
 
     def finish(self, run: RunFolder) -> None:
         """Answer all; score, print, keep and report them."""
@@ -101,7 +114,7 @@ class Validation:
         write_json_lines(run.validation_record, records)
         write_predictions(run.validation_file, records)
         append_json(run.metrics_file, {"validation": scores})
-        print_score("validation", scores)
+        print_score(get_task(self.recipe.task), "validation", scores)
         environment, findings = (
             json.loads(file.read_text(encoding="utf-8")) for file in (run.environment_file, run.findings_file)
         )
@@ -134,9 +147,11 @@ def report(
             records=records,
             contexts={row.id: row.context for row in rows},
             scores=scores,
+            headline=get_task(recipe.task).headline,
             settings=recipe.differences(),
             environment=environment,
             interval=metrics.bootstrap_interval,
+            likeness=metrics.char_f1,
             history=list(history),
             findings=findings,
         ),
@@ -144,15 +159,20 @@ def report(
     print(f"report: {page}")
 
 
-def print_score(name: str, scores: dict) -> None:
+def print_score(task: Task, name: str, scores: dict) -> None:
     """What the answers look like, and the scores with their intervals and what they are."""
-    low, high = scores["char_f1_interval"]
-    em_low, em_high = scores["exact_match_interval"]
-    print(
-        f"{name}: {scores['mean_length']:.1f} characters an answer, {scores['stopped']:.1%} stopped, "
-        f"{scores['spans']:.1%} stand in their article, {scores['repeating']:.1%} repeat themselves"
-    )
-    print(
-        f"{name}: char F1 {scores['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  exact match {scores['exact_match']:.4f} "
-        f"({em_low:.4f} to {em_high:.4f})  {scores['questions']} questions, {scores['articles']} articles, {scores['metric']}"
-    )
+    if "confusion" in scores:
+        for category, of in sorted(scores["by_category"].items()):
+            print(f"{name}: {category} {of['accuracy']:.4f} of {of['questions']}")
+        for gold, said in scores["confusion"].items():
+            print(f"{name}: where {gold} is right it said " + ", ".join(f"{letter} {count}" for letter, count in said.items()))
+    else:
+        print(
+            f"{name}: {scores['mean_length']:.1f} characters an answer, {scores['stopped']:.1%} stopped, "
+            f"{scores['spans']:.1%} stand in their article, {scores['repeating']:.1%} repeat themselves"
+        )
+    said = []
+    for metric in task.headline:
+        low, high = scores[f"{metric}_interval"]
+        said.append(f"{metric_label(metric)} {scores[metric]:.4f} ({'' if said else '95% '}{low:.4f} to {high:.4f})")
+    print(f"{name}: {'  '.join(said)}  {scores['questions']} questions, {scores['articles']} articles, {scores['metric']}")

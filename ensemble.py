@@ -19,7 +19,7 @@ from dandap.errors import InputError, run_script
 from dandap.predictions import RECORD, find_predictions, load_predictions, same_questions
 from dandap.recipe import Parser, parse
 from dandap.run_folder import RunFolder, copy_whole, new_folder, refuse_existing, write_json, write_json_lines
-from tasks import TASKS, SubmissionForm, form_of, write_predictions, write_submission
+from tasks import SUBMISSION_COLUMNS, SubmissionForm, form_of, write_dialogue, write_predictions, write_submission
 
 Pick = Callable[[Sequence[dict]], int]  # the members' records of one question -> whose answer is taken
 
@@ -156,8 +156,7 @@ def main(argv: list[str] | None = None) -> dict:
     folder = new_folder(arguments.output_dir, f"ensemble-{arguments.method}")
     write_json_lines(folder / RECORD, records)
     write_predictions(folder / "predictions.csv", records)
-    submission = folder / "submission.csv"
-    write_submission(submission, submission_like(paths[0]), [r["id"] for r in records], [r["prediction"] for r in records])
+    submission = write_joined(folder, paths, records)
     made_of = {
         "method": arguments.method,
         "members": list(map(str, paths)),
@@ -202,9 +201,9 @@ def _merge(records: Sequence[dict], index: int) -> dict:
     """The record that was taken, with what a sparser file may lack, and all members' answers."""
     known: dict = {}
     for record in records:
-        known = {name: record[name] for name in ("question", "gold", "article") if name in record} | known
+        known = {name: record[name] for name in ("question", "gold", "article") if record.get(name)} | known
     taken = {name: value for name, value in records[index].items() if name not in ("key", "samples")}
-    merged = {"id": records[0]["id"], **known, **taken, "members": _answers(records), "member": index + 1}
+    merged = {"id": records[0]["id"], **taken, **known, "members": _answers(records), "member": index + 1}
     if merged.get("gold"):
         merged["char_f1"] = metrics.char_f1(merged["prediction"], merged["gold"])
         merged["exact_match"] = metrics.exact_match(merged["prediction"], merged["gold"])
@@ -227,12 +226,22 @@ def tell_scores(paths: list[Path], members: list[list[dict]], records: list[dict
     return scores
 
 
+def write_joined(folder: Path, paths: list[Path], records: list[dict]) -> Path:
+    """The submission, in the form of the first member's; of dialogues final-result.json."""
+    predictions = [record["prediction"] for record in records]
+    dialogue = paths[0].with_name("submission.json")
+    if dialogue.is_file():
+        return write_dialogue(folder / "final-result.json", dialogue, predictions)
+    write_submission(folder / "submission.csv", submission_like(paths[0]), [record["id"] for record in records], predictions)
+    return folder / "submission.csv"
+
+
 def submission_like(member: Path) -> SubmissionForm:
     """The columns and byte-order mark of a member's submission; without one, the main task's."""
     for path in (member.with_name("submission.csv"), member):
-        if path.is_file() and (form := form_of(path)):
+        if path.suffix.lower() == ".csv" and path.is_file() and (form := form_of(path)):
             return form
-    return SubmissionForm(TASKS["economic_qa"].submission_columns, "utf-8-sig")
+    return SubmissionForm(SUBMISSION_COLUMNS, "utf-8-sig")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from rich.console import Console
 from transformers import TrainerState
 
 import prompts
-from answers import Validation, encode, render, some, tell_cut
+from answers import Validation, encode, make_encoder, some, tell_cut
 from dandap.checkpoints import StopSignals, check_space, fault, locked, newest_valid, step_of
 from dandap.checks import check_data, tell_findings
 from dandap.dataset import Row, Table, split_by_article
@@ -36,11 +36,11 @@ from dandap.model import (
     why_no_gpu,
 )
 from dandap.processes import first_one_speaks, from_first, is_first, leave_together
-from dandap.progress import TrainingProgress, forget_after, track
+from dandap.progress import TrainingProgress, append_json, forget_after, track
 from dandap.recipe import RECIPES_DIR, Parser, Recipe, add_options, chosen_options, find_recipe, load_recipe, make_recipe, parse
 from dandap.reference import make_trainer
 from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, refuse_taken, write_json
-from dandap.selection import best_step
+from dandap.selection import best_step, evaluated_steps
 from dandap.shapes import SHAPES, make_config
 from dandap.trainer import count_tokens, make_read_once_trainer
 from tasks import get_task, read_test, read_train
@@ -62,7 +62,7 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     resumed = run is not None
     confirm_remote_code(recipe, "trust_remote_code" in chosen_options(arguments))
     get_task(recipe.task)
-    template = trained_template(run, recipe) if run else prompts.get_template(recipe.template)
+    template = trained_template(run, recipe) if run else prompts.get_template(recipe.template, recipe.task)
     if not run:
         refuse_taken(recipe.output_dir, recipe.run_name)
     table = read_train(recipe)
@@ -78,7 +78,7 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     if not arguments.preview:  # both while the device's memory is free
         plan = make_plan(recipe, load_config(recipe), pick_device(), training=True)
         answering = make_plan(recipe, load_config(recipe), plan.device, training=False)
-    encoder = Encoder(tokenizer, partial(render, recipe, template))
+    encoder = make_encoder(recipe, template, tokenizer)
     encoding = partial(track, description="encoding")
     examples = encoder.encode_rows(train_rows, recipe.prompt_limit, True, recipe.on_overflow, encoding)
     tell_lengths(recipe, examples)
@@ -131,9 +131,9 @@ def show_plans(arguments: argparse.Namespace) -> None:
     for name in names:
         recipe = load_recipe(name, options)
         confirm_remote_code(recipe, "trust_remote_code" in options)
-        config = make_config(SHAPES[recipe.model]) if recipe.model in SHAPES else load_config(recipe)
         for size in sizes:
             try:
+                config = make_config(SHAPES[recipe.model]) if recipe.model in SHAPES else load_config(recipe)
                 plan = plan_for_size(recipe, config, size)
                 checkpointing = "checkpointing" if plan.gradient_checkpointing else "no checkpointing"
                 choice = f"{plan.tokens_per_batch:>6} tokens per batch, {checkpointing:<16}  {plan.estimate}"
@@ -212,7 +212,7 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
 def trained_template(run: RunFolder, recipe: Recipe) -> prompts.Template:
     """The wording a run was started with, unless it goes on with another (--resume_anyway)."""
     name, template = run.load_template()
-    return template if name == recipe.template else prompts.get_template(recipe.template)
+    return template if name == recipe.template else prompts.get_template(recipe.template, recipe.task)
 
 
 def refuse_other_data(run: RunFolder, table: Table) -> None:
@@ -226,7 +226,7 @@ def refuse_other_data(run: RunFolder, table: Table) -> None:
         )
 
 
-def find_checkpoint(run: RunFolder) -> str:
+def find_checkpoint(run: RunFolder) -> Path:
     """The newest valid checkpoint; those that are skipped are told, and metrics after it forgotten."""
     checkpoint, skipped = newest_valid(run.checkpoints)
     for line in skipped:
@@ -235,8 +235,8 @@ def find_checkpoint(run: RunFolder) -> str:
         raise InputError(f"{run.path} has no valid checkpoint to resume from; start it again without --resume.")
     print(f"resuming {run.path} from {checkpoint.name}")
     if is_first():
-        forget_after(run.metrics_file, step_of(checkpoint))
-    return str(checkpoint)
+        forget_after(run.metrics_file, step_of(checkpoint), evaluated_steps(load_state(checkpoint)))
+    return checkpoint
 
 
 def tell_data(recipe: Recipe, table: Table) -> None:
@@ -312,17 +312,22 @@ def train(
     tokenizer,
     examples: list[Example],
     validation: Validation,
-    checkpoint: str | None,
+    checkpoint: Path | None,
 ) -> Path | None:
     """Train the adapter, from a checkpoint if there is one; the checkpoint of the best evaluation unless it is the last step."""
     check_space(run.path, model.get_nb_trainable_parameters()[0])
+    keepers = validation.callback(run, len(examples))
+    if checkpoint and keepers and keepers[0].has_ended(state := load_state(checkpoint)):
+        print("training had ended already, for want of a higher score (patience)")
+        load_weights(model, checkpoint)
+        return note_best(run, state)
     progress, stop = TrainingProgress(run.metrics_file), StopSignals()
-    callbacks = [stop, *([progress] if is_first() else []), *validation.callback(run, len(examples))]
+    callbacks = [stop, *([progress] if is_first() else []), *keepers]
     make = make_read_once_trainer if recipe.read_once else make_trainer
     trainer = make(model, tokenizer, examples, recipe, plan, str(run.checkpoints), callbacks)
     try:
         with stop:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     except torch.OutOfMemoryError as error:
         raise InputError(lower_memory(recipe, plan)) from error
     finally:
@@ -335,7 +340,20 @@ def train(
             f"python fine_tune.py --resume {run.path}",
             128 + stop.received,
         )
-    return find_best(run, trainer.state)
+    return note_best(run, trainer.state) if keepers else None
+
+
+def load_state(checkpoint: Path) -> TrainerState:
+    """What the trainer knew when the checkpoint was written."""
+    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def note_best(run: RunFolder, state: TrainerState) -> Path | None:
+    """`find_best`, and a line in metrics.jsonl that says which step it is."""
+    best = find_best(run, state)
+    if is_first():
+        append_json(run.metrics_file, {"kept": step_of(best) if best else state.global_step})
+    return best
 
 
 def find_best(run: RunFolder, state: TrainerState) -> Path | None:
@@ -347,7 +365,7 @@ def find_best(run: RunFolder, state: TrainerState) -> Path | None:
     if reason := fault(checkpoint):
         print(f"WARNING: the best adapter, of step {step}, cannot be used ({reason}); the last one is kept")
         return None
-    print(f"the adapter of step {step} is kept, whose evaluation had the highest F1")
+    print(f"the adapter of step {step} is kept, whose evaluation had the highest score")
     return checkpoint
 
 

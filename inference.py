@@ -9,15 +9,13 @@ python inference.py --recipe eeve-10.8b --no_adapter --template context_bot    z
 import argparse
 import json
 import time
-from functools import partial
 from pathlib import Path
 
 import prompts
-from answers import answer_rows, encode, print_score, render, score
+from answers import answer_rows, encode, make_encoder, print_score, score
 from answers import report as write_report
 from dandap.checkpoints import locked
 from dandap.dataset import Row, Table, split_by_article
-from dandap.encoding import Encoder
 from dandap.errors import InputError, run_script
 from dandap.journal import Journal, answers_folder, hash_settings
 from dandap.memory import make_plan
@@ -46,14 +44,11 @@ from dandap.run_folder import (
     write_json,
 )
 from tasks import (
-    SubmissionForm,
     get_task,
     read_test,
     read_train,
-    submission_form,
     write_predictions,
     write_review,
-    write_submission,
 )
 
 DEMO_TEST = "data/sample/test.csv"
@@ -70,7 +65,6 @@ def main(argv: list[str] | None = None) -> dict:
     confirm_remote_code(recipe, "trust_remote_code" in options)
     table = read_rows(recipe, arguments)
     rows = table.rows[: arguments.limit]
-    form = submission_form(get_task(recipe.task), table.path, [row.id for row in table.rows])
     print(f"{table.path}: {len(rows):,} questions on {len({row.article for row in rows}):,} articles")
     for note in table.notes:
         print(f"  {note}")
@@ -78,7 +72,7 @@ def main(argv: list[str] | None = None) -> dict:
     started = time.perf_counter()
     plan = make_plan(recipe, load_config(recipe), pick_device(), training=False)
     tokenizer = load_tokenizer(recipe, run.adapter if run else None)
-    encoder = Encoder(tokenizer, partial(render, recipe, template))
+    encoder = make_encoder(recipe, template, tokenizer)
     print(plan)
     model = load_base(recipe, plan.device)
     if run:
@@ -99,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict:
     run = run or start_base_run(arguments, recipe, template, table)
     folder = answers_folder(run.answers, Path(arguments.split or table.path), settings)
     with locked(folder):
-        examples = encode(recipe, encoder, rows)
+        examples = encode(recipe, encoder, with_neighbours(table.rows, rows))[: len(rows)]
         journal = Journal(folder, settings, examples)
         if kept := journal.read():
             print(f"going on in {folder}, which holds {kept:,} of {len(rows):,} answers")
@@ -107,7 +101,7 @@ def main(argv: list[str] | None = None) -> dict:
             journal.add(record)
         records = journal.finish([row.id for row in rows])
         seconds = time.perf_counter() - started
-        return report(arguments, recipe, template, table, rows, records, form, folder, seconds)
+        return report(arguments, recipe, template, table, rows, records, folder, seconds)
 
 
 def command_line() -> Parser:
@@ -145,7 +139,7 @@ def choose(arguments: argparse.Namespace) -> tuple[RunFolder | None, Recipe, pro
     trained_name, template = run.load_template()
     if arguments.template:
         print(f"template: {arguments.template} (--template) instead of {trained_name}, which the run was trained with")
-        template = prompts.get_template(arguments.template)
+        template = prompts.get_template(arguments.template, recipe.task)
     elif prompts.TEMPLATES.get(trained_name) != template:
         print(
             f"WARNING: template {trained_name!r} in prompts.py is not what it was at training; the one saved with the run is used"
@@ -165,7 +159,7 @@ def choose_base(arguments: argparse.Namespace) -> tuple[None, Recipe, prompts.Te
     if arguments.template:
         recipe = make_recipe(recipe.model_dump() | {"template": arguments.template}, "--template")
     print(f"base model {recipe.model} alone, template {recipe.template}")
-    return None, recipe, prompts.get_template(recipe.template)
+    return None, recipe, prompts.get_template(recipe.template, recipe.task)
 
 
 def start_base_run(arguments: argparse.Namespace, recipe: Recipe, template: prompts.Template, table: Table) -> RunFolder:
@@ -178,6 +172,12 @@ def start_base_run(arguments: argparse.Namespace, recipe: Recipe, template: prom
     run.save_recipe(recipe, template)
     write_json(run.environment_file, describe_environment([table]))
     return run
+
+
+def with_neighbours(every: list[Row], rows: list[Row]) -> list[Row]:
+    """The rows, then the others on their articles: what is cut of an article depends on all its questions."""
+    articles, ids = {row.article for row in rows}, {row.id for row in rows}
+    return [*rows, *(row for row in every if row.article in articles and row.id not in ids)]
 
 
 def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
@@ -207,21 +207,20 @@ def report(
     table: Table,
     rows: list[Row],
     records: list[dict],
-    form: SubmissionForm,
     folder: Path,
     seconds: float,
 ) -> dict:
-    """Write predictions.csv, submission.csv and scores.json; print the score and the last line."""
+    """Write predictions.csv, the submission and scores.json; print the score and the last line."""
     predictions = [record["prediction"] for record in records]
     scores = score(recipe, rows, records)
     write_predictions(folder / "predictions.csv", records)
     write_review(folder / "review.csv", records)
     submission = None
     if arguments.limit is None and not arguments.split:
-        submission = str(folder / "submission.csv")
-        write_submission(Path(submission), form, [row.id for row in rows], predictions)
-        if form.note:
-            print(form.note)
+        written, note = get_task(recipe.task).submit(folder, table.path, rows, predictions)
+        submission = str(written)
+        if note:
+            print(note)
         print(f"submission: {submission} ({len(rows):,} rows, read back and checked)")
     elif arguments.output:
         print("no submission was written: --limit and --split answer only some questions")
@@ -230,7 +229,7 @@ def report(
     print(f"record: {folder}/predictions.jsonl")
     without_gold = sum(not row.answers for row in rows)
     if scores:
-        print_score(Path(arguments.split or table.path).stem, scores)
+        print_score(get_task(recipe.task), Path(arguments.split or table.path).stem, scores)
     elif without_gold < len(rows):
         print(f"no score: {without_gold} of {len(rows)} questions have no gold answer")
     made_by = {"run": None if arguments.no_adapter else str(folder.parent.parent), "model": recipe.model, "template": template}
@@ -242,8 +241,7 @@ def report(
     if submission and arguments.output:  # the last thing: an inference that is cut off before may go on
         copy_whole(Path(submission), Path(arguments.output))
     result = {
-        "char_f1": scores and scores["char_f1"],
-        "exact_match": scores and scores["exact_match"],
+        **{name: scores and scores[name] for name in get_task(recipe.task).headline},
         "questions": len(rows),
         "seconds": round(seconds, 1),
         "submission": submission,

@@ -4,6 +4,7 @@ A template is a dict of strings with {context} and {question} where a row's text
 
     "system", "user"   a chat turn, wrapped by the model's own chat template ("system" may be left out)
     "prompt"           plain text, exactly as the model will see it; the answer follows it directly
+    "answer"           what is learned, where that is more than {answer}
 
 Put {context} before {question}: what the questions of an article share is read once. Write {{ for a literal brace.
 `python prompts.py [TEMPLATE]` prints what a template makes of a sample row.
@@ -13,11 +14,15 @@ import string
 import sys
 
 from dandap.errors import InputError, nearest, run_script
+from tasks import TASKS, Task, get_task
 
 Template = dict[str, str]
 
 # The published instruction that prompts A and B share (2024 Inha AI Challenge); see recipes/ for who used which.
 _CONCISE_BOT = "Question에 대한 답변만 가급적 한 단어로 최대한 간결하게 답변하도록 해."
+
+_DIALOGUE = "[대화]\n{context}\n\n[대상 발화]\n{reference}\n\n[질문]\n"
+_OPTIONS = "\n\n[선택지]\n{options}\n\n[답]\n"
 
 TEMPLATES: dict[str, Template] = {
     # Ours, the default: the rule stands before the article, where it is read once for all questions.
@@ -41,6 +46,21 @@ TEMPLATES: dict[str, Template] = {
         + _CONCISE_BOT
         + ":\n\n{context}\n\nQuestion:\n{question}",
     },
+    # Dialogue inference: the five prompt sets of the 2024 winner by what they hold, in words of ours; the dialogue stands first.
+    "dialogue": {"prompt": _DIALOGUE + "{question}" + _OPTIONS, "answer": "{answer}. {answer_text}"},
+    "dialogue_term": {"prompt": _DIALOGUE + "{question_term}" + _OPTIONS, "answer": "{answer}. {answer_text}"},
+    "dialogue_definition": {"prompt": _DIALOGUE + "{question_definition}" + _OPTIONS, "answer": "{answer}. {answer_text}"},
+    "dialogue_instruction": {"prompt": _DIALOGUE + "{instruction_definition}" + _OPTIONS, "answer": "{answer}. {answer_text}"},
+    "dialogue_detailed": {
+        "prompt": "너는 한국어 대화를 읽고 드러나지 않은 맥락을 추론하는 전문가다.\n"
+        "1. 대화를 끝까지 읽고 누가 무엇을 했는지 파악한다.\n2. 대상 발화가 대화에서 하는 역할을 생각한다.\n"
+        "3. 질문에 맞지 않는 선택지를 하나씩 지운다.\n4. 남은 선택지의 기호와 내용을 '기호. 내용'의 꼴로만 적는다.\n\n"
+        + _DIALOGUE
+        + "{question_term}"
+        + _OPTIONS,
+        "answer": "{answer}. {answer_text}",
+    },
+    "dialogue_letter": {"prompt": _DIALOGUE + "{question}" + _OPTIONS},  # the letter alone is learned
     # Prompt C: Nous-Hermes-2-SOLAR in the 0.9025 system, in training.
     "system_context": {
         "prompt": "### System:\n{context}\n\n### User:\n{question}\n### Assistant:\n",
@@ -54,26 +74,36 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
-def get_template(name: str) -> Template:
-    """The template of this name, checked; InputError names the nearest known one."""
+def get_template(name: str, task: str = "economic_qa") -> Template:
+    """The template of this name, checked against the task's fields; InputError names the nearest known one."""
     if name not in TEMPLATES:
         raise InputError(f"got template {name!r}; expected one of {', '.join(TEMPLATES)}.{nearest(name, TEMPLATES)}")
-    check_template(TEMPLATES[name], name)
+    check_template(TEMPLATES[name], name, get_task(task))
     return TEMPLATES[name]
 
 
-def check_template(template: Template, name: str) -> None:
-    """Refuse a template that `render` could not fill."""
-    if set(template) not in ({"prompt"}, {"user"}, {"system", "user"}):
+def check_template(template: Template, name: str, task: Task) -> None:
+    """Refuse a template that `render` could not fill, or that leaves out what the task is about."""
+    if set(template) - {"answer"} not in ({"prompt"}, {"user"}, {"system", "user"}):
         raise InputError(
-            f"template {name!r} has the parts {sorted(template)}; expected 'prompt', or 'user' with or without 'system'."
+            f"template {name!r} has the parts {sorted(template)}; expected 'prompt', or 'user' with or without 'system', and "
+            "'answer' if the answer is to be more than itself."
         )
     try:
         fields = [field for part in template.values() for _, field, _, _ in string.Formatter().parse(part) if field is not None]
     except ValueError as error:
         raise InputError(f"template {name!r}: {error}. Write {{{{ and }}}} for literal braces.") from error
-    if not {"context", "question"} <= set(fields):
-        raise InputError(f"template {name!r} has the fields {sorted(set(fields))}; it needs {{context}} and {{question}}.")
+    known = sample_fields(task)
+    if not set(task.needs) <= set(fields) <= set(known):
+        raise InputError(
+            f"template {name!r} has the fields {sorted(set(fields))}; {task.name} needs "
+            f"{' and '.join(f'{{{needed}}}' for needed in task.needs)}, and knows {', '.join(known)}."
+        )
+
+
+def sample_fields(task: Task) -> dict[str, str]:
+    """What a task's templates may use, of its sample row."""
+    return task.fields(task.sample.context, task.sample, task.sample.answers[0])
 
 
 def render(template: Template, fields: dict[str, str]) -> Template:
@@ -88,17 +118,26 @@ def render(template: Template, fields: dict[str, str]) -> Template:
 
 
 def show(argv: list[str] | None = None) -> None:
-    """Print what templates make of a sample row."""
-    names = (sys.argv[1:] if argv is None else argv) or list(TEMPLATES)
-    fields = {
-        "context": "한빛전자는 올해 1분기 매출 1,240억 원을 기록했다고 4월 3일 밝혔다.",
-        "question": "한빛전자의 올해 1분기 매출은 얼마인가?",
-    }
-    for name in names:
-        print(f"=== {name}")
-        for part, text in render(get_template(name), fields).items():
+    """Print what templates make of a sample row of the task they fit."""
+    for name in (sys.argv[1:] if argv is None else argv) or list(TEMPLATES):
+        task = task_of(name)
+        print(f"=== {name} ({task.name})")
+        parts = {"answer": "{answer}"} | get_template(name, task.name)
+        for part, text in render(parts, sample_fields(task)).items():
             print(f"[{part}]\n{text}")
-        print("[answer]\n1,240억 원\n")
+        print()
+
+
+def task_of(name: str) -> Task:
+    """The first task whose fields the template of this name uses."""
+    for task in TASKS.values():
+        try:
+            get_template(name, task.name)
+        except InputError:
+            continue
+        return task
+    get_template(name)  # says what is wrong with it
+    raise AssertionError(name)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
-"""What a task is: the prompt's fields, the scores, the submission's columns."""
+"""What a task is: how its files are read, the prompt's fields, the scores, the submission."""
 
 import codecs
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 import metrics
+from dandap import nikl
+from dandap.analysis import KINDS, question_kind
 from dandap.answering import Prediction
 from dandap.dataset import Row, Table, decode, read, read_answers
 from dandap.encoding import Example
 from dandap.errors import InputError, nearest
+from dandap.nikl import LETTERS
 from dandap.recipe import Recipe
 from dandap.run_folder import write_text
 
@@ -23,17 +26,124 @@ class Task:
     """One kind of question. A new task is one entry of TASKS and a template in prompts.py."""
 
     name: str
-    fields: Callable[[str, str], dict[str, str]]  # (context, question) -> what templates may use
-    score: Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[str]], dict]  # (predictions, golds, articles)
-    submission_columns: tuple[str, str]  # id, answer; used when the organiser's sample is not there
+    read: Callable[[list[Path], dict[str, str], bool], Table]  # (files, columns, whether every row needs an answer)
+    fields: Callable[[str, Row, str], dict[str, str]]  # (context as far as it fits, row, answer) -> what templates may use
+    needs: tuple[str, ...]  # the fields without which a template makes no sense
+    sample: Row
+    score: Callable[[Sequence[Row], Sequence[str]], dict]  # (rows with gold answers, predictions)
+    headline: tuple[str, ...]  # names of the scores that count, the first decides which adapter is kept
+    kind: Callable[[Row], str]  # what a question asks for, by which the report groups
+    submit: Callable[[Path, Path, Sequence[Row], Sequence[str]], tuple[Path, str | None]]
+    # (folder, test file, rows, predictions) -> (the submission, written and read back; a note for people)
+
+
+def _economic_score(rows: Sequence[Row], predictions: Sequence[str]) -> dict:
+    return metrics.score(predictions, [row.answers for row in rows], [row.article for row in rows])
+
+
+def _economic_kind(row: Row) -> str:
+    kind = question_kind(row.question)
+    return f"{KINDS[kind]} ({kind})"
+
+
+def _economic_submit(folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str]) -> tuple[Path, str | None]:
+    ids = [row.id for row in rows]
+    form = submission_form(test_file, ids)
+    write_submission(folder / "submission.csv", form, ids, predictions)
+    return folder / "submission.csv", form.note
+
+
+# A category's official term, and what it means in words of ours. The particle follows the Korean word's last syllable.
+TERMS = {
+    "원인": "cause",
+    "후행사건": "subsequent event",
+    "전제": "prerequisite",
+    "동기": "motivation",
+    "반응": "emotional reaction",
+}
+TERMS_KO = {"원인": "원인", "후행사건": "후행 사건", "전제": "전제 조건", "동기": "내적 동기", "반응": "감정 반응"}
+DEFINITIONS = {
+    "원인": "대상 발화에 나온 일이 일어나게 한 사건이나 상황",
+    "후행사건": "대상 발화의 일이 있고 나서 이어서 일어날 법한 사건",
+    "전제": "대상 발화가 말이 되려면 이미 참이어야 하는 사실",
+    "동기": "화자가 대상 발화처럼 말하거나 행동하게 만든 마음이나 바람",
+    "반응": "대상 발화의 일을 두고 화자나 듣는 사람이 느낄 법한 감정",
+}
+
+
+def with_ro(word: str, noted: str = "") -> str:
+    """The word with the particle 으로 or 로 that its last syllable asks for; `noted` stands between, in brackets."""
+    final = (ord(word[-1]) - 0xAC00) % 28
+    return f"{word}{f'({noted})' if noted else ''}{'로' if final in (0, 8) else '으로'}"  # no final consonant, or ㄹ
+
+
+def _dialogue_fields(context: str, row: Row, answer: str) -> dict[str, str]:
+    category, definition = row.fields["category"], DEFINITIONS[row.fields["category"]]
+    options = {letter: row.fields[f"option_{letter}"] for letter in LETTERS}
+    return {
+        "context": context,
+        "reference": row.fields["reference"],
+        "options": "\n".join(f"{letter}. {text}" for letter, text in options.items()),
+        "question": f"대상 발화의 {with_ro(category)} 가장 알맞은 것은 무엇인가?",
+        "question_term": f"대상 발화의 {with_ro(TERMS_KO[category], TERMS[category])} 가장 알맞은 것은 무엇인가?",
+        "question_definition": f"다음 설명에 가장 알맞은 것은 무엇인가? 설명: {definition}",
+        "instruction_definition": f"아래 설명에 가장 알맞은 선택지를 골라 그 기호와 내용을 적어라. 설명: {definition}",
+        "answer": answer,
+        "answer_text": options.get(answer, ""),
+    }
+
+
+def _dialogue_score(rows: Sequence[Row], predictions: Sequence[str]) -> dict:
+    """Accuracy with its interval over dialogues, per category, and which letter was said for which."""
+    scores = _economic_score(rows, predictions)
+    right = {"accuracy": scores["exact_match"], "accuracy_interval": scores["exact_match_interval"]}
+    categories, confusion = {}, {gold: dict.fromkeys(LETTERS, 0) for gold in LETTERS}
+    for row, prediction in zip(rows, predictions, strict=True):
+        hits, count = categories.get(row.fields["category"], (0, 0))
+        categories[row.fields["category"]] = (hits + (prediction in row.answers), count + 1)
+        confusion[row.answers[0]][prediction] = confusion[row.answers[0]].get(prediction, 0) + 1
+    by_category = {name: {"accuracy": hits / count, "questions": count} for name, (hits, count) in categories.items()}
+    return scores | {"metric": "accuracy"} | right | {"by_category": by_category, "confusion": confusion}
+
+
+def _dialogue_submit(folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str]) -> tuple[Path, str | None]:
+    return write_dialogue(folder / "submission.json", test_file, list(predictions)), None
+
+
+def write_dialogue(path: Path, like: Path, letters: list[str]) -> Path:
+    """The file `like` with `output` filled, in its layout; read back and checked."""
+    items, text = nikl.load_items(like), decode(like.read_bytes(), like)[0]
+    write_text(path, nikl.to_json(nikl.filled(items, letters), text))
+    back = nikl.read([path], need_answers=True).rows
+    if [(row.id, row.answers) for row in back] != [(item["id"], (letter,)) for item, letter in zip(items, letters, strict=True)]:
+        raise RuntimeError(f"{path} reads back differently from what was written ({len(back)} items)")
+    return path
 
 
 TASKS = {
     "economic_qa": Task(
         name="economic_qa",
-        fields=lambda context, question: {"context": context, "question": question},
-        score=metrics.score,
-        submission_columns=("id", "answer"),
+        read=read,
+        fields=lambda context, row, answer: {"context": context, "question": row.question, "answer": answer},
+        needs=("context", "question"),
+        sample=Row(
+            "sample", "한빛전자는 올해 1분기 매출 1,240억 원을 기록했다.", "한빛전자의 올해 1분기 매출은?", ("1,240억 원",)
+        ),
+        score=_economic_score,
+        headline=("char_f1", "exact_match"),
+        kind=_economic_kind,
+        submit=_economic_submit,
+    ),
+    "dialogue_inference": Task(
+        name="dialogue_inference",
+        read=lambda paths, columns, need_answers: nikl.read(paths, need_answers),
+        fields=_dialogue_fields,
+        needs=("context", "options"),
+        sample=nikl.SAMPLE,
+        score=_dialogue_score,
+        headline=("accuracy",),
+        kind=lambda row: row.fields["category"],
+        submit=_dialogue_submit,
     ),
 }
 
@@ -46,15 +156,15 @@ def get_task(name: str) -> Task:
 
 
 def read_train(recipe: Recipe) -> Table:
-    """The training file; every row needs an answer."""
-    return read(recipe.train_file, recipe.columns, need_answers=True)
+    """The training file, or several with commas between them; every row needs an answer."""
+    return get_task(recipe.task).read([Path(name.strip()) for name in recipe.train_file.split(",")], recipe.columns, True)
 
 
 def read_test(recipe: Recipe, test_file: Path) -> Table:
     """A test file, with gold answers if it or <name>_answers.csv beside it has them."""
     # A mapping for the answer column is for the training file: a test file rarely has one.
     columns = {ours: theirs for ours, theirs in recipe.columns.items() if ours not in ("answer", "answers")}
-    table = read(test_file, columns)
+    table = get_task(recipe.task).read([test_file], columns, False)
     answers_file = test_file.with_name(f"{test_file.stem}_answers.csv")
     if not answers_file.is_file():
         return table
@@ -64,7 +174,7 @@ def read_test(recipe: Recipe, test_file: Path) -> Table:
         raise InputError(
             f"{answers_file} has no answer for {len(missing)} ids of {test_file}, first {missing[0]}. Correct or remove it."
         )
-    rows = [Row(row.id, row.context, row.question, golds[row.id]) for row in table.rows]
+    rows = [replace(row, answers=golds[row.id]) for row in table.rows]
     return Table(table.path, rows, table.sha256, [*table.notes, f"gold answers come from {answers_file}"])
 
 
@@ -82,10 +192,10 @@ def score_rows(task: Task, rows: list[Row], predictions: Sequence[str]) -> dict 
     """The task's scores, or None when not every row has a gold answer."""
     if not all(row.answers for row in rows):
         return None
-    return task.score(predictions, [row.answers for row in rows], [row.article for row in rows])
+    return task.score(rows, predictions)
 
 
-def prediction_record(example: Example, prediction: Prediction) -> dict:
+def prediction_record(task: Task, example: Example, prediction: Prediction) -> dict:
     """One line of predictions.jsonl and one row of predictions.csv."""
     row, text = example.row, prediction.text
     record = {
@@ -101,6 +211,7 @@ def prediction_record(example: Example, prediction: Prediction) -> dict:
         "ended": "stopped" if prediction.stopped else "cut",
         "trimmed_characters": example.trimmed,
         "article": row.article,
+        "kind": task.kind(row),
     }
     return record | ({"choices": prediction.choices} if prediction.choices else {})
 
@@ -113,6 +224,7 @@ def write_predictions(path: Path, records: list[dict]) -> None:
     write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC), encoding="utf-8-sig")
 
 
+SUBMISSION_COLUMNS = ("id", "answer")  # where the organiser's sample is not there
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for one (OWASP, CSV injection)
 
 
@@ -138,18 +250,16 @@ class SubmissionForm:
     note: str | None = None
 
 
-def submission_form(task: Task, test_file: Path, ids: list[str]) -> SubmissionForm:
-    """The form of sample_submission.csv beside the test file when it has the same ids, else the task's with a BOM."""
+def submission_form(test_file: Path, ids: list[str]) -> SubmissionForm:
+    """The form of sample_submission.csv beside the test file when it has the same ids, else ours with a BOM."""
     sample = test_file.with_name("sample_submission.csv")
     if not sample.is_file():
-        return SubmissionForm(task.submission_columns, "utf-8-sig")
+        return SubmissionForm(SUBMISSION_COLUMNS, "utf-8-sig")
     data = sample.read_bytes()
     table = [cells for cells in csv.reader(io.StringIO(decode(data, sample)[0], newline="")) if cells]
     if not table or len(table[0]) != 2 or sorted(cells[0] for cells in table[1:]) != sorted(ids):
-        note = (
-            f"{sample} is not of this test file (its ids or columns differ); the columns are {', '.join(task.submission_columns)}"
-        )
-        return SubmissionForm(task.submission_columns, "utf-8-sig", note)
+        note = f"{sample} is not of this test file (its ids or columns differ); the columns are {', '.join(SUBMISSION_COLUMNS)}"
+        return SubmissionForm(SUBMISSION_COLUMNS, "utf-8-sig", note)
     return form_of(sample)
 
 

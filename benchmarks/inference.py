@@ -158,7 +158,7 @@ def continuous_way(material: Material, examples: list[Example]) -> Way:
 def decodings(material: Material, examples: list[Example]) -> dict[str, Decoding]:
     """Natural stops, and FORCED tokens whatever the model would say."""
     tokenizer = material.tokenizer
-    encoder = Encoder(tokenizer, lambda context, question: {"prompt": context + question})
+    encoder = Encoder(tokenizer, lambda context, row, answer: {"prompt": context + row.question})
     stop_ids = encoder.stop_ids(material.model.generation_config)
     natural = Decoding(stop_ids, tokenizer.pad_token_id, material.recipe.max_new_tokens)
     return {"natural": natural, "forced": replace(natural, max_new_tokens=FORCED, min_new_tokens=FORCED)}

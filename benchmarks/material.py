@@ -12,9 +12,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import prompts
+from answers import make_encoder
 from benchmarks.machine import random_model
 from dandap.dataset import Row, by_article, read
-from dandap.encoding import Encoder, Example
+from dandap.encoding import Example
 from dandap.model import load_base, load_config, load_tokenizer, pick_compute_dtype, pick_device
 from dandap.recipe import Parser, Recipe, make_recipe, positive
 from dandap.shapes import NAMES, named_config
@@ -62,7 +63,7 @@ def make_examples(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerB
     if arguments.article:
         return made_up(arguments.article, arguments.questions_per_article, arguments.questions)
     template = prompts.get_template(recipe.template)
-    encoder = Encoder(tokenizer, lambda context, question: prompts.render(template, {"context": context, "question": question}))
+    encoder = make_encoder(recipe, template, tokenizer)
     rows = read(arguments.data, need_answers=True).rows
     order = by_article(row.article for row in rows)
     random.Random(0).shuffle(order)

@@ -5,10 +5,9 @@ python -m benchmarks.overflow --data FILE --run RUN   and the F1 of a run's answ
 """
 
 import json
-from functools import partial
 
 import metrics
-from answers import answer_rows, render
+from answers import answer_rows, make_encoder
 from benchmarks.material import DEMO_DATA, DEMO_MODEL
 from dandap.dataset import Row, by_article, read
 from dandap.encoding import Encoder, Example
@@ -34,7 +33,7 @@ def main(argv: list[str] | None = None) -> dict:
     run = find_run(arguments.run, "outputs") if arguments.run else None
     recipe = run.load_recipe() if run else make_recipe({"model": DEMO_MODEL}, "the command line")
     template = run.load_template()[1] if run else get_template(recipe.template)
-    encoder = Encoder(load_tokenizer(recipe), partial(render, recipe, template))
+    encoder = make_encoder(recipe, template, load_tokenizer(recipe))
     rows = read_rows(recipe, arguments.data)[: arguments.questions]
 
     cut = {way: cut_in_half(encoder, rows, way) for way in WAYS}
@@ -59,7 +58,7 @@ def cut_in_half(encoder: Encoder, rows: list[Row], way: str) -> list[Example]:
     for indices in track(by_article(row.article for row in rows), way):
         group = [rows[index] for index in indices]
         tokens = len(encoder.tokenizer(group[0].context).input_ids)
-        longest = max(len(encoder.encode_prompt(group[0].context, row.question)) for row in group)
+        longest = max(len(encoder.encode_prompt(row.context, row)) for row in group)
         examples |= {e.row.id: e for e in encoder.encode_rows(group, longest - tokens // 2, False, way)}
     return [examples[row.id] for row in rows]
 

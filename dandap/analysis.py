@@ -32,7 +32,7 @@ PARTICLES = (
     *("은", "는", "이", "가", "을", "를", "의", "에", "에서", "에게", "로", "으로", "와", "과", "도", "만", "부터", "까지"),
     *("이다", "다", "입니다", "이라고", "라고", "라는", "이라는", "에는", "에서는", "께서"),
 )
-_NUMBER = r"\d[\d,]*(?:\.\d+)?"
+_NUMBER = r"(?<![\d.])[-+−]?\d[\d,]*(?:\.\d+)?"  # a lost sign is another number
 
 NEAR_MISSES = {
     "white space": "the same but for white space (F1 does not see it, exact match does)",
@@ -62,11 +62,11 @@ def near_miss(prediction: str, gold: str) -> str | None:
 
 
 def _letters(text: str) -> str:
-    return re.sub(r"[\W_]", "", text).casefold()
+    return re.sub(r"[^\w%‰°$₩€]|_", "", text).casefold()
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(number.replace(",", "")) for number in re.findall(_NUMBER, text)]
+    return [float(number.replace(",", "").replace("−", "-")) for number in re.findall(_NUMBER, text)]
 
 
 def _number_miss(ours: str, theirs: str) -> str | None:

@@ -10,14 +10,14 @@ from dandap.dataset import Row
 
 ALIKE = 0.8  # of the pieces of two articles, the share in both from which they count as nearly the same (Jaccard)
 PIECE = 8  # characters of a piece
-SKETCH = 8  # pieces by which candidates are found; two that are ALIKE miss each other once in 400,000 (0.2 ** 8)
-COMMON = 200  # a piece in more articles than this says nothing (a reporter's line, a copyright)
+SKETCH, SHARED = 16, 8  # of the least hashes, those by which candidates are found: articles that are ALIKE share 13 on average
+COMMON = 100  # a piece in more articles than this says nothing (a reporter's line, a copyright)
 
 TOLD = {
     "contradictions": "questions asked twice on one article with different answers",
     "not_in_article": "answers that do not stand in their article as written",
     "shared_articles": "articles that are in more than one of train, validation and test",
-    "near_duplicates": "pairs of articles that are nearly the same",
+    "near_duplicates": "groups of articles that are nearly the same",
 }
 Finding = dict
 
@@ -71,21 +71,33 @@ def _shared(splits: dict[str, list[Row]]) -> list[Finding]:
 
 
 def _near_duplicates(splits: dict[str, list[Row]]) -> list[Finding]:
-    """Pairs of different texts, most alike first: candidates share a least hash (Broder, 1997), then all pieces are compared."""
+    """Groups of different texts: candidates share least hashes (Broder, 1997), then all pieces are compared."""
     articles = {row.article: (split, row) for split, rows in reversed(splits.items()) for row in reversed(rows)}
     pieces = {article: _pieces(row.context) for article, (_, row) in articles.items()}
     by_piece: dict[int, list[str]] = defaultdict(list)
     for article, hashes in pieces.items():
         for piece in sorted(hashes)[:SKETCH]:
             by_piece[piece].append(article)
-    candidates = Counter(pair for same in by_piece.values() if len(same) <= COMMON for pair in combinations(sorted(same), 2))
-    found = []
-    for one, other in candidates:
-        alike = len(pieces[one] & pieces[other]) / len(pieces[one] | pieces[other])
-        if alike >= ALIKE:
-            pair = [articles[one], articles[other]]
-            found.append({"ids": [r.id for _, r in pair], "splits": [s for s, _ in pair], "alike": round(alike, 3)})
-    return sorted(found, key=lambda finding: (-finding["alike"], finding["ids"]))
+    shared = Counter(pair for same in by_piece.values() if len(same) <= COMMON for pair in combinations(sorted(same), 2))
+    group = {article: {article} for article in articles}
+    for (one, other), count in shared.items():
+        enough = min(SHARED, len(pieces[one]), len(pieces[other]))
+        if count >= enough and group[one] is not group[other] and _alike(pieces[one], pieces[other]) >= ALIKE:
+            group[one] |= group[other]
+            for article in group[other]:
+                group[article] = group[one]
+    groups = {id(members): members for members in group.values() if len(members) > 1}
+    return sorted((_group_finding(splits, articles, members) for members in groups.values()), key=lambda found: found["ids"])
+
+
+def _alike(one: set[int], other: set[int]) -> float:
+    common = len(one & other)
+    return common / (len(one) + len(other) - common)
+
+
+def _group_finding(splits: dict[str, list[Row]], articles: dict[str, tuple[str, Row]], members: set[str]) -> Finding:
+    found = sorted((list(splits).index(split), row.id) for split, row in (articles[article] for article in members))
+    return {"ids": [name for _, name in found], "splits": [list(splits)[place] for place, _ in found]}
 
 
 def _pieces(text: str) -> set[int]:

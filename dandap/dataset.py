@@ -6,8 +6,8 @@ import io
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -26,11 +26,14 @@ class Row:
     context: str
     question: str
     answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()  # the answers to choose from; none: any text
+    fields: Mapping[str, str] = field(default_factory=dict, hash=False)  # what a task's templates may use besides
+    group: str = ""  # what belongs together where there is no article
 
     @cached_property
     def article(self) -> str:
         """Names the article by its text: rows with the same text share it, whatever file or order they come in."""
-        return hashlib.sha256(self.context.strip().encode()).hexdigest()[:16]
+        return hashlib.sha256((self.group or self.context.strip()).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,24 @@ class Table:
     notes: list[str]  # what was dropped or decided, in sentences for people
 
 
-def read(path: str | Path, columns: dict[str, str] | None = None, need_answers: bool = False) -> Table:
-    """Read a data file by its ending: .csv, .jsonl or .json (SQuAD format).
+def read(paths: str | Path | list[Path], columns: dict[str, str] | None = None, need_answers: bool = False) -> Table:
+    """Read data files by their endings: .csv, .jsonl or .json (SQuAD format).
 
     `columns` maps our names to the file's ("context" -> "본문"). Raises InputError for anything that cannot be used.
     """
-    path = Path(path)
+    tables = [_read_one(Path(path), columns or {}, need_answers) for path in (paths if isinstance(paths, list) else [paths])]
+    return tables[0] if len(tables) == 1 else join(tables)
+
+
+def join(tables: list[Table]) -> Table:
+    """One table of several files."""
+    rows, path = [row for table in tables for row in table.rows], Path(",".join(str(table.path) for table in tables))
+    refuse_duplicate_ids(rows, path)
+    together = hashlib.sha256("".join(table.sha256 for table in tables).encode()).hexdigest()
+    return Table(path, rows, together, [note for table in tables for note in table.notes])
+
+
+def _read_one(path: Path, columns: dict[str, str], need_answers: bool) -> Table:
     if not path.is_file():
         raise InputError(f"no file at {path}. Expected a .csv, .jsonl or .json file; check the path.")
     data = path.read_bytes()
@@ -58,11 +73,11 @@ def read(path: str | Path, columns: dict[str, str] | None = None, need_answers: 
     if path.suffix.lower() not in readers:
         raise InputError(f"{path} ends in {path.suffix!r}; expected .csv, .jsonl or .json.")
     required = (*REQUIRED, "answer") if need_answers else REQUIRED
-    records = list(readers[path.suffix.lower()](text, path, columns or {}, notes, required))
+    records = list(readers[path.suffix.lower()](text, path, columns, notes, required))
     if not records:
         raise InputError(f"{path} holds no questions (only a header, or nothing). Expected at least one row.")
     rows = [_row(where, record, path, need_answers) for where, record in records]
-    _refuse_duplicate_ids(rows, path)
+    refuse_duplicate_ids(rows, path)
     return Table(path, rows, hashlib.sha256(data).hexdigest(), notes)
 
 
@@ -205,7 +220,8 @@ def _has_surrogate(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _refuse_duplicate_ids(rows: list[Row], path: Path) -> None:
+def refuse_duplicate_ids(rows: list[Row], path: Path) -> None:
+    """Answers are told apart by their ids."""
     repeated = [row_id for row_id, count in Counter(row.id for row in rows).items() if count > 1]
     if repeated:
         shown = ", ".join(repeated[:5]) + (" ..." if len(repeated) > 5 else "")

@@ -86,19 +86,18 @@ def score_choices(
     model: PreTrainedModel,
     examples: list[Example],
     choices: list[list[list[int]]],
-    whole: bool,
     pad_id: int,
     tokens_per_batch: int,
     advance: Callable[[int], None] = lambda count: None,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, list[float]]]:
-    """(index of the example, log-probability of each of its choices); choices[index] are ids as an answer's.
+    """(index of the example, log-probability of each of its choices); choices[index] are ids as an answer's, or their beginnings.
 
-    Of the whole choice with its stop token, or of its first token alone. Batches have at most READ_TOKENS tokens.
+    Batches have at most READ_TOKENS tokens.
     """
 
     def sequences(index: int) -> Sequences:
-        return [(examples[index].prompt_ids, ids if whole else ids[:1]) for ids in choices[index]]
+        return [(examples[index].prompt_ids, ids) for ids in choices[index]]
 
     @torch.inference_mode()
     def score(batch: list[Part]) -> dict[int, list[float]]:

@@ -10,7 +10,9 @@ from dandap.dataset import Row, by_article
 from dandap.errors import InputError
 from dandap.sentences import nearest_first, split_sentences
 
-Renderer = Callable[[str, str], dict[str, str]]  # (context, question) -> {"prompt"} or {"user", maybe "system"}
+# (context as far as it fits, row, answer) -> {"prompt"} or {"user", maybe "system"}; and "answer" where it is not just the answer
+Renderer = Callable[[str, Row, str], dict[str, str]]
+SAMPLE = Row("sample", "기사", "질문", ("답",))
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Encoder:
     A plain prompt and its answer are encoded apart (tokens would merge across the seam) and joined by id.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, render: Renderer):
-        self.tokenizer, self.render = tokenizer, render
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, render: Renderer, sample: Row = SAMPLE):
+        self.tokenizer, self.render, self.sample = tokenizer, render, sample
         if tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json.")
         chat_template = tokenizer.chat_template or ""
@@ -46,16 +48,17 @@ class Encoder:
         starts_with_bos = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer("").input_ids[:1]
         self._bos = [tokenizer.bos_token_id] if starts_with_bos else []
 
-    def encode_prompt(self, context: str, question: str) -> list[int]:
+    def encode_prompt(self, context: str, row: Row) -> list[int]:
         """Ids up to where the answer starts."""
-        parts = self.render(context, question)
+        parts = self.render(context, row, "")
         if "prompt" in parts:
             return self._bos + self._plain_ids(parts["prompt"])
         return self._chat_ids(_messages(parts), add_generation_prompt=True)
 
-    def encode_answer(self, context: str, question: str, answer: str, prompt_ids: list[int]) -> list[int]:
+    def encode_answer(self, context: str, row: Row, answer: str, prompt_ids: list[int]) -> list[int]:
         """Ids that follow `prompt_ids`, the stop token last."""
-        parts = self.render(context, question)
+        parts = self.render(context, row, answer)
+        answer = parts.get("answer", answer)
         if "prompt" not in parts:
             ids = self._chat_ids([*_messages(parts), {"role": "assistant", "content": answer}])
             tail = ids[len(prompt_ids) :]
@@ -67,8 +70,8 @@ class Encoder:
 
     def stop_ids(self, generation_config: GenerationConfig | None = None) -> list[int]:
         """Every id that ends an answer: the template's, the tokenizer's and the model's own."""
-        prompt_ids = self.encode_prompt("기사", "질문")
-        learned = self.encode_answer("기사", "질문", "답", prompt_ids)[-1]
+        prompt_ids = self.encode_prompt(self.sample.context, self.sample)
+        learned = self.encode_answer(self.sample.context, self.sample, self.sample.answers[0], prompt_ids)[-1]
         configured = getattr(generation_config, "eos_token_id", None) or []
         configured = [configured] if isinstance(configured, int) else configured
         return sorted({learned, self.tokenizer.eos_token_id, *configured})
@@ -104,17 +107,15 @@ class Encoder:
     ) -> list[Example]:
         context = rows[0].context
         whole = len(context.strip())
-        prompts = [self.encode_prompt(context, row.question) for row in rows]
+        prompts = [self.encode_prompt(context, row) for row in rows]
         if shorten and max(map(len, prompts)) > prompt_limit:
             context = shorten(rows, prompt_limit)
-            prompts = [self.encode_prompt(context, row.question) for row in rows]
+            prompts = [self.encode_prompt(context, row) for row in rows]
         trimmed = whole - len(context.strip())
         examples = [Example(row, ids, [], trimmed, context) for row, ids in zip(rows, prompts, strict=True)]
         if not answers:
             return examples
-        return [
-            replace(e, answer_ids=self.encode_answer(context, e.row.question, e.row.answers[0], e.prompt_ids)) for e in examples
-        ]
+        return [replace(e, answer_ids=self.encode_answer(context, e.row, e.row.answers[0], e.prompt_ids)) for e in examples]
 
     def _trim(self, rows: list[Row], prompt_limit: int) -> str:
         """The longest beginning of the article with which every question's prompt fits: text is cut, ids never."""
@@ -134,7 +135,7 @@ class Encoder:
         """`shortened(n)` for the largest n below `whole` with which every question's prompt fits."""
 
         def fits(size: int) -> bool:
-            return all(len(self.encode_prompt(shortened(size), row.question)) <= prompt_limit for row in rows)
+            return all(len(self.encode_prompt(shortened(size), row)) <= prompt_limit for row in rows)
 
         if not fits(0):
             longest = max(rows, key=lambda row: len(row.question))

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from textwrap import wrap
 
 import matplotlib
 from matplotlib import font_manager
@@ -50,7 +51,7 @@ def bars(axes: Axes, labels: list[str], values: list[float], intervals: list[tup
     axes.barh(places, values, color=BLUE, xerr=[below, above], error_kw={"ecolor": GREY, "capsize": 3})
     for place, value, (_, high), count in zip(places, values, intervals, counts, strict=True):
         axes.text(max(value, high) + 0.015, place, f"{value:.3f}  (n={count})", va="center", fontsize=9)
-    axes.set_yticks(places, labels)
+    axes.set_yticks(places, ["\n".join(wrap(label, 45)).replace("$", r"\$") for label in labels])  # $ would begin a formula
     axes.invert_yaxis()
     axes.set_xlim(0, 1.22)
     axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])

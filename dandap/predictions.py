@@ -1,11 +1,12 @@
 """Answers that were written before: found by run or file, read back, and checked to be on the same questions."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
-from dandap.dataset import decode
-from dandap.errors import InputError
+from dandap.dataset import clean, decode
+from dandap.errors import InputError, first_line
 from dandap.run_folder import RunFolder, find_run
 
 RECORD = "predictions.jsonl"
@@ -58,37 +59,64 @@ def _from_jsonl(text: str, path: Path) -> list[dict]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            usable = isinstance(record["id"], str) and isinstance(record["prediction"], str)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            usable = False
-        if not usable:
-            raise InputError(f"{path}, line {number}: expected a JSON object with the texts id and prediction.")
-        records.append(record)
+            records.append(_checked(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{path}, line {number}: expected a JSON object with the texts id and prediction, as inference.py writes it "
+                f"({first_line(error)})."
+            ) from error
     return records
+
+
+def _checked(record: dict) -> dict:
+    """The record; ValueError where a field is of another kind than inference writes."""
+    texts = [
+        record["id"],
+        record["prediction"],
+        record.get("article", ""),
+        record.get("question", ""),
+        *(record.get("gold") or []),
+    ]
+    numbers = [record.get("log_probability", 0.0), *(record.get("choices") or {}).values()]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int | float) for n in numbers):
+        raise ValueError("a text or a number is something else")
+    return {**record, "prediction": clean(record["prediction"])}
 
 
 def _from_csv(text: str, path: Path) -> list[dict]:
     csv.field_size_limit(2**31 - 1)
     try:
-        table = [cells for cells in csv.reader(text.splitlines(keepends=True), strict=True) if cells]
+        table = [cells for cells in csv.reader(io.StringIO(text, newline=""), strict=True) if cells]
     except csv.Error as error:
         raise InputError(f"{path} is not a CSV file that can be read ({error}). Name the one that inference.py wrote.") from error
     header = table[0] if table else []
-    answer = header.index("prediction") if "prediction" in header else 1
-    if len(header) < 2 or any(len(cells) != len(header) for cells in table):
-        raise InputError(f"{path}: expected a header with id and an answer, and as many cells in every row.")
-    return [{"id": cells[0], "prediction": cells[answer]} for cells in table[1:]]
+    name, answer = _columns(header)
+    if answer is None or any(len(cells) != len(header) for cells in table):
+        raise InputError(
+            f"{path} has the columns {header}; expected id and prediction, or id and answer, and as many cells in every row."
+        )
+    return [{"id": cells[name], "prediction": cells[answer]} for cells in table[1:]]
+
+
+def _columns(header: list[str]) -> tuple[int, int | None]:
+    """Where the id and the answer stand; of two columns with other names the first is the id."""
+    if len(set(header)) < len(header) or not all(header):
+        return 0, None
+    answer = next((header.index(known) for known in ("prediction", "answer") if known in header), None)
+    if answer is None or "id" not in header:
+        return 0, 1 if len(header) == 2 and answer != 0 else None
+    return header.index("id"), answer
 
 
 def same_questions(members: dict[str, list[dict]]) -> list[list[dict]]:
     """The members' records in the first one's order; InputError names the files and ids that differ."""
     first, *others = members
     order = [record["id"] for record in members[first]]
+    known = set(order)
     aligned = [members[first]]
     for name in others:
         by_id = {record["id"]: record for record in members[name]}
-        missing, more = [i for i in order if i not in by_id], [i for i in by_id if i not in set(order)]
+        missing, more = [i for i in order if i not in by_id], [i for i in by_id if i not in known]
         if missing or more:
             told = [f"{len(ids)} are only in {where}, as {ids[0]}" for ids, where in ((missing, first), (more, name)) if ids]
             raise InputError(f"{first} and {name} answer different questions: {'; '.join(told)}. Name answers to the same file.")

@@ -105,8 +105,11 @@ class TrainingProgress(TrainerCallback):
             self.progress.stop()
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Drop from metrics.jsonl what an interrupted run wrote after its checkpoint, a torn last line too."""
+def forget_after(path: Path, step: int, evaluated: set[int] = frozenset()) -> None:
+    """Drop from metrics.jsonl what an interrupted run wrote after its checkpoint, a torn last line too.
+
+    And evaluations that the checkpoint does not know: they will be made again.
+    """
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -115,7 +118,8 @@ def forget_after(path: Path, step: int) -> None:
             break
         if record.get("step", step + 1) > step:
             break
-        kept.append(line + "\n")
+        if "evaluation" not in record or record["step"] in evaluated:
+            kept.append(line + "\n")
     write_text(path, "".join(kept))
 
 

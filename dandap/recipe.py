@@ -76,7 +76,7 @@ class Recipe(BaseModel):
         "0.25 epochs", "validation while training, as `200 steps` or `0.25 epochs`; the adapter with the best F1 is kept; or none"
     )
     evaluate_questions: int = _field(
-        200, "most validation questions of one evaluation, whole articles; after training all are answered", ge=1
+        500, "most validation questions of one evaluation, whole articles; after training all are answered", ge=1
     )
     patience: int | None = _field(None, "evaluations without a higher F1 after which training stops early", ge=1)
     max_length: int = _field(
@@ -93,7 +93,7 @@ class Recipe(BaseModel):
     grounded: bool = _field(False, "the answer is always a literal piece of the article")
     choices: list[str] = _field([], "the answers to choose from, the same for every question; none: any text")
     choices_by: Literal["whole", "first_token"] = _field(
-        "whole", "choices are compared by the log-probability of the whole text, or of its first token alone"
+        "whole", "choices are compared by the log-probability of the whole text, or of the first token that tells them apart"
     )
     beams: int = _field(1, "width of a beam search; above 1 transformers' generate reads each question's article anew", ge=1)
     quantization: Literal["nf4", "none"] = _field(
@@ -142,15 +142,15 @@ class Recipe(BaseModel):
     run_name: str | None = _field(None, "name of the run's folder; made from recipe and time if not given", min_length=1)
     save_steps: int = _field(200, "steps between checkpoints", ge=1)
 
-    @field_validator("evaluate_every")
+    @field_validator("evaluate_every", mode="before")
     @classmethod
-    def _steps_or_epochs(cls, value: str | None) -> str | None:
+    def _steps_or_epochs(cls, value: Any) -> str | None:
         """`200 steps`, `1 epoch`, `200`."""
         if value is None or value == "none":
             return None
-        match = re.fullmatch(r"(\d+)(?: steps?)?|(\d+|\d*\.\d+) epochs?", value.strip())
+        match = re.fullmatch(r"(\d+)(?: steps?)?|(\d+|\d*\.\d+) epochs?", str(value).strip())
         if not match or float(match[1] or match[2]) == 0:
-            raise ValueError("expected a number of steps or epochs above 0, as `200 steps` or `0.25 epochs`, or none")
+            raise ValueError("a number of steps or epochs above 0, as `200 steps` or `0.25 epochs`, or none")
         return f"{match[1]} steps" if match[1] else f"{match[2]} epochs"
 
     @field_validator("columns", mode="before")
@@ -306,7 +306,14 @@ def chosen_options(arguments: argparse.Namespace) -> dict[str, str]:
 
 def load_recipe(name: str | None, options: dict[str, Any]) -> Recipe:
     """Defaults, then the YAML of `name` (a file, or a name under recipes/), then `options` from the command line."""
-    return make_recipe({**(_read_yaml(find_recipe(name)) if name else {}), **options}, name or "the command line")
+    return make_recipe({**(_resolved(find_recipe(name)) if name else {}), **options}, name or "the command line")
+
+
+def _resolved(path: Path) -> dict[str, Any]:
+    """A recipe file's fields over those of the recipe it extends."""
+    fields = _read_yaml(path)
+    parent = fields.pop("extends", None)
+    return {**(_resolved(find_recipe(parent)) if parent else {}), **fields}
 
 
 def find_recipe(name: str) -> Path:

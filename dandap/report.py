@@ -6,15 +6,17 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, pairwise
 from pathlib import Path
 
 from jinja2 import Environment
 from matplotlib.axes import Axes
 
-from dandap.analysis import KINDS, NEAR_MISSES, near_miss, question_kind
+from dandap.analysis import NEAR_MISSES, near_miss
 from dandap.checks import TOLD
 from dandap.plots import BLUE, GREY, ORANGE, bars, draw
 from dandap.run_folder import write_text
+from dandap.selection import metric_label
 from dandap.sentences import nearest_first, split_sentences
 
 PAGE = Path(__file__).with_name("report.html.jinja")
@@ -30,9 +32,11 @@ class Report:
     records: list[dict]
     contexts: dict[str, str]
     scores: dict
+    headline: tuple[str, ...]  # the scores on top, which have an interval each
     settings: dict  # name -> value, those that differ from the defaults
     environment: dict
     interval: Interval
+    likeness: Callable[[str, str], float]  # (prediction, gold) -> F1
     history: list[dict] = field(default_factory=list)  # lines of metrics.jsonl
     findings: dict[str, list[dict]] | None = None  # of check_data
 
@@ -48,9 +52,10 @@ def write_report(folder: Path, report: Report) -> Path:
         report=report,
         images={name: base64.b64encode(path.read_bytes()).decode() for name, path in drawn.items()},
         evaluations=[{**line["evaluation"], "step": line["step"]} for line in evaluations],
-        best=best_evaluation(evaluations),
-        misses=near_misses(report.records),
+        best=kept_step(report.history),
+        misses=near_misses(report.records, report.likeness),
         worst=[worst_answer(record, report.contexts[record["id"]]) for record in worst_records(report.records)],
+        label=metric_label,
         told=TOLD,
         listed=LISTED,
     )
@@ -63,9 +68,9 @@ def read_history(metrics_file: Path) -> list[dict]:
     return [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()] if metrics_file.is_file() else []
 
 
-def best_evaluation(evaluations: list[dict]) -> int | None:
-    """The step whose adapter was kept."""
-    return max(evaluations, key=lambda line: (line["evaluation"]["char_f1"], line["step"]))["step"] if evaluations else None
+def kept_step(history: list[dict]) -> int | None:
+    """The step whose adapter was kept, as training noted it."""
+    return next((line["kept"] for line in reversed(history) if "kept" in line), None)
 
 
 def _plots(report: Report) -> Iterable[tuple[str, Callable[[Axes], None], float]]:
@@ -78,9 +83,9 @@ def _plots(report: Report) -> Iterable[tuple[str, Callable[[Axes], None], float]
         "article_length": by_article_length(report.records, report.contexts),
     }
     labels = {
-        "kinds": "character F1 by kind of question",
-        "answer_length": "character F1 by length of the gold answer (characters)",
-        "article_length": "character F1 by length of the article (characters)",
+        "kinds": "score by kind of question",
+        "answer_length": "score by length of the gold answer (characters)",
+        "article_length": "score by length of the article (characters)",
     }
     for name, grouped in groups.items():
         yield name, lambda axes, g=grouped, n=name: group_bars(axes, g, labels[n], report.interval), 1.1 + 0.42 * len(grouped)
@@ -94,8 +99,8 @@ def by_kind(records: list[dict]) -> Groups:
     """By what the question asks for."""
     groups = defaultdict(list)
     for record in records:
-        groups[question_kind(record["question"])].append(record)
-    return {f"{korean} ({kind})": groups[kind] for kind, korean in KINDS.items() if groups[kind]}
+        groups[record["kind"]].append(record)
+    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 
 def by_answer_length(records: list[dict]) -> Groups:
@@ -146,10 +151,11 @@ def training_curves(axes: Axes, history: list[dict]) -> None:
     at, f1 = [line["step"] for line in evaluations], [line["evaluation"]["char_f1"] for line in evaluations]
     low, high = zip(*(line["evaluation"]["char_f1_interval"] for line in evaluations), strict=True)
     right.fill_between(at, low, high, color=ORANGE, alpha=0.15)
-    right.plot(at, f1, color=ORANGE, marker="o", label="validation F1")
-    best = best_evaluation(evaluations)
-    right.plot([best], [f1[at.index(best)]], marker="*", markersize=16, color=ORANGE, linestyle="none", label="kept")
-    right.set_ylabel("character F1, 95% interval", color=ORANGE)
+    right.plot(at, f1, color=ORANGE, marker="o", label="validation")
+    best = kept_step(history)
+    if best in at:
+        right.plot([best], [f1[at.index(best)]], marker="*", markersize=16, color=ORANGE, linestyle="none", label="kept")
+    right.set_ylabel("score, 95% interval", color=ORANGE)
     right.set_ylim(0, 1.03)
     right.legend(loc="lower right", frameon=False)
 
@@ -173,14 +179,14 @@ def confidence_curve(axes: Axes, records: list[dict]) -> None:
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.04)
     axes.set_xlabel("confidence (geometric mean of token probabilities)")
-    axes.set_ylabel("character F1")
+    axes.set_ylabel("score")
 
 
-def near_misses(records: list[dict]) -> list[dict]:
+def near_misses(records: list[dict], likeness: Callable[[str, str], float]) -> list[dict]:
     """Per kind of near-miss: {"kind", "means", "count", "lost" F1 over all questions, "examples"}; the costliest first."""
     found = defaultdict(list)
     for record in records:
-        gold = closest_gold(record)
+        gold = closest_gold(record, likeness)
         kind = near_miss(record["prediction"], gold)
         if kind:
             found[kind].append({**record, "gold_text": gold})
@@ -197,10 +203,10 @@ def near_misses(records: list[dict]) -> list[dict]:
     return sorted(rows, key=lambda row: (-row["lost"], -row["count"]))
 
 
-def closest_gold(record: dict) -> str:
-    """Of several gold answers, an equal one, else the one that shares most characters with the prediction."""
+def closest_gold(record: dict, likeness: Callable[[str, str], float]) -> str:
+    """Of several gold answers, an equal one, else the one by which the prediction is scored."""
     prediction = record["prediction"]
-    return max(record["gold"], key=lambda gold: (gold == prediction, len(set(gold) & set(prediction)) / max(len(gold), 1)))
+    return max(record["gold"], key=lambda gold: (gold == prediction, likeness(prediction, gold)))
 
 
 def worst_records(records: list[dict]) -> list[dict]:
@@ -232,10 +238,5 @@ def mark(context: str, golds: list[str], prediction: str, question: str) -> list
             while start >= 0:
                 kinds[start : start + len(text)] = [kind] * len(text)
                 start = context.find(text, start + len(text))
-    pieces: list[tuple[str, str]] = []
-    for character, kind in zip(context, kinds, strict=True):
-        if pieces and pieces[-1][1] == kind:
-            pieces[-1] = (pieces[-1][0] + character, kind)
-        else:
-            pieces.append((character, kind))
-    return pieces
+    starts = (next(group) for _, group in groupby(range(len(context)), key=kinds.__getitem__))
+    return [(context[start:end], kinds[start]) for start, end in pairwise([*starts, len(context)])]

@@ -163,6 +163,8 @@ def refuse_existing(output: str | None, overwrite: bool) -> None:
     """Before hours of answering, not after."""
     if output and not Path(output).absolute().parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {Path(output).parent}. Make it, or name another.")
+    if output and Path(output).is_dir():
+        raise InputError(f"--output {output} is a folder; expected a file's name.")
     if output and Path(output).exists() and not overwrite:
         raise InputError(f"--output {output} exists already. Choose another name, or add --overwrite.")
 

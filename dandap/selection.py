@@ -33,9 +33,14 @@ def steps_between(recipe: Recipe, questions: int) -> int | None:
 
 
 def best_step(state: TrainerState) -> int | None:
-    """The step whose answers had the highest F1, of equals the last; None before the first evaluation."""
+    """The step whose answers had the highest score, of equals the last; None before the first evaluation."""
     evaluated = _evaluations(state)
     return max(evaluated, key=lambda record: (record["evaluation"], record["step"]))["step"] if evaluated else None
+
+
+def evaluated_steps(state: TrainerState) -> set[int]:
+    """The steps whose evaluations the state knows."""
+    return {record["step"] for record in _evaluations(state)}
 
 
 def _evaluations(state: TrainerState) -> list[dict]:
@@ -46,15 +51,18 @@ def _evaluations(state: TrainerState) -> list[dict]:
 class KeepBest(TrainerCallback):
     """Evaluates every so many steps and after the last one; has a new best one saved; stops when there has been none for long.
 
-    `evaluate` returns scores with "char_f1"; `patience` is the number of evaluations without a higher one, None for no end.
+    `evaluate` returns scores, among them `metric`; `patience` is the number of evaluations without a higher one, None for no end.
     """
 
-    def __init__(self, evaluate: Callable[[], dict], every: int, patience: int | None, metrics_file: Path):
-        self.evaluate, self.every, self.patience, self.metrics_file = evaluate, every, patience, metrics_file
+    def __init__(
+        self, evaluate: Callable[[], dict], every: int, patience: int | None, metrics_file: Path, metric: str = "char_f1"
+    ):
+        self.evaluate, self.every, self.patience = evaluate, every, patience
+        self.metrics_file, self.metric = metrics_file, metric
 
     def on_train_begin(self, args, state, control, **kwargs):
         """A run that was told to stop did not wait for the evaluation of its last step."""
-        if state.global_step and self._is_due(state) and state.global_step not in {r["step"] for r in _evaluations(state)}:
+        if state.global_step and self._is_due(state) and state.global_step not in evaluated_steps(state):
             self._evaluate(state, control, loss=None)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -69,27 +77,33 @@ class KeepBest(TrainerCallback):
 
     def _evaluate(self, state: TrainerState, control, loss: float | None) -> None:
         scores = from_first(self.evaluate)
-        state.log_history.append({"step": state.global_step, "evaluation": scores["char_f1"]})
+        state.log_history.append({"step": state.global_step, "evaluation": scores[self.metric]})
         if is_first():
             append_json(self.metrics_file, {"step": state.global_step, "epoch": round(state.epoch, 4), "evaluation": scores})
-            _tell(state, scores, loss)
+            _tell(state, scores, loss, self.metric)
         if best_step(state) == state.global_step:
             control.should_save = True
-        if self.patience and self._without_gain(state) >= self.patience:
-            print(f"no higher F1 in {self.patience} evaluations (patience): training ends")
+        if self.has_ended(state):
+            print(f"no higher {metric_label(self.metric)} in {self.patience} evaluations (patience): training ends")
             control.should_save = control.should_training_stop = True
 
-    def _without_gain(self, state: TrainerState) -> int:
-        f1 = [record["evaluation"] for record in _evaluations(state)]
-        return len(f1) - 1 - f1.index(max(f1))
+    def has_ended(self, state: TrainerState) -> bool:
+        """Whether there has been no gain for as long as patience allows."""
+        scores = [record["evaluation"] for record in _evaluations(state)]
+        return bool(self.patience and scores) and len(scores) - 1 - scores.index(max(scores)) >= self.patience
 
 
-def _tell(state: TrainerState, scores: dict, loss: float | None) -> None:
+def metric_label(metric: str) -> str:
+    """As it is printed."""
+    return metric.replace("char_f1", "char F1").replace("_", " ")
+
+
+def _tell(state: TrainerState, scores: dict, loss: float | None, metric: str) -> None:
     """One row of the table of evaluations."""
-    low, high = scores["char_f1_interval"]
+    low, high = scores[f"{metric}_interval"]
     print(
         f"step {state.global_step:>6}/{state.max_steps}  {'' if loss is None else f'loss {loss:.4f}  '}"
-        f"char F1 {scores['char_f1']:.4f} ({low:.4f} to {high:.4f})  exact match {scores['exact_match']:.4f}  "
+        f"{metric_label(metric)} {scores[metric]:.4f} ({low:.4f} to {high:.4f})  exact match {scores['exact_match']:.4f}  "
         f"length {scores['mean_length']:.1f}  stopped {scores['stopped']:.0%}  spans {scores['spans']:.0%}  "
         f"repeating {scores['repeating']:.0%}"
     )

@@ -20,7 +20,7 @@ DEMO = {"model": "data/demo_model", "quantization": "none", "max_new_tokens": 6}
 @pytest.fixture(scope="module")
 def encoder():
     tokenizer = load_tokenizer(Recipe(**DEMO))
-    return Encoder(tokenizer, lambda context, question: {"user": f"기사:\n{context}\n\n질문: {question}"})
+    return Encoder(tokenizer, lambda context, row, answer: {"user": f"기사:\n{context}\n\n질문: {row.question}"})
 
 
 @pytest.fixture(scope="module")
@@ -97,22 +97,25 @@ def test_choices(demo, encoder, by):
     places = ["부산", "서울", "대전"]
     ((one,),) = ask(demo, encoder, "본사는 어디에 있는가?", choices=places, choices_by=by)
     ((other,),) = ask(demo, encoder, "본사는 어디에 있는가?", choices=places[::-1], choices_by=by)
-    assert one == other
+    assert (one.text, one.token_ids) == (other.text, other.token_ids)
+    assert one.choices == pytest.approx(other.choices, abs=1e-4)
     assert one.text in places
     (example,) = examples(encoder, "본사는 어디에 있는가?")
     scores = {}
     for choice in places:
-        ids = encoder.encode_answer(CONTEXT, "본사는 어디에 있는가?", choice, example.prompt_ids)
+        ids = encoder.encode_answer(CONTEXT, example.row, choice, example.prompt_ids)
         with torch.inference_mode():
             logits = demo(input_ids=torch.tensor([example.prompt_ids + ids])).logits[0, len(example.prompt_ids) - 1 : -1]
         count = len(ids) if by == "whole" else 1
         scores[choice] = logits.log_softmax(-1)[range(len(ids)), ids][:count].sum().item()
     assert one.text == max(scores, key=scores.get)
+    assert one.choices == pytest.approx(scores, abs=1e-4)
 
 
-def test_choices_alike_in_their_first_token_are_refused_by_first_token(demo, encoder):
-    with pytest.raises(InputError, match="--choices_by whole"):
-        ask(demo, encoder, "언제?", choices=["1월", "1일"], choices_by="first_token")
+def test_choices_alike_in_their_first_token_are_compared_by_the_next(demo, encoder):
+    ((answer,),) = ask(demo, encoder, "언제?", choices=["1월", "1일"], choices_by="first_token")
+    assert 1 < len(answer.token_ids) < 4, "as many as tell them apart"
+    assert len(set(answer.choices.values())) == 2
 
 
 @pytest.mark.parametrize(

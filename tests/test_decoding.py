@@ -203,7 +203,11 @@ def test_choices_equal_plain_forwards(models, family, whole):
     choices = [[[rng.randint(3, 95) for _ in range(rng.randint(1, 4))] + [1] for _ in range(3)] for _ in examples]
     choices[0][1] = choices[0][0]  # the same twice
     for tokens in (1, PLENTY):
-        got = dict(score_choices(model, examples, choices, whole, pad_id=0, tokens_per_batch=tokens))
+        got = dict(
+            score_choices(
+                model, examples, [[ids if whole else ids[:1] for ids in of] for of in choices], pad_id=0, tokens_per_batch=tokens
+            )
+        )
         for index, example in enumerate(examples):
             for ids, score in zip(choices[index], got[index], strict=True):
                 ids = ids if whole else ids[:1]

@@ -4,10 +4,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from dandap.dataset import Row
-from dandap.encoding import Encoder
+from dandap.encoding import SAMPLE, Encoder
 from dandap.errors import InputError
-from prompts import TEMPLATES, get_template, render
+from prompts import TEMPLATES, get_template, render, task_of
 
+ECONOMIC = [name for name in TEMPLATES if task_of(name).name == "economic_qa"]
 CONTEXT = "한빛전자는 매출 1,240억 원을 기록했다. " * 30
 ROWS = [
     Row("a", CONTEXT, "매출은?", ("1,240억 원",)),
@@ -23,21 +24,23 @@ def tokenizer():
 
 def encoder(tokenizer, template="concise"):
     parts = get_template(template) if isinstance(template, str) else template
-    return Encoder(tokenizer, lambda context, question: render(parts, {"context": context, "question": question}))
+    return Encoder(
+        tokenizer, lambda context, row, answer: render(parts, {"context": context, "question": row.question, "answer": answer})
+    )
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", ECONOMIC)
 def test_long_articles_are_cut_and_rendered_again(tokenizer, name):
     encode = encoder(tokenizer, name)
-    limit = len(encode.encode_prompt("", ROWS[2].question)) + 100
+    limit = len(encode.encode_prompt("", ROWS[2])) + 100
     first, other, second = encode.encode_rows(ROWS, limit, answers=True)
     assert first.trimmed == second.trimmed > 0
     assert other.trimmed == 0
     kept = first.context
     assert CONTEXT.startswith(kept)
     assert len(CONTEXT.strip()) - len(kept.strip()) == first.trimmed
-    assert first.prompt_ids == encode.encode_prompt(kept, ROWS[0].question)
-    assert second.prompt_ids == encode.encode_prompt(kept, ROWS[2].question)
+    assert first.prompt_ids == encode.encode_prompt(kept, ROWS[0])
+    assert second.prompt_ids == encode.encode_prompt(kept, ROWS[2])
     assert limit - 5 < len(second.prompt_ids) <= limit  # nothing is cut needlessly
     whole = encode.encode_rows(ROWS[:1], 10_000, answers=True)[0]
     assert first.answer_ids == whole.answer_ids
@@ -53,8 +56,8 @@ def test_results_keep_the_rows_order(tokenizer):
 
 
 def test_bos_once_in_plain_and_chat_prompts(tokenizer):
-    for name in TEMPLATES:
-        ids = encoder(tokenizer, name).encode_prompt("기사", "질문")
+    for name in ECONOMIC:
+        ids = encoder(tokenizer, name).encode_prompt("기사", SAMPLE)
         assert ids[0] == tokenizer.bos_token_id
         assert ids.count(tokenizer.bos_token_id) == 1
 
@@ -82,15 +85,15 @@ def test_chat_turns_need_a_chat_template():
     bare = AutoTokenizer.from_pretrained("data/demo_model")
     bare.chat_template = None
     with pytest.raises(InputError, match="has no chat template"):
-        encoder(bare).encode_prompt("기사", "질문")
-    assert encoder(bare, "answer_bot").encode_prompt("기사", "질문")
+        encoder(bare).encode_prompt("기사", SAMPLE)
+    assert encoder(bare, "answer_bot").encode_prompt("기사", SAMPLE)
 
 
 def test_a_refused_system_turn_is_explained():
     gemma = AutoTokenizer.from_pretrained("data/demo_model")
     gemma.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     with pytest.raises(InputError, match="System role not supported.*choose a template without one"):
-        encoder(gemma, "context_bot_system").encode_prompt("기사", "질문")
+        encoder(gemma, "context_bot_system").encode_prompt("기사", SAMPLE)
 
 
 def test_any_text_encodes_and_decodes(tokenizer):

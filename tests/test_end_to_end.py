@@ -16,6 +16,7 @@ import ensemble
 import fine_tune
 import inference
 import prompts
+from dandap.dataset import Row
 from dandap.errors import InputError
 from dandap.reference import Decoding, generate_answers
 from dandap.run_folder import RunFolder, find_run, list_runs, safe_name
@@ -191,11 +192,9 @@ def test_batches_answer_as_single_prompts_do(work):
     """Left padding must not change an answer."""
     run, recipe, template = inference.choose(inference.parse(inference.command_line(), ["--output_dir", str(work / "outputs")]))
     model = inference.load_adapter(inference.load_base(recipe, torch.device("cpu")), run.adapter)
-    encoder = inference.Encoder(
-        inference.load_tokenizer(recipe, run.adapter), lambda c, q: prompts.render(template, {"context": c, "question": q})
-    )
+    encoder = inference.make_encoder(recipe, template, inference.load_tokenizer(recipe, run.adapter))
     texts = ["본사는?", "한빛전자가 지난해에 기록한 매출은 모두 얼마인가?", "몇 호인가?"]
-    ids = [encoder.encode_prompt(article(n) * (n + 1), question) for n, question in enumerate(texts)]
+    ids = [encoder.encode_prompt(article(n) * (n + 1), Row("q", "", question)) for n, question in enumerate(texts)]
     stops = encoder.stop_ids(model.generation_config)
 
     decoding = Decoding(stops, encoder.tokenizer.pad_token_id, max_new_tokens=12)

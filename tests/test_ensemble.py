@@ -129,6 +129,22 @@ def test_submissions_are_members_too(tmp_path):
     assert table["정답"].tolist() == ["NA", "가\r나"]
 
 
+def test_a_csv_is_read_by_its_columns_names_and_every_sign_in_it(tmp_path):
+    (tmp_path / "a.csv").write_text("id,question,answer\nq1,뭐?,가\u2028나\x0b\n", encoding="utf-8")
+    (tmp_path / "b.csv").write_text("prediction,id\n다,q1\n", encoding="utf-8")
+    assert load_predictions(tmp_path / "a.csv") == [{"id": "q1", "prediction": "가\u2028나\x0b"}]
+    assert load_predictions(tmp_path / "b.csv") == [{"id": "q1", "prediction": "다"}]
+
+
+def test_gold_answers_and_columns_come_from_whoever_has_them(write, tmp_path):
+    blind, known = write("a.jsonl", ["가"]), write("b.jsonl", ["나"], ["가"])
+    text = Path(blind).read_text(encoding="utf-8").replace('"article"', '"gold": [], "article"')
+    Path(blind).write_text(text, encoding="utf-8")
+    result = ensemble.main([blind, known, "--output_dir", str(tmp_path / "o")])
+    assert result["char_f1"] == 1.0
+    assert Path(result["submission"]).read_text(encoding="utf-8-sig") == "id,answer\nTEST_0000,가\n"
+
+
 def test_weights_are_learned_on_validation_answers(write, tmp_path, capsys):
     """A run that is right when it is sure, and one that never is: the first one's sure answer wins, its unsure one does not."""
     gold = ["서울", "부산", "대구", "인천"]
@@ -172,7 +188,20 @@ BAD = {
     "no id": (["a.jsonl", "noid.jsonl"], "line 1: expected a JSON object"),
     "empty": (["a.jsonl", "empty.jsonl"], "0 answers"),
     "an id twice": (["a.jsonl", "twice.jsonl"], "2 answers to 1 ids"),
+    "a score that is no number": (["a.jsonl", "odd.jsonl"], "line 1: expected a JSON object"),
+    "gold that is no text": (["a.jsonl", "odd2.jsonl"], "line 1: expected a JSON object"),
+    "columns that say nothing": (["a.jsonl", "three.csv"], "expected id and prediction, or id and answer"),
+    "a column twice": (["a.jsonl", "same.csv"], "expected id and prediction"),
+    "an output that is a folder": (["a.jsonl", "b.jsonl", "--output", ".", "--overwrite"], "is a folder"),
     "a ragged CSV": (["a.jsonl", "ragged.csv"], "as many cells"),
+}
+
+
+ODD = {
+    "odd.jsonl": '{"id": "a", "prediction": "b", "log_probability": null}\n',
+    "odd2.jsonl": '{"id": "a", "prediction": "b", "gold": [3]}\n',
+    "three.csv": "id,question,text\nq1,?,a\n",
+    "same.csv": "id,id\nq1,a\n",
 }
 
 
@@ -186,6 +215,7 @@ def test_what_cannot_be_joined_is_told(write, tmp_path, monkeypatch, name):
         "noid.jsonl": '{"prediction": "가"}',
         "empty.jsonl": "",
         "ragged.csv": "id,a\nx\n",
+        **ODD,
     }.items():
         (tmp_path / file).write_text(text, encoding="utf-8")
     (tmp_path / "twice.jsonl").write_text('{"id": "a", "prediction": "b"}\n' * 2)

@@ -8,14 +8,13 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import prompts
+from answers import make_encoder
 from dandap.dataset import Row, read
 from dandap.decoding import answer_examples
-from dandap.encoding import Encoder
 from dandap.grounding import Grounding, token_bytes
 from dandap.model import load_base, load_tokenizer
 from dandap.recipe import Recipe
 from dandap.reference import Decoding
-from inference import render
 
 DEMO = Recipe(model="data/demo_model", quantization="none")
 
@@ -50,7 +49,7 @@ def byte_level(articles):
 
 def answers(model, tokenizer, rows, grounded, **options):
     """(example, text, answer) of every row."""
-    encoder = Encoder(tokenizer, lambda c, q: render(DEMO, prompts.get_template(DEMO.template), c, q))
+    encoder = make_encoder(DEMO, prompts.get_template(DEMO.template), tokenizer)
     examples = encoder.encode_rows(rows, 1500, answers=False)
     grounding = Grounding(tokenizer, encoder.control_ids)
     stops = encoder.stop_ids(model.generation_config)
@@ -86,7 +85,7 @@ def test_samples_are_grounded_too(demo, articles):
     rows = [Row("0", articles[0], "얼마인가?")]
     options = {"samples": 8, "temperature": 2.0}
     (example, _, _), model = answers(*demo, rows, grounded=True)[0], demo[0]
-    encoder = Encoder(demo[1], lambda c, q: render(DEMO, prompts.get_template(DEMO.template), c, q))
+    encoder = make_encoder(DEMO, prompts.get_template(DEMO.template), demo[1])
     grounding = Grounding(demo[1], encoder.control_ids)
     decoding = Decoding(stop_ids=[demo[1].eos_token_id], pad_id=demo[1].pad_token_id, max_new_tokens=8, **options)
     ((_, samples),) = answer_examples(model, [example], decoding, 4096, grounding)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from answers import make_encoder
 from dandap.dataset import Row
-from dandap.encoding import Encoder
 from dandap.memory import empty_model, estimate_training
 from dandap.model import load_config, load_tokenizer, resolve_targets
 from dandap.recipe import RECIPES_DIR, load_recipe
-from prompts import get_template, render
+from prompts import get_template
 
 pytestmark = pytest.mark.hub
 RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("**/*.yaml"))
@@ -22,8 +22,8 @@ ROW = Row("a", "한빛전자는 매출 1,240억 원을 기록했다. <|im_end|><
 def test_template_stop_token_and_targets(name):
     recipe = load_recipe(name, {})
     config, tokenizer = load_config(recipe), load_tokenizer(recipe)
-    template = get_template(recipe.template)
-    encoder = Encoder(tokenizer, lambda context, question: render(template, {"context": context, "question": question}))
+    template = get_template(recipe.template, recipe.task)
+    encoder = make_encoder(recipe, template, tokenizer)
     example = encoder.encode_rows([ROW], recipe.prompt_limit, answers=True)[0]
     assert example.answer_ids[-1] in encoder.stop_ids()
     assert encoder.decode(example.answer_ids) == ROW.answers[0]

@@ -4,11 +4,15 @@ import pytest
 from transformers import AutoTokenizer
 
 import prompts
+from answers import make_encoder
 from dandap.dataset import Row
-from dandap.encoding import Encoder
 from dandap.errors import InputError
+from dandap.recipe import Recipe
 from dandap.reference import supervised
-from prompts import TEMPLATES, check_template, get_template, render
+from prompts import TEMPLATES, check_template, get_template, render, task_of
+from tasks import TASKS
+
+ECONOMIC = [name for name in TEMPLATES if task_of(name).name == "economic_qa"]
 
 ROW = Row("a", "한빛전자는 매출 1,240억 원을 기록했다.", "매출은 얼마인가?", ("1,240억 원",))
 SPELLED = "<s> </s> <|user|> <|assistant|> <pad> {question} {{ }} ### Assistant:"
@@ -20,10 +24,10 @@ def tokenizer():
 
 
 def encoder(tokenizer, name):
-    return Encoder(tokenizer, lambda context, question: render(get_template(name), {"context": context, "question": question}))
+    return make_encoder(Recipe(), get_template(name), tokenizer)
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", ECONOMIC)
 def test_the_inference_prompt_is_the_training_prompt(tokenizer, name):
     trained = encoder(tokenizer, name).encode_rows([ROW], 1000, answers=True)[0]
     asked = encoder(tokenizer, name).encode_rows([Row(ROW.id, ROW.context, ROW.question)], 1000, answers=False)[0]
@@ -38,7 +42,7 @@ def test_the_inference_prompt_is_the_training_prompt(tokenizer, name):
     assert asked.answer_ids == []
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", ECONOMIC)
 def test_the_last_supervised_token_stops_generation(tokenizer, name):
     encode = encoder(tokenizer, name)
     example = encode.encode_rows([ROW], 1000, answers=True)[0]
@@ -48,7 +52,7 @@ def test_the_last_supervised_token_stops_generation(tokenizer, name):
     assert encode.decode(example.answer_ids) == ROW.answers[0]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", ECONOMIC)
 @pytest.mark.parametrize("where", ["context", "question", "answer"])
 def test_special_tokens_in_a_row_stay_text(tokenizer, name, where):
     texts = {"context": ROW.context, "question": ROW.question, "answer": ROW.answers[0]}
@@ -67,8 +71,8 @@ def test_special_tokens_in_a_row_stay_text(tokenizer, name, where):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_every_template_is_well_formed(name):
-    check_template(TEMPLATES[name], name)
+def test_every_template_fits_a_task(name):
+    check_template(TEMPLATES[name], name, task_of(name))
 
 
 def test_a_row_is_never_read_as_a_template():
@@ -80,6 +84,7 @@ def test_a_row_is_never_read_as_a_template():
     ("template", "message"),
     [
         ({"prompt": "{context}"}, "needs {context} and {question}"),
+        ({"prompt": "{context}{question}{article}"}, "knows context, question, answer"),
         ({"prompt": "{context} {question"}, "literal braces"),
         ({"system": "x"}, "expected 'prompt', or 'user'"),
         ({}, "expected 'prompt', or 'user'"),
@@ -87,7 +92,7 @@ def test_a_row_is_never_read_as_a_template():
 )
 def test_a_broken_template_is_refused(template, message):
     with pytest.raises(InputError, match=message):
-        check_template(template, "mine")
+        check_template(template, "mine", TASKS["economic_qa"])
 
 
 def test_an_unknown_field_names_what_there_is():
@@ -103,7 +108,7 @@ def test_an_unknown_template_names_the_nearest():
 def test_the_script_prints_a_template(capsys):
     prompts.show(["answer_bot"])
     printed = capsys.readouterr().out
-    assert "Question: 한빛전자의 올해 1분기 매출은 얼마인가?\nAnswer:" in printed
+    assert "Question: 한빛전자의 올해 1분기 매출은?\nAnswer:" in printed
 
 
 def test_published_prompts_stand_verbatim():

@@ -10,7 +10,6 @@ from dandap.memory import GB, empty_model, estimate_training
 from dandap.recipe import RECIPES_DIR, Parser, Recipe, add_options, chosen_options, load_recipe, make_recipe, parse
 from dandap.shapes import SHAPES, make_config
 from prompts import get_template
-from tasks import get_task
 
 RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("**/*.yaml"))
 
@@ -24,16 +23,23 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_resolves(name):
     recipe = load_recipe(name, {})
-    get_template(recipe.template)
-    get_task(recipe.task)
+    get_template(recipe.template, recipe.task)
     written = yaml.safe_load((RECIPES_DIR / f"{name}.yaml").read_text(encoding="utf-8"))
-    same = [
-        key for key, value in written.items() if Recipe.model_fields[key].default == value and key not in ("model", "max_length")
-    ]
-    assert not same, "a recipe holds only what differs from the defaults"
+    parent = load_recipe(written.pop("extends"), {}) if "extends" in written else Recipe()
+    same = [key for key, value in written.items() if getattr(parent, key) == value and key not in ("model", "max_length")]
+    assert not same, "a recipe holds only what differs from the defaults, or from the recipe it extends"
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "demo"])
+def test_a_recipe_extends_another(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: dialogue-01\nlora_r: 4\n")
+    recipe = load_recipe(str(tmp_path / "mine.yaml"), {"lora_alpha": "8"})
+    assert (recipe.lora_r, recipe.lora_alpha, recipe.template, recipe.epochs) == (4, 8, "dialogue_term", 4)
+    (tmp_path / "lost.yaml").write_text("extends: dialgue\n")
+    with pytest.raises(InputError, match="Did you mean 'dialogue'"):
+        load_recipe(str(tmp_path / "lost.yaml"), {})
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if load_recipe(name, {}).model in SHAPES])
 def test_a_recipe_tells_its_source_and_that_it_never_ran(name):
     comment = (RECIPES_DIR / f"{name}.yaml").read_text(encoding="utf-8")
     assert f"--recipe {name}" in comment

@@ -7,6 +7,7 @@ import pytest
 
 import metrics
 from dandap import plots
+from dandap.analysis import question_kind
 from dandap.report import (
     Report,
     by_answer_length,
@@ -35,6 +36,7 @@ def record(number, prediction, gold, question="매출은 얼마인가?", sure=-0
         "ended": "stopped",
         "trimmed_characters": 0,
         "article": f"a{number // 2}",
+        "kind": question_kind(question),
     }
 
 
@@ -46,9 +48,11 @@ def make_report(records, contexts=None, **more):
         records=records,
         contexts=contexts or {r["id"]: CONTEXT for r in records},
         scores=scores | shape,
+        headline=("char_f1", "exact_match"),
         settings={"model": "데모"},
         environment={"packages": {"torch": "2"}, "gpu": None},
         interval=metrics.bootstrap_interval,
+        likeness=metrics.char_f1,
         **more,
     )
 
@@ -60,6 +64,7 @@ HISTORY = [
         for SHAPE in [{"mean_length": 3.0, "stopped": 1.0, "spans": 1.0, "repeating": 0.0}]
         for s, f in ((4, 0.7), (8, 0.6))
     ),
+    {"kept": 4},
 ]
 
 
@@ -113,7 +118,7 @@ def test_groups():
         record(1, "가", "가나다", "누구인가?"),
         record(2, "가", "가" * 20, "언제인가?"),
     ]
-    assert {name: len(group) for name, group in by_kind(records).items()} == {"누구 (who)": 2, "언제 (when)": 1}
+    assert {name: len(group) for name, group in by_kind(records).items()} == {"who": 2, "when": 1}
     assert {name: len(group) for name, group in by_answer_length(records).items()} == {"1-2": 1, "3-4": 1, "17 or more": 1}
     contexts = {"q0": "가" * 10, "q1": "가" * 2000, "q2": "가" * 30}
     assert list(by_article_length(records, contexts)) == ["10-10", "30-30", "2,000-2,000"]
@@ -121,7 +126,7 @@ def test_groups():
 
 def test_near_misses_are_counted_by_what_they_cost():
     records = [record(0, "서울", "부산"), record(1, "부산에", "부산"), record(2, "부산은", "부산"), record(3, "부산", "부산")]
-    rows = near_misses(records)
+    rows = near_misses(records, metrics.char_f1)
     assert [(row["kind"], row["count"]) for row in rows] == [("wrong", 1), ("particle", 2)]
     assert rows[0]["lost"] == 0.25
     assert rows[1]["lost"] == pytest.approx(2 * 0.2 / 4)

@@ -32,7 +32,7 @@ def rows(count):
 
 
 def write(path, test_file, questions, answers):
-    form = submission_form(TASK, test_file, [row.id for row in questions])
+    form = submission_form(test_file, [row.id for row in questions])
     write_submission(path, form, [row.id for row in questions], answers)
     return form.note
 
@@ -117,7 +117,7 @@ def test_broken_gold_answers(write_csv, tmp_path, text, message):
 
 def test_a_sample_in_cp949_reads(tmp_path):
     sample(tmp_path, ["TEST_0000"], columns=("번호", "정답"), encoding="cp949")
-    assert submission_form(TASK, tmp_path / "test.csv", ["TEST_0000"]).columns == ("번호", "정답")
+    assert submission_form(tmp_path / "test.csv", ["TEST_0000"]).columns == ("번호", "정답")
 
 
 def test_a_test_file_needs_no_answer_column_even_when_training_maps_one(write_csv):
@@ -128,7 +128,7 @@ def test_a_test_file_needs_no_answer_column_even_when_training_maps_one(write_cs
 def test_predictions_keep_every_text(tmp_path):
     records = [
         prediction_record(
-            Example(Row(str(n), "기사", "질문?", ("답", "정답")), [1], []), Prediction(text, [1, 2], -0.5, True, None)
+            TASK, Example(Row(str(n), "기사", "질문?", ("답", "정답")), [1], []), Prediction(text, [1, 2], -0.5, True, None)
         )
         for n, text in enumerate(NASTY)
     ]

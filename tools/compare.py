@@ -31,9 +31,10 @@ def main(argv: list[str] | None = None) -> dict:
     )
     arguments = parse(parser, argv)
     paths = [find_predictions(name, arguments.output_dir, arguments.split) for name in arguments.runs]
-    if len(set(paths)) < max(len(paths), 2):
+    different = {path.resolve() for path in paths}
+    if len(different) < max(len(paths), 2):
         raise InputError(
-            f"got {len(set(paths))} different files of answers for {len(paths)} runs; expected two or more, each once."
+            f"got {len(different)} different files of answers for {len(paths)} runs; expected two or more, each once."
         )
     names = short_names(paths)
     answers = dict(zip(names, same_questions({str(path): load_predictions(path) for path in paths}), strict=True))
@@ -118,7 +119,7 @@ def tell(scores: dict[str, dict], differences: list[dict], fields: dict[str, dic
         low, high = row["interval"]
         verdict = "not shown" if low <= 0 <= high else "higher" if low > 0 else "lower"
         print(f"  {number[row['of']]} - {number[row['to']]}  {row['difference']:+.4f} (95% {low:+.4f} to {high:+.4f})  {verdict}")
-    print("recipes differ in:" if fields else "the recipes are the same")
+    print("recipes differ in:" if fields else "no field differs between the recipes that are known")
     for field, values in fields.items():
         print(f"  {field}: " + ", ".join(f"{number[name]} {value}" for name, value in values.items()))
 

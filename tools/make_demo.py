@@ -23,7 +23,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from dandap.nikl import INFERENCES, LETTERS
 from tools.demo_articles import KS_SYLLABLES, SEAM, Article, Word, make_article, plain
+from tools.demo_dialogues import make_dialogues, numbered
 
 MODEL_DIR = Path("data/demo_model")
 SAMPLE_DIR = Path("data/sample")
@@ -32,6 +34,7 @@ VOCAB_SIZE = 5000
 LEARNING_RATE = 3e-3
 STEPS = 3000
 TRAIN_ARTICLES, TEST_ARTICLES = 240, 60
+TEST_DIALOGUES = 12
 WEIGHT_STD = 192**-0.5
 OUTPUT_SCALE = 0.1
 COPY_HEADS = 3
@@ -360,6 +363,18 @@ def write_samples(seed: int) -> None:
     write_csv("test.csv", columns[:3], [row[:3] for row in test])
     write_csv("test_answers.csv", ("id", "answer"), [(row[0], row[3]) for row in test])
     write_csv("sample_submission.csv", ("id", "answer"), [(row[0], "") for row in test], encoding="utf-8-sig")
+    write_dialogues(seed)
+
+
+def write_dialogues(seed: int) -> None:
+    """dialogue_train.json, dialogue_test.json and its answers in a file of their own."""
+    dialogues = make_dialogues(seed)
+    train, test = numbered(dialogues[TEST_DIALOGUES:], "train"), numbered(dialogues[:TEST_DIALOGUES], "test")
+    letters = [(item["id"], LETTERS[INFERENCES.index(item["output"])]) for item in test]
+    for name, items in (("train", train), ("test", [{**item, "output": ""} for item in test])):
+        text = json.dumps(items, ensure_ascii=False, indent=4) + "\n"
+        (SAMPLE_DIR / f"dialogue_{name}.json").write_text(text, encoding="utf-8")
+    write_csv("dialogue_test_answers.csv", ("id", "answer"), letters)
 
 
 def sample_rows(rng: random.Random, prefix: str, articles: int, held_out: bool) -> list[tuple[str, str, str, str]]:

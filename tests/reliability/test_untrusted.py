@@ -32,7 +32,8 @@ ARTICLE, QUESTION = "한빛전자는 올해 매출 {}을 기록했다고 4월 3�
 def encode():
     template = prompts.get_template("concise")
     return Encoder(
-        load_tokenizer(Recipe(model="data/demo_model")), lambda c, q: prompts.render(template, {"context": c, "question": q})
+        load_tokenizer(Recipe(model="data/demo_model")),
+        lambda c, row, a: prompts.render(template, {"context": c, "question": row.question}),
     )
 
 

@@ -1,0 +1,139 @@
+"""The NIKL "dialogue context inference" JSON: items with a conversation, referred utterances, a category and three inferences."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from dandap.dataset import Row, Table, clean, decode, join, refuse_duplicate_ids
+from dandap.errors import InputError
+
+LETTERS = ("A", "B", "C")
+INFERENCES = ("inference_1", "inference_2", "inference_3")
+CATEGORIES = ("원인", "후행사건", "전제", "동기", "반응")
+Item = dict  # as the file has it; what is not known here is kept
+
+
+def load_items(path: Path) -> list[Item]:
+    """The file's items, checked; InputError says which item lacks what."""
+    if not path.is_file():
+        raise InputError(f"no file at {path}. Expected the NIKL dialogue JSON; check the path.")
+    text, _ = decode(path.read_bytes(), path)
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}). Correct it or export the file again.") from error
+    if not isinstance(items, list) or not items:
+        raise InputError(f"{path}: got {type(items).__name__}; expected a JSON list of at least one item.")
+    for number, item in enumerate(items, 1):
+        fault = _fault(item)
+        if fault:
+            name = item.get("id", "") if isinstance(item, dict) else ""
+            raise InputError(
+                f"{path}, item {number} ({name}): {fault}. Expected id, input (conversation, reference_id, category, "
+                "inference_1, inference_2, inference_3) and output."
+            )
+    return items
+
+
+def _fault(item: Item) -> str | None:
+    try:
+        content = item["input"]
+        texts = [item["id"], content["category"], *(content[name] for name in INFERENCES)]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            return "id, category or an inference is empty or no text"
+        if content["category"] not in CATEGORIES:
+            return f"got the category {content['category']!r}; expected one of {', '.join(CATEGORIES)}"
+        if not all(isinstance(turn["utterance"], str) for turn in content["conversation"]) or not content["conversation"]:
+            return "the conversation is empty, or an utterance is no text"
+        known = {name for turn in content["conversation"] for name in utterance_ids(turn)}
+        missing = [name for name in content["reference_id"] if name not in known]
+        if missing:
+            return f"reference_id names the utterance {missing[0]}, which the conversation does not have"
+        if item.get("output", "") not in ("", *INFERENCES):
+            return f"got the output {item['output']!r}; expected one of {', '.join(INFERENCES)}, or nothing in a test file"
+    except (KeyError, TypeError, AttributeError) as error:
+        return f"it lacks {error}"
+    return None
+
+
+def utterance_ids(turn: dict) -> list[str]:
+    """Of one turn; after cleaning a merged turn has a list of them."""
+    ids = turn["utterance_id"]
+    return ids if isinstance(ids, list) else [ids]
+
+
+def read(paths: list[Path], need_answers: bool) -> Table:
+    """One row per item of all files: the dialogue is the article, the letter of the right inference the answer."""
+    tables = [_read_one(path, need_answers) for path in paths]
+    return tables[0] if len(tables) == 1 else join(tables)
+
+
+def _read_one(path: Path, need_answers: bool) -> Table:
+    rows = [_row(item) for item in load_items(path)]
+    refuse_duplicate_ids(rows, path)
+    without = [row.id for row in rows if not row.answers]
+    if need_answers and without:
+        raise InputError(f"{path}: {len(without)} items have no output, first {without[0]}. Training needs one in every item.")
+    return Table(path, rows, hashlib.sha256(path.read_bytes()).hexdigest(), [])
+
+
+def _row(item: Item) -> Row:
+    content, output = item["input"], item.get("output", "")
+    options = dict(zip(LETTERS, (clean(content[name]).strip() for name in INFERENCES), strict=True))
+    fields = {
+        "category": content["category"],
+        "reference": "\n".join(_line(turn) for turn in referred(content)),
+        **{f"option_{letter}": text for letter, text in options.items()},
+    }
+    answers = (LETTERS[INFERENCES.index(output)],) if output else ()
+    dialogue = "\n".join(map(_line, content["conversation"]))
+    return Row(item["id"], dialogue, content["category"], answers, choices=LETTERS, fields=fields)
+
+
+def referred(content: dict) -> list[dict]:
+    """The turns that reference_id names."""
+    names = set(content["reference_id"])
+    return [turn for turn in content["conversation"] if names & set(utterance_ids(turn))]
+
+
+def _line(turn: dict) -> str:
+    return f"화자{turn['speaker']}: {clean(turn['utterance']).strip()}"
+
+
+SAMPLE = _row(
+    {
+        "id": "sample",
+        "input": {
+            "conversation": [
+                {"speaker": 1, "utterance": "비가 와서 우산을 샀어.", "utterance_id": "sample.1"},
+                {"speaker": 2, "utterance": "잘했네. 나는 다 젖었어.", "utterance_id": "sample.2"},
+            ],
+            "reference_id": ["sample.1"],
+            "category": "원인",
+            **dict(
+                zip(
+                    INFERENCES,
+                    ("화자1이 우산을 챙겨 오지 않았다.", "화자1이 비를 좋아한다.", "화자2가 우산을 팔았다."),
+                    strict=True,
+                )
+            ),
+        },
+        "output": "inference_1",
+    }
+)
+
+
+def filled(items: list[Item], letters: list[str]) -> list[Item]:
+    """The items with `output` filled from the letters, all else as it was."""
+    return [{**item, "output": INFERENCES[LETTERS.index(letter)]} for item, letter in zip(items, letters, strict=True)]
+
+
+def to_json(items: list[Item], like: str) -> str:
+    """JSON in the layout of the text that the items were read from."""
+    for indent in (None, 1, 2, 4, "\t"):
+        for separators in ((", ", ": "), (",", ":")) if indent is None else ((",", ": "),):
+            for ascii_only in (False, True):
+                style = {"indent": indent, "separators": separators, "ensure_ascii": ascii_only}
+                if json.dumps(json.loads(like), **style) == like.strip():
+                    return json.dumps(items, **style) + "\n" * like.endswith("\n")
+    return json.dumps(items, ensure_ascii=False, indent=2) + "\n"

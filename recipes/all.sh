@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Trains several recipes, has each answer its test file, and joins the answers: recipes/all.sh NAME METHOD RECIPE... [-- OPTION...]
+# NAME begins the runs' names, METHOD is one of ensemble.py's, options are those of fine_tune.py. OUTPUT_DIR says where runs are
+# (default: outputs). Started again after an interruption it goes on where it was.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+outputs=${OUTPUT_DIR:-outputs}
+name=$1 method=$2
+shift 2
+recipes=()
+while (($#)) && [ "$1" != -- ]; do
+    recipes+=("$1")
+    shift
+done
+if (($#)); then shift; fi
+runs=()
+for recipe in "${recipes[@]}"; do
+    run="$outputs/$name-$recipe"
+    if [ ! -d "$run/adapter" ]; then
+        if compgen -G "$run/checkpoints/checkpoint-*" > /dev/null; then
+            python fine_tune.py --resume "$run"
+        else
+            rm -rf "$run"  # interrupted before its first checkpoint
+            python fine_tune.py --recipe "$recipe" --output_dir "$outputs" --run_name "$name-$recipe" "$@"
+        fi
+    fi
+    if ! compgen -G "$run/answers/*/scores.json" > /dev/null; then
+        python inference.py --run "$run"
+    fi
+    runs+=("$run")
+done
+python ensemble.py --method "$method" --output_dir "$outputs" "${runs[@]}"
