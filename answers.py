@@ -110,7 +110,7 @@ class Validation:
     def finish(self, run: RunFolder) -> None:
         """Answer all; score, print, keep and report them."""
         records = self.answer(self.examples, "validating")
-        scores = score(self.recipe, [example.row for example in self.examples], records)
+        scores = final_score(self.recipe, [example.row for example in self.examples], records)
         write_json_lines(run.validation_record, records)
         write_predictions(run.validation_file, records)
         append_json(run.metrics_file, {"validation": scores})
@@ -126,6 +126,12 @@ def score(recipe: Recipe, rows: list[Row], records: list[dict]) -> dict | None:
     """The task's scores and what the answers look like; None when not every row has a gold answer."""
     scores = score_rows(get_task(recipe.task), rows, [record["prediction"] for record in records])
     return scores and scores | answer_shape(records)
+
+
+def final_score(recipe: Recipe, rows: list[Row], records: list[dict]) -> dict | None:
+    """`score`, and what is scored only at the end."""
+    scores = score(recipe, rows, records)
+    return scores and scores | get_task(recipe.task).final_score(recipe, rows, [record["prediction"] for record in records])
 
 
 def report(
@@ -175,4 +181,9 @@ def print_score(task: Task, name: str, scores: dict) -> None:
     for metric in task.headline:
         low, high = scores[f"{metric}_interval"]
         said.append(f"{metric_label(metric)} {scores[metric]:.4f} ({'' if said else '95% '}{low:.4f} to {high:.4f})")
+    if "similarity" in scores:
+        similarity = scores["similarity"]
+        print(
+            f"{name}: cosine similarity {similarity['mean']:.4f} (mean), {similarity['best']:.4f} (best), by {similarity['model']}"
+        )
     print(f"{name}: {'  '.join(said)}  {scores['questions']} questions, {scores['articles']} articles, {scores['metric']}")

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import prompts
-from answers import answer_rows, encode, make_encoder, print_score, score
+from answers import answer_rows, encode, final_score, make_encoder, print_score
 from answers import report as write_report
 from dandap.checkpoints import locked
 from dandap.dataset import Row, Table, split_by_article
@@ -212,12 +212,12 @@ def report(
 ) -> dict:
     """Write predictions.csv, the submission and scores.json; print the score and the last line."""
     predictions = [record["prediction"] for record in records]
-    scores = score(recipe, rows, records)
+    scores = final_score(recipe, rows, records)
     write_predictions(folder / "predictions.csv", records)
     write_review(folder / "review.csv", records)
     submission = None
     if arguments.limit is None and not arguments.split:
-        written, note = get_task(recipe.task).submit(folder, table.path, rows, predictions)
+        written, note = get_task(recipe.task).submit(recipe, folder, table.path, rows, predictions)
         submission = str(written)
         if note:
             print(note)

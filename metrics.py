@@ -51,6 +51,20 @@ def _f1(prediction: Counter[str], gold: Counter[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def rouge_l(prediction: str, gold: str | Sequence[str]) -> float:
+    """Character ROUGE-L in [0, 1] (Lin, 2004): the F measure of the longest common subsequence, white space left out."""
+    return max(_rouge_l("".join(prediction.split()), "".join(answer.split())) for answer in _golds(gold))
+
+
+def _rouge_l(prediction: str, gold: str) -> float:
+    row = [0] * (len(gold) + 1)  # row[j]: longest common subsequence of what was read of the prediction and gold[:j]
+    for character in prediction:
+        diagonal = 0
+        for j, other in enumerate(gold, 1):
+            diagonal, row[j] = row[j], diagonal + 1 if character == other else max(row[j], row[j - 1])
+    return 2 * row[-1] / (len(prediction) + len(gold)) if row[-1] else 0.0
+
+
 def consensus(answers: Sequence[str], weights: Sequence[float] | None = None) -> int:
     """Which of several answers to a question has the most character F1 with all of them, weighted; the first of equals.
 

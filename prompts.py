@@ -61,6 +61,10 @@ TEMPLATES: dict[str, Template] = {
         "answer": "{answer}. {answer_text}",
     },
     "dialogue_letter": {"prompt": _DIALOGUE + "{question}" + _OPTIONS},  # the letter alone is learned
+    # Wallpaper QA: the two published ones, the bare question against an instruction, and one for chat models.
+    "wallpaper_bare": {"prompt": "{question}"},
+    "wallpaper_instruction": {"prompt": "주어진 질문에 대한 답을 출력 질문: {question} 답:"},
+    "wallpaper_chat": {"user": "도배와 마감재의 하자를 잘 아는 전문가로서 다음 질문에 답하라.\n\n질문: {question}"},
     # Prompt C: Nous-Hermes-2-SOLAR in the 0.9025 system, in training.
     "system_context": {
         "prompt": "### System:\n{context}\n\n### User:\n{question}\n### Assistant:\n",

@@ -6,11 +6,12 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import pandas as pd
 
 import metrics
-from dandap import nikl
+from dandap import nikl, wallpaper
 from dandap.analysis import KINDS, question_kind
 from dandap.answering import Prediction
 from dandap.dataset import Row, Table, decode, read, read_answers
@@ -19,6 +20,7 @@ from dandap.errors import InputError, nearest
 from dandap.nikl import LETTERS
 from dandap.recipe import Recipe
 from dandap.run_folder import write_text
+from dandap.similarity import cosine, embed
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,11 @@ class Task:
     score: Callable[[Sequence[Row], Sequence[str]], dict]  # (rows with gold answers, predictions)
     headline: tuple[str, ...]  # names of the scores that count, the first decides which adapter is kept
     kind: Callable[[Row], str]  # what a question asks for, by which the report groups
-    submit: Callable[[Path, Path, Sequence[Row], Sequence[str]], tuple[Path, str | None]]
-    # (folder, test file, rows, predictions) -> (the submission, written and read back; a note for people)
+    submit: Callable[[Recipe, Path, Path, Sequence[Row], Sequence[str]], tuple[Path, str | None]]
+    # (recipe, folder, test file, rows, predictions) -> (the submission, written and read back; a note for people)
+    expand: Callable[[list[Row]], list[Row]] = list  # the rows to train on
+    final_score: Callable[[Recipe, Sequence[Row], Sequence[str]], dict] = lambda recipe, rows, predictions: {}
+    # what is scored once, at the end, because it needs another model
 
 
 def _economic_score(rows: Sequence[Row], predictions: Sequence[str]) -> dict:
@@ -46,7 +51,9 @@ def _economic_kind(row: Row) -> str:
     return f"{KINDS[kind]} ({kind})"
 
 
-def _economic_submit(folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str]) -> tuple[Path, str | None]:
+def _economic_submit(
+    recipe: Recipe, folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str]
+) -> tuple[Path, str | None]:
     ids = [row.id for row in rows]
     form = submission_form(test_file, ids)
     write_submission(folder / "submission.csv", form, ids, predictions)
@@ -106,7 +113,9 @@ def _dialogue_score(rows: Sequence[Row], predictions: Sequence[str]) -> dict:
     return scores | {"metric": "accuracy"} | right | {"by_category": by_category, "confusion": confusion}
 
 
-def _dialogue_submit(folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str]) -> tuple[Path, str | None]:
+def _dialogue_submit(
+    recipe: Recipe, folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str]
+) -> tuple[Path, str | None]:
     return write_dialogue(folder / "submission.json", test_file, list(predictions)), None
 
 
@@ -118,6 +127,51 @@ def write_dialogue(path: Path, like: Path, letters: list[str]) -> Path:
     if [(row.id, row.answers) for row in back] != [(item["id"], (letter,)) for item, letter in zip(items, letters, strict=True)]:
         raise RuntimeError(f"{path} reads back differently from what was written ({len(back)} items)")
     return path
+
+
+def _wallpaper_score(rows: Sequence[Row], predictions: Sequence[str]) -> dict:
+    """Character F1 and ROUGE-L, each with the gold answer that is nearest."""
+    scores = _economic_score(rows, predictions)
+    values = [metrics.rouge_l(prediction, row.answers) for row, prediction in zip(rows, predictions, strict=True)]
+    interval = metrics.bootstrap_interval(values, [row.article for row in rows])
+    return scores | {"metric": "char-f1, char-rouge-l", "rouge_l": sum(values) / len(values), "rouge_l_interval": interval}
+
+
+def _wallpaper_similarity(recipe: Recipe, rows: Sequence[Row], predictions: Sequence[str]) -> dict:
+    """Cosine similarity of sentence embeddings to the gold answers, mean and best; nothing, and why, without the model."""
+    try:
+        said = embed(predictions, recipe.embedding_model)
+        golds = embed([answer for row in rows for answer in row.answers], recipe.embedding_model)
+    except InputError as error:
+        print(f"no similarity of sentence embeddings: {error}")
+        return {}
+    left = iter(golds)
+    each = [[cosine(vector, next(left)) for _ in row.answers] for row, vector in zip(rows, said, strict=True)]
+    similarity = {"mean": fmean(map(fmean, each)), "best": fmean(map(max, each)), "model": recipe.embedding_model}
+    return {"similarity": similarity}
+
+
+def _wallpaper_submit(
+    recipe: Recipe, folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str]
+) -> tuple[Path, str | None]:
+    """answers.csv, and submission.csv of sentence embeddings where their model can be loaded."""
+    ids, answers = [row.id for row in rows], folder / "answers.csv"
+    write_submission(answers, SubmissionForm(("id", "답변"), "utf-8-sig"), ids, predictions)
+    try:
+        vectors = embed(predictions, recipe.embedding_model)
+    except InputError as error:
+        return answers, f"no submission of sentence embeddings: {error}"
+    columns = ["id", *(f"vec_{number}" for number in range(len(vectors[0])))]
+    table = pd.DataFrame([[name, *vector] for name, vector in zip(ids, vectors, strict=True)], columns=columns)
+    write_text(folder / "submission.csv", table.to_csv(index=False, lineterminator="\n"), encoding="utf-8-sig")
+    back = pd.read_csv(folder / "submission.csv", dtype={"id": str}, encoding="utf-8-sig")
+    if (
+        list(back.columns) != columns
+        or back["id"].tolist() != ids
+        or not (back.iloc[:, 1:] - table.iloc[:, 1:]).abs().max().max() < 1e-6
+    ):
+        raise RuntimeError(f"{folder / 'submission.csv'} reads back differently from what was written")
+    return folder / "submission.csv", f"the plain answers: {answers}"
 
 
 TASKS = {
@@ -144,6 +198,19 @@ TASKS = {
         headline=("accuracy",),
         kind=lambda row: row.fields["category"],
         submit=_dialogue_submit,
+    ),
+    "wallpaper_qa": Task(
+        name="wallpaper_qa",
+        read=lambda paths, columns, need_answers: wallpaper.read(paths, need_answers),
+        fields=lambda context, row, answer: {"question": row.question, "answer": answer},
+        needs=("question",),
+        sample=Row("sample", "", "벽지에 곰팡이가 생기는 이유는?", ("습기가 벽에 맺히기 때문입니다.",)),
+        score=_wallpaper_score,
+        headline=("char_f1", "rouge_l"),
+        kind=lambda row: row.fields.get("category") or "(none)",
+        submit=_wallpaper_submit,
+        expand=wallpaper.one_per_answer,
+        final_score=_wallpaper_similarity,
     ),
 }
 

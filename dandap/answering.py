@@ -62,6 +62,7 @@ def make_decoding(model: PreTrainedModel, encoder: Encoder, recipe: Recipe) -> D
         temperature=recipe.temperature,
         seed=recipe.seed,
         beams=recipe.beams,
+        repetition_penalty=recipe.repetition_penalty,
     )
 
 

@@ -95,28 +95,57 @@ def decode(data: bytes, path: Path) -> tuple[str, str]:
 
 
 def _read_csv(text: str, path: Path, columns: dict[str, str], notes: list[str], required: Required) -> Iterator[tuple[str, dict]]:
+    header, lines = _cells(text, path, f"Expected a header with {', '.join(COLUMNS[:4])} and a row per question.")
+    names = _column_names(header, columns, path, required)
+    for where, cell in lines:
+        yield where, {name: cell[column] for name, column in names.items()}
+
+
+def read_table(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]], str]:
+    """(header, (place, column -> cell) of every row, SHA-256) of a CSV file of any columns."""
+    if not path.is_file():
+        raise InputError(f"no file at {path}. Expected a .csv file; check the path.")
+    data = path.read_bytes()
+    header, lines = _cells(decode(data, path)[0], path, "Expected a header and a row per question.")
+    rows = list(lines)
+    if not rows:
+        raise InputError(f"{path} holds no questions (only a header). Expected at least one row.")
+    return header, rows, hashlib.sha256(data).hexdigest()
+
+
+def _cells(text: str, path: Path, expected: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
+    """(header, (place, column -> cell) of every row that is not blank) of a CSV text."""
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long article
     reader = csv.reader(io.StringIO(text.replace("\0", ""), newline=""), strict=True)
     try:
         header = next(reader, None)
-        if header is None:
-            raise InputError(f"{path} is empty. Expected a header with {', '.join(COLUMNS[:4])} and a row per question.")
-        names = _column_names(header, columns, path, required)
-        for cells in reader:
-            if not any(cells):
-                continue
-            if len(cells) != len(header):
-                raise InputError(
-                    f"{path}, line {reader.line_num}: got {len(cells)} cells, the header has {len(header)}. "
-                    "A comma or quotation mark in a text needs the cell in quotation marks."
-                )
-            cell = dict(zip(header, cells, strict=True))
-            yield f"line {reader.line_num}", {name: cell[column] for name, column in names.items()}
     except csv.Error as error:
-        raise InputError(
-            f"{path}, line {reader.line_num}: {error}. A quotation mark is not closed, or stands unescaped inside a cell; "
-            'write it as "" inside a quoted cell.'
-        ) from error
+        raise _broken(path, reader.line_num, error) from error
+    if header is None:
+        raise InputError(f"{path} is empty. {expected}")
+
+    def lines() -> Iterator[tuple[str, dict[str, str]]]:
+        try:
+            for cells in reader:
+                if not any(cells):
+                    continue
+                if len(cells) != len(header):
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: got {len(cells)} cells, the header has {len(header)}. "
+                        "A comma or quotation mark in a text needs the cell in quotation marks."
+                    )
+                yield f"line {reader.line_num}", dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            raise _broken(path, reader.line_num, error) from error
+
+    return header, lines()
+
+
+def _broken(path: Path, line: int, error: csv.Error) -> InputError:
+    return InputError(
+        f"{path}, line {line}: {error}. A quotation mark is not closed, or stands unescaped inside a cell; "
+        'write it as "" inside a quoted cell.'
+    )
 
 
 def _column_names(found: Iterable[str], columns: dict[str, str], path: Path, required: Required) -> dict[str, str]:

@@ -26,7 +26,7 @@ from dandap.encoding import Example
 from dandap.errors import InputError, first_line
 from dandap.grounding import Grounding
 from dandap.memory import READ_TOKENS
-from dandap.reference import Answer, Decoding, computing, halved, out_of_memory, unless_out_of_memory
+from dandap.reference import Answer, Decoding, computing, halved, out_of_memory, penalized, unless_out_of_memory
 from dandap.token_tree import Part, TokenTree, additive, collate, grow, pack, sliding_windows, tree_masks
 
 FIRST_TRIED = 16  # tokens that may keep an answer grounded; nearly always one of them does
@@ -128,7 +128,7 @@ def why_no_tree(model: PreTrainedModel, decoding: Decoding) -> str | None:
     """
     shared = [decoding.pad_id, *range(3, 20)]
     examples = [Example(Row(str(end), "trial", ""), [*shared, end], []) for end in (7, 11)]
-    trial = replace(decoding, max_new_tokens=3, min_new_tokens=3, samples=1, temperature=0.0)
+    trial = replace(decoding, max_new_tokens=3, min_new_tokens=3, samples=1, temperature=0.0, repetition_penalty=1.0)
     part = Part([0, 1], grow((example.prompt_ids, decoding.stop_ids[:1]) for example in examples))
     try:
         answers = TreeDecoder(model.eval(), [part], examples, trial, None).run()
@@ -361,8 +361,11 @@ class TreeDecoder:
         """Append each branch's next token, with what it adds to the log-probability."""
         stop_ids = self.decoding.stop_ids
         allowed = logits
+        if self.decoding.repetition_penalty != 1:
+            seen = [self.examples[branch.index].prompt_ids + branch.token_ids for branch in live]
+            allowed = penalized(logits, seen, self.decoding.repetition_penalty)
         if step < self.decoding.min_new_tokens:
-            allowed = logits.clone()
+            allowed = allowed.clone()
             allowed[:, stop_ids] = -torch.inf
         if self.grounding:
             chosen = self._grounded(live, self._perturbed(live, allowed, step))

@@ -95,6 +95,13 @@ class Recipe(BaseModel):
     choices_by: Literal["whole", "first_token"] = _field(
         "whole", "choices are compared by the log-probability of the whole text, or of the first token that tells them apart"
     )
+    repetition_penalty: float = _field(
+        1.0, "tokens that stand in the prompt or were said already are that much less likely; 1.2 is usual for long answers", ge=1
+    )
+    embedding_model: str = _field(
+        "sentence-transformers/distiluse-base-multilingual-cased-v1",
+        "sentence embeddings of wallpaper_qa: its score, its submission",
+    )
     beams: int = _field(1, "width of a beam search; above 1 transformers' generate reads each question's article anew", ge=1)
     quantization: Literal["nf4", "none"] = _field(
         "nf4", "nf4: 4-bit base (QLoRA), a quarter of the memory; none: 16-bit base (LoRA)"
@@ -242,20 +249,8 @@ class Recipe(BaseModel):
 
 
 ANSWERING = (
-    *(
-        "max_length",
-        "on_overflow",
-        "max_new_tokens",
-        "tokens_per_batch",
-        "samples",
-        "temperature",
-        "grounded",
-        "choices",
-        "choices_by",
-        "beams",
-        "seed",
-    ),
-    "trust_remote_code",
+    *("max_length", "on_overflow", "max_new_tokens", "tokens_per_batch", "samples", "temperature", "grounded", "choices"),
+    *("choices_by", "beams", "repetition_penalty", "embedding_model", "seed", "trust_remote_code"),
 )  # what inference.py may change of a run's recipe
 
 

@@ -13,7 +13,14 @@ from typing import TypeVar
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+)
 from trl import SFTConfig, SFTTrainer
 
 from dandap.checkpoints import CrashProof
@@ -157,6 +164,7 @@ class Decoding:
     temperature: float = 0.0
     seed: int = 42
     beams: int = 1
+    repetition_penalty: float = 1.0  # 1: none
 
 
 @dataclass(frozen=True)
@@ -249,6 +257,28 @@ def _no_generation_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None
             owner.generation_config = config
 
 
+def penalized(logits: torch.Tensor, seen: list[list[int]], penalty: float) -> torch.Tensor:
+    """Logits (rows, vocab) lowered for the tokens that each row has seen, prompt included (Keskar et al., 2019)."""
+    lowered = logits.clone()
+    for row, ids in enumerate(seen):
+        at = torch.tensor(sorted(set(ids)), device=logits.device)
+        values = logits[row, at]
+        lowered[row, at] = torch.where(values < 0, values * penalty, values / penalty)
+    return lowered
+
+
+class _Penalty(LogitsProcessor):
+    """`penalized` for generate; its own would also count the padding."""
+
+    def __init__(self, prompts: list[list[int]], decoding: Decoding):
+        self.start = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
+        self.decoding = decoding
+
+    def __call__(self, input_ids, scores):
+        seen = [ids[self.start[row // self.decoding.beams] :] for row, ids in enumerate(input_ids.tolist())]
+        return penalized(scores, seen, self.decoding.repetition_penalty)
+
+
 def _generate(model: PreTrainedModel | PeftModel, prompts: list[list[int]], decoding: Decoding) -> list[Answer]:
     """One call of `generate` on prompts padded on the left."""
     device = next(model.parameters()).device
@@ -263,6 +293,7 @@ def _generate(model: PreTrainedModel | PeftModel, prompts: list[list[int]], deco
             min_new_tokens=decoding.min_new_tokens or None,
             do_sample=False,
             num_beams=decoding.beams,
+            logits_processor=[_Penalty(prompts, decoding)] if decoding.repetition_penalty != 1 else None,
             eos_token_id=decoding.stop_ids,
             pad_token_id=decoding.pad_id,
             return_dict_in_generate=True,

@@ -99,6 +99,31 @@ def test_answers_equal_generate(models, family, quantization, adapter):
         assert_same(ours(model, examples, decoding), expected)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_repetition_penalty_is_that_of_transformers(models, family):
+    """Trees, padded batches, and transformers' own for a prompt alone; prompts count, padding does not."""
+    model, examples = models(family), make_examples(SHAPE)
+    decoding = natural(repetition_penalty=1.3)
+    expected = one_at_a_time(model, examples, decoding)
+    assert_same(ours(model, examples, decoding), expected)
+    batched = dict(generate_answers(model, [example.prompt_ids for example in examples], decoding, PLENTY))
+    assert [batched[index].token_ids for index in range(len(examples))] == [answer.token_ids for answer in expected]
+    for example, answer in zip(examples, expected, strict=True):
+        ids = torch.tensor([example.prompt_ids])
+        theirs = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=20,
+            do_sample=False,
+            repetition_penalty=1.3,
+            eos_token_id=decoding.stop_ids,
+            pad_token_id=0,
+        )
+        assert theirs[0, ids.shape[1] :].tolist() == answer.token_ids
+    plain = one_at_a_time(model, examples, natural())
+    assert [a.token_ids for a in plain] != [a.token_ids for a in expected]
+
+
 @pytest.mark.parametrize("tokens", [1, 300, 1500])
 def test_batch_size_changes_nothing(models, tokens):
     model, examples = models("llama"), make_examples(SHAPE)

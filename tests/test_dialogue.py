@@ -70,7 +70,7 @@ def test_what_is_written_is_the_file_with_output_filled(items, tmp_path, layout)
     rows = nikl.read([path], need_answers=False).rows
     assert rows[0].answers == ()
     letters = ["ABC"[n % 3] for n in range(20)]
-    written, _ = TASK.submit(tmp_path, path, rows, letters)
+    written, _ = TASK.submit(make_recipe({}, "test"), tmp_path, path, rows, letters)
     text = written.read_text(encoding="utf-8")
     expected = path.read_text(encoding="utf-8")
     for letter in letters:

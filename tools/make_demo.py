@@ -26,6 +26,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from dandap.nikl import INFERENCES, LETTERS
 from tools.demo_articles import KS_SYLLABLES, SEAM, Article, Word, make_article, plain
 from tools.demo_dialogues import make_dialogues, numbered
+from tools.demo_wallpaper import make_rows, make_test
 
 MODEL_DIR = Path("data/demo_model")
 SAMPLE_DIR = Path("data/sample")
@@ -35,6 +36,7 @@ LEARNING_RATE = 3e-3
 STEPS = 3000
 TRAIN_ARTICLES, TEST_ARTICLES = 240, 60
 TEST_DIALOGUES = 12
+WALLPAPER_ROWS, WALLPAPER_TEST = 80, 20
 WEIGHT_STD = 192**-0.5
 OUTPUT_SCALE = 0.1
 COPY_HEADS = 3
@@ -364,6 +366,17 @@ def write_samples(seed: int) -> None:
     write_csv("test_answers.csv", ("id", "answer"), [(row[0], row[3]) for row in test])
     write_csv("sample_submission.csv", ("id", "answer"), [(row[0], "") for row in test], encoding="utf-8-sig")
     write_dialogues(seed)
+    write_wallpaper(seed)
+
+
+def write_wallpaper(seed: int) -> None:
+    """wallpaper_train.csv (2 questions and 5 answers a row), wallpaper_test.csv and its answers in a file of their own."""
+    rows = make_rows(WALLPAPER_ROWS + WALLPAPER_TEST, seed)
+    train, test = rows[:WALLPAPER_ROWS], make_test(rows[WALLPAPER_ROWS:])
+    write_csv("wallpaper_train.csv", tuple(train[0]), [tuple(row.values()) for row in train])
+    write_csv("wallpaper_test.csv", ("id", "질문"), [row[:2] for row in test], encoding="utf-8-sig")
+    golds = [(name, json.dumps(answers, ensure_ascii=False)) for name, _, answers in test]
+    write_csv("wallpaper_test_answers.csv", ("id", "answers"), golds)
 
 
 def write_dialogues(seed: int) -> None:

@@ -1,0 +1,34 @@
+"""Sentence embeddings, by sentence-transformers, which is an extra: pip install -r requirements-extra.txt."""
+
+from collections.abc import Sequence
+from functools import cache
+
+from dandap.errors import InputError, first_line
+
+MISSING = "sentence-transformers is not installed: pip install -r requirements-extra.txt"
+
+
+@cache
+def load_encoder(model: str):
+    """The embedding model; InputError if it, or the library, is not there."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise InputError(MISSING) from error
+    try:
+        return SentenceTransformer(model)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the embedding model {model!r} cannot be loaded ({first_line(error)}); name a folder or a hub id."
+        ) from error
+
+
+def embed(texts: Sequence[str], model: str) -> list[list[float]]:
+    """A vector for each text, as the model gives it."""
+    return load_encoder(model).encode(list(texts), convert_to_numpy=True, show_progress_bar=False).tolist()
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    """Of two vectors; 0 if either is zero."""
+    lengths = (sum(x * x for x in one) * sum(y * y for y in other)) ** 0.5
+    return sum(x * y for x, y in zip(one, other, strict=True)) / lengths if lengths else 0.0
