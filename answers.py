@@ -183,7 +183,6 @@ def print_score(task: Task, name: str, scores: dict) -> None:
         said.append(f"{metric_label(metric)} {scores[metric]:.4f} ({'' if said else '95% '}{low:.4f} to {high:.4f})")
     if "similarity" in scores:
         similarity = scores["similarity"]
-        print(
-            f"{name}: cosine similarity {similarity['mean']:.4f} (mean), {similarity['best']:.4f} (best), by {similarity['model']}"
-        )
+        mean, best = (f"{similarity[kind]:.4f}" for kind in ("mean", "best"))
+        print(f"{name}: cosine similarity {mean} (mean), {best} (best), by {similarity['model']}")
     print(f"{name}: {'  '.join(said)}  {scores['questions']} questions, {scores['articles']} articles, {scores['metric']}")

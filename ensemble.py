@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> dict:
     members = same_questions({str(path): load_predictions(path) for path in _all_different(paths)})
     questions = list(zip(*members, strict=True))
     if arguments.method == "f1_sum" and len(members) == 2:
-        print(f"with two members each answer's F1 with the other is the same, so f1_sum always takes the first: {paths[0]}")
+        print(f"two members' answers are as like to one another: f1_sum must take the first, if it is not empty ({paths[0]})")
     pick = METHODS[arguments.method] or learn_stack(paths)
     picked = [pick(records) for records in questions]
     records = [_merge(records, index) for records, index in zip(questions, picked, strict=True)]

@@ -68,13 +68,17 @@ def _rouge_l(prediction: str, gold: str) -> float:
 def consensus(answers: Sequence[str], weights: Sequence[float] | None = None) -> int:
     """Which of several answers to a question has the most character F1 with all of them, weighted; the first of equals.
 
-    Minimum Bayes risk decoding (Kumar and Byrne, 2004) with character F1 as the gain. An answer is wholly like itself.
+    Minimum Bayes risk decoding (Kumar and Byrne, 2004) with character F1 as the gain. An answer is wholly like
+    itself, unless it is empty: that never scores.
     """
     weights = weights or [1.0] * len(answers)
     characters = [_characters(answer) for answer in answers]
 
     def gain(index: int) -> float:
-        likeness = (1.0 if other == index else _f1(characters[index], characters[other]) for other in range(len(answers)))
+        likeness = (
+            float(bool(characters[index])) if other == index else _f1(characters[index], characters[other])
+            for other in range(len(answers))
+        )
         return sum(weight * like for weight, like in zip(weights, likeness, strict=True))
 
     return max(range(len(answers)), key=lambda index: (gain(index), -index))

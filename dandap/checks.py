@@ -23,7 +23,10 @@ Finding = dict
 
 
 def check_data(splits: dict[str, list[Row]]) -> dict[str, list[Finding]]:
-    """Findings by the names in TOLD, of rows by split (train, validation, test); test rows may have no answers."""
+    """Findings by the names in TOLD, of rows by split (train, validation, test); test rows may have no answers.
+
+    Choices need not stand in their article, and what has no article is not compared.
+    """
     rows = [row for split in splits.values() for row in split]
     return {
         "contradictions": _contradictions(rows),
@@ -58,7 +61,7 @@ def _not_in_article(rows: Iterable[Row]) -> list[Finding]:
     return [
         {"ids": [row.id], "question": row.question, "answers": list(row.answers)}
         for row in rows
-        if row.answers and not any(answer in row.context for answer in row.answers)
+        if row.context and not row.choices and row.answers and not any(answer in row.context for answer in row.answers)
     ]
 
 
@@ -72,7 +75,7 @@ def _shared(splits: dict[str, list[Row]]) -> list[Finding]:
 
 def _near_duplicates(splits: dict[str, list[Row]]) -> list[Finding]:
     """Groups of different texts: candidates share least hashes (Broder, 1997), then all pieces are compared."""
-    articles = {row.article: (split, row) for split, rows in reversed(splits.items()) for row in reversed(rows)}
+    articles = {row.article: (split, row) for split, rows in reversed(splits.items()) for row in reversed(rows) if row.context}
     pieces = {article: _pieces(row.context) for article, (_, row) in articles.items()}
     by_piece: dict[int, list[str]] = defaultdict(list)
     for article, hashes in pieces.items():

@@ -287,9 +287,18 @@ def split_by_article(rows: list[Row], fraction: float) -> tuple[list[Row], list[
     """
     if fraction == 0:
         return list(rows), []
+    generated = [row for row in rows if row.fields.get("generated")]
+    rows = [row for row in rows if not row.fields.get("generated")]
+    if not rows:
+        raise InputError(
+            "every row is marked as generated, and those are never validated on: add real rows, or set validation_fraction 0."
+        )
     share = {article: int(article, 16) / 16**16 for article in {row.article for row in rows}}
     chosen = {article for article, value in share.items() if value < fraction} or {min(share, key=share.__getitem__)}
-    train = [row for row in rows if row.article not in chosen]
+    # Rows that a tool has made are trained on, unless one that they were made of is measured on.
+    held_out = {row.group for row in rows if row.article in chosen}
+    generated = [row for row in generated if not held_out & set(row.fields.get("sources", "").split())]
+    train = [row for row in rows if row.article not in chosen] + generated
     if not train:
         raise InputError(
             f"got {len(share)} article(s) and validation_fraction {fraction}: nothing is left to train on. "

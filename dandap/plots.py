@@ -15,13 +15,16 @@ BLUE, ORANGE, GREY = "#2f6fb0", "#d9722c", "#8a8f98"
 DOTS_PER_INCH = 110
 
 
-@cache
-def _font_family() -> str:
+def font_file() -> str:
     """NanumGothic of koreanize-matplotlib, found without importing the package: its code needs distutils."""
     folder = Path(importlib.util.find_spec("koreanize_matplotlib").submodule_search_locations[0])
-    file = str(folder / "fonts" / "NanumGothic.ttf")
-    font_manager.fontManager.addfont(file)
-    return font_manager.FontProperties(fname=file).get_name()
+    return str(folder / "fonts" / "NanumGothic.ttf")
+
+
+@cache
+def _font_family() -> str:
+    font_manager.fontManager.addfont(font_file())
+    return font_manager.FontProperties(fname=font_file()).get_name()
 
 
 def draw(path: Path, fill: Callable[[Axes], None], width: float = 7.0, height: float = 3.6) -> Path:

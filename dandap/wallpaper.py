@@ -33,7 +33,7 @@ def _read_one(path: Path, need_answers: bool) -> Table:
 def _rows(where: str, cells: dict[str, str]) -> list[Row]:
     answers = tuple(clean(cells[name]).strip() for name in ANSWERS if cells.get(name, "").strip())
     names = [name for name in (*QUESTIONS, "질문") if name in cells]
-    fields = {"category": clean(cells.get("category", "")).strip()}
+    fields = {known: clean(cells.get(known, "")).strip() for known in ("category", "generated", "sources")}
     if any(not cells[name].strip() for name in ("id", *names)) or ("답변_1" in cells and not answers):
         raise InputError(f"{where}: the id, a question or every answer is empty. Fill it in or delete the row.")
     name = cells["id"].strip()

@@ -55,9 +55,10 @@ def test_the_published_pairwise_f1(question, expected):
         ("vote", ("가나", "다라", "'다라'"), 1),  # equal by the metric's rules
         ("vote_f1", ("가", "나다", "나라"), 1),  # a tie: the one with more in common, the first of equals
         ("f1_sum", ("가", "나"), 0),  # two members: always the first
-        ("f1_sum", ("", "나"), 0),
+        ("f1_sum", ("", "나"), 1),  # but an empty answer never scores
+        ("f1_sum", ("가", ""), 0),
         ("f1_sum", ("서울", "서울시", "부산시"), 1),
-        ("f1_sum", ("", "", "나"), 0),
+        ("f1_sum", ("", "", "나"), 2),
     ],
 )
 def test_ties_and_majorities(method, answers, taken):
@@ -115,7 +116,7 @@ def test_the_command_writes_a_submission_and_tells_scores(write, tmp_path, capsy
     assert [r["prediction"] for r in load_predictions(made / "predictions.jsonl")] == gold
     again = ensemble.main([files[0], str(made), "--output_dir", str(tmp_path / "o")])
     assert again["questions"] == 4
-    assert "always takes the first" in capsys.readouterr().out
+    assert "f1_sum must take the first" in capsys.readouterr().out
 
 
 def test_submissions_are_members_too(tmp_path):

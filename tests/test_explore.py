@@ -1,0 +1,89 @@
+"""Exploration of all three tasks' files: what is counted, which pictures there are, and that Korean shows in them."""
+
+import json
+import re
+import warnings
+
+import pandas as pd
+import pytest
+
+from dandap.errors import InputError
+from tools import explore
+from tools.demo_dialogues import make_dialogues, numbered
+
+PUBLISHED = {
+    *("category_distribution.png", "conversation_length_distribution.png", "output_distribution.png"),
+    *("total_utterance_length_distribution.png", "wordcloud.png", "total_utterance_lengths.csv"),
+}
+
+
+def run(tmp_path, *argv):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*Glyph.*")  # a box instead of a character
+        tables = explore.main([*map(str, argv), "--output_dir", str(tmp_path)])
+    (folder,) = tmp_path.glob("explore-*")
+    return {title: {row[0]: row[1:] for row in rows} for title, rows in tables.items()}, folder
+
+
+def test_economic_qa(small_train, tmp_path):
+    tables, folder = run(tmp_path / "o", small_train, "--test", "data/sample/test.csv")
+    assert tables["Size"]["questions"] == (20,)
+    assert tables["Size"]["articles or groups"] == (10,)
+    assert tables["Reading once"]["questions per article"] == (2.0,)
+    every, once = (tables["Reading once"][name][0] for name in list(tables["Reading once"])[1:3])
+    assert tables["Reading once"]["times fewer"] == (round(every / once, 2),)
+    assert 1.2 < every / once < 2
+    assert tables["Answers"]["share that stand in their article as written"] == ("100.0%",)
+    names = {path.name for path in folder.iterdir()}
+    pictures = {"answer_length", "questions_per_article", "article_length", "question_length", "kinds", "correlations"}
+    assert {f"{name}.png" for name in pictures | {"question_similarity", "wordcloud"}} | {"rows.csv", "report.html"} <= names
+    table = pd.read_csv(folder / "rows.csv", encoding="utf-8-sig")
+    assert len(table) == 20
+    assert table["is_span"].eq(1).all()
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == len(list(folder.glob("*.png")))
+    assert not re.search(r"(?:src|href)=[\"'](?!data:)", page)
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_dialogues_have_the_published_pictures(tmp_path, refined):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(numbered(make_dialogues()[:8], "train"), ensure_ascii=False), encoding="utf-8")
+    tables, folder = run(tmp_path / "o", path, *(["--refined"] if refined else []))
+    assert {path.name for path in folder.iterdir()} == PUBLISHED | {"report.html"}
+    assert folder.name.startswith("explore-train-refined-") == refined
+    assert tables["Size"]["dialogues"] == (8,)
+    assert tables["Category and output"]["전제"] == (8,)
+    assert len(pd.read_csv(folder / "total_utterance_lengths.csv")) == 40
+    assert ("Cleaning, utterances changed" in tables) == refined
+
+
+def test_wallpaper_qa(tmp_path):
+    tables, folder = run(tmp_path / "o", "data/sample/wallpaper_train.csv")
+    assert tables["Size"]["questions"] == (160,)
+    assert "Reading once" not in tables, "there are no articles"
+    assert not (folder / "article_length.png").exists()
+    assert (folder / "lengths_by_kind.csv").read_text(encoding="utf-8-sig").count("곰팡이") == 1
+
+
+def test_squad_json(tmp_path):
+    qas = [{"id": f"q{n}", "question": f"매출은 {n}?", "answers": [{"text": "백억 원"}]} for n in range(3)]
+    content = {"data": [{"paragraphs": [{"context": "매출은 백억 원이다.", "qas": qas}]}]}
+    (tmp_path / "dev.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    tables, _ = run(tmp_path / "o", tmp_path / "dev.json")
+    assert tables["Reading once"]["questions per article"] == (3.0,)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [(["nowhere.csv"], "no file at"), (["data/sample/train.csv", "--refined"], "holds none"), (["README.md"], "expected .csv")],
+)
+def test_what_cannot_be_explored_is_told(tmp_path, argv, message):
+    with pytest.raises(InputError, match=message):
+        explore.main([*argv, "--output_dir", str(tmp_path)])
+
+
+def test_words_lose_their_particles():
+    assert explore.without_particle("한국은행에서는") == "한국은행"
+    assert explore.without_particle("매출이") == "매출"
+    assert explore.without_particle("나는") == "나는", "a syllable alone is no word"

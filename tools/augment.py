@@ -1,0 +1,282 @@
+"""More wallpaper-QA rows to train on. Made rows are marked (`generated`) and never reach a validation split.
+
+python -m tools.augment pairs IN OUT                  2 questions x 5 answers of a row -> 10 rows of one question and one answer
+python -m tools.augment join IN OUT --count 500       two questions of one category with "또한,", as in the test file
+python -m tools.augment generate IN REVIEW SOURCE MODEL
+                      SOURCE: --keywords FILE or --from docs/*.txt    MODEL: --run RUN, --recipe NAME or --url URL --model NAME
+                                                      questions and five answers each by a model; --dry_run prints the prompts
+python -m tools.augment accept REVIEW OUT             the rows of REVIEW whose `accept` a person has set to y
+Train on several files with commas between them: --train_file data/wallpaper/train.csv,OUT
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from dandap.answering import predict
+from dandap.dataset import Row, read_table
+from dandap.encoding import Encoder
+from dandap.errors import InputError, first_line, run_script
+from dandap.memory import make_plan
+from dandap.model import confirm_remote_code, load_adapter, load_base, load_config, load_tokenizer, pick_device
+from dandap.progress import append_json
+from dandap.recipe import Parser, Recipe, load_recipe, parse, positive
+from dandap.run_folder import find_run, refuse_existing, write_text
+from dandap.wallpaper import ANSWERS, QUESTIONS
+
+COLUMNS = ("id", "질문", "category", *ANSWERS, "generated", "sources")
+ALIKE = 0.7  # of two questions' character pairs, the share in both from which they count as the same
+LONGEST_SOURCE = 1500  # characters of a document that go into a prompt
+Record = dict[str, str]
+Ask = Callable[[str], str]  # prompt -> what the model says
+
+QUESTION_PROMPT = "도배와 마감재의 하자에 관해 일반인이 물어볼 만한 질문 하나를 한 문장으로만 써라.\n\n{kind}: {source}\n\n질문:"
+# Published (Hansol Deco season 2).
+ANSWER_PROMPT = (
+    "너는 도배업계에서 일하는 전문가야 일반인을 대상으로 {question}에 대한 전문적인 답변 5가지를 200글자 내로 생성해줘"
+)
+
+
+def pairs(rows: list[Record]) -> list[Record]:
+    """Every question with every answer; these are the file's own words, so they are not marked as generated."""
+    made = []
+    for row in rows:
+        texts = [(question, answer) for question in _questions(row) for answer in _answers(row)]
+        made += [
+            {"id": f"{row['id']}#{number}", "질문": question, "category": row.get("category", ""), "답변_1": answer}
+            for number, (question, answer) in enumerate(texts, 1)
+        ]
+    return made
+
+
+def join(rows: list[Record], count: int, seed: int) -> list[Record]:
+    """So many different random pairs of questions of one category, answers joined in their order."""
+    rng, made, seen = random.Random(seed), [], set()
+    by_category: dict[str, list[Record]] = {}
+    for row in rows:
+        by_category.setdefault(row.get("category", ""), []).append(row)
+    groups = [group for group in by_category.values() if len(group) > 1]
+    if not groups:
+        raise InputError("no category has two rows to join. Expected a category column with several rows of a kind.")
+    for _ in range(20 * count):
+        if len(made) == count:
+            break
+        one, other = rng.sample(rng.choices(groups, [len(group) for group in groups])[0], 2)
+        question = f"{rng.choice(_questions(one))} 또한, {rng.choice(_questions(other))}"
+        if question not in seen:
+            seen.add(question)
+            answers = {name: f"{a} {b}" for name, a, b in zip(ANSWERS, _answers(one), _answers(other), strict=False)}
+            named = {"id": f"JOIN_{len(made):05d}", "질문": question, "category": one.get("category", "")}
+            made.append({**named, **answers, "generated": "join", "sources": f"{one['id']} {other['id']}"})
+    return made
+
+
+def _questions(row: Record) -> list[str]:
+    return [row[name] for name in (*QUESTIONS, "질문") if row.get(name, "").strip()]
+
+
+def _answers(row: Record) -> list[str]:
+    return [row[name] for name in ANSWERS if row.get(name, "").strip()]
+
+
+def generate(sources: list[tuple[str, str]], known: list[str], ask: Ask, journal: Path) -> tuple[list[Record], int]:
+    """(rows of a question and five answers, how many were too like a known question), for sources as (kind, text).
+
+    What the model said is kept in `journal`, so that a run that was cut off goes on where it was.
+    """
+    said = _read_journal(journal)
+
+    def remembered(prompt: str) -> str:
+        key = hashlib.sha256(prompt.encode()).hexdigest()[:16]
+        if key not in said:
+            said[key] = ask(prompt)
+            append_json(journal, {"key": key, "prompt": prompt, "said": said[key]})
+        return said[key]
+
+    made, alike = [], 0
+    pairs_of_known = [_pairs(question) for question in known]
+    for kind, source in sources:
+        question = _first_line(remembered(QUESTION_PROMPT.format(kind=kind, source=source[:LONGEST_SOURCE])))
+        if not question or any(_likeness(_pairs(question), other) >= ALIKE for other in pairs_of_known):
+            alike += 1
+            continue
+        pairs_of_known.append(_pairs(question))
+        answers = split_answers(remembered(ANSWER_PROMPT.format(question=question)))
+        record = {"id": f"GEN_{len(made):05d}", "질문": question, "category": "", **dict(zip(ANSWERS, answers, strict=False))}
+        made.append({**record, "generated": "model", "sources": "", "source": source[:80], "accept": ""})
+    return made, alike
+
+
+def _read_journal(path: Path) -> dict[str, str]:
+    said = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            record = json.loads(line)
+            said[record["key"]] = record["said"]
+        except (ValueError, KeyError, TypeError):
+            continue  # a torn last line is asked again
+    return said
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip().removeprefix("질문:").strip() for line in text.splitlines() if line.strip()), "")
+
+
+def split_answers(text: str) -> list[str]:
+    """Up to five answers: numbered or bulleted lines, else lines, else the whole."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    marked = [
+        re.sub(r"^(?:\d+\s*[.):]|답변\s*\d*\s*[.:)]|[-*•])\s*", "", line)
+        for line in lines
+        if re.match(r"\d+\s*[.):]|답변|[-*•]", line)
+    ]
+    return [answer.strip() for answer in marked or lines if answer.strip()][: len(ANSWERS)]
+
+
+def _pairs(text: str) -> set[str]:
+    bare = re.sub(r"\s+", "", text)
+    return {bare[i : i + 2] for i in range(len(bare) - 1)}
+
+
+def _likeness(one: set[str], other: set[str]) -> float:
+    return len(one & other) / max(len(one | other), 1)
+
+
+def local_model(arguments: argparse.Namespace) -> Ask:
+    """A run's model, or a recipe's base alone, as its chat template has it."""
+    run = find_run(arguments.run, "outputs") if arguments.run else None
+    recipe = run.load_recipe() if run else load_recipe(arguments.recipe, {})
+    recipe = Recipe(**recipe.model_dump() | {"max_new_tokens": 400, "repetition_penalty": 1.1, "samples": 1, "choices": []})
+    confirm_remote_code(recipe, False)
+    plan = make_plan(recipe, load_config(recipe), pick_device(), training=False)
+    tokenizer = load_tokenizer(recipe, run.adapter if run else None)
+    part = "user" if tokenizer.chat_template else "prompt"
+    encoder = Encoder(tokenizer, lambda context, row, answer: {part: row.question})
+    model = load_base(recipe, plan.device)
+    model = load_adapter(model, run.adapter) if run else model
+
+    def ask(prompt: str) -> str:
+        examples = encoder.encode_rows([Row("prompt", "", prompt)], recipe.prompt_limit, answers=False)
+        ((_, (answer,)),) = predict(model, encoder, examples, recipe, plan.tokens_per_batch)
+        return answer.text
+
+    return ask
+
+
+def endpoint(url: str, model: str) -> Ask:
+    """An OpenAI-compatible chat endpoint; a key is taken from OPENAI_API_KEY and goes nowhere else."""
+
+    def ask(prompt: str) -> str:
+        body = json.dumps({"model": model, "messages": [{"role": "user", "content": prompt}]}).encode()
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=300) as response:
+                return json.load(response)["choices"][0]["message"]["content"]
+        except (urllib.error.URLError, TimeoutError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise InputError(
+                f"{url} did not answer as a chat endpoint does ({first_line(error)}). Check --url and --model."
+            ) from error
+
+    return ask
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns how many rows were written."""
+    arguments = parse(command_line(), argv)
+    source, target = Path(arguments.source), Path(arguments.target)
+    if not getattr(arguments, "dry_run", False) and arguments.do != "generate":
+        refuse_existing(str(target), overwrite=False)
+    rows = [cells for _, cells in read_table(source)[1]]
+    if arguments.do == "pairs":
+        return write_rows(target, pairs(rows), COLUMNS[:4])
+    if arguments.do == "join":
+        return write_rows(target, join(rows, arguments.count, arguments.seed), COLUMNS)
+    if arguments.do == "accept":
+        accepted = [row for row in rows if row.get("accept", "").strip().lower() in ("y", "yes", "o", "1")]
+        if not accepted:
+            raise InputError(f"{source} has no row whose accept is y. Read it, and set accept to y or n in every row.")
+        return write_rows(target, accepted, COLUMNS)
+    return generate_rows(arguments, rows, target)
+
+
+def generate_rows(arguments: argparse.Namespace, rows: list[Record], target: Path) -> int:
+    """The story of `generate`."""
+    sources = read_sources(arguments)
+    if arguments.dry_run:
+        for kind, text in sources:
+            print(QUESTION_PROMPT.format(kind=kind, source=text[:LONGEST_SOURCE]), end="\n\n")
+        print(ANSWER_PROMPT.format(question="{question}"))
+        return 0
+    if sum(map(bool, (arguments.run, arguments.recipe, arguments.url))) != 1:
+        raise InputError("name one model: --run RUN, --recipe NAME, or --url URL with --model NAME.")
+    if target.exists() and any(row.get("accept", "").strip() for row in [cells for _, cells in read_table(target)[1]]):
+        raise InputError(f"{target} has been reviewed in part; choose another name, so that the review is not lost.")
+    ask = endpoint(arguments.url, arguments.model or "default") if arguments.url else local_model(arguments)
+    known = [question for row in rows for question in _questions(row)]
+    made, alike = generate(sources, known, ask, target.with_suffix(".journal.jsonl"))
+    print(f"{alike} questions were empty or too like another and were left out")
+    count = write_rows(target, made, (*COLUMNS, "source", "accept"))
+    print("set accept to y or n in every row, then: python -m tools.augment accept " + str(target) + " OUT")
+    return count
+
+
+def read_sources(arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """(kind, text): a keyword a line, or a document a file."""
+    if bool(arguments.keywords) == bool(arguments.documents):
+        raise InputError("name either --keywords FILE or --from FILE...")
+    if arguments.keywords:
+        lines = _text(Path(arguments.keywords)).splitlines()
+        return [("키워드", line.strip()) for line in lines if line.strip()]
+    return [("문서", _text(Path(name)).strip()) for name in arguments.documents]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}); expected a UTF-8 text file.") from error
+
+
+def write_rows(path: Path, rows: Iterable[Record], columns: tuple[str, ...]) -> int:
+    """A CSV with these columns, whole or not at all."""
+    rows, text = list(rows), io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue(), encoding="utf-8-sig")
+    print(f"{path}: {len(rows):,} rows")
+    return len(rows)
+
+
+def command_line() -> Parser:
+    """What to do, with which files."""
+    parser = Parser(__doc__)
+    parser.add_argument("do", choices=["pairs", "join", "generate", "accept"])
+    parser.add_argument("source", metavar="IN", help="wallpaper-QA rows; of accept the reviewed file")
+    parser.add_argument("target", metavar="OUT", help="the file to write")
+    parser.add_argument("--count", type=positive, default=500, help="join: how many rows (default: 500)")
+    parser.add_argument("--seed", type=int, default=42, help="join: of the random pairs (default: 42)")
+    parser.add_argument("--keywords", metavar="FILE", help="generate: a keyword a line")
+    parser.add_argument("--from", dest="documents", nargs="+", metavar="FILE", help="generate: text files to ask about")
+    parser.add_argument("--run", metavar="RUN", help="generate: with a run's model")
+    parser.add_argument("--recipe", metavar="NAME", help="generate: with a recipe's base model")
+    parser.add_argument("--url", metavar="URL", help="generate: with an OpenAI-compatible endpoint, as http://host/v1")
+    parser.add_argument("--model", metavar="NAME", help="generate: the model's name at --url")
+    parser.add_argument("--dry_run", action="store_true", help="generate: print the prompts and stop")
+    return parser
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,345 @@
+"""What is in a data file: python -m tools.explore FILE [--test FILE] [--tokenizer NAME] [--refined].
+
+Writes outputs/explore-<name>-<time>/ with report.html, pictures and tables. Economic QA (CSV, JSON lines, SQuAD JSON), NIKL
+dialogues and wallpaper QA are told apart by their fields. --refined cleans dialogues first (tools.refine).
+"""
+
+import base64
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment
+from matplotlib.axes import Axes
+from wordcloud import WordCloud
+
+from dandap import nikl, wallpaper
+from dandap.analysis import PARTICLES
+from dandap.checks import TOLD, check_data
+from dandap.dataset import Row, Table, by_article, read
+from dandap.errors import InputError, run_script
+from dandap.model import load_tokenizer
+from dandap.plots import BLUE, bars, draw, font_file
+from dandap.recipe import Parser, Recipe, parse
+from dandap.run_folder import new_folder, write_text
+from dandap.sentences import split_sentences
+from tasks import TASKS
+from tools.refine import refine
+
+PAGE = Path(__file__).with_name("explore.html.jinja")
+DEMO_TOKENIZER = "data/demo_model"
+LIMITS = (512, 1024, 2048)  # tokens
+VERB_ENDINGS = ("다", "는", "한", "된", "해", "고", "며", "면", "서", "요", "지", "할", "될", "나", "어", "게", "네")
+COMMON_WORDS = set(
+    "이번 지난 대한 때문 이상 모두 가장 등을 있을 다른 많은 같은 것이 것은 것으 함께 아주 정말 오늘 어제 내일".split()
+)
+COMPARED = 1000  # questions at most, each with each
+
+
+@dataclass
+class Findings:
+    """What goes into the report: tables (title -> rows of cells) and pictures, in order."""
+
+    folder: Path
+    tables: dict[str, list[tuple]] = field(default_factory=dict)
+    pictures: list[tuple[str, Path]] = field(default_factory=list)
+
+    def picture(self, name: str, title: str, fill: Callable[[Axes], None], height: float = 3.2) -> None:
+        """Draw one."""
+        self.pictures.append((title, draw(self.folder / f"{name}.png", fill, height=height)))
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """The command line; returns the tables."""
+    parser = Parser(__doc__)
+    parser.add_argument("file", metavar="FILE", help="questions, with or without answers")
+    parser.add_argument("--test", metavar="FILE", help="a test file, to look for leaks and compare lengths")
+    parser.add_argument(
+        "--tokenizer", metavar="NAME", default=DEMO_TOKENIZER, help=f"whose tokens are counted (default: {DEMO_TOKENIZER})"
+    )
+    parser.add_argument("--refined", action="store_true", help="clean dialogues first")
+    parser.add_argument("--output_dir", metavar="DIR", default="outputs", help="where the folder goes (default: outputs)")
+    arguments = parse(parser, argv)
+    path = Path(arguments.file)
+    task = task_of(path)
+    if arguments.refined and task != "dialogue_inference":
+        raise InputError("--refined cleans dialogues; this file holds none.")
+    tokenizer = load_tokenizer(Recipe(model=arguments.tokenizer))
+    table, test = read_as(task, path), read_as(task, Path(arguments.test)) if arguments.test else None
+    name = f"explore-{path.stem}" + ("-refined" if arguments.refined else "")
+    findings = Findings(new_folder(arguments.output_dir, name))
+    if task == "dialogue_inference":
+        explore_dialogues(findings, nikl.load_items(path), arguments.refined)
+    else:
+        explore_questions(findings, task, table.rows, lambda text: len(tokenizer(text, add_special_tokens=False).input_ids))
+    splits = {"file": table.rows} | ({"test": test.rows} if test else {})
+    findings.tables["Data checks"] = [(len(found), TOLD[kind]) for kind, found in check_data(splits).items()]
+    if test:
+        findings.tables["The test file"] = lengths(test.rows)
+    report = write_page(findings, f"{path.name}{' (refined)' if arguments.refined else ''}: {task}")
+    for title, rows in findings.tables.items():
+        print(title)
+        for row in rows:
+            print("  " + "  ".join(map(_cell, row)))
+    print(f"report: {report}")
+    return findings.tables
+
+
+def task_of(path: Path) -> str:
+    """Whose file it is, by its first fields."""
+    if not path.is_file():
+        raise InputError(f"no file at {path}. Check the path.")
+    start = path.read_bytes()[:100_000].decode("utf-8", "replace")
+    if '"conversation"' in start:
+        return "dialogue_inference"
+    return "wallpaper_qa" if path.suffix == ".csv" and re.search(r"질문(_1)?\b", start.split("\n")[0]) else "economic_qa"
+
+
+def read_as(task: str, path: Path) -> Table:
+    """The file's rows, answers or not; of wallpaper QA with those that there are."""
+    readers = {
+        "economic_qa": lambda: read(path),
+        "wallpaper_qa": lambda: wallpaper.read([path], False),
+        "dialogue_inference": lambda: nikl.read([path], False),
+    }
+    return readers[task]()
+
+
+def lengths(rows: Sequence[Row]) -> list[tuple]:
+    """Rows, articles, and the lengths of their texts in characters."""
+    answers = [answer for row in rows for answer in row.answers[:1]]
+    table = [("questions", len(rows)), ("articles or groups", len({row.article for row in rows}))]
+    for name, texts in (
+        ("article", [row.context for row in rows]),
+        ("question", [row.question for row in rows]),
+        ("answer", answers),
+    ):
+        if any(texts):
+            sizes = pd.Series([len(text) for text in texts])
+            table.append((f"characters of a {name}: mean, median, 95%, longest", *_spread(sizes)))
+    return table
+
+
+def _spread(sizes: pd.Series) -> tuple:
+    return round(float(sizes.mean()), 1), int(sizes.median()), int(sizes.quantile(0.95)), int(sizes.max())
+
+
+def explore_questions(findings: Findings, task: str, rows: list[Row], count: Callable[[str], int]) -> None:
+    """Economic and wallpaper QA."""
+    groups = by_article(row.article for row in rows)
+    table = describe_rows(task, rows, count)
+    table.to_csv(findings.folder / "rows.csv", index=False, encoding="utf-8-sig")
+    findings.tables["Size"] = [*lengths(rows), *texts_size(rows)]
+    if table["article_tokens"].any():
+        once = sum(table["article_tokens"][group[0]] + table["question_tokens"][group].sum() for group in groups)
+        every = int((table["article_tokens"] + table["question_tokens"]).sum())
+        findings.tables["Reading once"] = [
+            ("questions per article", round(len(rows) / len(groups), 2)),
+            ("tokens of articles and questions, read for every question", every),
+            ("the same, each article read once", int(once)),
+            ("times fewer", round(every / once, 2)),
+        ]
+        findings.tables["Tokens of article and question"] = [
+            (f"share above {limit:,}", f"{((table['article_tokens'] + table['question_tokens']) > limit).mean():.1%}")
+            for limit in LIMITS
+        ]
+    answered = table[table["answer_characters"] > 0]
+    if len(answered):
+        findings.tables["Answers"] = [
+            ("share that stand in their article as written", f"{answered['is_span'].mean():.1%}"),
+            ("share of one word", f"{answered['answer_words'].eq(1).mean():.1%}"),
+        ]
+        findings.picture(
+            "answer_length",
+            "answers, characters",
+            lambda axes: histogram(axes, answered["answer_characters"], "characters of an answer"),
+        )
+    sizes = Counter(len(group) for group in groups)
+    findings.picture(
+        "questions_per_article",
+        "questions per article",
+        lambda axes: columns(axes, dict(sorted(sizes.items())), "questions on an article"),
+    )
+    if table["article_characters"].any():
+        findings.picture(
+            "article_length",
+            "articles, characters",
+            lambda axes: histogram(axes, table["article_characters"], "characters of an article"),
+        )
+    findings.picture(
+        "question_length",
+        "questions, characters",
+        lambda axes: histogram(axes, table["question_characters"], "characters of a question"),
+    )
+    kinds = table["kind"].value_counts()
+    findings.picture("kinds", "what is asked", lambda axes: shares(axes, kinds.to_dict()), height=1 + 0.35 * len(kinds))
+    numbers = table.select_dtypes("number").loc[:, lambda frame: frame.nunique() > 1]
+    findings.picture("correlations", "correlations of lengths", lambda axes: heatmap(axes, numbers.corr()), height=4.2)
+    by_kind = table.groupby("kind")[["question_characters", "answer_characters", "article_characters"]].mean().round(1)
+    by_kind.to_csv(findings.folder / "lengths_by_kind.csv", encoding="utf-8-sig")
+    findings.tables["Mean characters by kind: question, answer, article"] = [
+        (kind, *values) for kind, values in zip(by_kind.index, by_kind.to_numpy().tolist(), strict=True)
+    ]
+    similar = nearest_questions([row.question for row in rows])
+    findings.tables["Likeness of a question to the most similar other (shared character pairs)"] = [
+        (
+            "mean, median, 95%, largest",
+            *[round(float(v), 2) for v in (similar.mean(), similar.median(), similar.quantile(0.95), similar.max())],
+        )
+    ]
+    findings.picture(
+        "question_similarity",
+        "likeness of questions",
+        lambda axes: histogram(axes, similar, "likeness to the most similar other question"),
+    )
+    cloud(findings, [*{row.context for row in rows}, *(row.question for row in rows)])
+
+
+def describe_rows(task: str, rows: list[Row], count: Callable[[str], int]) -> pd.DataFrame:
+    """A line per question: its lengths, kind and whether its answer is a span."""
+    tokens = {
+        article: count(context) if context else 0 for article, context in {row.article: row.context for row in rows}.items()
+    }
+    return pd.DataFrame(
+        {
+            "id": [row.id for row in rows],
+            "kind": [TASKS[task].kind(row) for row in rows],
+            "article_characters": [len(row.context) for row in rows],
+            "article_tokens": [tokens[row.article] for row in rows],
+            "question_characters": [len(row.question) for row in rows],
+            "question_tokens": [count(row.question) for row in rows],
+            "answer_characters": [len(row.answers[0]) if row.answers else 0 for row in rows],
+            "answer_words": [len(row.answers[0].split()) if row.answers else 0 for row in rows],
+            "is_span": [float(any(answer in row.context for answer in row.answers)) for row in rows],
+        }
+    )
+
+
+def texts_size(rows: list[Row]) -> list[tuple]:
+    """Bytes, syllables and sentences of all texts, each article and question once."""
+    texts = [*{row.context for row in rows}, *{row.question for row in rows}, *{answer for row in rows for answer in row.answers}]
+    return [
+        ("bytes (UTF-8)", sum(len(text.encode()) for text in texts)),
+        ("syllables (Hangul)", sum(len(re.findall("[가-힣]", text)) for text in texts)),
+        ("sentences", sum(len(split_sentences(text)) for text in texts)),
+    ]
+
+
+def nearest_questions(questions: list[str]) -> pd.Series:
+    """Of each of the first COMPARED different questions: the largest share of character pairs in common with another."""
+    pairs = [{question[i : i + 2] for i in range(len(question) - 1)} for question in list(dict.fromkeys(questions))[:COMPARED]]
+    best = [0.0] * len(pairs)
+    for i, one in enumerate(pairs):
+        for j in range(i):
+            common = len(one & pairs[j])
+            likeness = common / max(len(one) + len(pairs[j]) - common, 1)
+            best[i], best[j] = max(best[i], likeness), max(best[j], likeness)
+    return pd.Series(best)
+
+
+def explore_dialogues(findings: Findings, items: list[nikl.Item], refined: bool) -> None:
+    """The five pictures and the table that the winner published, by their names."""
+    if refined:
+        counts: dict[str, int] = {}
+        items = [refine(item, counts) for item in items]
+        findings.tables["Cleaning, utterances changed"] = [(count, name) for name, count in counts.items()]
+    dialogues = {json.dumps([turn["utterance"] for turn in item["input"]["conversation"]]): item for item in items}
+    turns = pd.Series([len(item["input"]["conversation"]) for item in dialogues.values()])
+    totals = pd.DataFrame(
+        {
+            "id": [item["id"] for item in items],
+            "total_utterance_length": [sum(len(turn["utterance"]) for turn in item["input"]["conversation"]) for item in items],
+        }
+    )
+    totals.to_csv(findings.folder / "total_utterance_lengths.csv", index=False, encoding="utf-8-sig")
+    categories = Counter(item["input"]["category"] for item in items)
+    outputs = Counter(item.get("output") or "(none)" for item in items)
+    findings.tables["Size"] = [
+        ("items", len(items)),
+        ("dialogues", len(dialogues)),
+        ("turns of a dialogue: mean, median, 95%, longest", *_spread(turns)),
+        ("characters of all utterances: mean, median, 95%, longest", *_spread(totals["total_utterance_length"])),
+    ]
+    findings.tables["Category and output"] = [*categories.most_common(), *sorted(outputs.items())]
+    findings.picture(
+        "category_distribution", "categories", lambda axes: columns(axes, dict(categories.most_common()), "category")
+    )
+    findings.picture("conversation_length_distribution", "turns of a dialogue", lambda axes: histogram(axes, turns, "turns"))
+    findings.picture("output_distribution", "outputs", lambda axes: columns(axes, dict(sorted(outputs.items())), "output"))
+    findings.picture(
+        "total_utterance_length_distribution",
+        "characters of all utterances",
+        lambda axes: histogram(axes, totals["total_utterance_length"], "characters"),
+    )
+    cloud(findings, [turn["utterance"] for item in dialogues.values() for turn in item["input"]["conversation"]])
+
+
+def histogram(axes: Axes, values: pd.Series, label: str) -> None:
+    """With its median."""
+    axes.hist(values, bins=min(40, max(5, values.nunique())), color=BLUE)
+    axes.axvline(values.median(), color="black", linewidth=1, linestyle=":", label=f"median {values.median():g}")
+    axes.set_xlabel(label)
+    axes.legend(frameon=False)
+
+
+def columns(axes: Axes, counts: dict, label: str) -> None:
+    """A column per value, its count above it."""
+    drawn = axes.bar([str(name) for name in counts], list(counts.values()), color=BLUE)
+    axes.bar_label(drawn, fontsize=9)
+    axes.set_xlabel(label)
+
+
+def shares(axes: Axes, counts: dict[str, int]) -> None:
+    """Horizontal bars of shares."""
+    total = sum(counts.values())
+    values = [count / total for count in counts.values()]
+    bars(axes, list(counts), values, [(value, value) for value in values], list(counts.values()))
+    axes.set_xlabel("share of questions")
+
+
+def heatmap(axes: Axes, correlations: pd.DataFrame) -> None:
+    """Pearson's r of each pair of columns."""
+    axes.imshow(correlations, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    axes.grid(visible=False)
+    names = [name.replace("_", " ") for name in correlations.columns]
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    for i, row in enumerate(correlations.to_numpy()):
+        for j, value in enumerate(row):
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if abs(value) > 0.6 else "black")
+
+
+def cloud(findings: Findings, texts: list[str]) -> None:
+    """wordcloud.png of the words of two characters and more, without their particles."""
+    every = (without_particle(word) for text in texts for word in re.findall(r"[가-힣A-Za-z]+", text))
+    words = Counter(word for word in every if len(word) > 1 and not word.endswith(VERB_ENDINGS) and word not in COMMON_WORDS)
+    path = findings.folder / "wordcloud.png"
+    picture = WordCloud(font_path=font_file(), width=1000, height=500, background_color="white", random_state=0)
+    picture.generate_from_frequencies(dict(words.most_common(200)) or {"-": 1}).to_file(str(path))
+    findings.pictures.append(("words", path))
+
+
+def without_particle(word: str) -> str:
+    """The word without the longest particle at its end, if two characters are left."""
+    particle = max((p for p in PARTICLES if word.endswith(p) and len(word) - len(p) > 1), key=len, default="")
+    return word[: len(word) - len(particle)]
+
+
+def write_page(findings: Findings, title: str) -> Path:
+    """report.html, all pictures inside."""
+    pictures = [(name, base64.b64encode(path.read_bytes()).decode()) for name, path in findings.pictures]
+    page = Environment(autoescape=True).from_string(PAGE.read_text(encoding="utf-8"))
+    write_text(findings.folder / "report.html", page.render(title=title, tables=findings.tables, pictures=pictures, cell=_cell))
+    return findings.folder / "report.html"
+
+
+def _cell(value) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    run_script(main)
