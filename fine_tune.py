@@ -69,11 +69,11 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     if run and not arguments.resume_anyway:
         refuse_other_data(run, table)
     train_rows, validation_rows = split_by_article(table.rows, recipe.validation_fraction)
-    train_rows = get_task(recipe.task).expand(train_rows)
     tell_data(recipe, table)
     findings = check_data({"train": train_rows, "validation": validation_rows, "test": test_rows(recipe)})
     for line in tell_findings(findings):
         print(f"  {line}")
+    train_rows = get_task(recipe.task).expand(train_rows)
 
     tokenizer = load_tokenizer(recipe)
     if not arguments.preview:  # both while the device's memory is free

@@ -69,7 +69,7 @@ def read(paths: list[Path], need_answers: bool) -> Table:
 
 
 def _read_one(path: Path, need_answers: bool) -> Table:
-    rows = [_row(item) for item in load_items(path)]
+    rows = [to_row(item) for item in load_items(path)]
     refuse_duplicate_ids(rows, path)
     without = [row.id for row in rows if not row.answers]
     if need_answers and without:
@@ -77,7 +77,8 @@ def _read_one(path: Path, need_answers: bool) -> Table:
     return Table(path, rows, hashlib.sha256(path.read_bytes()).hexdigest(), [])
 
 
-def _row(item: Item) -> Row:
+def to_row(item: Item) -> Row:
+    """An item as a question; the dialogue is its article."""
     content, output = item["input"], item.get("output", "")
     options = dict(zip(LETTERS, (clean(content[name]).strip() for name in INFERENCES), strict=True))
     fields = {
@@ -100,7 +101,7 @@ def _line(turn: dict) -> str:
     return f"화자{turn['speaker']}: {clean(turn['utterance']).strip()}"
 
 
-SAMPLE = _row(
+SAMPLE = to_row(
     {
         "id": "sample",
         "input": {

@@ -132,7 +132,7 @@ def test_the_particle_follows_the_last_syllable(word, expected):
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_prompt_holds_everything_for_every_category(items, template, category):
     """The published code had the particle overwrite the whole question."""
-    row = next(nikl._row(item) for item in items if item["input"]["category"] == category)
+    row = next(nikl.to_row(item) for item in items if item["input"]["category"] == category)
     fields = TASK.fields(row.context, row, row.answers[0])
     text = get_template(template, "dialogue_inference")["prompt"].format_map(fields)
     assert row.context in text
@@ -146,13 +146,13 @@ def test_a_prompt_holds_everything_for_every_category(items, template, category)
 
 
 def test_the_terms_particle_stands_after_the_english(items):
-    row = next(nikl._row(item) for item in items if item["input"]["category"] == "전제")
+    row = next(nikl.to_row(item) for item in items if item["input"]["category"] == "전제")
     assert "전제 조건(prerequisite)으로 가장" in TASK.fields("", row, "A")["question_term"]
 
 
 @pytest.mark.parametrize(("template", "learned"), [("dialogue", "{letter}. {text}"), ("dialogue_letter", "{letter}")])
 def test_what_is_learned_is_the_option_or_its_letter(items, template, learned):
-    row = nikl._row(items[0])
+    row = nikl.to_row(items[0])
     recipe = make_recipe({"model": "data/demo_model", "task": "dialogue_inference", "template": template}, "test")
     encoder = make_encoder(recipe, get_template(template, recipe.task), load_tokenizer(recipe))
     (example,) = encoder.encode_rows([row], 1000, answers=True)

@@ -53,6 +53,7 @@ def test_dialogues_have_the_published_pictures(tmp_path, refined):
     assert {path.name for path in folder.iterdir()} == PUBLISHED | {"report.html"}
     assert folder.name.startswith("explore-train-refined-") == refined
     assert tables["Size"]["dialogues"] == (8,)
+    assert tables["Reading once"]["questions per article"] == (5.0,)
     assert tables["Category and output"]["전제"] == (8,)
     assert len(pd.read_csv(folder / "total_utterance_lengths.csv")) == 40
     assert ("Cleaning, utterances changed" in tables) == refined
@@ -87,3 +88,10 @@ def test_words_lose_their_particles():
     assert explore.without_particle("한국은행에서는") == "한국은행"
     assert explore.without_particle("매출이") == "매출"
     assert explore.without_particle("나는") == "나는", "a syllable alone is no word"
+
+
+def test_what_kinds_explain():
+    kinds = pd.Series(["a", "a", "b", "b"])
+    assert explore.explained(pd.Series([1, 1, 3, 3]), kinds) == 1
+    assert explore.explained(pd.Series([1, 3, 1, 3]), kinds) == 0
+    assert explore.explained(pd.Series([2, 2, 2, 2]), kinds) == 0

@@ -37,6 +37,7 @@ VERB_ENDINGS = ("다", "는", "한", "된", "해", "고", "며", "면", "서", "
 COMMON_WORDS = set(
     "이번 지난 대한 때문 이상 모두 가장 등을 있을 다른 많은 같은 것이 것은 것으 함께 아주 정말 오늘 어제 내일".split()
 )
+OPTIONS = [f"option_{letter}" for letter in nikl.LETTERS]
 COMPARED = 1000  # questions at most, each with each
 
 
@@ -69,13 +70,17 @@ def main(argv: list[str] | None = None) -> dict:
     if arguments.refined and task != "dialogue_inference":
         raise InputError("--refined cleans dialogues; this file holds none.")
     tokenizer = load_tokenizer(Recipe(model=arguments.tokenizer))
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False).input_ids)
+
     table, test = read_as(task, path), read_as(task, Path(arguments.test)) if arguments.test else None
     name = f"explore-{path.stem}" + ("-refined" if arguments.refined else "")
     findings = Findings(new_folder(arguments.output_dir, name))
     if task == "dialogue_inference":
-        explore_dialogues(findings, nikl.load_items(path), arguments.refined)
+        explore_dialogues(findings, nikl.load_items(path), arguments.refined, count)
     else:
-        explore_questions(findings, task, table.rows, lambda text: len(tokenizer(text, add_special_tokens=False).input_ids))
+        explore_questions(findings, task, table.rows, count)
     splits = {"file": table.rows} | ({"test": test.rows} if test else {})
     findings.tables["Data checks"] = [(len(found), TOLD[kind]) for kind, found in check_data(splits).items()]
     if test:
@@ -135,18 +140,9 @@ def explore_questions(findings: Findings, task: str, rows: list[Row], count: Cal
     table.to_csv(findings.folder / "rows.csv", index=False, encoding="utf-8-sig")
     findings.tables["Size"] = [*lengths(rows), *texts_size(rows)]
     if table["article_tokens"].any():
-        once = sum(table["article_tokens"][group[0]] + table["question_tokens"][group].sum() for group in groups)
-        every = int((table["article_tokens"] + table["question_tokens"]).sum())
-        findings.tables["Reading once"] = [
-            ("questions per article", round(len(rows) / len(groups), 2)),
-            ("tokens of articles and questions, read for every question", every),
-            ("the same, each article read once", int(once)),
-            ("times fewer", round(every / once, 2)),
-        ]
-        findings.tables["Tokens of article and question"] = [
-            (f"share above {limit:,}", f"{((table['article_tokens'] + table['question_tokens']) > limit).mean():.1%}")
-            for limit in LIMITS
-        ]
+        shared = [table["article_tokens"][group[0]] for group in groups]
+        own = [table["question_tokens"][group].tolist() for group in groups]
+        findings.tables |= token_tables(shared, own)
     answered = table[table["answer_characters"] > 0]
     if len(answered):
         findings.tables["Answers"] = [
@@ -184,6 +180,9 @@ def explore_questions(findings: Findings, task: str, rows: list[Row], count: Cal
     findings.tables["Mean characters by kind: question, answer, article"] = [
         (kind, *values) for kind, values in zip(by_kind.index, by_kind.to_numpy().tolist(), strict=True)
     ]
+    findings.tables["Share of a length's variance that lies between kinds"] = [
+        (name.replace("_", " "), round(explained(table[name], table["kind"]), 3)) for name in by_kind.columns
+    ]
     similar = nearest_questions([row.question for row in rows])
     findings.tables["Likeness of a question to the most similar other (shared character pairs)"] = [
         (
@@ -197,6 +196,27 @@ def explore_questions(findings: Findings, task: str, rows: list[Row], count: Cal
         lambda axes: histogram(axes, similar, "likeness to the most similar other question"),
     )
     cloud(findings, [*{row.context for row in rows}, *(row.question for row in rows)])
+
+
+def token_tables(shared: list[int], own: list[list[int]]) -> dict[str, list[tuple]]:
+    """What reading once saves, and the share of long prompts: of each article its tokens, and those of each of its questions."""
+    lengths = pd.Series([article + tokens for article, questions in zip(shared, own, strict=True) for tokens in questions])
+    every, once = int(lengths.sum()), int(sum(shared) + sum(map(sum, own)))
+    return {
+        "Reading once": [
+            ("questions per article", round(len(lengths) / len(shared), 2)),
+            ("tokens of articles and questions, read for every question", every),
+            ("the same, each article read once", once),
+            ("times fewer", round(every / once, 2)),
+        ],
+        "Tokens of article and question": [(f"share above {limit:,}", f"{(lengths > limit).mean():.1%}") for limit in LIMITS],
+    }
+
+
+def explained(values: pd.Series, kinds: pd.Series) -> float:
+    """The share of the values' variance that lies between kinds (the squared correlation ratio)."""
+    means = kinds.map(values.groupby(kinds).mean())
+    return float(means.var(ddof=0) / values.var(ddof=0)) if values.nunique() > 1 else 0.0
 
 
 def describe_rows(task: str, rows: list[Row], count: Callable[[str], int]) -> pd.DataFrame:
@@ -241,7 +261,7 @@ def nearest_questions(questions: list[str]) -> pd.Series:
     return pd.Series(best)
 
 
-def explore_dialogues(findings: Findings, items: list[nikl.Item], refined: bool) -> None:
+def explore_dialogues(findings: Findings, items: list[nikl.Item], refined: bool, count: Callable[[str], int]) -> None:
     """The five pictures and the table that the winner published, by their names."""
     if refined:
         counts: dict[str, int] = {}
@@ -264,6 +284,12 @@ def explore_dialogues(findings: Findings, items: list[nikl.Item], refined: bool)
         ("turns of a dialogue: mean, median, 95%, longest", *_spread(turns)),
         ("characters of all utterances: mean, median, 95%, longest", *_spread(totals["total_utterance_length"])),
     ]
+    rows = [nikl.to_row(item) for item in items]
+    groups = by_article(row.article for row in rows)
+    asked = [
+        [count(" ".join([rows[i].fields["reference"], *map(rows[i].fields.get, OPTIONS)])) for i in group] for group in groups
+    ]
+    findings.tables |= token_tables([count(rows[group[0]].context) for group in groups], asked)
     findings.tables["Category and output"] = [*categories.most_common(), *sorted(outputs.items())]
     findings.picture(
         "category_distribution", "categories", lambda axes: columns(axes, dict(categories.most_common()), "category")
