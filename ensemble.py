@@ -15,11 +15,12 @@ from pathlib import Path
 from statistics import fmean, linear_regression
 
 import metrics
+from dandap.dataset import Row
 from dandap.errors import InputError, run_script
 from dandap.predictions import RECORD, find_predictions, load_predictions, same_questions
-from dandap.recipe import Parser, parse
+from dandap.recipe import Parser, make_recipe, parse
 from dandap.run_folder import RunFolder, copy_whole, new_folder, refuse_existing, write_json, write_json_lines
-from tasks import SUBMISSION_COLUMNS, SubmissionForm, form_of, write_dialogue, write_predictions, write_submission
+from tasks import SUBMISSION_COLUMNS, SubmissionForm, form_of, get_task, write_dialogue, write_predictions, write_submission
 
 Pick = Callable[[Sequence[dict]], int]  # the members' records of one question -> whose answer is taken
 
@@ -156,21 +157,22 @@ def main(argv: list[str] | None = None) -> dict:
     folder = new_folder(arguments.output_dir, f"ensemble-{arguments.method}")
     write_json_lines(folder / RECORD, records)
     write_predictions(folder / "predictions.csv", records)
-    submission = write_joined(folder, paths, records)
+    submission = None if arguments.split else write_joined(folder, paths, records)
     made_of = {
         "method": arguments.method,
         "members": list(map(str, paths)),
         "taken": [picked.count(i) for i in range(len(paths))],
     }
     write_json(folder / "ensemble.json", made_of | {"agreement": counts, "scores": scores})
-    print(f"submission: {submission} ({len(records):,} rows, read back and checked)")
-    if arguments.output:
+    if submission:
+        print(f"submission: {submission} ({len(records):,} rows, read back and checked)")
+    if submission and arguments.output:
         copy_whole(submission, Path(arguments.output))
     result = {
         "method": arguments.method,
         "questions": len(records),
         "char_f1": scores and scores["ensemble"]["char_f1"],
-        "submission": str(submission),
+        "submission": submission and str(submission),
     }
     print(json.dumps(result, ensure_ascii=False))
     return result
@@ -220,19 +222,26 @@ def tell_scores(paths: list[Path], members: list[list[dict]], records: list[dict
     scores = {
         name: metrics.score(answers, golds, articles) for name, answers in (answered | {"ensemble": _answers(records)}).items()
     }
+    label = "accuracy" if all(record.get("choices") for record in records) else "char F1"  # the same for single letters
     for name, score in scores.items():
         low, high = score["char_f1_interval"]
-        print(f"  char F1 {score['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  exact match {score['exact_match']:.4f}  {name}")
+        print(f"  {label} {score['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  exact match {score['exact_match']:.4f}  {name}")
     return scores
 
 
 def write_joined(folder: Path, paths: list[Path], records: list[dict]) -> Path:
-    """The submission, in the form of the first member's; of dialogues final-result.json."""
-    predictions = [record["prediction"] for record in records]
-    dialogue = paths[0].with_name("submission.json")
+    """The submission: final-result.json of dialogues, sentence embeddings of wallpaper answers, else as the first member's."""
+    predictions, ids = [record["prediction"] for record in records], [record["id"] for record in records]
+    dialogue, noted = paths[0].with_name("submission.json"), paths[0].with_name("scores.json")
     if dialogue.is_file():
         return write_dialogue(folder / "final-result.json", dialogue, predictions)
-    write_submission(folder / "submission.csv", submission_like(paths[0]), [record["id"] for record in records], predictions)
+    fields = json.loads(noted.read_text(encoding="utf-8")).get("recipe", {}) if noted.is_file() else {}
+    if fields.get("task") == "wallpaper_qa":
+        recipe, rows = make_recipe(fields, str(noted)), [Row(name, "", "") for name in ids]
+        submission, note = get_task(recipe.task).submit(recipe, folder, paths[0], rows, predictions)
+        print(note)
+        return submission
+    write_submission(folder / "submission.csv", submission_like(paths[0]), ids, predictions)
     return folder / "submission.csv"
 
 

@@ -129,6 +129,7 @@ def show_plans(arguments: argparse.Namespace) -> None:
     options = chosen_options(arguments)
     names = [arguments.recipe] if arguments.recipe else sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
     sizes = [parse_size(arguments.gpu_memory)] if arguments.gpu_memory else sizes_of_interest()
+    width = max(map(len, names))
     for name in names:
         recipe = load_recipe(name, options)
         confirm_remote_code(recipe, "trust_remote_code" in options)
@@ -140,7 +141,7 @@ def show_plans(arguments: argparse.Namespace) -> None:
                 choice = f"{plan.tokens_per_batch:>6} tokens per batch, {checkpointing:<16}  {plan.estimate}"
             except InputError as error:
                 choice = str(error)
-            print(f"{find_recipe(name).stem:<16} {size / GB:>4.0f} GB  {choice}")
+            print(f"{find_recipe(name).stem:<{width}} {size / GB:>4.0f} GB  {choice}")
     print("Estimated, not measured on a GPU. Above 16 GB the GPU is taken to run FlexAttention (sm_80 and newer).")
 
 

@@ -140,6 +140,7 @@ def choose(arguments: argparse.Namespace) -> tuple[RunFolder | None, Recipe, pro
     if arguments.template:
         print(f"template: {arguments.template} (--template) instead of {trained_name}, which the run was trained with")
         template = prompts.get_template(arguments.template, recipe.task)
+        recipe = make_recipe(recipe.model_dump() | {"template": arguments.template}, "--template")
     elif prompts.TEMPLATES.get(trained_name) != template:
         print(
             f"WARNING: template {trained_name!r} in prompts.py is not what it was at training; the one saved with the run is used"

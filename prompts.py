@@ -6,6 +6,8 @@ A template is a dict of strings with {context} and {question} where a row's text
     "prompt"           plain text, exactly as the model will see it; the answer follows it directly
     "answer"           what is learned, where that is more than {answer}
 
+Those are economic_qa's fields; other tasks have others (`fields` in tasks.py; a wrong one is refused with the list of them).
+
 Put {context} before {question}: what the questions of an article share is read once. Write {{ for a literal brace.
 `python prompts.py [TEMPLATE]` prints what a template makes of a sample row.
 """

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +111,9 @@ def _dialogue_score(rows: Sequence[Row], predictions: Sequence[str]) -> dict:
         categories[row.fields["category"]] = (hits + (prediction in row.answers), count + 1)
         confusion[row.answers[0]][prediction] = confusion[row.answers[0]].get(prediction, 0) + 1
     by_category = {name: {"accuracy": hits / count, "questions": count} for name, (hits, count) in categories.items()}
-    return scores | {"metric": "accuracy"} | right | {"by_category": by_category, "confusion": confusion}
+    return (
+        scores | {"metric": f"accuracy, {metrics.METRIC_VERSION}"} | right | {"by_category": by_category, "confusion": confusion}
+    )
 
 
 def _dialogue_submit(
@@ -134,7 +137,11 @@ def _wallpaper_score(rows: Sequence[Row], predictions: Sequence[str]) -> dict:
     scores = _economic_score(rows, predictions)
     values = [metrics.rouge_l(prediction, row.answers) for row, prediction in zip(rows, predictions, strict=True)]
     interval = metrics.bootstrap_interval(values, [row.article for row in rows])
-    return scores | {"metric": "char-f1, char-rouge-l", "rouge_l": sum(values) / len(values), "rouge_l_interval": interval}
+    return scores | {
+        "metric": f"{metrics.METRIC_VERSION}, char-rouge-l",
+        "rouge_l": sum(values) / len(values),
+        "rouge_l_interval": interval,
+    }
 
 
 def _wallpaper_similarity(recipe: Recipe, rows: Sequence[Row], predictions: Sequence[str]) -> dict:
@@ -174,6 +181,15 @@ def _wallpaper_submit(
     return folder / "submission.csv", f"the plain answers: {answers}"
 
 
+def _no_columns(paths: list[Path], columns: dict[str, str]) -> list[Path]:
+    """These files have columns of their own."""
+    if columns:
+        raise InputError(
+            f"columns maps the columns of economic_qa; this task's files have their own. Got {columns}: leave it out."
+        )
+    return paths
+
+
 TASKS = {
     "economic_qa": Task(
         name="economic_qa",
@@ -190,7 +206,7 @@ TASKS = {
     ),
     "dialogue_inference": Task(
         name="dialogue_inference",
-        read=lambda paths, columns, need_answers: nikl.read(paths, need_answers),
+        read=lambda paths, columns, need_answers: nikl.read(_no_columns(paths, columns), need_answers),
         fields=_dialogue_fields,
         needs=("context", "options"),
         sample=nikl.SAMPLE,
@@ -201,7 +217,7 @@ TASKS = {
     ),
     "wallpaper_qa": Task(
         name="wallpaper_qa",
-        read=lambda paths, columns, need_answers: wallpaper.read(paths, need_answers),
+        read=lambda paths, columns, need_answers: wallpaper.read(_no_columns(paths, columns), need_answers),
         fields=lambda context, row, answer: {"question": row.question, "answer": answer},
         needs=("question",),
         sample=Row("sample", "", "벽지에 곰팡이가 생기는 이유는?", ("습기가 벽에 맺히기 때문입니다.",)),
@@ -241,6 +257,9 @@ def read_test(recipe: Recipe, test_file: Path) -> Table:
         raise InputError(
             f"{answers_file} has no answer for {len(missing)} ids of {test_file}, first {missing[0]}. Correct or remove it."
         )
+    odd = [row.id for row in table.rows if row.choices and not set(golds[row.id]) <= set(row.choices)]
+    if odd:
+        raise InputError(f"{answers_file}: the answer of {odd[0]} is {golds[odd[0]][0]!r}; expected one of {', '.join(LETTERS)}.")
     rows = [replace(row, answers=golds[row.id]) for row in table.rows]
     return Table(table.path, rows, table.sha256, [*table.notes, f"gold answers come from {answers_file}"])
 
@@ -283,11 +302,15 @@ def prediction_record(task: Task, example: Example, prediction: Prediction) -> d
     return record | ({"choices": prediction.choices} if prediction.choices else {})
 
 
+def _in_a_cell(value):
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return " | ".join(map(str, value)) if isinstance(value, list) else value
+
+
 def write_predictions(path: Path, records: list[dict]) -> None:
-    """predictions.csv: the records, their lists (gold answers, samples, token ids) joined with " | "."""
-    table = pd.DataFrame(
-        [{k: " | ".join(map(str, v)) if isinstance(v, list) else v for k, v in record.items()} for record in records]
-    )
+    """predictions.csv: the records, their lists (gold answers, samples, token ids) joined with " | ", choices as JSON."""
+    table = pd.DataFrame([{name: _in_a_cell(value) for name, value in record.items()} for record in records])
     write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC), encoding="utf-8-sig")
 
 
@@ -298,12 +321,18 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for one (
 def write_review(path: Path, records: list[dict]) -> None:
     """review.csv, for a spreadsheet: what a person compares, with an apostrophe before what would run as a formula."""
     columns = ("id", "question", "prediction", "gold", "char_f1", "log_probability", "ended")
-    table = [{name: _inert(record[name]) for name in columns} for record in records]
+    table = [{name: inert(record[name]) for name in columns} for record in records]
     text = pd.DataFrame(table, columns=columns).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     write_text(path, text, encoding="utf-8-sig")
 
 
-def _inert(value):
+def active(text: str) -> str:
+    """What `inert` made of a text, undone."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
+
+
+def inert(value):
+    """A text, or several, as a spreadsheet takes it for no formula."""
     text = " | ".join(value) if isinstance(value, list) else value
     return f"'{text}" if isinstance(text, str) and text.startswith(FORMULA) else text
 

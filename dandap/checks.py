@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import combinations
 
 from dandap.dataset import Row
+from dandap.sentences import likeness
 
 ALIKE = 0.8  # of the pieces of two articles, the share in both from which they count as nearly the same (Jaccard)
 PIECE = 8  # characters of a piece
@@ -48,7 +49,7 @@ def _bare(text: str) -> str:
 def _contradictions(rows: Iterable[Row]) -> list[Finding]:
     asked: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        if row.answers:
+        if row.answers and not row.choices:
             asked[row.article, _bare(row.question).rstrip("?")].append(row)
     return [
         {"ids": [row.id for row in same], "question": same[0].question, "answers": [row.answers[0] for row in same]}
@@ -85,17 +86,12 @@ def _near_duplicates(splits: dict[str, list[Row]]) -> list[Finding]:
     group = {article: {article} for article in articles}
     for (one, other), count in shared.items():
         enough = min(SHARED, len(pieces[one]), len(pieces[other]))
-        if count >= enough and group[one] is not group[other] and _alike(pieces[one], pieces[other]) >= ALIKE:
+        if count >= enough and group[one] is not group[other] and likeness(pieces[one], pieces[other]) >= ALIKE:
             group[one] |= group[other]
             for article in group[other]:
                 group[article] = group[one]
     groups = {id(members): members for members in group.values() if len(members) > 1}
     return sorted((_group_finding(splits, articles, members) for members in groups.values()), key=lambda found: found["ids"])
-
-
-def _alike(one: set[int], other: set[int]) -> float:
-    common = len(one & other)
-    return common / (len(one) + len(other) - common)
 
 
 def _group_finding(splits: dict[str, list[Row]], articles: dict[str, tuple[str, Row]], members: set[str]) -> Finding:

@@ -68,7 +68,7 @@ def _read_one(path: Path, columns: dict[str, str], need_answers: bool) -> Table:
         raise InputError(f"no file at {path}. Expected a .csv, .jsonl or .json file; check the path.")
     data = path.read_bytes()
     text, encoding = decode(data, path)
-    notes = [] if encoding == "utf-8-sig" else [f"{path.name} is not UTF-8; it was read as {encoding}"]
+    notes = encoding_notes(path, encoding)
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_squad}
     if path.suffix.lower() not in readers:
         raise InputError(f"{path} ends in {path.suffix!r}; expected .csv, .jsonl or .json.")
@@ -94,6 +94,11 @@ def decode(data: bytes, path: Path) -> tuple[str, str]:
     )
 
 
+def encoding_notes(path: Path, encoding: str) -> list[str]:
+    """A line where a file is not UTF-8."""
+    return [] if encoding == "utf-8-sig" else [f"{path.name} is not UTF-8; it was read as {encoding}"]
+
+
 def _read_csv(text: str, path: Path, columns: dict[str, str], notes: list[str], required: Required) -> Iterator[tuple[str, dict]]:
     header, lines = _cells(text, path, f"Expected a header with {', '.join(COLUMNS[:4])} and a row per question.")
     names = _column_names(header, columns, path, required)
@@ -101,16 +106,17 @@ def _read_csv(text: str, path: Path, columns: dict[str, str], notes: list[str], 
         yield where, {name: cell[column] for name, column in names.items()}
 
 
-def read_table(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]], str]:
-    """(header, (place, column -> cell) of every row, SHA-256) of a CSV file of any columns."""
+def read_table(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]], tuple[str, list[str]]]:
+    """(header, (place, column -> cell) of every row, (SHA-256, notes)) of a CSV file of any columns."""
     if not path.is_file():
         raise InputError(f"no file at {path}. Expected a .csv file; check the path.")
     data = path.read_bytes()
-    header, lines = _cells(decode(data, path)[0], path, "Expected a header and a row per question.")
+    text, encoding = decode(data, path)
+    header, lines = _cells(text, path, "Expected a header and a row per question.")
     rows = list(lines)
     if not rows:
         raise InputError(f"{path} holds no questions (only a header). Expected at least one row.")
-    return header, rows, hashlib.sha256(data).hexdigest()
+    return header, rows, (hashlib.sha256(data).hexdigest(), encoding_notes(path, encoding))
 
 
 def _cells(text: str, path: Path, expected: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:

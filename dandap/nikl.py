@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from dandap.dataset import Row, Table, clean, decode, join, refuse_duplicate_ids
+from dandap.dataset import Row, Table, clean, decode, encoding_notes, join, refuse_duplicate_ids
 from dandap.errors import InputError
 
 LETTERS = ("A", "B", "C")
@@ -17,7 +17,7 @@ def load_items(path: Path) -> list[Item]:
     """The file's items, checked; InputError says which item lacks what."""
     if not path.is_file():
         raise InputError(f"no file at {path}. Expected the NIKL dialogue JSON; check the path.")
-    text, _ = decode(path.read_bytes(), path)
+    text = decode(path.read_bytes(), path)[0]
     try:
         items = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -36,6 +36,8 @@ def load_items(path: Path) -> list[Item]:
 
 
 def _fault(item: Item) -> str | None:
+    if not isinstance(item, dict) or not isinstance(item.get("input"), dict):
+        return "it is no object, or lacks 'input'"
     try:
         content = item["input"]
         texts = [item["id"], content["category"], *(content[name] for name in INFERENCES)]
@@ -43,7 +45,8 @@ def _fault(item: Item) -> str | None:
             return "id, category or an inference is empty or no text"
         if content["category"] not in CATEGORIES:
             return f"got the category {content['category']!r}; expected one of {', '.join(CATEGORIES)}"
-        if not all(isinstance(turn["utterance"], str) for turn in content["conversation"]) or not content["conversation"]:
+        turns = [(turn["speaker"], turn["utterance"]) for turn in content["conversation"]]
+        if not turns or not all(isinstance(text, str) for _, text in turns):
             return "the conversation is empty, or an utterance is no text"
         known = {name for turn in content["conversation"] for name in utterance_ids(turn)}
         missing = [name for name in content["reference_id"] if name not in known]
@@ -74,7 +77,8 @@ def _read_one(path: Path, need_answers: bool) -> Table:
     without = [row.id for row in rows if not row.answers]
     if need_answers and without:
         raise InputError(f"{path}: {len(without)} items have no output, first {without[0]}. Training needs one in every item.")
-    return Table(path, rows, hashlib.sha256(path.read_bytes()).hexdigest(), [])
+    data = path.read_bytes()
+    return Table(path, rows, hashlib.sha256(data).hexdigest(), encoding_notes(path, decode(data, path)[1]))
 
 
 def to_row(item: Item) -> Row:
@@ -131,10 +135,12 @@ def filled(items: list[Item], letters: list[str]) -> list[Item]:
 
 def to_json(items: list[Item], like: str) -> str:
     """JSON in the layout of the text that the items were read from."""
+    read = json.loads(like)
+    unix = like.replace("\r\n", "\n")
     for indent in (None, 1, 2, 4, "\t"):
         for separators in ((", ", ": "), (",", ":")) if indent is None else ((",", ": "),):
             for ascii_only in (False, True):
                 style = {"indent": indent, "separators": separators, "ensure_ascii": ascii_only}
-                if json.dumps(json.loads(like), **style) == like.strip():
-                    return json.dumps(items, **style) + "\n" * like.endswith("\n")
+                if json.dumps(read, **style) == unix.strip():
+                    return json.dumps(items, **style) + "\n" * unix.endswith("\n")
     return json.dumps(items, ensure_ascii=False, indent=2) + "\n"

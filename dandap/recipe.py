@@ -64,7 +64,9 @@ class Recipe(BaseModel):
     trust_remote_code: bool = _field(False, "run Python code from the model's repository; off, because that code can do anything")
     task: str = _field("economic_qa", "what is asked and how it is scored (tasks.py)")
     template: str = _field("concise", "wording, by its name in prompts.py")
-    train_file: str = _field("data/train.csv", "questions with answers: .csv, .jsonl or SQuAD-format .json")
+    train_file: str = _field(
+        "data/train.csv", "questions with answers: .csv, .jsonl, SQuAD or NIKL .json; several with commas between them"
+    )
     test_file: str = _field(
         "data/test.csv", "questions to answer; gold answers are taken from its own columns or from <name>_answers.csv beside it"
     )
@@ -73,12 +75,13 @@ class Recipe(BaseModel):
         0.05, "share of articles held out of training to measure on; chosen by a hash of the article", ge=0, lt=1
     )
     evaluate_every: str | None = _field(
-        "0.25 epochs", "validation while training, as `200 steps` or `0.25 epochs`; the adapter with the best F1 is kept; or none"
+        "0.25 epochs",
+        "validation while training, as `200 steps` or `0.25 epochs`; the adapter with the best score is kept; or none",
     )
     evaluate_questions: int = _field(
         500, "most validation questions of one evaluation, whole articles; after training all are answered", ge=1
     )
-    patience: int | None = _field(None, "evaluations without a higher F1 after which training stops early", ge=1)
+    patience: int | None = _field(None, "evaluations without a higher score after which training stops early", ge=1)
     max_length: int = _field(
         2048, "tokens of prompt and answer; max_length - max_new_tokens is the prompt's limit, in training and inference", ge=16
     )

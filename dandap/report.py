@@ -87,6 +87,8 @@ def _plots(report: Report) -> Iterable[tuple[str, Callable[[Axes], None], float]
         "answer_length": "score by length of the gold answer (characters)",
         "article_length": "score by length of the article (characters)",
     }
+    if not any(report.contexts.values()):
+        del groups["article_length"]
     for name, grouped in groups.items():
         yield name, lambda axes, g=grouped, n=name: group_bars(axes, g, labels[n], report.interval), 1.1 + 0.42 * len(grouped)
     yield "confidence", lambda axes: confidence_curve(axes, report.records), 3.6

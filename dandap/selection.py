@@ -101,9 +101,10 @@ def metric_label(metric: str) -> str:
 def _tell(state: TrainerState, scores: dict, loss: float | None, metric: str) -> None:
     """One row of the table of evaluations."""
     low, high = scores[f"{metric}_interval"]
+    matches = "" if metric == "accuracy" else f"exact match {scores['exact_match']:.4f}  "
     print(
         f"step {state.global_step:>6}/{state.max_steps}  {'' if loss is None else f'loss {loss:.4f}  '}"
-        f"{metric_label(metric)} {scores[metric]:.4f} ({low:.4f} to {high:.4f})  exact match {scores['exact_match']:.4f}  "
+        f"{metric_label(metric)} {scores[metric]:.4f} ({low:.4f} to {high:.4f})  {matches}"
         f"length {scores['mean_length']:.1f}  stopped {scores['stopped']:.0%}  spans {scores['spans']:.0%}  "
         f"repeating {scores['repeating']:.0%}"
     )

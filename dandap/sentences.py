@@ -32,4 +32,15 @@ def nearest_first(sentences: list[str], questions: list[str]) -> list[int]:
 
 def _pairs(text: str) -> set[str]:
     """Neighbouring characters within words: Korean words share stems, not endings."""
-    return {word[i : i + 2] for word in re.findall(r"\w+", text) for i in range(len(word) - 1)}
+    return {pair for word in re.findall(r"\w+", text) for pair in character_pairs(word)}
+
+
+def character_pairs(text: str) -> set[str]:
+    """All pairs of neighbouring characters."""
+    return {text[i : i + 2] for i in range(len(text) - 1)}
+
+
+def likeness(one: set, other: set) -> float:
+    """Jaccard's: the share of what is in either that is in both."""
+    common = len(one & other)
+    return common / max(len(one) + len(other) - common, 1)

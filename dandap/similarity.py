@@ -13,7 +13,9 @@ def load_encoder(model: str):
     """The embedding model; InputError if it, or the library, is not there."""
     try:
         from sentence_transformers import SentenceTransformer
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "sentence_transformers":
+            raise
         raise InputError(MISSING) from error
     try:
         return SentenceTransformer(model)

@@ -16,8 +16,10 @@ def read(paths: list[Path], need_answers: bool) -> Table:
 
 
 def _read_one(path: Path, need_answers: bool) -> Table:
-    header, lines, digest = read_table(path)
-    to_answer = ("id", "질문", *(ANSWERS if need_answers else ()))
+    header, lines, (digest, notes) = read_table(path)
+    if "accept" in header:
+        raise InputError(f"{path} is a review: python -m tools.augment accept {path} OUT writes the rows to train on.")
+    to_answer = ("id", "질문", *(ANSWERS[:1] if need_answers else ()))
     needed = ("id", *QUESTIONS, *ANSWERS) if set(QUESTIONS) <= set(header) else to_answer
     missing = [name for name in needed if name not in header]
     if missing:
@@ -27,7 +29,7 @@ def _read_one(path: Path, need_answers: bool) -> Table:
         )
     rows = [row for where, cells in lines for row in _rows(f"{path}, {where}", cells)]
     refuse_duplicate_ids(rows, path)
-    return Table(path, rows, digest, [])
+    return Table(path, rows, digest, notes)
 
 
 def _rows(where: str, cells: dict[str, str]) -> list[Row]:
@@ -38,7 +40,14 @@ def _rows(where: str, cells: dict[str, str]) -> list[Row]:
         raise InputError(f"{where}: the id, a question or every answer is empty. Fill it in or delete the row.")
     name = cells["id"].strip()
     return [
-        Row(f"{name}-{number}" if len(names) > 1 else name, "", clean(cells[column]).strip(), answers, fields=fields, group=name)
+        Row(
+            f"{name}-{number}" if len(names) > 1 else name,
+            "",
+            clean(cells[column]).strip(),
+            answers,
+            fields=fields,
+            group=name.split("#")[0],
+        )
         for number, column in enumerate(names, 1)
     ]
 

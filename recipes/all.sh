@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains several recipes, has each answer its test file, and joins the answers: recipes/all.sh NAME METHOD RECIPE... [-- OPTION...]
 # NAME begins the runs' names, METHOD is one of ensemble.py's, options are those of fine_tune.py. OUTPUT_DIR says where runs are
-# (default: outputs). Started again after an interruption it goes on where it was.
+# (default: outputs). Started again after an interruption it goes on where it was; options count for runs that have not begun.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 outputs=${OUTPUT_DIR:-outputs}
@@ -20,11 +20,14 @@ for recipe in "${recipes[@]}"; do
         if compgen -G "$run/checkpoints/checkpoint-*" > /dev/null; then
             python fine_tune.py --resume "$run"
         else
-            rm -rf "$run"  # interrupted before its first checkpoint
+            if [ -d "$run" ]; then  # interrupted before its first checkpoint, unless it is being trained right now
+                flock -n "$run/.lock" true || { echo "error: $run is in use; wait until it ends" >&2; exit 2; }
+                rm -rf "$run"
+            fi
             python fine_tune.py --recipe "$recipe" --output_dir "$outputs" --run_name "$name-$recipe" "$@"
         fi
     fi
-    if ! compgen -G "$run/answers/*/scores.json" > /dev/null; then
+    if ! compgen -G "$run/answers/*/submission.*" > /dev/null; then
         python inference.py --run "$run"
     fi
     runs+=("$run")

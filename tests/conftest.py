@@ -6,6 +6,8 @@ import sys
 if "hub" not in sys.argv:  # only `pytest -m hub` may reach for the network
     os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core is another worker's
 
 import csv
 from pathlib import Path

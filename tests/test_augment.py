@@ -33,6 +33,9 @@ def test_pairs(source, tmp_path):
     first = read(source)[0]
     made = [(row["질문"], row["답변_1"]) for row in read(tmp_path / "o.csv")[:10]]
     assert made == [(first[q], first[f"답변_{n}"]) for q in ("질문_1", "질문_2") for n in range(1, 6)]
+    rows = wallpaper.read([source, tmp_path / "o.csv"], need_answers=True).rows
+    train, validation = split_by_article(rows, 0.3)
+    assert not {row.group for row in train} & {row.group for row in validation}, "a row and its pairs stay together"
 
 
 def test_join(source, tmp_path):
@@ -112,8 +115,17 @@ def test_generated_rows_wait_for_a_person(source, tmp_path, server, monkeypatch,
     assert {row["generated"] for row in rows} == {"model"}
     assert all(b"canary-key" not in file.read_bytes() for file in tmp_path.iterdir())
     before = len(asked)
+    with (tmp_path / "review.journal.jsonl").open("ab") as journal:
+        journal.write('{"key": "가'.encode()[:-1])
     augment.main(command)
     assert len(asked) == before, "what was said is not asked again"
+    augment.main([*command[:-1], "another"])
+    assert len(asked) > before, "another model is"
+    augment.main(command)
+    with pytest.raises(InputError, match="is a review"):
+        wallpaper.read([review], need_answers=True)
+    with pytest.raises(InputError, match="is no review"):
+        augment.main(["generate", str(source), str(source), *command[3:]])
     with pytest.raises(InputError, match="no row whose accept is y"):
         augment.main(["accept", str(review), str(tmp_path / "out.csv")])
     review.write_text(review.read_text(encoding="utf-8-sig").replace("강마루 찍힘,\n", "강마루 찍힘,y\n"), encoding="utf-8")

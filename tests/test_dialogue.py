@@ -88,7 +88,8 @@ def broken(items, change):
 BROKEN = {
     "no list": (lambda items: {}, "expected a JSON list"),
     "no items": (lambda items: [], "at least one item"),
-    "no input": (lambda items: [{"id": "a"}], "item 1 (a): it lacks 'input'"),
+    "no input": (lambda items: [{"id": "a"}], "item 1 (a): it is no object, or lacks 'input'"),
+    "no speaker": (lambda items: broken(items, lambda i: i["input"]["conversation"][0].pop("speaker")), "it lacks 'speaker'"),
     "an item that is none": (lambda items: [3], "item 1"),
     "another category": (lambda items: broken(items, lambda i: i["input"].update(category="결과")), "got the category '결과'"),
     "an inference that is empty": (
@@ -245,6 +246,19 @@ def test_a_hard_vote_is_written_as_the_final_result(work):
     assert Path(result["submission"]).name == "final-result.json"
     final = json.loads(Path(result["submission"]).read_text(encoding="utf-8"))
     assert final == json.loads((answers[0] / "submission.json").read_text(encoding="utf-8"))
+
+
+def test_gold_answers_are_letters_before_anything_is_answered(work, tmp_path):
+    for name in ("test.json", "test_answers.csv"):
+        text = (work / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text.replace(",A\n", ",inference_1\n"), encoding="utf-8")
+    with pytest.raises(InputError, match="is 'inference_1'; expected one of A, B, C"):
+        inference.main(["--run", str(work / "outputs" / "run"), "--test_file", str(tmp_path / "test.json")])
+
+
+def test_columns_are_for_economic_qa(work):
+    with pytest.raises(InputError, match="columns maps the columns of economic_qa"):
+        fine_tune.main([*options(work), "--recipe", "dialogue-demo", "--columns", "id=x"])
 
 
 @pytest.mark.slow

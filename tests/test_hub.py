@@ -7,15 +7,15 @@ import torch
 from transformers import GenerationConfig
 
 from answers import make_encoder
-from dandap.dataset import Row
 from dandap.memory import empty_model, estimate_training
 from dandap.model import load_config, load_tokenizer, resolve_targets
 from dandap.recipe import RECIPES_DIR, load_recipe
 from prompts import get_template
+from tasks import get_task
 
 pytestmark = pytest.mark.hub
 RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("**/*.yaml"))
-ROW = Row("a", "한빛전자는 매출 1,240억 원을 기록했다. <|im_end|></s>", "매출은 얼마인가?", ("1,240억 원",))
+SPELLED = " <|im_end|></s>"
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -24,9 +24,11 @@ def test_template_stop_token_and_targets(name):
     config, tokenizer = load_config(recipe), load_tokenizer(recipe)
     template = get_template(recipe.template, recipe.task)
     encoder = make_encoder(recipe, template, tokenizer)
-    example = encoder.encode_rows([ROW], recipe.prompt_limit, answers=True)[0]
+    sample = get_task(recipe.task).sample
+    row = replace(sample, context=sample.context + SPELLED, question=sample.question + SPELLED)
+    example = encoder.encode_rows([row], recipe.prompt_limit, answers=True)[0]
     assert example.answer_ids[-1] in encoder.stop_ids()
-    assert encoder.decode(example.answer_ids) == ROW.answers[0]
+    assert row.answers[0] in encoder.decode(example.answer_ids)
     model = empty_model(config)
     names = ["q_proj", "v_proj"] if recipe.lora_target_modules == "all-linear" else recipe.lora_target_modules
     assert len(resolve_targets(model, names)) == len(names)
@@ -34,7 +36,7 @@ def test_template_stop_token_and_targets(name):
     configured = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
     assert example.answer_ids[-1] in {*configured, tokenizer.eos_token_id}
     special = [i for i in example.prompt_ids if i in tokenizer.all_special_ids]
-    clean = encoder.encode_rows([replace(ROW, context="기사")], recipe.prompt_limit, answers=False)[0]
+    clean = encoder.encode_rows([sample], recipe.prompt_limit, answers=False)[0]
     assert special == [i for i in clean.prompt_ids if i in tokenizer.all_special_ids]
     estimate = estimate_training(recipe, model, recipe.max_length, checkpointing=True, bytes_each=torch.bfloat16.itemsize)
     print(

@@ -72,6 +72,21 @@ def test_a_referred_utterance_is_never_lost():
     assert cleaned["input"]["more"] == 1
 
 
+def test_a_referred_utterance_that_is_empty_stays_and_the_file_is_read_again(tmp_path):
+    (tmp_path / "in.json").write_text(
+        json.dumps([item(turn(1, "", "u1"), turn(2, "나", "u2"), reference=["u1"])]), encoding="utf-8"
+    )
+    refine.main([str(tmp_path / "in.json"), str(tmp_path / "out.json")])
+    assert load_items(tmp_path / "out.json")[0]["input"]["conversation"][0]["utterance_id"] == "u1"
+
+
+def test_cp949_and_windows_line_ends(tmp_path):
+    text = json.dumps([item(turn(1, "가~", "u1"), reference=["u1"])], ensure_ascii=False, indent=4).replace("\n", "\r\n")
+    (tmp_path / "in.json").write_bytes(text.encode("cp949"))
+    refine.main([str(tmp_path / "in.json"), str(tmp_path / "out.json")])
+    assert (tmp_path / "out.json").read_text(encoding="utf-8") == text.replace("\r\n", "\n").replace("가~", "가")
+
+
 def test_the_sample_dialogues(tmp_path, capsys):
     (tmp_path / "in.json").write_text(json.dumps(numbered(make_dialogues()[:20], "train"), ensure_ascii=False, indent=4))
     counts = refine.main([str(tmp_path / "in.json"), str(tmp_path / "out.json"), "--report"])

@@ -29,9 +29,11 @@ from dandap.errors import InputError, first_line, run_script
 from dandap.memory import make_plan
 from dandap.model import confirm_remote_code, load_adapter, load_base, load_config, load_tokenizer, pick_device
 from dandap.progress import append_json
-from dandap.recipe import Parser, Recipe, load_recipe, parse, positive
-from dandap.run_folder import find_run, refuse_existing, write_text
+from dandap.recipe import Parser, load_recipe, make_recipe, parse, positive
+from dandap.run_folder import find_run, refuse_existing, write_json_lines, write_text
+from dandap.sentences import character_pairs, likeness
 from dandap.wallpaper import ANSWERS, QUESTIONS
+from tasks import active, inert
 
 COLUMNS = ("id", "질문", "category", *ANSWERS, "generated", "sources")
 ALIKE = 0.7  # of two questions' character pairs, the share in both from which they count as the same
@@ -47,7 +49,7 @@ ANSWER_PROMPT = (
 
 
 def pairs(rows: list[Record]) -> list[Record]:
-    """Every question with every answer; these are the file's own words, so they are not marked as generated."""
+    """Every question with every answer: the file's own words, so not marked; their ids keep them with their row in a split."""
     made = []
     for row in rows:
         texts = [(question, answer) for question in _questions(row) for answer in _answers(row)]
@@ -88,15 +90,15 @@ def _answers(row: Record) -> list[str]:
     return [row[name] for name in ANSWERS if row.get(name, "").strip()]
 
 
-def generate(sources: list[tuple[str, str]], known: list[str], ask: Ask, journal: Path) -> tuple[list[Record], int]:
+def generate(sources: list[tuple[str, str]], known: list[str], who: str, ask: Ask, journal: Path) -> tuple[list[Record], int]:
     """(rows of a question and five answers, how many were too like a known question), for sources as (kind, text).
 
-    What the model said is kept in `journal`, so that a run that was cut off goes on where it was.
+    What the model (`who`) said is kept in `journal`, so that a run that was cut off goes on where it was.
     """
     said = _read_journal(journal)
 
     def remembered(prompt: str) -> str:
-        key = hashlib.sha256(prompt.encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{who}\n{prompt}".encode()).hexdigest()[:16]
         if key not in said:
             said[key] = ask(prompt)
             append_json(journal, {"key": key, "prompt": prompt, "said": said[key]})
@@ -106,7 +108,7 @@ def generate(sources: list[tuple[str, str]], known: list[str], ask: Ask, journal
     pairs_of_known = [_pairs(question) for question in known]
     for kind, source in sources:
         question = _first_line(remembered(QUESTION_PROMPT.format(kind=kind, source=source[:LONGEST_SOURCE])))
-        if not question or any(_likeness(_pairs(question), other) >= ALIKE for other in pairs_of_known):
+        if not question or any(likeness(_pairs(question), other) >= ALIKE for other in pairs_of_known):
             alike += 1
             continue
         pairs_of_known.append(_pairs(question))
@@ -117,14 +119,17 @@ def generate(sources: list[tuple[str, str]], known: list[str], ask: Ask, journal
 
 
 def _read_journal(path: Path) -> dict[str, str]:
-    said = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    """key -> what was said; a torn last line is dropped, and so asked again."""
+    kept = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             record = json.loads(line)
-            said[record["key"]] = record["said"]
+            kept.append({name: record[name] for name in ("key", "prompt", "said")})
         except (ValueError, KeyError, TypeError):
-            continue  # a torn last line is asked again
-    return said
+            continue
+    if kept:
+        write_json_lines(path, kept)
+    return {record["key"]: record["said"] for record in kept}
 
 
 def _first_line(text: str) -> str:
@@ -143,20 +148,17 @@ def split_answers(text: str) -> list[str]:
 
 
 def _pairs(text: str) -> set[str]:
-    bare = re.sub(r"\s+", "", text)
-    return {bare[i : i + 2] for i in range(len(bare) - 1)}
-
-
-def _likeness(one: set[str], other: set[str]) -> float:
-    return len(one & other) / max(len(one | other), 1)
+    return character_pairs(re.sub(r"\s+", "", text))
 
 
 def local_model(arguments: argparse.Namespace) -> Ask:
     """A run's model, or a recipe's base alone, as its chat template has it."""
-    run = find_run(arguments.run, "outputs") if arguments.run else None
+    run = find_run(arguments.run, arguments.output_dir) if arguments.run else None
     recipe = run.load_recipe() if run else load_recipe(arguments.recipe, {})
-    recipe = Recipe(**recipe.model_dump() | {"max_new_tokens": 400, "repetition_penalty": 1.1, "samples": 1, "choices": []})
-    confirm_remote_code(recipe, False)
+    plain = {"samples": 1, "temperature": 0, "choices": [], "grounded": False, "beams": 1, "on_overflow": "error"}
+    long = {"max_new_tokens": 400, "max_length": max(recipe.max_length, 2048), "repetition_penalty": 1.1}
+    recipe = make_recipe(recipe.model_dump() | plain | long, "tools.augment")
+    confirm_remote_code(recipe, arguments.trust_remote_code == "true")
     plan = make_plan(recipe, load_config(recipe), pick_device(), training=False)
     tokenizer = load_tokenizer(recipe, run.adapter if run else None)
     part = "user" if tokenizer.chat_template else "prompt"
@@ -177,10 +179,9 @@ def endpoint(url: str, model: str) -> Ask:
 
     def ask(prompt: str) -> str:
         body = json.dumps({"model": model, "messages": [{"role": "user", "content": prompt}]}).encode()
-        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", body, {"Content-Type": "application/json"})
         if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", body, headers)
+            request.add_unredirected_header("Authorization", f"Bearer {key}")
         try:
             with urllib.request.urlopen(request, timeout=300) as response:
                 return json.load(response)["choices"][0]["message"]["content"]
@@ -196,18 +197,17 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns how many rows were written."""
     arguments = parse(command_line(), argv)
     source, target = Path(arguments.source), Path(arguments.target)
-    if not getattr(arguments, "dry_run", False) and arguments.do != "generate":
-        refuse_existing(str(target), overwrite=False)
+    refuse_existing(str(target), overwrite=arguments.do == "generate")  # which looks at what it would replace
     rows = [cells for _, cells in read_table(source)[1]]
     if arguments.do == "pairs":
-        return write_rows(target, pairs(rows), COLUMNS[:4])
+        return write_rows(target, pairs(rows), COLUMNS)
     if arguments.do == "join":
         return write_rows(target, join(rows, arguments.count, arguments.seed), COLUMNS)
     if arguments.do == "accept":
         accepted = [row for row in rows if row.get("accept", "").strip().lower() in ("y", "yes", "o", "1")]
         if not accepted:
             raise InputError(f"{source} has no row whose accept is y. Read it, and set accept to y or n in every row.")
-        return write_rows(target, accepted, COLUMNS)
+        return write_rows(target, [{name: active(value) for name, value in row.items()} for row in accepted], COLUMNS)
     return generate_rows(arguments, rows, target)
 
 
@@ -221,15 +221,26 @@ def generate_rows(arguments: argparse.Namespace, rows: list[Record], target: Pat
         return 0
     if sum(map(bool, (arguments.run, arguments.recipe, arguments.url))) != 1:
         raise InputError("name one model: --run RUN, --recipe NAME, or --url URL with --model NAME.")
-    if target.exists() and any(row.get("accept", "").strip() for row in [cells for _, cells in read_table(target)[1]]):
-        raise InputError(f"{target} has been reviewed in part; choose another name, so that the review is not lost.")
+    refuse_reviewed(target)
     ask = endpoint(arguments.url, arguments.model or "default") if arguments.url else local_model(arguments)
+    who = f"{arguments.url} {arguments.model}" if arguments.url else f"{arguments.run} {arguments.recipe}"
     known = [question for row in rows for question in _questions(row)]
-    made, alike = generate(sources, known, ask, target.with_suffix(".journal.jsonl"))
+    made, alike = generate(sources, known, who, ask, target.with_suffix(".journal.jsonl"))
     print(f"{alike} questions were empty or too like another and were left out")
-    count = write_rows(target, made, (*COLUMNS, "source", "accept"))
+    count = write_rows(
+        target, [{name: inert(value) for name, value in row.items()} for row in made], (*COLUMNS, "source", "accept")
+    )
     print("set accept to y or n in every row, then: python -m tools.augment accept " + str(target) + " OUT")
     return count
+
+
+def refuse_reviewed(target: Path) -> None:
+    """A review that a person has begun, or another file, is not replaced."""
+    if not target.exists():
+        return
+    header, lines, _ = read_table(target)
+    if "accept" not in header or any(cells["accept"].strip() for _, cells in lines):
+        raise InputError(f"{target} has been reviewed in part, or is no review; choose another name, so that nothing is lost.")
 
 
 def read_sources(arguments: argparse.Namespace) -> list[tuple[str, str]]:
@@ -274,6 +285,8 @@ def command_line() -> Parser:
     parser.add_argument("--recipe", metavar="NAME", help="generate: with a recipe's base model")
     parser.add_argument("--url", metavar="URL", help="generate: with an OpenAI-compatible endpoint, as http://host/v1")
     parser.add_argument("--model", metavar="NAME", help="generate: the model's name at --url")
+    parser.add_argument("--output_dir", metavar="DIR", default="outputs", help="generate: where runs are (default: outputs)")
+    parser.add_argument("--trust_remote_code", metavar="VALUE", help="generate: true to run code of the model's repository")
     parser.add_argument("--dry_run", action="store_true", help="generate: print the prompts and stop")
     return parser
 

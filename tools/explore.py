@@ -17,17 +17,17 @@ from jinja2 import Environment
 from matplotlib.axes import Axes
 from wordcloud import WordCloud
 
-from dandap import nikl, wallpaper
+from dandap import nikl
 from dandap.analysis import PARTICLES
 from dandap.checks import TOLD, check_data
-from dandap.dataset import Row, Table, by_article, read
+from dandap.dataset import Row, Table, by_article, read_table
 from dandap.errors import InputError, run_script
 from dandap.model import load_tokenizer
 from dandap.plots import BLUE, bars, draw, font_file
 from dandap.recipe import Parser, Recipe, parse
 from dandap.run_folder import new_folder, write_text
-from dandap.sentences import split_sentences
-from tasks import TASKS
+from dandap.sentences import character_pairs, likeness, split_sentences
+from tasks import TASKS, inert
 from tools.refine import refine
 
 PAGE = Path(__file__).with_name("explore.html.jinja")
@@ -77,11 +77,18 @@ def main(argv: list[str] | None = None) -> dict:
     table, test = read_as(task, path), read_as(task, Path(arguments.test)) if arguments.test else None
     name = f"explore-{path.stem}" + ("-refined" if arguments.refined else "")
     findings = Findings(new_folder(arguments.output_dir, name))
+    rows = table.rows
     if task == "dialogue_inference":
-        explore_dialogues(findings, nikl.load_items(path), arguments.refined, count)
+        items = nikl.load_items(path)
+        if arguments.refined:
+            counts: dict[str, int] = {}
+            items = [refine(item, counts) for item in items]
+            rows = list(map(nikl.to_row, items))
+            findings.tables["Cleaning, utterances changed"] = [(count, name) for name, count in counts.items()]
+        explore_dialogues(findings, items, count)
     else:
         explore_questions(findings, task, table.rows, count)
-    splits = {"file": table.rows} | ({"test": test.rows} if test else {})
+    splits = {"file": rows} | ({"test": test.rows} if test else {})
     findings.tables["Data checks"] = [(len(found), TOLD[kind]) for kind, found in check_data(splits).items()]
     if test:
         findings.tables["The test file"] = lengths(test.rows)
@@ -95,23 +102,18 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def task_of(path: Path) -> str:
-    """Whose file it is, by its first fields."""
+    """Whose file it is, by its fields."""
     if not path.is_file():
         raise InputError(f"no file at {path}. Check the path.")
-    start = path.read_bytes()[:100_000].decode("utf-8", "replace")
-    if '"conversation"' in start:
-        return "dialogue_inference"
-    return "wallpaper_qa" if path.suffix == ".csv" and re.search(r"질문(_1)?\b", start.split("\n")[0]) else "economic_qa"
+    if path.suffix.lower() == ".csv":
+        header = set(read_table(path)[0])
+        return "economic_qa" if "context" in header or not header & {"질문", "질문_1"} else "wallpaper_qa"
+    return "dialogue_inference" if b'"conversation"' in path.read_bytes()[:100_000] else "economic_qa"
 
 
 def read_as(task: str, path: Path) -> Table:
-    """The file's rows, answers or not; of wallpaper QA with those that there are."""
-    readers = {
-        "economic_qa": lambda: read(path),
-        "wallpaper_qa": lambda: wallpaper.read([path], False),
-        "dialogue_inference": lambda: nikl.read([path], False),
-    }
-    return readers[task]()
+    """The file's rows, with answers or without."""
+    return TASKS[task].read([path], {}, False)
 
 
 def lengths(rows: Sequence[Row]) -> list[tuple]:
@@ -226,8 +228,8 @@ def describe_rows(task: str, rows: list[Row], count: Callable[[str], int]) -> pd
     }
     return pd.DataFrame(
         {
-            "id": [row.id for row in rows],
-            "kind": [TASKS[task].kind(row) for row in rows],
+            "id": [inert(row.id) for row in rows],
+            "kind": [inert(TASKS[task].kind(row)) for row in rows],
             "article_characters": [len(row.context) for row in rows],
             "article_tokens": [tokens[row.article] for row in rows],
             "question_characters": [len(row.question) for row in rows],
@@ -251,22 +253,17 @@ def texts_size(rows: list[Row]) -> list[tuple]:
 
 def nearest_questions(questions: list[str]) -> pd.Series:
     """Of each of the first COMPARED different questions: the largest share of character pairs in common with another."""
-    pairs = [{question[i : i + 2] for i in range(len(question) - 1)} for question in list(dict.fromkeys(questions))[:COMPARED]]
+    pairs = [character_pairs(question) for question in list(dict.fromkeys(questions))[:COMPARED]]
     best = [0.0] * len(pairs)
     for i, one in enumerate(pairs):
         for j in range(i):
-            common = len(one & pairs[j])
-            likeness = common / max(len(one) + len(pairs[j]) - common, 1)
-            best[i], best[j] = max(best[i], likeness), max(best[j], likeness)
+            alike = likeness(one, pairs[j])
+            best[i], best[j] = max(best[i], alike), max(best[j], alike)
     return pd.Series(best)
 
 
-def explore_dialogues(findings: Findings, items: list[nikl.Item], refined: bool, count: Callable[[str], int]) -> None:
+def explore_dialogues(findings: Findings, items: list[nikl.Item], count: Callable[[str], int]) -> None:
     """The five pictures and the table that the winner published, by their names."""
-    if refined:
-        counts: dict[str, int] = {}
-        items = [refine(item, counts) for item in items]
-        findings.tables["Cleaning, utterances changed"] = [(count, name) for name, count in counts.items()]
     dialogues = {json.dumps([turn["utterance"] for turn in item["input"]["conversation"]]): item for item in items}
     turns = pd.Series([len(item["input"]["conversation"]) for item in dialogues.values()])
     totals = pd.DataFrame(

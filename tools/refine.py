@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from dandap.dataset import decode
 from dandap.errors import InputError, run_script
 from dandap.nikl import Item, load_items, to_json, utterance_ids
 from dandap.recipe import Parser, parse
 from dandap.run_folder import write_text
 
 Turn = dict
-_HANGUL = r"[가-힣]"
 
 
 def join_lines(text: str) -> str:
@@ -48,7 +48,7 @@ def name_speakers(text: str) -> str:
 
 def delete_jamo(text: str) -> str:
     """7: delete runs of two or more bare jamo (ㅋㅋ, ㅠㅡㅠ)."""
-    return join_lines(re.sub(r"[ㄱ-ㅎㅏ-ㅣ](?:[ㄱ-ㅎㅏ-ㅣㅡ]+)", "", text))
+    return join_lines(re.sub(r"[ㄱ-ㅎㅏ-ㅣ][ㄱ-ㅎㅏ-ㅣ]+", "", text))
 
 
 def empty_symbols(text: str) -> str:
@@ -87,7 +87,7 @@ def refine(item: Item, counts: dict[str, int]) -> Item:
     content = item["input"]
     referred = set(content["reference_id"])
     turns = [refine_turn(turn, bool(referred & set(utterance_ids(turn))), counts) for turn in content["conversation"]]
-    kept = [turn for turn in turns if turn["utterance"]]
+    kept = [turn for turn in turns if turn["utterance"] or referred & set(utterance_ids(turn))]
     merged = merge_turns(kept, referred)
     counts["dropped"] = counts.get("dropped", 0) + len(turns) - len(kept)
     counts["merge_turns"] = counts.get("merge_turns", 0) + len(kept) - len(merged)
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> dict[str, int]:
     items = load_items(source)
     counts: dict[str, int] = {}
     cleaned = [refine(item, counts) for item in items]
-    write_text(target, to_json(cleaned, source.read_text(encoding="utf-8-sig")))
+    write_text(target, to_json(cleaned, decode(source.read_bytes(), source)[0]))
     print(f"{target}: {len(cleaned):,} items")
     if arguments.report:
         for number, step in enumerate((*TEXT_STEPS, merge_turns), 1):
