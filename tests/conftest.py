@@ -3,7 +3,9 @@
 import os
 import sys
 
-if "hub" not in sys.argv:  # only `pytest -m hub` may reach for the network
+if "hub" in sys.argv:  # only `pytest -m hub` may reach for the network; its worker processes have no such argument
+    os.environ["DANDAP_TEST_HUB"] = "1"
+if "DANDAP_TEST_HUB" not in os.environ:
     os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
