@@ -8,21 +8,27 @@ from dandap.errors import InputError, first_line
 MISSING = "sentence-transformers is not installed: pip install -r requirements-extra.txt"
 
 
-@cache
 def load_encoder(model: str):
     """The embedding model; InputError if it, or the library, is not there."""
+    loaded = _load_once(model)
+    if isinstance(loaded, InputError):
+        raise loaded
+    return loaded
+
+
+@cache
+def _load_once(model: str):
+    """The model, or why it cannot be had: a hub that is out of reach is tried for half a minute, once."""
     try:
         from sentence_transformers import SentenceTransformer
     except ModuleNotFoundError as error:
         if error.name != "sentence_transformers":
             raise
-        raise InputError(MISSING) from error
+        return InputError(MISSING)
     try:
         return SentenceTransformer(model)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"the embedding model {model!r} cannot be loaded ({first_line(error)}); name a folder or a hub id."
-        ) from error
+        return InputError(f"the embedding model {model!r} cannot be loaded ({first_line(error)}); name a folder or a hub id.")
 
 
 def embed(texts: Sequence[str], model: str) -> list[list[float]]:

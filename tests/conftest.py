@@ -14,7 +14,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import csv
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("ours", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("ours")
 
 ROOT = Path(__file__).parent.parent
 

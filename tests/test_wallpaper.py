@@ -165,11 +165,11 @@ def test_without_the_embedding_model_the_answers_are_written_and_it_is_told(work
 def test_without_the_library_the_way_to_it_is_told(monkeypatch):
     import sys
 
-    similarity.load_encoder.cache_clear()
+    similarity._load_once.cache_clear()
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(InputError, match=r"pip install -r requirements-extra\.txt"):
         similarity.embed(["가"], "any")
-    similarity.load_encoder.cache_clear()
+    similarity._load_once.cache_clear()
 
 
 def test_the_submission_holds_the_answers_vectors(work, encoder, tmp_path, capsys):
