@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 import fine_tune
 import inference
 import prompts
+from dandap import nikl, wallpaper
 from dandap.dataset import Row, read
 from dandap.encoding import Encoder
 from dandap.errors import InputError
 from dandap.model import load_tokenizer
+from dandap.predictions import load_predictions
 from dandap.recipe import Recipe, load_recipe
 from dandap.run_folder import safe_name
 from tasks import SubmissionForm, write_review, write_submission
@@ -143,6 +145,10 @@ READERS = {
     "jsonl": lambda path: read(path, need_answers=True),
     "json": lambda path: read(path, need_answers=True),
     "yaml": lambda path: load_recipe(str(path), {}),
+    "predictions.jsonl": load_predictions,
+    "predictions.csv": load_predictions,
+    "nikl.json": lambda path: nikl.read([path], need_answers=True),
+    "wallpaper.csv": lambda path: wallpaper.read([path], need_answers=True),
 }
 PIECES = {
     "csv": ["id,context,question,answer\n", "1,기사,질문,답\n", '"', ",", "\n", "\r", "a", "답", "\x00", "\ufeff"],
@@ -165,6 +171,25 @@ PIECES = {
         '{"id": "1", "question": "?", "answers": [{"text": "답"}]}',
         "]}",
         "null",
+    ],
+    "predictions.jsonl": [
+        '{"id": "1", "prediction": "답"}\n',
+        '{"id": "2", "prediction": "답", "gold": [1], "choices": {"A": null}, "log_probability": "x"}\n',
+        '{"id": 1, "prediction": null}',
+        *("{", "}", "[", '"', ":", "\\ud800", "\n", "null"),
+    ],
+    "predictions.csv": ["id,prediction\n", "id,answer\n", "1,답\n", '"', ",", "\n", "\r", "\u2028", "\x00", "\ufeff"],
+    "nikl.json": [
+        '[{"id": "1", "input": {"conversation": [{"speaker": 1, "utterance": "가", "utterance_id": "u"}], ',
+        '"reference_id": ["u"], "category": "원인", "inference_1": "a", "inference_2": "b", "inference_3": "c"}, ',
+        '"output": "inference_1"}]',
+        *('"reference_id": 3', '"category": []', '"utterance_id": {}', "null", "[", "]", "{", "}", ",", '"'),
+    ],
+    "wallpaper.csv": [
+        "id,질문_1,질문_2,category,답변_1,답변_2,답변_3,답변_4,답변_5\n",
+        "1,가,나,다,라,마,바,사,아\n",
+        "id,질문\n",
+        *("1,가\n", "accept", '"', ",", "\n", "\r", "\x00", "\ufeff"),
     ],
     "yaml": [
         "model: x\n",
