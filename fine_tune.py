@@ -75,6 +75,8 @@ def fine_tune(arguments: argparse.Namespace) -> None:
         print(f"  {line}")
     train_rows = get_task(recipe.task).expand(train_rows)
 
+    if why_no_gpu() and recipe.model in SHAPES and not arguments.preview:
+        make_plan(recipe, make_config(SHAPES[recipe.model]), pick_device(), training=True)  # says so before anything is fetched
     tokenizer = load_tokenizer(recipe)
     if not arguments.preview:  # both while the device's memory is free
         plan = make_plan(recipe, load_config(recipe), pick_device(), training=True)
@@ -133,6 +135,9 @@ def show_plans(arguments: argparse.Namespace) -> None:
     for name in names:
         recipe = load_recipe(name, options)
         confirm_remote_code(recipe, "trust_remote_code" in options)
+        if not arguments.recipe and recipe.model not in SHAPES and not Path(recipe.model).is_dir():
+            print(f"{name:<{width}} its shape is not known here: --plan --recipe {name} asks the hub")
+            continue
         for size in sizes:
             try:
                 config = make_config(SHAPES[recipe.model]) if recipe.model in SHAPES else load_config(recipe)
