@@ -17,9 +17,10 @@ from statistics import fmean, linear_regression
 import metrics
 from dandap.dataset import Row
 from dandap.errors import InputError, run_script
-from dandap.predictions import RECORD, find_predictions, load_predictions, same_questions
+from dandap.journal import RECORD
+from dandap.predictions import find_predictions, load_predictions, run_of, same_questions
 from dandap.recipe import Parser, make_recipe, parse
-from dandap.run_folder import RunFolder, copy_whole, new_folder, refuse_existing, write_json, write_json_lines
+from dandap.run_folder import copy_whole, new_folder, refuse_existing, write_json, write_json_lines
 from tasks import SUBMISSION_COLUMNS, SubmissionForm, form_of, get_task, write_dialogue, write_predictions, write_submission
 
 Pick = Callable[[Sequence[dict]], int]  # the members' records of one question -> whose answer is taken
@@ -96,7 +97,7 @@ def learn_stack(members: list[Path]) -> Pick:
 
 def _validation_of(path: Path) -> Path:
     """The validation answers of the run that a file of answers lies in."""
-    run = next((RunFolder(folder) for folder in path.parents if RunFolder(folder).recipe_file.is_file()), None)
+    run = run_of(path)
     if run is None:
         raise InputError(f"stack learns on validation answers, and {path} lies in no run folder. Name runs, or another --method.")
     return find_predictions(str(run.path), "", split="validation")

@@ -61,26 +61,24 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     name, recipe, run = choose(arguments)
     resumed = run is not None
     confirm_remote_code(recipe, "trust_remote_code" in chosen_options(arguments))
-    get_task(recipe.task)
     template = trained_template(run, recipe) if run else prompts.get_template(recipe.template, recipe.task)
     if not run:
         refuse_taken(recipe.output_dir, recipe.run_name)
     table = read_train(recipe)
     if run and not arguments.resume_anyway:
         refuse_other_data(run, table)
-    train_rows, validation_rows = split_by_article(table.rows, recipe.validation_fraction)
     tell_data(recipe, table)
-    findings = check_data({"train": train_rows, "validation": validation_rows, "test": test_rows(recipe)})
-    for line in tell_findings(findings):
-        print(f"  {line}")
+    train_rows, validation_rows = split_by_article(table.rows, recipe.validation_fraction)
+    findings = check_rows(recipe, train_rows, validation_rows)
     train_rows = get_task(recipe.task).expand(train_rows)
 
     if why_no_gpu() and recipe.model in SHAPES and not arguments.preview:
         make_plan(recipe, make_config(SHAPES[recipe.model]), pick_device(), training=True)  # says so before anything is fetched
     tokenizer = load_tokenizer(recipe)
     if not arguments.preview:  # both while the device's memory is free
-        plan = make_plan(recipe, load_config(recipe), pick_device(), training=True)
-        answering = make_plan(recipe, load_config(recipe), plan.device, training=False)
+        config = load_config(recipe)
+        plan = make_plan(recipe, config, pick_device(), training=True)
+        answering = make_plan(recipe, config, plan.device, training=False)
     encoder = make_encoder(recipe, template, tokenizer)
     encoding = partial(track, description="encoding")
     examples = encoder.encode_rows(train_rows, recipe.prompt_limit, True, recipe.on_overflow, encoding)
@@ -253,6 +251,16 @@ def tell_data(recipe: Recipe, table: Table) -> None:
         print(f"  {note}")
     differences = recipe.differences()
     print("recipe: " + (", ".join(f"{name}={value}" for name, value in differences.items()) or "all defaults"))
+
+
+def check_rows(recipe: Recipe, train_rows: list[Row], validation_rows: list[Row]) -> dict[str, list[dict]]:
+    """What is wrong with the data, told; large data take some seconds, so one process looks."""
+    if not is_first():
+        return {}
+    findings = check_data({"train": train_rows, "validation": validation_rows, "test": test_rows(recipe)})
+    for line in tell_findings(findings):
+        print(f"  {line}")
+    return findings
 
 
 def test_rows(recipe: Recipe) -> list[Row]:

@@ -9,6 +9,8 @@ from dandap.encoding import Example
 from dandap.progress import append_json
 from dandap.run_folder import new_folder, write_json, write_json_lines
 
+RECORD = "predictions.jsonl"  # in every folder of answers
+
 
 class Journal:
     """The answers of one inference, a line each, under a key of everything that they depend on.
@@ -17,7 +19,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, settings: str, examples: list[Example]):
-        self.file = folder / "predictions.jsonl"
+        self.file = folder / RECORD
         self.keys = {example.row.id: _key(settings, example) for example in examples}
         self.records: dict[str, dict] = {}
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from dandap.dataset import clean, decode
 from dandap.errors import InputError, first_line
+from dandap.journal import RECORD
 from dandap.run_folder import RunFolder, find_run
-
-RECORD = "predictions.jsonl"
 
 
 def find_predictions(name: str, output_dir: str, split: str | None = None) -> Path:
@@ -32,6 +31,11 @@ def find_predictions(name: str, output_dir: str, split: str | None = None) -> Pa
             f"{path} holds no answers{how and ' to its validation questions'}: python inference.py --run {path}{how}"
         )
     return max(whole, key=lambda file: file.stat().st_mtime_ns).with_name(RECORD)
+
+
+def run_of(path: Path) -> RunFolder | None:
+    """The run that a file of answers lies in, if it lies in one."""
+    return next((RunFolder(folder) for folder in path.resolve().parents if RunFolder(folder).recipe_file.is_file()), None)
 
 
 def _is_of(scores_file: Path, split: str | None) -> bool:

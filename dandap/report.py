@@ -46,11 +46,12 @@ def write_report(folder: Path, report: Report) -> Path:
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     drawn = {name: draw(plots / f"{name}.png", fill, height=height) for name, fill, height in _plots(report)}
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE.read_text(encoding="utf-8"))
     evaluations = [line for line in report.history if "evaluation" in line]
-    text = page.render(
+    return write_page(
+        folder,
+        PAGE,
+        drawn,
         report=report,
-        images={name: base64.b64encode(path.read_bytes()).decode() for name, path in drawn.items()},
         evaluations=[{**line["evaluation"], "step": line["step"]} for line in evaluations],
         best=kept_step(report.history),
         misses=near_misses(report.records, report.likeness),
@@ -59,7 +60,13 @@ def write_report(folder: Path, report: Report) -> Path:
         told=TOLD,
         listed=LISTED,
     )
-    write_text(folder / "report.html", text)
+
+
+def write_page(folder: Path, template: Path, pictures: dict[str, Path], **values) -> Path:
+    """report.html from a Jinja template, texts escaped; it finds the PNGs as `images`, in base64, by their names."""
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template.read_text(encoding="utf-8"))
+    images = {name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()}
+    write_text(folder / "report.html", page.render(images=images, **values))
     return folder / "report.html"
 
 

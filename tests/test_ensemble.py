@@ -12,6 +12,7 @@ import yaml
 
 import ensemble
 import metrics
+from dandap.checkpoints import locked
 from dandap.errors import InputError
 from dandap.predictions import load_predictions
 
@@ -226,6 +227,20 @@ def test_what_cannot_be_joined_is_told(write, tmp_path, monkeypatch, name):
     with pytest.raises(InputError, match=message):
         ensemble.main(argv)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_in_use_is_not_begun_again(tmp_path):
+    """recipes/all.sh clears a run without a checkpoint away, but not one that is being trained."""
+    run = tmp_path / "x-demo"
+    run.mkdir()
+    command = ["recipes/all.sh", "x", "vote", "demo", "--", "--no_such_option"]
+    environment = os.environ | {"OUTPUT_DIR": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with locked(run):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+        assert (done.returncode, done.stderr) == (2, f"error: {run} is in use; wait until it ends\n")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert "unknown option '--no_such_option'" in done.stderr, "now it begins"
+    assert not run.exists()
 
 
 @pytest.mark.slow

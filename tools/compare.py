@@ -14,9 +14,9 @@ import yaml
 import metrics
 from dandap.errors import InputError, run_script
 from dandap.plots import bars, draw
-from dandap.predictions import find_predictions, load_predictions, same_questions
+from dandap.predictions import find_predictions, load_predictions, run_of, same_questions
 from dandap.recipe import Parser, parse
-from dandap.run_folder import RunFolder, new_folder, write_json
+from dandap.run_folder import new_folder, write_json
 
 SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that change no answer
 
@@ -64,14 +64,10 @@ def main(argv: list[str] | None = None) -> dict:
 
 def short_names(paths: Sequence[Path]) -> list[str]:
     """The run's name (outside of runs the folder's) where that tells the files apart, else with the folder, else the path."""
-    runs = [_run_of(path) for path in paths]
-    short = [run.name if run else path.parent.name for path, run in zip(paths, runs, strict=True)]
-    long = [f"{run.name}/{path.parent.name}" if run else str(path) for path, run in zip(paths, runs, strict=True)]
+    runs = [run_of(path) for path in paths]
+    short = [run.path.name if run else path.parent.name for path, run in zip(paths, runs, strict=True)]
+    long = [f"{run.path.name}/{path.parent.name}" if run else str(path) for path, run in zip(paths, runs, strict=True)]
     return next((names for names in (short, long) if len(set(names)) == len(names)), list(map(str, paths)))
-
-
-def _run_of(path: Path) -> Path | None:
-    return next((folder for folder in path.resolve().parents if RunFolder(folder).recipe_file.is_file()), None)
 
 
 def gold_of(members: list[list[dict]]) -> tuple[list[list[str]], list[str]]:
@@ -93,8 +89,8 @@ def recipe_of(path: Path) -> dict:
         scores = json.loads(noted.read_text(encoding="utf-8"))
         if "recipe" in scores:
             return scores["recipe"] | {"adapter": "none (zero-shot)" if scores["run"] is None else "trained"}
-    run = _run_of(path)
-    return {**yaml.safe_load(RunFolder(run).recipe_file.read_text(encoding="utf-8")), "adapter": "trained"} if run else {}
+    run = run_of(path)
+    return {**yaml.safe_load(run.recipe_file.read_text(encoding="utf-8")), "adapter": "trained"} if run else {}
 
 
 def different_fields(recipes: dict[str, dict]) -> dict[str, dict]:

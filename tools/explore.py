@@ -4,7 +4,6 @@ Writes outputs/explore-<name>-<time>/ with report.html, pictures and tables. Eco
 dialogues and wallpaper QA are told apart by their fields. --refined cleans dialogues first (tools.refine).
 """
 
-import base64
 import json
 import re
 from collections import Counter
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment
 from matplotlib.axes import Axes
 from wordcloud import WordCloud
 
@@ -25,7 +23,8 @@ from dandap.errors import InputError, run_script
 from dandap.model import load_tokenizer
 from dandap.plots import BLUE, bars, draw, font_file
 from dandap.recipe import Parser, Recipe, parse
-from dandap.run_folder import new_folder, write_text
+from dandap.report import write_page
+from dandap.run_folder import new_folder
 from dandap.sentences import character_pairs, likeness, split_sentences
 from tasks import TASKS, inert
 from tools.refine import refine
@@ -43,15 +42,20 @@ COMPARED = 1000  # questions at most, each with each
 
 @dataclass
 class Findings:
-    """What goes into the report: tables (title -> rows of cells) and pictures, in order."""
+    """What goes into the report: tables (title -> rows of cells) and pictures by title, in order."""
 
     folder: Path
     tables: dict[str, list[tuple]] = field(default_factory=dict)
-    pictures: list[tuple[str, Path]] = field(default_factory=list)
+    pictures: dict[str, Path] = field(default_factory=dict)
 
     def picture(self, name: str, title: str, fill: Callable[[Axes], None], height: float = 3.2) -> None:
         """Draw one."""
-        self.pictures.append((title, draw(self.folder / f"{name}.png", fill, height=height)))
+        self.pictures[title] = draw(self.folder / f"{name}.png", fill, height=height)
+
+    def length(self, of: str, table: pd.DataFrame) -> None:
+        """The histogram of one text's characters."""
+        values, label = table[f"{of}_characters"], f"characters of {'an' if of[0] == 'a' else 'a'} {of}"
+        self.picture(f"{of}_length", label, lambda axes: histogram(axes, values, label))
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -92,7 +96,8 @@ def main(argv: list[str] | None = None) -> dict:
     findings.tables["Data checks"] = [(len(found), TOLD[kind]) for kind, found in check_data(splits).items()]
     if test:
         findings.tables["The test file"] = lengths(test.rows)
-    report = write_page(findings, f"{path.name}{' (refined)' if arguments.refined else ''}: {task}")
+    title = f"{path.name}{' (refined)' if arguments.refined else ''}: {task}"
+    report = write_page(findings.folder, PAGE, findings.pictures, title=title, tables=findings.tables, cell=_cell)
     for title, rows in findings.tables.items():
         print(title)
         for row in rows:
@@ -137,42 +142,44 @@ def _spread(sizes: pd.Series) -> tuple:
 
 def explore_questions(findings: Findings, task: str, rows: list[Row], count: Callable[[str], int]) -> None:
     """Economic and wallpaper QA."""
-    groups = by_article(row.article for row in rows)
     table = describe_rows(task, rows, count)
     table.to_csv(findings.folder / "rows.csv", index=False, encoding="utf-8-sig")
     findings.tables["Size"] = [*lengths(rows), *texts_size(rows)]
-    if table["article_tokens"].any():
-        shared = [table["article_tokens"][group[0]] for group in groups]
-        own = [table["question_tokens"][group].tolist() for group in groups]
-        findings.tables |= token_tables(shared, own)
-    answered = table[table["answer_characters"] > 0]
-    if len(answered):
-        findings.tables["Answers"] = [
-            ("share that stand in their article as written", f"{answered['is_span'].mean():.1%}"),
-            ("share of one word", f"{answered['answer_words'].eq(1).mean():.1%}"),
-        ]
-        findings.picture(
-            "answer_length",
-            "answers, characters",
-            lambda axes: histogram(axes, answered["answer_characters"], "characters of an answer"),
-        )
+    explore_articles(findings, table, by_article(row.article for row in rows))
+    explore_answers(findings, table[table["answer_characters"] > 0])
+    explore_kinds(findings, table)
+    explore_likeness(findings, [row.question for row in rows])
+    cloud(findings, [*{row.context for row in rows}, *(row.question for row in rows)])
+
+
+def explore_articles(findings: Findings, table: pd.DataFrame, groups: list[list[int]]) -> None:
+    """What the questions of an article share, and how long they are."""
     sizes = Counter(len(group) for group in groups)
     findings.picture(
         "questions_per_article",
         "questions per article",
         lambda axes: columns(axes, dict(sorted(sizes.items())), "questions on an article"),
     )
-    if table["article_characters"].any():
-        findings.picture(
-            "article_length",
-            "articles, characters",
-            lambda axes: histogram(axes, table["article_characters"], "characters of an article"),
-        )
-    findings.picture(
-        "question_length",
-        "questions, characters",
-        lambda axes: histogram(axes, table["question_characters"], "characters of a question"),
-    )
+    if table["article_tokens"].any():
+        shared = [table["article_tokens"][group[0]] for group in groups]
+        findings.tables |= token_tables(shared, [table["question_tokens"][group].tolist() for group in groups])
+        findings.length("article", table)
+    findings.length("question", table)
+
+
+def explore_answers(findings: Findings, answered: pd.DataFrame) -> None:
+    """Of rows that have answers."""
+    if not len(answered):
+        return
+    findings.tables["Answers"] = [
+        ("share that stand in their article as written", f"{answered['is_span'].mean():.1%}"),
+        ("share of one word", f"{answered['answer_words'].eq(1).mean():.1%}"),
+    ]
+    findings.length("answer", answered)
+
+
+def explore_kinds(findings: Findings, table: pd.DataFrame) -> None:
+    """What is asked, and how lengths go with it and with one another."""
     kinds = table["kind"].value_counts()
     findings.picture("kinds", "what is asked", lambda axes: shares(axes, kinds.to_dict()), height=1 + 0.35 * len(kinds))
     numbers = table.select_dtypes("number").loc[:, lambda frame: frame.nunique() > 1]
@@ -185,19 +192,20 @@ def explore_questions(findings: Findings, task: str, rows: list[Row], count: Cal
     findings.tables["Share of a length's variance that lies between kinds"] = [
         (name.replace("_", " "), round(explained(table[name], table["kind"]), 3)) for name in by_kind.columns
     ]
-    similar = nearest_questions([row.question for row in rows])
+
+
+def explore_likeness(findings: Findings, questions: list[str]) -> None:
+    """How alike questions are."""
+    similar = nearest_questions(questions)
+    spread = (similar.mean(), similar.median(), similar.quantile(0.95), similar.max())
     findings.tables["Likeness of a question to the most similar other (shared character pairs)"] = [
-        (
-            "mean, median, 95%, largest",
-            *[round(float(v), 2) for v in (similar.mean(), similar.median(), similar.quantile(0.95), similar.max())],
-        )
+        ("mean, median, 95%, largest", *(round(float(value), 2) for value in spread))
     ]
     findings.picture(
         "question_similarity",
         "likeness of questions",
         lambda axes: histogram(axes, similar, "likeness to the most similar other question"),
     )
-    cloud(findings, [*{row.context for row in rows}, *(row.question for row in rows)])
 
 
 def token_tables(shared: list[int], own: list[list[int]]) -> dict[str, list[tuple]]:
@@ -343,21 +351,13 @@ def cloud(findings: Findings, texts: list[str]) -> None:
     path = findings.folder / "wordcloud.png"
     picture = WordCloud(font_path=font_file(), width=1000, height=500, background_color="white", random_state=0)
     picture.generate_from_frequencies(dict(words.most_common(200)) or {"-": 1}).to_file(str(path))
-    findings.pictures.append(("words", path))
+    findings.pictures["words"] = path
 
 
 def without_particle(word: str) -> str:
     """The word without the longest particle at its end, if two characters are left."""
     particle = max((p for p in PARTICLES if word.endswith(p) and len(word) - len(p) > 1), key=len, default="")
     return word[: len(word) - len(particle)]
-
-
-def write_page(findings: Findings, title: str) -> Path:
-    """report.html, all pictures inside."""
-    pictures = [(name, base64.b64encode(path.read_bytes()).decode()) for name, path in findings.pictures]
-    page = Environment(autoescape=True).from_string(PAGE.read_text(encoding="utf-8"))
-    write_text(findings.folder / "report.html", page.render(title=title, tables=findings.tables, pictures=pictures, cell=_cell))
-    return findings.folder / "report.html"
 
 
 def _cell(value) -> str:
