@@ -15,11 +15,12 @@ import prompts
 from dandap.answering import check_answering, make_decoding, predict
 from dandap.dataset import Row
 from dandap.encoding import Encoder, Example
-from dandap.progress import append_json, counting, track
+from dandap.progress import counting, track
 from dandap.recipe import Recipe
 from dandap.report import Report, read_history, write_report
-from dandap.run_folder import RunFolder, write_json_lines
+from dandap.run_folder import RunFolder
 from dandap.selection import KeepBest, metric_label, some_of, steps_between
+from dandap.storage import append_json, write_json_lines
 from tasks import Task, answer_shape, get_task, prediction_record, score_rows, write_predictions
 
 
@@ -41,12 +42,27 @@ def encode(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
     return examples
 
 
+def loses_answer(example: Example) -> bool:
+    """Whether the answer stands in the article, and no longer in what is left of it: the model would learn to invent."""
+    row = example.row
+    if not example.trimmed or row.choices:
+        return False
+    return any(a in row.context for a in row.answers) and not any(a in example.context for a in row.answers)
+
+
 def tell_cut(recipe: Recipe, examples: list[Example]) -> None:
-    """Whose article is not whole."""
+    """Tell whose article is not whole, and whose answer went with it."""
     cut = [example.row.id for example in examples if example.trimmed]
     if cut:
         how = "trimmed" if recipe.on_overflow == "trim" else "cut to the sentences nearest to its questions"
         print(f"{len(cut)} questions have their article {how}, for max_length={recipe.max_length}: {some(cut)}")
+    lost = [example.row.id for example in examples if loses_answer(example)]
+    if lost:
+        way_out = "a larger --max_length" if recipe.on_overflow == "select" else "--on_overflow select, or a larger --max_length"
+        print(
+            f"WARNING: {len(lost)} of {len(examples):,} answers are no longer in what is left of their article, which teaches to "
+            f"invent; the way out: {way_out}: {some(lost)}"
+        )
 
 
 def answer_rows(

@@ -7,6 +7,8 @@
          hard     a vote over choices; ties go to the largest summed probability, then to the member listed first
 """
 
+import dandap.start  # noqa: F401
+
 import json
 import math
 from collections import Counter
@@ -20,8 +22,8 @@ from dandap.errors import InputError, run_script
 from dandap.journal import RECORD
 from dandap.predictions import find_predictions, load_predictions, run_of, same_questions
 from dandap.recipe import Parser, make_recipe, parse
-from dandap.run_folder import copy_whole, new_folder, refuse_existing, write_json, write_json_lines
-from tasks import SUBMISSION_COLUMNS, SubmissionForm, form_of, get_task, write_dialogue, write_predictions, write_submission
+from dandap.storage import copy_whole, make_folder, new_folder, read_json, refuse_existing, write_json, write_json_lines
+from tasks import SubmissionForm, form_of, get_task, write_dialogue, write_predictions, write_submission
 
 Pick = Callable[[Sequence[dict]], int]  # the members' records of one question -> whose answer is taken
 
@@ -145,6 +147,8 @@ def main(argv: list[str] | None = None) -> dict:
     if len(paths) < 2:
         raise InputError(f"got {len(paths)} member; an ensemble needs at least two.")
     members = same_questions({str(path): load_predictions(path) for path in _all_different(paths)})
+    refuse_other_settings(paths)
+    make_folder(Path(arguments.output_dir))
     questions = list(zip(*members, strict=True))
     if arguments.method == "f1_sum" and len(members) == 2:
         print(f"two members' answers are as like to one another: f1_sum must take the first, if it is not empty ({paths[0]})")
@@ -200,6 +204,33 @@ def _all_different(paths: list[Path]) -> list[Path]:
     return paths
 
 
+ANSWERED_ALIKE = ("task", "samples", "temperature", "grounded", "choices", "choices_by", "beams", "repetition_penalty")
+
+
+def refuse_other_settings(paths: list[Path]) -> None:
+    """Refuse members that were answered in different ways: a vote of free texts with 예 and 아니오 means nothing."""
+    settings = {path: _settings(path) for path in paths}
+    known = {path: found for path, found in settings.items() if found}
+    for path, found in known.items():
+        first, expected = next(iter(known.items()))
+        odd = [name for name in ANSWERED_ALIKE if found.get(name) != expected.get(name)]
+        if odd:
+            raise InputError(
+                f"{first} and {path} were answered in different ways: "
+                + ", ".join(f"{name} {expected.get(name)!r} and {found.get(name)!r}" for name in odd)
+                + ". Name folders of answers (RUN/answers/...) that were made alike, or answer again."
+            )
+
+
+def _settings(path: Path) -> dict:
+    """How answers were made: of an inference beside them, of validation answers in their run's recipe; {} where unknown."""
+    noted = path.with_name("scores.json")
+    if noted.is_file():
+        return read_json(noted).get("recipe") or {}
+    run = run_of(path)
+    return run.load_recipe().model_dump() if run and path == run.validation_record else {}
+
+
 def _merge(records: Sequence[dict], index: int) -> dict:
     """The record that was taken, with what a sparser file may lack, and all members' answers."""
     known: dict = {}
@@ -236,10 +267,10 @@ def write_joined(folder: Path, paths: list[Path], records: list[dict]) -> Path:
     dialogue, noted = paths[0].with_name("submission.json"), paths[0].with_name("scores.json")
     if dialogue.is_file():
         return write_dialogue(folder / "final-result.json", dialogue, predictions)
-    fields = json.loads(noted.read_text(encoding="utf-8")).get("recipe", {}) if noted.is_file() else {}
+    fields = read_json(noted).get("recipe", {}) if noted.is_file() else {}
     if fields.get("task") == "wallpaper_qa":
         recipe, rows = make_recipe(fields, str(noted)), [Row(name, "", "") for name in ids]
-        submission, note = get_task(recipe.task).submit(recipe, folder, paths[0], rows, predictions)
+        submission, note = get_task(recipe.task).submit(recipe, folder, paths[0], rows, predictions, SubmissionForm())
         print(note)
         return submission
     write_submission(folder / "submission.csv", submission_like(paths[0]), ids, predictions)
@@ -251,7 +282,7 @@ def submission_like(member: Path) -> SubmissionForm:
     for path in (member.with_name("submission.csv"), member):
         if path.suffix.lower() == ".csv" and path.is_file() and (form := form_of(path)):
             return form
-    return SubmissionForm(SUBMISSION_COLUMNS, "utf-8-sig")
+    return SubmissionForm()
 
 
 if __name__ == "__main__":

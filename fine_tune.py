@@ -7,26 +7,35 @@ python fine_tune.py --plan                memory of every recipe, or of --recipe
 python fine_tune.py --resume              continue the newest unfinished run
 """
 
+import dandap.start  # noqa: F401
+
 import argparse
 import os
+import shutil
+import tempfile
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import TrainerState
 
 import prompts
-from answers import Validation, encode, make_encoder, some, tell_cut
-from dandap.checkpoints import StopSignals, check_space, fault, locked, newest_valid, step_of
+from answers import Validation, encode, loses_answer, make_encoder, some, tell_cut
+from dandap.checkpoints import StopSignals, check_space, fault, locked, newest_valid, seal, step_of
 from dandap.checks import check_data, tell_findings
 from dandap.dataset import Row, Table, split_by_article
 from dandap.encoding import Encoder, Example
 from dandap.errors import InputError, Stopped, run_script
+from dandap.files import ROOT
+from dandap.identity import base_identity, same_base
 from dandap.memory import GB, Plan, lower_memory, make_plan, parse_size, plan_for_size
 from dandap.model import (
     add_adapter,
+    check_base,
+    check_ids,
     confirm_remote_code,
     load_base,
     load_config,
@@ -36,12 +45,14 @@ from dandap.model import (
     why_no_gpu,
 )
 from dandap.processes import first_one_speaks, from_first, is_first, leave_together
-from dandap.progress import TrainingProgress, append_json, forget_after, track
+from dandap.progress import TrainingProgress, forget_after, track
 from dandap.recipe import RECIPES_DIR, Parser, Recipe, add_options, chosen_options, find_recipe, load_recipe, make_recipe, parse
 from dandap.reference import make_trainer
-from dandap.run_folder import RunFolder, describe_environment, list_runs, new_run, refuse_taken, write_json
+from dandap.run_folder import RunFolder, begin, list_runs, new_run, newest, now, refuse_taken
 from dandap.selection import best_step, evaluated_steps
 from dandap.shapes import SHAPES, make_config
+from dandap.storage import append_json, check_writable, write_json
+from dandap.terminal import obeyed_output
 from dandap.trainer import count_tokens, make_read_once_trainer
 from tasks import get_task, read_test, read_train
 
@@ -62,11 +73,13 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     resumed = run is not None
     confirm_remote_code(recipe, "trust_remote_code" in chosen_options(arguments))
     template = trained_template(run, recipe) if run else prompts.get_template(recipe.template, recipe.task)
-    if not run:
+    prompts.check_template(template, recipe.template, get_task(recipe.task))
+    if not run and not arguments.preview:
         refuse_taken(recipe.output_dir, recipe.run_name)
+        check_writable(Path(recipe.output_dir), "Name another --output_dir.")
     table = read_train(recipe)
-    if run and not arguments.resume_anyway:
-        refuse_other_data(run, table)
+    if run:
+        tell_what_changed(run, recipe, table, arguments.resume_anyway)
     tell_data(recipe, table)
     train_rows, validation_rows = split_by_article(table.rows, recipe.validation_fraction)
     findings = check_rows(recipe, train_rows, validation_rows)
@@ -74,24 +87,26 @@ def fine_tune(arguments: argparse.Namespace) -> None:
 
     if why_no_gpu() and recipe.model in SHAPES and not arguments.preview:
         make_plan(recipe, make_config(SHAPES[recipe.model]), pick_device(), training=True)  # says so before anything is fetched
-    tokenizer = load_tokenizer(recipe)
+    tokenizer, config = load_tokenizer(recipe), load_config(recipe)
+    check_base(recipe, config, tokenizer)
     if not arguments.preview:  # both while the device's memory is free
-        config = load_config(recipe)
         plan = make_plan(recipe, config, pick_device(), training=True)
         answering = make_plan(recipe, config, plan.device, training=False)
     encoder = make_encoder(recipe, template, tokenizer)
     encoding = partial(track, description="encoding")
     examples = encoder.encode_rows(train_rows, recipe.prompt_limit, True, recipe.on_overflow, encoding)
+    examples = without_too_long(recipe, examples)
+    check_ids(examples, config, tokenizer)
     tell_lengths(recipe, examples)
+    validation_examples = encode(recipe, encoder, validation_rows)
     if arguments.preview:
         return preview(encoder, examples[0])
-
-    validation_examples = encode(recipe, encoder, validation_rows)
     print(f"{plan}, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}")
     tell_saving(recipe, plan, examples)
     model = add_adapter(load_base(recipe, plan.device), recipe)
     trained, total = model.get_nb_trainable_parameters()
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
+    check_space(run.path if run else Path(recipe.output_dir), trained)
     run = run or from_first(lambda: start_run(name, recipe, template, table, examples))
     with locked(run.path) if is_first() else nullcontext():
         if is_first():
@@ -99,13 +114,18 @@ def fine_tune(arguments: argparse.Namespace) -> None:
         if resumed and is_first():
             run.save_recipe(recipe, template)  # --resume_anyway may have changed it
         validation = Validation(recipe, encoder, model, validation_examples, answering.tokens_per_batch)
-        best = train(run, recipe, plan, model, tokenizer, examples, validation, find_checkpoint(run) if resumed else None)
+        if run.finished:
+            print(f"{run.path} is trained; its validation was cut off and is done now")
+            load_weights(model, run.adapter)
+        else:
+            best = train(run, recipe, plan, model, tokenizer, examples, validation, find_checkpoint(run) if resumed else None)
+            if best:
+                load_weights(model, best)
         leave_together()
         if not is_first():
             return
-        if best:
-            load_weights(model, best)
-        save_adapter(model, tokenizer, run)
+        if not run.finished:
+            save_adapter(model, tokenizer, run, recipe)
         if validation_rows:
             validation.finish(run)
     print(f"run saved in {run.path}\nanswer a test file: python inference.py --run {run.path}")
@@ -130,11 +150,12 @@ def show_plans(arguments: argparse.Namespace) -> None:
     names = [arguments.recipe] if arguments.recipe else sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
     sizes = [parse_size(arguments.gpu_memory)] if arguments.gpu_memory else sizes_of_interest()
     width = max(map(len, names))
+    unknown = []
     for name in names:
         recipe = load_recipe(name, options)
         confirm_remote_code(recipe, "trust_remote_code" in options)
         if not arguments.recipe and recipe.model not in SHAPES and not Path(recipe.model).is_dir():
-            print(f"{name:<{width}} its shape is not known here: --plan --recipe {name} asks the hub")
+            unknown.append(name)
             continue
         for size in sizes:
             try:
@@ -145,6 +166,8 @@ def show_plans(arguments: argparse.Namespace) -> None:
             except InputError as error:
                 choice = str(error)
             print(f"{find_recipe(name).stem:<{width}} {size / GB:>4.0f} GB  {choice}")
+    if unknown:
+        print(f"not known here: {', '.join(unknown)}; --plan --recipe NAME asks the hub for one")
     print("Estimated, not measured on a GPU. Above 16 GB the GPU is taken to run FlexAttention (sm_80 and newer).")
 
 
@@ -163,15 +186,18 @@ def choose(arguments: argparse.Namespace) -> tuple[str, Recipe, RunFolder | None
     if arguments.recipe:
         return find_recipe(arguments.recipe).stem, load_recipe(arguments.recipe, options), None
     train_file = Path(options.get("train_file", Recipe.model_fields["train_file"].default))
-    if not train_file.is_file() and "train_file" not in options:
-        Console(soft_wrap=True).print(
+    demo = load_recipe("demo", options)
+    if not train_file.exists() and "train_file" not in options:
+        if not Path(demo.train_file).is_file():
+            raise InputError(f"this folder holds neither {train_file} nor the demo's data. Start the script in {ROOT}: cd {ROOT}")
+        Console(file=obeyed_output(), soft_wrap=True).print(
             "[bold yellow]DEMO: there is no data/train.csv, so this trains the bundled tiny model on made-up articles. For the "
             "real job put train.csv (id, context, question, answer) and test.csv (id, context, question) into data/.[/]"
         )
-        return "demo", load_recipe("demo", options), None
+        return "demo", demo, None
     recipe = load_recipe(None, options)
     reason = why_no_gpu()
-    if reason and recipe.model == Recipe.model_fields["model"].default:
+    if reason and not arguments.preview and recipe.model == Recipe.model_fields["model"].default:
         raise InputError(
             f"{train_file} is there, and the default recipe ({recipe.model}) needs a CUDA GPU: {reason}. "
             "To try everything without one: python fine_tune.py --recipe demo"
@@ -187,14 +213,14 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
             next((p for p in (Path(arguments.resume), Path(output_dir) / arguments.resume) if p.is_dir()), Path(arguments.resume))
         )
     else:
-        unfinished = [r for r in list_runs(output_dir) if not r.finished and any(r.checkpoints.glob("checkpoint-*"))]
+        unfinished = [run for run in list_runs(output_dir) if is_unfinished(run)]
         if not unfinished:
             raise InputError(f"{output_dir} holds no unfinished run with a checkpoint. Start one without --resume.")
-        run = unfinished[-1]
-    if run.finished:
+        run = newest(unfinished, "started")
+    if run.finished and not lacks_validation(run):
         raise InputError(
-            f"{run.path} has finished training; nothing is left to resume. If its validation is missing: "
-            f"python inference.py --run {run.path} --split validation"
+            f"{run.path} has finished training; nothing is left to resume. "
+            f"To answer a test file: python inference.py --run {run.path}"
         )
     saved = run.load_recipe()
     changed = (
@@ -214,26 +240,65 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
     return run.path.name, saved, run
 
 
+def is_unfinished(run: RunFolder) -> bool:
+    """Whether there is something to go on from; a run whose files cannot be read is passed over."""
+    try:
+        return lacks_validation(run) if run.finished else any(run.checkpoints.glob("checkpoint-*"))
+    except InputError as error:
+        print(f"{run.path} is passed over: {error}")
+        return False
+
+
+def lacks_validation(run: RunFolder) -> bool:
+    """Whether a trained run was cut off in its last validation, before its report."""
+    return (
+        run.finished
+        and run.findings_file.is_file()
+        and not run.report_file.is_file()
+        and run.load_recipe().validation_fraction > 0
+    )
+
+
 def trained_template(run: RunFolder, recipe: Recipe) -> prompts.Template:
     """The wording a run was started with, unless it goes on with another (--resume_anyway)."""
     name, template = run.load_template()
     return template if name == recipe.template else prompts.get_template(recipe.template, recipe.task)
 
 
-def refuse_other_data(run: RunFolder, table: Table) -> None:
-    """A resumed run goes on with the rows it began with."""
-    before = run.data_hashes()
-    if table.sha256 not in before.values():
+def tell_what_changed(run: RunFolder, recipe: Recipe, table: Table, anyway: bool) -> None:
+    """Refuse to go on over other data or another base, tell other versions; what is new is noted beside the old."""
+    before, now = run.environment(), begin([table], base_identity(recipe))
+    changed = []
+    if table.sha256 not in before.get("data", {}).values():
+        was = ", ".join(f"{path} {digest[:12]}..." for path, digest in before.get("data", {}).items())
+        changed.append(f"the data {table.path} (SHA-256 {table.sha256[:12]}..., then {was})")
+    if "base" in before and not same_base(before["base"], now["base"]):
+        changed.append(f"the base {recipe.model}")
+    if changed and not anyway:
         raise InputError(
-            f"{table.path} is not what {run.path} was started with (SHA-256 {table.sha256[:12]}..., then "
-            f"{', '.join(f'{path} {digest[:12]}...' for path, digest in before.items())}). Put the old file back, insist with "
+            f"{' and '.join(changed)} differ from what {run.path} was started with. Put the old files back, insist with "
             "--resume_anyway, or start a new run."
         )
+    for what in changed:
+        print(f"resuming although it differs from the start (--resume_anyway): {what}")
+    packages = {
+        name: (before.get("packages", {}).get(name), version)
+        for name, version in now["packages"].items()
+        if before.get("packages", {}).get(name) != version
+    }
+    for name, (old, new) in packages.items():
+        print(f"WARNING: {name} is {new}, and was {old} when the run started; its steps may come out differently")
+    if before.get("commit") != now["commit"]:
+        print(f"WARNING: the project is at {now['commit']}, and was at {before.get('commit')} when the run started")
+    if not is_first():
+        return
+    again = {name: now[name] for name in ("packages", "commit", "data", "base", "platform", "gpu")} | {"when": now["started"]}
+    run.note(resumed=[*before.get("resumed", []), again])
 
 
 def find_checkpoint(run: RunFolder) -> Path:
     """The newest valid checkpoint; those that are skipped are told, and metrics after it forgotten."""
-    checkpoint, skipped = newest_valid(run.checkpoints)
+    checkpoint, skipped = newest_valid(run.checkpoints, run.name_of_run)
     for line in skipped:
         print(line)
     if checkpoint is None:
@@ -285,6 +350,26 @@ def tell_lengths(recipe: Recipe, examples: list[Example]) -> None:
         print(f"{len(long_answers)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens: {some(long_answers)}")
 
 
+def without_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
+    """Leave out examples of more than max_length tokens, which the memory plan does not count on; they are named.
+
+    A prompt leaves room for max_new_tokens, so these have answers that inference could not finish either.
+    """
+    kept, long = [], []
+    for example in examples:
+        fits = len(example.prompt_ids) + len(example.answer_ids) <= recipe.max_length
+        (kept if fits else long).append(example)
+    if long:
+        longest = max(len(example.answer_ids) for example in long)
+        print(
+            f"{len(long)} questions are left out of training: with their answers (up to {longest:,} tokens) they take more than "
+            f"max_length={recipe.max_length}: {some([example.row.id for example in long])}"
+        )
+    if not kept:
+        raise InputError(f"every answer is too long for max_length={recipe.max_length}. Raise max_length.")
+    return kept
+
+
 def tell_saving(recipe: Recipe, plan: Plan, examples: list[Example]) -> None:
     """What reading once saves, in tokens of an epoch."""
     if not recipe.read_once:
@@ -311,11 +396,14 @@ def preview(encoder: Encoder, example: Example) -> None:
 def start_run(name: str, recipe: Recipe, template: prompts.Template, table: Table, examples: list[Example]) -> RunFolder:
     """A new run folder that holds what the run depends on; made once model and data have proved usable."""
     run = new_run(recipe.output_dir, recipe.run_name, name)
+    run.metrics_file.unlink(missing_ok=True)  # of a start that left nothing to resume
+    write_json(run.environment_file, begin([table], base_identity(recipe)))
     run.save_recipe(recipe, template)
-    write_json(run.environment_file, describe_environment([table]))
     trimmed = {example.row.id: example.trimmed for example in examples if example.trimmed}
     if trimmed:
-        write_json(run.path / "trimmed.json", {"characters cut from the article, by question": trimmed})
+        lost = [example.row.id for example in examples if loses_answer(example)]
+        said = {"characters cut from the article, by question": trimmed, "whose answer was cut off with it": lost}
+        write_json(run.path / "trimmed.json", said)
     return run
 
 
@@ -330,7 +418,6 @@ def train(
     checkpoint: Path | None,
 ) -> Path | None:
     """Train the adapter, from a checkpoint if there is one; the checkpoint of the best evaluation unless it is the last step."""
-    check_space(run.path, model.get_nb_trainable_parameters()[0])
     keepers = validation.callback(run, len(examples))
     if checkpoint and keepers and keepers[0].has_ended(state := load_state(checkpoint)):
         print("training had ended already, for want of a higher score (patience)")
@@ -340,6 +427,7 @@ def train(
     callbacks = [stop, *([progress] if is_first() else []), *keepers]
     make = make_read_once_trainer if recipe.read_once else make_trainer
     trainer = make(model, tokenizer, examples, recipe, plan, str(run.checkpoints), callbacks)
+    trainer.run = run.name_of_run
     try:
         with stop:
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -384,13 +472,28 @@ def find_best(run: RunFolder, state: TrainerState) -> Path | None:
     return checkpoint
 
 
-def save_adapter(model, tokenizer, run: RunFolder) -> None:
-    """Adapter and tokenizer beside their place first: a run is finished when adapter/ is there whole."""
-    partial_folder = run.path / ".adapter.partial"
-    model.save_pretrained(str(partial_folder), save_embedding_layers=False)  # else a copy of an adapted LM head goes along
-    tokenizer.save_pretrained(str(partial_folder))
-    run.mark_finished()  # the time; what counts is the adapter's folder, which appears whole
-    os.replace(partial_folder, run.adapter)
+def save_adapter(model, tokenizer, run: RunFolder, recipe: Recipe) -> None:
+    """Write adapter and tokenizer beside their place first: a run is finished when adapter/ is there whole, with a manifest."""
+    folder = Path(tempfile.mkdtemp(prefix=".adapter.", dir=run.path))
+    try:
+        # The base's name goes along, a path of this machine does not; our recipe knows the path.
+        model.peft_config["default"].base_model_name_or_path = (
+            Path(recipe.model).name if Path(recipe.model).is_dir() else recipe.model
+        )
+        model.save_pretrained(str(folder), save_embedding_layers=False)  # else a copy of an adapted LM head goes along
+        tokenizer.save_pretrained(str(folder))
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card names the base by its path
+        seal(folder, run.name_of_run)
+        run.note(finished=now())  # the time; what counts is the adapter's folder, which appears whole
+        folder.chmod(run.path.stat().st_mode)
+        os.replace(folder, run.adapter)
+    except (OSError, SafetensorError) as error:  # safetensors has errors of its own for a full disk
+        raise InputError(
+            f"the adapter could not be written: {str(error).splitlines()[0]}. Free some space in {run.path}; training is done, "
+            f"and python fine_tune.py --resume {run.path} saves it."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

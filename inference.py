@@ -6,6 +6,8 @@ python inference.py --split validation           rescore the run's validation qu
 python inference.py --recipe eeve-10.8b --no_adapter --template context_bot    zero-shot: the base alone
 """
 
+import dandap.start  # noqa: F401
+
 import argparse
 import json
 import time
@@ -17,9 +19,19 @@ from answers import report as write_report
 from dandap.checkpoints import locked
 from dandap.dataset import Row, Table, split_by_article
 from dandap.errors import InputError, run_script
+from dandap.identity import base_identity
 from dandap.journal import Journal, answers_folder, hash_settings
 from dandap.memory import make_plan
-from dandap.model import confirm_remote_code, load_adapter, load_base, load_config, load_tokenizer, pick_device
+from dandap.model import (
+    check_base,
+    check_ids,
+    confirm_remote_code,
+    load_adapter,
+    load_base,
+    load_config,
+    load_tokenizer,
+    pick_device,
+)
 from dandap.processes import refuse_several
 from dandap.recipe import (
     ANSWERING,
@@ -33,17 +45,10 @@ from dandap.recipe import (
     parse,
     positive,
 )
-from dandap.run_folder import (
-    RunFolder,
-    copy_whole,
-    describe_environment,
-    find_run,
-    list_runs,
-    new_run,
-    refuse_existing,
-    write_json,
-)
+from dandap.run_folder import RunFolder, begin, describe_environment, find_run, list_runs, new_run
+from dandap.storage import check_writable, copy_whole, refuse_existing, write_json
 from tasks import (
+    SubmissionForm,
     get_task,
     read_test,
     read_train,
@@ -63,15 +68,25 @@ def main(argv: list[str] | None = None) -> dict:
     options = {name: value for name, value in chosen_options(arguments).items() if name in ANSWERING}
     recipe = make_recipe(recipe.model_dump() | options, "the command line")
     confirm_remote_code(recipe, "trust_remote_code" in options)
+    prompts.check_template(template, recipe.template, get_task(recipe.task))
     table = read_rows(recipe, arguments)
     rows = table.rows[: arguments.limit]
     print(f"{table.path}: {len(rows):,} questions on {len({row.article for row in rows}):,} articles")
     for note in table.notes:
         print(f"  {note}")
 
+    # What could be found bad after hours of answering is looked at before: the sample, the folder for the answers.
+    form = get_task(recipe.task).form(table.path, rows) if arguments.limit is None and not arguments.split else None
+    if form and form.note:
+        print(form.note)
+    parent = choose_parent(arguments, run)
+    check_writable(parent, "Name another with --answers_dir.")
+
     started = time.perf_counter()
-    plan = make_plan(recipe, load_config(recipe), pick_device(), training=False)
+    config = load_config(recipe)
+    plan = make_plan(recipe, config, pick_device(), training=False)
     tokenizer = load_tokenizer(recipe, run.adapter if run else None)
+    check_base(recipe, config, tokenizer)
     encoder = make_encoder(recipe, template, tokenizer)
     print(plan)
     model = load_base(recipe, plan.device)
@@ -87,13 +102,15 @@ def main(argv: list[str] | None = None) -> dict:
             "limit": arguments.limit,
             "split": arguments.split,
             "packages": describe_environment([])["packages"],
+            "base": base_identity(recipe),
         },
         run.adapter if run else None,
     )
-    run = run or start_base_run(arguments, recipe, template, table)
-    folder = answers_folder(run.answers, Path(arguments.split or table.path), settings)
+    parent = parent if run or arguments.answers_dir else start_base_run(arguments, recipe, template, table).answers
+    folder = answers_folder(parent, Path(arguments.split or table.path), settings)
     with locked(folder):
         examples = encode(recipe, encoder, with_neighbours(table.rows, rows))[: len(rows)]
+        check_ids(examples, config, tokenizer)
         journal = Journal(folder, settings, examples)
         if kept := journal.read():
             print(f"going on in {folder}, which holds {kept:,} of {len(rows):,} answers")
@@ -101,7 +118,8 @@ def main(argv: list[str] | None = None) -> dict:
             journal.add(record)
         records = journal.finish([row.id for row in rows])
         seconds = time.perf_counter() - started
-        return report(arguments, recipe, template, table, rows, records, folder, seconds)
+        made_by = None if arguments.no_adapter else run
+        return report(arguments, recipe, template, table, rows, records, folder, seconds, made_by, form)
 
 
 def command_line() -> Parser:
@@ -114,11 +132,19 @@ def command_line() -> Parser:
     parser.add_argument("--recipe", metavar="NAME|PATH", help="with --no_adapter: whose base model answers")
     parser.add_argument("--no_adapter", action="store_true", help="answer with the base model alone (zero-shot)")
     parser.add_argument("--output_dir", metavar="DIR", default="outputs", help="where runs are (default: outputs)")
+    parser.add_argument("--answers_dir", metavar="DIR", help="where the answers' folder goes (default: into the run's folder)")
     parser.add_argument("--limit", metavar="N", type=positive, help="only the first N questions; writes no submission")
     parser.add_argument("--output", metavar="FILE", help="also write the submission there")
     parser.add_argument("--overwrite", action="store_true", help="let --output replace a file")
     add_options(parser, "how answers come about (over the run's recipe)", ANSWERING)
     return parser
+
+
+def choose_parent(arguments: argparse.Namespace, run: RunFolder | None) -> Path:
+    """Where the folder of these answers goes; a run that is only read (Kaggle's inputs) needs another place."""
+    if arguments.answers_dir:
+        return Path(arguments.answers_dir)
+    return run.answers if run else Path(arguments.output_dir)
 
 
 def choose(arguments: argparse.Namespace) -> tuple[RunFolder | None, Recipe, prompts.Template]:
@@ -166,12 +192,16 @@ def choose_base(arguments: argparse.Namespace) -> tuple[None, Recipe, prompts.Te
 def start_base_run(arguments: argparse.Namespace, recipe: Recipe, template: prompts.Template, table: Table) -> RunFolder:
     """A run folder without an adapter, which the bare command skips; the one there is for this recipe and template."""
     for run in list_runs(arguments.output_dir):
-        if "-base-" in run.path.name and not run.finished and run.load_recipe() == recipe and run.load_template()[1] == template:
-            return run
+        try:
+            same = "-base-" in run.path.name and not run.finished and run.load_recipe() == recipe
+            if same and run.load_template()[1] == template:
+                return run
+        except InputError as error:
+            print(f"{run.path} is passed over: {error}")
     source = find_recipe(arguments.recipe).stem if arguments.recipe else find_run(arguments.run, arguments.output_dir).path.name
     run = new_run(arguments.output_dir, None, f"{source}-base")
+    write_json(run.environment_file, begin([table], base_identity(recipe)))
     run.save_recipe(recipe, template)
-    write_json(run.environment_file, describe_environment([table]))
     return run
 
 
@@ -210,6 +240,8 @@ def report(
     records: list[dict],
     folder: Path,
     seconds: float,
+    run: RunFolder | None,
+    form: SubmissionForm | None,
 ) -> dict:
     """Write predictions.csv, the submission and scores.json; print the score and the last line."""
     predictions = [record["prediction"] for record in records]
@@ -217,8 +249,8 @@ def report(
     write_predictions(folder / "predictions.csv", records)
     write_review(folder / "review.csv", records)
     submission = None
-    if arguments.limit is None and not arguments.split:
-        written, note = get_task(recipe.task).submit(recipe, folder, table.path, rows, predictions)
+    if form:
+        written, note = get_task(recipe.task).submit(recipe, folder, table.path, rows, predictions, form)
         submission = str(written)
         if note:
             print(note)
@@ -228,16 +260,18 @@ def report(
     cut = sum(record["ended"] == "cut" for record in records)
     print(f"{len(rows):,} answers in {seconds:.1f} s, {cut} cut at max_new_tokens={recipe.max_new_tokens}")
     print(f"record: {folder}/predictions.jsonl")
-    without_gold = sum(not row.answers for row in rows)
+    without_gold = sum(not row.answers and not row.fields.get("impossible") for row in rows)
     if scores:
         print_score(get_task(recipe.task), Path(arguments.split or table.path).stem, scores)
     elif without_gold < len(rows):
         print(f"no score: {without_gold} of {len(rows)} questions have no gold answer")
-    made_by = {"run": None if arguments.no_adapter else str(folder.parent.parent), "model": recipe.model, "template": template}
+    made_by = {"run": run and str(run.path), "model": recipe.model, "template": template}
     answered = {"limit": arguments.limit, "split": arguments.split, "recipe": recipe.model_dump()}
     environment = describe_environment([table])
     if scores:
-        write_report(folder, f"{folder.parent.parent.name}: {folder.name}", recipe, rows, records, scores, environment)
+        judged = [(row, record) for row, record in zip(rows, records, strict=True) if row.answers]
+        title = f"{run.path.name if run else recipe.model}: {folder.name}"
+        write_report(folder, title, recipe, [r for r, _ in judged], [r for _, r in judged], scores, environment)
     write_json(folder / "scores.json", {"scores": scores, **answered, **made_by, **environment})
     if submission and arguments.output:  # the last thing: an inference that is cut off before may go on
         copy_whole(Path(submission), Path(arguments.output))

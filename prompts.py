@@ -12,10 +12,12 @@ Put {context} before {question}: what the questions of an article share is read 
 `python prompts.py [TEMPLATE]` prints what a template makes of a sample row.
 """
 
+import dandap.start  # noqa: F401
+
 import string
-import sys
 
 from dandap.errors import InputError, nearest, run_script
+from dandap.recipe import Parser, parse
 from tasks import TASKS, Task, get_task
 
 Template = dict[str, str]
@@ -96,10 +98,12 @@ def check_template(template: Template, name: str, task: Task) -> None:
             "'answer' if the answer is to be more than itself."
         )
     try:
-        fields = [field for part in template.values() for _, field, _, _ in string.Formatter().parse(part) if field is not None]
+        found = [parsed for part in template.values() for parsed in string.Formatter().parse(part) if parsed[1] is not None]
     except ValueError as error:
         raise InputError(f"template {name!r}: {error}. Write {{{{ and }}}} for literal braces.") from error
-    known = sample_fields(task)
+    fields, known = [field for _, field, _, _ in found], sample_fields(task)
+    if any(width or conversion for _, _, width, conversion in found):
+        raise InputError(f"template {name!r}: a field is its name in braces and nothing else, as {{context}}; no width, no !r.")
     if not set(task.needs) <= set(fields) <= set(known):
         raise InputError(
             f"template {name!r} has the fields {sorted(set(fields))}; {task.name} needs "
@@ -125,7 +129,9 @@ def render(template: Template, fields: dict[str, str]) -> Template:
 
 def show(argv: list[str] | None = None) -> None:
     """Print what templates make of a sample row of the task they fit."""
-    for name in (sys.argv[1:] if argv is None else argv) or list(TEMPLATES):
+    parser = Parser(__doc__)
+    parser.add_argument("templates", nargs="*", metavar="TEMPLATE", help="names of TEMPLATES (default: all)")
+    for name in parse(parser, argv).templates or list(TEMPLATES):
         task = task_of(name)
         print(f"=== {name} ({task.name})")
         parts = {"answer": "{answer}"} | get_template(name, task.name)

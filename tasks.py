@@ -15,13 +15,15 @@ import metrics
 from dandap import nikl, wallpaper
 from dandap.analysis import KINDS, question_kind
 from dandap.answering import Prediction
-from dandap.dataset import Row, Table, decode, read, read_answers
+from dandap.dataset import Row, Table, match_ids, read, read_answers
 from dandap.encoding import Example
 from dandap.errors import InputError, nearest
+from dandap.files import decode, read_cells
 from dandap.nikl import LETTERS
 from dandap.recipe import Recipe
-from dandap.run_folder import write_text
 from dandap.similarity import cosine, embed
+from dandap.storage import write_bytes, write_text
+from dandap.texts import writable
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class Task:
     score: Callable[[Sequence[Row], Sequence[str]], dict]  # (rows with gold answers, predictions)
     headline: tuple[str, ...]  # names of the scores that count, the first decides which adapter is kept
     kind: Callable[[Row], str]  # what a question asks for, by which the report groups
-    submit: Callable[[Recipe, Path, Path, Sequence[Row], Sequence[str]], tuple[Path, str | None]]
-    # (recipe, folder, test file, rows, predictions) -> (the submission, written and read back; a note for people)
+    submit: Callable[[Recipe, Path, Path, Sequence[Row], Sequence[str], "SubmissionForm"], tuple[Path, str | None]]
+    # (recipe, folder, test file, rows, predictions, form) -> (the submission, written and read back; a note for people)
+    form: Callable[[Path, Sequence[Row]], "SubmissionForm"] = lambda test_file, rows: SubmissionForm()
+    # what the submission must look like, read before anything is answered
     expand: Callable[[list[Row]], list[Row]] = list  # the rows to train on
     final_score: Callable[[Recipe, Sequence[Row], Sequence[str]], dict] = lambda recipe, rows, predictions: {}
     # what is scored once, at the end, because it needs another model
@@ -53,12 +57,10 @@ def _economic_kind(row: Row) -> str:
 
 
 def _economic_submit(
-    recipe: Recipe, folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str]
+    recipe: Recipe, folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str], form: "SubmissionForm"
 ) -> tuple[Path, str | None]:
-    ids = [row.id for row in rows]
-    form = submission_form(test_file, ids)
-    write_submission(folder / "submission.csv", form, ids, predictions)
-    return folder / "submission.csv", form.note
+    write_submission(folder / "submission.csv", form, [row.id for row in rows], predictions)
+    return folder / "submission.csv", None
 
 
 # A category's official term, and what it means in words of ours. The particle follows the Korean word's last syllable.
@@ -117,17 +119,19 @@ def _dialogue_score(rows: Sequence[Row], predictions: Sequence[str]) -> dict:
 
 
 def _dialogue_submit(
-    recipe: Recipe, folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str]
+    recipe: Recipe, folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str], form: "SubmissionForm"
 ) -> tuple[Path, str | None]:
     return write_dialogue(folder / "submission.json", test_file, list(predictions)), None
 
 
 def write_dialogue(path: Path, like: Path, letters: list[str]) -> Path:
     """The file `like` with `output` filled, in its layout; read back and checked."""
-    items, text = nikl.load_items(like), decode(like.read_bytes(), like)[0]
-    write_text(path, nikl.to_json(nikl.filled(items, letters), text))
-    back = nikl.read([path], need_answers=True).rows
-    if [(row.id, row.answers) for row in back] != [(item["id"], (letter,)) for item, letter in zip(items, letters, strict=True)]:
+    items = nikl.load_items(like)
+    if len(items) != len(letters):
+        raise InputError(f"{like} holds {len(items)} items, and {len(letters)} were answered. Name answers to that file.")
+    write_bytes(path, nikl.to_json(nikl.filled(items, letters), like.read_bytes(), like))
+    back = [(row.id, row.answers) for row in nikl.read([path], need_answers=True).rows]
+    if back != [(writable(item["id"]), (letter,)) for item, letter in zip(items, letters, strict=True)]:
         raise RuntimeError(f"{path} reads back differently from what was written ({len(back)} items)")
     return path
 
@@ -159,11 +163,11 @@ def _wallpaper_similarity(recipe: Recipe, rows: Sequence[Row], predictions: Sequ
 
 
 def _wallpaper_submit(
-    recipe: Recipe, folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str]
+    recipe: Recipe, folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str], form: "SubmissionForm"
 ) -> tuple[Path, str | None]:
     """answers.csv, and submission.csv of sentence embeddings where their model can be loaded."""
     ids, answers = [row.id for row in rows], folder / "answers.csv"
-    write_submission(answers, SubmissionForm(("id", "답변"), "utf-8-sig"), ids, predictions)
+    write_submission(answers, SubmissionForm(("id", "답변")), ids, predictions)
     try:
         vectors = embed(predictions, recipe.embedding_model)
     except InputError as error:
@@ -171,7 +175,8 @@ def _wallpaper_submit(
     columns = ["id", *(f"vec_{number}" for number in range(len(vectors[0])))]
     table = pd.DataFrame([[name, *vector] for name, vector in zip(ids, vectors, strict=True)], columns=columns)
     write_text(folder / "submission.csv", table.to_csv(index=False, lineterminator="\n"), encoding="utf-8-sig")
-    back = pd.read_csv(folder / "submission.csv", dtype={"id": str}, encoding="utf-8-sig")
+    vectors_as = dict.fromkeys(columns[1:], float)
+    back = pd.read_csv(folder / "submission.csv", dtype={"id": str} | vectors_as, keep_default_na=False, encoding="utf-8-sig")
     if (
         list(back.columns) != columns
         or back["id"].tolist() != ids
@@ -203,6 +208,7 @@ TASKS = {
         headline=("char_f1", "exact_match"),
         kind=_economic_kind,
         submit=_economic_submit,
+        form=lambda test_file, rows: submission_form(test_file, [row.id for row in rows]),
     ),
     "dialogue_inference": Task(
         name="dialogue_inference",
@@ -239,8 +245,9 @@ def get_task(name: str) -> Task:
 
 
 def read_train(recipe: Recipe) -> Table:
-    """The training file, or several with commas between them; every row needs an answer."""
-    return get_task(recipe.task).read([Path(name.strip()) for name in recipe.train_file.split(",")], recipe.columns, True)
+    """Read the training file, or several with commas between them; every row needs an answer."""
+    names = [recipe.train_file] if Path(recipe.train_file).exists() else recipe.train_file.split(",")
+    return get_task(recipe.task).read([Path(name.strip()) for name in names], recipe.columns, True)
 
 
 def read_test(recipe: Recipe, test_file: Path) -> Table:
@@ -251,7 +258,9 @@ def read_test(recipe: Recipe, test_file: Path) -> Table:
     answers_file = test_file.with_name(f"{test_file.stem}_answers.csv")
     if not answers_file.is_file():
         return table
-    golds = read_answers(answers_file)
+    given = read_answers(answers_file)
+    find = match_ids([row.id for row in table.rows], given)
+    golds = {row.id: given[name] for row in table.rows if (name := find(row.id)) is not None}
     missing = [row.id for row in table.rows if row.id not in golds]
     if missing:
         raise InputError(
@@ -275,10 +284,11 @@ def answer_shape(records: Sequence[dict]) -> dict:
 
 
 def score_rows(task: Task, rows: list[Row], predictions: Sequence[str]) -> dict | None:
-    """The task's scores, or None when not every row has a gold answer."""
-    if not all(row.answers for row in rows):
+    """The task's scores, or None when not every row has a gold answer. Questions marked is_impossible are left out."""
+    answerable = [index for index, row in enumerate(rows) if not row.fields.get("impossible")]
+    if not answerable or not all(rows[index].answers for index in answerable):
         return None
-    return task.score(rows, predictions)
+    return task.score([rows[index] for index in answerable], [predictions[index] for index in answerable])
 
 
 def prediction_record(task: Task, example: Example, prediction: Prediction) -> dict:
@@ -319,60 +329,89 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for one (
 
 
 def write_review(path: Path, records: list[dict]) -> None:
-    """review.csv, for a spreadsheet: what a person compares, with an apostrophe before what would run as a formula."""
+    """Write review.csv, for a spreadsheet: what a person compares, with an apostrophe before what would run as a formula."""
     columns = ("id", "question", "prediction", "gold", "char_f1", "log_probability", "ended")
     table = [{name: inert(record[name]) for name in columns} for record in records]
     text = pd.DataFrame(table, columns=columns).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     write_text(path, text, encoding="utf-8-sig")
 
 
+def _runs(text: str) -> bool:
+    """Whether a text would run as a formula, but for apostrophes before it."""
+    return text.lstrip("'").startswith(FORMULA)
+
+
 def active(text: str) -> str:
-    """What `inert` made of a text, undone."""
-    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
+    """Undo what `inert` made of a text."""
+    return text[1:] if text.startswith("'") and _runs(text) else text
 
 
 def inert(value):
-    """A text, or several, as a spreadsheet takes it for no formula."""
+    """Put an apostrophe before a text, or several, that a spreadsheet would run as a formula."""
     text = " | ".join(value) if isinstance(value, list) else value
-    return f"'{text}" if isinstance(text, str) and text.startswith(FORMULA) else text
+    return f"'{text}" if isinstance(text, str) and _runs(text) else text
 
 
 @dataclass(frozen=True)
 class SubmissionForm:
-    """Columns and encoding of a submission; `note` says why the organiser's sample was not used."""
+    """What a submission looks like. `note` tells people what of the organiser's sample was used, and why not all."""
 
-    columns: tuple[str, str]
-    encoding: str
+    columns: tuple[str, str] = SUBMISSION_COLUMNS
+    encoding: str = "utf-8-sig"
+    order: tuple[str, ...] = ()  # the test file's ids as the sample has them; empty: as the test file has them
     note: str | None = None
 
 
-def submission_form(test_file: Path, ids: list[str]) -> SubmissionForm:
-    """The form of sample_submission.csv beside the test file when it has the same ids, else ours with a BOM."""
+def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
+    """Read sample_submission.csv beside the test file, before anything is answered.
+
+    Without a sample, or where its ids or columns are not the test file's, the form is ours. A sample that cannot be read,
+    or whose header is no header, is an InputError: found after hours of answering it would cost them.
+    """
     sample = test_file.with_name("sample_submission.csv")
     if not sample.is_file():
-        return SubmissionForm(SUBMISSION_COLUMNS, "utf-8-sig")
-    data = sample.read_bytes()
-    table = [cells for cells in csv.reader(io.StringIO(decode(data, sample)[0], newline="")) if cells]
-    if not table or len(table[0]) != 2 or sorted(cells[0] for cells in table[1:]) != sorted(ids):
-        note = f"{sample} is not of this test file (its ids or columns differ); the columns are {', '.join(SUBMISSION_COLUMNS)}"
-        return SubmissionForm(SUBMISSION_COLUMNS, "utf-8-sig", note)
-    return form_of(sample)
+        return SubmissionForm()
+    text, encoding = decode(sample.read_bytes(), sample)
+    sheet = read_cells(text, sample)
+    found = [cells.get(sheet.header[0], "") for _, cells in sheet.rows] if sheet.header else []
+    find = match_ids(ids, found)
+    places = {name: place for place, name in enumerate(found)}
+    matched = {name: places[other] for name in ids if (other := find(name)) is not None}
+    if len(sheet.header) != 2 or sheet.separator != "," or not len(matched) == len(ids) == len(found) == len(places):
+        return SubmissionForm(
+            note=f"{sample} is not of this test file (its ids or columns differ); the columns are {', '.join(SUBMISSION_COLUMNS)}"
+        )
+    form = form_of(sample)
+    if form is None:
+        raise InputError(f"{sample} has the header {sheet.header}; expected two different names. Correct it, or remove it.")
+    notes = [] if encoding == "utf-8" else [f"{sample} is {encoding}; the submission is written as UTF-8"]
+    order = tuple(sorted(ids, key=matched.__getitem__))
+    if order != tuple(ids):
+        notes.append(f"the submission's rows stand in the order of {sample}, which is not the test file's")
+    if any(name not in places for name in ids):
+        notes.append(f"{sample} writes some ids in another way; the submission has them as the test file does")
+    return SubmissionForm(form.columns, form.encoding, order, "; ".join(notes) or None)
 
 
 def form_of(submission: Path) -> SubmissionForm | None:
-    """The form of a CSV of two columns, as a submission is; None for another."""
+    """Return the form of a CSV of two columns, as a submission is; None for another."""
     data = submission.read_bytes()
-    header = next(csv.reader(io.StringIO(decode(data, submission)[0], newline="")), [])
-    if len(header) != 2:
+    text, encoding = decode(data, submission)
+    header = next(csv.reader(io.StringIO(text, newline="")), [])
+    if len(header) != 2 or len({name.strip() for name in header} - {""}) != 2:
         return None
-    return SubmissionForm(tuple(header), "utf-8-sig" if data.startswith(codecs.BOM_UTF8) else "utf-8")
+    has_mark = data.startswith(codecs.BOM_UTF8) or encoding != "utf-8"
+    return SubmissionForm(tuple(header), "utf-8-sig" if has_mark else "utf-8")
 
 
 def write_submission(path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]) -> None:
-    """The submission in the test file's order, written whole, read back and checked."""
+    """Write the submission in the form's order; whole, read back and checked."""
+    answer_of = dict(zip(ids, answers, strict=True))
+    ids = list(form.order or ids)
+    answers = [answer_of[name] for name in ids]
     text = io.StringIO()
     # Minimal quoting leaves a bare carriage return unquoted, and a reader would see two rows.
-    quoting = csv.QUOTE_ALL if any("\r" in answer for answer in answers) else csv.QUOTE_MINIMAL
+    quoting = csv.QUOTE_ALL if any("\r" in cell for cell in (*ids, *answers)) else csv.QUOTE_MINIMAL
     writer = csv.writer(text, lineterminator="\n", quoting=quoting)
     writer.writerow(form.columns)
     writer.writerows(zip(ids, answers, strict=True))

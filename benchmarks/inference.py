@@ -9,6 +9,13 @@ python -m benchmarks.inference --growth                               1, 2, 4, 8
 the model likes, and with 16 forced tokens. The last line is JSON, for forced tokens.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
+
+import dandap.start  # noqa: F401
+
 import argparse
 import json
 import statistics

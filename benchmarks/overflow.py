@@ -4,6 +4,13 @@ python -m benchmarks.overflow --data FILE             share of questions whose g
 python -m benchmarks.overflow --data FILE --run RUN   and the F1 of a run's answers, with the paired difference
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
+
+import dandap.start  # noqa: F401
+
 import json
 
 import metrics

@@ -5,13 +5,18 @@ vLLM gets the same prompts and answers each with as many tokens, its prefix cach
 their documentation (Unsloth's FastLanguageModel, LLaMA-Factory's `tokenized_path`, vLLM's LLM); never run by us.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
+
+import dandap.start  # noqa: F401
+
 import importlib.util
 import json
 import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import yaml
 

@@ -8,13 +8,19 @@ python -m benchmarks.training --growth --plot growth.svg              1, 2, 4, 8
 (c) read_once: ours.  unsloth and llamafactory where they are installed. The last line is JSON.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
+
+import dandap.start  # noqa: F401
+
 import argparse
 import json
 import statistics
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase

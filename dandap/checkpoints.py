@@ -1,7 +1,7 @@
 """What makes training crash-proof: whole checkpoints with a manifest, the newest valid one, a lock, an orderly stop.
 
-A checkpoint is written in `.saving/`, flushed, given a manifest (every file's size and SHA-256) and renamed to its place.
-It counts only when its manifest holds.
+A checkpoint is written in `.saving/`, flushed, given a manifest (every file's size and SHA-256, and the run's name) and
+renamed to its place. It counts only when its manifest holds. A finished adapter has a manifest too.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,28 +21,33 @@ from transformers import Trainer, TrainerCallback
 from dandap.errors import InputError
 from dandap.processes import process_count
 from dandap.selection import best_step
+from dandap.storage import write_text
+from dandap.texts import shown
 
 MANIFEST, STAGING = "manifest.json", ".saving"
 KEPT = 2  # checkpoints: should the newest be damaged later, there is one before it
 
 
-def seal(folder: Path) -> None:
-    """Write the manifest of a folder's files, all flushed to the disk; the manifest last."""
+def seal(folder: Path, run: str | None = None) -> None:
+    """Write the manifest of a folder's files, all flushed to the disk; the manifest last. `run` signs it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    manifest = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    manifest = {path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
     for path in files:
         _flush(path)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({"files": manifest}, file, indent=2)
+        json.dump({"files": manifest, "run": run}, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
     _flush(folder)
 
 
-def fault(folder: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None if its manifest holds."""
+def fault(folder: Path, run: str | None = None) -> str | None:
+    """Why a checkpoint or an adapter cannot be used, or None if its manifest holds and is not another run's."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        if run and manifest.get("run") not in (run, None):
+            return "it is another run's"
         for name, expected in files.items():
             path = folder / name
             if not path.is_file():
@@ -68,8 +72,16 @@ def sha256(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Have the system write a file, or a folder's entries, to the disk.
+
+    Windows opens no folder and flushes no handle that cannot write; it keeps a folder's entries by itself.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:
+        if not path.is_dir():
+            raise
+        return
     try:
         os.fsync(handle)
     finally:
@@ -87,11 +99,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of, reverse=True)
 
 
-def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
-    """(the checkpoint to resume from, a line for each newer one that was skipped)."""
+def newest_valid(folder: Path, run: str | None = None) -> tuple[Path | None, list[str]]:
+    """(the run's checkpoint to resume from, a line for each newer one that was skipped)."""
     skipped = []
     for checkpoint in list_checkpoints(folder):
-        reason = fault(checkpoint)
+        reason = fault(checkpoint, run)
         if reason is None:
             return checkpoint, skipped
         skipped.append(f"{checkpoint.name} is skipped: {reason}")
@@ -101,6 +113,7 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
 class CrashProof(Trainer):
     """Mixed into a Trainer: checkpoints appear whole or not at all, and nothing is saved of a run that has gone wrong."""
 
+    run: str | None = None  # its name, which signs its checkpoints
     _staging: str | None = None
 
     def create_model_card(self, *args, **kwargs):
@@ -123,7 +136,7 @@ class CrashProof(Trainer):
             if self.args.should_save:
                 for unread in ("training_args.bin", "README.md"):  # a pickle, and PEFT's empty model card
                     (staging / name / unread).unlink(missing_ok=True)
-                seal(staging / name)
+                seal(staging / name, self.run)
                 _put_in_place(staging / name, checkpoints / name)
                 _drop_old(checkpoints, best_step(self.state))
             self.accelerator.wait_for_everyone()  # a process that leaves first has the launcher stop the one that writes
@@ -185,11 +198,13 @@ def _drop_old(checkpoints: Path, best: int | None) -> None:
 def check_space(folder: Path, trained_parameters: int) -> None:
     """Refuse a disk too full for a checkpoint (float32 weights and AdamW's two moments) beside those that are kept."""
     most = KEPT + 2  # the best, and the one that is being written
-    needed = most * (12 * trained_parameters + 1e6)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+    each = 12 * trained_parameters + 1e6
+    there = min(len(list_checkpoints(folder / "checkpoints")), KEPT + 1)  # they will give way to the new ones
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < (most - there) * each:
         raise InputError(
-            f"{folder} has {free / 1e6:,.0f} MB free; {most} checkpoints of {needed / most / 1e6:,.0f} MB need to fit. "
+            f"{folder} has {free / 1e6:,.0f} MB free; {most - there} more checkpoints of {each / 1e6:,.0f} MB need to fit. "
             "Free some space, or name another --output_dir."
         )
 
@@ -197,14 +212,17 @@ def check_space(folder: Path, trained_parameters: int) -> None:
 @contextmanager
 def locked(folder: Path):
     """One process at a time works on a folder; the lock of a dead process is free."""
-    lock, note = FileLock(folder / ".lock"), folder / ".lock.owner"
+    file, note = folder / ".lock", folder / ".lock.owner"
+    if file.is_symlink():
+        raise InputError(f"{file} is a link; expected a file of the folder's own. Remove the link.")
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         owner = note.read_text(encoding="utf-8") if note.is_file() else "another process"
-        raise InputError(f"{folder} is in use by {owner}. Wait until it ends, or stop it.") from None
+        raise InputError(f"{folder} is in use by {shown(owner[:100])}. Wait until it ends, or stop it.") from None
     try:
-        note.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        write_text(note, f"process {os.getpid()}")  # a host's name is nobody's business where the folder is published
         yield
     finally:
         note.unlink(missing_ok=True)
@@ -212,7 +230,7 @@ def locked(folder: Path):
 
 
 class StopSignals(TrainerCallback):
-    """SIGINT (Ctrl-C) and SIGTERM let the step end and be saved; a second one ends the process at once.
+    """SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal) let the step end and be saved; a second one ends at once.
 
     Use as a context around training; `received` then names the signal, if one came.
     """
@@ -220,7 +238,11 @@ class StopSignals(TrainerCallback):
     received: signal.Signals | None = None
 
     def __enter__(self) -> "StopSignals":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        # nohup has SIGHUP ignored, and a shell SIGINT of what runs in the background: that stays so.
+        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._ask) for number in heard}
         return self
 
     def __exit__(self, *error) -> None:

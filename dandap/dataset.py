@@ -1,28 +1,33 @@
-"""Question-answering files -> Rows: CSV, JSON lines and SQuAD-format JSON, checked and cleaned, grouped by article."""
+"""Question-answering files -> Rows: their columns or JSON forms understood, checked and cleaned, split by article."""
 
-import csv
+import ast
 import hashlib
-import io
-import json
-import unicodedata
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from dandap.errors import InputError, nearest
+from dandap.files import JSONS, Lines, column_key, find_files, parse_json, read_bytes, read_json, read_table
+from dandap.near_copies import group_near_copies
+from dandap.texts import bare, clean, html_text, id_key, looks_like_html, short_list, trim, writable
 
 COLUMNS = ("id", "context", "question", "answer", "answers")
-REQUIRED = ("id", "context", "question")
+REQUIRED = ("context", "question")
+ALSO_IDS = ("guid", "question_id", "qid")  # KLUE-MRC, AI Hub
+LONGEST_ID = 1000  # characters; ids are printed and name lines of files
 Required = tuple[str, ...]
+Record = tuple[str, dict[str, Any]]  # (its place, for messages; our names -> what the file holds)
 
 
 @dataclass(frozen=True)
 class Row:
     """One question. `answers` are the gold ones, the first is trained on; empty in a test file."""
 
-    id: str
+    id: str  # as the file has it: it goes into the submission byte for byte
     context: str
     question: str
     answers: tuple[str, ...] = ()
@@ -33,7 +38,16 @@ class Row:
     @cached_property
     def article(self) -> str:
         """Names the article by its text: rows with the same text share it, whatever file or order they come in."""
-        return hashlib.sha256((self.group or self.context.strip()).encode()).hexdigest()[:16]
+        return _hash(self.group or self.context.strip())
+
+    @cached_property
+    def story(self) -> str:
+        """Names what the article tells: the same for copies that differ in white space or invisible characters."""
+        return _hash(self.group or bare(self.context))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -47,238 +61,318 @@ class Table:
 
 
 def read(paths: str | Path | list[Path], columns: dict[str, str] | None = None, need_answers: bool = False) -> Table:
-    """Read data files by their endings: .csv, .jsonl or .json (SQuAD format).
+    """Read data files, or folders of them, by what they hold.
 
-    `columns` maps our names to the file's ("context" -> "본문"). Raises InputError for anything that cannot be used.
+    `columns` maps our names to the file's ("context" -> "본문"). With `need_answers` (training) every row needs all its
+    texts; without (a test file) every row is kept, an empty text is told. Raises InputError for anything that cannot be
+    used.
     """
-    tables = [_read_one(Path(path), columns or {}, need_answers) for path in (paths if isinstance(paths, list) else [paths])]
+    paths = [Path(path) for path in (paths if isinstance(paths, list) else [paths])]
+    files = [file for path in paths for file in find_files(path)]
+    tables = [_read_one(file, columns or {}, need_answers, len(files) > 1) for file in files]
     return tables[0] if len(tables) == 1 else join(tables)
 
 
 def join(tables: list[Table]) -> Table:
-    """One table of several files."""
-    rows, path = [row for table in tables for row in table.rows], Path(",".join(str(table.path) for table in tables))
-    refuse_duplicate_ids(rows, path)
+    """Make one table of several files."""
+    rows = [row for table in tables for row in table.rows]
+    path = Path(",".join(str(table.path) for table in tables))
+    refuse_duplicate_ids(rows, Path(short_list(table.path for table in tables)))
     together = hashlib.sha256("".join(table.sha256 for table in tables).encode()).hexdigest()
     return Table(path, rows, together, [note for table in tables for note in table.notes])
 
 
-def _read_one(path: Path, columns: dict[str, str], need_answers: bool) -> Table:
-    if not path.is_file():
-        raise InputError(f"no file at {path}. Expected a .csv, .jsonl or .json file; check the path.")
-    data = path.read_bytes()
-    text, encoding = decode(data, path)
-    notes = encoding_notes(path, encoding)
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_squad}
-    if path.suffix.lower() not in readers:
-        raise InputError(f"{path} ends in {path.suffix!r}; expected .csv, .jsonl or .json.")
+def _read_one(path: Path, columns: dict[str, str], need_answers: bool, several: bool) -> Table:
+    data, digest = read_bytes(path)
     required = (*REQUIRED, "answer") if need_answers else REQUIRED
-    records = list(readers[path.suffix.lower()](text, path, columns, notes, required))
+    if path.suffix.lower() in JSONS:
+        content, notes = read_json(path, data)
+        records = list(_json_records(content, path, columns, required))
+    else:
+        sheet = read_table(path, data)
+        notes, names = sheet.notes, _column_names(sheet.header, columns, path, required)
+        records = [(place, _named(path, place, cells, names, sheet.header)) for place, cells in sheet.rows]
     if not records:
         raise InputError(f"{path} holds no questions (only a header, or nothing). Expected at least one row.")
-    rows = [_row(where, record, path, need_answers) for where, record in records]
+    _number_rows(records, f"{path.stem}-" if several else "", path, notes)
+    rows = _Cleaner(path, need_answers, notes).rows(records)
     refuse_duplicate_ids(rows, path)
-    return Table(path, rows, hashlib.sha256(data).hexdigest(), notes)
+    return Table(path, rows, digest, notes)
 
 
-def decode(data: bytes, path: Path) -> tuple[str, str]:
-    """Strict UTF-8 (with or without BOM), then cp949; detectors take short cp949 for Big5."""
-    position = None
-    for encoding in ("utf-8-sig", "cp949"):
-        try:
-            return data.decode(encoding), encoding
-        except UnicodeDecodeError as error:
-            position = error.start if position is None else position  # where UTF-8 failed
-    raise InputError(
-        f"{path} is neither UTF-8 nor cp949 (undecodable byte 0x{data[position]:02x} at {position}). Save it as UTF-8."
-    )
-
-
-def encoding_notes(path: Path, encoding: str) -> list[str]:
-    """A line where a file is not UTF-8."""
-    return [] if encoding == "utf-8-sig" else [f"{path.name} is not UTF-8; it was read as {encoding}"]
-
-
-def _read_csv(text: str, path: Path, columns: dict[str, str], notes: list[str], required: Required) -> Iterator[tuple[str, dict]]:
-    header, lines = _cells(text, path, f"Expected a header with {', '.join(COLUMNS[:4])} and a row per question.")
-    names = _column_names(header, columns, path, required)
-    for where, cell in lines:
-        yield where, {name: cell[column] for name, column in names.items()}
-
-
-def read_table(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]], tuple[str, list[str]]]:
-    """(header, (place, column -> cell) of every row, (SHA-256, notes)) of a CSV file of any columns."""
-    if not path.is_file():
-        raise InputError(f"no file at {path}. Expected a .csv file; check the path.")
-    data = path.read_bytes()
-    text, encoding = decode(data, path)
-    header, lines = _cells(text, path, "Expected a header and a row per question.")
-    rows = list(lines)
-    if not rows:
-        raise InputError(f"{path} holds no questions (only a header). Expected at least one row.")
-    return header, rows, (hashlib.sha256(data).hexdigest(), encoding_notes(path, encoding))
-
-
-def _cells(text: str, path: Path, expected: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
-    """(header, (place, column -> cell) of every row that is not blank) of a CSV text."""
-    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long article
-    reader = csv.reader(io.StringIO(text.replace("\0", ""), newline=""), strict=True)
-    try:
-        header = next(reader, None)
-    except csv.Error as error:
-        raise _broken(path, reader.line_num, error) from error
-    if header is None:
-        raise InputError(f"{path} is empty. {expected}")
-
-    def lines() -> Iterator[tuple[str, dict[str, str]]]:
-        try:
-            for cells in reader:
-                if not any(cells):
-                    continue
-                if len(cells) != len(header):
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: got {len(cells)} cells, the header has {len(header)}. "
-                        "A comma or quotation mark in a text needs the cell in quotation marks."
-                    )
-                yield f"line {reader.line_num}", dict(zip(header, cells, strict=True))
-        except csv.Error as error:
-            raise _broken(path, reader.line_num, error) from error
-
-    return header, lines()
-
-
-def _broken(path: Path, line: int, error: csv.Error) -> InputError:
-    return InputError(
-        f"{path}, line {line}: {error}. A quotation mark is not closed, or stands unescaped inside a cell; "
-        'write it as "" inside a quoted cell.'
-    )
+def _named(path: Path, place: str, cells: dict[str, Any], names: dict[str, str], header: list[str]) -> dict[str, Any]:
+    """A row's cells by our names. Cells that are missing at its end must be none of ours."""
+    missing = [theirs for theirs in names.values() if theirs not in cells]
+    if missing:
+        raise InputError(
+            f"{path}, {place}: got {len(cells)} cells, the header has {len(header)}. "
+            "A comma or quotation mark in a text needs the cell in quotation marks."
+        )
+    return {ours: cells[theirs] for ours, theirs in names.items()}
 
 
 def _column_names(found: Iterable[str], columns: dict[str, str], path: Path, required: Required) -> dict[str, str]:
-    """Our names -> the file's names, for those that the file has."""
+    """Our names -> the file's names, for those that the file has; case, spaces and decomposed Hangul do not count."""
     found = list(found)
-    repeated = [name for name, count in Counter(found).items() if count > 1]
-    if repeated:
-        raise InputError(f"{path} has the column {repeated[0]!r} more than once. Rename or remove one.")
-    names = {ours: columns.get(ours, ours) for ours in COLUMNS}
-    if names["answers"] in found:
+    by_key: dict[str, list[str]] = {}
+    for name in found:
+        by_key.setdefault(column_key(name), []).append(name)
+
+    def find(wanted: str) -> str | None:
+        same = by_key.get(column_key(wanted), [])
+        if len(same) > 1 and same.count(wanted) != 1:
+            raise InputError(f"{path} has the column {same[0]!r} more than once. Rename or remove one.")
+        return wanted if wanted in same else next(iter(same), None)
+
+    names = {ours: find(columns.get(ours, ours)) for ours in COLUMNS}
+    if names["id"] is None and "id" not in columns:
+        names["id"] = next((name for name in map(find, ALSO_IDS) if name), None)
+    if names["answers"]:
         required = tuple(name for name in required if name != "answer")
     for ours, theirs in names.items():
-        if (ours in required or ours in columns) and theirs not in found:
+        wanted = columns.get(ours, ours)
+        if theirs is None and (ours in required or ours in columns):
             raise InputError(
-                f"{path} has no column {theirs!r}; it has {', '.join(map(repr, found))}.{nearest(theirs, found)} "
+                f"{path} has no column {wanted!r}; it has {short_list(found)}.{nearest(wanted, found[:1000])} "
                 f"Rename the column, or map it with columns: {{{ours}: NAME}} (--columns {ours}=NAME)."
             )
-    return {ours: theirs for ours, theirs in names.items() if theirs in found}
+    return {ours: theirs for ours, theirs in names.items() if theirs is not None}
 
 
-def _read_jsonl(
-    text: str, path: Path, columns: dict[str, str], notes: list[str], required: Required
-) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        record = _parse_json(line, f"{path}, line {number}")
-        if not isinstance(record, dict):
-            raise InputError(f"{path}, line {number}: got {type(record).__name__}; expected one JSON object a line.")
-        names = _column_names(record, columns, path, required)
-        yield f"line {number}", {name: record[key] for name, key in names.items()}
+def _number_rows(records: list[Record], prefix: str, path: Path, notes: list[str]) -> None:
+    """Give the rows of a file without ids their numbers."""
+    if any("id" in record for _, record in records):
+        return
+    for number, (_, record) in enumerate(records, 1):
+        record["id"] = f"{prefix}{number}"
+    notes.append(f"{path.name} has no column 'id'; its rows are called {prefix}1 to {prefix}{len(records)}")
 
 
-def _read_squad(
-    text: str, path: Path, columns: dict[str, str], notes: list[str], required: Required
-) -> Iterator[tuple[str, dict]]:
-    """SQuAD 1 and 2, KorQuAD, KLUE-MRC: data -> paragraphs -> qas; unanswerable questions are dropped and counted."""
-    content, impossible = _parse_json(text, str(path)), 0
+def _json_records(content: Any, path: Path, columns: dict[str, str], required: Required) -> Iterator[Record]:
+    """Records of JSON in the forms that people have.
+
+    Lines or a list of flat records; pandas' columns of cells; SQuAD 1 and 2 and their relatives, documents -> paragraphs ->
+    qas, in `data` or as a list (KorQuAD 1, KLUE-MRC, AI Hub); KorQuAD 2, whose documents have qas of their own, and HTML.
+    """
+    if isinstance(content, Lines):
+        places = [(f"line {number}", value) for number, value in content]
+    elif isinstance(content, dict) and isinstance(content.get("data"), list):
+        places = [(f"data, entry {number}", value) for number, value in enumerate(content["data"], 1)]
+    elif isinstance(content, dict) and content and all(isinstance(cells, dict) for cells in content.values()):
+        places = _from_columns(content)
+    elif isinstance(content, list):
+        places = [(f"entry {number}", value) for number, value in enumerate(content, 1)]
+    else:
+        places = [("its beginning", content)]
+    for place, value in places:
+        if isinstance(value, dict) and ("paragraphs" in value or "qas" in value):
+            yield from _squad_records(value, path, place)
+        elif isinstance(value, dict) and not (isinstance(value.get("data"), list | dict) and "question" not in value):
+            names = _column_names(value, columns, path, required)
+            record = {ours: value[theirs] for ours, theirs in names.items()}
+            yield place, record | {"is_impossible": value.get("is_impossible")}
+        else:
+            raise InputError(
+                f"{path}, {place}: got {type(value).__name__ if not isinstance(value, dict) else short_list(value)}; expected "
+                "an object with context, question and answer or answers, or SQuAD's data -> paragraphs -> qas."
+            )
+
+
+def _from_columns(content: dict) -> list[tuple[str, Any]]:
+    """pandas' own JSON, {column: {index: cell}}, as records."""
+    index = dict.fromkeys(key for cells in content.values() for key in cells)
+    return [(f"index {key}", {name: cells.get(key) for name, cells in content.items()}) for key in index]
+
+
+def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
+    """The questions of one document of SQuAD or a relative."""
     try:
-        for document in content["data"]:
-            for paragraph in document["paragraphs"]:
-                for qa in paragraph["qas"]:
-                    if qa.get("is_impossible"):
-                        impossible += 1
-                        continue
-                    answers = [answer["text"] for answer in qa.get("answers", [])]
-                    record = {"id": qa.get("id", qa.get("guid")), "context": paragraph["context"]}
-                    yield f"question {record['id']}", record | {"question": qa["question"], "answers": answers}
+        for paragraph in document.get("paragraphs", [document]):
+            context = paragraph["context"]
+            is_page = "paragraphs" not in document and isinstance(context, str) and looks_like_html(context)
+            context = html_text(context) if is_page else context
+            for qa in paragraph["qas"]:
+                answers = answer_texts(qa.get("answers", qa.get("answer")), f"{path}, {place}")
+                record = {
+                    "id": next((qa[name] for name in ("id", *ALSO_IDS) if qa.get(name) is not None), None),
+                    "context": context,
+                    "question": qa["question"],
+                    "answers": [html_text(answer) for answer in answers] if is_page else answers,
+                    "is_impossible": qa.get("is_impossible"),
+                }
+                yield f"{place}, question {record['id']}", record
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} is not SQuAD-format JSON ({error!r}). Expected data -> paragraphs -> (context, qas -> (id, question, "
-            "answers)); for one object a line use the ending .jsonl."
+            f"{path}, {place}: it is not SQuAD-format JSON ({error!r}). Expected data -> paragraphs -> (context, qas -> "
+            "(id, question, answers)), or one object with context, question and answers for each question."
         ) from error
-    if impossible:
-        notes.append(f"{impossible} questions marked is_impossible were left out")
 
 
-def _parse_json(text: str, where: str):
+def answer_texts(value: Any, where: str) -> list[str]:
+    """Return the answers in any form that people's files have; an empty list where there is none.
+
+    A text, a number, {"text": one or several} (SQuAD, Hugging Face, AI Hub), or a list of these.
+    """
+    if value is None or value != value:  # NaN
+        return []
+    if isinstance(value, dict) and "text" in value:
+        return answer_texts(value["text"], where)
+    if isinstance(value, list | tuple):
+        return [text for each in value for text in answer_texts(each, where)]
+    if isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return [str(value)]
+    raise InputError(f"{where}: an answer is {str(value)[:100]!r}; expected a text, {{'text': ...}}, or a list of these.")
+
+
+def _structured(text: str, where: str) -> Any:
+    """A cell of `answers`: JSON, or the Python text that pandas writes for lists, dicts and arrays; else one plain text."""
+    if not text.lstrip().startswith(("[", "{")):
+        return text
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({error}). Correct it or export the file again.") from error
+        return parse_json(text, where)
+    except InputError as error:
+        try:
+            return _python_value(ast.parse(text.strip(), mode="eval").body)
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+            raise error from None
 
 
-def _row(where: str, record: dict, path: Path, need_answers: bool) -> Row:
-    """Check one record and clean its texts: NFC (decomposed Hangul takes nine times the tokens), no lone surrogates."""
-    texts = {}
-    for name in ("id", "context", "question"):
-        value = record.get(name)
-        if isinstance(value, int) and name == "id" and not isinstance(value, bool):
+def _python_value(node: ast.AST) -> Any:
+    """The value of a literal; numpy's `array([...], dtype=...)` is the list in it."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "array":
+        return _python_value(node.args[0])
+    if isinstance(node, ast.Dict):
+        return {_python_value(k): _python_value(v) for k, v in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_python_value(each) for each in node.elts]
+    return ast.literal_eval(node)
+
+
+def is_true(value: Any) -> bool:
+    """Whether a flag is set, as JSON or as text has it: "false" is no True."""
+    return value is True or str(value).strip().lower() in ("true", "1")
+
+
+class _Cleaner:
+    """Checks and cleans the records of one file, and counts what people should know."""
+
+    def __init__(self, path: Path, need_answers: bool, notes: list[str]):
+        self.path, self.need_answers, self.notes = path, need_answers, notes
+        self.composed: list[str] = []  # ids
+        self.blank: list[str] = []
+        self.numbers: list[str] = []
+        self.unanswerable = 0
+
+    def rows(self, records: list[Record]) -> list[Row]:
+        """Return the rows; notes say what was changed or left out."""
+        rows = [row for place, record in records if (row := self._row(f"{self.path}, {place}", record))]
+        if self.composed:
+            self._note(len(self.composed), "rows held decomposed Hangul, which was composed", self.composed)
+        if self.blank:
+            self._note(
+                len(self.blank), "questions lack their article or their text, and are answered as well as can be", self.blank
+            )
+        if self.numbers:
+            self._note(len(self.numbers), "answers are numbers in the file and were read as they stand there", self.numbers)
+        if self.unanswerable and self.need_answers:
+            self.notes.append(f"{self.unanswerable} questions without an answer were left out (is_impossible, or none given)")
+        if not rows:
+            raise InputError(f"{self.path}: none of its {len(records)} questions has an answer. Training needs some.")
+        return rows
+
+    def _note(self, count: int, what: str, ids: list[str]) -> None:
+        self.notes.append(f"{count:,} {what} ({', '.join(ids[:3])}{' ...' if count > 3 else ''})")
+
+    def _row(self, where: str, record: dict[str, Any]) -> Row | None:
+        name = self._id(where, record.get("id"))
+        context, question = (self._text(where, name, part, record.get(part)) for part in REQUIRED)
+        answers, is_list = self._answers(where, name, record)
+        impossible = is_true(record.get("is_impossible")) or (is_list and not answers)
+        if self.need_answers and impossible:
+            self.unanswerable += 1
+            return None
+        if self.need_answers and not answers:
+            raise InputError(f"{where} (id {name}): no answer. Training needs one in every row; fill it in or delete the row.")
+        fields = {"impossible": "true"} if impossible else {}
+        return Row(name, context, question, () if impossible else answers, fields=fields)
+
+    def _id(self, where: str, value: Any) -> str:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # pandas makes 3.0 of 3 where another id is missing
+        if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
-        if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{path}, {where}: {name} is empty or no text (got {value!r}). Fill it in or delete the row.")
-        texts[name] = clean(value)
-    answers = _answers(record, f"{path}, {where}")
-    if need_answers and not answers:
-        raise InputError(
-            f"{path}, {where} (id {texts['id']}): no answer. Training needs one in every row; fill it in or delete the row."
-        )
-    return Row(texts["id"].strip(), texts["context"], texts["question"].strip(), answers)
+        if isinstance(value, str) and re.fullmatch(r"\d+\.0", value) and not self.path.suffix.lower().endswith("sv"):
+            value = value[:-2]
+        if not isinstance(value, str) or not trim(value):
+            raise InputError(f"{where}: id is empty or no text (got {value!r}). Fill it in or delete the row.")
+        if len(value) > LONGEST_ID:
+            raise InputError(f"{where}: the id has {len(value):,} characters; expected at most {LONGEST_ID:,}.")
+        return writable(value)
 
+    def _text(self, where: str, name: str, part: str, value: Any) -> str:
+        """The article or the question; a test file's may be empty."""
+        value = "" if value is None and not self.need_answers else value
+        if isinstance(value, str) and (trim(value) or not self.need_answers):
+            text = clean(value)
+            if text != writable(value):
+                self.composed.append(name)
+            if not trim(text):
+                self.blank.append(name)
+                return ""
+            # An article keeps its white space, of which its layout is made.
+            return trim(text) if part == "question" else text.strip("\ufeff\u200b\u200c\u200d\u2060")
+        raise InputError(f"{where}: {part} is empty or no text (got {str(value)[:100]!r}). Fill it in or delete the row.")
 
-def _answers(record: dict, where: str) -> tuple[str, ...]:
-    """Gold answers of a record: `answers` (a list, in CSV as JSON) if given, else `answer`."""
-    answers = record.get("answers") or [record.get("answer", "")]
-    if isinstance(answers, str):
-        answers = _parse_json(answers, f"{where}: answers")
-    if isinstance(answers, list) and all(answer is None for answer in answers):
-        return ()
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise InputError(f"{where}: answers is {answers!r}; expected texts, several as a JSON list.")
-    return tuple(clean(answer).strip() for answer in answers if answer.strip())
-
-
-def clean(text: str) -> str:
-    """NFC, and "?" for lone surrogates, which no tokenizer or file can hold. Nothing else is changed."""
-    return unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode() if _has_surrogate(text) else text)
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    def _answers(self, where: str, name: str, record: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
+        """(gold answers, whether they came as a list): `answers` if given, else `answer`."""
+        value = record.get("answers")
+        if isinstance(value, str):
+            value = _structured(value, f"{where}: answers")
+        is_list = "answers" in record and not isinstance(value, str)
+        if value is None or value == "":
+            value = record.get("answer", value)
+        texts = [trim(clean(text)) for text in answer_texts(value, where)]
+        if isinstance(value, int | float):
+            self.numbers.append(name)
+        return tuple(text for text in texts if text), is_list
 
 
 def refuse_duplicate_ids(rows: list[Row], path: Path) -> None:
-    """Answers are told apart by their ids."""
+    """Refuse ids that stand twice: answers are told apart by them."""
     repeated = [row_id for row_id, count in Counter(row.id for row in rows).items() if count > 1]
     if repeated:
-        shown = ", ".join(repeated[:5]) + (" ..." if len(repeated) > 5 else "")
-        raise InputError(f"{path} has {len(repeated)} ids more than once: {shown}. Every question needs an id of its own.")
+        raise InputError(
+            f"{path} has {len(repeated)} ids more than once: {short_list(repeated, 5)}. Every question needs its own."
+        )
 
 
 def read_answers(path: Path) -> dict[str, tuple[str, ...]]:
-    """Gold answers from a CSV of their own with id and answer (or answers): {id: answers}."""
-    text, _ = decode(path.read_bytes(), path)
+    """Read gold answers from a table of their own with id and answer (or answers): {id: answers}."""
+    sheet = read_table(path, read_bytes(path)[0])
+    names = _column_names(sheet.header, {}, path, required=("id", "answer"))
     golds: dict[str, tuple[str, ...]] = {}
-    for where, record in _read_csv(text, path, {}, [], required=("id", "answer")):
-        row_id = record["id"].strip()
-        if row_id in golds:
-            raise InputError(f"{path}, {where}: the id {row_id} stands there twice. Every question needs one line.")
-        golds[row_id] = _answers(record, f"{path}, {where}")
-        if not golds[row_id]:
-            raise InputError(f"{path}, {where}: no answer for {row_id}. Fill it in or remove the file.")
+    for place, cells in sheet.rows:
+        record = _named(path, place, cells, names, sheet.header)
+        name = record["id"]
+        if name in golds:
+            raise InputError(f"{path}, {place}: the id {name} stands there twice. Every question needs one line.")
+        golds[name] = _Cleaner(path, True, [])._answers(f"{path}, {place}", name, record)[0]
+        if not golds[name]:
+            raise InputError(f"{path}, {place}: no answer for {name}. Fill it in or remove the file.")
     return golds
 
 
+def match_ids(wanted: Iterable[str], found: Iterable[str]) -> Callable[[str], str | None]:
+    """Return a look-up of the found name for a wanted one: the same, or the same but for white space and composition."""
+    found = list(found)
+    exact, by_key = set(found), {id_key(name): name for name in found}
+    if len(by_key) < len(found) or len({id_key(name) for name in wanted}) < len(set(wanted)):
+        by_key = {}  # two ids that differ only so must not be taken for one another
+    return lambda name: name if name in exact else by_key.get(id_key(name))
+
+
 def by_article(articles: Iterable[str]) -> list[list[int]]:
-    """The places of equal articles together, in the order in which they first come."""
+    """Put the places of equal articles together, in the order in which they first come."""
     groups: dict[str, list[int]] = {}
     for index, article in enumerate(articles):
         groups.setdefault(article, []).append(index)
@@ -286,7 +380,7 @@ def by_article(articles: Iterable[str]) -> list[list[int]]:
 
 
 def split_by_article(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
-    """(train, validation) with no article in both.
+    """Split into (train, validation) with no article in both, nor copies or near copies of one.
 
     An article is chosen by a hash of its text, so it falls on the same side for every seed, recipe and row order;
     with few articles the one with the smallest hash is taken, so that a fraction above 0 always validates on something.
@@ -299,15 +393,37 @@ def split_by_article(rows: list[Row], fraction: float) -> tuple[list[Row], list[
         raise InputError(
             "every row is marked as generated, and those are never validated on: add real rows, or set validation_fraction 0."
         )
-    share = {article: int(article, 16) / 16**16 for article in {row.article for row in rows}}
-    chosen = {article for article, value in share.items() if value < fraction} or {min(share, key=share.__getitem__)}
+    family = families(rows)
+    share = {name: int(name, 16) / 16**16 for name in set(family.values())}
+    chosen = {name for name, value in share.items() if value < fraction} or {min(share, key=share.__getitem__)}
+    held = [row for row in rows if family[row.article] in chosen]
     # Rows that a tool has made are trained on, unless one that they were made of is measured on.
-    held_out = {row.group for row in rows if row.article in chosen}
+    held_out = {row.group for row in held}
     generated = [row for row in generated if not held_out & set(row.fields.get("sources", "").split())]
-    train = [row for row in rows if row.article not in chosen] + generated
+    train = [row for row in rows if family[row.article] not in chosen] + generated
     if not train:
         raise InputError(
             f"got {len(share)} article(s) and validation_fraction {fraction}: nothing is left to train on. "
             "Add articles or set validation_fraction: 0."
         )
-    return train, [row for row in rows if row.article in chosen]
+    return train, held
+
+
+def families(rows: list[Row]) -> dict[str, str]:
+    """Map each row's article to its family: itself, or the name shared by it and its copies and near copies."""
+    articles: dict[str, set[str]] = {}  # story -> the articles that tell it
+    for row in rows:
+        articles.setdefault(row.story, set()).add(row.article)
+    texts = {row.story: row.context for row in rows if row.context and not row.group}
+    family = {story: story for story in articles}
+    for group in group_near_copies(texts):
+        family |= dict.fromkeys(group, min(group))
+    members: dict[str, set[str]] = {}
+    for story, name in family.items():
+        members.setdefault(name, set()).update(articles[story])
+    names = {}
+    for same in members.values():
+        # Not the smallest hash itself: the more copies, the smaller it would be, and the likelier validation.
+        name = min(same) if len(same) == 1 else _hash(min(same))
+        names |= dict.fromkeys(same, name)
+    return names

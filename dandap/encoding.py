@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from dandap.chat import Chat, mark_control_tokens
 from dandap.dataset import Row, by_article
 from dandap.errors import InputError
 from dandap.sentences import nearest_first, split_sentences
@@ -13,6 +13,7 @@ from dandap.sentences import nearest_first, split_sentences
 # (context as far as it fits, row, answer) -> {"prompt"} or {"user", maybe "system"}; and "answer" where it is not just the answer
 Renderer = Callable[[str, Row, str], dict[str, str]]
 SAMPLE = Row("sample", "기사", "질문", ("답",))
+CHECKED = 8  # of the first rows, whether prompts and answers are what they should be
 
 
 @dataclass(frozen=True)
@@ -38,35 +39,35 @@ class Encoder:
         self.tokenizer, self.render, self.sample = tokenizer, render, sample
         if tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json.")
-        chat_template = tokenizer.chat_template or ""
-        self.control_ids = set(tokenizer.all_special_ids) | {
-            token_id
-            for token_id, token in tokenizer.added_tokens_decoder.items()
-            if token.special or (token.content.strip() and token.content in chat_template)
-        }
+        parts = render(sample.context, sample, "")
+        self.chat = None if "prompt" in parts else Chat(tokenizer, _messages(parts))
+        self.control_ids = self.chat.control_ids if self.chat else mark_control_tokens(tokenizer)
         # A tokenizer that starts texts with BOS does so in prompts too; asked with an empty text.
         starts_with_bos = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer("").input_ids[:1]
         self._bos = [tokenizer.bos_token_id] if starts_with_bos else []
+        self._check_answer(sample, sample.context, self.encode_prompt(sample.context, sample))
 
     def encode_prompt(self, context: str, row: Row) -> list[int]:
         """Ids up to where the answer starts."""
         parts = self.render(context, row, "")
         if "prompt" in parts:
             return self._bos + self._plain_ids(parts["prompt"])
-        return self._chat_ids(_messages(parts), add_generation_prompt=True)
+        return self.chat.ids(_messages(parts), add_generation_prompt=True)
 
     def encode_answer(self, context: str, row: Row, answer: str, prompt_ids: list[int]) -> list[int]:
         """Ids that follow `prompt_ids`, the stop token last."""
         parts = self.render(context, row, answer)
         answer = parts.get("answer", answer)
-        if "prompt" not in parts:
-            ids = self._chat_ids([*_messages(parts), {"role": "assistant", "content": answer}])
-            tail = ids[len(prompt_ids) :]
-            stop = next((i for i, token in enumerate(tail) if token in self.control_ids), None)
-            if ids[: len(prompt_ids)] == prompt_ids and stop is not None:
-                return tail[: stop + 1]
-        # A plain template, or a chat template whose assistant turn ends without a token of its own.
-        return [*self._plain_ids(answer), self.tokenizer.eos_token_id]
+        if self.chat is None:
+            return [*self._plain_ids(answer), self.tokenizer.eos_token_id]
+        ids = self.chat.ids([*_messages(parts), {"role": "assistant", "content": answer}])
+        tail = ids[len(prompt_ids) :]
+        stop = next((i for i, token in enumerate(tail) if token in self.control_ids), None)
+        if ids[: len(prompt_ids)] == prompt_ids and stop is not None:
+            return tail[: stop + 1]
+        # The generation prompt holds more than a turn shows afterwards (a thinking block), or a turn ends without a token.
+        stop_id = self.tokenizer.eos_token_id if self.chat.stop_id is None else self.chat.stop_id
+        return [*self._ids_within(answer), stop_id]
 
     def stop_ids(self, generation_config: GenerationConfig | None = None) -> list[int]:
         """Every id that ends an answer: the template's, the tokenizer's and the model's own."""
@@ -100,7 +101,9 @@ class Encoder:
             examples |= dict(zip(indices, group, strict=True))
         if shorten is None:
             _refuse_long(list(examples.values()), prompt_limit)
-        return [examples[index] for index in range(len(rows))]
+        ordered = [examples[index] for index in range(len(rows))]
+        self._check(ordered)
+        return ordered
 
     def _encode_article(
         self, rows: list[Row], prompt_limit: int, answers: bool, shorten: Callable[[list[Row], int], str] | None
@@ -152,25 +155,40 @@ class Encoder:
     def _plain_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
-    def _chat_ids(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> list[int]:
-        if not self.tokenizer.chat_template:
+    def _ids_within(self, text: str) -> list[int]:
+        """Ids of a text that stands within another: after a line break, which is taken off again, because SentencePiece
+        puts a space at the start of what it is given."""
+        newline, ids = self._plain_ids("\n"), self._plain_ids("\n" + text)
+        return ids[len(newline) :] if ids[: len(newline)] == newline else self._plain_ids(text)
+
+    def _check(self, examples: list[Example]) -> None:
+        """Look at the first examples before anything is trained or answered: is the answer what is taught, the prompt whole?"""
+        for example in examples[:CHECKED]:
+            row, context = example.row, example.context
+            if self.chat:
+                self.chat.check(_messages(self.render(context, row, "")), row.id)
+            if example.answer_ids:
+                self._check_answer(row, context, example.prompt_ids)
+
+    def _check_answer(self, row: Row, context: str, prompt_ids: list[int]) -> None:
+        """The supervised ids must decode to the answer, and end in one stop token."""
+        if not row.answers:
+            return
+        taught = self.encode_answer(context, row, row.answers[0], prompt_ids)
+        meant = self.render(context, row, row.answers[0]).get("answer", row.answers[0])
+        said = self.decode(taught[:-1])
+        # What a vocabulary cannot say is lost either way.
+        possible = {_bare(meant), _bare(self.decode(self._plain_ids(meant)))}
+        if _bare(said) not in possible or any(token in self.control_ids for token in taught[:-1]):
             raise InputError(
-                "the model's tokenizer has no chat template and this template is made of chat turns. "
-                "Choose a plain one with --template (an entry of prompts.py that has a 'prompt')."
+                f"question {row.id}: the answer is {meant!r}, but with this tokenizer and template {said!r} would be learned "
+                f"({self.tokenizer.convert_ids_to_tokens(taught)}). Choose a plain template (--template, one with a 'prompt') "
+                "or another base."
             )
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                add_generation_prompt=add_generation_prompt,
-                sanitize_control_tokens=True,
-                return_dict=False,
-                enable_thinking=False,  # Qwen 3 would think first; other templates ignore it
-            )
-        except TemplateError as error:
-            raise InputError(
-                f"the model's chat template refuses these turns ({error}). Gemma takes no system turn: "
-                "choose a template without one."
-            ) from error
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())
 
 
 def _refuse_long(examples: list[Example], prompt_limit: int) -> None:

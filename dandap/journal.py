@@ -4,10 +4,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from dandap.checkpoints import sha256
 from dandap.encoding import Example
-from dandap.progress import append_json
-from dandap.run_folder import new_folder, write_json, write_json_lines
+from dandap.errors import InputError
+from dandap.identity import folder_hash
+from dandap.storage import append_json, new_folder, read_json, write_json, write_json_lines
 
 RECORD = "predictions.jsonl"  # in every folder of answers
 
@@ -59,17 +59,21 @@ def _key(settings: str, example: Example) -> str:
 
 
 def hash_settings(settings: dict, adapter: Path | None) -> str:
-    """Of what all answers of an inference depend on, the adapter's weights included."""
-    weights = sha256(adapter / "adapter_model.safetensors") if adapter else None
-    text = json.dumps({**settings, "adapter": weights}, sort_keys=True, ensure_ascii=False)
+    """Return a hash of what all answers of an inference depend on, the adapter's files and tokenizer included."""
+    text = json.dumps({**settings, "adapter": folder_hash(adapter) if adapter else None}, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def answers_folder(parent: Path, test_file: Path, settings: str) -> Path:
-    """The newest folder of an unfinished inference with the same settings, or a new one."""
-    for folder in sorted(parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if not (folder.parent / "scores.json").exists() and json.loads(folder.read_text())["settings"] == settings:
-            return folder.parent
+    """Return the newest folder of an unfinished inference with the same settings, or a new one."""
+    for file in sorted(parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            same = read_json(file).get("settings") == settings
+        except (InputError, OSError) as error:
+            print(f"{file.parent} is passed over: {error}")
+            continue
+        if same and not (file.parent / "scores.json").exists():
+            return file.parent
     folder = new_folder(parent, test_file.stem)
     write_json(folder / "settings.json", {"settings": settings})
     return folder

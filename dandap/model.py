@@ -2,12 +2,16 @@
 
 import shutil
 import warnings
+from functools import cache
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 from accelerate import PartialState
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from huggingface_hub import constants
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
@@ -21,13 +25,16 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from dandap.errors import InputError
+from dandap.checkpoints import MANIFEST, fault
+from dandap.encoding import Example
+from dandap.errors import InputError, first_line
 from dandap.processes import process_count
 from dandap.recipe import Recipe
 
 # peft still reads the old name; nothing a user could change.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
+HUB_TIMEOUT = 5  # seconds to connect
 # Projections that some architectures fuse into one module.
 FUSED = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), ("c_attn", "qkv_proj", "query_key_value", "Wqkv")),
@@ -97,17 +104,74 @@ def confirm_remote_code(recipe: Recipe, on_command_line: bool) -> None:
 def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, or the one saved in a run's adapter folder."""
     source = str(folder or recipe.model)
+    if not folder and not Path(source).is_dir():
+        find_hub()
     options = {} if folder else {"revision": recipe.revision}
     with _loading(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=recipe.trust_remote_code, **options)
-    if tokenizer.pad_token_id is None:
-        # Only a filler: padding is masked and answers' own stop tokens stay in the loss.
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        # Only a filler: padding is masked, and answers' own stop tokens stay in the loss. A stop token is taken where there
+        # is nothing else, or where the base has no place for its filler.
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
     return tokenizer
+
+
+def check_base(recipe: Recipe, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compare the recipe with the base's limits before any weight is loaded.
+
+    Beyond learned positions (GPT-2, KoGPT2) there is nothing to look up, which CUDA reports as a device-side assert; beyond
+    rotary ones a model answers, but was never trained there.
+    """
+    config = config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and recipe.max_length > positions:
+        told = f"max_length={recipe.max_length} is more than the {positions} positions of {recipe.model}"
+        rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
+        if not rotary:
+            raise InputError(f"{told}: it cannot read further. Use --max_length {positions}.")
+        print(f"WARNING: {told}, which was not trained beyond them; --max_length {positions} stays within")
+    size = getattr(config, "vocab_size", None)
+    if size and tokenizer.vocab_size > size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens and the base {recipe.model} embeddings for {size:,}: they do not "
+            "belong together. Use the tokenizer that came with the base."
+        )
+    if size and tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= size:
+        # Added for training elsewhere, and the base was not enlarged (Llama 2 with [PAD]).
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
+
+
+def check_ids(examples: list[Example], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse token ids that the base has no embedding for; on CUDA they end in a device-side assert."""
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    for example in examples if size else ():
+        highest = max(max(example.prompt_ids), max(example.answer_ids, default=0))
+        if highest >= size:
+            token = tokenizer.convert_ids_to_tokens(highest)
+            raise InputError(
+                f"question {example.row.id}: the token {token!r} has the id {highest} and the base embeddings for {size}. The "
+                "tokenizer was enlarged and the base was not; use the tokenizer that came with the base."
+            )
+
+
+@cache
+def find_hub() -> None:
+    """Ask once whether the hub answers; if not, only what is in the cache is used, without a minute of retries."""
+    if constants.is_offline_mode():
+        return
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT).close()
+    except HTTPError:
+        pass  # it answers
+    except OSError as error:
+        print(f"{constants.ENDPOINT} cannot be reached ({first_line(error)}): only models already downloaded can be used")
+        constants.HF_HUB_OFFLINE = True
 
 
 def load_config(recipe: Recipe) -> PretrainedConfig:
     """The base model's architecture; InputError if it cannot be had."""
+    if not Path(recipe.model).is_dir():
+        find_hub()
     with _loading(recipe.model, "model"):
         return AutoConfig.from_pretrained(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
 
@@ -199,14 +263,43 @@ def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | li
 
 def load_weights(model: PeftModel, checkpoint: Path) -> None:
     """Put a checkpoint's adapter into the model that is being trained."""
-    result = set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
-    if result.unexpected_keys:
-        raise InputError(f"{checkpoint} is of another adapter: it has {result.unexpected_keys[0]}. Start the run again.")
+    weights = load_file(checkpoint / "adapter_model.safetensors")
+    _refuse_other_keys(model, set(weights), checkpoint)
+    set_peft_model_state_dict(model, weights)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The adapter of a run on its base, for answering."""
-    return PeftModel.from_pretrained(model, str(folder)).eval()
+    """The adapter of a run on its base, for answering; refused where it is damaged or another base's."""
+    if (folder / MANIFEST).is_file():
+        if reason := fault(folder):
+            raise InputError(
+                f"the adapter {folder} cannot be used: {reason}. Put it back from a copy, or train again; if the change was "
+                f"meant, remove {folder / MANIFEST}."
+            )
+    else:
+        print(f"{folder} has no {MANIFEST}: whether it is whole cannot be told")
+    with _loading(str(folder), "adapter"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below, by name
+        try:
+            adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+            found = set(load_file(folder / "adapter_model.safetensors"))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"adapter_config.json is not PEFT's ({first_line(error)})") from error
+    _refuse_other_keys(adapted, found, folder)
+    return adapted
+
+
+def _refuse_other_keys(model: PeftModel, found: set[str], folder: Path) -> None:
+    """Every tensor of an adapter must find its place, and every place its tensor; otherwise the bare base would answer."""
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    missing, unknown = sorted(expected - found), sorted(found - expected)
+    if missing or unknown:
+        parts = [
+            f"{len(names)} tensors {what}, as {names[0]}"
+            for names, what in ((unknown, "of it are not in the model"), (missing, "are missing in it"))
+            if names
+        ]
+        raise InputError(f"the adapter {folder} is not this base's: {'; '.join(parts)}. Name the run's own base, or train again.")
 
 
 class _loading:

@@ -5,10 +5,12 @@ import io
 import json
 from pathlib import Path
 
-from dandap.dataset import clean, decode
 from dandap.errors import InputError, first_line
+from dandap.files import decode
 from dandap.journal import RECORD
 from dandap.run_folder import RunFolder, find_run
+from dandap.storage import read_json
+from dandap.texts import clean, writable
 
 
 def find_predictions(name: str, output_dir: str, split: str | None = None) -> Path:
@@ -30,7 +32,7 @@ def find_predictions(name: str, output_dir: str, split: str | None = None) -> Pa
         raise InputError(
             f"{path} holds no answers{how and ' to its validation questions'}: python inference.py --run {path}{how}"
         )
-    return max(whole, key=lambda file: file.stat().st_mtime_ns).with_name(RECORD)
+    return max(whole, key=lambda file: (str(read_json(file).get("started", "")), file.parent.name)).with_name(RECORD)
 
 
 def run_of(path: Path) -> RunFolder | None:
@@ -40,7 +42,11 @@ def run_of(path: Path) -> RunFolder | None:
 
 def _is_of(scores_file: Path, split: str | None) -> bool:
     """Whether a finished inference answered all of a test file, or of the split."""
-    scores = json.loads(scores_file.read_text(encoding="utf-8"))
+    try:
+        scores = read_json(scores_file)
+    except InputError as error:
+        print(f"{scores_file.parent} is passed over: {error}")
+        return False
     return scores.get("split") == split and scores.get("limit") is None
 
 
@@ -84,7 +90,8 @@ def _checked(record: dict) -> dict:
     numbers = [record.get("log_probability", 0.0), *(record.get("choices") or {}).values()]
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int | float) for n in numbers):
         raise ValueError("a text or a number is something else")
-    return {**record, "prediction": clean(record["prediction"])}
+    gold = {"gold": [clean(text) for text in record["gold"]]} if record.get("gold") else {}
+    return {**record, **gold, "id": writable(record["id"]), "prediction": clean(record["prediction"])}
 
 
 def _from_csv(text: str, path: Path) -> list[dict]:
@@ -125,4 +132,12 @@ def same_questions(members: dict[str, list[dict]]) -> list[list[dict]]:
             told = [f"{len(ids)} are only in {where}, as {ids[0]}" for ids, where in ((missing, first), (more, name)) if ids]
             raise InputError(f"{first} and {name} answer different questions: {'; '.join(told)}. Name answers to the same file.")
         aligned.append([by_id[i] for i in order])
+        for mine, other in zip(members[first], aligned[-1], strict=True):
+            # A dialogue may have been cleaned for one member and not for another.
+            for what in ("question", "gold") if mine.get("choices") else ("question", "article", "gold"):
+                if mine.get(what) and other.get(what) and mine[what] != other[what]:
+                    raise InputError(
+                        f"{first} and {name} answer different questions: {what} of {mine['id']} is not the same in both. "
+                        "Name answers to the same file."
+                    )
     return aligned

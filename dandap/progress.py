@@ -7,17 +7,20 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from dandap.run_folder import write_text
+from dandap.storage import append_json, write_text
+from dandap.terminal import obeyed_output
 
 PRINTED_EVERY = 10  # steps
+LINE_EVERY = 30.0  # seconds between lines in a log
 ESTIMATE_AFTER, WARM_UP = 20, 5  # steps; the first ones are slower (kernels load, memory is allocated)
 
 
 def bars() -> Progress:
-    """A progress display; the caller adds tasks. Redirected to a file it prints only the end."""
+    """Return a progress display, which a terminal shows; the caller adds tasks."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -25,22 +28,44 @@ def bars() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[rate]}"),
+        console=Console(file=obeyed_output()),
+        disable=not is_terminal(),
     )
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches; a log gets a line now and then instead of bars."""
+    return Console(file=obeyed_output()).is_terminal
+
+
+class Lines:
+    """For logs: a line after LINE_EVERY seconds, and so on, and one at the end of what took so long."""
+
+    def __init__(self, description: str, total: int, unit: str):
+        self.description, self.total, self.unit = description, total, unit
+        self.started = self.told = time.perf_counter()
+
+    def tell(self, done: int) -> None:
+        """Print how far it is, if it is time to."""
+        now = time.perf_counter()
+        if now - self.told >= LINE_EVERY or (done == self.total and self.told > self.started):
+            self.told = now
+            rate = done / max(now - self.started, 1e-9)
+            print(f"{self.description} {done:,}/{self.total:,} {self.unit}, {rate:.1f} a second", flush=True)
 
 
 def track(items: Iterable, description: str) -> Iterable:
     """Iterate over a sized collection with a bar."""
-    with bars() as progress:
-        task = progress.add_task(description, total=len(items), rate="")
+    with counting(description, len(items), "articles") as advance:
         for item in items:
             yield item
-            progress.advance(task)
+            advance(1)
 
 
 @contextmanager
 def counting(description: str, total: int, unit: str):
-    """A bar moved by the function it yields: `advance(n)`; it shows the rate in `unit` a second."""
-    started, done = time.perf_counter(), 0
+    """Show a bar moved by the function it yields: `advance(n)`; it shows the rate in `unit` a second."""
+    started, done, lines = time.perf_counter(), 0, Lines(description, total, unit)
     with bars() as progress:
         task = progress.add_task(description, total=total, rate="")
 
@@ -49,6 +74,8 @@ def counting(description: str, total: int, unit: str):
             done += count
             rate = done / max(time.perf_counter() - started, 1e-9)
             progress.update(task, completed=done, rate=f"{rate:.1f} {unit}/s")
+            if progress.disable:
+                lines.tell(done)
 
         yield advance
 
@@ -121,12 +148,6 @@ def forget_after(path: Path, step: int, evaluated: set[int] = frozenset()) -> No
         if "evaluation" not in record or record["step"] in evaluated:
             kept.append(line + "\n")
     write_text(path, "".join(kept))
-
-
-def append_json(path: Path, record: dict) -> None:
-    """Add a line to a .jsonl file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _duration(hours: float) -> str:

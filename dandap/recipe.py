@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -86,7 +87,7 @@ class Recipe(BaseModel):
         2048, "tokens of prompt and answer; max_length - max_new_tokens is the prompt's limit, in training and inference", ge=16
     )
     on_overflow: Literal["trim", "select", "error"] = _field(
-        "trim", "an article too long for max_length: trim its end, select the sentences nearest to its questions, or stop"
+        "select", "an article too long for max_length: trim its end, select the sentences nearest to its questions, or stop"
     )
     max_new_tokens: int = _field(
         64, "most tokens of an answer at inference; the longest answer in 33,716 has 63 characters", ge=1
@@ -288,13 +289,23 @@ def positive(text: str) -> int:
 
 def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     """Parse a command line; unknown options are an InputError that names the right one."""
-    arguments, unknown = parser.parse_known_args(argv)
+    options = {option for action in parser._actions for option in action.option_strings}
+    arguments, unknown = parser.parse_known_args(
+        [_underscored(word, options) for word in (sys.argv[1:] if argv is None else argv)]
+    )
     if unknown:
         name = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
         options = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
         what = f"option {unknown[0]!r}" if unknown[0].startswith("-") else f"argument {unknown[0]!r} that belongs to no option"
         raise InputError(f"got the unknown {what}.{_right_name(name, options)} See --help.")
     return arguments
+
+
+def _underscored(word: str, options: set[str]) -> str:
+    """An option with hyphens as it is declared: --learning-rate is --learning_rate."""
+    name, equals, value = word.partition("=")
+    declared = name.replace("-", "_").replace("__", "--", 1)
+    return declared + equals + value if name.startswith("--") and declared in options else word
 
 
 def chosen_options(arguments: argparse.Namespace) -> dict[str, str]:
@@ -307,20 +318,27 @@ def load_recipe(name: str | None, options: dict[str, Any]) -> Recipe:
     return make_recipe({**(_resolved(find_recipe(name)) if name else {}), **options}, name or "the command line")
 
 
-def _resolved(path: Path) -> dict[str, Any]:
+def _resolved(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A recipe file's fields over those of the recipe it extends."""
     fields = _read_yaml(path)
     parent = fields.pop("extends", None)
-    return {**(_resolved(find_recipe(parent)) if parent else {}), **fields}
+    if parent is None:
+        return fields
+    if not isinstance(parent, str):
+        raise InputError(f"{path}: extends is {str(parent)[:100]!r}; expected the name of one recipe.")
+    found = find_recipe(parent)
+    if found.resolve() in (*below, path.resolve()):
+        raise InputError(f"{path} extends {parent[:100]!r}, which extends it in turn. Take one `extends` out.")
+    return {**_resolved(found, (*below, path.resolve())), **fields}
 
 
 def find_recipe(name: str) -> Path:
     """The file of a recipe named by path or by its name under recipes/."""
     for path in (Path(name), RECIPES_DIR / f"{name}.yaml"):
-        if path.is_file():
+        if len(path.name.encode()) <= 255 and path.is_file():
             return path
     known = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
-    raise InputError(f"got recipe {name!r}; expected a YAML file or one of {', '.join(known)}.{nearest(name, known)}")
+    raise InputError(f"got recipe {name[:100]!r}; expected a YAML file or one of {', '.join(known)}.{nearest(name, known)}")
 
 
 def make_recipe(values: dict[str, Any], where: str) -> Recipe:
@@ -342,14 +360,20 @@ def _problem(details: dict) -> str:
     if not field:
         return expected
     reason = Recipe.model_fields[field].description
-    return f"{field}: got {details['input']!r}, expected {expected} ({reason})"
+    got = repr(details["input"]) if _is_short(details["input"]) else f"a {type(details['input']).__name__}"
+    return f"{field}: got {got}, expected {expected} ({reason})"
+
+
+def _is_short(value: Any) -> bool:
+    """Whether a value can be shown: YAML's aliases make lists of lists whose text has 700 MB."""
+    return not isinstance(value, list | dict) or (len(value) <= 20 and not any(isinstance(v, list | dict) for v in value))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not valid YAML ({error}). Expected lines like `learning_rate: 1e-4`.") from error
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:  # a date or a number that is none
+        raise InputError(f"{path} is not valid YAML ({str(error)[:300]}). Expected lines like `learning_rate: 1e-4`.") from error
     if values is None:
         return {}
     if not isinstance(values, dict):

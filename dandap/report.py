@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from dandap.analysis import NEAR_MISSES, near_miss
 from dandap.checks import TOLD
 from dandap.plots import BLUE, GREY, ORANGE, bars, draw
-from dandap.run_folder import write_text
 from dandap.selection import metric_label
 from dandap.sentences import nearest_first, split_sentences
+from dandap.storage import write_text
 
 PAGE = Path(__file__).with_name("report.html.jinja")
 WORST, LISTED = 30, 20

@@ -9,8 +9,8 @@ from transformers import TrainerCallback, TrainerState
 from dandap.dataset import by_article
 from dandap.encoding import Example
 from dandap.processes import from_first, is_first
-from dandap.progress import append_json
 from dandap.recipe import Recipe
+from dandap.storage import append_json
 
 
 def some_of(examples: list[Example], most: int) -> list[Example]:

@@ -22,6 +22,17 @@ GEMMA_2_9B = {
     "sliding_window": 4096,
     "tie_word_embeddings": True,
 }
+DOT_1_3B = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "head_dim": 64,
+    "vocab_size": 50304,
+    "max_position_embeddings": 4096,
+}
 QWEN3 = {"model_type": "qwen3", "num_hidden_layers": 36, "vocab_size": 151936, **COMMON}
 
 SHAPES = {
@@ -36,6 +47,7 @@ SHAPES = {
         "num_hidden_layers": 32,
         "num_key_value_heads": 32,
         "vocab_size": 46336,
+        "max_position_embeddings": 2048,
     },
     "kakaocorp/kanana-1.5-8b-instruct-2505": {**LLAMA_3_8B, "vocab_size": 128259},
     "K-intelligence/Midm-2.0-Mini-Instruct": {
@@ -53,6 +65,21 @@ SHAPES = {
         "num_attention_heads": 28,
         "num_key_value_heads": 4,
         "vocab_size": 102400,
+    },
+    # The bases of the dialogue and wallpaper systems. POLAR is SOLAR with 64 layers; 42dot's queries are not grouped.
+    "x2bee/POLAR-14B-v0.2": {**SOLAR, "num_hidden_layers": 64, "vocab_size": 32000},
+    "x2bee/POLAR-14B-v0.5": {**SOLAR, "num_hidden_layers": 64, "vocab_size": 32000},
+    "beomi/Solar-Ko-Recovery-11B": {**SOLAR, "vocab_size": 64000},
+    "chihoonlee10/T3Q-ko-solar-dpo-v7.0": {**SOLAR, "vocab_size": 32000},
+    "42dot/42dot_LLM-SFT-1.3B": DOT_1_3B,
+    "maywell/Synatra-42dot-1.3B": {**DOT_1_3B, "max_position_embeddings": 8192},
+    "skt/kogpt2-base-v2": {
+        "model_type": "gpt2",
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_positions": 1024,
+        "vocab_size": 51200,
     },
     "Qwen/Qwen3-4B-Instruct-2507": {**QWEN3, "hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True},
     "Qwen/Qwen3-8B": {**QWEN3, "hidden_size": 4096, "intermediate_size": 12288},

@@ -5,8 +5,9 @@ import unicodedata
 
 import pytest
 
-from dandap.dataset import clean, read, split_by_article
+from dandap.dataset import read, split_by_article
 from dandap.errors import InputError
+from dandap.texts import clean
 from tests.conftest import HEADER
 
 GOOD = ["a", "기사", "질문?", "답"]

@@ -19,7 +19,8 @@ import prompts
 from dandap.dataset import Row
 from dandap.errors import InputError
 from dandap.reference import Decoding, generate_answers
-from dandap.run_folder import RunFolder, find_run, list_runs, safe_name
+from dandap.run_folder import RunFolder, find_run, list_runs
+from dandap.storage import safe_name
 from tests.conftest import HEADER
 from tools import compare
 

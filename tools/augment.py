@@ -9,6 +9,13 @@ python -m tools.augment accept REVIEW OUT             the rows of REVIEW whose `
 Train on several files with commas between them: --train_file data/wallpaper/train.csv,OUT
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/NAME.py` works like `python -m tools.NAME`
+
+import dandap.start  # noqa: F401
+
 import argparse
 import csv
 import hashlib
@@ -20,18 +27,19 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from dandap.answering import predict
-from dandap.dataset import Row, read_table
+from dandap.dataset import Row
 from dandap.encoding import Encoder
 from dandap.errors import InputError, first_line, run_script
+from dandap.files import find_files, read_bytes, read_table
 from dandap.memory import make_plan
 from dandap.model import confirm_remote_code, load_adapter, load_base, load_config, load_tokenizer, pick_device
-from dandap.progress import append_json
 from dandap.recipe import Parser, load_recipe, make_recipe, parse, positive
-from dandap.run_folder import find_run, refuse_existing, write_json_lines, write_text
+from dandap.run_folder import find_run
 from dandap.sentences import character_pairs, likeness
+from dandap.storage import append_json, refuse_existing, write_json_lines, write_text
+from dandap.texts import short_list, trim
 from dandap.wallpaper import ANSWERS, QUESTIONS
 from tasks import active, inert
 
@@ -198,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(command_line(), argv)
     source, target = Path(arguments.source), Path(arguments.target)
     refuse_existing(str(target), overwrite=arguments.do == "generate")  # which looks at what it would replace
-    rows = [cells for _, cells in read_table(source)[1]]
+    rows = read_rows(source)
     if arguments.do == "pairs":
         return write_rows(target, pairs(rows), COLUMNS)
     if arguments.do == "join":
@@ -209,6 +217,29 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"{source} has no row whose accept is y. Read it, and set accept to y or n in every row.")
         return write_rows(target, [{name: active(value) for name, value in row.items()} for row in accepted], COLUMNS)
     return generate_rows(arguments, rows, target)
+
+
+def read_rows(path: Path) -> list[Record]:
+    """Read wallpaper-QA rows, whole: ids that differ, and at least one question and one answer in each."""
+    (path,) = find_files(path, "a table of wallpaper-QA rows")
+    sheet = read_table(path, read_bytes(path)[0])
+    lacking = [name for name in ("id", "답변_1") if name not in sheet.header]
+    if lacking or not {"질문", "질문_1"} & set(sheet.header):
+        raise InputError(
+            f"{path} has no column {(lacking or ['질문'])[0]!r}; it has {short_list(sheet.header)}. Expected wallpaper-QA rows: "
+            "id, 질문 or 질문_1 and 질문_2, and 답변_1 to 답변_5."
+        )
+    if not sheet.rows:
+        raise InputError(f"{path} holds no questions (only a header). Expected at least one row.")
+    seen: set[str] = set()
+    for place, cells in sheet.rows:
+        name = cells.get("id", "")
+        if not trim(name) or name in seen:
+            raise InputError(f"{path}, {place}: the id {name!r} is empty or stands there twice. Every row needs its own.")
+        if not _questions(cells) or not _answers(cells):
+            raise InputError(f"{path}, {place} (id {name}): it has no question or no answer. Fill it in or delete the row.")
+        seen.add(name)
+    return [cells for _, cells in sheet.rows]
 
 
 def generate_rows(arguments: argparse.Namespace, rows: list[Record], target: Path) -> int:
@@ -238,8 +269,8 @@ def refuse_reviewed(target: Path) -> None:
     """A review that a person has begun, or another file, is not replaced."""
     if not target.exists():
         return
-    header, lines, _ = read_table(target)
-    if "accept" not in header or any(cells["accept"].strip() for _, cells in lines):
+    sheet = read_table(target, read_bytes(target)[0])
+    if "accept" not in sheet.header or any(cells.get("accept", "").strip() for _, cells in sheet.rows):
         raise InputError(f"{target} has been reviewed in part, or is no review; choose another name, so that nothing is lost.")
 
 

@@ -4,10 +4,15 @@ Scores with intervals, the difference of every pair with a paired bootstrap over
 and a bar chart. A difference whose interval holds 0 is not one that these questions can show.
 """
 
-import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/NAME.py` works like `python -m tools.NAME`
+
+import dandap.start  # noqa: F401
+
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 
 import yaml
 
@@ -16,7 +21,7 @@ from dandap.errors import InputError, run_script
 from dandap.plots import bars, draw
 from dandap.predictions import find_predictions, load_predictions, run_of, same_questions
 from dandap.recipe import Parser, parse
-from dandap.run_folder import new_folder, write_json
+from dandap.storage import make_folder, new_folder, read_json, write_json
 
 SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that change no answer
 
@@ -38,6 +43,7 @@ def main(argv: list[str] | None = None) -> dict:
         )
     names = short_names(paths)
     answers = dict(zip(names, same_questions({str(path): load_predictions(path) for path in paths}), strict=True))
+    make_folder(Path(arguments.output_dir))
     golds, articles = gold_of(list(answers.values()))
 
     f1 = {
@@ -86,7 +92,7 @@ def recipe_of(path: Path) -> dict:
     """The recipe that answered: as inference noted it, else the run's; {} for a bare file."""
     noted = path.with_name("scores.json")
     if noted.is_file():
-        scores = json.loads(noted.read_text(encoding="utf-8"))
+        scores = read_json(noted)
         if "recipe" in scores:
             return scores["recipe"] | {"adapter": "none (zero-shot)" if scores["run"] is None else "trained"}
     run = run_of(path)

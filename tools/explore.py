@@ -4,12 +4,18 @@ Writes outputs/explore-<name>-<time>/ with report.html, pictures and tables. Eco
 dialogues and wallpaper QA are told apart by their fields. --refined cleans dialogues first (tools.refine).
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/NAME.py` works like `python -m tools.NAME`
+
+import dandap.start  # noqa: F401
+
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,14 +24,15 @@ from wordcloud import WordCloud
 from dandap import nikl
 from dandap.analysis import PARTICLES
 from dandap.checks import TOLD, check_data
-from dandap.dataset import Row, Table, by_article, read_table
+from dandap.dataset import Row, Table, by_article
 from dandap.errors import InputError, run_script
+from dandap.files import TABLES, find_files, read_bytes, read_table
 from dandap.model import load_tokenizer
 from dandap.plots import BLUE, bars, draw, font_file
 from dandap.recipe import Parser, Recipe, parse
 from dandap.report import write_page
-from dandap.run_folder import new_folder
 from dandap.sentences import character_pairs, likeness, split_sentences
+from dandap.storage import new_folder
 from tasks import TASKS, inert
 from tools.refine import refine
 
@@ -108,11 +115,11 @@ def main(argv: list[str] | None = None) -> dict:
 
 def task_of(path: Path) -> str:
     """Whose file it is, by its fields."""
-    if not path.is_file():
-        raise InputError(f"no file at {path}. Check the path.")
-    if path.suffix.lower() == ".csv":
-        header = set(read_table(path)[0])
+    if find_files(path) == [path] and path.suffix.lower() in TABLES:
+        header = set(read_table(path, read_bytes(path)[0]).header)
         return "economic_qa" if "context" in header or not header & {"질문", "질문_1"} else "wallpaper_qa"
+    if path.is_dir():
+        return "economic_qa"
     return "dialogue_inference" if b'"conversation"' in path.read_bytes()[:100_000] else "economic_qa"
 
 
@@ -280,7 +287,7 @@ def explore_dialogues(findings: Findings, items: list[nikl.Item], count: Callabl
             "total_utterance_length": [sum(len(turn["utterance"]) for turn in item["input"]["conversation"]) for item in items],
         }
     )
-    totals.to_csv(findings.folder / "total_utterance_lengths.csv", index=False, encoding="utf-8-sig")
+    totals.map(inert).to_csv(findings.folder / "total_utterance_lengths.csv", index=False, encoding="utf-8-sig")
     categories = Counter(item["input"]["category"] for item in items)
     outputs = Counter(item.get("output") or "(none)" for item in items)
     findings.tables["Size"] = [

@@ -7,6 +7,13 @@ Everything follows from the seed. The base answers in full sentences, as a chat 
 it the short answer. Its prompts are wordings of its own; no template of prompts.py is among them.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/NAME.py` works like `python -m tools.NAME`
+
+import dandap.start  # noqa: F401
+
 import argparse
 import csv
 import itertools
@@ -16,7 +23,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers

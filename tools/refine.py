@@ -3,15 +3,20 @@
 Referred utterances are never merged away, dropped or emptied: what reference_id names is there afterwards too.
 """
 
-import re
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
-from dandap.dataset import decode
-from dandap.errors import InputError, run_script
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/NAME.py` works like `python -m tools.NAME`
+
+import dandap.start  # noqa: F401
+
+import re
+from collections.abc import Callable
+
+from dandap.errors import run_script
 from dandap.nikl import Item, load_items, to_json, utterance_ids
 from dandap.recipe import Parser, parse
-from dandap.run_folder import write_text
+from dandap.storage import refuse_existing, write_bytes
 
 Turn = dict
 
@@ -113,14 +118,11 @@ def main(argv: list[str] | None = None) -> dict[str, int]:
     parser.add_argument("--report", action="store_true", help="print what each step changed")
     arguments = parse(parser, argv)
     source, target = Path(arguments.source), Path(arguments.target)
-    if target.exists():
-        raise InputError(f"{target} exists already. Choose another name, or remove it.")
-    if not target.absolute().parent.is_dir():
-        raise InputError(f"{target}: there is no folder {target.parent}. Make it, or name another.")
+    refuse_existing(str(target), overwrite=False)
     items = load_items(source)
     counts: dict[str, int] = {}
     cleaned = [refine(item, counts) for item in items]
-    write_text(target, to_json(cleaned, decode(source.read_bytes(), source)[0]))
+    write_bytes(target, to_json(cleaned, source.read_bytes(), source))
     print(f"{target}: {len(cleaned):,} items")
     if arguments.report:
         for number, step in enumerate((*TEXT_STEPS, merge_turns), 1):

@@ -22,7 +22,7 @@ from dandap.errors import InputError
 from dandap.model import load_tokenizer
 from dandap.predictions import load_predictions
 from dandap.recipe import Recipe, load_recipe
-from dandap.run_folder import safe_name
+from dandap.storage import safe_name
 from tasks import SubmissionForm, write_review, write_submission
 from tests.conftest import HEADER, ROOT
 from tests.reliability.hostile import HOSTILE

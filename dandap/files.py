@@ -1,0 +1,275 @@
+"""The files that people have -> records: CSV of any separator, Excel, Parquet and JSON, in the encodings of Korea.
+
+What is certain is read; what is not is named: the byte with its line, the separator, the kind of file.
+"""
+
+import codecs
+import csv
+import hashlib
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+from dandap.errors import InputError, first_line
+from dandap.texts import INVISIBLE, short_list, trim
+
+ROOT = Path(__file__).parent.parent
+TABLES, JSONS = (".csv", ".tsv", ".txt", ".xlsx", ".parquet"), (".json", ".jsonl", ".ndjson")
+READABLE = "a .csv, .tsv, .xlsx, .parquet, .jsonl or .json file, or a folder of them"
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+BOMS = (  # UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+Place = str  # where a record stands, for messages: "line 12"
+
+
+@dataclass
+class Sheet:
+    """A table: every row is a dict of its cells by column name; cells are texts, or what Parquet holds."""
+
+    header: list[str]
+    rows: list[tuple[Place, dict[str, Any]]]
+    notes: list[str] = field(default_factory=list)  # what was decided, in sentences for people
+    separator: str = ","
+
+
+def find_files(path: Path, expected: str = READABLE) -> list[Path]:
+    """Return the path, or the files of a folder that can be read; InputError if there are none."""
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in TABLES + JSONS and not p.name.startswith("."))
+        if not found:
+            raise InputError(f"the folder {path} holds no file that can be read. Expected {expected}.")
+        return found
+    if not path.is_file():
+        there = f" There is one in {ROOT}: start the script in that folder." if (ROOT / path).is_file() else ""
+        raise InputError(f"no file at {path}. Expected {expected}; check the path.{there}")
+    return [path]
+
+
+def read_bytes(path: Path) -> tuple[bytes, str]:
+    """Return (a file's bytes, their SHA-256); InputError if it is not there."""
+    find_files(path)
+    data = path.read_bytes()
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def decode(data: bytes, path: Path) -> tuple[str, str]:
+    """Return (text, encoding): what a byte-order mark says, else strict UTF-8, else cp949.
+
+    Detectors take short cp949 for Big5. The InputError names the first wrong byte and its line.
+    """
+    name = next((name for mark, name in BOMS if data.startswith(mark)), None)
+    failures = {}
+    for encoding in [name] if name else ["utf-8", "cp949"]:
+        try:
+            return data.decode(encoding).lstrip("\ufeff"), encoding
+        except UnicodeDecodeError as error:
+            failures[encoding] = error.start
+    if data.count(b"\0") > len(data) / 10:
+        raise InputError(f"{path} is no text, or UTF-16 without a byte-order mark. Save it as CSV UTF-8.")
+    # The encoding that went on furthest is the file's: the other one failed at its first Hangul letter.
+    encoding, start = max(failures.items(), key=lambda failure: failure[1])
+    line = data.count(b"\n", 0, start) + 1
+    raise InputError(
+        f"{path}, line {line}: the byte 0x{data[start]:02x} at {start} is wrong; up to there the file can be read as {encoding} "
+        "(neither UTF-8 nor cp949 holds to its end). Correct that place, or export the file again as UTF-8."
+    )
+
+
+def encoding_notes(path: Path, encoding: str) -> list[str]:
+    """Return a line for people where a file is not UTF-8."""
+    return [] if encoding == "utf-8" else [f"{path.name} is not UTF-8; it was read as {encoding}"]
+
+
+def column_key(name: str) -> str:
+    """Return what column names are compared by: composed, without invisible characters and white space, in one case."""
+    return unicodedata.normalize("NFC", re.sub(f"[{INVISIBLE}\u00a0]", "", name)).strip().strip('"').strip().casefold()
+
+
+def is_excel(data: bytes, path: Path) -> bool:
+    """Whether bytes are an Excel workbook: a zip file under the name of a table, be it .csv."""
+    return data.startswith(b"PK\x03\x04") and path.suffix.lower() in TABLES
+
+
+def refuse_unreadable(data: bytes, path: Path) -> None:
+    """Name the kinds of file that people have and that are not read."""
+    kinds = {
+        b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls); save it as .xlsx or as CSV UTF-8",
+        b"\x1f\x8b": "compressed with gzip; unpack it",
+        b"PK\x03\x04": "a zip file; unpack it",
+        b"%PDF": "a PDF; export the table as CSV UTF-8",
+        b"Rar!": "a RAR file; unpack it",
+    }
+    for beginning, what in kinds.items():
+        if data.startswith(beginning):
+            raise InputError(f"{path} is {what}. Expected {READABLE}.")
+    if path.suffix.lower() not in TABLES + JSONS:
+        raise InputError(f"{path} ends in {path.suffix!r}; expected {READABLE}.")
+
+
+def read_table(path: Path, data: bytes) -> Sheet:
+    """Read a table by what its bytes are, then by its ending."""
+    if is_excel(data, path):
+        return _read_excel(path, data)
+    if data.startswith(b"PAR1"):
+        return _read_parquet(path, data)
+    refuse_unreadable(data, path)
+    text, encoding = decode(data, path)
+    sheet = read_cells(text, path)
+    sheet.notes = encoding_notes(path, encoding) + sheet.notes
+    return sheet
+
+
+def read_cells(text: str, path: Path) -> Sheet:
+    """Read a CSV text whose separator is the one that its first line or its header shows."""
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long article
+    text = text.replace("\0", "")
+    declared = re.match(r'"?sep=(.)"?[ \t]*\r?\n', text)
+    if declared:
+        text = text[declared.end() :]
+    separator = declared[1] if declared else _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
+    first = 1 if declared else 0  # lines before the reader's
+    try:
+        header = next(reader, None)
+        if header is None:
+            raise InputError(f"{path} is empty. Expected a header and a row per question.")
+        while header and not header[-1].strip():
+            header.pop()  # Excel saves `id,context,,` where cells to the right were once touched
+        lines = [(reader.line_num + first, cells) for cells in reader]
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, line {reader.line_num + first}: {error}. A quotation mark is not closed, or stands unescaped inside a "
+            'cell; write it as "" inside a quoted cell.'
+        ) from error
+    notes = [] if separator == "," else [f"{path.name}: the cells are separated by {SEPARATORS.get(separator, repr(separator))}"]
+    return Sheet(header, list(_rows(path, header, lines, notes)), notes, separator)
+
+
+def _separator(text: str) -> str:
+    """Return the separator that makes the most cells of the header; a comma where none does."""
+
+    def cells(separator: str) -> int:
+        try:
+            return len(next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), []))
+        except csv.Error:
+            return 0
+
+    return max(SEPARATORS, key=cells)
+
+
+def _rows(
+    path: Path, header: list[str], lines: list[tuple[int, list[str]]], notes: list[str]
+) -> Iterator[tuple[Place, dict[str, str]]]:
+    """Rows that are not blank; a header in the middle, where files were glued together, is told and left out."""
+    width = len(header)
+    names = [column_key(name) for name in header]
+    for line, cells in lines:
+        if not any(map(trim, cells)):
+            continue
+        if [column_key(cell) for cell in cells[:width]] == names:
+            notes.append(f"{path.name}, line {line} is the header again (glued files); it was left out")
+            continue
+        if any(map(str.strip, cells[width:])):
+            raise InputError(
+                f"{path}, line {line}: got {len(cells)} cells, the header has {width}. "
+                "A comma or quotation mark in a text needs the cell in quotation marks."
+            )
+        yield f"line {line}", dict(zip(header, cells, strict=False))
+
+
+def _read_excel(path: Path, data: bytes) -> Sheet:
+    """Read a workbook's first sheet; a number that is shown as something else (36.7%, a date) is named, not guessed."""
+    try:
+        from openpyxl import load_workbook  # an extra
+    except ImportError as error:
+        raise InputError(
+            f"{path} is an Excel workbook: save it as CSV UTF-8, or install openpyxl (pip install -r requirements-extra.txt)."
+        ) from error
+    try:
+        book = load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+        first = book.worksheets[0]
+        lines = [(number, list(cells)) for number, cells in enumerate(first.iter_rows(), 1)]
+    except (BadZipFile, KeyError, ValueError, IndexError, OSError, SyntaxError) as error:  # a torn zip or XML
+        raise InputError(f"{path} is an Excel workbook that cannot be read ({first_line(error)}). Save it again.") from error
+    lines = [(number, cells) for number, cells in lines if any(cell.value is not None for cell in cells)]
+    if not lines:
+        raise InputError(f"{path} is empty. Expected a header and a row per question in its first sheet.")
+    others = [sheet.title for sheet in book.worksheets[1:]]
+    notes = [f"{path.name}: the sheet {first.title!r} was read, not {short_list(others)}"] if others else []
+    header = [_excel_text(path, cell) for cell in lines[0][1]]
+    while header and not header[-1].strip():
+        header.pop()
+    rows = [(number, [_excel_text(path, cell) for cell in cells]) for number, cells in lines[1:]]
+    return Sheet(header, list(_rows(path, header, rows, notes)), notes)
+
+
+def _excel_text(path: Path, cell) -> str:
+    """Return a cell's text; a plain number as it was typed."""
+    value = cell.value
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, bool) or cell.is_date or cell.number_format not in ("General", "0", "@"):
+        raise InputError(
+            f"{path}, cell {cell.coordinate}: it holds {value!r}, shown as {cell.number_format!r}; which text is meant is not "
+            "certain. Format the column as text, or save the sheet as CSV UTF-8, which keeps what is shown."
+        )
+    return str(value)
+
+
+def _read_parquet(path: Path, data: bytes) -> Sheet:
+    """Read a Parquet file by pyarrow, which comes with datasets."""
+    import pyarrow  # 0.3 s
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path} is a Parquet file that cannot be read ({first_line(error)}). Export it again.") from error
+    return Sheet(table.column_names, [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1)])
+
+
+def parse_json(text: str, where: str, **options) -> Any:
+    """Parse JSON; InputError for what is none, or nests too deeply, or has a number of thousands of digits."""
+    try:
+        return json.loads(text, **options)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON ({first_line(error)}). Correct it or export the file again.") from error
+
+
+# Numbers are kept as they are written (36.70 stays 36.70), and what is none is nothing.
+AS_WRITTEN = {"parse_int": str, "parse_float": str, "parse_constant": lambda name: None}
+
+
+def read_json(path: Path, data: bytes) -> tuple[Any, list[str]]:
+    """Return (what a JSON file holds, notes): one value, or the list of the values of its lines, whatever its ending."""
+    refuse_unreadable(data, path)
+    text, encoding = decode(data, path)
+    notes, content = encoding_notes(path, encoding), text.strip()
+    if not content:
+        raise InputError(f"{path} is empty. Expected JSON.")
+    by_line = path.suffix.lower() != ".json" and not content.startswith("[")
+    if not by_line:
+        try:
+            return json.loads(content, **AS_WRITTEN), notes
+        except json.JSONDecodeError as error:
+            by_line = "Extra data" in error.msg and not content.startswith("[")  # lines, named .json
+        except (ValueError, RecursionError):
+            pass  # said below
+    if not by_line:
+        return parse_json(content, str(path), **AS_WRITTEN), notes
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return Lines([(number, parse_json(line, f"{path}, line {number}", **AS_WRITTEN)) for number, line in lines]), notes
+
+
+class Lines(list):
+    """(line number, value) of a file of JSON lines."""

@@ -1,0 +1,55 @@
+"""What a run is made with: its base, tokenizer and adapter, told by their files, so that nothing goes on over another one."""
+
+import hashlib
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from dandap.checkpoints import sha256
+from dandap.recipe import Recipe
+
+WHOLE = 2**28  # bytes; files up to this size are hashed whole
+PIECES, PIECE = 256, 2**16  # of larger ones: so many pieces of so many bytes, and both ends
+KINDS = (".json", ".safetensors", ".model", ".jinja", ".txt", ".py")
+
+
+def base_identity(recipe: Recipe) -> dict[str, str]:
+    """Return the base's name and what tells its files from another's.
+
+    Of a hub model the commit that is in the cache; of a folder a hash of its config, tokenizer and weights. Weights of
+    more than WHOLE bytes are hashed in part (16 MB spread over each file), so that 20 GB take a second and not a minute:
+    another model or another training shows, a single flipped bit may not.
+    """
+    folder = Path(recipe.model)
+    if folder.is_dir():
+        return {"model": recipe.model, "files": folder_hash(folder)}
+    found = try_to_load_from_cache(recipe.model, "config.json", revision=recipe.revision or "main")
+    return {"model": recipe.model, "commit": Path(found).parent.name if isinstance(found, str) else (recipe.revision or "")}
+
+
+def same_base(one: dict[str, str], other: dict[str, str]) -> bool:
+    """Whether two identities are of the same base; a folder may have been moved."""
+    if "files" in one and "files" in other:
+        return one["files"] == other["files"]
+    return one == other
+
+
+def folder_hash(folder: Path) -> str:
+    """Hash the names and contents of a model's or adapter's files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in KINDS and path.name != "manifest.json":
+            digest.update(f"{path.name} {path.stat().st_size} {_file_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    size = path.stat().st_size
+    if size <= WHOLE:
+        return sha256(path)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for number in range(PIECES):
+            file.seek((size - PIECE) * number // (PIECES - 1))
+            digest.update(file.read(PIECE))
+    return digest.hexdigest()

@@ -1,0 +1,174 @@
+"""Files and folders written safely: whole or not at all, under a name that is free, never through somebody's link."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dandap.errors import InputError
+
+LONGEST_NAME = 180  # bytes of a folder's name; file systems take 255, and a time and -2 come after it
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: under a name of its own beside its place first, then renamed.
+
+    A link at `path` is replaced, what it points to stays; so does a file of the user's that ends in .partial.
+    """
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).chmod(_usual_mode())
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def _usual_mode() -> int:
+    """The mode that a new file gets here; mkstemp's are for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def write_text(path: Path, text: str, encoding: str = "utf-8") -> None:
+    """Write a text whole or not at all, line ends as they are."""
+    write_bytes(path, text.encode(encoding))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_json_lines(path: Path, records: Iterable[dict]) -> None:
+    """Write records a line each, whole or not at all."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def append_json(path: Path, record: dict) -> None:
+    """Add a line to a .jsonl file, which must be no link."""
+    if path.is_symlink():
+        raise InputError(f"{path} is a link; expected a file of the run's own. Remove the link.")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object that this project wrote; InputError if the file is missing, torn or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing. Put it back from a copy of the folder, or make the folder again.") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({str(error)[:80]}). Put it back from a copy, or make the folder again.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds {type(value).__name__}; expected a JSON object. Put it back from a copy.")
+    return value
+
+
+def safe_name(name: str) -> str:
+    """Return a name as one folder: nothing that leaves the parent folder or that a file system refuses."""
+    cleaned = re.sub(r"[^\w.+-]+", "-", name).strip("-.")
+    if not cleaned:
+        raise InputError(f"got the name {name[:100]!r}; expected letters, digits, '-', '_' or '.'.")
+    return cleaned
+
+
+def checked_name(name: str) -> str:
+    """Return a folder name that a person chose; InputError if it is too long for a file system."""
+    cleaned = safe_name(name)
+    if len(cleaned.encode()) > LONGEST_NAME:
+        raise InputError(
+            f"the name {cleaned[:20]!r}... has {len(cleaned.encode())} bytes; expected at most {LONGEST_NAME} "
+            "(a Hangul syllable takes three)."
+        )
+    return cleaned
+
+
+def shortened(name: str, most: int = 100) -> str:
+    """Cut a name to so many bytes, between characters."""
+    return name.encode()[:most].decode(errors="ignore")
+
+
+def timestamp() -> str:
+    """Return the local time for folder names, to the second."""
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
+def new_folder(parent: str | Path, name: str) -> Path:
+    """Make <parent>/<name>-<time>/, never one that exists."""
+    return free_folder(Path(parent) / safe_name(f"{shortened(name)}-{timestamp()}"))
+
+
+def free_folder(base: Path) -> Path:
+    """Make the folder, or the same name with -2, -3, ... if two start in one second."""
+    make_folder(base.parent)
+    folder, number = base, 2
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none; InputError if something else has its name, or its path leads nowhere."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{folder} cannot be a folder: {error.filename} is a file, or a link that leads nowhere.") from error
+
+
+def check_writable(folder: Path, way_out: str) -> None:
+    """Refuse a folder that cannot be written to, before the work whose result it would lose."""
+    make_folder(folder)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to ({error.strerror}). {way_out}") from error
+
+
+def refuse_existing(output: str | None, overwrite: bool) -> None:
+    """Refuse a name that a file cannot be written under, before hours of answering and not after."""
+    if not output:
+        return
+    target = Path(output)
+    if len(target.name.encode()) > 255:
+        raise InputError(f"--output: the name {target.name[:20]!r}... has more than the 255 bytes that file systems take.")
+    if not target.absolute().parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {target.parent}. Make it, or name another.")
+    if target.is_symlink():
+        raise InputError(f"--output {output} is a link; expected a file's name. Name what it points to.")
+    if target.is_dir():
+        raise InputError(f"--output {output} is a folder; expected a file's name.")
+    if target.exists() and not target.is_file():
+        raise InputError(f"--output {output} is a device or a pipe; expected a file's name.")
+    if target.exists() and not overwrite:
+        raise InputError(f"--output {output} exists already. Choose another name, or add --overwrite.")
+    check_writable(target.absolute().parent, "Name a file in another folder.")
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file so that the target is never half of it."""
+    write_bytes(target, source.read_bytes())
+    print(f"copied to {target}")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with what is in it, or a link but not what it points to; nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,72 @@
+r"""What reaches the terminal: texts of files are shown and not obeyed, and a reader that leaves ends nothing.
+
+An id may hold an escape sequence that writes the clipboard; printed, it is spelled out (\x1b). A console of cp949 or ASCII
+shows what it cannot show as \u2581. After `python inference.py | head -1`, or when the terminal is closed, the work goes on.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from dandap.texts import shown
+
+GONE = (errno.EPIPE, errno.EIO, errno.EINVAL)  # a pipe without a reader, a closed terminal; Windows' word for either
+
+
+class Output:
+    """A stream that outlives its reader; `obeyed` lets escapes through, for bars and colours, which are ours."""
+
+    def __init__(self, stream: TextIO, obeyed: bool = False):
+        self.stream, self.obeyed = stream, obeyed
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text as it may be shown; returns its length, as streams do."""
+        self._unless_gone(lambda: self.stream.write(text if self.obeyed else shown(text)))
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        self._unless_gone(self.stream.flush)
+
+    def _unless_gone(self, work) -> None:
+        try:
+            work()
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            leave(self.stream)
+
+
+def leave(stream: TextIO) -> None:
+    """Let a stream that nobody reads any more lead nowhere, what it still holds included."""
+    with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:  # no file behind it: nothing to do
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+@contextlib.contextmanager
+def shown_output():
+    """Show what is printed while it lasts; what a console cannot encode becomes an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    before = sys.stdout
+    sys.stdout = Output(before) if before is not None else before
+    try:
+        yield
+    finally:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        finally:
+            sys.stdout = before
+
+
+def obeyed_output() -> TextIO:
+    """Return stdout for bars and colours."""
+    return Output(sys.stdout.stream, obeyed=True) if isinstance(sys.stdout, Output) else sys.stdout
