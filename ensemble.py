@@ -22,7 +22,7 @@ from dandap.errors import InputError, run_script
 from dandap.journal import RECORD
 from dandap.predictions import find_predictions, load_predictions, run_of, same_questions
 from dandap.recipe import Parser, make_recipe, parse
-from dandap.storage import copy_whole, make_folder, new_folder, read_json, refuse_existing, write_json, write_json_lines
+from dandap.storage import check_writable, copy_whole, new_folder, read_json, refuse_existing, write_json, write_json_lines
 from tasks import SubmissionForm, form_of, get_task, write_dialogue, write_predictions, write_submission
 
 Pick = Callable[[Sequence[dict]], int]  # the members' records of one question -> whose answer is taken
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> dict:
         raise InputError(f"got {len(paths)} member; an ensemble needs at least two.")
     members = same_questions({str(path): load_predictions(path) for path in _all_different(paths)})
     refuse_other_settings(paths)
-    make_folder(Path(arguments.output_dir))
+    check_writable(Path(arguments.output_dir), "Name another --output_dir.")
     questions = list(zip(*members, strict=True))
     if arguments.method == "f1_sum" and len(members) == 2:
         print(f"two members' answers are as like to one another: f1_sum must take the first, if it is not empty ({paths[0]})")

@@ -23,7 +23,7 @@ from dandap.nikl import LETTERS
 from dandap.recipe import Recipe
 from dandap.similarity import cosine, embed
 from dandap.storage import write_bytes, write_text
-from dandap.texts import writable
+from dandap.texts import short_list, writable
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,14 @@ def _economic_kind(row: Row) -> str:
 
 
 def _economic_submit(
-    recipe: Recipe, folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str], form: "SubmissionForm"
+    recipe: Recipe,
+    folder: Path,
+    test_file: Path,
+    rows: Sequence[Row],
+    predictions: Sequence[str],
+    form: "SubmissionForm | None" = None,
 ) -> tuple[Path, str | None]:
-    write_submission(folder / "submission.csv", form, [row.id for row in rows], predictions)
+    write_submission(folder / "submission.csv", form or SubmissionForm(), [row.id for row in rows], predictions)
     return folder / "submission.csv", None
 
 
@@ -119,7 +124,12 @@ def _dialogue_score(rows: Sequence[Row], predictions: Sequence[str]) -> dict:
 
 
 def _dialogue_submit(
-    recipe: Recipe, folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str], form: "SubmissionForm"
+    recipe: Recipe,
+    folder: Path,
+    test_file: Path,
+    rows: Sequence[Row],
+    predictions: Sequence[str],
+    form: "SubmissionForm | None" = None,
 ) -> tuple[Path, str | None]:
     return write_dialogue(folder / "submission.json", test_file, list(predictions)), None
 
@@ -163,7 +173,12 @@ def _wallpaper_similarity(recipe: Recipe, rows: Sequence[Row], predictions: Sequ
 
 
 def _wallpaper_submit(
-    recipe: Recipe, folder: Path, test_file: Path, rows: Sequence[Row], predictions: Sequence[str], form: "SubmissionForm"
+    recipe: Recipe,
+    folder: Path,
+    test_file: Path,
+    rows: Sequence[Row],
+    predictions: Sequence[str],
+    form: "SubmissionForm | None" = None,
 ) -> tuple[Path, str | None]:
     """answers.csv, and submission.csv of sentence embeddings where their model can be loaded."""
     ids, answers = [row.id for row in rows], folder / "answers.csv"
@@ -370,9 +385,13 @@ def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
     """
     sample = test_file.with_name("sample_submission.csv")
     if not sample.is_file():
-        return SubmissionForm()
+        others = [path.name for path in test_file.parent.glob("*.[cC][sS][vV]") if "sample" in path.name.lower()]
+        hint = f"{short_list(others)} beside {test_file} is not read; name it sample_submission.csv if it is the organiser's"
+        return SubmissionForm(note=hint if others else None)
     text, encoding = decode(sample.read_bytes(), sample)
     sheet = read_cells(text, sample)
+    if len(sheet.header) == 2 and form_of(sample) is None:
+        raise InputError(f"{sample} has the header {sheet.header}; expected two different names. Correct it, or remove it.")
     found = [cells.get(sheet.header[0], "") for _, cells in sheet.rows] if sheet.header else []
     find = match_ids(ids, found)
     places = {name: place for place, name in enumerate(found)}
@@ -382,8 +401,6 @@ def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
             note=f"{sample} is not of this test file (its ids or columns differ); the columns are {', '.join(SUBMISSION_COLUMNS)}"
         )
     form = form_of(sample)
-    if form is None:
-        raise InputError(f"{sample} has the header {sheet.header}; expected two different names. Correct it, or remove it.")
     notes = [] if encoding == "utf-8" else [f"{sample} is {encoding}; the submission is written as UTF-8"]
     order = tuple(sorted(ids, key=matched.__getitem__))
     if order != tuple(ids):

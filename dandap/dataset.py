@@ -19,6 +19,9 @@ COLUMNS = ("id", "context", "question", "answer", "answers")
 REQUIRED = ("context", "question")
 ALSO_IDS = ("guid", "question_id", "qid")  # KLUE-MRC, AI Hub
 LONGEST_ID = 1000  # characters; ids are printed and name lines of files
+EXCEL_CELL = 32_767  # characters, the most that a cell of Excel holds
+# What a decoder put for bytes it could not read; and UTF-8 Hangul (three bytes from 0xEA to 0xED) read as Latin-1.
+GARBLED = re.compile("\ufffd|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122][\u0080-\u00bf\u0152-\u2122]){2}")
 Required = tuple[str, ...]
 Record = tuple[str, dict[str, Any]]  # (its place, for messages; our names -> what the file holds)
 
@@ -173,7 +176,7 @@ def _json_records(content: Any, path: Path, columns: dict[str, str], required: R
             yield place, record | {"is_impossible": value.get("is_impossible")}
         else:
             raise InputError(
-                f"{path}, {place}: got {type(value).__name__ if not isinstance(value, dict) else short_list(value)}; expected "
+                f"{path}, {place}: got {short_list(value) if isinstance(value, dict) else str(value)[:60]}; expected "
                 "an object with context, question and answer or answers, or SQuAD's data -> paragraphs -> qas."
             )
 
@@ -224,6 +227,10 @@ def answer_texts(value: Any, where: str) -> list[str]:
     raise InputError(f"{where}: an answer is {str(value)[:100]!r}; expected a text, {{'text': ...}}, or a list of these.")
 
 
+_LISTED = re.compile(r"""\[\s*['"].*['"]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+
+
 def _structured(text: str, where: str) -> Any:
     """A cell of `answers`: JSON, or the Python text that pandas writes for lists, dicts and arrays; else one plain text."""
     if not text.lstrip().startswith(("[", "{")):
@@ -232,19 +239,21 @@ def _structured(text: str, where: str) -> Any:
         return parse_json(text, where)
     except InputError as error:
         try:
-            return _python_value(ast.parse(text.strip(), mode="eval").body)
+            return _python_value(ast.parse(text.strip(), mode="eval").body, text.strip())
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
             raise error from None
 
 
-def _python_value(node: ast.AST) -> Any:
+def _python_value(node: ast.AST, source: str) -> Any:
     """The value of a literal; numpy's `array([...], dtype=...)` is the list in it."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "array":
-        return _python_value(node.args[0])
+        return _python_value(node.args[0], source)
+    if isinstance(node, ast.Constant) and len(_QUOTED.findall(ast.get_source_segment(source, node) or "")) > 1:
+        raise ValueError("a list without commas")  # numpy writes ['전주' '서울'], which Python joins to one text
     if isinstance(node, ast.Dict):
-        return {_python_value(k): _python_value(v) for k, v in zip(node.keys, node.values, strict=True)}
+        return {_python_value(k, source): _python_value(v, source) for k, v in zip(node.keys, node.values, strict=True)}
     if isinstance(node, ast.List | ast.Tuple):
-        return [_python_value(each) for each in node.elts]
+        return [_python_value(each, source) for each in node.elts]
     return ast.literal_eval(node)
 
 
@@ -261,6 +270,8 @@ class _Cleaner:
         self.composed: list[str] = []  # ids
         self.blank: list[str] = []
         self.numbers: list[str] = []
+        self.garbled: list[str] = []
+        self.cut: list[str] = []
         self.unanswerable = 0
 
     def rows(self, records: list[Record]) -> list[Row]:
@@ -274,6 +285,11 @@ class _Cleaner:
             )
         if self.numbers:
             self._note(len(self.numbers), "answers are numbers in the file and were read as they stand there", self.numbers)
+        if self.garbled:
+            what = "rows hold signs of a wrong encoding (\ufffd, or Latin letters for Hangul): look at them before you train"
+            self._note(len(self.garbled), what, self.garbled)
+        if self.cut:
+            self._note(len(self.cut), "articles have exactly 32,767 characters, where Excel cuts a cell", self.cut)
         if self.unanswerable and self.need_answers:
             self.notes.append(f"{self.unanswerable} questions without an answer were left out (is_impossible, or none given)")
         if not rows:
@@ -293,6 +309,10 @@ class _Cleaner:
             return None
         if self.need_answers and not answers:
             raise InputError(f"{where} (id {name}): no answer. Training needs one in every row; fill it in or delete the row.")
+        if any(GARBLED.search(text) for text in (context, question, *answers)):
+            self.garbled.append(name)
+        if len(context) == EXCEL_CELL:
+            self.cut.append(name)
         fields = {"impossible": "true"} if impossible else {}
         return Row(name, context, question, () if impossible else answers, fields=fields)
 
@@ -331,6 +351,8 @@ class _Cleaner:
         is_list = "answers" in record and not isinstance(value, str)
         if value is None or value == "":
             value = record.get("answer", value)
+            if isinstance(value, str) and _LISTED.match(value.strip()):
+                value = _structured(value, f"{where}: answer")  # a list that was saved as its text
         texts = [trim(clean(text)) for text in answer_texts(value, where)]
         if isinstance(value, int | float):
             self.numbers.append(name)

@@ -152,7 +152,21 @@ def read_cells(text: str, path: Path) -> Sheet:
             'cell; write it as "" inside a quoted cell.'
         ) from error
     notes = [] if separator == "," else [f"{path.name}: the cells are separated by {SEPARATORS.get(separator, repr(separator))}"]
+    swallowed = [line for line, cells in lines if any(_holds_row(cell, len(header), separator) for cell in cells)]
+    if swallowed:
+        notes.append(
+            f"WARNING: {path.name}, line {swallowed[0]} ends a cell that holds what looks like rows ({len(swallowed)} such): "
+            "is a quotation mark open there? Within a cell it is written twice"
+        )
     return Sheet(header, list(_rows(path, header, lines, notes)), notes, separator)
+
+
+def _holds_row(cell: str, width: int, separator: str) -> bool:
+    """Whether a line within a cell looks like a row of the table: an id, and as many separators as between columns."""
+    if width < 3 or "\n" not in cell:
+        return False
+    inner = cell.split("\n")[1:-1]  # the first and the last line are the cell's own, at least in part
+    return any(line.count(separator) >= width - 1 and re.match(r"[\w-]*\d" + re.escape(separator), line) for line in inner)
 
 
 def _separator(text: str) -> str:

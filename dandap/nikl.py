@@ -80,6 +80,9 @@ def _read_one(path: Path, need_answers: bool) -> Table:
     rows = [to_row(item) for item in load_items(path)]
     refuse_duplicate_ids(rows, path)
     without = [row.id for row in rows if not row.answers]
+    blank = [row.id for row in rows if not all(row.fields[f"option_{letter}"] for letter in LETTERS)]
+    if need_answers and blank:
+        raise InputError(f"{path}: an inference is empty or no text in {len(blank)} items, first {blank[0]}. Fill it in.")
     if need_answers and without:
         raise InputError(f"{path}: {len(without)} items have no output, first {without[0]}. Training needs one in every item.")
     data, digest = read_bytes(path)
@@ -90,7 +93,7 @@ def to_row(item: Item) -> Row:
     """An item as a question; the dialogue is its article."""
     content, output = item["input"], item.get("output") or ""
     category = category_of(content)
-    options = dict(zip(LETTERS, (clean(content[name]).strip() for name in INFERENCES), strict=True))
+    options = dict(zip(LETTERS, (trim(clean(content[name])) for name in INFERENCES), strict=True))
     fields = {
         "category": category,
         "reference": "\n".join(_line(turn) for turn in referred(content)),

@@ -131,10 +131,16 @@ def make_folder(folder: Path) -> None:
 
 
 def check_writable(folder: Path, way_out: str) -> None:
-    """Refuse a folder that cannot be written to, before the work whose result it would lose."""
-    make_folder(folder)
+    """Refuse a folder that cannot be made or written to, before the work whose result it would lose; nothing is made."""
+    existing = folder.absolute()
+    while not existing.exists():
+        if existing.is_symlink():
+            raise InputError(f"{folder} cannot be a folder: {existing} is a link that leads nowhere. {way_out}")
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"{folder} cannot be a folder: {existing} is a file. {way_out}")
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise InputError(f"{folder} cannot be written to ({error.strerror}). {way_out}") from error

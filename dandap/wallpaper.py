@@ -37,6 +37,8 @@ def _read_one(path: Path, need_answers: bool) -> Table:
             f"{path} has no column {missing[0]!r}; it has {short_list(header)}. Expected id, 질문_1, 질문_2, category, "
             "답변_1 to 답변_5 to train on, or id, 질문 to answer."
         )
+    if not lines:
+        raise InputError(f"{path} holds no questions (only a header). Expected at least one row.")
     rows = [row for where, cells in lines for row in _rows(f"{path}, {where}", cells, need_answers)]
     refuse_duplicate_ids(rows, path)
     return Table(path, rows, digest, sheet.notes)

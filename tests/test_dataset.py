@@ -64,7 +64,10 @@ def test_squad_json_drops_and_counts_impossible_questions(tmp_path):
     path.write_text(json.dumps(squad(good, guid, {"id": "3", "question": "?", "answers": [], "is_impossible": True})))
     table = read(path, need_answers=True)
     assert [(row.id, row.answers) for row in table.rows] == [("1", ("다", "라")), ("2", ("다",))]
-    assert table.notes == ["1 questions marked is_impossible were left out"]
+    assert table.notes == ["1 questions without an answer were left out (is_impossible, or none given)"]
+    test = read(path)
+    assert [row.id for row in test.rows] == ["1", "2", "3"], "a test file is answered whole"
+    assert test.rows[2].fields == {"impossible": "true"}
 
 
 BAD_CSV = {
@@ -72,7 +75,7 @@ BAD_CSV = {
     "a misspelt column": ([["id", "contxt", "question", "answer"], GOOD], "Did you mean 'contxt'"),
     "a repeated column": ([["id", "context", "question", "context"], GOOD], "more than once"),
     "a header only": ([HEADER], "holds no questions"),
-    "duplicate ids": ([HEADER, GOOD, GOOD], "1 ids more than once: a"),
+    "duplicate ids": ([HEADER, GOOD, GOOD], "1 ids more than once: 'a'"),
     "an empty question": ([HEADER, ["a", "b", " ", "d"]], "line 2: question is empty"),
     "an empty context": ([HEADER, ["a", "", "c", "d"]], "line 2: context is empty"),
     "a missing answer": ([HEADER, GOOD, ["b", "b", "c", ""]], "id b.*no answer"),
@@ -92,12 +95,16 @@ BAD_FILES = {
     "bytes.csv": (b"id,context,question,answer\na,\xff\xfe\xff,c,d\n", "neither UTF-8 nor cp949"),
     "quotes.csv": ('id,context,question,answer\na,"가,나?,다\n'.encode(), "line 2"),
     "a.json": (b"{", "not valid JSON"),
-    "b.json": (b'{"data": [1]}', "not SQuAD-format JSON"),
-    "c.json": (b"[]", "not SQuAD-format JSON"),
-    "a.jsonl": (b"[1]\n", "expected one JSON object a line"),
+    "b.json": (b'{"data": [1]}', "data, entry 1: got 1; expected an object with context"),
+    "c.json": (b"[]", "holds no questions"),
+    "d.json": (b'{"data": [{"paragraphs": [{"qas": []}]}]}', "data, entry 1: it is not SQuAD-format JSON"),
+    "a.jsonl": (b"[1]\n", "entry 1: got 1; expected an object"),
     "b.jsonl": (b'{"id": "a"}\n', "no column 'context'"),
-    "c.jsonl": (b'{"id": "a", "context": 1, "question": "?"}\n', "context is empty or no text"),
-    "a.txt": (b"x", "expected .csv, .jsonl or .json"),
+    "c.jsonl": (b'{"id": "a", "context": [1], "question": "?"}\n', "context is empty or no text"),
+    "a.txt": (b"x", "has no column 'context'; it has 'x'"),
+    "a.docx": (b"x", "expected a .csv, .tsv, .xlsx, .parquet, .jsonl or .json file"),
+    "a.xls": (b"\xd0\xcf\x11\xe0", "an old Excel workbook"),
+    "a.csv": (b"\x1f\x8b", "compressed with gzip"),
 }
 
 

@@ -102,13 +102,15 @@ def test_inference_writes_and_scores(work, capsys):
 
 
 def test_runs_are_compared_and_joined(work):
-    """The adapter, the same grounded, and the base alone, from the command line's words on."""
+    """The adapter, the same grounded, and the base alone, from the command line's words on; only like ones are joined."""
     greedy, grounded = (Path(answer(work, *more)["submission"]).parent for more in ([], ["--grounded", "true"]))
     base = Path(answer(work, "--recipe", "demo", "--no_adapter", "--test_file", str(work / "test.csv"))["submission"]).parent
     names = list(map(str, (greedy, grounded, base)))
     compared = compare.main([*names, "--output_dir", str(work / "outputs")])
     assert {"grounded", "adapter"} <= set(compared["recipes"])
-    joined = ensemble.main([*names, "--output_dir", str(work / "outputs")])
+    with pytest.raises(InputError, match=r"answered in different ways: grounded False and True\. Name folders"):
+        ensemble.main([*names, "--output_dir", str(work / "outputs")])
+    joined = ensemble.main([names[0], names[2], "--output_dir", str(work / "outputs")])
     assert joined["questions"] == 4
 
 
@@ -235,7 +237,7 @@ def test_a_recipe_name_with_dots_names_the_run_whole(name):
 def test_trimmed_articles_are_told_and_recorded(work, capsys, monkeypatch):
     monkeypatch.setattr(inference.Recipe, "prompt_limit", 75)
     answer(work)
-    assert "4 questions have their article trimmed" in capsys.readouterr().out
+    assert "4 questions have their article cut to the sentences nearest" in capsys.readouterr().out
     newest = max((work / "outputs" / "first" / "answers").glob("test-*"), key=lambda path: path.stat().st_mtime_ns)
     assert all(json.loads(line)["trimmed_characters"] > 0 for line in (newest / "predictions.jsonl").read_text().splitlines())
 

@@ -109,10 +109,16 @@ def test_another_adapter_never_reuses_answers(work):
     changed = bytearray(before)
     changed[-1] ^= 1
     weights.write_bytes(changed)
+    manifest = weights.with_name("manifest.json")
+    sealed = manifest.read_bytes()
     try:
+        with pytest.raises(InputError, match=r"adapter_model.safetensors is damaged .* remove .*manifest.json"):
+            answer(work)
+        manifest.unlink()  # the change was meant
         result = answer(work)
     finally:
         weights.write_bytes(before)
+        manifest.write_bytes(sealed)
     assert str(path) not in result["submission"]
     shutil.rmtree(path)
 

@@ -43,6 +43,9 @@ def test_a_recipe_extends_another(tmp_path):
 def test_a_recipe_tells_its_source_and_that_it_never_ran(name):
     comment = (RECIPES_DIR / f"{name}.yaml").read_text(encoding="utf-8")
     assert f"--recipe {name}" in comment
+    if "\nextends: " in comment:  # what is told there need not be told again
+        parent = yaml.safe_load(comment)["extends"]
+        comment += (RECIPES_DIR / f"{parent}.yaml").read_text(encoding="utf-8")
     assert "Never run" in comment
     assert "icence" in comment or "Apache-2.0" in comment
     assert "per step" in comment

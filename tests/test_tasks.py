@@ -56,9 +56,10 @@ def sample(folder: Path, ids, columns=("id", "answer"), encoding="utf-8"):
 def test_the_organisers_columns_and_byte_order_mark(tmp_path, encoding, bom):
     sample(tmp_path, ["TEST_0001", "TEST_0000"], columns=("ID", "정답"), encoding=encoding)
     path = tmp_path / "submission.csv"
-    assert write(path, tmp_path / "test.csv", rows(2), ["가", "나"]) is None
+    note = write(path, tmp_path / "test.csv", rows(2), ["가", "나"])
+    assert "rows stand in the order of" in note
     assert path.read_bytes().startswith(b"\xef\xbb\xbf") == bom
-    assert path.read_text(encoding="utf-8-sig") == "ID,정답\nTEST_0000,가\nTEST_0001,나\n"
+    assert path.read_text(encoding="utf-8-sig") == "ID,정답\nTEST_0001,나\nTEST_0000,가\n"
 
 
 def test_a_sample_of_another_file_is_not_used_and_told(tmp_path):

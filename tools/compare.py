@@ -21,7 +21,7 @@ from dandap.errors import InputError, run_script
 from dandap.plots import bars, draw
 from dandap.predictions import find_predictions, load_predictions, run_of, same_questions
 from dandap.recipe import Parser, parse
-from dandap.storage import make_folder, new_folder, read_json, write_json
+from dandap.storage import check_writable, new_folder, read_json, write_json
 
 SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that change no answer
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> dict:
         )
     names = short_names(paths)
     answers = dict(zip(names, same_questions({str(path): load_predictions(path) for path in paths}), strict=True))
-    make_folder(Path(arguments.output_dir))
+    check_writable(Path(arguments.output_dir), "Name another --output_dir.")
     golds, articles = gold_of(list(answers.values()))
 
     f1 = {
