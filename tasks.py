@@ -64,8 +64,11 @@ def _economic_submit(
     predictions: Sequence[str],
     form: "SubmissionForm | None" = None,
 ) -> tuple[Path, str | None]:
-    write_submission(folder / "submission.csv", form or SubmissionForm(), [row.id for row in rows], predictions)
-    return folder / "submission.csv", None
+    path = folder / "submission.csv"
+    write_submission(path, form or SubmissionForm(), [row.id for row in rows], predictions)
+    lost = pd.read_csv(path, encoding="utf-8-sig").iloc[:, 1].isna().sum()
+    told = f"{lost} answers are empty or words as NA, which pandas' plain read_csv takes for nothing: review.csv shows them"
+    return path, told if lost else None
 
 
 # A category's official term, and what it means in words of ours. The particle follows the Korean word's last syllable.

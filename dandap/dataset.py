@@ -22,6 +22,7 @@ LONGEST_ID = 1000  # characters; ids are printed and name lines of files
 EXCEL_CELL = 32_767  # characters, the most that a cell of Excel holds
 # What a decoder put for bytes it could not read; and UTF-8 Hangul (three bytes from 0xEA to 0xED) read as Latin-1.
 GARBLED = re.compile("\ufffd|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122][\u0080-\u00bf\u0152-\u2122]){2}")
+ENTITY = re.compile("&(?:amp|lt|gt|quot|nbsp|#\\d{2,5});")
 Required = tuple[str, ...]
 Record = tuple[str, dict[str, Any]]  # (its place, for messages; our names -> what the file holds)
 
@@ -272,13 +273,14 @@ class _Cleaner:
         self.numbers: list[str] = []
         self.garbled: list[str] = []
         self.cut: list[str] = []
+        self.entities: list[str] = []
         self.unanswerable = 0
 
     def rows(self, records: list[Record]) -> list[Row]:
         """Return the rows; notes say what was changed or left out."""
         rows = [row for place, record in records if (row := self._row(f"{self.path}, {place}", record))]
         if self.composed:
-            self._note(len(self.composed), "rows held decomposed Hangul, which was composed", self.composed)
+            self._note(len(self.composed), "texts held decomposed Hangul, which was composed", self.composed)
         if self.blank:
             self._note(
                 len(self.blank), "questions lack their article or their text, and are answered as well as can be", self.blank
@@ -288,6 +290,9 @@ class _Cleaner:
         if self.garbled:
             what = "rows hold signs of a wrong encoding (\ufffd, or Latin letters for Hangul): look at them before you train"
             self._note(len(self.garbled), what, self.garbled)
+        if self.entities:
+            what = "rows hold HTML entities (&amp; for &), which are read, and learned, as they stand"
+            self._note(len(self.entities), what, self.entities)
         if self.cut:
             self._note(len(self.cut), "articles have exactly 32,767 characters, where Excel cuts a cell", self.cut)
         if self.unanswerable and self.need_answers:
@@ -311,6 +316,8 @@ class _Cleaner:
             raise InputError(f"{where} (id {name}): no answer. Training needs one in every row; fill it in or delete the row.")
         if any(GARBLED.search(text) for text in (context, question, *answers)):
             self.garbled.append(name)
+        if any(ENTITY.search(text) for text in (context, question, *answers)):
+            self.entities.append(name)
         if len(context) == EXCEL_CELL:
             self.cut.append(name)
         fields = {"impossible": "true"} if impossible else {}
@@ -353,7 +360,9 @@ class _Cleaner:
             value = record.get("answer", value)
             if isinstance(value, str) and _LISTED.match(value.strip()):
                 value = _structured(value, f"{where}: answer")  # a list that was saved as its text
-        texts = [trim(clean(text)) for text in answer_texts(value, where)]
+        given = answer_texts(value, where)
+        texts = [trim(clean(text)) for text in given]
+        self.composed += [name for text in given if clean(text) != writable(text)]
         if isinstance(value, int | float):
             self.numbers.append(name)
         return tuple(text for text in texts if text), is_list

@@ -334,7 +334,10 @@ class _loading:
         if "trust_remote_code" in message:
             return "it needs code from its repository; read that code, then pass --trust_remote_code true."
         if "gated" in message or "401" in message or "403" in message:
-            return "it is gated: accept its terms on huggingface.co and set HF_TOKEN."
+            return (
+                "it is gated: accept its terms on huggingface.co and set the environment variable HF_TOKEN. A secret of Colab is "
+                "none until a cell sets it: os.environ['HF_TOKEN'] = userdata.get('HF_TOKEN')."
+            )
         return (
             f"{message.splitlines()[0]} Expected a folder or a hub id like owner/name. Without network "
             "(or with HF_HUB_OFFLINE=1) only folders and models already downloaded work."

@@ -66,7 +66,8 @@ class Recipe(BaseModel):
     task: str = _field("economic_qa", "what is asked and how it is scored (tasks.py)")
     template: str = _field("concise", "wording, by its name in prompts.py")
     train_file: str = _field(
-        "data/train.csv", "questions with answers: .csv, .jsonl, SQuAD or NIKL .json; several with commas between them"
+        "data/train.csv",
+        "questions with answers: a table or JSON (README), or a folder of them; several with commas",
     )
     test_file: str = _field(
         "data/test.csv", "questions to answer; gold answers are taken from its own columns or from <name>_answers.csv beside it"

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 import fine_tune
 from dandap import checkpoints
 from dandap.checkpoints import StopSignals, check_space, fault, locked, newest_valid, seal
 from dandap.errors import InputError, Stopped, run_script
+from dandap.model import load_adapter, load_base
 from dandap.run_folder import RunFolder
 from tests.conftest import HEADER, ROOT
 
@@ -492,3 +493,40 @@ def test_the_plain_path_names_the_questions_of_a_bad_step(work, monkeypatch):
     monkeypatch.setattr(fine_tune, "make_trainer", make)
     with pytest.raises(InputError, match=r"length is nan in step 1 \(questions (TRAIN_\d+, ){3}TRAIN_\d+\)"):
         fine_tune.main([*options(work), "--run_name", "plain", "--read_once", "false"])
+
+
+def test_a_run_that_was_killed_in_its_validation_gets_its_report(work):
+    """kill -9 after the adapter was in place left a run that could neither be resumed nor ever had a report."""
+    run = RunFolder(work / "outputs" / "unvalidated")
+    few = ["--validation_fraction", "0.2", "--evaluate_every", "none", "--epochs", "0.3", "--run_name", "unvalidated"]
+    fine_tune.main([*options(work), *few])
+    weights = (run.adapter / "adapter_model.safetensors").read_bytes()
+    for file in (run.report_file, run.validation_file, run.validation_record):
+        file.unlink(missing_ok=True)
+    fine_tune.main(["--resume", str(run.path)])
+    assert run.report_file.is_file()
+    assert run.validation_record.is_file()
+    assert (run.adapter / "adapter_model.safetensors").read_bytes() == weights
+    with pytest.raises(InputError, match="has finished training; nothing is left to resume"):
+        fine_tune.main(["--resume", str(run.path)])
+
+
+def test_a_finished_adapter_is_sealed_and_names_no_path(work):
+    run = RunFolder(work / "outputs" / "whole")
+    assert fault(run.adapter) is None
+    said = "".join(file.read_text(encoding="utf-8") for file in run.adapter.glob("*.json"))
+    assert str(Path.cwd()) not in said
+    assert not (run.adapter / "README.md").exists()
+    assert not list(run.path.glob(".adapter*"))
+
+
+def test_an_adapter_whose_tensors_fit_nothing_is_refused(work):
+    """It answered as the bare base does, and only a warning said so."""
+    run = RunFolder(work / "outputs" / "renamed")
+    shutil.copytree(work / "outputs" / "whole", run.path)
+    file = run.adapter / "adapter_model.safetensors"
+    save_file({name.replace("layers.", "layerz."): tensor for name, tensor in load_file(file).items()}, file)
+    (run.adapter / "manifest.json").unlink()
+    recipe = run.load_recipe()
+    with pytest.raises(InputError, match=r"is not this base's: \d+ tensors of it are not in the model, .* are missing in it"):
+        load_adapter(load_base(recipe, torch.device("cpu")), run.adapter)

@@ -1,0 +1,152 @@
+"""Chat templates as bases have them: what is taught is the answer, what is sent is the article, or it is refused."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from answers import make_encoder
+from dandap import chat
+from dandap.dataset import Row
+from dandap.encoding import Encoder
+from dandap.errors import InputError
+from dandap.recipe import make_recipe
+from prompts import get_template
+
+ROW = Row("a", "한빛전자는 1분기 매출 1,240억 원을 기록했다.", "1분기 매출은?", ("1,240억 원",))
+TURNS = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + eos_token }}{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+
+
+def tokenizer_with(template, words=()):
+    tokenizer = AutoTokenizer.from_pretrained("data/demo_model")
+    tokenizer.add_tokens(list(words))
+    tokenizer.chat_template = "{{ bos_token }}" + template
+    return tokenizer
+
+
+def encoder(tokenizer, template="concise"):
+    return make_encoder(make_recipe({"template": template}, "test"), get_template(template), tokenizer)
+
+
+def taught(tokenizer, template="concise"):
+    """(prompt, answer) as text, of ROW."""
+    (example,) = encoder(tokenizer, template).encode_rows([ROW], 1000, answers=True)
+    return tokenizer.decode(example.prompt_ids), tokenizer.decode(example.answer_ids)
+
+
+HEADERS = {
+    "no generation prompt": TURNS,
+    "a channel before the answer": "{% for m in messages %}{{ '<|' + m.role + '|>' + ('[final]' if m.role == 'assistant' else '') + m.content + eos_token }}"
+    "{% endfor %}" + PROMPT,
+    "a thinking block in every turn": "{% for m in messages %}{{ '<|' + m.role + '|>' + ('<think>\n\n</think>\n\n' if m.role == 'assistant' else '')"
+    " + m.content + eos_token }}{% endfor %}" + PROMPT,
+    "words before the answer": "{% for m in messages %}{{ '<|' + m.role + '|>' + ('답: ' if m.role == 'assistant' else '') + m.content + eos_token }}"
+    "{% endfor %}" + PROMPT,
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_what_stands_before_an_answer_belongs_to_the_prompt(name, tmp_path):
+    tokenizer = tokenizer_with(HEADERS[name], ["<think>", "</think>"])
+    prompt, answer = taught(tokenizer)
+    assert answer.strip() == "1,240억 원</s>"
+    before = {
+        "a channel before the answer": "[final]",
+        "a thinking block in every turn": "</think>",
+        "words before the answer": "답:",
+    }
+    assert prompt.rstrip().endswith(before.get(name, "<|assistant|>"))
+    # Whoever loads the saved tokenizer sends the same prompt.
+    tokenizer.save_pretrained(tmp_path)
+    again = encoder(AutoTokenizer.from_pretrained(tmp_path))
+    assert again.encode_prompt(ROW.context, ROW) == encoder(tokenizer).encode_prompt(ROW.context, ROW)
+
+
+def test_a_thinking_block_in_the_generation_prompt_alone_stays_there():
+    prompt, answer = taught(
+        tokenizer_with(TURNS + "{% if add_generation_prompt %}<|assistant|><think>\n\n</think>\n\n{% endif %}")
+    )
+    assert prompt.replace(" ", "").endswith("<|assistant|><think>\n\n</think>\n\n")
+    assert answer.strip() == "1,240억 원</s>"
+
+
+def test_a_template_of_content_blocks_gets_blocks():
+    blocks = "{% for m in messages %}{{ '<|' + m.role + '|>' }}{% for b in m.content %}{{ b.text }}{% endfor %}{{ eos_token }}{% endfor %}"
+    prompt, answer = taught(tokenizer_with(blocks + PROMPT))
+    assert ROW.context in prompt
+    assert ROW.question in prompt
+    assert answer.strip() == "1,240억 원</s>"
+
+
+@pytest.mark.parametrize("template", ["concise", "answer_bot"])
+def test_a_word_that_is_an_added_token_is_a_word(template):
+    tokenizer = tokenizer_with("매출 소식. " + TURNS + PROMPT, ["매출", "1,240억"])
+    prompt, answer = taught(tokenizer, template)
+    assert "매출" in prompt
+    assert answer.replace(" ", "") == "1,240억원</s>"
+    encode = encoder(tokenizer, template)
+    assert encode.decode(encode.encode_answer(ROW.context, ROW, "매출", encode.encode_prompt(ROW.context, ROW))) == "매출"
+
+
+def test_a_marker_that_is_an_added_token_stays_a_control_token():
+    tokenizer = tokenizer_with(TURNS.replace("eos_token", "'<|end|>'") + PROMPT, ["<|end|>"])
+    encode = encoder(tokenizer)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert encode.encode_answer(ROW.context, ROW, "답", encode.encode_prompt(ROW.context, ROW))[-1] == end
+    spelled = Row("b", "기사에 <|end|> 라고 적혀 있다.", "무엇?", ("답",))
+    assert encode.encode_prompt(spelled.context, spelled).count(end) == 1, "the turn's own"
+
+
+def test_the_day_of_a_prompt_is_always_the_same(monkeypatch):
+    told = "{% set day = strftime_now('%d %b %Y') %}{{ day }}{{ strftime_now('%Y-%m-%d') }}" + TURNS + PROMPT
+    prompt, _ = taught(tokenizer_with(told))
+    assert "26 Jul 2024" in prompt
+    assert "2024-07-26" in prompt
+    assert chat.with_fixed_day(chat.with_fixed_day(told)) == chat.with_fixed_day(told)
+
+
+REFUSED = {
+    "says the same to all": ("hello", "leaves out the text of the user's turn"),
+    "leaves the article out": (TURNS.replace("m.content", "m.content[-6:]") + PROMPT, "leaves out the text"),
+    "leaves the answer out": (
+        TURNS.replace("m.content", "(m.content if m.role != 'assistant' else '')") + PROMPT,
+        "does not show an answer once",
+    ),
+    "says the answer twice": (
+        TURNS.replace("m.content", "(m.content if m.role != 'assistant' else m.content + ' ' + m.content)") + PROMPT,
+        "does not show an answer once",
+    ),
+    "changes the answer": (
+        TURNS.replace("m.content", "(m.content if m.role != 'assistant' else m.content | reverse)") + PROMPT,
+        "does not show an answer once",
+    ),
+    "prompts for somebody else": (
+        TURNS + "{% if add_generation_prompt %}<|user|>{% endif %}",
+        "training and answering would differ",
+    ),
+    "divides by zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    "loops too far": ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),
+    "calls what is not there": ("{{ messages.x.y.z }}", "refuses these turns"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_mended_is_refused(name):
+    template, message = REFUSED[name]
+    with pytest.raises(InputError, match=message):
+        encoder(tokenizer_with(template))
+
+
+def test_a_template_that_loops_is_ended(monkeypatch):
+    monkeypatch.setattr(chat, "SECONDS", 0.3)
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(InputError, match="took more than 0.3 seconds for one question: it loops"):
+        encoder(tokenizer_with(loops + TURNS + PROMPT))
+
+
+def test_an_answer_that_the_template_would_change_is_refused_before_training():
+    """The sample's answer passes; the first rows are looked at, too."""
+    tokenizer = tokenizer_with(TURNS.replace("m.content", "m.content | replace('1,240억 원', '')") + PROMPT)
+    with pytest.raises(InputError, match="leaves out|would be learned"):
+        Encoder(tokenizer, lambda context, row, answer: {"user": f"{context} {row.question}"}).encode_rows(
+            [ROW], 1000, answers=True
+        )
