@@ -78,8 +78,6 @@ def fine_tune(arguments: argparse.Namespace) -> None:
         refuse_taken(recipe.output_dir, recipe.run_name)
         check_writable(Path(recipe.output_dir), "Name another --output_dir.")
     table = read_train(recipe)
-    if run:
-        tell_what_changed(run, recipe, table, arguments.resume_anyway)
     tell_data(recipe, table)
     train_rows, validation_rows = split_by_article(table.rows, recipe.validation_fraction)
     findings = check_rows(recipe, train_rows, validation_rows)
@@ -89,6 +87,8 @@ def fine_tune(arguments: argparse.Namespace) -> None:
         make_plan(recipe, make_config(SHAPES[recipe.model]), pick_device(), training=True)  # says so before anything is fetched
     tokenizer, config = load_tokenizer(recipe), load_config(recipe)
     check_base(recipe, config, tokenizer)
+    if run:
+        tell_what_changed(run, recipe, table, arguments.resume_anyway)
     if not arguments.preview:  # both while the device's memory is free
         plan = make_plan(recipe, config, pick_device(), training=True)
         answering = make_plan(recipe, config, plan.device, training=False)

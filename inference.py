@@ -19,7 +19,7 @@ from answers import report as write_report
 from dandap.checkpoints import locked
 from dandap.dataset import Row, Table, split_by_article
 from dandap.errors import InputError, run_script
-from dandap.identity import base_identity
+from dandap.identity import base_identity, same_base
 from dandap.journal import Journal, answers_folder, hash_settings
 from dandap.memory import make_plan
 from dandap.model import (
@@ -87,6 +87,10 @@ def main(argv: list[str] | None = None) -> dict:
     plan = make_plan(recipe, config, pick_device(), training=False)
     tokenizer = load_tokenizer(recipe, run.adapter if run else None)
     check_base(recipe, config, tokenizer)
+    base = base_identity(recipe)
+    trained_on = run.environment().get("base", base) if run else base
+    if not same_base(trained_on, base):
+        print(f"WARNING: the base {recipe.model} is not the one that {run.path} was trained on; its answers will differ")
     encoder = make_encoder(recipe, template, tokenizer)
     print(plan)
     model = load_base(recipe, plan.device)
@@ -102,7 +106,7 @@ def main(argv: list[str] | None = None) -> dict:
             "limit": arguments.limit,
             "split": arguments.split,
             "packages": describe_environment([])["packages"],
-            "base": base_identity(recipe),
+            "base": base,
         },
         run.adapter if run else None,
     )

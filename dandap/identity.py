@@ -31,7 +31,8 @@ def same_base(one: dict[str, str], other: dict[str, str]) -> bool:
     """Whether two identities are of the same base; a folder may have been moved."""
     if "files" in one and "files" in other:
         return one["files"] == other["files"]
-    return one == other
+    not_in_the_cache = "" in (one.get("commit"), other.get("commit"))
+    return one == other or (not_in_the_cache and one["model"] == other["model"])
 
 
 def folder_hash(folder: Path) -> str:

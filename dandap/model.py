@@ -111,8 +111,10 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedToke
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=recipe.trust_remote_code, **options)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         # Only a filler: padding is masked, and answers' own stop tokens stay in the loss. A stop token is taken where there
-        # is nothing else, or where the base has no place for its filler.
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
+        # is nothing else.
+        before, tokenizer.pad_token = tokenizer.pad_token, tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
+        if before and before != tokenizer.pad_token:
+            print(f"the base pads with its stop token {before!r}; {tokenizer.pad_token!r} is used instead, and masked")
     return tokenizer
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from dandap.checkpoints import locked
 from dandap.dataset import Table
 from dandap.errors import InputError
 from dandap.recipe import Recipe, load_recipe
@@ -90,7 +91,7 @@ class RunFolder:
 def new_run(output_dir: str, name: str | None, made_from: str) -> RunFolder:
     """Make a fresh folder; a name that is taken is refused, because nothing is ever overwritten."""
     refuse_taken(output_dir, name)
-    if name and (Path(output_dir) / checked_name(name)).is_dir():
+    if name and (Path(output_dir) / checked_name(name)).is_dir():  # of a start that left nothing
         return RunFolder(Path(output_dir) / checked_name(name))
     return RunFolder(free_folder(Path(output_dir) / checked_name(name or f"{shortened(made_from)}-{timestamp()}")))
 
@@ -101,7 +102,8 @@ def refuse_taken(output_dir: str, name: str | None) -> None:
         return
     folder = Path(output_dir) / checked_name(name)
     if folder.is_dir() and not folder.is_symlink() and RunFolder(folder).only_begun:
-        return
+        with locked(folder):  # unless it is being trained right now, and has no checkpoint yet
+            return
     if folder.exists() or folder.is_symlink():
         raise InputError(f"{folder} exists already. Choose another --run_name, or continue it with --resume.")
 
