@@ -393,24 +393,27 @@ def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
         return SubmissionForm(note=hint if others else None)
     text, encoding = decode(sample.read_bytes(), sample)
     sheet = read_cells(text, sample)
-    if len(sheet.header) == 2 and form_of(sample) is None:
+    if len(sheet.header) == 2 and len({name.strip() for name in sheet.header} - {""}) < 2:
         raise InputError(f"{sample} has the header {sheet.header}; expected two different names. Correct it, or remove it.")
     found = [cells.get(sheet.header[0], "") for _, cells in sheet.rows] if sheet.header else []
     find = match_ids(ids, found)
     places = {name: place for place, name in enumerate(found)}
     matched = {name: places[other] for name in ids if (other := find(name)) is not None}
-    if len(sheet.header) != 2 or sheet.separator != "," or not len(matched) == len(ids) == len(found) == len(places):
+    if len(sheet.header) != 2 or not len(matched) == len(ids) == len(found) == len(places):
         return SubmissionForm(
             note=f"{sample} is not of this test file (its ids or columns differ); the columns are {', '.join(SUBMISSION_COLUMNS)}"
         )
-    form = form_of(sample)
+    has_mark = encoding != "utf-8" or sample.read_bytes().startswith(codecs.BOM_UTF8)
     notes = [] if encoding == "utf-8" else [f"{sample} is {encoding}; the submission is written as UTF-8"]
+    if sheet.separator != ",":
+        notes.append(f"{sample} is not separated by commas; the submission is")
     order = tuple(sorted(ids, key=matched.__getitem__))
     if order != tuple(ids):
         notes.append(f"the submission's rows stand in the order of {sample}, which is not the test file's")
     if any(name not in places for name in ids):
         notes.append(f"{sample} writes some ids in another way; the submission has them as the test file does")
-    return SubmissionForm(form.columns, form.encoding, order, "; ".join(notes) or None)
+    columns = (sheet.header[0], sheet.header[1])
+    return SubmissionForm(columns, "utf-8-sig" if has_mark else "utf-8", order, "; ".join(notes) or None)
 
 
 def form_of(submission: Path) -> SubmissionForm | None:

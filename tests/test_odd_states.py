@@ -444,6 +444,10 @@ def test_the_sample_is_read_before_anything_is_answered(tmp_path):
     form = submission_form(test, ["a", "b"])
     assert (form.columns, form.encoding) == (("id", "answer"), "utf-8-sig")
     assert "is utf-16; the submission is written as UTF-8" in form.note
+    sample.write_bytes("ID\t정답\r\na\tx\r\nb\tx\r\n".encode("utf-16"))
+    form = submission_form(test, ["a", "b"])
+    assert (form.columns, form.order) == (("ID", "정답"), ("a", "b"))
+    assert "is not separated by commas; the submission is" in form.note
     for header, message in (("id,id", "expected two different names"), ("id, ", "got 2 cells, the header has 1")):
         sample.write_text(f"{header}\na,x\nb,x\n", encoding="utf-8")
         with pytest.raises(InputError, match=message):
