@@ -113,9 +113,13 @@ class Chat:
                 enable_thinking=False,  # Qwen 3 would think first; other templates ignore it
             )
         except FAULTS as error:
-            said = str(error) if isinstance(error, TemplateError) else first_line(error)
+            if not isinstance(error, TemplateError):
+                raise InputError(
+                    f"the model's chat template fails ({first_line(error)[:200]}). Choose a plain template (--template, one with a "
+                    "'prompt'), or another base."
+                ) from error
             raise InputError(
-                f"the model's chat template refuses these turns ({said[:200]}). Gemma takes no system turn: "
+                f"the model's chat template refuses these turns ({str(error)[:200]}). Gemma takes no system turn: "
                 "choose a template without one."
             ) from error
 

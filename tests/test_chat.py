@@ -125,7 +125,7 @@ REFUSED = {
     ),
     "divides by zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
     "loops too far": ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),
-    "calls what is not there": ("{{ messages.x.y.z }}", "refuses these turns"),
+    "calls what is not there": ("{{ messages.x.y.z }}", "refuses these turns|fails"),
 }
 
 
