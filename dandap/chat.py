@@ -115,7 +115,7 @@ class Chat:
         except FAULTS as error:
             if not isinstance(error, TemplateError):
                 raise InputError(
-                    f"the model's chat template fails ({first_line(error)[:200]}). Choose a plain template (--template, one with a "
+                    f"the model's chat template fails ({first_line(error)}). Choose a plain one (--template, an entry with a "
                     "'prompt'), or another base."
                 ) from error
             raise InputError(
