@@ -37,6 +37,8 @@ class Chat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, messages: Messages):
         """Probe and mend the template with a sample's turns; InputError says what it does wrong."""
         self.tokenizer = tokenizer
+        if isinstance(tokenizer.chat_template, dict):  # several by name, as "default" and "tool_use"
+            tokenizer.chat_template = tokenizer.chat_template.get("default")
         self.control_ids = mark_control_tokens(tokenizer)
         self.blocks = False  # whether a turn's content is a list of blocks, as multimodal bases have it
         if not tokenizer.chat_template:

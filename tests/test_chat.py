@@ -150,3 +150,40 @@ def test_an_answer_that_the_template_would_change_is_refused_before_training():
         Encoder(tokenizer, lambda context, row, answer: {"user": f"{context} {row.question}"}).encode_rows(
             [ROW], 1000, answers=True
         )
+
+
+def test_of_several_templates_the_default_one_counts():
+    tokenizer = tokenizer_with(TURNS + PROMPT)
+    tokenizer.chat_template = {"tool_use": "tools", "default": tokenizer.chat_template}
+    assert taught(tokenizer)[1].strip() == "1,240억 원</s>"
+    tokenizer.chat_template = {"tool_use": "tools"}
+    with pytest.raises(InputError, match="has no chat template"):
+        encoder(tokenizer)
+
+
+FAMILIES = {
+    "Llama 3": "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+    "{{- 'Today Date: ' + date_string + '\n\n' }}{% for m in messages %}{{ '<|start|>' + m['role'] + '<|stop|>\n\n' + m['content'] | trim + '<|eot|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant<|stop|>\n\n' }}{% endif %}",
+    "Gemma": "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles') }}{% endif %}"
+    "{{ '<|start|>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim + '<|eot|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>model\n' }}{% endif %}",
+    "Mistral": "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + eos_token }}"
+    "{% endif %}{% endfor %}",
+    "DeepSeek": "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|user|>' + m['content'] }}{% else %}{{ '<|assistant|>' + m['content'].split('</think>')[-1]"
+    " + eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}",
+    "plain words": "{% for m in messages %}{{ ('Human: ' if m['role'] == 'user' else 'Assistant: ') + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_ways_of_known_families(name):
+    tokenizer = tokenizer_with(FAMILIES[name])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|stop|>", "<|eot|>"]})
+    encode = encoder(tokenizer)
+    (example,) = encode.encode_rows([ROW], 1000, answers=True)
+    assert encode.decode(example.answer_ids) == "1,240억 원"
+    assert example.answer_ids[-1] in encode.control_ids
+    assert sum(token in encode.control_ids for token in example.answer_ids) == 1
+    assert example.prompt_ids == encode.encode_prompt(ROW.context, ROW)
