@@ -1,6 +1,7 @@
 """Shared by all tests: no hub, and small files made on the spot."""
 
 import os
+import signal
 import sys
 
 if "hub" in sys.argv:  # only `pytest -m hub` may reach for the network; its worker processes have no such argument
@@ -16,6 +17,11 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
+# A runner in the background (nohup, &) hands down signals that are ignored, and tests send them.
+for _name, _default in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if getattr(signal, _name, None) and signal.getsignal(getattr(signal, _name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, _name), _default)
 
 hypothesis.settings.register_profile("ours", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("ours")
