@@ -160,12 +160,20 @@ def _json_records(content: Any, path: Path, columns: dict[str, str], required: R
     """
     if isinstance(content, Lines):
         places = [(f"line {number}", value) for number, value in content]
+    elif isinstance(content, dict) and isinstance(content.get("data"), list) and isinstance(content.get("columns"), list):
+        cells = (zip(content["columns"], row, strict=False) for row in content["data"])  # pandas' orient="split"
+        places = [(f"data, entry {number}", dict(row)) for number, row in enumerate(cells, 1)]
     elif isinstance(content, dict) and isinstance(content.get("data"), list):
         places = [(f"data, entry {number}", value) for number, value in enumerate(content["data"], 1)]
     elif isinstance(content, dict) and content and all(isinstance(cells, dict) for cells in content.values()):
-        places = _from_columns(content)
+        in_columns = {column_key(name) for name in content} & {column_key(columns.get(name, name)) for name in REQUIRED}
+        places = _from_columns(content) if in_columns else [(f"entry {name}", value) for name, value in content.items()]
     elif isinstance(content, list):
         places = [(f"entry {number}", value) for number, value in enumerate(content, 1)]
+    elif isinstance(content, dict) and len(lists := [name for name, value in content.items() if isinstance(value, list)]) == 1:
+        values = content[lists[0]]  # {"train": [...]}; the hub's viewer wraps each in {"row": ...}
+        values = [value.get("row", value) if isinstance(value, dict) else value for value in values]
+        places = [(f"{lists[0]}, entry {number}", value) for number, value in enumerate(values, 1)]
     else:
         places = [("its beginning", content)]
     for place, value in places:
@@ -242,6 +250,8 @@ def _structured(text: str, where: str) -> Any:
         try:
             return _python_value(ast.parse(text.strip(), mode="eval").body, text.strip())
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+            if not _LISTED.match(text.strip()):
+                return text  # [단독] 보도: a text that begins so
             raise error from None
 
 

@@ -140,7 +140,7 @@ def read_cells(text: str, path: Path) -> Sheet:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     first = 1 if declared else 0  # lines before the reader's
     try:
-        header = next(reader, None)
+        header = next((cells for cells in reader if any(map(trim, cells))), None)
         if header is None:
             raise InputError(f"{path} is empty. Expected a header and a row per question.")
         while header and not header[-1].strip():
@@ -174,7 +174,8 @@ def _separator(text: str) -> str:
 
     def cells(separator: str) -> int:
         try:
-            return len(next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), []))
+            rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+            return len(next((row for row in rows if any(map(trim, row))), []))
         except csv.Error:
             return 0
 

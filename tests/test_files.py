@@ -27,6 +27,7 @@ def the_row(table):
 WHOLE = ("a1", ROW["context"], ROW["question"], ("36.7%",))
 
 TABLES = {
+    "blank lines before": ("a.csv", ("\n ,\n" + HEAD + LINE).encode()),
     "semicolons": ("a.csv", (HEAD + LINE).replace(",", ";").encode()),
     "tabs": ("a.csv", (HEAD + LINE).replace(",", "\t").encode()),
     "tabs.tsv": ("a.tsv", (HEAD + LINE).replace(",", "\t").encode()),
@@ -69,6 +70,10 @@ FORMS = {
     "list.json": json.dumps([ROW]),
     "list.jsonl": json.dumps([ROW]),
     "columns.json": json.dumps({key: {"0": value} for key, value in ROW.items()}),
+    "split.json": json.dumps({"columns": list(ROW), "index": [0], "data": [list(ROW.values())]}),
+    "index.json": json.dumps({"0": ROW}),
+    "a named list.json": json.dumps({"version": "1", "train": [ROW]}),
+    "the hub's viewer.json": json.dumps({"rows": [{"row_idx": 0, "row": ROW}]}),
     "flat in data.json": json.dumps(squad(hugging_face(DICT))),
     "hugging face.jsonl": json.dumps(hugging_face(DICT)),
     "answers.json": json.dumps([hugging_face(["36.7%", None])]),
@@ -244,6 +249,13 @@ def test_ids_stay_as_they_are():
 )
 def test_answers_in_any_form(value, expected):
     assert answer_texts(value, "here") == expected
+
+
+def test_an_answer_may_begin_with_a_bracket(tmp_path):
+    pd.DataFrame([{"id": "a", "context": "기사", "question": "?", "answers": "[단독] 보도"}]).to_csv(
+        tmp_path / "a.csv", index=False
+    )
+    assert read(tmp_path / "a.csv", need_answers=True).rows[0].answers == ("[단독] 보도",)
 
 
 def test_an_answer_that_is_no_answer_is_named():
