@@ -121,9 +121,7 @@ def fine_tune(arguments: argparse.Namespace) -> None:
             best = train(run, recipe, plan, model, tokenizer, examples, validation, find_checkpoint(run) if resumed else None)
             if best:
                 load_weights(model, best)
-        leave_together()
-        if not is_first():
-            return
+        leave_together()  # from here on there is one process
         if not run.finished:
             save_adapter(model, tokenizer, run, recipe)
         if validation_rows:
