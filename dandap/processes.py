@@ -47,8 +47,9 @@ def from_first(make: Callable[[], T]) -> T:
 def leave_together() -> None:
     """Close the connections between processes; the first one goes on alone, the others end here.
 
-    They end without Python's clean-up: gloo's threads may abort a process there ("terminate called without an active
-    exception", 3 of 5 runs on a busy machine, none of 4 since, torch 2.13), and the launcher would then stop the first one while it saves.
+    They end without Python's clean-up, in which gloo's threads may abort a process ("terminate called without an active
+    exception": 3 of 5 runs on a busy machine, none of 4 since; torch 2.13). The launcher would then stop the first one
+    while it saves.
     """
     if process_count() == 1:
         return
