@@ -13,6 +13,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, linear_regression
 
@@ -22,7 +23,7 @@ from dandap.errors import InputError, run_script
 from dandap.journal import RECORD
 from dandap.predictions import find_predictions, load_predictions, run_of, same_questions
 from dandap.recipe import Parser, make_recipe, parse
-from dandap.storage import check_writable, copy_whole, new_folder, read_json, refuse_existing, write_json, write_json_lines
+from dandap.storage import check_writable, copy_whole, new_folder, read_json, refuse_output, write_json, write_json_lines
 from tasks import SubmissionForm, form_of, get_task, write_dialogue, write_predictions, write_submission
 
 Pick = Callable[[Sequence[dict]], int]  # the members' records of one question -> whose answer is taken
@@ -142,13 +143,13 @@ def agreement(questions: Sequence[Sequence[dict]]) -> dict[str, int]:
 def main(argv: list[str] | None = None) -> dict:
     """The command line; returns the result that its last line prints as JSON."""
     arguments = parse(command_line(), argv)
-    refuse_existing(arguments.output, arguments.overwrite)
+    refuse_output(arguments.output, arguments.overwrite)
+    check_writable(Path(arguments.output_dir), "Name another --output_dir.")
     paths = [find_predictions(name, arguments.output_dir, arguments.split) for name in arguments.members]
     if len(paths) < 2:
         raise InputError(f"got {len(paths)} member; an ensemble needs at least two.")
     members = same_questions({str(path): load_predictions(path) for path in _all_different(paths)})
     refuse_other_settings(paths)
-    check_writable(Path(arguments.output_dir), "Name another --output_dir.")
     questions = list(zip(*members, strict=True))
     if arguments.method == "f1_sum" and len(members) == 2:
         print(f"two members' answers are as like to one another: f1_sum must take the first, if it is not empty ({paths[0]})")
@@ -273,15 +274,22 @@ def write_joined(folder: Path, paths: list[Path], records: list[dict]) -> Path:
         submission, note = get_task(recipe.task).submit(recipe, folder, paths[0], rows, predictions, SubmissionForm())
         print(note)
         return submission
-    write_submission(folder / "submission.csv", submission_like(paths[0]), ids, predictions)
+    form = submission_like(paths[0], ids)
+    if form.note:
+        print(form.note)
+    write_submission(folder / "submission.csv", form, ids, predictions)
     return folder / "submission.csv"
 
 
-def submission_like(member: Path) -> SubmissionForm:
-    """The columns and byte-order mark of a member's submission; without one, the main task's."""
+def submission_like(member: Path, ids: Sequence[str]) -> SubmissionForm:
+    """The columns, byte-order mark and order of a member's submission; without one, the main task's."""
     for path in (member.with_name("submission.csv"), member):
-        if path.suffix.lower() == ".csv" and path.is_file() and (form := form_of(path)):
-            return form
+        if path.suffix.lower() != ".csv" or not path.is_file() or not (form := form_of(path)):
+            continue
+        if sorted(form.order) != sorted(ids):
+            return replace(form, order=())
+        told = f"the submission's rows stand in the order of {path}" if list(form.order) != list(ids) else None
+        return replace(form, note=told)
     return SubmissionForm()
 
 

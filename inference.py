@@ -46,7 +46,7 @@ from dandap.recipe import (
     positive,
 )
 from dandap.run_folder import RunFolder, begin, describe_environment, find_run, list_runs, new_run
-from dandap.storage import check_writable, copy_whole, refuse_existing, write_json
+from dandap.storage import check_writable, copy_whole, refuse_output, write_json
 from tasks import (
     SubmissionForm,
     get_task,
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> dict:
     """The command line; returns the result that its last line prints as JSON."""
     arguments = parse(command_line(), argv)
     refuse_several("inference.py")
-    refuse_existing(arguments.output, arguments.overwrite)
+    refuse_output(arguments.output, arguments.overwrite)
     run, recipe, template = choose(arguments)
     options = {name: value for name, value in chosen_options(arguments).items() if name in ANSWERING}
     recipe = make_recipe(recipe.model_dump() | options, "the command line")

@@ -417,14 +417,15 @@ def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
 
 
 def form_of(submission: Path) -> SubmissionForm | None:
-    """Return the form of a CSV of two columns, as a submission is; None for another."""
+    """Return the form of a CSV of two columns, as a submission is, the order of its ids included; None for another."""
     data = submission.read_bytes()
     text, encoding = decode(data, submission)
-    header = next(csv.reader(io.StringIO(text, newline="")), [])
-    if len(header) != 2 or len({name.strip() for name in header} - {""}) != 2:
+    sheet = read_cells(text, submission)
+    if len(sheet.header) != 2 or len({name.strip() for name in sheet.header} - {""}) != 2:
         return None
     has_mark = data.startswith(codecs.BOM_UTF8) or encoding != "utf-8"
-    return SubmissionForm(tuple(header), "utf-8-sig" if has_mark else "utf-8")
+    order = tuple(cells.get(sheet.header[0], "") for _, cells in sheet.rows)
+    return SubmissionForm((sheet.header[0], sheet.header[1]), "utf-8-sig" if has_mark else "utf-8", order)
 
 
 def write_submission(path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]) -> None:

@@ -15,7 +15,6 @@ import json
 import re
 import threading
 from contextlib import contextmanager
-from datetime import date
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -25,7 +24,17 @@ from dandap.errors import InputError, first_line
 Messages = list[dict[str, str]]
 PROBE = "단답의 자리 0729"  # an answer that no template says by itself
 SECONDS = 20  # for a template to render a sample; all real ones take milliseconds
-DAY = date(2024, 7, 26)  # what templates that tell today's date get: a prompt must not depend on the day it is made
+# What templates that tell today's date get, midnight of Friday 26 July 2024 in English: a prompt must not depend on the day
+# and the machine it is made on. By strftime's directives, the longer ones first; "-" leaves leading zeros out ("#" on Windows).
+DAY = dict(
+    pair.split("=")
+    for pair in (
+        "-d=26|-m=7|-H=0|-I=12|-M=0|-S=0|-j=208|-y=24|#d=26|#m=7|#H=0|#I=12|#M=0|#S=0|#j=208|#y=24|"
+        "a=Fri|A=Friday|b=Jul|h=Jul|B=July|d=26|e=26|m=07|y=24|Y=2024|C=20|j=208|u=5|w=5|G=2024|g=24|U=29|W=30|V=30|"
+        "H=00|k= 0|I=12|l=12|M=00|S=00|f=000000|p=AM|P=am|z=|Z=|F=2024-07-26|D=07/26/24|x=07/26/24|"
+        "T=00:00:00|X=00:00:00|R=00:00|r=12:00:00 AM|c=Fri Jul 26 00:00:00 2024"
+    ).split("|")
+)
 # What a template may do wrong: raise, divide by zero, index, loop beyond the sandbox's limit, nest too deeply.
 FAULTS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError)
 MARKER = re.compile(r"[<>|#\uff5c]|^\[[\x21-\x7e]+\]$")  # <|im_end|>, </think>, [INST]; not a word that is an added token
@@ -93,7 +102,14 @@ class Chat:
         if before.startswith(prompt):
             if opening := before[len(prompt) :]:
                 literal = json.dumps(opening, ensure_ascii=False)  # Jinja's texts are written as JSON's
-                self.tokenizer.chat_template += "{% if add_generation_prompt %}{{ " + literal + " }}{% endif %}"
+                # Jinja drops a template's last line end, and would keep it within.
+                template = self.tokenizer.chat_template.removesuffix("\n").removesuffix("\r")
+                self.tokenizer.chat_template = template + "{{ " + literal + " if add_generation_prompt else '' }}"
+                if self._apply(messages, add_generation_prompt=True, tokenize=False) != before:
+                    raise InputError(
+                        f"the model's chat template writes {opening[:80]!r} before an answer, and its generation prompt cannot "
+                        "be made to end so. Choose a plain template (--template, one with a 'prompt')."
+                    )
         elif not prompt.startswith(before):  # a thinking block may stand in the generation prompt alone
             raise InputError(
                 f"the model's chat template ends its generation prompt in {prompt[-80:]!r}, but writes {before[-80:]!r} before "
@@ -120,9 +136,11 @@ class Chat:
                     f"the model's chat template fails ({first_line(error)}). Choose a plain one (--template, an entry with a "
                     "'prompt'), or another base."
                 ) from error
+            has_system = any(message["role"] == "system" for message in messages)
+            hint = "a template without a system turn (Gemma takes none)" if has_system else "a plain one, with a 'prompt'"
             raise InputError(
-                f"the model's chat template refuses these turns ({str(error)[:200]}). Gemma takes no system turn: "
-                "choose a template without one."
+                f"the model's chat template refuses these turns ({first_line(error)}). Choose {hint} (--template), "
+                "or another base."
             ) from error
 
 
@@ -150,10 +168,10 @@ def with_fixed_day(chat_template: str) -> str:
     """Give a template that tells the date DAY instead of today, by a macro of the function's name."""
     if "strftime_now" not in chat_template or "macro strftime_now" in chat_template:
         return chat_template
-    filled = "format"
-    for directive in "YmdBbAayHMSIpj":
-        filled += f" | replace('%{directive}', '{DAY.strftime('%' + directive)}')"
-    return "{% macro strftime_now(format) %}{{ " + filled + " }}{% endmacro %}" + chat_template
+    filled = "format" + "".join(f" | replace('%{name}', '{value}')" for name, value in DAY.items())
+    unknown = "{% if '%' in day %}{{ raise_exception('strftime_now does not know ' + format) }}{% endif %}"
+    macro = "{% macro strftime_now(format) %}{% set day = " + filled + " %}" + unknown + "{{ day }}{% endmacro %}"
+    return macro + chat_template
 
 
 class _Late(Exception):

@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from decimal import Decimal
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from dandap.files import JSONS, Lines, column_key, find_files, parse_json, read_
 from dandap.near_copies import group_near_copies
 from dandap.texts import bare, clean, html_text, id_key, looks_like_html, short_list, trim, writable
 
-COLUMNS = ("id", "context", "question", "answer", "answers")
+COLUMNS = ("id", "context", "question", "answer", "answers", "is_impossible")
 REQUIRED = ("context", "question")
 ALSO_IDS = ("guid", "question_id", "qid")  # KLUE-MRC, AI Hub
 LONGEST_ID = 1000  # characters; ids are printed and name lines of files
 EXCEL_CELL = 32_767  # characters, the most that a cell of Excel holds
-# What a decoder put for bytes it could not read; and UTF-8 Hangul (three bytes from 0xEA to 0xED) read as Latin-1.
-GARBLED = re.compile("\ufffd|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122][\u0080-\u00bf\u0152-\u2122]){2}")
+# What a decoder put for bytes it could not read; what shifts the code in old mail; and UTF-8 Hangul (three bytes from 0xEA to
+# 0xED) read as Latin-1.
+GARBLED = re.compile("[\ufffd\x0e\x0f\x1b]|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122][\u0080-\u00bf\u0152-\u2122]){2}")
 ENTITY = re.compile("&(?:amp|lt|gt|quot|nbsp|#\\d{2,5});")
 Required = tuple[str, ...]
 Record = tuple[str, dict[str, Any]]  # (its place, for messages; our names -> what the file holds)
@@ -95,10 +97,11 @@ def _read_one(path: Path, columns: dict[str, str], need_answers: bool, several: 
     else:
         sheet = read_table(path, data)
         notes, names = sheet.notes, _column_names(sheet.header, columns, path, required)
+        sheet.refuse_unclear(names.values())
         records = [(place, _named(path, place, cells, names, sheet.header)) for place, cells in sheet.rows]
     if not records:
         raise InputError(f"{path} holds no questions (only a header, or nothing). Expected at least one row.")
-    _number_rows(records, f"{path.stem}-" if several else "", path, notes)
+    _number_rows(records, f"{path.name}-" if several else "", path, notes)
     rows = _Cleaner(path, need_answers, notes).rows(records)
     refuse_duplicate_ids(rows, path)
     return Table(path, rows, digest, notes)
@@ -158,36 +161,60 @@ def _json_records(content: Any, path: Path, columns: dict[str, str], required: R
     Lines or a list of flat records; pandas' columns of cells; SQuAD 1 and 2 and their relatives, documents -> paragraphs ->
     qas, in `data` or as a list (KorQuAD 1, KLUE-MRC, AI Hub); KorQuAD 2, whose documents have qas of their own, and HTML.
     """
-    if isinstance(content, Lines):
-        places = [(f"line {number}", value) for number, value in content]
-    elif isinstance(content, dict) and isinstance(content.get("data"), list) and isinstance(content.get("columns"), list):
-        cells = (zip(content["columns"], row, strict=False) for row in content["data"])  # pandas' orient="split"
-        places = [(f"data, entry {number}", dict(row)) for number, row in enumerate(cells, 1)]
-    elif isinstance(content, dict) and isinstance(content.get("data"), list):
-        places = [(f"data, entry {number}", value) for number, value in enumerate(content["data"], 1)]
-    elif isinstance(content, dict) and content and all(isinstance(cells, dict) for cells in content.values()):
-        in_columns = {column_key(name) for name in content} & {column_key(columns.get(name, name)) for name in REQUIRED}
-        places = _from_columns(content) if in_columns else [(f"entry {name}", value) for name, value in content.items()]
-    elif isinstance(content, list):
-        places = [(f"entry {number}", value) for number, value in enumerate(content, 1)]
-    elif isinstance(content, dict) and len(lists := [name for name, value in content.items() if isinstance(value, list)]) == 1:
-        values = content[lists[0]]  # {"train": [...]}; the hub's viewer wraps each in {"row": ...}
-        values = [value.get("row", value) if isinstance(value, dict) else value for value in values]
-        places = [(f"{lists[0]}, entry {number}", value) for number, value in enumerate(values, 1)]
-    else:
-        places = [("its beginning", content)]
-    for place, value in places:
+    for place, value in _entries(content, path, columns):
         if isinstance(value, dict) and ("paragraphs" in value or "qas" in value):
             yield from _squad_records(value, path, place)
         elif isinstance(value, dict) and not (isinstance(value.get("data"), list | dict) and "question" not in value):
             names = _column_names(value, columns, path, required)
-            record = {ours: value[theirs] for ours, theirs in names.items()}
-            yield place, record | {"is_impossible": value.get("is_impossible")}
+            yield place, {ours: value[theirs] for ours, theirs in names.items()}
         else:
             raise InputError(
                 f"{path}, {place}: got {short_list(value) if isinstance(value, dict) else str(value)[:60]}; expected "
                 "an object with context, question and answer or answers, or SQuAD's data -> paragraphs -> qas."
             )
+
+
+def _entries(content: Any, path: Path, columns: dict[str, str]) -> list[tuple[str, Any]]:
+    """(place, value) of each record or document that JSON holds, whatever it is wrapped in."""
+    if isinstance(content, Lines):
+        only = content[0][1] if len(content) == 1 else None
+        if isinstance(only, dict) and not any(isinstance(only.get(columns.get(name, name)), str) for name in REQUIRED):
+            return _entries(only, path, columns)  # a whole .json on one line
+        opened = [(f"line {number}", value, _wrapped(value)) for number, value in content]
+        return [each for place, value, within in opened for each in ([(place, value)] if within is None else within)]
+    if isinstance(content, list):
+        return [(f"entry {number}", value) for number, value in enumerate(content, 1)]
+    if (within := _wrapped(content)) is not None:
+        return within
+    if not isinstance(content, dict) or not content or content.keys() & {"paragraphs", "qas"}:
+        return [("its beginning", content)]
+    by_key = {column_key(name): name for name in content}
+    in_columns = all(column_key(columns.get(name, name)) in by_key for name in REQUIRED)
+    values = list(content.values())
+    if all(isinstance(cells, dict) for cells in values):
+        return _from_columns(content) if in_columns else [(f"entry {name}", value) for name, value in content.items()]
+    lists = [name for name, value in content.items() if isinstance(value, list)]
+    if in_columns and len(lists) == len(values) and len(set(map(len, values))) == 1:  # datasets' to_dict
+        return [
+            (f"index {number}", dict(zip(content, cells, strict=True))) for number, cells in enumerate(zip(*values, strict=True))
+        ]
+    if len(lists) == 1:
+        values = content[lists[0]]  # {"train": [...]}; the hub's viewer wraps each in {"row": ...}
+        values = [value.get("row", value) if isinstance(value, dict) else value for value in values]
+        return [(f"{lists[0]}, entry {number}", value) for number, value in enumerate(values, 1)]
+    if len(lists) > 1 and not in_columns:
+        raise InputError(f"{path} holds several lists, {short_list(lists)}. Save the one that is meant as a file of its own.")
+    return [("its beginning", content)]
+
+
+def _wrapped(content: Any) -> list[tuple[str, Any]] | None:
+    """The entries of {"data": [...]}, SQuAD's or pandas' with "columns"; None where it is not so."""
+    if not isinstance(content, dict) or not isinstance(content.get("data"), list) or "question" in content:
+        return None
+    data = content["data"]
+    if isinstance(content.get("columns"), list) and all(isinstance(row, list) for row in data):
+        data = [dict(zip(content["columns"], row, strict=False)) for row in data]  # pandas' orient="split"
+    return [(f"data, entry {number}", value) for number, value in enumerate(data, 1)]
 
 
 def _from_columns(content: dict) -> list[tuple[str, Any]]:
@@ -201,15 +228,13 @@ def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
     try:
         for paragraph in document.get("paragraphs", [document]):
             context = paragraph["context"]
-            is_page = "paragraphs" not in document and isinstance(context, str) and looks_like_html(context)
-            context = html_text(context) if is_page else context
             for qa in paragraph["qas"]:
                 answers = answer_texts(qa.get("answers", qa.get("answer")), f"{path}, {place}")
                 record = {
                     "id": next((qa[name] for name in ("id", *ALSO_IDS) if qa.get(name) is not None), None),
                     "context": context,
                     "question": qa["question"],
-                    "answers": [html_text(answer) for answer in answers] if is_page else answers,
+                    "answers": answers,
                     "is_impossible": qa.get("is_impossible"),
                 }
                 yield f"{place}, question {record['id']}", record
@@ -231,7 +256,7 @@ def answer_texts(value: Any, where: str) -> list[str]:
         return answer_texts(value["text"], where)
     if isinstance(value, list | tuple):
         return [text for each in value for text in answer_texts(each, where)]
-    if isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
+    if isinstance(value, str) or (isinstance(value, int | float | Decimal) and not isinstance(value, bool)):
         return [str(value)]
     raise InputError(f"{where}: an answer is {str(value)[:100]!r}; expected a text, {{'text': ...}}, or a list of these.")
 
@@ -270,7 +295,10 @@ def _python_value(node: ast.AST, source: str) -> Any:
 
 def is_true(value: Any) -> bool:
     """Whether a flag is set, as JSON or as text has it: "false" is no True."""
-    return value is True or str(value).strip().lower() in ("true", "1")
+    return value is True or str(value).strip().lower() in ("true", "t", "1", "1.0", "yes", "y")
+
+
+_page_text = lru_cache(maxsize=8)(html_text)  # a page's questions follow one another
 
 
 class _Cleaner:
@@ -284,6 +312,7 @@ class _Cleaner:
         self.garbled: list[str] = []
         self.cut: list[str] = []
         self.entities: list[str] = []
+        self.pages: list[str] = []
         self.unanswerable = 0
 
     def rows(self, records: list[Record]) -> list[Row]:
@@ -303,6 +332,8 @@ class _Cleaner:
         if self.entities:
             what = "rows hold HTML entities (&amp; for &), which are read, and learned, as they stand"
             self._note(len(self.entities), what, self.entities)
+        if self.pages:
+            self._note(len(self.pages), "articles are HTML, and are read as a reader sees them", self.pages)
         if self.cut:
             self._note(len(self.cut), "articles have exactly 32,767 characters, where Excel cuts a cell", self.cut)
         if self.unanswerable and self.need_answers:
@@ -318,6 +349,9 @@ class _Cleaner:
         name = self._id(where, record.get("id"))
         context, question = (self._text(where, name, part, record.get(part)) for part in REQUIRED)
         answers, is_list = self._answers(where, name, record)
+        if looks_like_html(context):
+            self.pages.append(name)
+            context, answers = _page_text(context), tuple(map(html_text, answers))
         impossible = is_true(record.get("is_impossible")) or (is_list and not answers)
         if self.need_answers and impossible:
             self.unanswerable += 1
@@ -366,14 +400,14 @@ class _Cleaner:
         if isinstance(value, str):
             value = _structured(value, f"{where}: answers")
         is_list = "answers" in record and not isinstance(value, str)
-        if value is None or value == "":
+        if not answer_texts(value, where):
             value = record.get("answer", value)
             if isinstance(value, str) and _LISTED.match(value.strip()):
                 value = _structured(value, f"{where}: answer")  # a list that was saved as its text
         given = answer_texts(value, where)
         texts = [trim(clean(text)) for text in given]
         self.composed += [name for text in given if clean(text) != writable(text)]
-        if isinstance(value, int | float):
+        if isinstance(value, int | float | Decimal):
             self.numbers.append(name)
         return tuple(text for text in texts if text), is_list
 

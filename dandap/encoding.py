@@ -13,7 +13,7 @@ from dandap.sentences import nearest_first, split_sentences
 # (context as far as it fits, row, answer) -> {"prompt"} or {"user", maybe "system"}; and "answer" where it is not just the answer
 Renderer = Callable[[str, Row, str], dict[str, str]]
 SAMPLE = Row("sample", "기사", "질문", ("답",))
-CHECKED = 8  # of the first rows, whether prompts and answers are what they should be
+CHECKED = 8  # of rows to answer, whose prompts are looked at
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class Encoder:
         # A tokenizer that starts texts with BOS does so in prompts too; asked with an empty text.
         starts_with_bos = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer("").input_ids[:1]
         self._bos = [tokenizer.bos_token_id] if starts_with_bos else []
-        self._check_answer(sample, sample.context, self.encode_prompt(sample.context, sample))
+        prompt_ids = self.encode_prompt(sample.context, sample)
+        for answer in sample.answers[:1]:
+            self._check_answer(sample, sample.context, self.encode_answer(sample.context, sample, answer, prompt_ids))
 
     def encode_prompt(self, context: str, row: Row) -> list[int]:
         """Ids up to where the answer starts."""
@@ -162,24 +164,24 @@ class Encoder:
         return ids[len(newline) :] if ids[: len(newline)] == newline else self._plain_ids(text)
 
     def _check(self, examples: list[Example]) -> None:
-        """Look at the first examples before anything is trained or answered: is the answer what is taught, the prompt whole?"""
-        for example in examples[:CHECKED]:
+        """Look at the examples before anything is trained or answered: is the answer what is taught, the prompt whole?
+
+        Of rows to answer only the first prompts count: a later row that the template changes is still answered.
+        """
+        for number, example in enumerate(examples):
             row, context = example.row, example.context
-            if self.chat:
+            if self.chat and (example.answer_ids or number < CHECKED):
                 self.chat.check(_messages(self.render(context, row, "")), row.id)
             if example.answer_ids:
-                self._check_answer(row, context, example.prompt_ids)
+                self._check_answer(row, context, example.answer_ids)
 
-    def _check_answer(self, row: Row, context: str, prompt_ids: list[int]) -> None:
+    def _check_answer(self, row: Row, context: str, taught: list[int]) -> None:
         """The supervised ids must decode to the answer, and end in one stop token."""
-        if not row.answers:
-            return
-        taught = self.encode_answer(context, row, row.answers[0], prompt_ids)
         meant = self.render(context, row, row.answers[0]).get("answer", row.answers[0])
         said = self.decode(taught[:-1])
         # What a vocabulary cannot say is lost either way.
-        possible = {_bare(meant), _bare(self.decode(self._plain_ids(meant)))}
-        if _bare(said) not in possible or any(token in self.control_ids for token in taught[:-1]):
+        is_said = _bare(said) == _bare(meant) or _bare(said) == _bare(self.decode(self._plain_ids(meant)))
+        if not is_said or any(token in self.control_ids for token in taught[:-1]):
             raise InputError(
                 f"question {row.id}: the answer is {meant!r}, but with this tokenizer and template {said!r} would be learned "
                 f"({self.tokenizer.convert_ids_to_tokens(taught)}). Choose a plain template (--template, one with a 'prompt') "

@@ -55,19 +55,19 @@ def disk_message(error: OSError) -> str:
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; what people can mend ends it with one sentence and exit code 2, without a traceback."""
-    with shown_output():
-        try:
+    try:
+        with shown_output():
             main()
-        except InputError as error:
-            _end(f"error: {error}", 2)
-        except OSError as error:
-            if error.errno is None:  # a library's own, as of a connection
-                raise
-            _end(f"error: {disk_message(error)}", 2)
-        except Stopped as stopped:
-            _end(f"stopped: {stopped}", stopped.code)
-        except KeyboardInterrupt:
-            _end("stopped", 130)  # as shells have it: 128 and the signal
+    except InputError as error:
+        _end(f"error: {error}", 2)
+    except OSError as error:
+        if error.errno is None:  # a library's own, as of a connection
+            raise
+        _end(f"error: {disk_message(error)}", 2)
+    except Stopped as stopped:
+        _end(f"stopped: {stopped}", stopped.code)
+    except KeyboardInterrupt:
+        _end("stopped", 130)  # as shells have it: 128 and the signal
 
 
 def _end(message: str, code: int) -> None:

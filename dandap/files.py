@@ -10,7 +10,7 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from dandap.errors import InputError, first_line
 from dandap.texts import INVISIBLE, short_list, trim
 
 ROOT = Path(__file__).parent.parent
-TABLES, JSONS = (".csv", ".tsv", ".txt", ".xlsx", ".parquet"), (".json", ".jsonl", ".ndjson")
-READABLE = "a .csv, .tsv, .xlsx, .parquet, .jsonl or .json file, or a folder of them"
+TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet", ".arrow")
+JSONS = (".json", ".jsonl", ".ndjson")
+READABLE = "a .csv, .tsv, .xlsx, .parquet, .arrow, .jsonl or .json file, or a folder of them"
+# What lies in folders of data and holds none: a description, the hub's and datasets' notes, the organiser's sample.
+NO_DATA = re.compile(r"readme|licen[cs]e|sample_?submission|(?:dataset_infos?|dataset_dict|state|config)\.json$", re.IGNORECASE)
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 BOMS = (  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -29,6 +32,7 @@ BOMS = (  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+ISO_2022_KR = b"\x1b$)C"
 Place = str  # where a record stands, for messages: "line 12"
 
 
@@ -40,14 +44,24 @@ class Sheet:
     rows: list[tuple[Place, dict[str, Any]]]
     notes: list[str] = field(default_factory=list)  # what was decided, in sentences for people
     separator: str = ","
+    unclear: dict[tuple[Place, str], str] = field(default_factory=dict)  # cells whose text is not certain: why
+
+    def refuse_unclear(self, columns: Collection[str]) -> None:
+        """Name the first cell of these columns whose text is not certain; InputError."""
+        for (_, column), why in self.unclear.items():
+            if column in columns:
+                raise InputError(why)
 
 
 def find_files(path: Path, expected: str = READABLE) -> list[Path]:
     """Return the path, or the files of a folder that can be read; InputError if there are none."""
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in TABLES + JSONS and not p.name.startswith("."))
+        inside = sorted(p for p in path.iterdir() if not p.name.startswith(".") and not NO_DATA.match(p.name))
+        found = [p for p in inside if p.suffix.lower() in TABLES + JSONS and p.is_file()]
         if not found:
-            raise InputError(f"the folder {path} holds no file that can be read. Expected {expected}.")
+            parts = [p.name for p in inside if p.is_dir()]
+            hint = f" It holds the folders {short_list(parts)}; name one of them." if parts else ""
+            raise InputError(f"the folder {path} holds no file that can be read. Expected {expected}.{hint}")
         return found
     if not path.is_file():
         there = f" There is one in {ROOT}: start the script in that folder." if (ROOT / path).is_file() else ""
@@ -68,6 +82,8 @@ def decode(data: bytes, path: Path) -> tuple[str, str]:
     Detectors take short cp949 for Big5. The InputError names the first wrong byte and its line.
     """
     name = next((name for mark, name in BOMS if data.startswith(mark)), None)
+    if ISO_2022_KR in data[:4096]:
+        name = "iso2022_kr"  # old mail: only bytes below 0x80, so that it would pass for UTF-8
     failures = {}
     for encoding in [name] if name else ["utf-8", "cp949"]:
         try:
@@ -116,12 +132,29 @@ def refuse_unreadable(data: bytes, path: Path) -> None:
         raise InputError(f"{path} ends in {path.suffix!r}; expected {READABLE}.")
 
 
+def refuse_other_text(text: str, path: Path) -> None:
+    """Name the texts that downloads leave under the name of a data file."""
+    beginning = text.lstrip()[:200]
+    if beginning.startswith("version https://git-lfs"):
+        raise InputError(f"{path} is a pointer of Git LFS, not the file itself. Fetch it: git lfs pull.")
+    if re.match(r"<(?:!doctype html|html)\b", beginning, re.IGNORECASE):
+        raise InputError(
+            f"{path} is a web page (of a login, or of an error), not the data. Download it again, signed in. Expected {READABLE}."
+        )
+    if re.match(r'\{\s*"|\[\s*[\[{]', beginning) and path.suffix.lower() in TABLES:
+        raise InputError(
+            f"{path} holds JSON under the name of a table. Rename it to .json, or .jsonl if every line is an object."
+        )
+
+
 def read_table(path: Path, data: bytes) -> Sheet:
     """Read a table by what its bytes are, then by its ending."""
     if is_excel(data, path):
         return _read_excel(path, data)
     if data.startswith(b"PAR1"):
         return _read_parquet(path, data)
+    if path.suffix.lower() == ".arrow":
+        return _read_arrow(path, data)
     refuse_unreadable(data, path)
     text, encoding = decode(data, path)
     sheet = read_cells(text, path)
@@ -131,6 +164,7 @@ def read_table(path: Path, data: bytes) -> Sheet:
 
 def read_cells(text: str, path: Path) -> Sheet:
     """Read a CSV text whose separator is the one that its first line or its header shows."""
+    refuse_other_text(text, path)
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long article
     text = text.replace("\0", "")
     declared = re.match(r'"?sep=(.)"?[ \t]*\r?\n', text)
@@ -145,6 +179,7 @@ def read_cells(text: str, path: Path) -> Sheet:
             raise InputError(f"{path} is empty. Expected a header and a row per question.")
         while header and not header[-1].strip():
             header.pop()  # Excel saves `id,context,,` where cells to the right were once touched
+        header_line = reader.line_num + first
         lines = [(reader.line_num + first, cells) for cells in reader]
     except csv.Error as error:
         raise InputError(
@@ -152,6 +187,7 @@ def read_cells(text: str, path: Path) -> Sheet:
             'cell; write it as "" inside a quoted cell.'
         ) from error
     notes = [] if separator == "," else [f"{path.name}: the cells are separated by {SEPARATORS.get(separator, repr(separator))}"]
+    _refuse_title(path, header, header_line, lines)
     swallowed = [line for line, cells in lines if any(_holds_row(cell, len(header), separator) for cell in cells)]
     if swallowed:
         notes.append(
@@ -170,16 +206,31 @@ def _holds_row(cell: str, width: int, separator: str) -> bool:
 
 
 def _separator(text: str) -> str:
-    """Return the separator that makes the most cells of the header; a comma where none does."""
+    """Return the separator that makes the most cells of the header (of the line below, if it has one cell); else a comma."""
 
     def cells(separator: str) -> int:
         try:
             rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-            return len(next((row for row in rows if any(map(trim, row))), []))
+            filled = (row for row in rows if any(map(trim, row)))
+            header, below = next(filled, []), next(filled, [])
         except csv.Error:
             return 0
+        return 1000 * len(header) if len(header) > 1 else len(below)
 
     return max(SEPARATORS, key=cells)
+
+
+def _refuse_title(path: Path, header: list[str], line: int, lines: list[tuple[int, list[str]]]) -> None:
+    """Name a title or a comment above the header, which would make every row too long."""
+    filled = [name for name in header if trim(name)]
+    below = next((cells for _, cells in lines if any(map(trim, cells))), [])
+    is_title = len(filled) == 1 and len([cell for cell in below if trim(cell)]) > 1
+    is_comment = filled[0].lstrip().startswith("#") and len(below) != len(header)
+    if is_title or is_comment:
+        raise InputError(
+            f"{path}, line {line}: got {filled[0][:60]!r}, expected the columns' names. Delete what stands above them (a title, "
+            "a comment) or name every column; if this is the only column, a text with commas needs quotation marks."
+        )
 
 
 def _rows(
@@ -191,15 +242,26 @@ def _rows(
     for line, cells in lines:
         if not any(map(trim, cells)):
             continue
-        if [column_key(cell) for cell in cells[:width]] == names:
+        keys = [column_key(cell) for cell in cells]
+        if keys[:width] == names and not any(keys[width:]):
             notes.append(f"{path.name}, line {line} is the header again (glued files); it was left out")
             continue
+        same = set(keys) & set(names) - {""}
+        if len(same) > 1 and 2 * len(same) >= len(set(keys) | set(names)):
+            raise InputError(
+                f"{path}, line {line}: a second header, {short_list(cells)}, whose columns are not those of the first. Keep the "
+                "files apart, in one folder or named with commas between them."
+            )
         if any(map(str.strip, cells[width:])):
             raise InputError(
                 f"{path}, line {line}: got {len(cells)} cells, the header has {width}. "
                 "A comma or quotation mark in a text needs the cell in quotation marks."
             )
         yield f"line {line}", dict(zip(header, cells, strict=False))
+
+
+# Of a torn zip or XML (SyntaxError), and of workbooks whose styles or names openpyxl does not expect.
+EXCEL_FAULTS = (BadZipFile, LookupError, ValueError, OSError, SyntaxError, TypeError, AttributeError)
 
 
 def _read_excel(path: Path, data: bytes) -> Sheet:
@@ -213,32 +275,50 @@ def _read_excel(path: Path, data: bytes) -> Sheet:
     try:
         book = load_workbook(io.BytesIO(data), read_only=True, data_only=True)
         first = book.worksheets[0]
+        first.reset_dimensions()  # some programs write A1:A1 for every sheet, and only that would be read
         lines = [(number, list(cells)) for number, cells in enumerate(first.iter_rows(), 1)]
-    except (BadZipFile, KeyError, ValueError, IndexError, OSError, SyntaxError) as error:  # a torn zip or XML
+    except EXCEL_FAULTS as error:
         raise InputError(f"{path} is an Excel workbook that cannot be read ({first_line(error)}). Save it again.") from error
     lines = [(number, cells) for number, cells in lines if any(cell.value is not None for cell in cells)]
     if not lines:
         raise InputError(f"{path} is empty. Expected a header and a row per question in its first sheet.")
     others = [sheet.title for sheet in book.worksheets[1:]]
     notes = [f"{path.name}: the sheet {first.title!r} was read, not {short_list(others)}"] if others else []
-    header = [_excel_text(path, cell) for cell in lines[0][1]]
+    header = list(map(_excel_text, lines[0][1]))
     while header and not header[-1].strip():
         header.pop()
-    rows = [(number, [_excel_text(path, cell) for cell in cells]) for number, cells in lines[1:]]
-    return Sheet(header, list(_rows(path, header, rows, notes)), notes)
+    rows = [(number, list(map(_excel_text, cells))) for number, cells in lines[1:]]
+    _refuse_title(path, header, lines[0][0], rows)
+    unclear = {
+        (f"line {number}", name): why
+        for number, cells in lines[1:]
+        for name, cell in zip(header, cells, strict=False)
+        if (why := _unclear(path, cell))
+    }
+    return Sheet(header, list(_rows(path, header, rows, notes)), notes, unclear=unclear)
 
 
-def _excel_text(path: Path, cell) -> str:
+def _excel_text(cell) -> str:
     """Return a cell's text; a plain number as it was typed."""
     value = cell.value
-    if value is None or isinstance(value, str):
-        return value or ""
-    if isinstance(value, bool) or cell.is_date or cell.number_format not in ("General", "0", "@"):
-        raise InputError(
+    if isinstance(value, bool):
+        return str(value).upper()  # as it is shown
+    return "" if value is None else str(value)
+
+
+def _unclear(path: Path, cell) -> str | None:
+    """Return why the text of a cell is not certain: an error, or a number that is shown as something else."""
+    value = cell.value
+    if cell.data_type == "e":
+        return f"{path}, cell {cell.coordinate}: it holds the error {value}. Correct the formula, or type the text."
+    if value is None or isinstance(value, str | bool):
+        return None
+    if cell.is_date or cell.number_format not in ("General", "0", "@"):
+        return (
             f"{path}, cell {cell.coordinate}: it holds {value!r}, shown as {cell.number_format!r}; which text is meant is not "
             "certain. Format the column as text, or save the sheet as CSV UTF-8, which keeps what is shown."
         )
-    return str(value)
+    return None
 
 
 def _read_parquet(path: Path, data: bytes) -> Sheet:
@@ -250,6 +330,22 @@ def _read_parquet(path: Path, data: bytes) -> Sheet:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path} is a Parquet file that cannot be read ({first_line(error)}). Export it again.") from error
+    return _from_arrow(table)
+
+
+def _read_arrow(path: Path, data: bytes) -> Sheet:
+    """Read what datasets' save_to_disk writes, Arrow's stream format, or its file format."""
+    import pyarrow
+
+    opened = pyarrow.ipc.open_file if data.startswith(b"ARROW1") else pyarrow.ipc.open_stream
+    try:
+        return _from_arrow(opened(pyarrow.BufferReader(data)).read_all())
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path} is an Arrow file that cannot be read ({first_line(error)}). Export it again.") from error
+
+
+def _from_arrow(table) -> Sheet:
+    """Return the rows of an Arrow table."""
     return Sheet(table.column_names, [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1)])
 
 
@@ -269,6 +365,7 @@ def read_json(path: Path, data: bytes) -> tuple[Any, list[str]]:
     """Return (what a JSON file holds, notes): one value, or the list of the values of its lines, whatever its ending."""
     refuse_unreadable(data, path)
     text, encoding = decode(data, path)
+    refuse_other_text(text, path)
     notes, content = encoding_notes(path, encoding), text.strip()
     if not content:
         raise InputError(f"{path} is empty. Expected JSON.")

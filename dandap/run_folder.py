@@ -32,6 +32,7 @@ class RunFolder:
         self.findings_file = path / "data_checks.json"
         self.metrics_file = path / "metrics.jsonl"
         self.adapter = path / "adapter"
+        self.weights = self.adapter / "adapter_model.safetensors"
         self.checkpoints = path / "checkpoints"
         self.validation_file = path / "validation_predictions.csv"
         self.validation_record = path / "validation_predictions.jsonl"
@@ -41,7 +42,14 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether it holds a trained adapter."""
-        return (self.adapter / "adapter_model.safetensors").is_file()
+        return self.weights.is_file() and self.weights.stat().st_size > 0
+
+    def check_finished(self) -> None:
+        """Raise InputError where what a finished run needs to answer cannot be read."""
+        if not self.finished:
+            raise InputError(f"{self.adapter} holds an empty adapter. Train again, or put it back from a copy.")
+        self.load_recipe()
+        self.load_template()
 
     @property
     def only_begun(self) -> bool:
@@ -55,7 +63,13 @@ class RunFolder:
 
     def when(self, what: str) -> str:
         """Return the time (UTC) of `started` or `finished`, which travels with the folder; "" sorts before all others."""
-        return str(self.environment().get(what, ""))
+        value = self.environment().get(what)
+        try:
+            if value is not None:
+                datetime.fromisoformat(value)
+        except (TypeError, ValueError):
+            raise InputError(f"{self.environment_file}: {what!r} is {str(value)[:60]!r}, expected a time.") from None
+        return value or ""
 
     @property
     def name_of_run(self) -> str | None:
@@ -140,6 +154,9 @@ def list_runs(output_dir: str) -> list[RunFolder]:
     for file in sorted(Path(output_dir).glob("*/recipe.yaml")):
         run = RunFolder(file.parent)
         try:
+            run.when("finished")
+            if run.weights.exists():
+                run.check_finished()
             runs.append((run.when("started"), file.parent.name, run))
         except (InputError, OSError) as error:
             print(f"{run.path} is passed over: {error}")

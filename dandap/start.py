@@ -4,6 +4,16 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
+
+for _number in range(3):  # closed by whoever started us (2>&-): else the next file that is opened would get what is printed
+    try:
+        os.fstat(_number)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+for _name in ("stdout", "stderr"):
+    if getattr(sys, _name) is None:
+        setattr(sys, _name, Path(os.devnull).open("w"))  # noqa: SIM115 (for as long as the process lives)
 
 
 def _end_quietly(kind, error, trace) -> None:

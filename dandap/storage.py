@@ -146,23 +146,26 @@ def check_writable(folder: Path, way_out: str) -> None:
         raise InputError(f"{folder} cannot be written to ({error.strerror}). {way_out}") from error
 
 
-def refuse_existing(output: str | None, overwrite: bool) -> None:
-    """Refuse a name that a file cannot be written under, before hours of answering and not after."""
-    if not output:
-        return
-    target = Path(output)
+def refuse_output(output: str | None, overwrite: bool) -> None:
+    """Refuse an --output that cannot be written under its name, before the hours of answering; none given is right."""
+    if output:
+        refuse_existing(Path(output), overwrite, "--output", "Choose another name, or add --overwrite.")
+
+
+def refuse_existing(target: Path, overwrite: bool, name: str, way_out: str) -> None:
+    """Refuse a place where a file cannot be written; `name` is what the user calls it, `way_out` what to do if it exists."""
     if len(target.name.encode()) > 255:
-        raise InputError(f"--output: the name {target.name[:20]!r}... has more than the 255 bytes that file systems take.")
+        raise InputError(f"{name}: the name {target.name[:20]!r}... has more than the 255 bytes that file systems take.")
     if not target.absolute().parent.is_dir():
-        raise InputError(f"--output {output}: there is no folder {target.parent}. Make it, or name another.")
+        raise InputError(f"{name} {target}: there is no folder {target.parent}. Make it, or name another.")
     if target.is_symlink():
-        raise InputError(f"--output {output} is a link; expected a file's name. Name what it points to.")
+        raise InputError(f"{name} {target} is a link; expected a file's name. Name what it points to.")
     if target.is_dir():
-        raise InputError(f"--output {output} is a folder; expected a file's name.")
+        raise InputError(f"{name} {target} is a folder; expected a file's name.")
     if target.exists() and not target.is_file():
-        raise InputError(f"--output {output} is a device or a pipe; expected a file's name.")
+        raise InputError(f"{name} {target} is a device or a pipe; expected a file's name.")
     if target.exists() and not overwrite:
-        raise InputError(f"--output {output} exists already. Choose another name, or add --overwrite.")
+        raise InputError(f"{name} {target} exists already. {way_out}")
     check_writable(target.absolute().parent, "Name a file in another folder.")
 
 

@@ -38,9 +38,9 @@ class Output:
         try:
             work()
         except OSError as error:
-            if error.errno not in GONE:
-                raise
             leave(self.stream)
+            if error.errno not in GONE:
+                raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def leave(stream: TextIO) -> None:

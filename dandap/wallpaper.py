@@ -25,8 +25,11 @@ def _read_one(path: Path, need_answers: bool) -> Table:
         column_key(name): name for name in ("id", "질문", "category", "generated", "sources", "accept", *QUESTIONS, *ANSWERS)
     }
     names = {theirs: known.get(column_key(theirs), theirs) for theirs in sheet.header}
+    sheet.refuse_unclear([theirs for theirs, ours in names.items() if ours in known.values()])
     header = list(names.values())
-    lines = [(where, {names[theirs]: cell for theirs, cell in cells.items() if theirs in names}) for where, cells in sheet.rows]
+    lines = [
+        (where, {names[theirs]: _text(cell) for theirs, cell in cells.items() if theirs in names}) for where, cells in sheet.rows
+    ]
     if "accept" in header:
         raise InputError(f"{path} is a review: python -m tools.augment accept {path} OUT writes the rows to train on.")
     to_answer = ("id", "질문", *(ANSWERS[:1] if need_answers else ()))
@@ -42,6 +45,11 @@ def _read_one(path: Path, need_answers: bool) -> Table:
     rows = [row for where, cells in lines for row in _rows(f"{path}, {where}", cells, need_answers)]
     refuse_duplicate_ids(rows, path)
     return Table(path, rows, digest, sheet.notes)
+
+
+def _text(cell) -> str:
+    """Return a cell as text; Parquet holds numbers, and None for an empty one."""
+    return "" if cell is None else str(cell)
 
 
 def _rows(where: str, cells: dict[str, str], need_answers: bool) -> list[Row]:

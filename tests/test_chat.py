@@ -1,5 +1,7 @@
 """Chat templates as bases have them: what is taught is the answer, what is sent is the article, or it is refused."""
 
+from datetime import datetime
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -104,6 +106,27 @@ def test_the_day_of_a_prompt_is_always_the_same(monkeypatch):
     assert chat.with_fixed_day(chat.with_fixed_day(told)) == chat.with_fixed_day(told)
 
 
+def test_a_day_is_told_in_every_way_and_in_no_unknown_one():
+    midnight = datetime(2024, 7, 26)
+    for directive, value in chat.DAY.items():
+        if directive[0] != "#" and directive not in "zZ":  # Windows' sign; the zone, which a fixed day does not have
+            assert value == midnight.strftime(f"%{directive}"), directive
+    prompt, _ = taught(tokenizer_with("{{ strftime_now('%-d. %B %Y, %F %T') }}" + TURNS + PROMPT))
+    assert "26. July 2024, 2024-07-26 00:00:00" in prompt
+    with pytest.raises(InputError, match="strftime_now does not know %Q"):
+        taught(tokenizer_with("{{ strftime_now('%Q') }}" + TURNS + PROMPT))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "{% if true %}\n{% endif %}\n"])
+def test_a_template_that_ends_in_a_line_end_is_mended_without_it(end):
+    """Jinja drops a template's last line end, which something appended would keep."""
+    tokenizer = tokenizer_with(HEADERS["words before the answer"] + end)
+    row = {"role": "user", "content": "질문"}
+    before = tokenizer.apply_chat_template([row], add_generation_prompt=True, tokenize=False)
+    after = encoder(tokenizer).tokenizer
+    assert after.apply_chat_template([row], add_generation_prompt=True, tokenize=False) == before + "답: "
+
+
 REFUSED = {
     "says the same to all": ("hello", "leaves out the text of the user's turn"),
     "leaves the article out": (TURNS.replace("m.content", "m.content[-6:]") + PROMPT, "leaves out the text"),
@@ -125,7 +148,8 @@ REFUSED = {
     ),
     "divides by zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
     "loops too far": ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),
-    "calls what is not there": ("{{ messages.x.y.z }}", "refuses these turns|fails"),
+    "calls what is not there": ("{{ messages.x.y.z }}", r"refuses these turns \(UndefinedError.*Choose a plain one"),
+    "tells the time": ("{{ now() }}", r"'now' is undefined\)\. Choose a plain one, with a 'prompt' \(--template\)"),
 }
 
 
@@ -150,6 +174,24 @@ def test_an_answer_that_the_template_would_change_is_refused_before_training():
         Encoder(tokenizer, lambda context, row, answer: {"user": f"{context} {row.question}"}).encode_rows(
             [ROW], 1000, answers=True
         )
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [("m.content | striptags", "<b>굵게</b>"), ("m.content | upper", "kt"), ("m.content.split('</think>')[-1]", "x</think>y")],
+)
+def test_every_answer_is_looked_at_and_not_the_first_ones_alone(change, answer):
+    tokenizer = tokenizer_with(TURNS.replace("m.content", f"(m.content if m.role == 'user' else {change})") + PROMPT)
+    rows = [Row(str(n), ROW.context, "매출은?", ("답",)) for n in range(40)]
+    encoder(tokenizer).encode_rows(rows, 1000, answers=True)
+    with pytest.raises(InputError, match=f"question odd: the answer is '{answer}', but .* would be learned"):
+        encoder(tokenizer).encode_rows([*rows, Row("odd", ROW.context, "매출은?", (answer,))], 1000, answers=True)
+
+
+def test_a_later_row_that_the_template_changes_is_still_answered():
+    tokenizer = tokenizer_with(TURNS.replace("m.content", "m.content | striptags") + PROMPT)
+    rows = [Row(str(n), "기사", "매출은?") for n in range(9)] + [Row("odd", "<b>기사</b>", "매출은?")]
+    assert len(encoder(tokenizer).encode_rows(rows, 1000, answers=False)) == 10
 
 
 def test_of_several_templates_the_default_one_counts():

@@ -102,7 +102,7 @@ BAD_FILES = {
     "b.jsonl": (b'{"id": "a"}\n', "no column 'context'"),
     "c.jsonl": (b'{"id": "a", "context": [1], "question": "?"}\n', "context is empty or no text"),
     "a.txt": (b"x", "has no column 'context'; it has 'x'"),
-    "a.docx": (b"x", "expected a .csv, .tsv, .xlsx, .parquet, .jsonl or .json file"),
+    "a.docx": (b"x", "expected a .csv, .tsv, .xlsx, .parquet, .arrow, .jsonl or .json file"),
     "a.xls": (b"\xd0\xcf\x11\xe0", "an old Excel workbook"),
     "a.csv": (b"\x1f\x8b", "compressed with gzip"),
 }

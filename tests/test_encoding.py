@@ -92,7 +92,7 @@ def test_chat_turns_need_a_chat_template():
 def test_a_refused_system_turn_is_explained():
     gemma = AutoTokenizer.from_pretrained("data/demo_model")
     gemma.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    with pytest.raises(InputError, match="System role not supported.*choose a template without one"):
+    with pytest.raises(InputError, match="System role not supported.*Choose a template without a system turn"):
         encoder(gemma, "context_bot_system").encode_prompt("기사", SAMPLE)
 
 

@@ -131,6 +131,22 @@ def test_submissions_are_members_too(tmp_path):
     assert table["정답"].tolist() == ["NA", "가\r나"]
 
 
+def test_the_submission_keeps_the_order_of_the_first_members(tmp_path, capsys):
+    """Which is the organiser's, where their sample is in another order than the test file."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({"id": row, "prediction": row}) for row in ("a", "b", "c")]
+        (tmp_path / name / "predictions.jsonl").write_text("\n".join(lines))
+        (tmp_path / name / "submission.csv").write_text("sep=,\nID,정답\nc,c\na,a\nb,b\n", encoding="utf-8")
+    members = [str(tmp_path / name) for name in ("one", "two")]
+    result = ensemble.main([*members, "--output_dir", str(tmp_path / "out")])
+    assert Path(result["submission"]).read_text(encoding="utf-8") == "ID,정답\nc,c\na,a\nb,b\n"
+    assert f"the submission's rows stand in the order of {tmp_path / 'one' / 'submission.csv'}" in capsys.readouterr().out
+    (tmp_path / "one" / "submission.csv").write_text("ID,정답\nx,c\na,a\nb,b\n", encoding="utf-8")
+    result = ensemble.main([*members, "--output_dir", str(tmp_path / "out")])
+    assert Path(result["submission"]).read_text(encoding="utf-8") == "ID,정답\na,a\nb,b\nc,c\n", "it is of other questions"
+
+
 def test_a_csv_is_read_by_its_columns_names_and_every_sign_in_it(tmp_path):
     (tmp_path / "a.csv").write_text("id,question,answer\nq1,뭐?,가\u2028나\x0b\n", encoding="utf-8")
     (tmp_path / "b.csv").write_text("prediction,id\n다,q1\n", encoding="utf-8")

@@ -2,7 +2,11 @@
 
 import json
 import unicodedata
+import zipfile
+from datetime import date
+from decimal import Decimal
 
+import datasets
 import openpyxl
 import pandas as pd
 import pytest
@@ -43,6 +47,7 @@ TABLES = {
     "empty cells behind": ("a.csv", (HEAD + LINE.strip() + ",,\n").encode()),
     "a repeated column of no interest": ("a.csv", (HEAD.strip() + ",비고,비고\n" + LINE.strip() + ",x,y\n").encode()),
     "cp949": ("a.csv", (HEAD + LINE).encode("cp949")),
+    "old mail": ("a.csv", b"\x1b$)C" + (HEAD + LINE).encode("iso2022_kr").removeprefix(b"\x1b$)C")),
     "Windows' line ends": ("a.csv", (HEAD + LINE).replace("\n", "\r\n").encode()),
 }
 
@@ -68,6 +73,41 @@ FORMS = {
     "lines.jsonl": (json.dumps(ROW) + "\n\n"),
     "lines.json": json.dumps(ROW) + "\n" + json.dumps(ROW | {"id": "b"}),
     "list.json": json.dumps([ROW]),
+    "to_dict.json": json.dumps({key: [value] for key, value in ROW.items()}),
+    "to_dict on a line.jsonl": json.dumps({key: [value, value + "2"] for key, value in ROW.items()}),
+    "SQuAD on a line.jsonl": json.dumps(
+        {
+            "version": "1",
+            "data": [
+                {
+                    "paragraphs": [
+                        {
+                            "context": ROW["context"],
+                            "qas": [{"id": "a1", "question": ROW["question"], "answers": [{"text": "36.7%"}]}],
+                        }
+                    ]
+                }
+            ],
+        }
+    ),
+    "SQuAD on each line.jsonl": "\n".join(
+        json.dumps(
+            {
+                "data": [
+                    {
+                        "paragraphs": [
+                            {
+                                "context": ROW["context"],
+                                "qas": [{"id": name, "question": ROW["question"], "answers": [{"text": "36.7%"}]}],
+                            }
+                        ]
+                    }
+                ]
+            }
+        )
+        for name in ("a1", "a2")
+    ),
+    "an empty list beside an answer.json": json.dumps([ROW | {"answers": []}]),
     "list.jsonl": json.dumps([ROW]),
     "columns.json": json.dumps({key: {"0": value} for key, value in ROW.items()}),
     "split.json": json.dumps({"columns": list(ROW), "index": [0], "data": [list(ROW.values())]}),
@@ -141,6 +181,87 @@ def book(path, *rows, **cells):
     return path
 
 
+PAGE = "<!DOCTYPE html><html><body><p>한빛전자는 <b>36.7%</b> 늘었다.</p><script>x</script></body></html>"
+PAGES = {
+    "a.csv": lambda row: pd.DataFrame([row]).to_csv(index=False),
+    "a.jsonl": json.dumps,
+    "paragraphs.json": lambda row: json.dumps(
+        squad({"paragraphs": [{"context": row["context"], "qas": [QA | {"answers": [{"text": row["answer"]}]}]}]})
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_are_read_as_a_reader_sees_them_in_every_form(tmp_path, name):
+    (tmp_path / name).write_text(PAGES[name](ROW | {"context": PAGE, "answer": "<b>36.7%</b>"}), encoding="utf-8")
+    table = read(tmp_path / name, need_answers=True)
+    assert the_row(table) == WHOLE
+    assert table.notes == ["1 articles are HTML, and are read as a reader sees them (a1)"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "xlsx"])
+def test_questions_marked_impossible_are_not_learned_from_tables(tmp_path, kind):
+    """SQuAD 2 gives them a plausible answer."""
+    frame = pd.DataFrame([ROW | {"is_impossible": False}, ROW | {"id": "b", "is_impossible": True}])
+    frame.loc[2] = ROW | {"id": "c", "answer": "", "is_impossible": True}
+    path = tmp_path / f"a.{kind}"
+    (frame.to_csv if kind == "csv" else frame.to_parquet if kind == "parquet" else frame.to_excel)(path, index=False)
+    table = read(path, need_answers=True)
+    assert the_row(table) == WHOLE
+    assert table.notes == ["2 questions without an answer were left out (is_impossible, or none given)"]
+    tested = read(path).rows
+    assert [(row.id, row.answers) for row in tested] == [("a1", ("36.7%",)), ("b", ()), ("c", ())], "all are answered"
+
+
+@pytest.mark.parametrize("flag", ["TRUE", "1", "1.0", "Y", "yes"])
+def test_flags_as_spreadsheets_write_them(tmp_path, flag):
+    (tmp_path / "a.csv").write_text(f"is_impossible,{HEAD}no,{LINE}{flag},{LINE.replace('a1', 'b')}", encoding="utf-8")
+    assert [row.id for row in read(tmp_path / "a.csv", need_answers=True).rows] == ["a1"]
+
+
+def test_decimals_of_parquet_are_numbers(tmp_path):
+    pd.DataFrame([ROW | {"answer": Decimal("36.70")}]).to_parquet(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", need_answers=True).rows[0].answers == ("36.70",)
+
+
+def test_a_folder_that_datasets_saved(tmp_path):
+    datasets.Dataset.from_list([ROW]).save_to_disk(tmp_path / "one")
+    assert the_row(read(tmp_path / "one", need_answers=True)) == WHOLE
+    datasets.DatasetDict(train=datasets.Dataset.from_list([ROW])).save_to_disk(tmp_path / "parts")
+    with pytest.raises(InputError, match="It holds the folders 'train'; name one of them"):
+        read(tmp_path / "parts")
+
+
+def test_an_excel_sheet_whose_size_is_written_wrong_is_read_whole(tmp_path):
+    path = book(tmp_path / "a.xlsx", list(ROW), list(ROW.values()))
+    with zipfile.ZipFile(path) as whole:
+        parts = {name: whole.read(name) for name in whole.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    parts[sheet] = parts[sheet].replace(b'<dimension ref="A1:D2"', b'<dimension ref="A1"')
+    with zipfile.ZipFile(path, "w") as changed:
+        for name, content in parts.items():
+            changed.writestr(name, content)
+    assert the_row(read(path, need_answers=True)) == WHOLE
+
+
+def test_an_excel_column_that_is_not_used_may_hold_anything(tmp_path):
+    path = book(tmp_path / "a.xlsx", [*ROW, "날짜", "검수"], [*ROW.values(), date(2026, 1, 2), True])
+    assert the_row(read(path, need_answers=True)) == WHOLE
+    path = book(tmp_path / "b.xlsx", list(ROW), [*list(ROW.values())[:3], "#N/A"])
+    with pytest.raises(InputError, match="cell D2: it holds the error #N/A"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "fault", [TypeError("expected <class 'Fill'>"), AttributeError("no 'rows'"), KeyError("xl/workbook.xml")]
+)
+def test_a_workbook_that_openpyxl_cannot_open_is_named(tmp_path, monkeypatch, fault):
+    path = book(tmp_path / "a.xlsx", list(ROW), list(ROW.values()))
+    monkeypatch.setattr(openpyxl, "load_workbook", lambda *a, **n: (_ for _ in ()).throw(fault))
+    with pytest.raises(InputError, match=f"is an Excel workbook that cannot be read \\({type(fault).__name__}"):
+        read(path)
+
+
 def test_excel_under_any_name(tmp_path):
     for name in ("a.xlsx", "renamed.csv"):
         assert the_row(read(book(tmp_path / name, list(ROW), list(ROW.values())), need_answers=True)) == WHOLE
@@ -163,11 +284,57 @@ def test_excel_without_openpyxl_is_told(tmp_path, monkeypatch):
 def test_a_folder_of_files(tmp_path):
     for name in ("train-00000.csv", "train-00001.csv"):
         (tmp_path / name).write_text(HEAD + LINE.replace("a1", name), encoding="utf-8")
-    (tmp_path / "readme.md").write_text("x")
+    for name in ("readme.md", "README.txt", "sample_submission.csv", "dataset_info.json"):
+        (tmp_path / name).write_text("x")
     assert [row.id for row in read(tmp_path).rows] == ["train-00000.csv", "train-00001.csv"]
     with pytest.raises(InputError, match="holds no file that can be read"):
         (tmp_path / "empty").mkdir()
         read(tmp_path / "empty")
+
+
+def test_rows_of_files_with_one_stem_get_different_numbers(tmp_path):
+    (tmp_path / "a.csv").write_text("context,question\n기사,질문?\n", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text('{"context": "기사", "question": "왜?"}\n', encoding="utf-8")
+    assert [row.id for row in read(tmp_path).rows] == ["a.csv-1", "a.jsonl-1"]
+
+
+NOT_DATA = {
+    "a title": ("2026 경제 뉴스\n" + HEAD + LINE, "line 1: got '2026 경제 뉴스', expected the columns' names. Delete"),
+    "a title over semicolons": (("뉴스\n" + HEAD + LINE).replace(",", ";"), "line 1: got '뉴스', expected the columns' names"),
+    "a title with empty cells": ("뉴스,,,\n" + HEAD + LINE, "line 1: got '뉴스', expected the columns' names"),
+    "a comment": ("# exported, 2026\n" + HEAD + LINE, "line 1: got '# exported', expected the columns' names"),
+    "JSON": (json.dumps([ROW]), "holds JSON under the name of a table. Rename it to .json"),
+    "JSON lines": (json.dumps(ROW) + "\n" + json.dumps(ROW), "holds JSON under the name of a table"),
+    "a page": ("\n<!DOCTYPE html><html>Sign in</html>", "is a web page"),
+    "a pointer": ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS.*git lfs pull"),
+    "a second header in another order": (HEAD + LINE + "id,question,context,answer\nb,왜?,기사,답\n", "line 3: a second header"),
+    "a second header with one more": (
+        HEAD + LINE + "id,context,question,answer,출처\nb,기사,왜?,답,x\n",
+        "line 3: a second header",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_DATA)
+def test_what_is_no_table_is_named(tmp_path, name):
+    text, message = NOT_DATA[name]
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": [ROW], "validation": [ROW]}, "holds several lists, 'train', 'validation'. Save the one that is meant"),
+        ("<html><body>404</body></html>", "is a web page"),
+        ({"data": {"문서": 1}}, "has no column 'context'; it has '문서'"),
+    ],
+)
+def test_json_that_holds_no_records_is_named(tmp_path, content, message):
+    (tmp_path / "a.json").write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / "a.json")
 
 
 def test_decomposed_column_names(tmp_path):
@@ -283,6 +450,7 @@ def test_a_list_without_commas_is_not_read_as_one_word(tmp_path):
     ("text", "note"),
     [
         ("깨진 \ufffd 글자", "signs of a wrong encoding"),
+        ("\x0e9YAvH8\x0f", "signs of a wrong encoding"),
         ("삼성".encode().decode("latin-1"), "signs of a wrong encoding"),
         ("가" * 32_767, "exactly 32,767 characters"),
         ("S&amp;P500 지수", "hold HTML entities"),

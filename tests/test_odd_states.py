@@ -32,11 +32,13 @@ from dandap.storage import (
     new_folder,
     read_json,
     refuse_existing,
+    refuse_output,
     write_json,
     write_text,
 )
 from prompts import check_template
 from tasks import TASKS, active, inert, submission_form
+from tools import compare
 
 # --- files and folders
 
@@ -91,14 +93,14 @@ def test_a_folder_that_leads_nowhere_is_refused_and_never_waited_for(tmp_path, k
 def test_where_a_submission_cannot_go(tmp_path, make, message):
     make(tmp_path / "out.csv")
     with pytest.raises(InputError, match=message):
-        refuse_existing(str(tmp_path / "out.csv"), overwrite=False)
+        refuse_output(str(tmp_path / "out.csv"), overwrite=False)
 
 
 def test_names_longer_than_a_file_system_takes(tmp_path):
     with pytest.raises(InputError, match="has 300 bytes; expected at most 180"):
         checked_name("가" * 100)
     with pytest.raises(InputError, match="has more than the 255 bytes"):
-        refuse_existing(str(tmp_path / ("시" * 90)), overwrite=False)
+        refuse_output(str(tmp_path / ("시" * 90)), overwrite=False)
     assert new_folder(tmp_path, "시" * 90).is_dir(), "a test file's name is cut"
 
 
@@ -112,13 +114,26 @@ def run_at(folder, environment, **recipe):
     (folder / "environment.json").write_text(text)
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_text("x")
+    (folder / "template.json").write_text('{"name": "concise", "template": {"user": "{context} {question}"}}')
     return RunFolder(folder)
 
 
-@pytest.mark.parametrize("broken", ["", "null", "[]", '{"finished": ', "\x00"])
+@pytest.mark.parametrize("broken", ["", "null", "[]", '{"finished": ', "\x00", '{"finished": []}', '{"finished": "soon"}'])
 def test_a_broken_neighbour_is_passed_over_and_named(tmp_path, capsys, broken):
     run_at(tmp_path / "good", {"started": "2026-01-01", "finished": "2026-01-02"})
     run_at(tmp_path / "odd", broken)
+    assert find_run(None, str(tmp_path)).path.name == "good"
+    assert f"{tmp_path / 'odd'} is passed over: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("adapter/adapter_model.safetensors", ""), ("template.json", "{"), ("recipe.yaml", "[")],
+)
+def test_a_broken_newest_run_is_passed_over_and_named(tmp_path, capsys, file, content):
+    run_at(tmp_path / "good", {"started": "2026-01-01", "finished": "2026-01-02"})
+    run_at(tmp_path / "odd", {"started": "2026-01-03", "finished": "2026-01-04"})
+    (tmp_path / "odd" / file).write_text(content)
     assert find_run(None, str(tmp_path)).path.name == "good"
     assert f"{tmp_path / 'odd'} is passed over: " in capsys.readouterr().out
 
@@ -332,6 +347,40 @@ def script(code, tmp_path, **environment):
     return [sys.executable, "-c", "\n".join(lines)], os.environ | environment
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="closes numbered streams")
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&- <&-"])
+def test_closed_streams_stop_nothing_and_no_file_takes_their_place(tmp_path, closed):
+    done = tmp_path / "done"
+    lines = [f"  file = open({str(done)!r}, 'w')", "  print('a')", "  print('b', file=sys.stderr)", "  file.write('x')"]
+    code = "\n".join(["import sys", "def main():", *lines])
+    command, environment = script(code, tmp_path)
+    ended = subprocess.run(["bash", "-c", f'exec "$@" {closed}', "bash", *command], env=environment)
+    assert ended.returncode == 0
+    assert done.read_text() == "x"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_behind_standard_output_ends_in_one_sentence(tmp_path):
+    command, environment = script("def main(): print('a')", tmp_path)
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: no space is left on the disk (standard output).")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_tools_name_their_own_argument(tmp_path):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(InputError, match=f"^OUT {tmp_path / 'out'} exists already. Choose another name.$"):
+        refuse_existing(tmp_path / "out", False, "OUT", "Choose another name.")
+
+
+def test_compare_names_an_output_folder_that_leads_nowhere(tmp_path):
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"out is a link that leads nowhere. Name another --output_dir"):
+        compare.main(["a", "b", "--output_dir", str(tmp_path / "out")])
+
+
 def test_work_goes_on_after_its_reader_has_left(tmp_path):
     done = tmp_path / "done"
     code = f"def main():\n  for n in range(20000): print('line', n, flush=True)\n  Path({str(done)!r}).write_text('x')"
@@ -437,7 +486,13 @@ def test_an_apostrophe_of_the_texts_own_survives_a_review():
 
 def test_the_sample_is_read_before_anything_is_answered(tmp_path):
     sample, test = tmp_path / "sample_submission.csv", tmp_path / "test.csv"
-    for text in ("id,answer\nb,x\na,x\n", "\ufeff\ufeffid,answer\nb,x\na,x\n"):
+    forms = (
+        "id,answer\nb,x\na,x\n",
+        "\ufeff\ufeffid,answer\nb,x\na,x\n",
+        "sep=;\nid;answer\nb;x\na;x\n",
+        "id,answer,\nb,x,\na,x,\n",
+    )
+    for text in forms:
         sample.write_text(text, encoding="utf-8")
         assert submission_form(test, ["a", "b"]).order == ("b", "a")
     sample.write_bytes("id,answer\na,x\nb,x\n".encode("utf-16"))
@@ -448,7 +503,7 @@ def test_the_sample_is_read_before_anything_is_answered(tmp_path):
     form = submission_form(test, ["a", "b"])
     assert (form.columns, form.order) == (("ID", "정답"), ("a", "b"))
     assert "is not separated by commas; the submission is" in form.note
-    for header, message in (("id,id", "expected two different names"), ("id, ", "got 2 cells, the header has 1")):
+    for header, message in (("id,id", "expected two different names"), ("id, ", "got 'id', expected the columns' names")):
         sample.write_text(f"{header}\na,x\nb,x\n", encoding="utf-8")
         with pytest.raises(InputError, match=message):
             submission_form(test, ["a", "b"])

@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns how many rows were written."""
     arguments = parse(command_line(), argv)
     source, target = Path(arguments.source), Path(arguments.target)
-    refuse_existing(str(target), overwrite=arguments.do == "generate")  # which looks at what it would replace
+    refuse_existing(target, arguments.do == "generate", "OUT", "Choose another name.")  # generate looks at what it would replace
     rows = read_rows(source)
     if arguments.do == "pairs":
         return write_rows(target, pairs(rows), COLUMNS)
@@ -223,6 +223,7 @@ def read_rows(path: Path) -> list[Record]:
     """Read wallpaper-QA rows, whole: ids that differ, and at least one question and one answer in each."""
     (path,) = find_files(path, "a table of wallpaper-QA rows")
     sheet = read_table(path, read_bytes(path)[0])
+    sheet.refuse_unclear(sheet.header)
     lacking = [name for name in ("id", "답변_1") if name not in sheet.header]
     if lacking or not {"질문", "질문_1"} & set(sheet.header):
         raise InputError(

@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> dict:
         "--output_dir", metavar="DIR", default="outputs", help="where runs are and the result goes (default: outputs)"
     )
     arguments = parse(parser, argv)
+    check_writable(Path(arguments.output_dir), "Name another --output_dir.")
     paths = [find_predictions(name, arguments.output_dir, arguments.split) for name in arguments.runs]
     different = {path.resolve() for path in paths}
     if len(different) < max(len(paths), 2):
@@ -43,7 +44,6 @@ def main(argv: list[str] | None = None) -> dict:
         )
     names = short_names(paths)
     answers = dict(zip(names, same_questions({str(path): load_predictions(path) for path in paths}), strict=True))
-    check_writable(Path(arguments.output_dir), "Name another --output_dir.")
     golds, articles = gold_of(list(answers.values()))
 
     f1 = {

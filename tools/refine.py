@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> dict[str, int]:
     parser.add_argument("--report", action="store_true", help="print what each step changed")
     arguments = parse(parser, argv)
     source, target = Path(arguments.source), Path(arguments.target)
-    refuse_existing(str(target), overwrite=False)
+    refuse_existing(target, False, "OUT", "Choose another name.")
     items = load_items(source)
     counts: dict[str, int] = {}
     cleaned = [refine(item, counts) for item in items]
