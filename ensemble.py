@@ -3,7 +3,6 @@
 --method f1_sum   the answer most like all others: the highest sum of pairwise character F1 (minimum Bayes risk); the default
          vote     the answer most members gave (equal by the metric's rules); ties go to the member listed first
          vote_f1  the same; ties go by the sum of F1, then to the member listed first
-         stack    f1_sum with weights: each run's expected F1 at its confidence, learned on its validation answers
          hard     a vote over choices; ties go to the largest summed probability, then to the member listed first
 """
 
@@ -13,18 +12,16 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, linear_regression
 
 import metrics
-from dandap.dataset import Row
-from dandap.errors import InputError, run_script
-from dandap.journal import RECORD
-from dandap.predictions import find_predictions, load_predictions, run_of, same_questions
-from dandap.recipe import Parser, make_recipe, parse
-from dandap.storage import check_writable, copy_whole, new_folder, read_json, refuse_output, write_json, write_json_lines
-from tasks import SubmissionForm, form_of, get_task, write_dialogue, write_predictions, write_submission
+from dandap.command_line import Parser, parse, run_script
+from dandap.errors import InputError
+from dandap.recipe import make_recipe
+from dandap.runs.files import check_writable, copy_whole, new_folder, read_json, refuse_output, write_json, write_json_lines
+from dandap.runs.journal import RECORD
+from dandap.runs.predictions import find_predictions, load_predictions, run_of, same_questions, write_predictions
+from tasks import get_task
 
 Pick = Callable[[Sequence[dict]], int]  # the members' records of one question -> whose answer is taken
 
@@ -82,51 +79,7 @@ def _probabilities(log_probabilities: dict[str, float]) -> dict[str, float]:
     return {choice: chance / sum(chances.values()) for choice, chance in chances.items()}
 
 
-def learn_stack(members: list[Path]) -> Pick:
-    """A pick whose weights were learned on the runs' validation answers: F1 as a straight line over confidence, run by run."""
-    validations = {str(path): load_predictions(_validation_of(path)) for path in members}
-    same_questions(validations)
-    lines = [_fit(records) for records in validations.values()]
-
-    def stack(records: Sequence[dict]) -> int:
-        expected = (base + slope * _confidence(record) for (base, slope), record in zip(lines, records, strict=True))
-        weights = [min(max(weight, 0.0), 1.0) for weight in expected]
-        return metrics.consensus(_answers(records), weights)
-
-    for path, (base, slope) in zip(members, lines, strict=True):
-        print(f"stack: weight of {path} = {base:.3f} + {slope:.3f} x confidence")
-    return stack
-
-
-def _validation_of(path: Path) -> Path:
-    """The validation answers of the run that a file of answers lies in."""
-    run = run_of(path)
-    if run is None:
-        raise InputError(f"stack learns on validation answers, and {path} lies in no run folder. Name runs, or another --method.")
-    return find_predictions(str(run.path), "", split="validation")
-
-
-def _fit(records: list[dict]) -> tuple[float, float]:
-    """(base, slope) of F1 over confidence by least squares; the slope never negative."""
-    if not all(record.get("gold") for record in records):
-        raise InputError("stack learns on validation answers with gold answers; these have none. Choose another --method.")
-    confidence = [_confidence(record) for record in records]
-    f1 = [metrics.char_f1(record["prediction"], record["gold"]) for record in records]
-    if len(set(confidence)) > 1:
-        slope, base = linear_regression(confidence, f1)
-        if slope > 0:
-            return base, slope
-    return fmean(f1), 0.0
-
-
-def _confidence(record: dict) -> float:
-    """The geometric mean of the answer tokens' probabilities."""
-    if "log_probability" not in record:
-        raise InputError("stack needs the answers' log-probabilities: name runs or predictions.jsonl files, not CSVs.")
-    return math.exp(record["log_probability"])
-
-
-METHODS: dict[str, Pick | None] = {"f1_sum": f1_sum, "vote": vote, "vote_f1": vote_f1, "stack": None, "hard": hard}
+METHODS: dict[str, Pick] = {"f1_sum": f1_sum, "vote": vote, "vote_f1": vote_f1, "hard": hard}
 
 
 def agreement(questions: Sequence[Sequence[dict]]) -> dict[str, int]:
@@ -153,7 +106,7 @@ def main(argv: list[str] | None = None) -> dict:
     questions = list(zip(*members, strict=True))
     if arguments.method == "f1_sum" and len(members) == 2:
         print(f"two members' answers are as like to one another: f1_sum must take the first, if it is not empty ({paths[0]})")
-    pick = METHODS[arguments.method] or learn_stack(paths)
+    pick = METHODS[arguments.method]
     picked = [pick(records) for records in questions]
     records = [_merge(records, index) for records, index in zip(questions, picked, strict=True)]
 
@@ -163,7 +116,7 @@ def main(argv: list[str] | None = None) -> dict:
     folder = new_folder(arguments.output_dir, f"ensemble-{arguments.method}")
     write_json_lines(folder / RECORD, records)
     write_predictions(folder / "predictions.csv", records)
-    submission = None if arguments.split else write_joined(folder, paths, records)
+    submission = None if arguments.split else write_joined(folder, paths[0], records)
     made_of = {
         "method": arguments.method,
         "members": list(map(str, paths)),
@@ -255,42 +208,21 @@ def tell_scores(paths: list[Path], members: list[list[dict]], records: list[dict
     scores = {
         name: metrics.score(answers, golds, articles) for name, answers in (answered | {"ensemble": _answers(records)}).items()
     }
-    label = "accuracy" if all(record.get("choices") for record in records) else "char F1"  # the same for single letters
+    task = get_task(make_recipe(_settings(paths[0]), str(paths[0])).task)
+    label = task.label(task.headline[0])  # of single letters character F1 is accuracy
     for name, score in scores.items():
         low, high = score["char_f1_interval"]
         print(f"  {label} {score['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  exact match {score['exact_match']:.4f}  {name}")
     return scores
 
 
-def write_joined(folder: Path, paths: list[Path], records: list[dict]) -> Path:
-    """The submission: final-result.json of dialogues, sentence embeddings of wallpaper answers, else as the first member's."""
-    predictions, ids = [record["prediction"] for record in records], [record["id"] for record in records]
-    dialogue, noted = paths[0].with_name("submission.json"), paths[0].with_name("scores.json")
-    if dialogue.is_file():
-        return write_dialogue(folder / "final-result.json", dialogue, predictions)
-    fields = read_json(noted).get("recipe", {}) if noted.is_file() else {}
-    if fields.get("task") == "wallpaper_qa":
-        recipe, rows = make_recipe(fields, str(noted)), [Row(name, "", "") for name in ids]
-        submission, note = get_task(recipe.task).submit(recipe, folder, paths[0], rows, predictions, SubmissionForm())
+def write_joined(folder: Path, member: Path, records: list[dict]) -> Path:
+    """Write the submission in the way of the first member's task; a file without a noted recipe is economic QA's."""
+    recipe = make_recipe(_settings(member), str(member))
+    path, note = get_task(recipe.task).submit_joined(recipe, folder, member, records)
+    if note:
         print(note)
-        return submission
-    form = submission_like(paths[0], ids)
-    if form.note:
-        print(form.note)
-    write_submission(folder / "submission.csv", form, ids, predictions)
-    return folder / "submission.csv"
-
-
-def submission_like(member: Path, ids: Sequence[str]) -> SubmissionForm:
-    """The columns, byte-order mark and order of a member's submission; without one, the main task's."""
-    for path in (member.with_name("submission.csv"), member):
-        if path.suffix.lower() != ".csv" or not path.is_file() or not (form := form_of(path)):
-            continue
-        if sorted(form.order) != sorted(ids):
-            return replace(form, order=())
-        told = f"the submission's rows stand in the order of {path}" if list(form.order) != list(ids) else None
-        return replace(form, note=told)
-    return SubmissionForm()
+    return path
 
 
 if __name__ == "__main__":

@@ -11,123 +11,73 @@ import dandap.start  # noqa: F401
 import argparse
 import json
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import prompts
-from answers import answer_rows, encode, final_score, make_encoder, print_score
-from answers import report as write_report
-from dandap.checkpoints import locked
-from dandap.dataset import Row, Table, split_by_article
-from dandap.errors import InputError, run_script
-from dandap.identity import base_identity, same_base
-from dandap.journal import Journal, answers_folder, hash_settings
-from dandap.memory import make_plan
-from dandap.model import (
-    check_base,
-    check_ids,
-    confirm_remote_code,
-    load_adapter,
-    load_base,
-    load_config,
-    load_tokenizer,
-    pick_device,
-)
-from dandap.processes import refuse_several
-from dandap.recipe import (
-    ANSWERING,
-    Parser,
-    Recipe,
-    add_options,
-    chosen_options,
-    find_recipe,
-    load_recipe,
-    make_recipe,
-    parse,
-    positive,
-)
-from dandap.run_folder import RunFolder, begin, describe_environment, find_run, list_runs, new_run
-from dandap.storage import check_writable, copy_whole, refuse_output, write_json
-from tasks import (
-    SubmissionForm,
-    get_task,
-    read_test,
-    read_train,
-    write_predictions,
-    write_review,
-)
+from dandap.bars import track
+from dandap.base.processes import refuse_several
+from dandap.command_line import Parser, add_options, chosen_options, parse, positive, run_script
+from dandap.data.lengths import tell_cut
+from dandap.data.rows import Row, Table, split_by_article
+from dandap.errors import InputError
+from dandap.recipe import ANSWERING, Recipe, find_recipe, load_recipe, make_recipe
+from dandap.runs.files import check_writable, copy_whole, locked, refuse_output, write_json
+from dandap.runs.folder import RunFolder, begin, describe_environment, find_run, list_runs, new_run
+from dandap.runs.journal import Journal, answers_folder, hash_settings
+from dandap.runs.predictions import Answered, write_predictions
+from dandap.runs.submission import SubmissionForm, write_review
+from tasks import get_task
 
 DEMO_TEST = "data/sample/test.csv"
 
 
+@dataclass(frozen=True)
+class Source:
+    """What answers: a run's adapter on its base, or (`run` None) a base alone; with which recipe and wording."""
+
+    run: RunFolder | None
+    recipe: Recipe
+    template: prompts.Template
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is answered: `rows` of the table's, and the form of a submission, None where there will be none."""
+
+    table: Table
+    rows: list[Row]
+    form: SubmissionForm | None
+
+
 def main(argv: list[str] | None = None) -> dict:
-    """The command line; returns the result that its last line prints as JSON."""
+    """Run the command line; return the result that its last line prints as JSON."""
     arguments = parse(command_line(), argv)
     refuse_several("inference.py")
     refuse_output(arguments.output, arguments.overwrite)
-    run, recipe, template = choose(arguments)
-    options = {name: value for name, value in chosen_options(arguments).items() if name in ANSWERING}
-    recipe = make_recipe(recipe.model_dump() | options, "the command line")
-    confirm_remote_code(recipe, "trust_remote_code" in options)
-    prompts.check_template(template, recipe.template, get_task(recipe.task))
-    table = read_rows(recipe, arguments)
-    rows = table.rows[: arguments.limit]
-    print(f"{table.path}: {len(rows):,} questions on {len({row.article for row in rows}):,} articles")
-    for note in table.notes:
-        print(f"  {note}")
-
-    # What could be found bad after hours of answering is looked at before: the sample, the folder for the answers.
-    form = get_task(recipe.task).form(table.path, rows) if arguments.limit is None and not arguments.split else None
-    if form and form.note:
-        print(form.note)
-    parent = choose_parent(arguments, run)
+    source = with_options(choose(arguments), arguments)
+    questions = read_questions(source.recipe, arguments)
+    parent = choose_parent(arguments, source.run)
     check_writable(parent, "Name another with --answers_dir.")
 
     started = time.perf_counter()
-    config = load_config(recipe)
-    plan = make_plan(recipe, config, pick_device(), training=False)
-    tokenizer = load_tokenizer(recipe, run.adapter if run else None)
-    check_base(recipe, config, tokenizer)
-    base = base_identity(recipe)
-    trained_on = run.environment().get("base", base) if run else base
-    if not same_base(trained_on, base):
-        print(f"WARNING: the base {recipe.model} is not the one that {run.path} was trained on; its answers will differ")
-    encoder = make_encoder(recipe, template, tokenizer)
-    print(plan)
-    model = load_base(recipe, plan.device)
-    if run:
-        model = load_adapter(model, run.adapter)
+    from dandap.answering.session import open_model  # torch takes 10 s to load: not before the input is known to be right
 
-    settings = hash_settings(
-        {
-            "recipe": recipe.model_dump(),
-            "template": template,
-            "data": table.sha256,
-            "gold": [row.answers for row in rows],
-            "limit": arguments.limit,
-            "split": arguments.split,
-            "packages": describe_environment([])["packages"],
-            "base": base,
-        },
-        run.adapter if run else None,
-    )
-    parent = parent if run or arguments.answers_dir else start_base_run(arguments, recipe, template, table).answers
-    folder = answers_folder(parent, Path(arguments.split or table.path), settings)
+    model = open_model(source.recipe, source.template, source.run, prompts.make_encoder)
+    if not source.run and not arguments.answers_dir:
+        parent = start_base_run(arguments, source, questions, model.base).answers
+    settings = settings_of(arguments, source, questions, model.base)
+    folder = answers_folder(parent, Path(arguments.split or questions.table.path), settings)
     with locked(folder):
-        examples = encode(recipe, encoder, with_neighbours(table.rows, rows))[: len(rows)]
-        check_ids(examples, config, tokenizer)
-        journal = Journal(folder, settings, examples)
-        if kept := journal.read():
-            print(f"going on in {folder}, which holds {kept:,} of {len(rows):,} answers")
-        for record in answer_rows(recipe, encoder, model, examples, plan.tokens_per_batch, "answering", journal.records):
-            journal.add(record)
-        records = journal.finish([row.id for row in rows])
+        examples = encode(source.recipe, model.answerer.encoder, questions)
+        model.check(examples)
+        records = answer(get_task(source.recipe.task), model.answerer, examples, Journal(folder, settings, examples))
         seconds = time.perf_counter() - started
-        made_by = None if arguments.no_adapter else run
-        return report(arguments, recipe, template, table, rows, records, folder, seconds, made_by, form)
+        return report(arguments, source, questions, Answered(questions.rows, records), folder, seconds)
 
 
 def command_line() -> Parser:
-    """Which run answers which questions, and where the answers go."""
+    """Return the options: which run answers which questions, and where the answers go."""
     parser = Parser(__doc__)
     parser.add_argument("--run", metavar="NAME|PATH", help="the run whose adapter answers (default: the newest finished one)")
     parser.add_argument("--test_file", metavar="FILE", help="questions to answer (default: the run's test_file)")
@@ -145,14 +95,14 @@ def command_line() -> Parser:
 
 
 def choose_parent(arguments: argparse.Namespace, run: RunFolder | None) -> Path:
-    """Where the folder of these answers goes; a run that is only read (Kaggle's inputs) needs another place."""
+    """Return where the folder of these answers goes; a run that is only read (Kaggle's inputs) needs another place."""
     if arguments.answers_dir:
         return Path(arguments.answers_dir)
     return run.answers if run else Path(arguments.output_dir)
 
 
-def choose(arguments: argparse.Namespace) -> tuple[RunFolder | None, Recipe, prompts.Template]:
-    """(run, recipe, template) that answer; no run with --no_adapter."""
+def choose(arguments: argparse.Namespace) -> Source:
+    """Return what answers; no run with --no_adapter."""
     if arguments.no_adapter:
         return choose_base(arguments)
     if arguments.recipe:
@@ -176,11 +126,11 @@ def choose(arguments: argparse.Namespace) -> tuple[RunFolder | None, Recipe, pro
             f"WARNING: template {trained_name!r} in prompts.py is not what it was at training; the one saved with the run is used"
         )
     print(f"run: {run.path}")
-    return run, recipe, template
+    return Source(run, recipe, template)
 
 
-def choose_base(arguments: argparse.Namespace) -> tuple[None, Recipe, prompts.Template]:
-    """A base model alone: of a recipe, or of a run's recipe."""
+def choose_base(arguments: argparse.Namespace) -> Source:
+    """Return a base model alone: of a recipe, or of a run's recipe."""
     if arguments.run and arguments.recipe:
         raise InputError("got --run and --recipe; with --no_adapter give one of them.")
     if arguments.recipe:
@@ -190,35 +140,39 @@ def choose_base(arguments: argparse.Namespace) -> tuple[None, Recipe, prompts.Te
     if arguments.template:
         recipe = make_recipe(recipe.model_dump() | {"template": arguments.template}, "--template")
     print(f"base model {recipe.model} alone, template {recipe.template}")
-    return None, recipe, prompts.get_template(recipe.template, recipe.task)
+    return Source(None, recipe, prompts.get_template(recipe.template, recipe.task))
 
 
-def start_base_run(arguments: argparse.Namespace, recipe: Recipe, template: prompts.Template, table: Table) -> RunFolder:
-    """A run folder without an adapter, which the bare command skips; the one there is for this recipe and template."""
-    for run in list_runs(arguments.output_dir):
-        try:
-            same = "-base-" in run.path.name and not run.finished and run.load_recipe() == recipe
-            if same and run.load_template()[1] == template:
-                return run
-        except InputError as error:
-            print(f"{run.path} is passed over: {error}")
-    source = find_recipe(arguments.recipe).stem if arguments.recipe else find_run(arguments.run, arguments.output_dir).path.name
-    run = new_run(arguments.output_dir, None, f"{source}-base")
-    write_json(run.environment_file, begin([table], base_identity(recipe)))
-    run.save_recipe(recipe, template)
-    return run
+def with_options(source: Source, arguments: argparse.Namespace) -> Source:
+    """Put the command line's ways of answering over the recipe's, and check the wording."""
+    from dandap.base.hub import confirm_remote_code  # with the hub's library, which --help need not wait for
+
+    options = {name: value for name, value in chosen_options(arguments).items() if name in ANSWERING}
+    recipe = make_recipe(source.recipe.model_dump() | options, "the command line")
+    confirm_remote_code(recipe, "trust_remote_code" in options)
+    prompts.check_template(source.template, recipe.template, get_task(recipe.task))
+    return replace(source, recipe=recipe)
 
 
-def with_neighbours(every: list[Row], rows: list[Row]) -> list[Row]:
-    """The rows, then the others on their articles: what is cut of an article depends on all its questions."""
-    articles, ids = {row.article for row in rows}, {row.id for row in rows}
-    return [*rows, *(row for row in every if row.article in articles and row.id not in ids)]
+def read_questions(recipe: Recipe, arguments: argparse.Namespace) -> Questions:
+    """Read what is to be answered, and the organiser's sample: found bad after hours of answering it would cost them."""
+    table = read_rows(recipe, arguments)
+    rows = table.rows[: arguments.limit]
+    print(f"{table.path}: {len(rows):,} questions on {len({row.article for row in rows}):,} articles")
+    for note in table.notes:
+        print(f"  {note}")
+    answers_all = arguments.limit is None and not arguments.split
+    form = get_task(recipe.task).form(table.path, rows) if answers_all else None
+    if form and form.note:
+        print(form.note)
+    return Questions(table, rows, form)
 
 
 def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
-    """The questions to answer."""
+    """Return the questions to answer."""
     if arguments.split and arguments.test_file:
         raise InputError("got --split and --test_file; give one of them.")
+    task = get_task(recipe.task)
     test_file = Path(arguments.test_file or recipe.test_file)
     is_demo = recipe.test_file == DEMO_TEST
     if is_demo and not arguments.run and not arguments.recipe and test_file.resolve() == Path(Recipe().test_file).resolve():
@@ -227,66 +181,123 @@ def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
             "or name the demo run with --run to answer all the same."
         )
     if not arguments.split:
-        return read_test(recipe, test_file)
-    table = read_train(recipe)
+        return task.read_test(recipe, test_file)
+    table = task.read_train(recipe)
     _, validation = split_by_article(table.rows, recipe.validation_fraction)
     if not validation:
         raise InputError("the run has validation_fraction 0, so there is no validation split to answer.")
     return Table(table.path, validation, table.sha256, table.notes)
 
 
+def start_base_run(arguments: argparse.Namespace, source: Source, questions: Questions, base: dict) -> RunFolder:
+    """Return a run folder without an adapter, which the bare command skips; the one there is for this recipe and template."""
+    recipe, template = source.recipe, source.template
+    for run in list_runs(arguments.output_dir):
+        try:
+            same = "-base-" in run.path.name and not run.finished and run.load_recipe() == recipe
+            if same and run.load_template()[1] == template:
+                return run
+        except InputError as error:
+            print(f"{run.path} is passed over: {error}")
+    name = find_recipe(arguments.recipe).stem if arguments.recipe else find_run(arguments.run, arguments.output_dir).path.name
+    run = new_run(arguments.output_dir, None, f"{name}-base")
+    write_json(run.environment_file, begin([questions.table], base))
+    run.save_recipe(recipe, template)
+    return run
+
+
+def settings_of(arguments: argparse.Namespace, source: Source, questions: Questions, base: dict) -> str:
+    """Return a hash of all that answers depend on, so that an inference goes on only with what it was begun with."""
+    return hash_settings(
+        {
+            "recipe": source.recipe.model_dump(),
+            "template": source.template,
+            "data": questions.table.sha256,
+            "gold": [row.answers for row in questions.rows],
+            "limit": arguments.limit,
+            "split": arguments.split,
+            "packages": describe_environment([])["packages"],
+            "base": base,
+        },
+        source.run.adapter if source.run else None,
+    )
+
+
+def encode(recipe: Recipe, encoder, questions: Questions) -> list:
+    """Encode the questions; what is cut of an article depends on all its questions, those that are not answered included."""
+    articles, ids = {row.article for row in questions.rows}, {row.id for row in questions.rows}
+    neighbours = [row for row in questions.table.rows if row.article in articles and row.id not in ids]
+    every = encoder.encode_rows([*questions.rows, *neighbours], recipe.prompt_limit, False, recipe.on_overflow)
+    tell_cut(recipe, every)
+    return every[: len(questions.rows)]
+
+
+def answer(task, answerer, examples: list, journal: Journal) -> list[dict]:
+    """Answer what the journal does not hold yet, and return all records in the questions' order."""
+    kept = journal.read()
+    if kept:
+        print(f"going on in {journal.file.parent}, which holds {kept:,} of {len(examples):,} answers")
+    answers = answerer.answers(examples, known=set(journal.records))
+    for example, said in track(answers, "answering", "questions", total=len(examples), done=kept):
+        journal.add(task.record(example, said))
+    return journal.finish([example.row.id for example in examples])
+
+
 def report(
-    arguments: argparse.Namespace,
-    recipe: Recipe,
-    template: prompts.Template,
-    table: Table,
-    rows: list[Row],
-    records: list[dict],
-    folder: Path,
-    seconds: float,
-    run: RunFolder | None,
-    form: SubmissionForm | None,
+    arguments: argparse.Namespace, source: Source, questions: Questions, answered: Answered, folder: Path, seconds: float
 ) -> dict:
-    """Write predictions.csv, the submission and scores.json; print the score and the last line."""
-    predictions = [record["prediction"] for record in records]
-    scores = final_score(recipe, rows, records)
-    write_predictions(folder / "predictions.csv", records)
-    write_review(folder / "review.csv", records)
-    submission = None
-    if form:
-        written, note = get_task(recipe.task).submit(recipe, folder, table.path, rows, predictions, form)
-        submission = str(written)
-        if note:
-            print(note)
-        print(f"submission: {submission} ({len(rows):,} rows, read back and checked)")
-    elif arguments.output:
-        print("no submission was written: --limit and --split answer only some questions")
-    cut = sum(record["ended"] == "cut" for record in records)
-    print(f"{len(rows):,} answers in {seconds:.1f} s, {cut} cut at max_new_tokens={recipe.max_new_tokens}")
+    """Write the submission, the score and what shows them; print the last line."""
+    recipe, task, run = source.recipe, get_task(source.recipe.task), source.run
+    scores = task.final_scores(recipe, answered)
+    write_predictions(folder / "predictions.csv", answered.records)
+    write_review(folder / "review.csv", answered.records)
+    submission = write_submission(arguments, recipe, questions, answered, folder)
+    cut = sum(record["ended"] == "cut" for record in answered.records)
+    print(f"{len(answered.rows):,} answers in {seconds:.1f} s, {cut} cut at max_new_tokens={recipe.max_new_tokens}")
     print(f"record: {folder}/predictions.jsonl")
-    without_gold = sum(not row.answers and not row.fields.get("impossible") for row in rows)
+    tell_scores(task, scores, Path(arguments.split or questions.table.path).stem, answered.rows)
+    environment = describe_environment([questions.table])
     if scores:
-        print_score(get_task(recipe.task), Path(arguments.split or table.path).stem, scores)
-    elif without_gold < len(rows):
-        print(f"no score: {without_gold} of {len(rows)} questions have no gold answer")
-    made_by = {"run": run and str(run.path), "model": recipe.model, "template": template}
-    answered = {"limit": arguments.limit, "split": arguments.split, "recipe": recipe.model_dump()}
-    environment = describe_environment([table])
-    if scores:
-        judged = [(row, record) for row, record in zip(rows, records, strict=True) if row.answers]
+        judged = [(row, record) for row, record in zip(*answered, strict=True) if row.answers]
         title = f"{run.path.name if run else recipe.model}: {folder.name}"
-        write_report(folder, title, recipe, [r for r, _ in judged], [r for _, r in judged], scores, environment)
-    write_json(folder / "scores.json", {"scores": scores, **answered, **made_by, **environment})
+        task.report(folder, title, recipe, Answered(*zip(*judged, strict=True)), scores, environment=environment)
+    made_by = {"run": run and str(run.path), "model": recipe.model, "template": source.template}
+    made_as = {"limit": arguments.limit, "split": arguments.split, "recipe": recipe.model_dump()}
+    write_json(folder / "scores.json", {"scores": scores, **made_as, **made_by, **environment})
     if submission and arguments.output:  # the last thing: an inference that is cut off before may go on
-        copy_whole(Path(submission), Path(arguments.output))
+        copy_whole(submission, Path(arguments.output))
     result = {
-        **{name: scores and scores[name] for name in get_task(recipe.task).headline},
-        "questions": len(rows),
+        **{name: scores and scores[name] for name in task.headline},
+        "questions": len(answered.rows),
         "seconds": round(seconds, 1),
-        "submission": submission,
+        "submission": submission and str(submission),
     }
     print(json.dumps(result, ensure_ascii=False))
     return result
+
+
+def write_submission(
+    arguments: argparse.Namespace, recipe: Recipe, questions: Questions, answered: Answered, folder: Path
+) -> Path | None:
+    """Write the submission where all questions were answered, and tell it."""
+    if not questions.form:
+        if arguments.output:
+            print("no submission was written: --limit and --split answer only some questions")
+        return None
+    path, note = get_task(recipe.task).submit(recipe, folder, questions.table.path, answered, questions.form)
+    if note:
+        print(note)
+    print(f"submission: {path} ({len(answered.rows):,} rows, read back and checked)")
+    return path
+
+
+def tell_scores(task, scores: dict | None, name: str, rows: list[Row]) -> None:
+    """Print the scores, or why there are none although some gold answers are known."""
+    without_gold = sum(not row.answers and not row.fields.get("impossible") for row in rows)
+    if scores:
+        task.tell(name, scores)
+    elif without_gold < len(rows):
+        print(f"no score: {without_gold} of {len(rows)} questions have no gold answer")
 
 
 if __name__ == "__main__":

@@ -65,21 +65,17 @@ def _rouge_l(prediction: str, gold: str) -> float:
     return 2 * row[-1] / (len(prediction) + len(gold)) if row[-1] else 0.0
 
 
-def consensus(answers: Sequence[str], weights: Sequence[float] | None = None) -> int:
-    """Which of several answers to a question has the most character F1 with all of them, weighted; the first of equals.
+def consensus(answers: Sequence[str]) -> int:
+    """Return which of several answers to a question has the most character F1 with all of them; the first of equals.
 
     Minimum Bayes risk decoding (Kumar and Byrne, 2004) with character F1 as the gain. An answer is wholly like
     itself, unless it is empty: that never scores.
     """
-    weights = weights or [1.0] * len(answers)
     characters = [_characters(answer) for answer in answers]
 
     def gain(index: int) -> float:
-        likeness = (
-            float(bool(characters[index])) if other == index else _f1(characters[index], characters[other])
-            for other in range(len(answers))
-        )
-        return sum(weight * like for weight, like in zip(weights, likeness, strict=True))
+        with_itself = float(bool(characters[index]))
+        return with_itself + sum(_f1(characters[index], characters[other]) for other in range(len(answers)) if other != index)
 
     return max(range(len(answers)), key=lambda index: (gain(index), -index))
 

@@ -16,9 +16,13 @@ import dandap.start  # noqa: F401
 
 import string
 
-from dandap.errors import InputError, nearest, run_script
-from dandap.recipe import Parser, parse
-from tasks import TASKS, Task, get_task
+from dandap.command_line import Parser, parse, run_script
+from dandap.data.encoding import Encoder
+from dandap.data.rows import Row
+from dandap.errors import InputError, nearest
+from dandap.recipe import Recipe
+from tasks import TASKS, get_task
+from tasks.task import Task
 
 Template = dict[str, str]
 
@@ -125,6 +129,16 @@ def render(template: Template, fields: dict[str, str]) -> Template:
         return {part: text.format_map(fields) for part, text in template.items()}
     except (KeyError, IndexError, AttributeError) as error:
         raise InputError(f"a template asks for {error}; this task has {', '.join(fields)}.") from error
+
+
+def make_encoder(recipe: Recipe, template: Template, tokenizer) -> Encoder:
+    """Return what encodes rows of the recipe's task with a template and a model's tokenizer."""
+    task = get_task(recipe.task)
+
+    def fill(context: str, row: Row, answer: str) -> Template:
+        return render(template, task.fields(context, row, answer))
+
+    return Encoder(tokenizer, fill, task.sample)
 
 
 def show(argv: list[str] | None = None) -> None:

@@ -38,11 +38,13 @@ from benchmarks.material import (
     ratio,
 )
 from benchmarks.peers import ANSWERERS, run_peers
-from dandap.decoding import answer_examples
-from dandap.encoding import Encoder, Example
-from dandap.model import add_adapter
-from dandap.recipe import Parser, parse, positive
-from dandap.reference import Decoding, computing, generate_answers
+from dandap.answering.answer import Decoding
+from dandap.answering.generate import generate_answers
+from dandap.answering.tree_decoder import answer_examples
+from dandap.base.adapter import add_adapter
+from dandap.base.device import computing
+from dandap.command_line import Parser, parse, positive
+from dandap.data.encoding import Encoder, Example
 
 BATCHES = (1, 4, 8, 32)
 FORCED = 16

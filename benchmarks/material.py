@@ -12,13 +12,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import prompts
-from answers import make_encoder
 from benchmarks.machine import random_model
-from dandap.dataset import Row, by_article, read
-from dandap.encoding import Example
-from dandap.model import load_base, load_config, load_tokenizer, pick_compute_dtype, pick_device
-from dandap.recipe import Parser, Recipe, make_recipe, positive
-from dandap.shapes import NAMES, named_config
+from dandap.base.device import pick_compute_dtype, pick_device
+from dandap.base.model import load_base, load_config, load_tokenizer
+from dandap.base.shapes import NAMES, named_config
+from dandap.command_line import Parser, positive
+from dandap.data.encoding import Example
+from dandap.data.questions import read
+from dandap.data.rows import Row, by_article
+from dandap.recipe import Recipe, make_recipe
+from prompts import make_encoder
 
 GROWTH = (1, 2, 4, 8, 16)  # questions on an article, of the tables of how cost grows
 DEMO_MODEL, DEMO_DATA = "data/demo_model", "data/sample/train.csv"

@@ -14,18 +14,18 @@ import dandap.start  # noqa: F401
 import json
 
 import metrics
-from answers import answer_rows, make_encoder
 from benchmarks.material import DEMO_DATA, DEMO_MODEL
-from dandap.dataset import Row, by_article, read
-from dandap.encoding import Encoder, Example
-from dandap.errors import run_script
-from dandap.memory import make_plan
-from dandap.model import load_adapter, load_base, load_config, load_tokenizer, pick_device
-from dandap.progress import track
-from dandap.recipe import Parser, Recipe, make_recipe, parse, positive
-from dandap.run_folder import RunFolder, find_run
-from prompts import get_template
-from tasks import read_test
+from dandap.answering.session import open_model
+from dandap.bars import track
+from dandap.base.model import load_tokenizer
+from dandap.command_line import Parser, parse, positive, run_script
+from dandap.data.encoding import Encoder, Example
+from dandap.data.questions import read
+from dandap.data.rows import Row, by_article
+from dandap.recipe import Recipe, make_recipe
+from dandap.runs.folder import RunFolder, find_run
+from prompts import get_template, make_encoder
+from tasks import get_task
 
 WAYS = ("trim", "select")
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> dict:
     kept = {way: [float(any(a in e.context for a in e.row.answers)) for e in examples] for way, examples in cut.items()}
     result = {"questions": len(rows), "articles": len(set(articles)), "answer_in_text": compared(kept, articles)}
     if run:
-        result["char_f1"] = compared({way: answer(run, recipe, encoder, examples) for way, examples in cut.items()}, articles)
+        result["char_f1"] = compared({way: answer(run, recipe, examples) for way, examples in cut.items()}, articles)
     print(json.dumps(result))
     return result
 
@@ -56,13 +56,13 @@ def main(argv: list[str] | None = None) -> dict:
 def read_rows(recipe: Recipe, path: str) -> list[Row]:
     """With gold answers, which a test file has beside it."""
     table = read(path)
-    return table.rows if all(row.answers for row in table.rows) else read_test(recipe, table.path).rows
+    return table.rows if all(row.answers for row in table.rows) else get_task(recipe.task).read_test(recipe, table.path).rows
 
 
 def cut_in_half(encoder: Encoder, rows: list[Row], way: str) -> list[Example]:
     """Each article cut to half its own tokens."""
     examples: dict[str, Example] = {}
-    for indices in track(by_article(row.article for row in rows), way):
+    for indices in track(by_article(row.article for row in rows), way, "articles"):
         group = [rows[index] for index in indices]
         tokens = len(encoder.tokenizer(group[0].context).input_ids)
         longest = max(len(encoder.encode_prompt(row.context, row)) for row in group)
@@ -70,12 +70,13 @@ def cut_in_half(encoder: Encoder, rows: list[Row], way: str) -> list[Example]:
     return [examples[row.id] for row in rows]
 
 
-def answer(run: RunFolder, recipe: Recipe, encoder: Encoder, examples: list[Example]) -> list[float]:
+def answer(run: RunFolder, recipe: Recipe, examples: list[Example]) -> list[float]:
     """F1 of the run's answers."""
-    plan = make_plan(recipe, load_config(recipe), pick_device(), training=False)
-    model = load_adapter(load_base(recipe, plan.device), run.adapter)
-    records = {r["id"]: r for r in answer_rows(recipe, encoder, model, examples, plan.tokens_per_batch, "answering")}
-    return [records[example.row.id]["char_f1"] for example in examples]
+    answerer = open_model(recipe, run.load_template()[1], run, make_encoder).answerer
+    task = get_task(recipe.task)
+    answers = track(answerer.answers(examples), "answering", "questions", total=len(examples))
+    f1 = {example.row.id: task.record(example, said)["char_f1"] for example, said in answers}
+    return [f1[example.row.id] for example in examples]
 
 
 def compared(values: dict[str, list[float]], articles: list[str]) -> dict:

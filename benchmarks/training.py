@@ -29,13 +29,15 @@ from trl import SFTTrainer
 from benchmarks.machine import describe_machine, matmul_flops, peak_memory
 from benchmarks.material import GROWTH, add_material_options, counted_tokens, load_material, made_up, make_examples, ratio
 from benchmarks.peers import TRAINERS, run_peers
-from dandap.attention import why_no_flex
-from dandap.encoding import Example
-from dandap.memory import MemoryEstimate, Plan
-from dandap.model import add_adapter
-from dandap.recipe import Parser, Recipe, parse, positive
-from dandap.reference import make_trainer, supervised
-from dandap.trainer import count_tokens, make_read_once_trainer
+from dandap.base.adapter import add_adapter
+from dandap.base.memory import MemoryEstimate, Plan
+from dandap.command_line import Parser, parse, positive
+from dandap.data.encoding import Example
+from dandap.recipe import Recipe
+from dandap.training.job import Job
+from dandap.training.plain import make_trainer, supervised
+from dandap.training.read_once import count_tokens, make_read_once_trainer
+from dandap.tree.attention import why_no_flex
 
 TRL_BATCHES = (1, 2, 4, 8)
 
@@ -139,7 +141,9 @@ def make_ways(setting: Setting, examples: list[Example]) -> list[Way]:
             print(f"  trying {way.name}: {len(examples) / way.seconds[0]:.1f} questions/s, {way.tokens:,} tokens with padding")
     fastest = min(trl, key=lambda way: way.seconds or [0])
     fastest.seconds.clear()
-    ours = make_read_once_trainer(setting.model, setting.tokenizer, examples, setting.recipe, setting.plan, setting.folder, [])
+    ours = make_read_once_trainer(
+        Job(setting.recipe, setting.plan, setting.tokenizer, examples), setting.model, setting.folder, []
+    )
     return [seed, fastest, Way("read_once", quiet(ours))]
 
 
@@ -147,7 +151,7 @@ def make_trl_trainer(setting: Setting, examples: list[Example], batch: int) -> S
     """SFTTrainer with the loss on answers, its batches grouped by length."""
     longest = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
     plan = replace(setting.plan, tokens_per_batch=batch * longest, flex=False)
-    trainer = make_trainer(setting.model, setting.tokenizer, examples, setting.recipe, plan, setting.folder, [])
+    trainer = make_trainer(Job(setting.recipe, plan, setting.tokenizer, examples), setting.model, setting.folder, [])
     trainer.args.train_sampling_strategy = "group_by_length"
     return quiet(trainer)
 
@@ -155,7 +159,7 @@ def make_trl_trainer(setting: Setting, examples: list[Example], batch: int) -> S
 def make_seed_trainer(setting: Setting, examples: list[Example]) -> SFTTrainer:
     """Batch 1 in random order, the loss on prompt and answer alike."""
     plan = replace(setting.plan, tokens_per_batch=1, flex=False)
-    trainer = make_trainer(setting.model, setting.tokenizer, examples, setting.recipe, plan, setting.folder, [])
+    trainer = make_trainer(Job(setting.recipe, plan, setting.tokenizer, examples), setting.model, setting.folder, [])
     trainer.train_dataset = trainer.train_dataset.map(lambda row: {"labels": row["input_ids"]})
     return quiet(trainer)
 

@@ -1,14 +1,8 @@
-"""The one error that people are meant to see, and how a script ends on it."""
+"""The one error that people are meant to see, and the words that messages share."""
 
 import errno
-import sys
-from collections.abc import Callable
 from difflib import get_close_matches
 
-from dandap.terminal import shown_output
-from dandap.texts import shown
-
-LONGEST_MESSAGE = 4000  # characters; what was got may be a file of a million columns
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -53,25 +47,8 @@ def disk_message(error: OSError) -> str:
     return f"{error.strerror or error}{where}. {way_out.get(error.errno, 'Check that path, then start again.')}"
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; what people can mend ends it with one sentence and exit code 2, without a traceback."""
-    try:
-        with shown_output():
-            main()
-    except InputError as error:
-        _end(f"error: {error}", 2)
-    except OSError as error:
-        if error.errno is None:  # a library's own, as of a connection
-            raise
-        _end(f"error: {disk_message(error)}", 2)
-    except Stopped as stopped:
-        _end(f"stopped: {stopped}", stopped.code)
-    except KeyboardInterrupt:
-        _end("stopped", 130)  # as shells have it: 128 and the signal
-
-
-def _end(message: str, code: int) -> None:
-    if len(message) > LONGEST_MESSAGE:
-        message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
-    print(shown(message), file=sys.stderr)
-    raise SystemExit(code) from None
+def short_list(names, most: int = 8) -> str:
+    """List names for a message: the first few, each shortened, and how many more there are."""
+    names = [repr(name if len(name) <= 60 else f"{name[:60]}...") for name in map(str, names)]
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

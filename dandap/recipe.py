@@ -1,19 +1,16 @@
 """Every option once: its type, default and reason. YAML files, the command line and --help all come from `Recipe`."""
 
-import argparse
 import re
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from dandap import ROOT
 from dandap.errors import InputError, nearest
 
-RECIPES_DIR = Path(__file__).parent.parent / "recipes"
-
+RECIPES_DIR = ROOT / "recipes"
 # Names that people know from other trainers -> ours.
 KNOWN_AS = {
     **dict.fromkeys(("model_name_or_path", "base_model", "model_name", "model_id", "base_model_name_or_path"), "model"),
@@ -257,61 +254,6 @@ ANSWERING = (
     *("max_length", "on_overflow", "max_new_tokens", "tokens_per_batch", "samples", "temperature", "grounded", "choices"),
     *("choices_by", "beams", "repetition_penalty", "embedding_model", "seed", "trust_remote_code"),
 )  # what inference.py may change of a run's recipe
-
-
-def add_options(parser: argparse.ArgumentParser, title: str, names: Iterable[str] = ()) -> None:
-    """Give `parser` an option per field of Recipe, or for those named, with its default and reason."""
-    group = parser.add_argument_group(title)
-    for name, field in Recipe.model_fields.items():
-        if names and name not in names:
-            continue
-        default = "none" if field.default in (None, {}, []) else field.default
-        help_text = f"{field.description} (default: {default})".replace("%", "%%")
-        group.add_argument(f"--{name}", metavar="VALUE", default=argparse.SUPPRESS, help=help_text)
-
-
-class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are InputErrors, as all others."""
-
-    def __init__(self, description: str = ""):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-
-    def error(self, message: str):
-        hint = " A value that starts with - is written --option=-1." if "expected one argument" in message else ""
-        raise InputError(f"{message}.{hint} See --help.")
-
-
-def positive(text: str) -> int:
-    """A count for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
-    return int(text)
-
-
-def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
-    """Parse a command line; unknown options are an InputError that names the right one."""
-    options = {option for action in parser._actions for option in action.option_strings}
-    arguments, unknown = parser.parse_known_args(
-        [_underscored(word, options) for word in (sys.argv[1:] if argv is None else argv)]
-    )
-    if unknown:
-        name = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
-        options = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
-        what = f"option {unknown[0]!r}" if unknown[0].startswith("-") else f"argument {unknown[0]!r} that belongs to no option"
-        raise InputError(f"got the unknown {what}.{_right_name(name, options)} See --help.")
-    return arguments
-
-
-def _underscored(word: str, options: set[str]) -> str:
-    """An option with hyphens as it is declared: --learning-rate is --learning_rate."""
-    name, equals, value = word.partition("=")
-    declared = name.replace("-", "_").replace("__", "--", 1)
-    return declared + equals + value if name.startswith("--") and declared in options else word
-
-
-def chosen_options(arguments: argparse.Namespace) -> dict[str, str]:
-    """The recipe fields that the command line set."""
-    return {name: value for name, value in vars(arguments).items() if name in Recipe.model_fields}
 
 
 def load_recipe(name: str | None, options: dict[str, Any]) -> Recipe:

@@ -7,11 +7,19 @@ shows what it cannot show as \u2581. After `python inference.py | head -1`, or w
 import contextlib
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TextIO
 
-from dandap.texts import shown
+# What a terminal obeys instead of showing: C0 but tab and line feed, DEL, C1, and what turns the direction of writing.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
+
+
+def shown(text: str) -> str:
+    r"""Return a text as it may be printed: what a terminal would obey is spelled out, as \x1b."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
 
 GONE = (errno.EPIPE, errno.EIO, errno.EINVAL)  # a pipe without a reader, a closed terminal; Windows' word for either
 

@@ -1,17 +1,21 @@
-"""From a recipe to predictions: which path answers, and what a prediction holds."""
+"""From a recipe to answers: which path answers, and what an answer holds."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
-from dandap.answering import place, predict
-from dandap.dataset import Row
-from dandap.decoding import answer_examples, why_no_tree
-from dandap.encoding import Encoder
+from dandap.answering.answer import Decoding, place
+from dandap.answering.answerer import Answerer
+from dandap.answering.generate import generate_answers
+from dandap.answering.tree_decoder import answer_examples
+from dandap.answering.trial import why_no_tree
+from dandap.base.model import load_base, load_tokenizer
+from dandap.data.encoding import Encoder
+from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.model import load_base, load_tokenizer
 from dandap.recipe import Recipe, make_recipe
-from dandap.reference import Decoding, generate_answers
 
 CONTEXT = "한빛전자는 올해 1분기 매출 1,240억 원을 기록했다고 4월 3일 밝혔다. 본사는 부산에 있다."
 DEMO = {"model": "data/demo_model", "quantization": "none", "max_new_tokens": 6}
@@ -33,13 +37,13 @@ def examples(encoder, *questions):
 
 
 def ask(model, encoder, *questions, **options):
-    """Predictions in the questions' order."""
-    recipe = Recipe(**(DEMO | options))
-    found = dict(predict(model, encoder, examples(encoder, *questions), recipe, tokens_per_batch=4096))
-    return [found[index] for index in range(len(questions))]
+    """Answers in the questions' order."""
+    answerer = Answerer(Recipe(**(DEMO | options)), encoder, model, SimpleNamespace(tokens_per_batch=4096))
+    found = {example.row.id: answers for example, answers in answerer.answers(examples(encoder, *questions))}
+    return [found[str(number)] for number in range(len(questions))]
 
 
-def test_a_prediction_holds_what_is_needed_to_judge_it(demo, encoder):
+def test_an_answer_holds_what_is_needed_to_judge_it(demo, encoder):
     for (answer,) in ask(demo, encoder, "매출은?", "본사는 어디에 있는가?", grounded=True):
         assert answer.span == place(answer.text, CONTEXT)
         assert CONTEXT[slice(*answer.span)] == answer.text

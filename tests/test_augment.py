@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from dandap import wallpaper
-from dandap.dataset import split_by_article
+from dandap.data.rows import split_by_article
 from dandap.errors import InputError
+from tasks import wallpaper_qa as wallpaper
 from tools import augment
 from tools.demo_wallpaper import make_rows
 

@@ -6,8 +6,8 @@ import pytest
 from transformers import Gemma2Config
 
 from benchmarks import inference, overflow, training
+from dandap.base.shapes import named_config
 from dandap.errors import InputError
-from dandap.shapes import named_config
 
 
 def test_training_prints_its_result_last(capsys):

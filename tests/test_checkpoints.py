@@ -16,11 +16,16 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 import fine_tune
-from dandap import checkpoints
-from dandap.checkpoints import StopSignals, check_space, fault, locked, newest_valid, seal
-from dandap.errors import InputError, Stopped, run_script
-from dandap.model import load_adapter, load_base
-from dandap.run_folder import RunFolder
+from dandap.base.adapter import load_adapter
+from dandap.base.model import load_base
+from dandap.command_line import run_script
+from dandap.errors import InputError, Stopped
+from dandap.runs.files import locked
+from dandap.runs.folder import RunFolder
+from dandap.runs.manifest import fault, seal
+from dandap.training import checkpoints, session
+from dandap.training.checkpoints import check_space, newest_valid
+from dandap.training.stop import StopSignals
 from tests.conftest import HEADER, ROOT
 
 
@@ -84,9 +89,7 @@ def test_a_full_disk_is_refused_before_training(tmp_path, monkeypatch):
 
 
 def test_a_folder_in_use_is_refused_and_a_dead_owner_is_not(tmp_path):
-    hold = (
-        f"import time; from pathlib import Path; from dandap.checkpoints import locked\nwith locked(Path({str(tmp_path)!r})):\n"
-    )
+    hold = f"import time; from pathlib import Path; from dandap.runs.files import locked\nwith locked(Path({str(tmp_path)!r})):\n"
     owner = subprocess.Popen([sys.executable, "-c", hold + " print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
     owner.stdout.readline()
     with pytest.raises(InputError, match=f"in use by process {owner.pid}\\."), locked(tmp_path):
@@ -158,18 +161,18 @@ class At(TrainerCallback):
 
 def interrupt(folder, monkeypatch, step, action, *more):
     """Train in this process and do something at the end of a step."""
-    real = fine_tune.make_read_once_trainer
+    real = session.make_read_once_trainer
 
     def make(*args, **kwargs):
         trainer = real(*args, **kwargs)
         trainer.callback_handler.callbacks.insert(0, At(step, action))
         return trainer
 
-    monkeypatch.setattr(fine_tune, "make_read_once_trainer", make)
+    monkeypatch.setattr(session, "make_read_once_trainer", make)
     try:
         fine_tune.main([*options(folder), *more])
     finally:
-        monkeypatch.setattr(fine_tune, "make_read_once_trainer", real)
+        monkeypatch.setattr(session, "make_read_once_trainer", real)
 
 
 SIGNALS = {(number, step): code for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)) for step in (1, 8, 12)}
@@ -270,9 +273,9 @@ def test_a_half_written_checkpoint_is_no_checkpoint(work):
 
 def test_batch_sizes_are_never_found_by_trying(work):
     """auto_find_batch_size starts again at step 0 with weights that have changed already."""
-    from dandap.memory import Plan
+    from dandap.base.memory import Plan
     from dandap.recipe import Recipe
-    from dandap.reference import training_config
+    from dandap.training.plain import training_config
 
     plan = Plan(torch.device("cpu"), torch.float32, 100, False, None, None)
     assert training_config(Recipe(), plan, str(work / "c"), 10, 1, 1).auto_find_batch_size is False
@@ -280,7 +283,7 @@ def test_batch_sizes_are_never_found_by_trying(work):
 
 def test_steps_that_a_float16_scaler_skips_are_no_error(work, monkeypatch):
     """A scale that overflows float16 is halved until gradients fit; those steps change nothing and are no reason to stop."""
-    real = fine_tune.make_read_once_trainer
+    real = session.make_read_once_trainer
 
     def make(*args, **kwargs):
         trainer = real(*args, **kwargs)
@@ -289,7 +292,7 @@ def test_steps_that_a_float16_scaler_skips_are_no_error(work, monkeypatch):
         accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**18)
         return trainer
 
-    monkeypatch.setattr(fine_tune, "make_read_once_trainer", make)
+    monkeypatch.setattr(session, "make_read_once_trainer", make)
     fine_tune.main([*options(work), "--run_name", "scaled"])
     records = [json.loads(line) for line in RunFolder(work / "outputs" / "scaled").metrics_file.read_text().splitlines()]
     skipped = [record["grad_norm"] is None for record in records]
@@ -358,7 +361,7 @@ def process_of(launcher, rank):
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_not_a_number_is_never_saved(work, monkeypatch, kind):
     """In step 5: only the checkpoints before it are there, and the questions are named."""
-    real = fine_tune.make_read_once_trainer
+    real = session.make_read_once_trainer
 
     def make(*args, **kwargs):
         trainer = real(*args, **kwargs)
@@ -375,7 +378,7 @@ def test_not_a_number_is_never_saved(work, monkeypatch, kind):
         trainer.callback_handler.callbacks.insert(0, At(4, spoil))
         return trainer
 
-    monkeypatch.setattr(fine_tune, "make_read_once_trainer", make)
+    monkeypatch.setattr(session, "make_read_once_trainer", make)
     with pytest.raises(InputError, match=r"(the loss|length) is (nan|inf) in step 5 \(questions TRAIN_.*nothing more is saved"):
         fine_tune.main([*options(work), "--run_name", f"nan-{kind}"])
     assert kept(work, f"nan-{kind}").name == "checkpoint-4"
@@ -404,8 +407,8 @@ def test_other_data_and_another_recipe_need_insistence(work, capsys):
 LIMITED = """
 import resource, sys
 import fine_tune
-from dandap.errors import run_script
-from dandap.checkpoints import CrashProof
+from dandap.command_line import run_script
+from dandap.training.checkpoints import CrashProof
 save = CrashProof._save_checkpoint
 
 def limited(self, model, trial):
@@ -456,8 +459,8 @@ def test_out_of_memory_in_training_says_what_to_lower(work, monkeypatch):
         monkeypatch.setattr(trainer, "compute_loss", full)
         return trainer
 
-    real = fine_tune.make_read_once_trainer
-    monkeypatch.setattr(fine_tune, "make_read_once_trainer", make)
+    real = session.make_read_once_trainer
+    monkeypatch.setattr(session, "make_read_once_trainer", make)
     with pytest.raises(InputError, match=r"out of memory in training.*--gradient_checkpointing true.*--resume_anyway"):
         fine_tune.main([*options(work), "--run_name", "oom"])
     with pytest.raises(InputError, match=r"--tokens_per_batch 2048"):
@@ -482,7 +485,7 @@ def test_how_scripts_end(error, code, said, capsys):
 
 
 def test_the_plain_path_names_the_questions_of_a_bad_step(work, monkeypatch):
-    real = fine_tune.make_trainer
+    real = session.make_trainer
 
     def make(*args, **kwargs):
         trainer = real(*args, **kwargs)
@@ -490,7 +493,7 @@ def test_the_plain_path_names_the_questions_of_a_bad_step(work, monkeypatch):
         weights.register_hook(lambda gradient: gradient * math.nan)
         return trainer
 
-    monkeypatch.setattr(fine_tune, "make_trainer", make)
+    monkeypatch.setattr(session, "make_trainer", make)
     with pytest.raises(InputError, match=r"length is nan in step 1 \(questions (TRAIN_\d+, ){3}TRAIN_\d+\)"):
         fine_tune.main([*options(work), "--run_name", "plain", "--read_once", "false"])
 

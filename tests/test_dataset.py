@@ -5,9 +5,10 @@ import unicodedata
 
 import pytest
 
-from dandap.dataset import read, split_by_article
+from dandap.data.questions import read
+from dandap.data.rows import split_by_article
+from dandap.data.texts import clean
 from dandap.errors import InputError
-from dandap.texts import clean
 from tests.conftest import HEADER
 
 GOOD = ["a", "기사", "질문?", "답"]

@@ -13,14 +13,17 @@ import yaml
 import ensemble
 import fine_tune
 import inference
-from answers import make_encoder
-from dandap import nikl
+from dandap.base.model import load_tokenizer
+from dandap.data.korean import with_ro
 from dandap.errors import InputError
-from dandap.model import load_tokenizer
 from dandap.recipe import RECIPES_DIR, load_recipe, make_recipe
-from dandap.run_folder import RunFolder
-from prompts import get_template
-from tasks import DEFINITIONS, TASKS, TERMS_KO, with_ro
+from dandap.runs.folder import RunFolder
+from dandap.runs.predictions import Answered
+from dandap.runs.submission import SubmissionForm
+from prompts import get_template, make_encoder
+from tasks import TASKS
+from tasks import dialogue_inference as nikl
+from tasks.dialogue_inference import DEFINITIONS, TERMS_KO
 from tools.demo_dialogues import make_dialogues, numbered
 
 TASK = TASKS["dialogue_inference"]
@@ -31,6 +34,10 @@ TEMPLATES = ["dialogue", "dialogue_term", "dialogue_definition", "dialogue_instr
 @pytest.fixture(scope="module")
 def items():
     return numbered(make_dialogues()[:4], "train")
+
+
+def answered(rows, letters):
+    return Answered(rows, [{"prediction": letter} for letter in letters])
 
 
 def write(path, items, **layout):
@@ -70,7 +77,7 @@ def test_what_is_written_is_the_file_with_output_filled(items, tmp_path, layout)
     rows = nikl.read([path], need_answers=False).rows
     assert rows[0].answers == ()
     letters = ["ABC"[n % 3] for n in range(20)]
-    written, _ = TASK.submit(make_recipe({}, "test"), tmp_path, path, rows, letters)
+    written, _ = TASK.submit(make_recipe({}, "test"), tmp_path, path, answered(rows, letters), SubmissionForm())
     text = written.read_text(encoding="utf-8")
     expected = path.read_text(encoding="utf-8")
     for letter in letters:

@@ -3,8 +3,8 @@
 import pytest
 from transformers import AutoTokenizer
 
-from dandap.dataset import Row
-from dandap.encoding import SAMPLE, Encoder
+from dandap.data.encoding import SAMPLE, Encoder
+from dandap.data.rows import Row
 from dandap.errors import InputError
 from prompts import TEMPLATES, get_template, render, task_of
 

@@ -16,11 +16,14 @@ import ensemble
 import fine_tune
 import inference
 import prompts
-from dandap.dataset import Row
+from dandap.answering.answer import Decoding
+from dandap.answering.generate import generate_answers
+from dandap.answering.session import open_model
+from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.reference import Decoding, generate_answers
-from dandap.run_folder import RunFolder, find_run, list_runs
-from dandap.storage import safe_name
+from dandap.runs.files import safe_name
+from dandap.runs.folder import RunFolder, find_run, list_runs
+from dandap.training import start
 from tests.conftest import HEADER
 from tools import compare
 
@@ -193,9 +196,9 @@ def test_validation_is_rescored_to_the_same_answers(work):
 
 def test_batches_answer_as_single_prompts_do(work):
     """Left padding must not change an answer."""
-    run, recipe, template = inference.choose(inference.parse(inference.command_line(), ["--output_dir", str(work / "outputs")]))
-    model = inference.load_adapter(inference.load_base(recipe, torch.device("cpu")), run.adapter)
-    encoder = inference.make_encoder(recipe, template, inference.load_tokenizer(recipe, run.adapter))
+    source = inference.choose(inference.parse(inference.command_line(), ["--output_dir", str(work / "outputs")]))
+    answerer = open_model(source.recipe, source.template, source.run, prompts.make_encoder).answerer
+    encoder, model = answerer.encoder, answerer.model
     texts = ["본사는?", "한빛전자가 지난해에 기록한 매출은 모두 얼마인가?", "몇 호인가?"]
     ids = [encoder.encode_prompt(article(n) * (n + 1), Row("q", "", question)) for n, question in enumerate(texts)]
     stops = encoder.stop_ids(model.generation_config)
@@ -231,7 +234,7 @@ def test_zero_shot_needs_no_run_and_is_skipped_by_the_bare_command(work):
 def test_a_recipe_name_with_dots_names_the_run_whole(name):
     """Path("eeve-10.8b").stem is "eeve-10"."""
     arguments = fine_tune.parse(fine_tune.command_line(), ["--recipe", name])
-    assert fine_tune.choose(arguments)[0] == name.removeprefix("recipes/").removesuffix(".yaml")
+    assert start.choose(arguments).name == name.removeprefix("recipes/").removesuffix(".yaml")
 
 
 def test_trimmed_articles_are_told_and_recorded(work, capsys, monkeypatch):
@@ -250,7 +253,7 @@ def test_another_template_is_told(work, capsys):
 def test_a_changed_template_is_told_and_the_trained_one_used(work, capsys, monkeypatch):
     monkeypatch.setitem(prompts.TEMPLATES, "concise", {"prompt": "{context}{question}"})
     arguments = inference.parse(inference.command_line(), ["--output_dir", str(work / "outputs")])
-    assert "user" in inference.choose(arguments)[2]
+    assert "user" in inference.choose(arguments).template
     assert "the one saved with the run is used" in capsys.readouterr().out
 
 
@@ -341,7 +344,11 @@ BAD_CALLS = {
     "a limit of zero": (inference.main, ["--limit", "0"], "--limit: got '0'"),
     "split and file": (inference.main, ["--split", "validation", "--test_file", "x", "--output_dir", "{outputs}"], "give one"),
     "an unknown recipe": (fine_tune.main, ["--recipe", "dmeo"], "Did you mean 'demo'"),
-    "an unknown task": (fine_tune.main, ["--recipe", "demo", "--task", "wallpaper"], "expected one of economic_qa"),
+    "an unknown task": (
+        fine_tune.main,
+        ["--recipe", "demo", "--task", "wallpaper"],
+        "expected one of dialogue_inference, economic_qa",
+    ),
     "an unknown template in training": (fine_tune.main, ["--recipe", "demo", "--template", "x"], "expected one of concise"),
     "a missing train file": (fine_tune.main, ["--recipe", "demo", "--train_file", "nowhere.csv"], "no file at nowhere.csv"),
     "a model that is nowhere": (fine_tune.main, ["--recipe", "demo", "--model", "no/where"], "'no/where' cannot be loaded"),
@@ -417,15 +424,15 @@ def test_the_bare_command_is_decided_by_data_and_machine(tmp_path, monkeypatch, 
     bare = fine_tune.parse(fine_tune.command_line(), [])
     monkeypatch.setitem(fine_tune.Recipe.model_fields, "train_file", fine_tune.Recipe.model_fields["train_file"]._copy())
     fine_tune.Recipe.model_fields["train_file"].default = str(tmp_path / "train.csv")
-    name, recipe, _ = fine_tune.choose(bare)
-    assert (name, recipe.model) == ("demo", "data/demo_model")
+    begun = start.choose(bare)
+    assert (begun.name, begun.recipe.model) == ("demo", "data/demo_model")
     assert "DEMO" in capsys.readouterr().out
     (tmp_path / "train.csv").touch()
-    monkeypatch.setattr(fine_tune, "why_no_gpu", lambda: "no driver")
+    monkeypatch.setattr(start, "why_no_gpu", lambda: "no driver")
     with pytest.raises(InputError, match="needs a CUDA GPU: no driver.*--recipe demo"):
-        fine_tune.choose(bare)
-    monkeypatch.setattr(fine_tune, "why_no_gpu", lambda: None)
-    assert fine_tune.choose(bare)[1].model.startswith("yanolja/EEVE")
+        start.choose(bare)
+    monkeypatch.setattr(start, "why_no_gpu", lambda: None)
+    assert start.choose(bare).recipe.model.startswith("yanolja/EEVE")
 
 
 @pytest.mark.parametrize(("name", "expected"), [("../../etc", "etc"), ("a b/c", "a-b-c"), ("한글-1.2", "한글-1.2")])

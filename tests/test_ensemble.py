@@ -12,9 +12,9 @@ import yaml
 
 import ensemble
 import metrics
-from dandap.checkpoints import locked
 from dandap.errors import InputError
-from dandap.predictions import load_predictions
+from dandap.runs.files import locked
+from dandap.runs.predictions import load_predictions
 
 
 def records(*answers, **more):
@@ -163,43 +163,12 @@ def test_gold_answers_and_columns_come_from_whoever_has_them(write, tmp_path):
     assert Path(result["submission"]).read_text(encoding="utf-8-sig") == "id,answer\nTEST_0000,가\n"
 
 
-def test_weights_are_learned_on_validation_answers(write, tmp_path, capsys):
-    """A run that is right when it is sure, and one that never is: the first one's sure answer wins, its unsure one does not."""
-    gold = ["서울", "부산", "대구", "인천"]
-    members = []
-    for name, answers, sure in (("good", gold, 0.0), ("bad", ["x", "y", "z", "w"], 0.0), ("other", ["x", "y", "z", "w"], 0.0)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "recipe.yaml").write_text("model: x\n")
-        write(f"{name}/validation_predictions.jsonl", answers, gold, log_probability=sure)
-        members.append(write(f"{name}/answers/t/predictions.jsonl", ["다" if name == "good" else "라"], log_probability=sure))
-    ensemble.main([*members, "--method", "stack", "--output_dir", str(tmp_path / "o")])
-    made = next((tmp_path / "o").glob("*"))
-    assert load_predictions(made / "predictions.jsonl")[0]["prediction"] == "다"
-    assert "weight of" in capsys.readouterr().out
-    assert ensemble.f1_sum(records("다", "라", "라")) == 1
-
-
-def test_a_stack_line_follows_confidence():
-    import math
-
-    seen = [
-        {"prediction": "가" if sure > 0.5 else "나", "gold": ["가"], "log_probability": math.log(sure)} for sure in (0.1, 0.9)
-    ]
-    base, slope = ensemble._fit(seen)
-    assert (round(base + 0.1 * slope, 6), round(base + 0.9 * slope, 6)) == (0, 1)
-    upside_down = [
-        {"prediction": "나" if sure > 0.5 else "가", "gold": ["가"], "log_probability": math.log(sure)} for sure in (0.1, 0.9)
-    ]
-    assert ensemble._fit(upside_down) == (0.5, 0.0)
-
-
 BAD = {
     "one member": (["a.jsonl"], "needs at least two"),
     "the same twice": (["a.jsonl", "a.jsonl"], "a member twice"),
     "other ids": (["a.jsonl", "short.jsonl"], r"1 are only in .*a.jsonl, as TEST_0001"),
     "more ids": (["short.jsonl", "a.jsonl"], r"1 are only in .*a.jsonl, as TEST_0001"),
     "nothing there": (["a.jsonl", "nobody"], "no such folder"),
-    "no run for stack": (["a.jsonl", "b.jsonl", "--method", "stack"], "lies in no run folder"),
     "hard without choices": (["a.jsonl", "b.jsonl", "--method", "hard"], "--choices"),
     "an output that exists": (["a.jsonl", "b.jsonl", "--output", "a.jsonl"], "exists already"),
     "no JSON": (["a.jsonl", "torn.jsonl"], "line 1: expected a JSON object"),

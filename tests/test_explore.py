@@ -77,7 +77,11 @@ def test_squad_json(tmp_path):
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [(["nowhere.csv"], "no file at"), (["data/sample/train.csv", "--refined"], "holds none"), (["README.md"], "expected a .csv")],
+    [
+        (["nowhere.csv"], "no file at"),
+        (["data/sample/train.csv", "--refined"], "cleans dialogues; this file is economic_qa's"),
+        (["README.md"], "expected a .csv"),
+    ],
 )
 def test_what_cannot_be_explored_is_told(tmp_path, argv, message):
     with pytest.raises(InputError, match=message):

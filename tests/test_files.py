@@ -11,12 +11,15 @@ import openpyxl
 import pandas as pd
 import pytest
 
-from dandap import dataset
-from dandap.dataset import answer_texts, families, match_ids, read, split_by_article
+from dandap.data import rows as dataset
+from dandap.data.files import decode
+from dandap.data.forms import answer_texts
+from dandap.data.near_copies import group_near_copies
+from dandap.data.questions import read
+from dandap.data.rows import families, match_ids, split_by_article
+from dandap.data.texts import bare, clean, html_text, trim
 from dandap.errors import InputError
-from dandap.files import decode
-from dandap.near_copies import group_near_copies
-from dandap.texts import bare, clean, html_text, shown, trim
+from dandap.terminal import shown
 
 ROW = {"id": "a1", "context": "한빛전자는 36.7% 늘었다.", "question": "얼마나?", "answer": "36.7%"}
 LINE = "a1,한빛전자는 36.7% 늘었다.,얼마나?,36.7%\n"

@@ -4,13 +4,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dandap.attention import probe, use_tree_attention
-from dandap.dataset import Row
-from dandap.decoding import answer_examples
-from dandap.encoding import Example
-from dandap.reference import Decoding, generate_answers
-from dandap.shapes import NAMES, named_config
-from dandap.token_tree import BLOCK, collate, grow, tree_masks
+from dandap.answering.answer import Decoding
+from dandap.answering.generate import generate_answers
+from dandap.answering.tree_decoder import answer_examples
+from dandap.base.shapes import NAMES, named_config
+from dandap.data.encoding import Example
+from dandap.data.rows import Row
+from dandap.tree.attention import probe, use_tree_attention
+from dandap.tree.masks import BLOCK, tree_masks
+from dandap.tree.token_tree import collate, grow
 
 pytestmark = pytest.mark.gpu
 TINY = [name for name in NAMES if name.startswith("tiny")]

@@ -8,13 +8,14 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import prompts
-from answers import make_encoder
-from dandap.dataset import Row, read
-from dandap.decoding import answer_examples
-from dandap.grounding import Grounding, token_bytes
-from dandap.model import load_base, load_tokenizer
+from dandap.answering.answer import Decoding
+from dandap.answering.grounding import Grounding, token_bytes
+from dandap.answering.tree_decoder import answer_examples
+from dandap.base.model import load_base, load_tokenizer
+from dandap.data.questions import read
+from dandap.data.rows import Row
 from dandap.recipe import Recipe
-from dandap.reference import Decoding
+from prompts import make_encoder
 
 DEMO = Recipe(model="data/demo_model", quantization="none")
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from answers import make_encoder
-from dandap.memory import empty_model, estimate_training
-from dandap.model import load_config, load_tokenizer, resolve_targets
+from dandap.base.adapter import resolve_targets
+from dandap.base.memory import empty_model, estimate_training
+from dandap.base.model import load_config, load_tokenizer
 from dandap.recipe import RECIPES_DIR, load_recipe
-from prompts import get_template
+from prompts import get_template, make_encoder
 from tasks import get_task
 
 pytestmark = pytest.mark.hub

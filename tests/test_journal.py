@@ -12,11 +12,11 @@ import pytest
 
 import fine_tune
 import inference
-from dandap.checkpoints import locked
-from dandap.dataset import Row
-from dandap.encoding import Example
+from dandap.data.encoding import Example
+from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.journal import Journal, answers_folder
+from dandap.runs.files import locked
+from dandap.runs.journal import Journal, answers_folder
 from tests.conftest import HEADER, ROOT
 
 FILES = ("predictions.jsonl", "predictions.csv", "submission.csv")
@@ -140,7 +140,7 @@ def test_a_finished_inference_gets_a_new_folder(work):
 
 def test_two_at_once_on_one_folder_are_refused(work):
     path = cut_off(work, "locked", 3)
-    hold = f"import time; from pathlib import Path; from dandap.checkpoints import locked\nwith locked(Path({str(path)!r})):\n"
+    hold = f"import time; from pathlib import Path; from dandap.runs.files import locked\nwith locked(Path({str(path)!r})):\n"
     owner = subprocess.Popen(
         [sys.executable, "-c", hold + " print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE, cwd=ROOT
     )

@@ -7,12 +7,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import fine_tune
+from dandap.base.adapter import add_adapter
+from dandap.base.memory import GB, _layer_bytes, empty_model, estimate_training, parse_size, plan_for_size
+from dandap.base.model import load_base, load_config
+from dandap.base.shapes import NAMES, SHAPES, make_config
 from dandap.errors import InputError
-from dandap.memory import GB, _layer_bytes, empty_model, estimate_training, parse_size, plan_for_size
-from dandap.model import add_adapter, load_base, load_config
 from dandap.recipe import RECIPES_DIR, Recipe, load_recipe
-from dandap.shapes import NAMES, SHAPES, make_config
-from dandap.token_tree import collate, grow, tree_masks
+from dandap.tree.masks import tree_masks
+from dandap.tree.token_tree import collate, grow
 
 CPU = torch.device("cpu")
 TOKENS = 256

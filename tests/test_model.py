@@ -6,23 +6,15 @@ from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
-from dandap import model as model_module
+from dandap.base import device as model_module
+from dandap.base.adapter import add_adapter, resolve_targets
+from dandap.base.device import pick_compute_dtype, pick_device, why_no_gpu
+from dandap.base.hub import confirm_remote_code
+from dandap.base.memory import Machine, empty_model, estimate_inference, estimate_training, fit_plan, make_plan
+from dandap.base.model import load_base, load_config, load_tokenizer, pick_attention
 from dandap.errors import InputError
-from dandap.memory import empty_model, estimate_inference, estimate_training, fit_plan, make_plan
-from dandap.model import (
-    add_adapter,
-    confirm_remote_code,
-    load_base,
-    load_config,
-    load_tokenizer,
-    pick_attention,
-    pick_compute_dtype,
-    pick_device,
-    resolve_targets,
-    why_no_gpu,
-)
 from dandap.recipe import Recipe, load_recipe
-from dandap.reference import split_step
+from dandap.training.plain import split_step
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -125,7 +117,7 @@ def test_no_checkpointing_takes_more():
 
 def test_the_plan_prefers_speed_and_falls_back():
     model = empty_model(EEVE)
-    large, small = (fit_plan(Recipe(), model, CUDA, torch.bfloat16, free * 1e9, training=True) for free in (139, 12))
+    large, small = (fit_plan(Recipe(), model, Machine(CUDA, torch.bfloat16, free * 1e9), training=True) for free in (139, 12))
     assert not large.gradient_checkpointing
     assert large.tokens_per_batch > small.tokens_per_batch
     assert small.gradient_checkpointing
@@ -134,7 +126,7 @@ def test_the_plan_prefers_speed_and_falls_back():
 
 def test_what_cannot_fit_is_refused_with_a_way_out():
     with pytest.raises(InputError, match=r"needs about .* GB .*8\.0 GB are free\. Way out: free the GPU.*--quantization nf4"):
-        fit_plan(Recipe(quantization="none"), empty_model(EEVE), CUDA, torch.bfloat16, 8e9, training=True)
+        fit_plan(Recipe(quantization="none"), empty_model(EEVE), Machine(CUDA, torch.bfloat16, 8e9), training=True)
 
 
 def test_a_large_model_on_cpu_is_refused(monkeypatch):

@@ -12,19 +12,17 @@ import pytest
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig
 
 import fine_tune
-import tasks
-from answers import loses_answer
-from dandap import checkpoints, run_folder
-from dandap.checkpoints import StopSignals, fault, newest_valid, seal
-from dandap.dataset import Row, Table
-from dandap.encoding import Example
+from dandap.base.identity import folder_hash, same_base
+from dandap.base.model import check_base, check_ids
+from dandap.command_line import parse
+from dandap.data.encoding import Example
+from dandap.data.lengths import loses_answer, without_too_long
+from dandap.data.rows import Row, Table
 from dandap.errors import InputError
-from dandap.identity import folder_hash, same_base
-from dandap.model import check_base, check_ids
-from dandap.predictions import same_questions
-from dandap.recipe import load_recipe, make_recipe, parse
-from dandap.run_folder import RunFolder, find_run, list_runs, new_run, refuse_taken
-from dandap.storage import (
+from dandap.recipe import load_recipe, make_recipe
+from dandap.runs import files, manifest
+from dandap.runs import folder as run_folder
+from dandap.runs.files import (
     append_json,
     check_writable,
     checked_name,
@@ -36,8 +34,15 @@ from dandap.storage import (
     write_json,
     write_text,
 )
+from dandap.runs.folder import RunFolder, find_run, list_runs, new_run, refuse_taken
+from dandap.runs.manifest import fault, seal
+from dandap.runs.predictions import same_questions
+from dandap.runs.submission import SubmissionForm, active, inert, submission_form, write_submission
+from dandap.training import start
+from dandap.training.checkpoints import newest_valid
+from dandap.training.stop import StopSignals
 from prompts import check_template
-from tasks import TASKS, active, inert, submission_form
+from tasks import TASKS
 from tools import compare
 
 # --- files and folders
@@ -200,8 +205,8 @@ def changed_run(tmp_path, **before):
 
 
 def tell(run, monkeypatch, anyway=False):
-    monkeypatch.setattr(fine_tune, "base_identity", lambda recipe: {"model": "m", "files": "f"})
-    fine_tune.tell_what_changed(run, make_recipe({}, "test"), Table(Path("train.csv"), [], "hash", []), anyway)
+    monkeypatch.setattr(start, "base_identity", lambda recipe: {"model": "m", "files": "f"})
+    start.tell_what_changed(run, make_recipe({}, "test"), Table(Path("train.csv"), [], "hash", []), anyway)
 
 
 def test_the_same_data_base_and_versions_are_resumed_without_a_word(tmp_path, monkeypatch, capsys):
@@ -243,8 +248,8 @@ def test_a_bases_files_tell_it_from_another(tmp_path):
 
 
 def test_large_weights_are_hashed_in_part(tmp_path, monkeypatch):
-    monkeypatch.setattr("dandap.identity.WHOLE", 1000)
-    monkeypatch.setattr("dandap.identity.PIECE", 10)
+    monkeypatch.setattr("dandap.runs.manifest.WHOLE", 1000)
+    monkeypatch.setattr("dandap.runs.manifest.PIECE", 10)
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(range(256)) * 100)
     before = folder_hash(tmp_path)
@@ -274,10 +279,10 @@ def test_the_bases_limits_are_compared_before_anything_is_loaded(tokenizer, caps
 def test_what_is_too_long_for_the_memory_plan_is_left_out_by_name(capsys):
     recipe = make_recipe({"max_length": 20, "max_new_tokens": 4}, "test")
     short, long = (Example(Row(str(n), "", ""), [1] * 10, [1] * n) for n in (10, 11))
-    assert fine_tune.without_too_long(recipe, [short, long]) == [short]
+    assert without_too_long(recipe, [short, long]) == [short]
     assert "1 questions are left out of training: with their answers (up to 11 tokens)" in capsys.readouterr().out
     with pytest.raises(InputError, match="every answer is too long"):
-        fine_tune.without_too_long(recipe, [long])
+        without_too_long(recipe, [long])
 
 
 def test_an_answer_that_trimming_took_is_noticed():
@@ -307,8 +312,8 @@ def test_windows_can_flush_a_checkpoint(tmp_path, monkeypatch):
         real_flush(handle)
 
     (tmp_path / "adapter_model.safetensors").write_text("x")
-    monkeypatch.setattr(checkpoints.os, "open", windows_open)
-    monkeypatch.setattr(checkpoints.os, "fsync", windows_flush)
+    monkeypatch.setattr(manifest.os, "open", windows_open)
+    monkeypatch.setattr(manifest.os, "fsync", windows_flush)
     seal(tmp_path)
     assert fault(tmp_path) is None
 
@@ -330,7 +335,7 @@ def test_a_closed_terminal_asks_to_stop_unless_it_is_to_be_ignored():
 def test_a_lock_that_is_a_link_is_refused(tmp_path):
     (tmp_path / "precious").write_text("mine")
     (tmp_path / ".lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(InputError, match="is a link"), checkpoints.locked(tmp_path):
+    with pytest.raises(InputError, match="is a link"), files.locked(tmp_path):
         pass
     assert (tmp_path / "precious").read_text() == "mine"
 
@@ -339,7 +344,8 @@ def script(code, tmp_path, **environment):
     """A script that works as ours do, in a process of its own: (its command, its environment)."""
     lines = [
         "import dandap.start",
-        "from dandap.errors import InputError, run_script",
+        "from dandap.command_line import run_script",
+        "from dandap.errors import InputError",
         "from pathlib import Path",
         code,
         "run_script(main)",
@@ -422,7 +428,7 @@ def test_a_script_ends_in_one_sentence(tmp_path, code, status, message):
 def test_another_working_directory_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"this folder holds neither data.train.csv nor the demo's data. Start the script in"):
-        fine_tune.choose(Namespace(recipe=None, resume=None, preview=False))
+        start.choose(Namespace(recipe=None, resume=None, preview=False))
 
 
 @pytest.mark.parametrize("name", ["compare", "refine", "augment", "explore"])
@@ -433,19 +439,20 @@ def test_a_tool_may_be_started_by_its_path(name, tmp_path):
 
 
 def test_the_hub_is_asked_once_and_not_for_a_minute(monkeypatch, capsys):
-    from dandap import model
+    from dandap.base import hub
+    from dandap.base.model import load_tokenizer
 
     def unreachable(request, timeout):
-        assert timeout == model.HUB_TIMEOUT
+        assert timeout == hub.HUB_TIMEOUT
         raise OSError("no route to host")
 
-    monkeypatch.setattr(model, "urlopen", unreachable)
-    monkeypatch.setattr(model.constants, "HF_HUB_OFFLINE", False)
-    model.find_hub.cache_clear()
+    monkeypatch.setattr(hub, "urlopen", unreachable)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    hub.find_hub.cache_clear()
     with pytest.raises(InputError, match="cannot be loaded"):
-        model.load_tokenizer(make_recipe({"model": "nobody/nothing"}, "test"))
+        load_tokenizer(make_recipe({"model": "nobody/nothing"}, "test"))
     assert "cannot be reached (OSError: no route to host): only models already downloaded" in capsys.readouterr().out
-    model.find_hub.cache_clear()
+    hub.find_hub.cache_clear()
 
 
 # --- words and rows
@@ -517,7 +524,7 @@ def test_the_sample_is_read_before_anything_is_answered(tmp_path):
 
 def test_ids_reach_the_submission_as_the_test_file_has_them(tmp_path):
     ids, answers = ["\u1100\u11611", " 2 ", "3\r4"], ["가", "나", "다"]
-    tasks.write_submission(tmp_path / "s.csv", tasks.SubmissionForm(), ids, answers)
+    write_submission(tmp_path / "s.csv", SubmissionForm(), ids, answers)
     assert '"\u1100\u11611"' in (tmp_path / "s.csv").read_text(encoding="utf-8-sig")
     assert '" 2 "' in (tmp_path / "s.csv").read_text(encoding="utf-8-sig")
 

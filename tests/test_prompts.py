@@ -4,12 +4,11 @@ import pytest
 from transformers import AutoTokenizer
 
 import prompts
-from answers import make_encoder
-from dandap.dataset import Row
+from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.recipe import Recipe
-from dandap.reference import supervised
-from prompts import TEMPLATES, check_template, get_template, render, task_of
+from dandap.training.plain import supervised
+from prompts import TEMPLATES, check_template, get_template, make_encoder, render, task_of
 from tasks import TASKS
 
 ECONOMIC = [name for name in TEMPLATES if task_of(name).name == "economic_qa"]

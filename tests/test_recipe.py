@@ -5,10 +5,11 @@ import argparse
 import pytest
 import yaml
 
+from dandap.base.memory import GB, empty_model, estimate_training
+from dandap.base.shapes import SHAPES, make_config
+from dandap.command_line import Parser, add_options, chosen_options, parse
 from dandap.errors import InputError
-from dandap.memory import GB, empty_model, estimate_training
-from dandap.recipe import RECIPES_DIR, Parser, Recipe, add_options, chosen_options, load_recipe, make_recipe, parse
-from dandap.shapes import SHAPES, make_config
+from dandap.recipe import RECIPES_DIR, Recipe, load_recipe, make_recipe
 from prompts import get_template
 
 RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("**/*.yaml"))

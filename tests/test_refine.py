@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dandap.errors import InputError
-from dandap.nikl import load_items
+from tasks.dialogue_inference import load_items
 from tools import refine
 from tools.demo_dialogues import make_dialogues, numbered
 

@@ -6,9 +6,9 @@ import warnings
 import pytest
 
 import metrics
-from dandap import plots
-from dandap.analysis import question_kind
-from dandap.report import (
+from dandap.data.korean import question_kind
+from dandap.runs import plots
+from dandap.runs.report import (
     Report,
     by_answer_length,
     by_article_length,
@@ -18,6 +18,7 @@ from dandap.report import (
     worst_records,
     write_report,
 )
+from tasks import TASKS
 from tests.reliability.hostile import HOSTILE
 
 CONTEXT = "본사는 부산에 있다. 매출은 1,240억 원이다. 대표는 김철수다."
@@ -40,6 +41,9 @@ def record(number, prediction, gold, question="매출은 얼마인가?", sure=-0
     }
 
 
+TASK = TASKS["economic_qa"]
+
+
 def make_report(records, contexts=None, **more):
     scores = metrics.score([r["prediction"] for r in records], [r["gold"] for r in records], [r["article"] for r in records])
     shape = {"mean_length": 3.0, "stopped": 1.0, "spans": 0.5, "repeating": 0.0}
@@ -53,6 +57,9 @@ def make_report(records, contexts=None, **more):
         environment={"packages": {"torch": "2"}, "gpu": None},
         interval=metrics.bootstrap_interval,
         likeness=metrics.char_f1,
+        label=TASK.label,
+        remarks=TASK.remarks(scores | shape),
+        table=[],
         **more,
     )
 

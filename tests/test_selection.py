@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
 import fine_tune
-from dandap.dataset import Row
-from dandap.encoding import Example
+from dandap.data.encoding import Example
+from dandap.data.rows import Row
 from dandap.errors import InputError, Stopped
 from dandap.recipe import make_recipe
-from dandap.run_folder import RunFolder
-from dandap.selection import KeepBest, best_step, some_of, steps_between
+from dandap.runs.folder import RunFolder
+from dandap.training import session
+from dandap.training.keep_best import KeepBest, best_step, some_of, steps_between
+from tasks import TASKS
 from tests.conftest import HEADER
 from tests.test_checkpoints import At
 
@@ -66,7 +68,7 @@ def play(folder, f1s, every=1, patience=None, max_steps=None):
         value = next(values)
         return {"char_f1": value, "char_f1_interval": (value, value), **shape}
 
-    keeper = KeepBest(evaluate, every, patience, folder / "metrics.jsonl")
+    keeper = KeepBest(evaluate, every, patience, folder / "metrics.jsonl", TASKS["economic_qa"])
     for step in range(1, state.max_steps + 1):
         state.global_step, control = step, TrainerControl()
         keeper.on_log(None, state, control, logs={"loss": 1.0})
@@ -157,13 +159,13 @@ def test_the_adapter_of_the_best_evaluation_is_kept(work, monkeypatch, capsys):
 
 def test_a_lost_best_is_told_and_the_last_one_kept(work, monkeypatch, capsys):
     f1_by_step(monkeypatch, {2: 0.9, **dict.fromkeys(range(3, 20), 0.1)})
-    real = fine_tune.find_best
+    real = session.find_best
 
     def damage(run, state):
         (run.checkpoints / "checkpoint-2" / "adapter_model.safetensors").write_bytes(b"")
         return real(run, state)
 
-    monkeypatch.setattr(fine_tune, "find_best", damage)
+    monkeypatch.setattr(session, "find_best", damage)
     fine_tune.main(options(work, "--run_name", "lost"))
     assert "the best adapter, of step 2, cannot be used" in capsys.readouterr().out
     assert RunFolder(work / "outputs" / "lost").finished
@@ -174,17 +176,17 @@ def test_a_run_that_was_cut_evaluates_and_decides_the_same(work, monkeypatch, st
     """Step 2 is one that is evaluated: a run told to stop there leaves that to the resumed one."""
     if not (work / "outputs" / "whole").exists():
         fine_tune.main(options(work, "--run_name", "whole"))
-    real = fine_tune.make_read_once_trainer
+    real = session.make_read_once_trainer
 
     def make(*args, **kwargs):
         trainer = real(*args, **kwargs)
         trainer.callback_handler.callbacks.insert(0, At(step, lambda: os.kill(os.getpid(), signal.SIGTERM)))
         return trainer
 
-    monkeypatch.setattr(fine_tune, "make_read_once_trainer", make)
+    monkeypatch.setattr(session, "make_read_once_trainer", make)
     with pytest.raises(Stopped):
         fine_tune.main(options(work, "--run_name", f"cut-{step}"))
-    monkeypatch.setattr(fine_tune, "make_read_once_trainer", real)
+    monkeypatch.setattr(session, "make_read_once_trainer", real)
     cut, whole = RunFolder(work / "outputs" / f"cut-{step}"), RunFolder(work / "outputs" / "whole")
     fine_tune.main(["--resume", str(cut.path)])
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dandap.dataset import Row
+from dandap.data.rows import Row
+from dandap.data.sentences import nearest_first, split_sentences
 from dandap.errors import InputError
-from dandap.sentences import nearest_first, split_sentences
 from tests.test_encoding import encoder, tokenizer  # noqa: F401 (a fixture)
 
 SENTENCES = [

@@ -6,22 +6,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dandap.answering import Prediction
-from dandap.dataset import Row
-from dandap.encoding import Example
+from dandap.answering.answer import Answer
+from dandap.data.encoding import Example
+from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.recipe import Recipe
-from tasks import (
-    TASKS,
-    SubmissionForm,
-    check_submission,
-    get_task,
-    prediction_record,
-    read_test,
-    submission_form,
-    write_predictions,
-    write_submission,
-)
+from dandap.runs.predictions import write_predictions
+from dandap.runs.submission import SubmissionForm, check_submission, submission_form, write_submission
+from tasks import TASKS, get_task
 
 TASK = TASKS["economic_qa"]
 NASTY = ['"따옴표", 쉼표', "줄\n바꿈", "복귀\r문자", "=1+1", "NA", "0007", "1.50", " 빈칸 ", ""]
@@ -88,7 +80,7 @@ def test_a_wrong_submission_is_noticed(tmp_path):
 def test_gold_answers_from_a_file_of_their_own(write_csv, tmp_path):
     test = write_csv([["id", "context", "question"], ["a", "기사", "질문?"]], "test.csv")
     write_csv([["id", "answer"], ["a", "답"]], "test_answers.csv")
-    table = read_test(Recipe(), test)
+    table = TASK.read_test(Recipe(), test)
     assert table.rows[0].answers == ("답",)
     assert "test_answers.csv" in table.notes[-1]
 
@@ -97,7 +89,7 @@ def test_gold_answers_that_do_not_belong_are_refused(write_csv):
     test = write_csv([["id", "context", "question"], ["a", "기사", "질문?"]], "test.csv")
     write_csv([["id", "answer"], ["b", "답"]], "test_answers.csv")
     with pytest.raises(InputError, match="no answer for 1 ids"):
-        read_test(Recipe(), test)
+        TASK.read_test(Recipe(), test)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +105,7 @@ def test_broken_gold_answers(write_csv, tmp_path, text, message):
     test = write_csv([["id", "context", "question"], ["a", "기사", "질문?"]], "test.csv")
     (tmp_path / "test_answers.csv").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
-        read_test(Recipe(), test)
+        TASK.read_test(Recipe(), test)
 
 
 def test_a_sample_in_cp949_reads(tmp_path):
@@ -123,14 +115,12 @@ def test_a_sample_in_cp949_reads(tmp_path):
 
 def test_a_test_file_needs_no_answer_column_even_when_training_maps_one(write_csv):
     test = write_csv([["id", "본문", "question"], ["a", "기사", "질문?"]], "test.csv")
-    assert read_test(Recipe(columns={"context": "본문", "answer": "정답"}), test).rows[0].answers == ()
+    assert TASK.read_test(Recipe(columns={"context": "본문", "answer": "정답"}), test).rows[0].answers == ()
 
 
 def test_predictions_keep_every_text(tmp_path):
     records = [
-        prediction_record(
-            TASK, Example(Row(str(n), "기사", "질문?", ("답", "정답")), [1], []), Prediction(text, [1, 2], -0.5, True, None)
-        )
+        TASK.record(Example(Row(str(n), "기사", "질문?", ("답", "정답")), [1], []), [Answer([1, 2], True, -0.5, text)])
         for n, text in enumerate(NASTY)
     ]
     write_predictions(tmp_path / "predictions.csv", records)

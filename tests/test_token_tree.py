@@ -8,7 +8,8 @@ from torch.nn.attention.flex_attention import create_mask, flex_attention
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3NextConfig
 
 from dandap.errors import InputError
-from dandap.token_tree import BLOCK, collate, grow, sliding_windows, tree_masks
+from dandap.tree.masks import BLOCK, sliding_windows, tree_masks
+from dandap.tree.token_tree import collate, grow
 
 LLAMA = LlamaConfig(num_hidden_layers=1)
 ids = st.lists(st.integers(0, 3), max_size=12)

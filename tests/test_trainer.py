@@ -14,13 +14,16 @@ from safetensors.torch import load_file
 from tiny_models import FAMILIES
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from dandap.dataset import Row
-from dandap.encoding import Example
-from dandap.memory import MemoryEstimate, Plan
-from dandap.model import add_adapter, load_base
+from dandap.base.adapter import add_adapter
+from dandap.base.memory import MemoryEstimate, Plan
+from dandap.base.model import load_base
+from dandap.data.encoding import Example
+from dandap.data.rows import Row
 from dandap.recipe import Recipe
-from dandap.reference import make_trainer
-from dandap.trainer import Batching, Questions, StepSampler, count_tokens, deal, make_read_once_trainer, share
+from dandap.training.job import Job
+from dandap.training.plain import make_trainer
+from dandap.training.read_once import count_tokens, make_read_once_trainer
+from dandap.training.steps import Batching, Questions, StepSampler, deal, share
 
 CPU = torch.device("cpu")
 
@@ -99,7 +102,7 @@ def in_padded_rows(trainer):
 def run(make, recipe, plan, examples, tokenizer, folder, sequential=False):
     """(record, trained weights, trainer) of one epoch."""
     record, model = Record(), adapted(recipe)
-    trainer = make(model, tokenizer, examples, recipe, plan, str(folder), callbacks=[record])
+    trainer = make(Job(recipe, plan, tokenizer, examples), model, str(folder), [record])
     trainer.args.logging_steps = 1
     trainer.args.save_strategy = "no"
     if make is make_read_once_trainer:
@@ -213,7 +216,7 @@ def trainers(bases, tokenizer, tmp_path_factory):
         if key not in made:
             recipe = make_recipe(bases / family, **options)
             folder = str(tmp_path_factory.mktemp("trainer"))
-            trainer = make_read_once_trainer(adapted(recipe), tokenizer, make_examples(), recipe, make_plan(200), folder, [])
+            trainer = make_read_once_trainer(Job(recipe, make_plan(200), tokenizer, make_examples()), adapted(recipe), folder, [])
             made[key] = in_padded_rows(trainer)
         return made[key]
 
@@ -253,7 +256,7 @@ def test_an_adapter_on_the_head_trains(trainers):
 def test_checkpoints_hold_lora_tensors_only(bases, tokenizer, tmp_path):
     """PEFT writes the whole head beside its adapter, 262 MB for SOLAR."""
     recipe = make_recipe(bases / "llama", lora_target_modules="q_proj,lm_head")
-    trainer = make_read_once_trainer(adapted(recipe), tokenizer, make_examples(), recipe, make_plan(), str(tmp_path), [])
+    trainer = make_read_once_trainer(Job(recipe, make_plan(), tokenizer, make_examples()), adapted(recipe), str(tmp_path), [])
     trainer.train()
     saved = load_file(next(tmp_path.glob("checkpoint-*")) / "adapter_model.safetensors")
     assert any("lm_head.lora_B" in name for name in saved)
@@ -273,7 +276,7 @@ def test_an_evaluation_between_steps_changes_nothing(bases, tokenizer, tmp_path)
     for callbacks in ([], [Evaluate()]):
         model = adapted(recipe)
         assert any(isinstance(module, Linear4bit) for module in model.modules())
-        make_read_once_trainer(model, tokenizer, examples, recipe, make_plan(), str(tmp_path), callbacks).train()
+        make_read_once_trainer(Job(recipe, make_plan(), tokenizer, examples), model, str(tmp_path), callbacks).train()
         results.append({n: p.data for n, p in model.named_parameters() if p.requires_grad})
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
@@ -282,7 +285,7 @@ def test_dropout_draws_once_per_shared_token(bases, tokenizer, tmp_path):
     """Two equal questions under dropout have one loss: they are one branch. TRL would draw twice."""
     recipe = make_recipe(bases / "llama", lora_dropout=0.5)
     one = make_examples(articles=1, questions=1)
-    trainer = make_read_once_trainer(adapted(recipe), tokenizer, one, recipe, make_plan(), str(tmp_path), [])
+    trainer = make_read_once_trainer(Job(recipe, make_plan(), tokenizer, one), adapted(recipe), str(tmp_path), [])
     losses = []
     for examples in (one, one * 2):
         torch.manual_seed(0)

@@ -10,15 +10,16 @@ import torch
 import fine_tune
 import inference
 import metrics
-import tasks
-from answers import make_encoder
-from dandap import similarity, wallpaper
+from dandap.base.memory import Plan
+from dandap.base.model import load_tokenizer
+from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.memory import Plan
-from dandap.model import load_tokenizer
 from dandap.recipe import RECIPES_DIR, load_recipe
-from dandap.trainer import make_batching
-from prompts import get_template, render
+from dandap.training.steps import make_batching
+from prompts import get_template, make_encoder, render
+from tasks import TASKS
+from tasks import wallpaper_qa as similarity
+from tasks import wallpaper_qa as wallpaper
 from tools.demo_wallpaper import make_rows, make_test
 
 HEADER = ["id", "질문_1", "질문_2", "category", *wallpaper.ANSWERS]
@@ -199,9 +200,9 @@ def test_the_submission_holds_the_answers_vectors(work, encoder, tmp_path, capsy
 
 
 def test_similarity_of_the_same_text_is_one(encoder):
-    rows = [tasks.Row("a", "", "?", ("습기 때문입니다.", "물이 샙니다."))]
+    rows = [Row("a", "", "?", ("습기 때문입니다.", "물이 샙니다."))]
     recipe = load_recipe("wallpaper-demo", {"embedding_model": encoder})
-    scores = tasks._wallpaper_similarity(recipe, rows, ["습기 때문입니다."])["similarity"]
+    scores = TASKS["wallpaper_qa"].final_score(recipe, rows, ["습기 때문입니다."])["similarity"]
     assert scores["best"] == pytest.approx(1, abs=1e-5)
     assert scores["mean"] < scores["best"]
     assert scores["model"] == encoder

@@ -24,24 +24,26 @@ import json
 import os
 import random
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable
 
-from dandap.answering import predict
-from dandap.dataset import Row
-from dandap.encoding import Encoder
-from dandap.errors import InputError, first_line, run_script
-from dandap.files import find_files, read_bytes, read_table
-from dandap.memory import make_plan
-from dandap.model import confirm_remote_code, load_adapter, load_base, load_config, load_tokenizer, pick_device
-from dandap.recipe import Parser, load_recipe, make_recipe, parse, positive
-from dandap.run_folder import find_run
-from dandap.sentences import character_pairs, likeness
-from dandap.storage import append_json, refuse_existing, write_json_lines, write_text
-from dandap.texts import short_list, trim
-from dandap.wallpaper import ANSWERS, QUESTIONS
-from tasks import active, inert
+from httpx2 import Client, HTTPError  # what huggingface_hub speaks HTTP with
+from huggingface_hub import InferenceClient, set_client_factory
+
+from dandap.answering.session import open_model
+from dandap.base.hub import confirm_remote_code
+from dandap.command_line import Parser, parse, positive, run_script
+from dandap.data.encoding import Encoder
+from dandap.data.files import find_files, read_bytes
+from dandap.data.rows import Row
+from dandap.data.sentences import character_pairs, likeness
+from dandap.data.tables import read_table
+from dandap.data.texts import trim
+from dandap.errors import InputError, first_line, short_list
+from dandap.recipe import Recipe, load_recipe, make_recipe
+from dandap.runs.files import append_json, refuse_existing, write_json_lines, write_text
+from dandap.runs.folder import find_run
+from dandap.runs.submission import active, inert
+from tasks.wallpaper_qa import ANSWERS, QUESTIONS
 
 COLUMNS = ("id", "질문", "category", *ANSWERS, "generated", "sources")
 ALIKE = 0.7  # of two questions' character pairs, the share in both from which they count as the same
@@ -167,36 +169,39 @@ def local_model(arguments: argparse.Namespace) -> Ask:
     long = {"max_new_tokens": 400, "max_length": max(recipe.max_length, 2048), "repetition_penalty": 1.1}
     recipe = make_recipe(recipe.model_dump() | plain | long, "tools.augment")
     confirm_remote_code(recipe, arguments.trust_remote_code == "true")
-    plan = make_plan(recipe, load_config(recipe), pick_device(), training=False)
-    tokenizer = load_tokenizer(recipe, run.adapter if run else None)
-    part = "user" if tokenizer.chat_template else "prompt"
-    encoder = Encoder(tokenizer, lambda context, row, answer: {part: row.question})
-    model = load_base(recipe, plan.device)
-    model = load_adapter(model, run.adapter) if run else model
+    answerer = open_model(recipe, {}, run, encoder_of_prompts).answerer
 
     def ask(prompt: str) -> str:
-        examples = encoder.encode_rows([Row("prompt", "", prompt)], recipe.prompt_limit, answers=False)
-        ((_, (answer,)),) = predict(model, encoder, examples, recipe, plan.tokens_per_batch)
+        examples = answerer.encoder.encode_rows([Row("prompt", "", prompt)], recipe.prompt_limit, answers=False)
+        ((_, (answer,)),) = answerer.answers(examples)
         return answer.text
 
     return ask
 
 
+def encoder_of_prompts(recipe: Recipe, template: dict[str, str], tokenizer) -> Encoder:
+    """Return what encodes a row's question as the whole prompt, in the model's chat template if it has one."""
+    part = "user" if tokenizer.chat_template else "prompt"
+    return Encoder(tokenizer, lambda context, row, answer: {part: row.question})
+
+
 def endpoint(url: str, model: str) -> Ask:
-    """An OpenAI-compatible chat endpoint; a key is taken from OPENAI_API_KEY and goes nowhere else."""
+    """Return what asks an OpenAI-compatible chat endpoint; a key is taken from OPENAI_API_KEY and goes nowhere else."""
+    # Without a key of its own the client would send the hub's token.
+    key = os.environ.get("OPENAI_API_KEY", "none")
+    set_client_factory(Client)  # the hub's own refuses every address where HF_HUB_OFFLINE is set
+    client = InferenceClient(base_url=f"{url.rstrip('/')}/chat/completions", api_key=key, timeout=300)
 
     def ask(prompt: str) -> str:
-        body = json.dumps({"model": model, "messages": [{"role": "user", "content": prompt}]}).encode()
-        request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", body, {"Content-Type": "application/json"})
-        if key := os.environ.get("OPENAI_API_KEY"):
-            request.add_unredirected_header("Authorization", f"Bearer {key}")
         try:
-            with urllib.request.urlopen(request, timeout=300) as response:
-                return json.load(response)["choices"][0]["message"]["content"]
-        except (urllib.error.URLError, TimeoutError, ValueError, KeyError, IndexError, TypeError) as error:
+            said = client.chat_completion([{"role": "user", "content": prompt}], model=model).choices[0].message.content
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, HTTPError) as error:
             raise InputError(
                 f"{url} did not answer as a chat endpoint does ({first_line(error)}). Check --url and --model."
             ) from error
+        if not isinstance(said, str):
+            raise InputError(f"{url} did not answer as a chat endpoint does (got {said!r}). Check --url and --model.")
+        return said
 
     return ask
 

@@ -17,11 +17,11 @@ from itertools import combinations
 import yaml
 
 import metrics
-from dandap.errors import InputError, run_script
-from dandap.plots import bars, draw
-from dandap.predictions import find_predictions, load_predictions, run_of, same_questions
-from dandap.recipe import Parser, parse
-from dandap.storage import check_writable, new_folder, read_json, write_json
+from dandap.command_line import Parser, parse, run_script
+from dandap.errors import InputError
+from dandap.runs.files import check_writable, new_folder, read_json, write_json
+from dandap.runs.plots import bars, draw
+from dandap.runs.predictions import find_predictions, load_predictions, run_of, same_questions
 
 SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that change no answer
 

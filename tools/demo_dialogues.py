@@ -2,7 +2,7 @@
 
 import random
 
-from dandap.nikl import CATEGORIES, INFERENCES, Item
+from tasks.dialogue_inference import CATEGORIES, INFERENCES, Item
 
 # A situation: what may stand for its slots; turns (speaker, text); per category the referred turn, the right inference
 # and wrong ones.

@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/NA
 
 import dandap.start  # noqa: F401
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,19 +20,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from wordcloud import WordCloud
 
-from dandap import nikl
-from dandap.analysis import PARTICLES
-from dandap.checks import TOLD, check_data
-from dandap.dataset import Row, Table, by_article
-from dandap.errors import InputError, run_script
-from dandap.files import TABLES, find_files, read_bytes, read_table
-from dandap.model import load_tokenizer
-from dandap.plots import BLUE, bars, draw, font_file
-from dandap.recipe import Parser, Recipe, parse
-from dandap.report import write_page
-from dandap.sentences import character_pairs, likeness, split_sentences
-from dandap.storage import new_folder
-from tasks import TASKS, inert
+from dandap.base.model import load_tokenizer
+from dandap.command_line import Parser, parse, run_script
+from dandap.data.checks import TOLD, check_data
+from dandap.data.files import find_files
+from dandap.data.korean import PARTICLES
+from dandap.data.rows import Row, by_article
+from dandap.data.sentences import character_pairs, likeness, split_sentences
+from dandap.errors import InputError
+from dandap.recipe import Recipe
+from dandap.runs.files import new_folder
+from dandap.runs.plots import BLUE, bars, draw, font_file
+from dandap.runs.report import write_page
+from dandap.runs.submission import inert
+from tasks import TASKS
+from tasks.task import Chart, Description, Task
 from tools.refine import refine
 
 PAGE = Path(__file__).with_name("explore.html.jinja")
@@ -43,7 +44,6 @@ VERB_ENDINGS = ("다", "는", "한", "된", "해", "고", "며", "면", "서", "
 COMMON_WORDS = set(
     "이번 지난 대한 때문 이상 모두 가장 등을 있을 다른 많은 같은 것이 것은 것으 함께 아주 정말 오늘 어제 내일".split()
 )
-OPTIONS = [f"option_{letter}" for letter in nikl.LETTERS]
 COMPARED = 1000  # questions at most, each with each
 
 
@@ -78,32 +78,27 @@ def main(argv: list[str] | None = None) -> dict:
     arguments = parse(parser, argv)
     path = Path(arguments.file)
     task = task_of(path)
-    if arguments.refined and task != "dialogue_inference":
-        raise InputError("--refined cleans dialogues; this file holds none.")
+    if arguments.refined and not task.cleans:
+        raise InputError(f"--refined cleans dialogues; this file is {task.name}'s.")
     tokenizer = load_tokenizer(Recipe(model=arguments.tokenizer))
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False).input_ids)
 
-    table, test = read_as(task, path), read_as(task, Path(arguments.test)) if arguments.test else None
+    rows = task.read([path], {}, False).rows
+    test = task.read([Path(arguments.test)], {}, False).rows if arguments.test else []
     name = f"explore-{path.stem}" + ("-refined" if arguments.refined else "")
     findings = Findings(new_folder(arguments.output_dir, name))
-    rows = table.rows
-    if task == "dialogue_inference":
-        items = nikl.load_items(path)
-        if arguments.refined:
-            counts: dict[str, int] = {}
-            items = [refine(item, counts) for item in items]
-            rows = list(map(nikl.to_row, items))
-            findings.tables["Cleaning, utterances changed"] = [(count, name) for name, count in counts.items()]
-        explore_dialogues(findings, items, count)
+    if described := task.describe(path, refine if arguments.refined else None):
+        rows = described.rows
+        explore_described(findings, described, count)
     else:
-        explore_questions(findings, task, table.rows, count)
-    splits = {"file": rows} | ({"test": test.rows} if test else {})
+        explore_questions(findings, task, rows, count)
+    splits = {"file": rows} | ({"test": test} if test else {})
     findings.tables["Data checks"] = [(len(found), TOLD[kind]) for kind, found in check_data(splits).items()]
     if test:
-        findings.tables["The test file"] = lengths(test.rows)
-    title = f"{path.name}{' (refined)' if arguments.refined else ''}: {task}"
+        findings.tables["The test file"] = lengths(test)
+    title = f"{path.name}{' (refined)' if arguments.refined else ''}: {task.name}"
     report = write_page(findings.folder, PAGE, findings.pictures, title=title, tables=findings.tables, cell=_cell)
     for title, rows in findings.tables.items():
         print(title)
@@ -113,19 +108,10 @@ def main(argv: list[str] | None = None) -> dict:
     return findings.tables
 
 
-def task_of(path: Path) -> str:
-    """Whose file it is, by its fields."""
-    if find_files(path) == [path] and path.suffix.lower() in TABLES:
-        header = set(read_table(path, read_bytes(path)[0]).header)
-        return "economic_qa" if "context" in header or not header & {"질문", "질문_1"} else "wallpaper_qa"
-    if path.is_dir():
-        return "economic_qa"
-    return "dialogue_inference" if b'"conversation"' in path.read_bytes()[:100_000] else "economic_qa"
-
-
-def read_as(task: str, path: Path) -> Table:
-    """The file's rows, with answers or without."""
-    return TASKS[task].read([path], {}, False)
+def task_of(path: Path) -> Task:
+    """Return the task whose file it is, by its fields; economic QA takes what no other knows."""
+    find_files(path)
+    return next((task for task in TASKS.values() if task.recognises(path)), TASKS["economic_qa"])
 
 
 def lengths(rows: Sequence[Row]) -> list[tuple]:
@@ -147,7 +133,7 @@ def _spread(sizes: pd.Series) -> tuple:
     return round(float(sizes.mean()), 1), int(sizes.median()), int(sizes.quantile(0.95)), int(sizes.max())
 
 
-def explore_questions(findings: Findings, task: str, rows: list[Row], count: Callable[[str], int]) -> None:
+def explore_questions(findings: Findings, task: Task, rows: list[Row], count: Callable[[str], int]) -> None:
     """Economic and wallpaper QA."""
     table = describe_rows(task, rows, count)
     table.to_csv(findings.folder / "rows.csv", index=False, encoding="utf-8-sig")
@@ -236,7 +222,7 @@ def explained(values: pd.Series, kinds: pd.Series) -> float:
     return float(means.var(ddof=0) / values.var(ddof=0)) if values.nunique() > 1 else 0.0
 
 
-def describe_rows(task: str, rows: list[Row], count: Callable[[str], int]) -> pd.DataFrame:
+def describe_rows(task: Task, rows: list[Row], count: Callable[[str], int]) -> pd.DataFrame:
     """A line per question: its lengths, kind and whether its answer is a span."""
     tokens = {
         article: count(context) if context else 0 for article, context in {row.article: row.context for row in rows}.items()
@@ -244,7 +230,7 @@ def describe_rows(task: str, rows: list[Row], count: Callable[[str], int]) -> pd
     return pd.DataFrame(
         {
             "id": [inert(row.id) for row in rows],
-            "kind": [inert(TASKS[task].kind(row)) for row in rows],
+            "kind": [inert(task.kind(row)) for row in rows],
             "article_characters": [len(row.context) for row in rows],
             "article_tokens": [tokens[row.article] for row in rows],
             "question_characters": [len(row.question) for row in rows],
@@ -277,43 +263,26 @@ def nearest_questions(questions: list[str]) -> pd.Series:
     return pd.Series(best)
 
 
-def explore_dialogues(findings: Findings, items: list[nikl.Item], count: Callable[[str], int]) -> None:
-    """The five pictures and the table that the winner published, by their names."""
-    dialogues = {json.dumps([turn["utterance"] for turn in item["input"]["conversation"]]): item for item in items}
-    turns = pd.Series([len(item["input"]["conversation"]) for item in dialogues.values()])
-    totals = pd.DataFrame(
-        {
-            "id": [item["id"] for item in items],
-            "total_utterance_length": [sum(len(turn["utterance"]) for turn in item["input"]["conversation"]) for item in items],
-        }
-    )
-    totals.map(inert).to_csv(findings.folder / "total_utterance_lengths.csv", index=False, encoding="utf-8-sig")
-    categories = Counter(item["input"]["category"] for item in items)
-    outputs = Counter(item.get("output") or "(none)" for item in items)
-    findings.tables["Size"] = [
-        ("items", len(items)),
-        ("dialogues", len(dialogues)),
-        ("turns of a dialogue: mean, median, 95%, longest", *_spread(turns)),
-        ("characters of all utterances: mean, median, 95%, longest", *_spread(totals["total_utterance_length"])),
-    ]
-    rows = [nikl.to_row(item) for item in items]
-    groups = by_article(row.article for row in rows)
-    asked = [
-        [count(" ".join([rows[i].fields["reference"], *map(rows[i].fields.get, OPTIONS)])) for i in group] for group in groups
-    ]
-    findings.tables |= token_tables([count(rows[group[0]].context) for group in groups], asked)
-    findings.tables["Category and output"] = [*categories.most_common(), *sorted(outputs.items())]
-    findings.picture(
-        "category_distribution", "categories", lambda axes: columns(axes, dict(categories.most_common()), "category")
-    )
-    findings.picture("conversation_length_distribution", "turns of a dialogue", lambda axes: histogram(axes, turns, "turns"))
-    findings.picture("output_distribution", "outputs", lambda axes: columns(axes, dict(sorted(outputs.items())), "output"))
-    findings.picture(
-        "total_utterance_length_distribution",
-        "characters of all utterances",
-        lambda axes: histogram(axes, totals["total_utterance_length"], "characters"),
-    )
-    cloud(findings, [turn["utterance"] for item in dialogues.values() for turn in item["input"]["conversation"]])
+def explore_described(findings: Findings, described: Description, count: Callable[[str], int]) -> None:
+    """Show what a task says of its file: tables, sizes, pictures, lists and words."""
+    findings.tables |= described.tables
+    for what, sizes in described.sizes.items():
+        findings.tables["Size"].append((f"{what}: mean, median, 95%, longest", *_spread(pd.Series(sizes))))
+    tokens = [count(text) for text, _ in described.shared]
+    findings.tables |= token_tables(tokens, [[count(text) for text in after] for _, after in described.shared])
+    for name, rows in described.lists.items():
+        table = pd.DataFrame(rows).map(inert)
+        table.to_csv(findings.folder / f"{name}.csv", index=False, encoding="utf-8-sig")
+    for chart in described.charts:
+        findings.picture(chart.name, chart.title, chart_filler(chart))
+    cloud(findings, described.texts)
+
+
+def chart_filler(chart: Chart) -> Callable[[Axes], None]:
+    """Return what draws a chart: columns of counts, or the distribution of numbers."""
+    if isinstance(chart.values, dict):
+        return lambda axes: columns(axes, chart.values, chart.label)
+    return lambda axes: histogram(axes, pd.Series(chart.values), chart.label)
 
 
 def histogram(axes: Axes, values: pd.Series, label: str) -> None:

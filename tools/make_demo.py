@@ -29,7 +29,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from dandap.nikl import INFERENCES, LETTERS
+from tasks.dialogue_inference import INFERENCES, LETTERS
 from tools.demo_articles import KS_SYLLABLES, SEAM, Article, Word, make_article, plain
 from tools.demo_dialogues import make_dialogues, numbered
 from tools.demo_wallpaper import make_rows, make_test

@@ -13,10 +13,9 @@ import dandap.start  # noqa: F401
 import re
 from collections.abc import Callable
 
-from dandap.errors import run_script
-from dandap.nikl import Item, load_items, to_json, utterance_ids
-from dandap.recipe import Parser, parse
-from dandap.storage import refuse_existing, write_bytes
+from dandap.command_line import Parser, parse, run_script
+from dandap.runs.files import refuse_existing, write_bytes
+from tasks.dialogue_inference import Item, load_items, to_json, utterance_ids
 
 Turn = dict
 

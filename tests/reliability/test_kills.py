@@ -12,8 +12,8 @@ import pytest
 from safetensors.torch import load_file
 
 import fine_tune
-from dandap.checkpoints import newest_valid
-from dandap.run_folder import RunFolder, list_runs
+from dandap.runs.folder import RunFolder, list_runs
+from dandap.training.checkpoints import newest_valid
 from tests.conftest import HEADER, ROOT
 
 

@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 import fine_tune
 import inference
 import prompts
-from dandap import nikl, wallpaper
-from dandap.dataset import Row, read
-from dandap.encoding import Encoder
+from dandap.base.model import load_tokenizer
+from dandap.data.encoding import Encoder
+from dandap.data.questions import read
+from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.model import load_tokenizer
-from dandap.predictions import load_predictions
 from dandap.recipe import Recipe, load_recipe
-from dandap.storage import safe_name
-from tasks import SubmissionForm, write_review, write_submission
+from dandap.runs.files import safe_name
+from dandap.runs.predictions import load_predictions
+from dandap.runs.submission import SubmissionForm, write_review, write_submission
+from tasks import dialogue_inference as nikl
+from tasks import wallpaper_qa as wallpaper
 from tests.conftest import HEADER, ROOT
 from tests.reliability.hostile import HOSTILE
 

@@ -1,0 +1,97 @@
+"""Batches of questions that are answered together, the largest first, and halved where memory runs out."""
+
+from collections.abc import Callable, Container, Iterator
+from functools import partial
+from typing import Protocol, TypeVar
+
+import torch
+
+from dandap.data.encoding import Example
+from dandap.data.rows import by_article
+from dandap.errors import InputError
+from dandap.tree.packing import Part, pack
+from dandap.tree.token_tree import TokenTree, grow
+
+T, Batch = TypeVar("T"), TypeVar("Batch")
+Sequences = list[tuple[list[int], list[int]]]  # (prompt, answer) pairs of a question
+
+
+class Batching(Protocol[Batch]):
+    """How questions, known by their numbers, are put into batches of at most so many tokens."""
+
+    def batches(self, indices: list[int], tokens: int) -> list[Batch]:
+        """Return the batches, the largest first, so that memory peaks at the start."""
+
+    def members(self, batch: Batch) -> list[int]:
+        """Return a batch's questions."""
+
+    def size(self, batch: Batch) -> int:
+        """Return a batch's tokens, padding and those that are still to come included."""
+
+
+def run_batches(
+    batching: Batching[Batch], count: int, tokens: int, work: Callable[[Batch], dict[int, T]], done: Container[int]
+) -> Iterator[tuple[int, T]]:
+    """Yield (number of the question, result) batch by batch; out of memory halves the batches that are left.
+
+    Questions that are `done` are left out; the others keep their batches, so that their answers stay the same to the bit.
+    """
+    left = batching.batches(list(range(count)), tokens)
+    while left:
+        members = batching.members(left[0])
+        if all(index in done for index in members):
+            left.pop(0)
+            continue
+        results = unless_out_of_memory(partial(work, left[0]))
+        if results is None:
+            size = batching.size(left[0])
+            if len(members) == 1:
+                raise InputError(out_of_memory(f"one question of {size} tokens"))
+            too_many, tokens = min(tokens, size), min(tokens, size) // 2
+            print(f"out of memory with {too_many} tokens in a batch: going on with {tokens}")
+            left = batching.batches(sorted(index for batch in left for index in batching.members(batch)), tokens)
+            continue
+        left.pop(0)
+        yield from ((index, result) for index, result in results.items() if index not in done)
+
+
+class TreeBatching:
+    """Puts questions into trees, one an article, and trees into batches.
+
+    `sequences` gives a question's (prompt, answer) pairs; each question needs room for `new` further tokens.
+    """
+
+    def __init__(self, examples: list[Example], sequences: Callable[[int], Sequences], new: int):
+        self.examples, self.sequences, self.new = examples, sequences, new
+
+    def batches(self, indices: list[int], tokens: int) -> list[list[Part]]:
+        articles = by_article(self.examples[index].row.article for index in indices)
+        groups = [[indices[i] for i in article] for article in articles]
+        return pack(groups, self._tree_of, lambda batch: self.size(batch) <= tokens)
+
+    def members(self, batch: list[Part]) -> list[int]:
+        return [index for part in batch for index in part.members]
+
+    def size(self, batch: list[Part]) -> int:
+        longest = max(len(part.tree) for part in batch)
+        return len(batch) * (longest + max(len(part.members) for part in batch) * self.new)
+
+    def _tree_of(self, indices: list[int]) -> TokenTree:
+        return grow(pair for index in indices for pair in self.sequences(index))
+
+
+def unless_out_of_memory(work: Callable[[], T]) -> T | None:
+    """Return what the work returns, or None; by then the failed attempt's tensors are gone."""
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        pass  # its traceback holds the tensors until here
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def out_of_memory(what: str) -> str:
+    """Return the message for what cannot be made smaller."""
+    way_out = "Free the GPU (nvidia-smi shows who uses it), or lower max_length, samples or beams."
+    return f"out of memory while answering {what}. {way_out}"

@@ -1,0 +1,72 @@
+"""Answers chosen from a list, by the log-probability of each."""
+
+from collections.abc import Container, Iterator
+
+import torch
+from transformers import PreTrainedModel
+
+from dandap.answering.batches import Sequences, TreeBatching, run_batches
+from dandap.base.device import computing
+from dandap.base.memory import READ_TOKENS
+from dandap.data.encoding import Encoder, Example
+from dandap.recipe import Recipe
+from dandap.tree.masks import tree_masks
+from dandap.tree.packing import Part
+from dandap.tree.token_tree import collate
+
+
+def score_choices(
+    model: PreTrainedModel,
+    examples: list[Example],
+    choices: list[list[list[int]]],
+    pad_id: int,
+    tokens_per_batch: int,
+    done: Container[int] = (),
+) -> Iterator[tuple[int, list[float]]]:
+    """Yield (number of the example, log-probability of each of its choices), but for the `done`.
+
+    choices[number] are ids as an answer's, or their beginnings. Batches have at most READ_TOKENS tokens.
+    """
+    model.eval()
+
+    def sequences(index: int) -> Sequences:
+        return [(examples[index].prompt_ids, ids) for ids in choices[index]]
+
+    @torch.inference_mode()
+    def score(batch: list[Part]) -> dict[int, list[float]]:
+        tensors = collate([part.tree for part in batch], pad_id, device=next(model.parameters()).device)
+        with computing(model):
+            logits = model(
+                input_ids=tensors["input_ids"],
+                position_ids=tensors["position_ids"],
+                attention_mask=tree_masks(model.config, tensors, model.dtype, flex=False),
+                logits_to_keep=tensors["predicts"],
+                use_cache=False,
+            ).logits
+        logits = logits.float()
+        each = logits[tensors["predictor"], tensors["target_ids"]] - logits.logsumexp(-1)[tensors["predictor"]]
+        owners = [index for part in batch for index in part.members]
+        lengths = [len(ids) for index in owners for _, ids in sequences(index)]
+        sums = iter([float(piece.sum()) for piece in each.cpu().split(lengths)])
+        return {index: [next(sums) for _ in choices[index]] for index in owners}
+
+    batching = TreeBatching(examples, sequences, new=0)
+    yield from run_batches(batching, len(examples), min(tokens_per_batch, READ_TOKENS), score, done)
+
+
+def offered(example: Example, recipe: Recipe) -> tuple[str, ...]:
+    """Return the question's own choices, or the recipe's; none where any text may be said."""
+    return example.row.choices or tuple(recipe.choices)
+
+
+def encode_choices(encoder: Encoder, examples: list[Example], recipe: Recipe) -> list[list[list[int]]]:
+    """Return the token ids of every example's choices: whole, or as many of the first as tell them apart."""
+    encoded = [[encoder.encode_answer(e.context, e.row, choice, e.prompt_ids) for choice in offered(e, recipe)] for e in examples]
+    return encoded if recipe.choices_by == "whole" else [_beginnings(ids) for ids in encoded]
+
+
+def _beginnings(ids: list[list[int]]) -> list[list[int]]:
+    """The shortest beginnings, of the same length, that all differ: mostly of one token."""
+    longest = max(map(len, ids), default=0)
+    count = next((n for n in range(1, longest + 1) if len({tuple(choice[:n]) for choice in ids}) == len(ids)), longest)
+    return [choice[:count] for choice in ids]

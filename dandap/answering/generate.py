@@ -1,0 +1,123 @@
+"""The plain way: transformers' generate in batches sorted by length; the article is read once per question."""
+
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+
+from dandap.answering.answer import Answer, Decoding
+from dandap.answering.batches import run_batches
+from dandap.base.device import computing
+
+
+@torch.inference_mode()
+def generate_answers(
+    model: PreTrainedModel | PeftModel,
+    prompts: list[list[int]],
+    decoding: Decoding,
+    tokens_per_batch: int,
+    done: Container[int] = (),
+) -> Iterator[tuple[int, Answer]]:
+    """Yield the likeliest answers as (number of the prompt, Answer), but for the `done`; see `run_batches`."""
+    model.eval()
+
+    def work(batch: list[int]) -> dict[int, Answer]:
+        return dict(zip(batch, _generate(model, [prompts[index] for index in batch], decoding), strict=True))
+
+    yield from run_batches(PromptBatching(prompts, decoding), len(prompts), tokens_per_batch, work, done)
+
+
+class PromptBatching:
+    """Puts prompts of similar length into batches, in which the shorter ones are padded."""
+
+    def __init__(self, prompts: list[list[int]], decoding: Decoding):
+        self.prompts, self.decoding = prompts, decoding
+
+    def batches(self, indices: list[int], tokens: int) -> list[list[int]]:
+        left, batches = sorted(indices, key=lambda index: -len(self.prompts[index])), []
+        while left:
+            rows = max(1, tokens // self._room(left[0]))
+            batches.append(left[:rows])
+            left = left[rows:]
+        return batches
+
+    def members(self, batch: list[int]) -> list[int]:
+        return batch
+
+    def size(self, batch: list[int]) -> int:
+        return len(batch) * self._room(batch[0])
+
+    def _room(self, index: int) -> int:
+        """Return the tokens of a row that begins with this prompt, on all beams."""
+        return self.decoding.beams * (len(self.prompts[index]) + self.decoding.max_new_tokens)
+
+
+@contextmanager
+def _no_generation_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """generate fills what it is not told from the model's generation_config: sampling, penalties, forbidden words."""
+    owners = {model, model.get_base_model()} if isinstance(model, PeftModel) else {model}
+    before = {owner: owner.generation_config for owner in owners}
+    for owner in owners:
+        owner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for owner, config in before.items():
+            owner.generation_config = config
+
+
+def penalized(logits: torch.Tensor, seen: list[list[int]], penalty: float) -> torch.Tensor:
+    """Logits (rows, vocab) lowered for the tokens that each row has seen, prompt included (Keskar et al., 2019)."""
+    lowered = logits.clone()
+    for row, ids in enumerate(seen):
+        at = torch.tensor(sorted(set(ids)), device=logits.device)
+        values = logits[row, at]
+        lowered[row, at] = torch.where(values < 0, values * penalty, values / penalty)
+    return lowered
+
+
+class _Penalty(LogitsProcessor):
+    """`penalized` for generate; its own would also count the padding."""
+
+    def __init__(self, prompts: list[list[int]], decoding: Decoding):
+        self.start = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
+        self.decoding = decoding
+
+    def __call__(self, input_ids, scores):
+        seen = [ids[self.start[row // self.decoding.beams] :] for row, ids in enumerate(input_ids.tolist())]
+        return penalized(scores, seen, self.decoding.repetition_penalty)
+
+
+def _generate(model: PreTrainedModel | PeftModel, prompts: list[list[int]], decoding: Decoding) -> list[Answer]:
+    """One call of `generate` on prompts padded on the left."""
+    device = next(model.parameters()).device
+    length = max(map(len, prompts))
+    ids = torch.tensor([[decoding.pad_id] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    with computing(model), _no_generation_defaults(model):
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=decoding.max_new_tokens,
+            min_new_tokens=decoding.min_new_tokens or None,
+            do_sample=False,
+            num_beams=decoding.beams,
+            logits_processor=[_Penalty(prompts, decoding)] if decoding.repetition_penalty != 1 else None,
+            eos_token_id=decoding.stop_ids,
+            pad_token_id=decoding.pad_id,
+            return_dict_in_generate=True,
+            output_logits=decoding.beams == 1,
+            output_scores=decoding.beams > 1,
+        )
+    if decoding.beams > 1:  # a beam search's scores are log-probabilities
+        steps = model.compute_transition_scores(out.sequences, out.scores, out.beam_indices)
+    else:  # scores would be the logits after generate has struck out stops
+        steps = model.compute_transition_scores(out.sequences, out.logits, normalize_logits=True)
+    answers = []
+    for new, log_probabilities in zip(out.sequences[:, length:].tolist(), steps.float().tolist(), strict=True):
+        stop = next((position for position, token in enumerate(new) if token in decoding.stop_ids), None)
+        count = len(new) if stop is None else stop + 1
+        answers.append(Answer(new[:count], stop is not None, sum(log_probabilities[:count]) / count))
+    return answers

@@ -1,0 +1,52 @@
+"""A model opened for answering: base, adapter, tokenizer, and what says how its answers come about."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from dandap.answering.answerer import Answerer
+from dandap.base.adapter import load_adapter
+from dandap.base.device import pick_device
+from dandap.base.identity import base_identity, same_base
+from dandap.base.memory import make_plan
+from dandap.base.model import check_base, check_ids, load_base, load_config, load_tokenizer
+from dandap.data.encoding import Encoder, Example
+from dandap.recipe import Recipe
+from dandap.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """What answers, and the identity of its base."""
+
+    answerer: Answerer
+    base: dict[str, str]
+    config: PretrainedConfig
+
+    def check(self, examples: list[Example]) -> None:
+        """Refuse token ids that the base has no embedding for."""
+        check_ids(examples, self.config, self.answerer.encoder.tokenizer)
+
+
+def open_model(
+    recipe: Recipe, template: dict[str, str], run: RunFolder | None, make_encoder: Callable[..., Encoder]
+) -> OpenModel:
+    """Load a run's model, or with no run the recipe's base alone.
+
+    `make_encoder` makes an Encoder of (recipe, template, tokenizer); prompts.py has it, which is above this package.
+    """
+    config = load_config(recipe)
+    plan = make_plan(recipe, config, pick_device(), training=False)
+    tokenizer = load_tokenizer(recipe, run.adapter if run else None)
+    check_base(recipe, config, tokenizer)
+    base = base_identity(recipe)
+    trained_on = run.environment().get("base", base) if run else base
+    if not same_base(trained_on, base):
+        print(f"WARNING: the base {recipe.model} is not the one that {run.path} was trained on; its answers will differ")
+    encoder = make_encoder(recipe, template, tokenizer)
+    print(plan)
+    model = load_base(recipe, plan.device)
+    if run:
+        model = load_adapter(model, run.adapter)
+    return OpenModel(Answerer(recipe, encoder, model, plan), base, config)

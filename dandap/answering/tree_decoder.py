@@ -1,0 +1,297 @@
+"""Answers for trees of prompts: a prompt's tokens are read once, then each step feeds one new token per live branch.
+
+The prompts of an article are one tree, a row of the batch, and so are its keys and values, which stay where they are. A new
+token sees its prompt's ancestors in them and what its own branch has said, which is kept beside:
+
+    trunk (a row)             own (a slot per branch)
+    article | q 1 | q 2       answer 1: 2 steps so far
+                              answer 2: 2 steps so far
+
+Answers are those of `generate` (dandap/reference.py), token for token in float32; in 16 bit ties may fall otherwise.
+"""
+
+import hashlib
+import math
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from dandap.answering.answer import Answer, Decoding
+from dandap.answering.batches import Sequences, TreeBatching, run_batches
+from dandap.answering.generate import penalized
+from dandap.answering.grounding import Grounding
+from dandap.base.device import computing
+from dandap.base.memory import READ_TOKENS
+from dandap.data.encoding import Example
+from dandap.tree.attention import Branched, branching
+from dandap.tree.masks import additive, sliding_windows, tree_masks
+from dandap.tree.packing import Part
+from dandap.tree.token_tree import collate
+
+EXPECTED_LENGTH = 1 / 4  # of max_new_tokens; short answers stop long before it, and what grows too large is halved
+FIRST_TRIED = 16  # tokens that may keep an answer grounded; nearly always one of them does
+
+
+@dataclass
+class Branch:
+    """One answer while it grows, and where it grows."""
+
+    index: int  # of its example
+    sample: int
+    row: int  # of the batch
+    slot: int  # within the row
+    answer: Answer = field(default_factory=Answer)  # its log-probability is a sum until it has ended
+
+
+def answer_examples(
+    model: PreTrainedModel,
+    examples: list[Example],
+    decoding: Decoding,
+    tokens_per_batch: int,
+    grounding: Grounding | None = None,
+    done: Container[int] = (),
+) -> Iterator[tuple[int, list[Answer]]]:
+    """Yield (number of the example, its samples) as batches finish, but for the `done`; see `run_batches`.
+
+    A batch has at most `tokens_per_batch` tokens, padding and a share of the new ones included.
+    """
+    model.eval()
+
+    def sequences(index: int) -> Sequences:
+        return [(examples[index].prompt_ids, decoding.stop_ids[:1])]  # any answer: it marks the prompt's end as predicting
+
+    def work(batch: list[Part]) -> dict[int, list[Answer]]:
+        return TreeDecoder(model, batch, examples, decoding, grounding).run()
+
+    batching = TreeBatching(examples, sequences, new_tokens(decoding))
+    yield from run_batches(batching, len(examples), tokens_per_batch, work, done)
+
+
+def new_tokens(decoding: Decoding) -> int:
+    """Return what a question is expected to add to a batch: its samples, at an expected length."""
+    return decoding.samples * math.ceil(decoding.max_new_tokens * EXPECTED_LENGTH)
+
+
+class TreeCache(DynamicCache):
+    """Keys and values of trees, and beside them those of the branches that grow from them (dandap/attention.py)."""
+
+    def __init__(self, rows: int, length: int):
+        super().__init__()  # not of a config: sliding layers would drop keys by index; the masks window by position
+        self.rows, self.length = rows, length
+        self.reading: slice | None = None  # the rows whose trees are being forwarded; None: branches are
+        self.trunk: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values
+        self.own: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        """(rows, kv_heads, tokens, size) of new tokens -> what they attend to."""
+        new = (key_states, value_states)
+        if self.reading:
+            if layer_idx == len(self.trunk):
+                self.trunk.append(tuple(x.new_zeros(self.rows, x.shape[1], self.length, x.shape[3]) for x in new))
+            for whole, states in zip(self.trunk[layer_idx], new, strict=True):
+                whole[self.reading, :, : states.shape[2]] = states
+            return new
+        grown = tuple(states[:, :, :, None] for states in new)  # (rows, kv_heads, branches, 1 step, size)
+        if layer_idx == len(self.own):
+            self.own.append(grown)
+        else:
+            self.own[layer_idx] = tuple(torch.cat(pair, dim=3) for pair in zip(self.own[layer_idx], grown, strict=True))
+        return tuple(map(Branched, self.trunk[layer_idx], self.own[layer_idx]))
+
+    def keep_branches(self, row: torch.Tensor, slot: torch.Tensor) -> None:
+        """Branches move: the one at [r, w] comes from row[r, w], slot[r, w]."""
+        for number, layer in enumerate(self.own):  # one by one, so that no second cache is held
+            self.own[number] = tuple(states[row, :, slot].transpose(1, 2) for states in layer)
+
+    def keep_trees(self, rows: torch.Tensor) -> None:
+        """Rows move; their branches have to be moved apart."""
+        for number, layer in enumerate(self.trunk):
+            self.trunk[number] = tuple(states[rows] for states in layer)
+
+
+class TreeDecoder:
+    """A batch of trees, a row each, whose branches grow. A branch has a slot in its row: tensors are (rows, slots)."""
+
+    def __init__(
+        self, model: PreTrainedModel, batch: list[Part], examples: list[Example], decoding: Decoding, grounding: Grounding | None
+    ):
+        self.model, self.examples, self.decoding, self.grounding = model, examples, decoding, grounding
+        self.device = next(model.parameters()).device
+        self.windows = sliding_windows(model.config)
+        self.parts = batch
+        self.cache = TreeCache(rows=len(batch), length=max(len(part.tree) for part in batch))
+
+    @torch.inference_mode()
+    def run(self) -> dict[int, list[Answer]]:
+        """The samples of every example of the batch."""
+        with branching(self.model):
+            return self._run()
+
+    def _run(self) -> dict[int, list[Answer]]:
+        logits = self._read()
+        branches = live = self._branch_off()
+        for step in range(self.decoding.max_new_tokens):
+            self._take_tokens(live, logits, step)
+            going_on = [branch for branch in live if not branch.answer.stopped]
+            if not going_on or step + 1 == self.decoding.max_new_tokens:
+                break
+            if len(going_on) < len(live):
+                live = going_on
+                self._regroup(live)
+            logits = self._feed(live, step)
+        answers: dict[int, list[Answer]] = {}
+        for branch in branches:
+            branch.answer.log_probability /= len(branch.answer.token_ids)
+            answers.setdefault(branch.index, []).append(branch.answer)
+        return answers
+
+    def _read(self) -> torch.Tensor:
+        """Forward the trees, some at a time (on a CPU each by itself: padding costs there); logits (branches, vocab)."""
+        rows = 1 if self.device.type == "cpu" else max(1, READ_TOKENS // self.cache.length)
+        logits = []
+        for first in range(0, len(self.parts), rows):
+            self.cache.reading = slice(first, first + rows)
+            batch = self._collate(self.parts[first : first + rows])
+            mask = tree_masks(self.model.config, batch, self.model.dtype, flex=False)
+            predicted = self._forward(batch["input_ids"], batch["position_ids"], mask, batch["predicts"])
+            logits.append(predicted[batch["predictor"].repeat_interleave(self.decoding.samples)])
+        self.cache.reading = None
+        return torch.cat(logits)
+
+    def _collate(self, parts: list[Part]) -> dict[str, torch.Tensor]:
+        return collate([part.tree for part in parts], self.decoding.pad_id, device=self.device)
+
+    def _branch_off(self) -> list[Branch]:
+        """A branch per sample; `sees` (rows, slots, columns) is what of the tree it sees, `position` that of its last token."""
+        branches = []
+        for row, part in enumerate(self.parts):
+            owners = [(index, sample) for index in part.members for sample in range(self.decoding.samples)]
+            branches += [Branch(index, sample, row, slot) for slot, (index, sample) in enumerate(owners)]
+        ends = torch.zeros(len(self.parts), 1 + max(branch.slot for branch in branches), dtype=torch.long)
+        samples = self.decoding.samples
+        for row, part in enumerate(self.parts):
+            ends[row, : len(part.members) * samples] = torch.tensor(part.tree.prompt_end).repeat_interleave(samples)
+        ends = ends.to(self.device)
+        batch = self._collate(self.parts)
+        self.column_position = batch["position_ids"]
+        column = torch.arange(self.cache.length, device=self.device)
+        self.sees = (column <= ends[:, :, None]) & (ends[:, :, None] <= batch["subtree_end"][:, None])
+        self.position = self.column_position.gather(1, ends)
+        return branches
+
+    def _regroup(self, live: list[Branch]) -> None:
+        """Close the gaps that stopped branches leave. Rows without branches go once they are half: that copies the cache."""
+        rows = sorted({branch.row for branch in live})
+        if len(rows) > len(self.sees) / 2:
+            rows = list(range(len(self.sees)))
+        number = {row: new for new, row in enumerate(rows)}
+        members: list[list[int]] = [[] for _ in rows]
+        for branch in live:
+            members[number[branch.row]].append(branch.slot)
+            branch.row, branch.slot = number[branch.row], len(members[number[branch.row]]) - 1
+        width = max(map(len, members))
+        slot = torch.tensor([slots + [0] * (width - len(slots)) for slots in members], device=self.device)
+        kept = torch.tensor(rows, device=self.device)
+        row = kept[:, None].expand_as(slot)
+        self.sees, self.position = self.sees[row, slot], self.position[row, slot]
+        self.cache.keep_branches(row, slot)
+        if len(rows) < len(self.column_position):
+            self.column_position = self.column_position[kept]
+            self.cache.keep_trees(kept)
+
+    def _feed(self, live: list[Branch], step: int) -> torch.Tensor:
+        """Forward the last token of every live branch; logits (branches, vocab)."""
+        at = torch.tensor([(branch.row, branch.slot) for branch in live], device=self.device).unbind(1)
+        ids = torch.full_like(self.position, self.decoding.pad_id)
+        ids[at] = torch.tensor([branch.answer.token_ids[-1] for branch in live], device=self.device)
+        is_live = torch.zeros_like(ids, dtype=torch.bool)
+        is_live[at] = True
+        self.position = self.position + 1
+        masks = {kind: additive(self._sees_within(window, step), self.model.dtype) for kind, window in self.windows.items()}
+        return self._forward(ids, self.position, masks.get("", masks), is_live)
+
+    def _sees_within(self, window: int | None, step: int) -> torch.Tensor:
+        """What the new tokens see, (rows, slots, columns and steps): of the tree, and all that their branch has said."""
+        age = torch.arange(step, -1, -1, device=self.device).expand(*self.position.shape, -1)
+        if window is None:
+            return torch.cat([self.sees, age >= 0], dim=-1)
+        near = self.position[:, :, None] - self.column_position[:, None] < window
+        return torch.cat([self.sees & near, age < window], dim=-1)
+
+    def _forward(self, ids, positions, mask, keep) -> torch.Tensor:
+        """Logits in float32, (kept positions, vocab)."""
+        with computing(self.model):
+            outputs = self.model(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
+        return outputs.logits.float()
+
+    def _take_tokens(self, live: list[Branch], logits: torch.Tensor, step: int) -> None:
+        """Append each branch's next token, with what it adds to the log-probability."""
+        stop_ids = self.decoding.stop_ids
+        allowed = logits
+        if self.decoding.repetition_penalty != 1:
+            seen = [self.examples[branch.index].prompt_ids + branch.answer.token_ids for branch in live]
+            allowed = penalized(logits, seen, self.decoding.repetition_penalty)
+        if step < self.decoding.min_new_tokens:
+            allowed = allowed.clone()
+            allowed[:, stop_ids] = -torch.inf
+        if self.grounding:
+            chosen = self._grounded(live, self._perturbed(live, allowed, step))
+        elif self.decoding.temperature > 0:
+            chosen = self._sampled(live, allowed, step)
+        else:
+            chosen = allowed.argmax(-1)
+        log_probabilities = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+        for branch, token, log_probability in zip(live, chosen.tolist(), log_probabilities.tolist(), strict=True):
+            branch.answer.token_ids.append(token)
+            branch.answer.log_probability += log_probability
+            branch.answer.stopped = token in stop_ids
+
+    def _grounded(self, live: list[Branch], scores: torch.Tensor) -> torch.Tensor:
+        """The likeliest tokens that keep answers spans; the first few are tried before all are sorted."""
+        chosen = []
+        likeliest = scores.topk(min(FIRST_TRIED, scores.shape[1])).indices.tolist()
+        for number, (branch, first) in enumerate(zip(live, likeliest, strict=True)):
+            context = self.examples[branch.index].context
+            left = self.decoding.max_new_tokens - len(branch.answer.token_ids)
+            pick = partial(self.grounding.pick, branch.answer.token_ids, context, self.decoding.stop_ids, left)
+            token = pick(first)
+            if token is None:
+                token = pick(scores[number].argsort(descending=True).tolist())
+            # Nothing can be said of an article without a character; the answer ends as it is.
+            chosen.append(self.decoding.stop_ids[0] if token is None else token)
+        return torch.tensor(chosen, device=self.device)
+
+    def _sampled(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
+        """Tokens of the softmax at the decoding's temperature: where a uniform number falls in its cumulative sum."""
+        drawn = [(self._seed(branch, step) >> 32) / 2**24 for branch in live]  # below 1, and exact in float32
+        reached = self._tempered(logits).softmax(-1).cumsum(-1)
+        at = torch.tensor(drawn, device=self.device)[:, None] * reached[:, -1:]
+        return torch.searchsorted(reached, at, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+
+    def _perturbed(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
+        """With Gumbel noise, the largest of any choice of tokens is a sample of their softmax (Gumbel, 1954)."""
+        if not self.decoding.temperature:
+            return logits
+        noise = torch.empty_like(logits)
+        for row, branch in zip(noise, live, strict=True):
+            row.exponential_(generator=torch.Generator(self.device).manual_seed(self._seed(branch, step)))
+        return self._tempered(logits) - noise.log()
+
+    def _tempered(self, logits: torch.Tensor) -> torch.Tensor:
+        """Over the temperature, the largest at 0, so that it stays finite at any temperature."""
+        return (logits - logits.amax(-1, keepdim=True)) / self.decoding.temperature
+
+    def _seed(self, branch: Branch, step: int) -> int:
+        """Of this question, sample and step alone, so that the batch a question is in changes nothing."""
+        name = f"{self.decoding.seed} {self.examples[branch.index].row.id} {branch.sample} {step}"
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")

@@ -1,0 +1,85 @@
+"""What a script shows while it works: a bar in a terminal, a line now and then in a log."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from dandap.terminal import obeyed_output
+
+LINE_EVERY = 30.0  # seconds between lines in a log
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], description: str, unit: str, total: int | None = None, done: int = 0) -> Iterator[T]:
+    """Yield the items under a bar; `total` says how many there are where they cannot, `done` how many there were before."""
+    total = len(items) if total is None else total
+    lines = Lines(description, total, unit)
+    with bars(unit) as progress:
+        task = progress.add_task(description, total=total, completed=done)
+        for item in items:
+            yield item
+            done += 1
+            progress.update(task, completed=done)
+            if progress.disable:
+                lines.tell(done)
+
+
+def bars(unit: str) -> Progress:
+    """Return a progress display, which a terminal shows; the caller adds tasks."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        SpeedColumn(unit),
+        console=Console(file=obeyed_output()),
+        disable=not is_terminal(),
+    )
+
+
+class SpeedColumn(ProgressColumn):
+    """Shows how many units are done a second; rich has it for bytes alone."""
+
+    def __init__(self, unit: str):
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        """Return the column's text, empty before the first unit."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f} {self.unit}/s" if speed else "")
+
+
+def is_terminal() -> bool:
+    """Return whether somebody watches; a log gets a line now and then instead of bars."""
+    return Console(file=obeyed_output()).is_terminal
+
+
+class Lines:
+    """For logs: a line after LINE_EVERY seconds, and so on, and one at the end of what took so long."""
+
+    def __init__(self, description: str, total: int, unit: str):
+        self.description, self.total, self.unit = description, total, unit
+        self.started = self.told = time.perf_counter()
+
+    def tell(self, done: int) -> None:
+        """Print how far it is, if it is time to."""
+        now = time.perf_counter()
+        if now - self.told >= LINE_EVERY or (done == self.total and self.told > self.started):
+            self.told = now
+            rate = done / max(now - self.started, 1e-9)
+            print(f"{self.description} {done:,}/{self.total:,} {self.unit}, {rate:.1f} a second", flush=True)

@@ -1,0 +1,102 @@
+"""The LoRA adapter: made, loaded, and refused where it is another base's."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from dandap.base.hub import _loading
+from dandap.errors import InputError, first_line
+from dandap.recipe import Recipe
+from dandap.runs.manifest import MANIFEST, fault
+
+# Projections that some architectures fuse into one module.
+FUSED = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), ("c_attn", "qkv_proj", "query_key_value", "Wqkv")),
+    **dict.fromkeys(("gate_proj", "up_proj"), ("gate_up_proj", "c_fc", "dense_h_to_4h")),
+    "o_proj": ("attn.c_proj", "attention.dense"),
+    "down_proj": ("mlp.c_proj", "dense_4h_to_h"),
+}
+
+
+def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
+    """A fresh LoRA adapter in float32 on the recipe's target modules."""
+    torch.manual_seed(recipe.seed)
+    config = LoraConfig(
+        r=recipe.lora_r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=resolve_targets(model, recipe.lora_target_modules),
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(type(module) is Conv1D for module in model.modules()),
+    )
+    # PEFT makes adapters float32 on 16-bit bases too; a bf16 adapter answers differently once it is reloaded.
+    return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | list[str]:
+    """LoRA targets that the model really has; q_proj on a model that fuses q, k and v becomes the fused module."""
+    if wanted == "all-linear":
+        return wanted
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    linear = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
+
+    def present(target: str) -> bool:
+        return any(f".{name}".endswith(f".{target}") for name in linear)
+
+    found = []
+    for target in wanted:
+        candidates = [name for name in (target, *FUSED.get(target, ())) if present(name)]
+        if not candidates:
+            known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+            raise InputError(
+                f"lora_target_modules: got {target!r}; this model's linear modules are {', '.join(known)}. "
+                "Name some of them, or all-linear."
+            )
+        found.append(candidates[0])
+    return list(dict.fromkeys(found))
+
+
+def load_weights(model: PeftModel, checkpoint: Path) -> None:
+    """Put a checkpoint's adapter into the model that is being trained."""
+    weights = load_file(checkpoint / "adapter_model.safetensors")
+    _refuse_other_keys(model, set(weights), checkpoint)
+    set_peft_model_state_dict(model, weights)
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The adapter of a run on its base, for answering; refused where it is damaged or another base's."""
+    if (folder / MANIFEST).is_file():
+        if reason := fault(folder):
+            raise InputError(
+                f"the adapter {folder} cannot be used: {reason}. Put it back from a copy, or train again; if the change was "
+                f"meant, remove {folder / MANIFEST}."
+            )
+    else:
+        print(f"{folder} has no {MANIFEST}: whether it is whole cannot be told")
+    with _loading(str(folder), "adapter"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below, by name
+        try:
+            adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+            found = set(load_file(folder / "adapter_model.safetensors"))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"adapter_config.json is not PEFT's ({first_line(error)})") from error
+    _refuse_other_keys(adapted, found, folder)
+    return adapted
+
+
+def _refuse_other_keys(model: PeftModel, found: set[str], folder: Path) -> None:
+    """Every tensor of an adapter must find its place, and every place its tensor; otherwise the bare base would answer."""
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    missing, unknown = sorted(expected - found), sorted(found - expected)
+    if missing or unknown:
+        parts = [
+            f"{len(names)} tensors {what}, as {names[0]}"
+            for names, what in ((unknown, "of it are not in the model"), (missing, "are missing in it"))
+            if names
+        ]
+        raise InputError(f"the adapter {folder} is not this base's: {'; '.join(parts)}. Name the run's own base, or train again.")

@@ -1,0 +1,308 @@
+"""What a model takes in memory, and how a run uses its device: batch size, checkpointing, or a refusal with a way out."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from dandap.base.adapter import resolve_targets
+from dandap.base.device import pick_compute_dtype, why_no_gpu
+from dandap.base.model import pick_attention
+from dandap.errors import InputError
+from dandap.recipe import Recipe
+from dandap.tree.attention import why_no_flex
+
+GB = 1e9
+CPU_LIMIT = 1e9  # parameters; above it a CPU would train for weeks
+CPU_TOKENS, CPU_ANSWERING_TOKENS = 4096, 16384  # per batch
+ANSWER_SHARE = 1 / 16  # of a batch's tokens predict an answer: twice what 5 questions on 500 tokens come to
+GPU_TOKENS = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512)
+MOST_TRAINING_TOKENS = 16384
+QUESTION_TOKENS = 100  # of a prompt that is not shared, with a share of the article
+READ_TOKENS = 8192  # of prompts forwarded at once; a batch of answers may hold the keys and values of many more
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device."""
+
+    weights: float
+    adapter: float  # in training with gradients and optimizer
+    activations: float  # in inference the KV cache and one layer
+    parameters: int
+
+    @property
+    def total(self) -> float:
+        """Everything, and a GB for the CUDA context, kernels' work space and fragments."""
+        return self.weights + self.adapter + self.activations + GB
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total / GB:.1f} GB (base {self.weights / GB:.1f}, adapter {self.adapter / GB:.1f}, "
+            f"activations {self.activations / GB:.1f}, overhead 1.0)"
+        )
+
+
+def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The architecture without weights (meta device)."""
+    with torch.device("meta"):  # tied embeddings stay one tensor, which accelerate's init_empty_weights unties
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def estimate_training(
+    recipe: Recipe, model: PreTrainedModel, tokens: int, checkpointing: bool, bytes_each: int, flex: bool = False
+) -> MemoryEstimate:
+    """Training on batches of `tokens` tokens; `model` may be empty, `bytes_each` is the compute dtype's size.
+
+    Checkpointing keeps one hidden state a layer and one whole layer. The sum of what autograd keeps is held against a
+    count of it (tests/test_memory.py); peaks on a GPU have not been measured.
+    """
+    config = model.config.get_text_config()
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    one_layer = tokens * _layer_bytes(recipe, model, bytes_each, flex)
+    kept = layers * tokens * hidden * bytes_each + one_layer if checkpointing else layers * one_layer
+    ends = tokens * hidden * (4 + bytes_each)  # embeddings and the last norm
+    logits = tokens * ANSWER_SHARE * config.vocab_size * (bytes_each + 8)  # as computed, as float32, and their gradient
+    masks = 0 if flex else tokens * recipe.max_length * bytes_each * (2 if _has_sliding_layers(config) else 1)
+    backward = tokens * (2 * _inner_size(config) + 4 * hidden) * bytes_each  # the layer at hand
+    weights, total = _weights(recipe, model, bytes_each)
+    each = 16 + (bytes_each if bytes_each < 4 else 0)  # float32 weight, gradient, AdamW's two moments; autocast's copy
+    return MemoryEstimate(weights, each * _adapter_parameters(recipe, model), kept + ends + logits + masks + backward, total)
+
+
+def _layer_bytes(recipe: Recipe, model: PreTrainedModel, bytes_each: int, flex: bool) -> float:
+    """What autograd keeps of one token in one decoder layer.
+
+    Norms keep a float32 copy of their input; the MLP both halves, the activation and their product; attention query,
+    key, value (repeated to all heads where a mask is given) and output, eager also its scores; an adapter its input, and a
+    copy of its own under dropout or on a 16-bit base (PEFT casts it to float32 there, autocast back again).
+    """
+    config = model.config.get_text_config()
+    hidden, inner, heads = config.hidden_size, _inner_size(config), config.num_attention_heads
+    queries, keys = heads * _head_size(config), _kv_heads(config) * _head_size(config)
+    layer_linear = [(n, m) for n, m in _adapted(recipe, model) if ".0." in n]
+    own_copies = recipe.lora_dropout > 0 or (bytes_each < 4 and recipe.quantization == "none")
+    adapter_inputs = 2 * hidden + inner
+    if own_copies:
+        adapter_inputs = sum(_in_features(module) for _, module in layer_linear)
+    dropout_masks = sum(_in_features(module) for _, module in layer_linear) if recipe.lora_dropout else 0
+    repeated = keys if flex else queries
+    attention = 2 * queries + 2 * repeated
+    if pick_attention(recipe, config) == "eager" and not flex:
+        capped = bytes_each if getattr(config, "attn_logit_softcapping", None) else 0
+        cast = bytes_each if bytes_each < 4 else 0
+        scores = recipe.max_length * heads * (4 + cast + capped)
+    else:
+        scores = 4 * heads
+    narrow = 3 * inner + attention + adapter_inputs + recipe.lora_r * len(layer_linear)
+    return 4 * _normed(model, queries, keys) + narrow * bytes_each + dropout_masks + scores
+
+
+def _normed(model: PreTrainedModel, queries: int, keys: int) -> int:
+    """Elements of a token that pass through the first layer's norms."""
+    head_size = _head_size(model.config.get_text_config())
+    sizes = [
+        (name, module.weight.numel())
+        for name, module in model.named_modules()
+        if ".0." in name and "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is not None
+    ]
+    return sum({"q": queries, "k": keys}.get(name.rsplit(".", 1)[-1][0], n) if n == head_size else n for name, n in sizes)
+
+
+def _inner_size(config: PretrainedConfig) -> int:
+    return getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+
+
+def _kv_heads(config: PretrainedConfig) -> int:
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+def _head_size(config: PretrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _has_sliding_layers(config: PretrainedConfig) -> bool:
+    return "sliding_attention" in (getattr(config, "layer_types", None) or ())
+
+
+def estimate_inference(recipe: Recipe, model: PreTrainedModel, tokens: int, bytes_each: int) -> MemoryEstimate:
+    """Answering batches of `tokens` tokens: base, adapter, KV cache, and one layer's work on the prompts read at once."""
+    config = model.config.get_text_config()
+    cache = 2 * config.num_hidden_layers * tokens * _kv_heads(config) * _head_size(config) * bytes_each
+    read = min(tokens, READ_TOKENS)
+    layer = read * (6 * config.hidden_size + 4 * _inner_size(config)) * bytes_each
+    layer += read * recipe.max_length * bytes_each * (2 if _has_sliding_layers(config) else 1)  # masks
+    samples, new = recipe.samples, recipe.samples * recipe.max_new_tokens / 4
+    branches = tokens * samples / (QUESTION_TOKENS + new)
+    layer += branches * config.vocab_size * 4 * 3  # logits, without what may not come, with noise
+    if pick_attention(recipe, config) == "eager":
+        layer += read * recipe.max_length * config.num_attention_heads * (bytes_each + 4)
+    weights, total = _weights(recipe, model, bytes_each)
+    return MemoryEstimate(weights, 4 * _adapter_parameters(recipe, model), cache + layer, total)
+
+
+def _weights(recipe: Recipe, model: PreTrainedModel, bytes_each: int) -> tuple[float, int]:
+    """(bytes of the base, its parameters). NF4: half a byte, a constant per 64 weights, one dequantised matrix at a time."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if recipe.quantization == "none":
+        return total * bytes_each, total
+    sizes = [module.weight.numel() for _, module in _linear(model)]
+    constants = 8 / 64 / 8 + 32 / (64 * 256) / 8 if recipe.double_quantization else 32 / 64 / 8
+    return sum(sizes) * (0.5 + constants) + (total - sum(sizes)) * bytes_each + max(sizes) * bytes_each, total
+
+
+def _linear(model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
+    """The modules that are quantised and can get an adapter: all linear ones but the LM head."""
+    head = model.get_output_embeddings()
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head]
+
+
+def _adapted(recipe: Recipe, model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
+    """The modules that get an adapter; the LM head only when it is named."""
+    targets = resolve_targets(model, recipe.lora_target_modules)
+    if targets == "all-linear":
+        return _linear(model)
+    every = [(n, m) for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))]
+    return [(n, m) for n, m in every if any(f".{n}".endswith(f".{target}") for target in targets)]
+
+
+def _adapter_parameters(recipe: Recipe, model: PreTrainedModel) -> int:
+    return sum(recipe.lora_r * sum(module.weight.shape) for _, module in _adapted(recipe, model))
+
+
+def _in_features(module: torch.nn.Module) -> int:
+    return module.weight.shape[0] if isinstance(module, Conv1D) else module.in_features
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run will use its device."""
+
+    device: torch.device
+    compute_dtype: torch.dtype
+    tokens_per_batch: int
+    gradient_checkpointing: bool
+    estimate: MemoryEstimate
+    free: float | None  # bytes; None on CPU
+    flex: bool = False  # FlexAttention in training; otherwise the kernel the model was loaded with
+
+    def __str__(self) -> str:
+        free = "" if self.free is None else f" of {self.free / GB:.1f} GB free"
+        compute = str(self.compute_dtype).removeprefix("torch.")
+        return (
+            f"device {self.device}, compute {compute}, estimated memory {self.estimate}{free}; "
+            f"{self.tokens_per_batch} tokens per batch"
+        )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan is made for."""
+
+    device: torch.device
+    dtype: torch.dtype  # of the arithmetic
+    free: float | None  # bytes; None on CPU, where a plan is not refused for memory
+    flex: bool = False  # FlexAttention in training; otherwise the kernel the model is loaded with
+
+
+def make_plan(recipe: Recipe, config: PretrainedConfig, device: torch.device, training: bool) -> Plan:
+    """Choose attention, batch size and checkpointing for this machine; refuse what cannot fit, with a way out."""
+    dtype, model = pick_compute_dtype(recipe, device), empty_model(config, recipe.trust_remote_code)
+    flex = False
+    if training:
+        reason = why_no_flex(recipe, config, device, dtype)
+        flex = reason is None
+        print("attention: flex" if flex else f"attention: {pick_attention(recipe, config)} ({reason})")
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    machine = Machine(device, dtype, free, flex)
+    return fit_plan(recipe, model, machine, training) if device.type == "cuda" else cpu_plan(recipe, model, machine, training)
+
+
+def cpu_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training: bool) -> Plan:
+    """Return the plan for a CPU, or refuse a base that it would train for weeks."""
+    tokens = recipe.tokens_per_batch
+    if tokens == "auto":
+        tokens = CPU_TOKENS if training else CPU_ANSWERING_TOKENS
+    checkpointing = recipe.gradient_checkpointing is True
+    estimate = _estimate(recipe, model, machine, tokens, checkpointing, training)
+    if estimate.parameters > CPU_LIMIT:
+        raise InputError(
+            f"{recipe.model} has {estimate.parameters / GB:.1f} B parameters and needs a GPU: {why_no_gpu()}. "
+            "`python fine_tune.py --recipe demo` runs on any machine."
+        )
+    return Plan(machine.device, machine.dtype, tokens, checkpointing, estimate, None)
+
+
+def fit_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training: bool) -> Plan:
+    """Return the largest batch, without checkpointing if possible, that the estimate fits into the memory that is free."""
+    sizes = (recipe.tokens_per_batch,)
+    if recipe.tokens_per_batch == "auto":  # a batch holds at least one whole example, in training at most a step
+        most = min(recipe.questions_per_step * recipe.max_length, MOST_TRAINING_TOKENS) if training else max(GPU_TOKENS)
+        sizes = (*(size for size in GPU_TOKENS if recipe.max_length < size <= most), recipe.max_length)
+    checkpointing = (False, True) if recipe.gradient_checkpointing == "auto" else (recipe.gradient_checkpointing,)
+    for on in checkpointing if training else (False,):
+        for tokens in sizes:
+            estimate = _estimate(recipe, model, machine, tokens, on, training)
+            if estimate.total <= machine.free:
+                return Plan(machine.device, machine.dtype, tokens, on, estimate, machine.free, machine.flex)
+    way_out = _way_out(recipe, estimate, machine.free, training)
+    raise InputError(f"{recipe.model} needs about {estimate}; {machine.free / GB:.1f} GB are free. Way out: {way_out}.")
+
+
+def _estimate(
+    recipe: Recipe, model: PreTrainedModel, machine: Machine, tokens: int, checkpointing: bool, training: bool
+) -> MemoryEstimate:
+    bytes_each = machine.dtype.itemsize
+    if training:
+        return estimate_training(recipe, model, tokens, checkpointing, bytes_each, machine.flex)
+    return estimate_inference(recipe, model, tokens, bytes_each)
+
+
+def plan_for_size(recipe: Recipe, config: PretrainedConfig, gpu_memory: float) -> Plan:
+    """Return the plan for a GPU that is not here: all of its memory free, bfloat16; FlexAttention above 16 GB (no T4 has more)."""
+    dtype = torch.bfloat16 if recipe.compute_dtype == "auto" else getattr(torch, recipe.compute_dtype)
+    flex = recipe.read_once and recipe.attention in ("auto", "flex") and gpu_memory > 16 * GB
+    machine = Machine(torch.device("cuda"), dtype, gpu_memory, flex)
+    return fit_plan(recipe, empty_model(config, recipe.trust_remote_code), machine, training=True)
+
+
+def parse_size(text: str) -> float:
+    """Bytes of "16GB" or "16"."""
+    number = text.upper().removesuffix("GB").strip()
+    try:
+        size = float(number) * GB
+    except ValueError:
+        size = 0
+    if not 0 < size < 1e15:
+        raise InputError(f"--gpu_memory: got {text!r}; expected a size like 16GB.")
+    return size
+
+
+def lower_memory(recipe: Recipe, plan: Plan) -> str:
+    """The message of training that ran out of memory although the plan said it would fit."""
+    if not plan.gradient_checkpointing:
+        change = "--gradient_checkpointing true"
+    elif plan.tokens_per_batch > recipe.max_length:
+        change = f"--tokens_per_batch {max(plan.tokens_per_batch // 2, recipe.max_length)}"
+    else:
+        change = f"--max_length {recipe.max_length // 2}"
+    return (
+        f"out of memory in training, with {plan} and gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}. "
+        f"Free the GPU (nvidia-smi shows who uses it), or start again with {change}; a saved checkpoint continues with "
+        f"--resume {change} --resume_anyway."
+    )
+
+
+def _way_out(recipe: Recipe, estimate: MemoryEstimate, free: float, training: bool) -> str:
+    """What would lower the estimate, the strongest first."""
+    steps = ["free the GPU (nvidia-smi shows who uses it)"]
+    if training and recipe.quantization == "none":
+        steps.append("--quantization nf4")
+    if training and recipe.gradient_checkpointing is False:
+        steps.append("--gradient_checkpointing true")
+    if training and estimate.total - estimate.activations < free:
+        if recipe.tokens_per_batch != "auto":
+            steps.append("--tokens_per_batch auto")
+        steps.append(f"--max_length {recipe.max_length // 2}")
+    return ", ".join([*steps, "a smaller base (see the README's table)", "or a larger GPU"])

@@ -1,0 +1,53 @@
+"""`fine_tune.py --plan`: what the recipes take on GPUs of several sizes, and what would be chosen for each."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from dandap.base.device import why_no_gpu
+from dandap.base.hub import confirm_remote_code
+from dandap.base.memory import GB, parse_size, plan_for_size
+from dandap.base.model import load_config
+from dandap.base.shapes import SHAPES, make_config
+from dandap.command_line import chosen_options
+from dandap.errors import InputError
+from dandap.recipe import RECIPES_DIR, Recipe, find_recipe, load_recipe
+
+
+def show_plans(arguments: argparse.Namespace) -> None:
+    """Print a line per recipe and GPU size: what the estimate comes to with the batch and checkpointing it leads to."""
+    options = chosen_options(arguments)
+    names = [arguments.recipe] if arguments.recipe else sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+    sizes = [parse_size(arguments.gpu_memory)] if arguments.gpu_memory else sizes_of_interest()
+    width = max(map(len, names))
+    unknown = []
+    for name in names:
+        recipe = load_recipe(name, options)
+        confirm_remote_code(recipe, "trust_remote_code" in options)
+        if not arguments.recipe and recipe.model not in SHAPES and not Path(recipe.model).is_dir():
+            unknown.append(name)
+            continue
+        for size in sizes:
+            print(f"{find_recipe(name).stem:<{width}} {size / GB:>4.0f} GB  {plan_line(recipe, size)}")
+    if unknown:
+        print(f"not known here: {', '.join(unknown)}; --plan --recipe NAME asks the hub for one")
+    print("Estimated, not measured on a GPU. Above 16 GB the GPU is taken to run FlexAttention (sm_80 and newer).")
+
+
+def plan_line(recipe: Recipe, size: float) -> str:
+    """Return what would be chosen on a GPU of `size` bytes, or why it cannot be used."""
+    try:
+        config = make_config(SHAPES[recipe.model]) if recipe.model in SHAPES else load_config(recipe)
+        plan = plan_for_size(recipe, config, size)
+    except InputError as error:
+        return str(error)
+    checkpointing = "checkpointing" if plan.gradient_checkpointing else "no checkpointing"
+    return f"{plan.tokens_per_batch:>6} tokens per batch, {checkpointing:<16}  {plan.estimate}"
+
+
+def sizes_of_interest() -> list[float]:
+    """Return this GPU's memory, or those that people rent."""
+    if why_no_gpu():
+        return [16 * GB, 24 * GB, 48 * GB, 80 * GB]
+    return [float(torch.cuda.mem_get_info()[0])]

@@ -1,0 +1,90 @@
+"""The command line of every script: options from the recipe's fields, mistakes as errors, one sentence at the end."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+
+from dandap.errors import InputError, Stopped, disk_message
+from dandap.recipe import Recipe, _right_name
+from dandap.terminal import shown, shown_output
+
+LONGEST_MESSAGE = 4000  # characters; what was got may be a file of a million columns
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; what people can mend ends it with one sentence and exit code 2, without a traceback."""
+    try:
+        with shown_output():
+            main()
+    except InputError as error:
+        _end(f"error: {error}", 2)
+    except OSError as error:
+        if error.errno is None:  # a library's own, as of a connection
+            raise
+        _end(f"error: {disk_message(error)}", 2)
+    except Stopped as stopped:
+        _end(f"stopped: {stopped}", stopped.code)
+    except KeyboardInterrupt:
+        _end("stopped", 130)  # as shells have it: 128 and the signal
+
+
+def _end(message: str, code: int) -> None:
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
+    print(shown(message), file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def add_options(parser: argparse.ArgumentParser, title: str, names: Iterable[str] = ()) -> None:
+    """Give `parser` an option per field of Recipe, or for those named, with its default and reason."""
+    group = parser.add_argument_group(title)
+    for name, field in Recipe.model_fields.items():
+        if names and name not in names:
+            continue
+        default = "none" if field.default in (None, {}, []) else field.default
+        help_text = f"{field.description} (default: {default})".replace("%", "%%")
+        group.add_argument(f"--{name}", metavar="VALUE", default=argparse.SUPPRESS, help=help_text)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are InputErrors, as all others."""
+
+    def __init__(self, description: str = ""):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str):
+        hint = " A value that starts with - is written --option=-1." if "expected one argument" in message else ""
+        raise InputError(f"{message}.{hint} See --help.")
+
+
+def positive(text: str) -> int:
+    """A count for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
+def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse a command line; unknown options are an InputError that names the right one."""
+    options = {option for action in parser._actions for option in action.option_strings}
+    arguments, unknown = parser.parse_known_args(
+        [_underscored(word, options) for word in (sys.argv[1:] if argv is None else argv)]
+    )
+    if unknown:
+        name = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
+        options = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
+        what = f"option {unknown[0]!r}" if unknown[0].startswith("-") else f"argument {unknown[0]!r} that belongs to no option"
+        raise InputError(f"got the unknown {what}.{_right_name(name, options)} See --help.")
+    return arguments
+
+
+def _underscored(word: str, options: set[str]) -> str:
+    """An option with hyphens as it is declared: --learning-rate is --learning_rate."""
+    name, equals, value = word.partition("=")
+    declared = name.replace("-", "_").replace("__", "--", 1)
+    return declared + equals + value if name.startswith("--") and declared in options else word
+
+
+def chosen_options(arguments: argparse.Namespace) -> dict[str, str]:
+    """The recipe fields that the command line set."""
+    return {name: value for name, value in vars(arguments).items() if name in Recipe.model_fields}

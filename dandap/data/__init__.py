@@ -1,0 +1,4 @@
+"""Files -> rows -> token ids: what questions are, how they are read, checked, split and encoded.
+
+Imports only the modules at the top of dandap (errors, recipe, terminal).
+"""

@@ -1,0 +1,200 @@
+"""A model's chat template, made fit to train and answer with: probed before anything is encoded, mended where that is certain.
+
+What a template writes around an answer, and whose it is:
+
+    ...article, question <end> <assistant> <channel> 답 <end> newline
+    |---- generation prompt ----------------|           only where the template gives one
+    |---- prompt, in training and in inference --------| |--- answer and its stop token, which are learned
+
+What stands between the generation prompt and the answer (a header, a channel, an empty thinking block) belongs to the
+prompt. It is appended to the tokenizer's template, and so saved with the adapter: whoever loads that sends the same prompt.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from jinja2 import TemplateError
+
+from dandap.errors import InputError, first_line
+
+if TYPE_CHECKING:  # for annotations alone: transformers takes seconds to load
+    from transformers import PreTrainedTokenizerBase
+
+Messages = list[dict[str, str]]
+PROBE = "단답의 자리 0729"  # an answer that no template says by itself
+SECONDS = 20  # for a template to render a sample; all real ones take milliseconds
+# What templates that tell today's date get, midnight of Friday 26 July 2024 in English: a prompt must not depend on the day
+# and the machine it is made on. By strftime's directives, the longer ones first; "-" leaves leading zeros out ("#" on Windows).
+DAY = dict(
+    pair.split("=")
+    for pair in (
+        "-d=26|-m=7|-H=0|-I=12|-M=0|-S=0|-j=208|-y=24|#d=26|#m=7|#H=0|#I=12|#M=0|#S=0|#j=208|#y=24|"
+        "a=Fri|A=Friday|b=Jul|h=Jul|B=July|d=26|e=26|m=07|y=24|Y=2024|C=20|j=208|u=5|w=5|G=2024|g=24|U=29|W=30|V=30|"
+        "H=00|k= 0|I=12|l=12|M=00|S=00|f=000000|p=AM|P=am|z=|Z=|F=2024-07-26|D=07/26/24|x=07/26/24|"
+        "T=00:00:00|X=00:00:00|R=00:00|r=12:00:00 AM|c=Fri Jul 26 00:00:00 2024"
+    ).split("|")
+)
+# What a template may do wrong: raise, divide by zero, index, loop beyond the sandbox's limit, nest too deeply.
+FAULTS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError)
+MARKER = re.compile(r"[<>|#\uff5c]|^\[[\x21-\x7e]+\]$")  # <|im_end|>, </think>, [INST]; not a word that is an added token
+
+
+class Chat:
+    """Renders turns to token ids by a tokenizer's chat template; texts of rows never become control tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, messages: Messages):
+        """Probe and mend the template with a sample's turns; InputError says what it does wrong."""
+        self.tokenizer = tokenizer
+        if isinstance(tokenizer.chat_template, dict):  # several by name, as "default" and "tool_use"
+            tokenizer.chat_template = tokenizer.chat_template.get("default")
+        self.control_ids = mark_control_tokens(tokenizer)
+        self.blocks = False  # whether a turn's content is a list of blocks, as multimodal bases have it
+        if not tokenizer.chat_template:
+            raise InputError(
+                "the model's tokenizer has no chat template and this template is made of chat turns. "
+                "Choose a plain one with --template (an entry of prompts.py that has a 'prompt')."
+            )
+        tokenizer.chat_template = with_fixed_day(tokenizer.chat_template)
+        with _time_limit():
+            self._choose_content(messages)
+            self._mend(messages)
+
+    def ids(self, messages: Messages, add_generation_prompt: bool = False) -> list[int]:
+        """Return the token ids of turns, up to where the answer starts with `add_generation_prompt`."""
+        return self._apply(messages, add_generation_prompt, tokenize=True)
+
+    def check(self, messages: Messages, name: str) -> None:
+        """Refuse a template that leaves out what it was given, for instance the article."""
+        text = self._apply(messages, add_generation_prompt=True, tokenize=False)
+        lost = [message["role"] for message in messages if not self._holds(text, message["content"])]
+        if lost:
+            raise InputError(
+                f"the model's chat template leaves out the text of the {lost[0]}'s turn (question {name}): the article or the "
+                "question would not reach the model. Choose a plain template (--template, one with a 'prompt'), or another base."
+            )
+
+    def _holds(self, text: str, content: str) -> bool:
+        """Whether a rendered text holds a turn's content; templates may trim it and change its line ends."""
+        return "".join(content.split()) in "".join(text.split())
+
+    def _choose_content(self, messages: Messages) -> None:
+        """Give content as text, or as blocks where the template reads only those."""
+        try:
+            self.check(messages, "sample")
+        except InputError as error:
+            self.blocks = True
+            try:
+                self.check(messages, "sample")
+            except InputError:
+                raise error from None
+
+    def _mend(self, messages: Messages) -> None:
+        """Let the generation prompt end where an answer starts."""
+        prompt = self._apply(messages, add_generation_prompt=True, tokenize=False)
+        whole = self._apply([*messages, {"role": "assistant", "content": PROBE}], tokenize=False)
+        before, found, after = whole.partition(PROBE)
+        if not found or PROBE in after:
+            raise InputError(
+                f"the model's chat template does not show an answer once, as it is (got {whole[-200:]!r}). Choose a plain "
+                "template (--template, one with a 'prompt')."
+            )
+        if before.startswith(prompt):
+            if opening := before[len(prompt) :]:
+                literal = json.dumps(opening, ensure_ascii=False)  # Jinja's texts are written as JSON's
+                # Jinja drops a template's last line end, and would keep it within.
+                template = self.tokenizer.chat_template.removesuffix("\n").removesuffix("\r")
+                self.tokenizer.chat_template = template + "{{ " + literal + " if add_generation_prompt else '' }}"
+                if self._apply(messages, add_generation_prompt=True, tokenize=False) != before:
+                    raise InputError(
+                        f"the model's chat template writes {opening[:80]!r} before an answer, and its generation prompt cannot "
+                        "be made to end so. Choose a plain template (--template, one with a 'prompt')."
+                    )
+        elif not prompt.startswith(before):  # a thinking block may stand in the generation prompt alone
+            raise InputError(
+                f"the model's chat template ends its generation prompt in {prompt[-80:]!r}, but writes {before[-80:]!r} before "
+                "an answer: training and answering would differ. Choose a plain template (--template, one with a 'prompt')."
+            )
+        stops = [token for token in self.tokenizer(after, add_special_tokens=False).input_ids if token in self.control_ids]
+        self.stop_id = stops[0] if stops else None  # None: the turn ends without a token of its own
+
+    def _apply(self, messages: Messages, add_generation_prompt: bool = False, tokenize: bool = True):
+        if self.blocks:
+            messages = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=tokenize,
+                sanitize_control_tokens=tokenize,
+                return_dict=False,
+                enable_thinking=False,  # Qwen 3 would think first; other templates ignore it
+            )
+        except FAULTS as error:
+            if not isinstance(error, TemplateError):
+                raise InputError(
+                    f"the model's chat template fails ({first_line(error)}). Choose a plain one (--template, an entry with a "
+                    "'prompt'), or another base."
+                ) from error
+            has_system = any(message["role"] == "system" for message in messages)
+            hint = "a template without a system turn (Gemma takes none)" if has_system else "a plain one, with a 'prompt'"
+            raise InputError(
+                f"the model's chat template refuses these turns ({first_line(error)}). Choose {hint} (--template), "
+                "or another base."
+            ) from error
+
+
+def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of control tokens, and have the tokenizer take text that spells one as text.
+
+    Those are its special tokens, and added tokens that the chat template writes and that look like a marker. An ordinary
+    word that somebody added to the vocabulary is a word, whether or not the template says it.
+    """
+    chat_template = tokenizer.chat_template or ""
+    markers = {
+        token_id: token.content
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if not token.special and token.content in chat_template and MARKER.search(token.content.strip())
+    }
+    tokenizer.chat_control_tokens = sorted(markers.values())
+    return (
+        set(tokenizer.all_special_ids)
+        | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        | set(markers)
+    )
+
+
+def with_fixed_day(chat_template: str) -> str:
+    """Give a template that tells the date DAY instead of today, by a macro of the function's name."""
+    if "strftime_now" not in chat_template or "macro strftime_now" in chat_template:
+        return chat_template
+    filled = "format" + "".join(f" | replace('%{name}', '{value}')" for name, value in DAY.items())
+    unknown = "{% if '%' in day %}{{ raise_exception('strftime_now does not know ' + format) }}{% endif %}"
+    macro = "{% macro strftime_now(format) %}{% set day = " + filled + " %}" + unknown + "{{ day }}{% endmacro %}"
+    return macro + chat_template
+
+
+class _Late(Exception):
+    """The time is up."""
+
+
+@contextmanager
+def _time_limit():
+    """End a template that loops: an exception is set in this thread, which Python code meets at its next step."""
+    thread = ctypes.c_ulong(threading.get_ident())
+    timer = threading.Timer(SECONDS, lambda: ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_Late)))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except _Late:
+        raise InputError(
+            f"the model's chat template took more than {SECONDS} seconds for one question: it loops. Choose another base."
+        ) from None
+    finally:
+        timer.cancel()

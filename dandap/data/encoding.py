@@ -1,0 +1,210 @@
+"""Rendered prompts and answers -> token ids, in training and inference alike; cuts the article and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dandap.bars import track
+from dandap.data.chat import Chat, mark_control_tokens
+from dandap.data.rows import Row, by_article
+from dandap.data.sentences import nearest_first, split_sentences
+from dandap.errors import InputError
+
+if TYPE_CHECKING:  # for annotations alone: transformers takes seconds to load
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+# (context as far as it fits, row, answer) -> {"prompt"} or {"user", maybe "system"}; and "answer" where it is not just the answer
+Renderer = Callable[[str, Row, str], dict[str, str]]
+SAMPLE = Row("sample", "기사", "질문", ("답",))
+CHECKED = 8  # of rows to answer, whose prompts are looked at
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question as the model sees it. `answer_ids` end with a stop token; empty when there is no answer."""
+
+    row: Row
+    prompt_ids: list[int]
+    answer_ids: list[int]
+    trimmed: int = 0  # characters cut from the article
+    context: str = ""  # the article as the model reads it: the row's, or another's that differs in white space around it
+
+
+class Encoder:
+    """Encodes rows with one tokenizer and one template.
+
+    The prompt owns its special tokens: text of a row that spells one stays text. A chat prompt is the model's chat
+    template with the generation prompt; its answer is what the template puts after that, up to the turn's end token.
+    A plain prompt and its answer are encoded apart (tokens would merge across the seam) and joined by id.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, render: Renderer, sample: Row = SAMPLE):
+        self.tokenizer, self.render, self.sample = tokenizer, render, sample
+        if tokenizer.eos_token_id is None:
+            raise InputError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json.")
+        parts = render(sample.context, sample, "")
+        self.chat = None if "prompt" in parts else Chat(tokenizer, _messages(parts))
+        self.control_ids = self.chat.control_ids if self.chat else mark_control_tokens(tokenizer)
+        # A tokenizer that starts texts with BOS does so in prompts too; asked with an empty text.
+        starts_with_bos = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer("").input_ids[:1]
+        self._bos = [tokenizer.bos_token_id] if starts_with_bos else []
+        prompt_ids = self.encode_prompt(sample.context, sample)
+        for answer in sample.answers[:1]:
+            self._check_answer(sample, sample.context, self.encode_answer(sample.context, sample, answer, prompt_ids))
+
+    def encode_prompt(self, context: str, row: Row) -> list[int]:
+        """Ids up to where the answer starts."""
+        parts = self.render(context, row, "")
+        if "prompt" in parts:
+            return self._bos + self._plain_ids(parts["prompt"])
+        return self.chat.ids(_messages(parts), add_generation_prompt=True)
+
+    def encode_answer(self, context: str, row: Row, answer: str, prompt_ids: list[int]) -> list[int]:
+        """Ids that follow `prompt_ids`, the stop token last."""
+        parts = self.render(context, row, answer)
+        answer = parts.get("answer", answer)
+        if self.chat is None:
+            return [*self._plain_ids(answer), self.tokenizer.eos_token_id]
+        ids = self.chat.ids([*_messages(parts), {"role": "assistant", "content": answer}])
+        tail = ids[len(prompt_ids) :]
+        stop = next((i for i, token in enumerate(tail) if token in self.control_ids), None)
+        if ids[: len(prompt_ids)] == prompt_ids and stop is not None:
+            return tail[: stop + 1]
+        # The generation prompt holds more than a turn shows afterwards (a thinking block), or a turn ends without a token.
+        stop_id = self.tokenizer.eos_token_id if self.chat.stop_id is None else self.chat.stop_id
+        return [*self._ids_within(answer), stop_id]
+
+    def stop_ids(self, generation_config: GenerationConfig | None = None) -> list[int]:
+        """Every id that ends an answer: the template's, the tokenizer's and the model's own."""
+        prompt_ids = self.encode_prompt(self.sample.context, self.sample)
+        learned = self.encode_answer(self.sample.context, self.sample, self.sample.answers[0], prompt_ids)[-1]
+        configured = getattr(generation_config, "eos_token_id", None) or []
+        configured = [configured] if isinstance(configured, int) else configured
+        return sorted({learned, self.tokenizer.eos_token_id, *configured})
+
+    def decode(self, answer_ids: list[int]) -> str:
+        """An answer's text, without control tokens and surrounding white space."""
+        return self.tokenizer.decode([i for i in answer_ids if i not in self.control_ids]).strip()
+
+    def encode_rows(
+        self,
+        rows: list[Row],
+        prompt_limit: int,
+        answers: bool,
+        on_overflow: str = "trim",
+    ) -> list[Example]:
+        """Return examples in the rows' order, no prompt longer than `prompt_limit` tokens.
+
+        An article too long for it loses its end (trim), or the sentences farthest from its questions (select), or is an
+        InputError (error). All questions of an article get the same text.
+        """
+        shorten = {"trim": self._trim, "select": self._select, "error": None}[on_overflow]
+        examples: dict[int, Example] = {}
+        for indices in track(by_article(row.article for row in rows), "encoding", "articles"):
+            group = self._encode_article([rows[i] for i in indices], prompt_limit, answers, shorten)
+            examples |= dict(zip(indices, group, strict=True))
+        if shorten is None:
+            _refuse_long(list(examples.values()), prompt_limit)
+        ordered = [examples[index] for index in range(len(rows))]
+        self._check(ordered)
+        return ordered
+
+    def _encode_article(
+        self, rows: list[Row], prompt_limit: int, answers: bool, shorten: Callable[[list[Row], int], str] | None
+    ) -> list[Example]:
+        context = rows[0].context
+        whole = len(context.strip())
+        prompts = [self.encode_prompt(context, row) for row in rows]
+        if shorten and max(map(len, prompts)) > prompt_limit:
+            context = shorten(rows, prompt_limit)
+            prompts = [self.encode_prompt(context, row) for row in rows]
+        trimmed = whole - len(context.strip())
+        examples = [Example(row, ids, [], trimmed, context) for row, ids in zip(rows, prompts, strict=True)]
+        if not answers:
+            return examples
+        return [replace(e, answer_ids=self.encode_answer(context, e.row, e.row.answers[0], e.prompt_ids)) for e in examples]
+
+    def _trim(self, rows: list[Row], prompt_limit: int) -> str:
+        """The longest beginning of the article with which every question's prompt fits: text is cut, ids never."""
+        context = rows[0].context
+        return self._longest(rows, prompt_limit, len(context), lambda characters: context[:characters].rstrip())
+
+    def _select(self, rows: list[Row], prompt_limit: int) -> str:
+        """As many of the sentences nearest to the questions as fit, in the article's order."""
+        sentences = split_sentences(rows[0].context)
+        order = nearest_first(sentences, [row.question for row in rows])
+        selected = self._longest(
+            rows, prompt_limit, len(order), lambda count: "".join(sentences[i] for i in sorted(order[:count])).strip()
+        )
+        return selected or self._trim([replace(row, context=sentences[order[0]]) for row in rows], prompt_limit)
+
+    def _longest(self, rows: list[Row], prompt_limit: int, whole: int, shortened: Callable[[int], str]) -> str:
+        """`shortened(n)` for the largest n below `whole` with which every question's prompt fits."""
+
+        def fits(size: int) -> bool:
+            return all(len(self.encode_prompt(shortened(size), row)) <= prompt_limit for row in rows)
+
+        if not fits(0):
+            longest = max(rows, key=lambda row: len(row.question))
+            raise InputError(
+                f"question {longest.id}: its prompt takes more than {prompt_limit} tokens even without the article. "
+                "Raise max_length, lower max_new_tokens or shorten the template."
+            )
+        low, high = 0, whole  # fits(low) holds, fits(high) does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return shortened(low)
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    def _ids_within(self, text: str) -> list[int]:
+        """Ids of a text that stands within another: after a line break, which is taken off again, because SentencePiece
+        puts a space at the start of what it is given."""
+        newline, ids = self._plain_ids("\n"), self._plain_ids("\n" + text)
+        return ids[len(newline) :] if ids[: len(newline)] == newline else self._plain_ids(text)
+
+    def _check(self, examples: list[Example]) -> None:
+        """Look at the examples before anything is trained or answered: is the answer what is taught, the prompt whole?
+
+        Of rows to answer only the first prompts count: a later row that the template changes is still answered.
+        """
+        for number, example in enumerate(examples):
+            row, context = example.row, example.context
+            if self.chat and (example.answer_ids or number < CHECKED):
+                self.chat.check(_messages(self.render(context, row, "")), row.id)
+            if example.answer_ids:
+                self._check_answer(row, context, example.answer_ids)
+
+    def _check_answer(self, row: Row, context: str, taught: list[int]) -> None:
+        """The supervised ids must decode to the answer, and end in one stop token."""
+        meant = self.render(context, row, row.answers[0]).get("answer", row.answers[0])
+        said = self.decode(taught[:-1])
+        # What a vocabulary cannot say is lost either way.
+        is_said = _bare(said) == _bare(meant) or _bare(said) == _bare(self.decode(self._plain_ids(meant)))
+        if not is_said or any(token in self.control_ids for token in taught[:-1]):
+            raise InputError(
+                f"question {row.id}: the answer is {meant!r}, but with this tokenizer and template {said!r} would be learned "
+                f"({self.tokenizer.convert_ids_to_tokens(taught)}). Choose a plain template (--template, one with a 'prompt') "
+                "or another base."
+            )
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())
+
+
+def _refuse_long(examples: list[Example], prompt_limit: int) -> None:
+    long = [example.row.id for example in examples if len(example.prompt_ids) > prompt_limit]
+    if long:
+        raise InputError(
+            f"{len(long)} questions have prompts of more than {prompt_limit} tokens (on_overflow error), first {long[0]}. Raise "
+            "max_length, or let articles be cut: --on_overflow trim or select."
+        )
+
+
+def _messages(parts: dict[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": parts[role]} for role in ("system", "user") if role in parts]

@@ -1,0 +1,189 @@
+"""The forms in which JSON holds questions -> records: flat ones, SQuAD and its relatives, pandas' columns; answers in any form."""
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from dandap.data.json_files import Lines, parse_json
+from dandap.data.tables import column_key
+from dandap.errors import InputError, nearest, short_list
+
+COLUMNS = ("id", "context", "question", "answer", "answers", "is_impossible")
+REQUIRED = ("context", "question")
+ALSO_IDS = ("guid", "question_id", "qid")  # KLUE-MRC, AI Hub
+Required = tuple[str, ...]
+Record = tuple[str, dict[str, Any]]  # (its place, for messages; our names -> what the file holds)
+
+
+def _column_names(found: Iterable[str], columns: dict[str, str], path: Path, required: Required) -> dict[str, str]:
+    """Our names -> the file's names, for those that the file has; case, spaces and decomposed Hangul do not count."""
+    found = list(found)
+    by_key: dict[str, list[str]] = {}
+    for name in found:
+        by_key.setdefault(column_key(name), []).append(name)
+
+    def find(wanted: str) -> str | None:
+        same = by_key.get(column_key(wanted), [])
+        if len(same) > 1 and same.count(wanted) != 1:
+            raise InputError(f"{path} has the column {same[0]!r} more than once. Rename or remove one.")
+        return wanted if wanted in same else next(iter(same), None)
+
+    names = {ours: find(columns.get(ours, ours)) for ours in COLUMNS}
+    if names["id"] is None and "id" not in columns:
+        names["id"] = next((name for name in map(find, ALSO_IDS) if name), None)
+    if names["answers"]:
+        required = tuple(name for name in required if name != "answer")
+    for ours, theirs in names.items():
+        wanted = columns.get(ours, ours)
+        if theirs is None and (ours in required or ours in columns):
+            raise InputError(
+                f"{path} has no column {wanted!r}; it has {short_list(found)}.{nearest(wanted, found[:1000])} "
+                f"Rename the column, or map it with columns: {{{ours}: NAME}} (--columns {ours}=NAME)."
+            )
+    return {ours: theirs for ours, theirs in names.items() if theirs is not None}
+
+
+def _json_records(content: Any, path: Path, columns: dict[str, str], required: Required) -> Iterator[Record]:
+    """Records of JSON in the forms that people have.
+
+    Lines or a list of flat records; pandas' columns of cells; SQuAD 1 and 2 and their relatives, documents -> paragraphs ->
+    qas, in `data` or as a list (KorQuAD 1, KLUE-MRC, AI Hub); KorQuAD 2, whose documents have qas of their own, and HTML.
+    """
+    for place, value in _entries(content, path, columns):
+        if isinstance(value, dict) and ("paragraphs" in value or "qas" in value):
+            yield from _squad_records(value, path, place)
+        elif isinstance(value, dict) and not (isinstance(value.get("data"), list | dict) and "question" not in value):
+            names = _column_names(value, columns, path, required)
+            yield place, {ours: value[theirs] for ours, theirs in names.items()}
+        else:
+            raise InputError(
+                f"{path}, {place}: got {short_list(value) if isinstance(value, dict) else str(value)[:60]}; expected "
+                "an object with context, question and answer or answers, or SQuAD's data -> paragraphs -> qas."
+            )
+
+
+def _entries(content: Any, path: Path, columns: dict[str, str]) -> list[tuple[str, Any]]:
+    """(place, value) of each record or document that JSON holds, whatever it is wrapped in."""
+    if isinstance(content, Lines):
+        only = content[0][1] if len(content) == 1 else None
+        if isinstance(only, dict) and not any(isinstance(only.get(columns.get(name, name)), str) for name in REQUIRED):
+            return _entries(only, path, columns)  # a whole .json on one line
+        opened = [(f"line {number}", value, _wrapped(value)) for number, value in content]
+        return [each for place, value, within in opened for each in ([(place, value)] if within is None else within)]
+    if isinstance(content, list):
+        return [(f"entry {number}", value) for number, value in enumerate(content, 1)]
+    if (within := _wrapped(content)) is not None:
+        return within
+    if not isinstance(content, dict) or not content or content.keys() & {"paragraphs", "qas"}:
+        return [("its beginning", content)]
+    by_key = {column_key(name): name for name in content}
+    in_columns = all(column_key(columns.get(name, name)) in by_key for name in REQUIRED)
+    values = list(content.values())
+    if all(isinstance(cells, dict) for cells in values):
+        return _from_columns(content) if in_columns else [(f"entry {name}", value) for name, value in content.items()]
+    lists = [name for name, value in content.items() if isinstance(value, list)]
+    if in_columns and len(lists) == len(values) and len(set(map(len, values))) == 1:  # datasets' to_dict
+        return [
+            (f"index {number}", dict(zip(content, cells, strict=True))) for number, cells in enumerate(zip(*values, strict=True))
+        ]
+    if len(lists) == 1:
+        values = content[lists[0]]  # {"train": [...]}; the hub's viewer wraps each in {"row": ...}
+        values = [value.get("row", value) if isinstance(value, dict) else value for value in values]
+        return [(f"{lists[0]}, entry {number}", value) for number, value in enumerate(values, 1)]
+    if len(lists) > 1 and not in_columns:
+        raise InputError(f"{path} holds several lists, {short_list(lists)}. Save the one that is meant as a file of its own.")
+    return [("its beginning", content)]
+
+
+def _wrapped(content: Any) -> list[tuple[str, Any]] | None:
+    """The entries of {"data": [...]}, SQuAD's or pandas' with "columns"; None where it is not so."""
+    if not isinstance(content, dict) or not isinstance(content.get("data"), list) or "question" in content:
+        return None
+    data = content["data"]
+    if isinstance(content.get("columns"), list) and all(isinstance(row, list) for row in data):
+        data = [dict(zip(content["columns"], row, strict=False)) for row in data]  # pandas' orient="split"
+    return [(f"data, entry {number}", value) for number, value in enumerate(data, 1)]
+
+
+def _from_columns(content: dict) -> list[tuple[str, Any]]:
+    """pandas' own JSON, {column: {index: cell}}, as records."""
+    index = dict.fromkeys(key for cells in content.values() for key in cells)
+    return [(f"index {key}", {name: cells.get(key) for name, cells in content.items()}) for key in index]
+
+
+def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
+    """The questions of one document of SQuAD or a relative."""
+    try:
+        for paragraph in document.get("paragraphs", [document]):
+            context = paragraph["context"]
+            for qa in paragraph["qas"]:
+                answers = answer_texts(qa.get("answers", qa.get("answer")), f"{path}, {place}")
+                record = {
+                    "id": next((qa[name] for name in ("id", *ALSO_IDS) if qa.get(name) is not None), None),
+                    "context": context,
+                    "question": qa["question"],
+                    "answers": answers,
+                    "is_impossible": qa.get("is_impossible"),
+                }
+                yield f"{place}, question {record['id']}", record
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}, {place}: it is not SQuAD-format JSON ({error!r}). Expected data -> paragraphs -> (context, qas -> "
+            "(id, question, answers)), or one object with context, question and answers for each question."
+        ) from error
+
+
+def answer_texts(value: Any, where: str) -> list[str]:
+    """Return the answers in any form that people's files have; an empty list where there is none.
+
+    A text, a number, {"text": one or several} (SQuAD, Hugging Face, AI Hub), or a list of these.
+    """
+    if value is None or value != value:  # NaN
+        return []
+    if isinstance(value, dict) and "text" in value:
+        return answer_texts(value["text"], where)
+    if isinstance(value, list | tuple):
+        return [text for each in value for text in answer_texts(each, where)]
+    if isinstance(value, str) or (isinstance(value, int | float | Decimal) and not isinstance(value, bool)):
+        return [str(value)]
+    raise InputError(f"{where}: an answer is {str(value)[:100]!r}; expected a text, {{'text': ...}}, or a list of these.")
+
+
+_LISTED = re.compile(r"""\[\s*['"].*['"]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+
+
+def _structured(text: str, where: str) -> Any:
+    """A cell of `answers`: JSON, or the Python text that pandas writes for lists, dicts and arrays; else one plain text."""
+    if not text.lstrip().startswith(("[", "{")):
+        return text
+    try:
+        return parse_json(text, where)
+    except InputError as error:
+        try:
+            return _python_value(ast.parse(text.strip(), mode="eval").body, text.strip())
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+            if not _LISTED.match(text.strip()):
+                return text  # [단독] 보도: a text that begins so
+            raise error from None
+
+
+def _python_value(node: ast.AST, source: str) -> Any:
+    """The value of a literal; numpy's `array([...], dtype=...)` is the list in it."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "array":
+        return _python_value(node.args[0], source)
+    if isinstance(node, ast.Constant) and len(_QUOTED.findall(ast.get_source_segment(source, node) or "")) > 1:
+        raise ValueError("a list without commas")  # numpy writes ['전주' '서울'], which Python joins to one text
+    if isinstance(node, ast.Dict):
+        return {_python_value(k, source): _python_value(v, source) for k, v in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_python_value(each, source) for each in node.elts]
+    return ast.literal_eval(node)
+
+
+def is_true(value: Any) -> bool:
+    """Whether a flag is set, as JSON or as text has it: "false" is no True."""
+    return value is True or str(value).strip().lower() in ("true", "t", "1", "1.0", "yes", "y")

@@ -1,0 +1,72 @@
+"""What does not fit, told before training or answering: articles that are cut, answers that go with them or are too long."""
+
+from dandap.data.encoding import Encoder, Example
+from dandap.errors import InputError, short_list
+from dandap.recipe import Recipe
+
+
+def loses_answer(example: Example) -> bool:
+    """Whether the answer stands in the article, and no longer in what is left of it: the model would learn to invent."""
+    row = example.row
+    if not example.trimmed or row.choices:
+        return False
+    return any(a in row.context for a in row.answers) and not any(a in example.context for a in row.answers)
+
+
+def tell_cut(recipe: Recipe, examples: list[Example]) -> None:
+    """Tell whose article is not whole, and whose answer went with it."""
+    cut = [example.row.id for example in examples if example.trimmed]
+    if cut:
+        how = "trimmed" if recipe.on_overflow == "trim" else "cut to the sentences nearest to its questions"
+        print(f"{len(cut)} questions have their article {how}, for max_length={recipe.max_length}: {short_list(cut, 5)}")
+    lost = [example.row.id for example in examples if loses_answer(example)]
+    if lost:
+        way_out = "a larger --max_length" if recipe.on_overflow == "select" else "--on_overflow select, or a larger --max_length"
+        print(
+            f"WARNING: {len(lost)} of {len(examples):,} answers are no longer in what is left of their article, which teaches to "
+            f"invent; the way out: {way_out}: {short_list(lost, 5)}"
+        )
+
+
+def tell_lengths(recipe: Recipe, examples: list[Example]) -> None:
+    """Token counts, what was trimmed, and answers that inference could not finish."""
+    lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
+    mean = sum(lengths) / len(lengths)
+    print(f"{len(examples):,} training examples, {sum(lengths):,} tokens (mean {mean:.0f}, longest {max(lengths)})")
+    tell_cut(recipe, examples)
+    long_answers = [example.row.id for example in examples if len(example.answer_ids) > recipe.max_new_tokens]
+    if long_answers:
+        print(
+            f"{len(long_answers)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens: {short_list(long_answers, 5)}"
+        )
+
+
+def without_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
+    """Leave out examples of more than max_length tokens, which the memory plan does not count on; they are named.
+
+    A prompt leaves room for max_new_tokens, so these have answers that inference could not finish either.
+    """
+    kept, long = [], []
+    for example in examples:
+        fits = len(example.prompt_ids) + len(example.answer_ids) <= recipe.max_length
+        (kept if fits else long).append(example)
+    if long:
+        longest = max(len(example.answer_ids) for example in long)
+        print(
+            f"{len(long)} questions are left out of training: with their answers (up to {longest:,} tokens) they take more than "
+            f"max_length={recipe.max_length}: {short_list([example.row.id for example in long], 5)}"
+        )
+    if not kept:
+        raise InputError(f"every answer is too long for max_length={recipe.max_length}. Raise max_length.")
+    return kept
+
+
+def preview(encoder: Encoder, example: Example) -> None:
+    """One example as the model sees it, the supervised tokens marked."""
+    tokens = encoder.tokenizer.convert_ids_to_tokens
+    counts = f"{len(example.prompt_ids)} prompt tokens, {len(example.answer_ids)} answer tokens"
+    print(f"\n--- example {example.row.id}: {counts}, {example.trimmed} characters trimmed")
+    print(encoder.tokenizer.decode(example.prompt_ids))
+    print("--- answer tokens (the only ones in the loss; the last one stops generation)")
+    for token_id, token in zip(example.answer_ids, tokens(example.answer_ids), strict=True):
+        print(f"  {token_id:>7}  {token!r}  {encoder.tokenizer.decode([token_id])!r}")

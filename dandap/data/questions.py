@@ -1,0 +1,204 @@
+"""Question-answering files -> rows: their columns or JSON forms understood, checked and cleaned."""
+
+import re
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dandap.data.files import JSONS, find_files, read_bytes
+from dandap.data.forms import _LISTED, REQUIRED, Record, _column_names, _json_records, _structured, answer_texts, is_true
+from dandap.data.json_files import read_json
+from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
+from dandap.data.tables import read_table
+from dandap.data.texts import clean, html_text, looks_like_html, trim, writable
+from dandap.errors import InputError
+
+LONGEST_ID = 1000  # characters; ids are printed and name lines of files
+EXCEL_CELL = 32_767  # characters, the most that a cell of Excel holds
+# What a decoder put for bytes it could not read; what shifts the code in old mail; and UTF-8 Hangul (three bytes from 0xEA to
+# 0xED) read as Latin-1.
+GARBLED = re.compile("[\ufffd\x0e\x0f\x1b]|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122][\u0080-\u00bf\u0152-\u2122]){2}")
+ENTITY = re.compile("&(?:amp|lt|gt|quot|nbsp|#\\d{2,5});")
+
+
+def read(paths: str | Path | list[Path], columns: dict[str, str] | None = None, need_answers: bool = False) -> Table:
+    """Read data files, or folders of them, by what they hold.
+
+    `columns` maps our names to the file's ("context" -> "본문"). With `need_answers` (training) every row needs all its
+    texts; without (a test file) every row is kept, an empty text is told. Raises InputError for anything that cannot be
+    used.
+    """
+    paths = [Path(path) for path in (paths if isinstance(paths, list) else [paths])]
+    files = [file for path in paths for file in find_files(path)]
+    tables = [_read_one(file, columns or {}, need_answers, len(files) > 1) for file in files]
+    return tables[0] if len(tables) == 1 else join(tables)
+
+
+def _read_one(path: Path, columns: dict[str, str], need_answers: bool, several: bool) -> Table:
+    data, digest = read_bytes(path)
+    required = (*REQUIRED, "answer") if need_answers else REQUIRED
+    if path.suffix.lower() in JSONS:
+        content, notes = read_json(path, data)
+        records = list(_json_records(content, path, columns, required))
+    else:
+        sheet = read_table(path, data)
+        notes, names = sheet.notes, _column_names(sheet.header, columns, path, required)
+        sheet.refuse_unclear(names.values())
+        records = [(place, _named(path, place, cells, names, sheet.header)) for place, cells in sheet.rows]
+    if not records:
+        raise InputError(f"{path} holds no questions (only a header, or nothing). Expected at least one row.")
+    _number_rows(records, f"{path.name}-" if several else "", path, notes)
+    rows = _Cleaner(path, need_answers, notes).rows(records)
+    refuse_duplicate_ids(rows, path)
+    return Table(path, rows, digest, notes)
+
+
+def _named(path: Path, place: str, cells: dict[str, Any], names: dict[str, str], header: list[str]) -> dict[str, Any]:
+    """A row's cells by our names. Cells that are missing at its end must be none of ours."""
+    missing = [theirs for theirs in names.values() if theirs not in cells]
+    if missing:
+        raise InputError(
+            f"{path}, {place}: got {len(cells)} cells, the header has {len(header)}. "
+            "A comma or quotation mark in a text needs the cell in quotation marks."
+        )
+    return {ours: cells[theirs] for ours, theirs in names.items()}
+
+
+def _number_rows(records: list[Record], prefix: str, path: Path, notes: list[str]) -> None:
+    """Give the rows of a file without ids their numbers."""
+    if any("id" in record for _, record in records):
+        return
+    for number, (_, record) in enumerate(records, 1):
+        record["id"] = f"{prefix}{number}"
+    notes.append(f"{path.name} has no column 'id'; its rows are called {prefix}1 to {prefix}{len(records)}")
+
+
+_page_text = lru_cache(maxsize=8)(html_text)  # a page's questions follow one another
+
+
+class _Cleaner:
+    """Checks and cleans the records of one file, and counts what people should know."""
+
+    def __init__(self, path: Path, need_answers: bool, notes: list[str]):
+        self.path, self.need_answers, self.notes = path, need_answers, notes
+        self.composed: list[str] = []  # ids
+        self.blank: list[str] = []
+        self.numbers: list[str] = []
+        self.garbled: list[str] = []
+        self.cut: list[str] = []
+        self.entities: list[str] = []
+        self.pages: list[str] = []
+        self.unanswerable = 0
+
+    def rows(self, records: list[Record]) -> list[Row]:
+        """Return the rows; notes say what was changed or left out."""
+        rows = [row for place, record in records if (row := self._row(f"{self.path}, {place}", record))]
+        if self.composed:
+            self._note(len(self.composed), "texts held decomposed Hangul, which was composed", self.composed)
+        if self.blank:
+            self._note(
+                len(self.blank), "questions lack their article or their text, and are answered as well as can be", self.blank
+            )
+        if self.numbers:
+            self._note(len(self.numbers), "answers are numbers in the file and were read as they stand there", self.numbers)
+        if self.garbled:
+            what = "rows hold signs of a wrong encoding (\ufffd, or Latin letters for Hangul): look at them before you train"
+            self._note(len(self.garbled), what, self.garbled)
+        if self.entities:
+            what = "rows hold HTML entities (&amp; for &), which are read, and learned, as they stand"
+            self._note(len(self.entities), what, self.entities)
+        if self.pages:
+            self._note(len(self.pages), "articles are HTML, and are read as a reader sees them", self.pages)
+        if self.cut:
+            self._note(len(self.cut), "articles have exactly 32,767 characters, where Excel cuts a cell", self.cut)
+        if self.unanswerable and self.need_answers:
+            self.notes.append(f"{self.unanswerable} questions without an answer were left out (is_impossible, or none given)")
+        if not rows:
+            raise InputError(f"{self.path}: none of its {len(records)} questions has an answer. Training needs some.")
+        return rows
+
+    def _note(self, count: int, what: str, ids: list[str]) -> None:
+        self.notes.append(f"{count:,} {what} ({', '.join(ids[:3])}{' ...' if count > 3 else ''})")
+
+    def _row(self, where: str, record: dict[str, Any]) -> Row | None:
+        name = self._id(where, record.get("id"))
+        context, question = (self._text(where, name, part, record.get(part)) for part in REQUIRED)
+        answers, is_list = self._answers(where, name, record)
+        if looks_like_html(context):
+            self.pages.append(name)
+            context, answers = _page_text(context), tuple(map(html_text, answers))
+        impossible = is_true(record.get("is_impossible")) or (is_list and not answers)
+        if self.need_answers and impossible:
+            self.unanswerable += 1
+            return None
+        if self.need_answers and not answers:
+            raise InputError(f"{where} (id {name}): no answer. Training needs one in every row; fill it in or delete the row.")
+        if any(GARBLED.search(text) for text in (context, question, *answers)):
+            self.garbled.append(name)
+        if any(ENTITY.search(text) for text in (context, question, *answers)):
+            self.entities.append(name)
+        if len(context) == EXCEL_CELL:
+            self.cut.append(name)
+        fields = {"impossible": "true"} if impossible else {}
+        return Row(name, context, question, () if impossible else answers, fields=fields)
+
+    def _id(self, where: str, value: Any) -> str:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # pandas makes 3.0 of 3 where another id is missing
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if isinstance(value, str) and re.fullmatch(r"\d+\.0", value) and not self.path.suffix.lower().endswith("sv"):
+            value = value[:-2]
+        if not isinstance(value, str) or not trim(value):
+            raise InputError(f"{where}: id is empty or no text (got {value!r}). Fill it in or delete the row.")
+        if len(value) > LONGEST_ID:
+            raise InputError(f"{where}: the id has {len(value):,} characters; expected at most {LONGEST_ID:,}.")
+        return writable(value)
+
+    def _text(self, where: str, name: str, part: str, value: Any) -> str:
+        """The article or the question; a test file's may be empty."""
+        value = "" if value is None and not self.need_answers else value
+        if isinstance(value, str) and (trim(value) or not self.need_answers):
+            text = clean(value)
+            if text != writable(value):
+                self.composed.append(name)
+            if not trim(text):
+                self.blank.append(name)
+                return ""
+            # An article keeps its white space, of which its layout is made.
+            return trim(text) if part == "question" else text.strip("\ufeff\u200b\u200c\u200d\u2060")
+        raise InputError(f"{where}: {part} is empty or no text (got {str(value)[:100]!r}). Fill it in or delete the row.")
+
+    def _answers(self, where: str, name: str, record: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
+        """(gold answers, whether they came as a list): `answers` if given, else `answer`."""
+        value = record.get("answers")
+        if isinstance(value, str):
+            value = _structured(value, f"{where}: answers")
+        is_list = "answers" in record and not isinstance(value, str)
+        if not answer_texts(value, where):
+            value = record.get("answer", value)
+            if isinstance(value, str) and _LISTED.match(value.strip()):
+                value = _structured(value, f"{where}: answer")  # a list that was saved as its text
+        given = answer_texts(value, where)
+        texts = [trim(clean(text)) for text in given]
+        self.composed += [name for text in given if clean(text) != writable(text)]
+        if isinstance(value, int | float | Decimal):
+            self.numbers.append(name)
+        return tuple(text for text in texts if text), is_list
+
+
+def read_answers(path: Path) -> dict[str, tuple[str, ...]]:
+    """Read gold answers from a table of their own with id and answer (or answers): {id: answers}."""
+    sheet = read_table(path, read_bytes(path)[0])
+    names = _column_names(sheet.header, {}, path, required=("id", "answer"))
+    golds: dict[str, tuple[str, ...]] = {}
+    for place, cells in sheet.rows:
+        record = _named(path, place, cells, names, sheet.header)
+        name = record["id"]
+        if name in golds:
+            raise InputError(f"{path}, {place}: the id {name} stands there twice. Every question needs one line.")
+        golds[name] = _Cleaner(path, True, [])._answers(f"{path}, {place}", name, record)[0]
+        if not golds[name]:
+            raise InputError(f"{path}, {place}: no answer for {name}. Fill it in or remove the file.")
+    return golds

@@ -1,0 +1,134 @@
+"""Rows: one question each, of whatever file, told apart by id and article, and split by article."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from dandap.data.near_copies import group_near_copies
+from dandap.data.texts import bare, id_key
+from dandap.errors import InputError, short_list
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question. `answers` are the gold ones, the first is trained on; empty in a test file."""
+
+    id: str  # as the file has it: it goes into the submission byte for byte
+    context: str
+    question: str
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()  # the answers to choose from; none: any text
+    fields: Mapping[str, str] = field(default_factory=dict, hash=False)  # what a task's templates may use besides
+    group: str = ""  # what belongs together where there is no article
+
+    @cached_property
+    def article(self) -> str:
+        """Names the article by its text: rows with the same text share it, whatever file or order they come in."""
+        return _hash(self.group or self.context.strip())
+
+    @cached_property
+    def story(self) -> str:
+        """Names what the article tells: the same for copies that differ in white space or invisible characters."""
+        return _hash(self.group or bare(self.context))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file's rows and what reading it found out."""
+
+    path: Path
+    rows: list[Row]
+    sha256: str  # of the file's bytes
+    notes: list[str]  # what was dropped or decided, in sentences for people
+
+
+def join(tables: list[Table]) -> Table:
+    """Make one table of several files."""
+    rows = [row for table in tables for row in table.rows]
+    path = Path(",".join(str(table.path) for table in tables))
+    refuse_duplicate_ids(rows, Path(short_list(table.path for table in tables)))
+    together = hashlib.sha256("".join(table.sha256 for table in tables).encode()).hexdigest()
+    return Table(path, rows, together, [note for table in tables for note in table.notes])
+
+
+def refuse_duplicate_ids(rows: list[Row], path: Path) -> None:
+    """Refuse ids that stand twice: answers are told apart by them."""
+    repeated = [row_id for row_id, count in Counter(row.id for row in rows).items() if count > 1]
+    if repeated:
+        raise InputError(
+            f"{path} has {len(repeated)} ids more than once: {short_list(repeated, 5)}. Every question needs its own."
+        )
+
+
+def match_ids(wanted: Iterable[str], found: Iterable[str]) -> Callable[[str], str | None]:
+    """Return a look-up of the found name for a wanted one: the same, or the same but for white space and composition."""
+    found = list(found)
+    exact, by_key = set(found), {id_key(name): name for name in found}
+    if len(by_key) < len(found) or len({id_key(name) for name in wanted}) < len(set(wanted)):
+        by_key = {}  # two ids that differ only so must not be taken for one another
+    return lambda name: name if name in exact else by_key.get(id_key(name))
+
+
+def by_article(articles: Iterable[str]) -> list[list[int]]:
+    """Put the places of equal articles together, in the order in which they first come."""
+    groups: dict[str, list[int]] = {}
+    for index, article in enumerate(articles):
+        groups.setdefault(article, []).append(index)
+    return list(groups.values())
+
+
+def split_by_article(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
+    """Split into (train, validation) with no article in both, nor copies or near copies of one.
+
+    An article is chosen by a hash of its text, so it falls on the same side for every seed, recipe and row order;
+    with few articles the one with the smallest hash is taken, so that a fraction above 0 always validates on something.
+    """
+    if fraction == 0:
+        return list(rows), []
+    generated = [row for row in rows if row.fields.get("generated")]
+    rows = [row for row in rows if not row.fields.get("generated")]
+    if not rows:
+        raise InputError(
+            "every row is marked as generated, and those are never validated on: add real rows, or set validation_fraction 0."
+        )
+    family = families(rows)
+    share = {name: int(name, 16) / 16**16 for name in set(family.values())}
+    chosen = {name for name, value in share.items() if value < fraction} or {min(share, key=share.__getitem__)}
+    held = [row for row in rows if family[row.article] in chosen]
+    # Rows that a tool has made are trained on, unless one that they were made of is measured on.
+    held_out = {row.group for row in held}
+    generated = [row for row in generated if not held_out & set(row.fields.get("sources", "").split())]
+    train = [row for row in rows if family[row.article] not in chosen] + generated
+    if not train:
+        raise InputError(
+            f"got {len(share)} article(s) and validation_fraction {fraction}: nothing is left to train on. "
+            "Add articles or set validation_fraction: 0."
+        )
+    return train, held
+
+
+def families(rows: list[Row]) -> dict[str, str]:
+    """Map each row's article to its family: itself, or the name shared by it and its copies and near copies."""
+    articles: dict[str, set[str]] = {}  # story -> the articles that tell it
+    for row in rows:
+        articles.setdefault(row.story, set()).add(row.article)
+    texts = {row.story: row.context for row in rows if row.context and not row.group}
+    family = {story: story for story in articles}
+    for group in group_near_copies(texts):
+        family |= dict.fromkeys(group, min(group))
+    members: dict[str, set[str]] = {}
+    for story, name in family.items():
+        members.setdefault(name, set()).update(articles[story])
+    names = {}
+    for same in members.values():
+        # Not the smallest hash itself: the more copies, the smaller it would be, and the likelier validation.
+        name = min(same) if len(same) == 1 else _hash(min(same))
+        names |= dict.fromkeys(same, name)
+    return names

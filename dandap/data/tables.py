@@ -1,0 +1,247 @@
+"""Tables -> rows of cells: CSV of any separator, Excel, Parquet and Arrow; what is not certain is named."""
+
+import csv
+import io
+import re
+import unicodedata
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+from dandap.data.files import TABLES, decode, encoding_notes, refuse_other_text, refuse_unreadable
+from dandap.data.texts import INVISIBLE, trim
+from dandap.errors import InputError, first_line, short_list
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+Place = str  # where a record stands, for messages: "line 12"
+
+
+@dataclass
+class Sheet:
+    """A table: every row is a dict of its cells by column name; cells are texts, or what Parquet holds."""
+
+    header: list[str]
+    rows: list[tuple[Place, dict[str, Any]]]
+    notes: list[str] = field(default_factory=list)  # what was decided, in sentences for people
+    separator: str = ","
+    unclear: dict[tuple[Place, str], str] = field(default_factory=dict)  # cells whose text is not certain: why
+
+    def refuse_unclear(self, columns: Collection[str]) -> None:
+        """Name the first cell of these columns whose text is not certain; InputError."""
+        for (_, column), why in self.unclear.items():
+            if column in columns:
+                raise InputError(why)
+
+
+def column_key(name: str) -> str:
+    """Return what column names are compared by: composed, without invisible characters and white space, in one case."""
+    return unicodedata.normalize("NFC", re.sub(f"[{INVISIBLE}\u00a0]", "", name)).strip().strip('"').strip().casefold()
+
+
+def is_excel(data: bytes, path: Path) -> bool:
+    """Whether bytes are an Excel workbook: a zip file under the name of a table, be it .csv."""
+    return data.startswith(b"PK\x03\x04") and path.suffix.lower() in TABLES
+
+
+def read_table(path: Path, data: bytes) -> Sheet:
+    """Read a table by what its bytes are, then by its ending."""
+    if is_excel(data, path):
+        return _read_excel(path, data)
+    if data.startswith(b"PAR1"):
+        return _read_parquet(path, data)
+    if path.suffix.lower() == ".arrow":
+        return _read_arrow(path, data)
+    refuse_unreadable(data, path)
+    text, encoding = decode(data, path)
+    sheet = read_cells(text, path)
+    sheet.notes = encoding_notes(path, encoding) + sheet.notes
+    return sheet
+
+
+def read_cells(text: str, path: Path) -> Sheet:
+    """Read a CSV text whose separator is the one that its first line or its header shows."""
+    refuse_other_text(text, path)
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long article
+    text = text.replace("\0", "")
+    declared = re.match(r'"?sep=(.)"?[ \t]*\r?\n', text)
+    if declared:
+        text = text[declared.end() :]
+    separator = declared[1] if declared else _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
+    first = 1 if declared else 0  # lines before the reader's
+    try:
+        header = next((cells for cells in reader if any(map(trim, cells))), None)
+        if header is None:
+            raise InputError(f"{path} is empty. Expected a header and a row per question.")
+        while header and not header[-1].strip():
+            header.pop()  # Excel saves `id,context,,` where cells to the right were once touched
+        header_line = reader.line_num + first
+        lines = [(reader.line_num + first, cells) for cells in reader]
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, line {reader.line_num + first}: {error}. A quotation mark is not closed, or stands unescaped inside a "
+            'cell; write it as "" inside a quoted cell.'
+        ) from error
+    notes = [] if separator == "," else [f"{path.name}: the cells are separated by {SEPARATORS.get(separator, repr(separator))}"]
+    _refuse_title(path, header, header_line, lines)
+    swallowed = [line for line, cells in lines if any(_holds_row(cell, len(header), separator) for cell in cells)]
+    if swallowed:
+        notes.append(
+            f"WARNING: {path.name}, line {swallowed[0]} ends a cell that holds what looks like rows ({len(swallowed)} such): "
+            "is a quotation mark open there? Within a cell it is written twice"
+        )
+    return Sheet(header, list(_rows(path, header, lines, notes)), notes, separator)
+
+
+def _holds_row(cell: str, width: int, separator: str) -> bool:
+    """Whether a line within a cell looks like a row of the table: an id, and as many separators as between columns."""
+    if width < 3 or "\n" not in cell:
+        return False
+    inner = cell.split("\n")[1:-1]  # the first and the last line are the cell's own, at least in part
+    return any(line.count(separator) >= width - 1 and re.match(r"[\w-]*\d" + re.escape(separator), line) for line in inner)
+
+
+def _separator(text: str) -> str:
+    """Return the separator that makes the most cells of the header (of the line below, if it has one cell); else a comma."""
+
+    def cells(separator: str) -> int:
+        try:
+            rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+            filled = (row for row in rows if any(map(trim, row)))
+            header, below = next(filled, []), next(filled, [])
+        except csv.Error:
+            return 0
+        return 1000 * len(header) if len(header) > 1 else len(below)
+
+    return max(SEPARATORS, key=cells)
+
+
+def _refuse_title(path: Path, header: list[str], line: int, lines: list[tuple[int, list[str]]]) -> None:
+    """Name a title or a comment above the header, which would make every row too long."""
+    filled = [name for name in header if trim(name)]
+    below = next((cells for _, cells in lines if any(map(trim, cells))), [])
+    is_title = len(filled) == 1 and len([cell for cell in below if trim(cell)]) > 1
+    is_comment = filled[0].lstrip().startswith("#") and len(below) != len(header)
+    if is_title or is_comment:
+        raise InputError(
+            f"{path}, line {line}: got {filled[0][:60]!r}, expected the columns' names. Delete what stands above them (a title, "
+            "a comment) or name every column; if this is the only column, a text with commas needs quotation marks."
+        )
+
+
+def _rows(
+    path: Path, header: list[str], lines: list[tuple[int, list[str]]], notes: list[str]
+) -> Iterator[tuple[Place, dict[str, str]]]:
+    """Rows that are not blank; a header in the middle, where files were glued together, is told and left out."""
+    width = len(header)
+    names = [column_key(name) for name in header]
+    for line, cells in lines:
+        if not any(map(trim, cells)):
+            continue
+        keys = [column_key(cell) for cell in cells]
+        if keys[:width] == names and not any(keys[width:]):
+            notes.append(f"{path.name}, line {line} is the header again (glued files); it was left out")
+            continue
+        same = set(keys) & set(names) - {""}
+        if len(same) > 1 and 2 * len(same) >= len(set(keys) | set(names)):
+            raise InputError(
+                f"{path}, line {line}: a second header, {short_list(cells)}, whose columns are not those of the first. Keep the "
+                "files apart, in one folder or named with commas between them."
+            )
+        if any(map(str.strip, cells[width:])):
+            raise InputError(
+                f"{path}, line {line}: got {len(cells)} cells, the header has {width}. "
+                "A comma or quotation mark in a text needs the cell in quotation marks."
+            )
+        yield f"line {line}", dict(zip(header, cells, strict=False))
+
+
+# Of a torn zip or XML (SyntaxError), and of workbooks whose styles or names openpyxl does not expect.
+EXCEL_FAULTS = (BadZipFile, LookupError, ValueError, OSError, SyntaxError, TypeError, AttributeError)
+
+
+def _read_excel(path: Path, data: bytes) -> Sheet:
+    """Read a workbook's first sheet; a number that is shown as something else (36.7%, a date) is named, not guessed."""
+    try:
+        from openpyxl import load_workbook  # an extra
+    except ImportError as error:
+        raise InputError(
+            f"{path} is an Excel workbook: save it as CSV UTF-8, or install openpyxl (pip install -r requirements-extra.txt)."
+        ) from error
+    try:
+        book = load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+        first = book.worksheets[0]
+        first.reset_dimensions()  # some programs write A1:A1 for every sheet, and only that would be read
+        lines = [(number, list(cells)) for number, cells in enumerate(first.iter_rows(), 1)]
+    except EXCEL_FAULTS as error:
+        raise InputError(f"{path} is an Excel workbook that cannot be read ({first_line(error)}). Save it again.") from error
+    lines = [(number, cells) for number, cells in lines if any(cell.value is not None for cell in cells)]
+    if not lines:
+        raise InputError(f"{path} is empty. Expected a header and a row per question in its first sheet.")
+    others = [sheet.title for sheet in book.worksheets[1:]]
+    notes = [f"{path.name}: the sheet {first.title!r} was read, not {short_list(others)}"] if others else []
+    header = list(map(_excel_text, lines[0][1]))
+    while header and not header[-1].strip():
+        header.pop()
+    rows = [(number, list(map(_excel_text, cells))) for number, cells in lines[1:]]
+    _refuse_title(path, header, lines[0][0], rows)
+    unclear = {
+        (f"line {number}", name): why
+        for number, cells in lines[1:]
+        for name, cell in zip(header, cells, strict=False)
+        if (why := _unclear(path, cell))
+    }
+    return Sheet(header, list(_rows(path, header, rows, notes)), notes, unclear=unclear)
+
+
+def _excel_text(cell) -> str:
+    """Return a cell's text; a plain number as it was typed."""
+    value = cell.value
+    if isinstance(value, bool):
+        return str(value).upper()  # as it is shown
+    return "" if value is None else str(value)
+
+
+def _unclear(path: Path, cell) -> str | None:
+    """Return why the text of a cell is not certain: an error, or a number that is shown as something else."""
+    value = cell.value
+    if cell.data_type == "e":
+        return f"{path}, cell {cell.coordinate}: it holds the error {value}. Correct the formula, or type the text."
+    if value is None or isinstance(value, str | bool):
+        return None
+    if cell.is_date or cell.number_format not in ("General", "0", "@"):
+        return (
+            f"{path}, cell {cell.coordinate}: it holds {value!r}, shown as {cell.number_format!r}; which text is meant is not "
+            "certain. Format the column as text, or save the sheet as CSV UTF-8, which keeps what is shown."
+        )
+    return None
+
+
+def _read_parquet(path: Path, data: bytes) -> Sheet:
+    """Read a Parquet file by pyarrow, which comes with datasets."""
+    import pyarrow  # 0.3 s
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path} is a Parquet file that cannot be read ({first_line(error)}). Export it again.") from error
+    return _from_arrow(table)
+
+
+def _read_arrow(path: Path, data: bytes) -> Sheet:
+    """Read what datasets' save_to_disk writes, Arrow's stream format, or its file format."""
+    import pyarrow
+
+    opened = pyarrow.ipc.open_file if data.startswith(b"ARROW1") else pyarrow.ipc.open_stream
+    try:
+        return _from_arrow(opened(pyarrow.BufferReader(data)).read_all())
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path} is an Arrow file that cannot be read ({first_line(error)}). Export it again.") from error
+
+
+def _from_arrow(table) -> Sheet:
+    """Return the rows of an Arrow table."""
+    return Sheet(table.column_names, [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1)])

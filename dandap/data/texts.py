@@ -1,0 +1,89 @@
+"""Texts as people's files hold them: decomposed Hangul, invisible characters, half emoji, HTML, what a terminal obeys."""
+
+import re
+import unicodedata
+from html.parser import HTMLParser
+
+# A leading and a vowel letter, maybe a final one; or a syllable whose final letter stands apart (Unicode 3.12).
+JAMO = re.compile("[\u1100-\u1112][\u1161-\u1175][\u11a8-\u11c2]?|[\uac00-\ud7a3][\u11a8-\u11c2]")
+INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u180e\u200e\u200f"  # zero-width characters and marks of direction
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def compose(text: str) -> str:
+    """Compose decomposed Hangul, which takes nine times the tokens; nothing else is normalised.
+
+    Full NFC would rewrite characters that an organiser compares as they are (compatibility ideographs, the ohm sign).
+    """
+    return JAMO.sub(lambda match: unicodedata.normalize("NFC", match[0]), text)
+
+
+def writable(text: str) -> str:
+    """Put "?" for halves of surrogate pairs, which no tokenizer and no UTF-8 file can hold."""
+    return SURROGATE.sub("?", text)
+
+
+def clean(text: str) -> str:
+    """Return a text with its Hangul composed and without half surrogate pairs; all else stays as it is."""
+    return compose(writable(text))
+
+
+def trim(text: str) -> str:
+    """Take white space and invisible characters off both ends."""
+    before = None
+    while before != text:
+        before, text = text, text.strip().strip(INVISIBLE)
+    return text
+
+
+def bare(text: str) -> str:
+    """Reduce a text to what readers tell texts apart by: no white space, no invisible characters, composed, one case."""
+    kept = re.sub(rf"[\s{INVISIBLE}\u00ad]+", "", text)
+    return unicodedata.normalize("NFC", kept).casefold()
+
+
+def id_key(name: str) -> str:
+    """Return what an id is matched by between files: macOS decomposes Hangul, spreadsheets add white space."""
+    return unicodedata.normalize("NFC", trim(name))
+
+
+class _Page(HTMLParser):
+    """Collects what a reader of a page sees."""
+
+    HIDDEN = ("script", "style", "head", "template", "noscript")
+    BREAKS = tuple("p div br li tr table ul ol h1 h2 h3 h4 h5 h6 section article dt dd blockquote title".split())
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.pieces: list[str] = []
+        self.hidden = 0
+
+    def handle_starttag(self, tag, attrs):
+        self.hidden += tag in self.HIDDEN
+        if tag in self.BREAKS:
+            self.pieces.append("\n")
+        elif tag in ("td", "th"):
+            self.pieces.append(" ")
+
+    def handle_endtag(self, tag):
+        self.hidden = max(0, self.hidden - (tag in self.HIDDEN))
+        if tag in self.BREAKS:
+            self.pieces.append("\n")
+
+    def handle_data(self, data):
+        if not self.hidden:
+            self.pieces.append(re.sub(r"\s+", " ", data))
+
+
+def looks_like_html(text: str) -> bool:
+    """Whether a text is a page or a piece of one, and not an article that speaks of <b>."""
+    return re.search(r"<(?:!doctype html|html|body|p|div|table|tr|td|ul|li|h[1-6])\b[^<]*>", text, re.IGNORECASE) is not None
+
+
+def html_text(page: str) -> str:
+    """Return the text of HTML as a reader sees it: a line for each block, no tags, no scripts."""
+    parser = _Page()
+    parser.feed(page)
+    parser.close()
+    lines = (re.sub(r"[ \t]+", " ", line).strip() for line in "".join(parser.pieces).split("\n"))
+    return "\n".join(line for line in lines if line)

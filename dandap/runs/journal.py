@@ -1,0 +1,79 @@
+"""predictions.jsonl: answers are kept as they come, so that an inference that was killed goes on where it was."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from dandap.data.encoding import Example
+from dandap.errors import InputError
+from dandap.runs.files import append_json, new_folder, read_json, write_json, write_json_lines
+from dandap.runs.manifest import folder_hash
+
+RECORD = "predictions.jsonl"  # in every folder of answers
+
+
+class Journal:
+    """The answers of one inference, a line each, under a key of everything that they depend on.
+
+    `settings` are the recipe, template, adapter, data and versions; an answer's key is of these and of its prompt.
+    """
+
+    def __init__(self, folder: Path, settings: str, examples: list[Example]):
+        self.file = folder / RECORD
+        self.keys = {example.row.id: _key(settings, example) for example in examples}
+        self.records: dict[str, dict] = {}
+
+    def read(self) -> int:
+        """Take over what an earlier process left, but for a torn last line and what has another key; how many were kept."""
+        for line in self.file.read_bytes().splitlines() if self.file.is_file() else []:
+            try:
+                record = json.loads(line)
+                key = record.pop("key")
+            except (ValueError, KeyError, AttributeError, TypeError):
+                continue
+            if key == self.keys.get(record.get("id")):
+                self.records[record["id"]] = record
+        self._write(self.records)
+        return len(self.records)
+
+    def add(self, record: dict) -> None:
+        """Keep an answer."""
+        append_json(self.file, self._line(record))
+        self.records[record["id"]] = record
+
+    def finish(self, ids: list[str]) -> list[dict]:
+        """All records in this order, and so in the file."""
+        ordered = {name: self.records[name] for name in ids}
+        self._write(ordered)
+        return list(ordered.values())
+
+    def _write(self, records: dict[str, dict]) -> None:
+        write_json_lines(self.file, map(self._line, records.values()))
+
+    def _line(self, record: dict) -> dict:
+        return {**record, "key": self.keys[record["id"]]}
+
+
+def _key(settings: str, example: Example) -> str:
+    return hashlib.sha256(f"{settings} {example.row.id} {example.prompt_ids}".encode()).hexdigest()[:16]
+
+
+def hash_settings(settings: dict, adapter: Path | None) -> str:
+    """Return a hash of what all answers of an inference depend on, the adapter's files and tokenizer included."""
+    text = json.dumps({**settings, "adapter": folder_hash(adapter) if adapter else None}, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def answers_folder(parent: Path, test_file: Path, settings: str) -> Path:
+    """Return the newest folder of an unfinished inference with the same settings, or a new one."""
+    for file in sorted(parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            same = read_json(file).get("settings") == settings
+        except (InputError, OSError) as error:
+            print(f"{file.parent} is passed over: {error}")
+            continue
+        if same and not (file.parent / "scores.json").exists():
+            return file.parent
+    folder = new_folder(parent, test_file.stem)
+    write_json(folder / "settings.json", {"settings": settings})
+    return folder

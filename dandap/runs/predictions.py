@@ -1,0 +1,169 @@
+"""Answers that were written before: found by run or file, read back, and checked to be on the same questions."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dandap.data.files import decode
+from dandap.data.rows import Row
+from dandap.data.texts import clean, writable
+from dandap.errors import InputError, first_line
+from dandap.runs.files import read_json, write_table
+from dandap.runs.folder import RunFolder, find_run
+from dandap.runs.journal import RECORD
+
+
+class Answered(NamedTuple):
+    """Questions and their answers, in one order; records are the lines of predictions.jsonl."""
+
+    rows: Sequence[Row]
+    records: Sequence[dict]
+
+    @property
+    def predictions(self) -> list[str]:
+        """Return the answers' texts."""
+        return [record["prediction"] for record in self.records]
+
+
+def _in_a_cell(value):
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return " | ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def write_predictions(path: Path, records: list[dict]) -> None:
+    """predictions.csv: the records, their lists (gold answers, samples, token ids) joined with " | ", choices as JSON."""
+    write_table(path, [{name: _in_a_cell(value) for name, value in record.items()} for record in records])
+
+
+def find_predictions(name: str, output_dir: str, split: str | None = None) -> Path:
+    """The file of answers of a run, a folder of answers, or a .jsonl or .csv file.
+
+    Of a run: its newest whole answers to a test file, or those on its validation questions with split "validation".
+    """
+    path = next((p for p in (Path(name), Path(output_dir) / name) if p.exists()), None)
+    if path is None:
+        find_run(name, output_dir)  # says which runs there are
+    if path.is_file() or (path / RECORD).is_file():
+        return path if path.is_file() else path / RECORD
+    run = RunFolder(path)
+    if split and run.validation_record.is_file():
+        return run.validation_record
+    whole = [file for file in run.answers.glob("*/scores.json") if _is_of(file, split)]
+    if not whole:
+        how = " --split validation" if split else ""
+        raise InputError(
+            f"{path} holds no answers{how and ' to its validation questions'}: python inference.py --run {path}{how}"
+        )
+    return max(whole, key=lambda file: (str(read_json(file).get("started", "")), file.parent.name)).with_name(RECORD)
+
+
+def run_of(path: Path) -> RunFolder | None:
+    """The run that a file of answers lies in, if it lies in one."""
+    return next((RunFolder(folder) for folder in path.resolve().parents if RunFolder(folder).recipe_file.is_file()), None)
+
+
+def _is_of(scores_file: Path, split: str | None) -> bool:
+    """Whether a finished inference answered all of a test file, or of the split."""
+    try:
+        scores = read_json(scores_file)
+    except InputError as error:
+        print(f"{scores_file.parent} is passed over: {error}")
+        return False
+    return scores.get("split") == split and scores.get("limit") is None
+
+
+def load_predictions(path: Path) -> list[dict]:
+    """Records with at least "id" and "prediction", in the file's order.
+
+    .jsonl as inference writes it; .csv with the columns id and prediction (predictions.csv), or id and an answer (a submission).
+    """
+    text, _ = decode(path.read_bytes(), path)
+    records = _from_csv(text, path) if path.suffix.lower() == ".csv" else _from_jsonl(text, path)
+    ids = [record["id"] for record in records]
+    if not ids or len(set(ids)) < len(ids):
+        raise InputError(f"{path} holds {len(ids)} answers to {len(set(ids))} ids; expected at least one, each id once.")
+    return records
+
+
+def _from_jsonl(text: str, path: Path) -> list[dict]:
+    records = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(_checked(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{path}, line {number}: expected a JSON object with the texts id and prediction, as inference.py writes it "
+                f"({first_line(error)})."
+            ) from error
+    return records
+
+
+def _checked(record: dict) -> dict:
+    """The record; ValueError where a field is of another kind than inference writes."""
+    texts = [
+        record["id"],
+        record["prediction"],
+        record.get("article", ""),
+        record.get("question", ""),
+        *(record.get("gold") or []),
+    ]
+    numbers = [record.get("log_probability", 0.0), *(record.get("choices") or {}).values()]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int | float) for n in numbers):
+        raise ValueError("a text or a number is something else")
+    gold = {"gold": [clean(text) for text in record["gold"]]} if record.get("gold") else {}
+    return {**record, **gold, "id": writable(record["id"]), "prediction": clean(record["prediction"])}
+
+
+def _from_csv(text: str, path: Path) -> list[dict]:
+    csv.field_size_limit(2**31 - 1)
+    try:
+        table = [cells for cells in csv.reader(io.StringIO(text, newline=""), strict=True) if cells]
+    except csv.Error as error:
+        raise InputError(f"{path} is not a CSV file that can be read ({error}). Name the one that inference.py wrote.") from error
+    header = table[0] if table else []
+    name, answer = _columns(header)
+    if answer is None or any(len(cells) != len(header) for cells in table):
+        raise InputError(
+            f"{path} has the columns {header}; expected id and prediction, or id and answer, and as many cells in every row."
+        )
+    return [{"id": cells[name], "prediction": cells[answer]} for cells in table[1:]]
+
+
+def _columns(header: list[str]) -> tuple[int, int | None]:
+    """Where the id and the answer stand; of two columns with other names the first is the id."""
+    if len(set(header)) < len(header) or not all(header):
+        return 0, None
+    answer = next((header.index(known) for known in ("prediction", "answer") if known in header), None)
+    if answer is None or "id" not in header:
+        return 0, 1 if len(header) == 2 and answer != 0 else None
+    return header.index("id"), answer
+
+
+def same_questions(members: dict[str, list[dict]]) -> list[list[dict]]:
+    """The members' records in the first one's order; InputError names the files and ids that differ."""
+    first, *others = members
+    order = [record["id"] for record in members[first]]
+    known = set(order)
+    aligned = [members[first]]
+    for name in others:
+        by_id = {record["id"]: record for record in members[name]}
+        missing, more = [i for i in order if i not in by_id], [i for i in by_id if i not in known]
+        if missing or more:
+            told = [f"{len(ids)} are only in {where}, as {ids[0]}" for ids, where in ((missing, first), (more, name)) if ids]
+            raise InputError(f"{first} and {name} answer different questions: {'; '.join(told)}. Name answers to the same file.")
+        aligned.append([by_id[i] for i in order])
+        for mine, other in zip(members[first], aligned[-1], strict=True):
+            # A dialogue may have been cleaned for one member and not for another.
+            for what in ("question", "gold") if mine.get("choices") else ("question", "article", "gold"):
+                if mine.get(what) and other.get(what) and mine[what] != other[what]:
+                    raise InputError(
+                        f"{first} and {name} answer different questions: {what} of {mine['id']} is not the same in both. "
+                        "Name answers to the same file."
+                    )
+    return aligned

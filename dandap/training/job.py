@@ -1,0 +1,19 @@
+"""What a training run works on, for the functions that share it."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from dandap.base.memory import Plan
+from dandap.data.encoding import Example
+from dandap.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe, how it uses this machine, and the encoded questions that are trained on."""
+
+    recipe: Recipe
+    plan: Plan
+    tokenizer: PreTrainedTokenizerBase
+    examples: list[Example]

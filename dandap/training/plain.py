@@ -1,0 +1,130 @@
+"""The plain way: TRL's SFTTrainer with the loss on answers alone; the article is read once per question."""
+
+import math
+from contextlib import contextmanager
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from dandap.base.memory import Plan
+from dandap.base.processes import process_count
+from dandap.data.encoding import Example
+from dandap.errors import InputError
+from dandap.recipe import Recipe
+from dandap.training.checkpoints import CrashProof
+from dandap.training.job import Job
+
+
+def make_trainer(job: Job, model: PeftModel, checkpoints: str, callbacks: list[TrainerCallback]) -> SFTTrainer:
+    """Return an SFTTrainer over encoded examples, the loss on their answer tokens, the adapter in float32."""
+    recipe, plan, examples = job.recipe, job.plan, job.examples
+    longest = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
+    questions, rest = divmod(recipe.questions_per_step, process_count())
+    if rest:
+        raise InputError(
+            f"questions_per_step={recipe.questions_per_step} cannot be shared by {process_count()} processes with read_once "
+            f"false; give a multiple of {process_count()}."
+        )
+    micro, accumulation = split_step(questions, plan.tokens_per_batch // longest)
+    config = training_config(recipe, plan, checkpoints, len(examples), micro, accumulation)
+    data = supervised(examples)
+    with float32_adapters(model):
+        trainer = PlainTrainer(model, config, train_dataset=data, processing_class=job.tokenizer, callbacks=callbacks)
+    trainer.ids = {tuple(ids): example.row.id for ids, example in zip(data["input_ids"], examples, strict=True)}
+    trainer.remove_callback(PrinterCallback)  # ours prints a line with fixed fields
+    return trainer
+
+
+class PlainTrainer(CrashProof, SFTTrainer):
+    """TRL's SFTTrainer, crash-proof."""
+
+    ids: dict[tuple[int, ...], str]  # token ids of an example -> its question's id
+    rows: tuple[torch.Tensor, ...] = ()  # token ids of a step's examples
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """TRL's; the step's rows are remembered for an error's message."""
+        self.rows = (*self.rows, *inputs["input_ids"])[-self.args.gradient_accumulation_steps * self._train_batch_size :]
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def questions_of_step(self) -> list[str]:
+        """Rows may be padded on the right."""
+        rows = [row.tolist() for row in self.rows]
+        return [name for ids, name in self.ids.items() if any(row[: len(ids)] == list(ids) for row in rows)]
+
+
+@contextmanager
+def float32_adapters(model: PeftModel):
+    """Keeps adapters as they are: SFTTrainer's constructor casts those of every 4-bit model to bf16."""
+    adapters = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = adapters[name]
+
+
+def supervised(examples: list[Example]) -> Dataset:
+    """Prompts and answers with labels on the answers only."""
+    return Dataset.from_list(
+        [
+            {
+                "input_ids": example.prompt_ids + example.answer_ids,
+                "labels": [-100] * len(example.prompt_ids) + example.answer_ids,
+            }
+            for example in examples
+        ]
+    )
+
+
+def warmup_steps(recipe: Recipe, questions: int) -> int:
+    """The recipe's share of all steps, or its count; at most a tenth of a short run, whose only step it might otherwise be."""
+    steps = math.ceil(math.ceil(questions / recipe.questions_per_step) * recipe.epochs)
+    if recipe.warmup_steps >= 1:
+        return int(recipe.warmup_steps)
+    return min(math.ceil(recipe.warmup_steps * steps), steps // 10)
+
+
+def training_config(recipe: Recipe, plan: Plan, checkpoints: str, questions: int, micro: int, accumulation: int) -> SFTConfig:
+    """The recipe in TRL's words for so many questions; a step is `accumulation` batches of `micro`."""
+    on_gpu = plan.device.type == "cuda"
+    config = SFTConfig(
+        output_dir=checkpoints,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.lr_scheduler_type,
+        warmup_steps=warmup_steps(recipe, questions),
+        optim=recipe.optim,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        neftune_noise_alpha=recipe.neftune_noise_alpha,
+        activation_checkpointing=plan.gradient_checkpointing,
+        bf16=on_gpu and plan.compute_dtype is torch.bfloat16,
+        fp16=on_gpu and plan.compute_dtype is torch.float16,
+        use_cpu=not on_gpu,
+        ddp_find_unused_parameters=False,  # every adapter takes part in every step; the search costs a walk over the graph
+        dataloader_pin_memory=on_gpu,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        save_steps=recipe.save_steps,
+        save_total_limit=None,  # dandap/checkpoints.py knows which are valid
+        logging_steps=1,  # each step's own loss, the same when a run was interrupted; fewer are printed
+        logging_nan_inf_filter=False,  # otherwise a NaN is logged as a loss of 0.0
+        disable_tqdm=True,
+        report_to="none",
+        max_length=None,  # the encoder trims articles; TRL would cut answers
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+    )
+    # With several GPUs visible Trainer would wrap the model in DataParallel, which SFTTrainer refuses (Kaggle's two T4).
+    config._n_gpu = min(config.n_gpu, 1)
+    return config
+
+
+def split_step(questions: int, most_rows: int) -> tuple[int, int]:
+    """(rows per batch, batches) of a step: the largest batch that divides the step and fits."""
+    micro = max((rows for rows in range(1, questions + 1) if questions % rows == 0 and rows <= most_rows), default=1)
+    return micro, questions // micro

@@ -1,0 +1,88 @@
+"""What training shows: a bar over the steps, a line per log, metrics.jsonl, and how long it will take."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from dandap.bars import bars
+from dandap.runs.files import append_json, write_text
+
+PRINTED_EVERY = 10  # steps
+ESTIMATE_AFTER, WARM_UP = 20, 5  # steps; the first ones are slower (kernels load, memory is allocated)
+
+
+class TrainingProgress(TrainerCallback):
+    """A bar over the steps, a line per log, the same numbers in metrics.jsonl, and the whole run's time early on."""
+
+    def __init__(self, metrics_file: Path):
+        self.metrics_file, self.progress = metrics_file, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first_step = time.perf_counter(), state.global_step
+        self.progress = bars("steps")
+        self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step)
+        self.progress.start()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.progress.update(self.task, completed=state.global_step)
+        done = state.global_step - self.first_step
+        if done == WARM_UP:
+            self.warm = time.perf_counter()
+        if done == ESTIMATE_AFTER and state.max_steps > state.global_step:
+            seconds_a_step = (time.perf_counter() - self.warm) / (ESTIMATE_AFTER - WARM_UP)
+            hours = seconds_a_step * (state.max_steps - self.first_step) / 3600
+            self.progress.console.print(f"at this speed the {state.max_steps - self.first_step} steps take {_duration(hours)}")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in (logs or {}):
+            return
+        elapsed = time.perf_counter() - self.started
+        record = {
+            "step": state.global_step,
+            "epoch": round(state.epoch, 4),
+            "loss": logs["loss"],
+            "grad_norm": logs["grad_norm"] if math.isfinite(logs["grad_norm"]) else None,  # fp16 scaling skips such steps
+            "learning_rate": logs["learning_rate"],
+            "seconds": round(elapsed, 1),
+        }
+        append_json(self.metrics_file, record)
+        if state.global_step % PRINTED_EVERY and state.global_step != self.first_step + 1:
+            return
+        self.progress.console.print(
+            f"step {state.global_step:>6}/{state.max_steps}  loss {record['loss']:.4f}  grad_norm {logs['grad_norm']:.3f}  "
+            f"lr {record['learning_rate']:.2e}  epoch {record['epoch']:.2f}  {elapsed:.0f} s",
+            highlight=False,
+        )
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, also when training fails."""
+        if self.progress:
+            self.progress.stop()
+
+
+def forget_after(path: Path, step: int, evaluated: set[int] = frozenset()) -> None:
+    """Drop from metrics.jsonl what an interrupted run wrote after its checkpoint, a torn last line too.
+
+    And evaluations that the checkpoint does not know: they will be made again.
+    """
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record.get("step", step + 1) > step:
+            break
+        if "evaluation" not in record or record["step"] in evaluated:
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"

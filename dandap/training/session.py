@@ -1,0 +1,228 @@
+"""A training from its base model to its adapter: opened, trained from the right checkpoint, the best adapter saved."""
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerState
+
+from dandap.base.adapter import add_adapter, load_weights
+from dandap.base.device import pick_device, why_no_gpu
+from dandap.base.identity import base_identity
+from dandap.base.memory import Plan, lower_memory, make_plan
+from dandap.base.model import check_base, check_ids, load_base, load_config, load_tokenizer
+from dandap.base.processes import from_first, is_first, leave_together
+from dandap.base.shapes import SHAPES, make_config
+from dandap.data.encoding import Encoder, Example
+from dandap.data.lengths import loses_answer, tell_lengths, without_too_long
+from dandap.data.rows import Row, Table
+from dandap.errors import InputError, Stopped
+from dandap.recipe import Recipe
+from dandap.runs.files import append_json, locked, write_json
+from dandap.runs.folder import RunFolder, begin, new_run, now
+from dandap.runs.manifest import fault, seal
+from dandap.training.checkpoints import check_space, newest_valid, step_of
+from dandap.training.job import Job
+from dandap.training.keep_best import best_step, evaluated_steps
+from dandap.training.plain import make_trainer
+from dandap.training.progress import TrainingProgress, forget_after
+from dandap.training.read_once import count_tokens, make_read_once_trainer
+from dandap.training.stop import StopSignals
+from dandap.training.validation import Validation
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model's tokenizer and architecture, and the plans for this machine; none of them for a mere preview."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+    plan: Plan | None
+    answering: Plan | None
+
+
+def open_base(recipe: Recipe, preview: bool) -> Base:
+    """Load tokenizer and architecture, compare them with the recipe, and plan while the device's memory is free."""
+    if why_no_gpu() and recipe.model in SHAPES and not preview:
+        make_plan(recipe, make_config(SHAPES[recipe.model]), pick_device(), training=True)  # says so before anything is fetched
+    tokenizer, config = load_tokenizer(recipe), load_config(recipe)
+    check_base(recipe, config, tokenizer)
+    if preview:
+        return Base(tokenizer, config, None, None)
+    plan = make_plan(recipe, config, pick_device(), training=True)
+    return Base(tokenizer, config, plan, make_plan(recipe, config, plan.device, training=False))
+
+
+def encode_training(recipe: Recipe, encoder: Encoder, base: Base, rows: list[Row]) -> list[Example]:
+    """Encode the rows that are trained on; what is too long is left out by name, what was cut is told."""
+    examples = encoder.encode_rows(rows, recipe.prompt_limit, True, recipe.on_overflow)
+    examples = without_too_long(recipe, examples)
+    check_ids(examples, base.config, base.tokenizer)
+    tell_lengths(recipe, examples)
+    return examples
+
+
+def make_model(job: Job, folder: Path) -> PeftModel:
+    """Load the base with a fresh adapter, and make sure that its checkpoints will fit into the folder."""
+    plan = job.plan
+    print(f"{plan}, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}")
+    tell_saving(job)
+    model = add_adapter(load_base(job.recipe, plan.device), job.recipe)
+    trained, total = model.get_nb_trainable_parameters()
+    print(f"adapter: {trained:,} of {total:,} parameters are trained")
+    check_space(folder, trained)
+    return model
+
+
+def tell_saving(job: Job) -> None:
+    """Print what reading once saves, in tokens of an epoch."""
+    recipe, examples = job.recipe, job.examples
+    if not recipe.read_once:
+        return
+    every_time, once = count_tokens(examples, recipe, job.plan)
+    articles = len({example.row.article for example in examples})
+    print(
+        f"reading once: {len(examples):,} questions on {articles:,} articles: {every_time / 1e6:.2f} M -> {once / 1e6:.2f} M "
+        f"tokens per epoch ({every_time / once:.1f}x fewer)"
+    )
+
+
+def begin_run(start, job: Job, template: dict[str, str], table: Table) -> RunFolder:
+    """Return the run that is continued, or a new folder, made by the first process once model and data have proved usable."""
+    return start.run or from_first(lambda: start_run(start.name, job, template, table))
+
+
+def start_run(name: str, job: Job, template: dict[str, str], table: Table) -> RunFolder:
+    """Make a run folder that holds what the run depends on; made once model and data have proved usable."""
+    recipe, examples = job.recipe, job.examples
+    run = new_run(recipe.output_dir, recipe.run_name, name)
+    run.metrics_file.unlink(missing_ok=True)  # of a start that left nothing to resume
+    write_json(run.environment_file, begin([table], base_identity(recipe)))
+    run.save_recipe(recipe, template)
+    trimmed = {example.row.id: example.trimmed for example in examples if example.trimmed}
+    if trimmed:
+        lost = [example.row.id for example in examples if loses_answer(example)]
+        said = {"characters cut from the article, by question": trimmed, "whose answer was cut off with it": lost}
+        write_json(run.path / "trimmed.json", said)
+    return run
+
+
+@contextmanager
+def held(run: RunFolder):
+    """Hold the run's folder against other processes of ours while this lasts."""
+    with locked(run.path) if is_first() else nullcontext():
+        yield
+
+
+def train_run(run: RunFolder, job: Job, model: PeftModel, validation: Validation | None, resumed: bool) -> None:
+    """Train the run's adapter to its end, and save it; from here on there is one process."""
+    if run.finished:
+        print(f"{run.path} is trained; its validation was cut off and is done now")
+        load_weights(model, run.adapter)
+        leave_together()
+        return
+    best = train(run, job, model, validation, find_checkpoint(run) if resumed else None)
+    if best:
+        load_weights(model, best)
+    leave_together()
+    save_adapter(model, run, job)
+
+
+def train(run: RunFolder, job: Job, model: PeftModel, validation: Validation | None, checkpoint: Path | None) -> Path | None:
+    """Train the adapter, from a checkpoint if there is one, and return the best evaluation's unless it is the last step."""
+    keepers = validation.callbacks(run, len(job.examples)) if validation else []
+    if checkpoint and keepers and keepers[0].has_ended(state := load_state(checkpoint)):
+        print("training had ended already, for want of a higher score (patience)")
+        load_weights(model, checkpoint)
+        return note_best(run, state)
+    progress, stop = TrainingProgress(run.metrics_file), StopSignals()
+    callbacks = [stop, *([progress] if is_first() else []), *keepers]
+    make = make_read_once_trainer if job.recipe.read_once else make_trainer
+    trainer = make(job, model, str(run.checkpoints), callbacks)
+    trainer.run = run.name_of_run
+    try:
+        with stop:
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    except torch.OutOfMemoryError as error:
+        raise InputError(lower_memory(job.recipe, job.plan)) from error
+    finally:
+        progress.close()
+    if stop.received:
+        if not is_first():
+            raise SystemExit(128 + stop.received)  # the first one says why
+        raise Stopped(
+            f"{stop.received.name} after step {trainer.state.global_step} of {trainer.state.max_steps}. Continue with "
+            f"python fine_tune.py --resume {run.path}",
+            128 + stop.received,
+        )
+    return note_best(run, trainer.state) if keepers else None
+
+
+def find_checkpoint(run: RunFolder) -> Path:
+    """The newest valid checkpoint; those that are skipped are told, and metrics after it forgotten."""
+    checkpoint, skipped = newest_valid(run.checkpoints, run.name_of_run)
+    for line in skipped:
+        print(line)
+    if checkpoint is None:
+        raise InputError(f"{run.path} has no valid checkpoint to resume from; start it again without --resume.")
+    print(f"resuming {run.path} from {checkpoint.name}")
+    if is_first():
+        forget_after(run.metrics_file, step_of(checkpoint), evaluated_steps(load_state(checkpoint)))
+    return checkpoint
+
+
+def load_state(checkpoint: Path) -> TrainerState:
+    """What the trainer knew when the checkpoint was written."""
+    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def note_best(run: RunFolder, state: TrainerState) -> Path | None:
+    """`find_best`, and a line in metrics.jsonl that says which step it is."""
+    best = find_best(run, state)
+    if is_first():
+        append_json(run.metrics_file, {"kept": step_of(best) if best else state.global_step})
+    return best
+
+
+def find_best(run: RunFolder, state: TrainerState) -> Path | None:
+    """The checkpoint to take the adapter from; None where the last step is the best, or the best was lost."""
+    step = best_step(state)
+    if step is None or step == state.global_step:
+        return None
+    checkpoint = run.checkpoints / f"checkpoint-{step}"
+    if reason := fault(checkpoint):
+        print(f"WARNING: the best adapter, of step {step}, cannot be used ({reason}); the last one is kept")
+        return None
+    print(f"the adapter of step {step} is kept, whose evaluation had the highest score")
+    return checkpoint
+
+
+def save_adapter(model: PeftModel, run: RunFolder, job: Job) -> None:
+    """Write adapter and tokenizer beside their place first: a run is finished when adapter/ is there whole, with a manifest."""
+    recipe = job.recipe
+    folder = Path(tempfile.mkdtemp(prefix=".adapter.", dir=run.path))
+    try:
+        # The base's name goes along, a path of this machine does not; our recipe knows the path.
+        model.peft_config["default"].base_model_name_or_path = (
+            Path(recipe.model).name if Path(recipe.model).is_dir() else recipe.model
+        )
+        model.save_pretrained(str(folder), save_embedding_layers=False)  # else a copy of an adapted LM head goes along
+        job.tokenizer.save_pretrained(str(folder))
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card names the base by its path
+        seal(folder, run.name_of_run)
+        run.note(finished=now())  # the time; what counts is the adapter's folder, which appears whole
+        folder.chmod(run.path.stat().st_mode)
+        os.replace(folder, run.adapter)
+    except (OSError, SafetensorError) as error:  # safetensors has errors of its own for a full disk
+        raise InputError(
+            f"the adapter could not be written: {str(error).splitlines()[0]}. Free some space in {run.path}; training is done, "
+            f"and python fine_tune.py --resume {run.path} saves it."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,149 @@
+"""How a training begins: with which recipe, as a new run or going on with one, and whether what it needs is still the same."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from dandap import ROOT
+from dandap.base.device import why_no_gpu
+from dandap.base.identity import base_identity, same_base
+from dandap.base.processes import is_first
+from dandap.command_line import chosen_options
+from dandap.data.rows import Table
+from dandap.errors import InputError
+from dandap.recipe import Recipe, find_recipe, load_recipe, make_recipe
+from dandap.runs.folder import RunFolder, begin, list_runs, newest
+from dandap.terminal import obeyed_output
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is trained: the recipe, its name for the folder, and the run that is continued, if one is."""
+
+    name: str
+    recipe: Recipe
+    run: RunFolder | None = None
+
+
+def choose(arguments: argparse.Namespace) -> Start:
+    """Return how to start: the bare command's recipe is decided by the data and the machine."""
+    options = chosen_options(arguments)
+    if arguments.resume is not None:
+        return choose_unfinished(arguments, options)
+    if arguments.recipe:
+        return Start(find_recipe(arguments.recipe).stem, load_recipe(arguments.recipe, options))
+    train_file = Path(options.get("train_file", Recipe.model_fields["train_file"].default))
+    if not train_file.exists() and "train_file" not in options:
+        return choose_demo(options, train_file)
+    recipe = load_recipe(None, options)
+    reason = why_no_gpu()
+    if reason and not arguments.preview and recipe.model == Recipe.model_fields["model"].default:
+        raise InputError(
+            f"{train_file} is there, and the default recipe ({recipe.model}) needs a CUDA GPU: {reason}. "
+            "To try everything without one: python fine_tune.py --recipe demo"
+        )
+    return Start("default", recipe)
+
+
+def choose_demo(options: dict[str, str], train_file: Path) -> Start:
+    """Return the demo, and say loudly that it is one."""
+    demo = load_recipe("demo", options)
+    if not Path(demo.train_file).is_file():
+        raise InputError(f"this folder holds neither {train_file} nor the demo's data. Start the script in {ROOT}: cd {ROOT}")
+    Console(file=obeyed_output(), soft_wrap=True).print(
+        "[bold yellow]DEMO: there is no data/train.csv, so this trains the bundled tiny model on made-up articles. For the "
+        "real job put train.csv (id, context, question, answer) and test.csv (id, context, question) into data/.[/]"
+    )
+    return Start("demo", demo)
+
+
+def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) -> Start:
+    """Return the run to continue, with the recipe it was started with."""
+    output_dir = options.get("output_dir", Recipe.model_fields["output_dir"].default)
+    run = find_unfinished(arguments.resume, output_dir)
+    saved = run.load_recipe()
+    changed = (
+        load_recipe(arguments.recipe, options) if arguments.recipe else make_recipe(saved.model_dump() | options, "--resume")
+    )
+    different = [field for field in type(saved).model_fields if getattr(saved, field) != getattr(changed, field)]
+    different = [field for field in different if field not in ("output_dir", "run_name")]
+    if different and arguments.resume_anyway:
+        print(f"resuming with another recipe (--resume_anyway): {', '.join(different)}")
+        return Start(run.path.name, changed, run)
+    if different:
+        raise InputError(
+            f"{run.path} was started with "
+            + ", ".join(f"{field}={getattr(saved, field)!r} (now {getattr(changed, field)!r})" for field in different)
+            + ". A resumed run keeps its recipe: drop these options, insist with --resume_anyway, or start a new run."
+        )
+    return Start(run.path.name, saved, run)
+
+
+def find_unfinished(name: str, output_dir: str) -> RunFolder:
+    """Return the run to continue by name or path, or the newest unfinished one."""
+    if name:
+        folders = (Path(name), Path(output_dir) / name)
+        run = RunFolder(next((folder for folder in folders if folder.is_dir()), Path(name)))
+    else:
+        unfinished = [run for run in list_runs(output_dir) if is_unfinished(run)]
+        if not unfinished:
+            raise InputError(f"{output_dir} holds no unfinished run with a checkpoint. Start one without --resume.")
+        run = newest(unfinished, "started")
+    if run.finished and not lacks_validation(run):
+        raise InputError(
+            f"{run.path} has finished training; nothing is left to resume. "
+            f"To answer a test file: python inference.py --run {run.path}"
+        )
+    return run
+
+
+def is_unfinished(run: RunFolder) -> bool:
+    """Whether there is something to go on from; a run whose files cannot be read is passed over."""
+    try:
+        return lacks_validation(run) if run.finished else any(run.checkpoints.glob("checkpoint-*"))
+    except InputError as error:
+        print(f"{run.path} is passed over: {error}")
+        return False
+
+
+def lacks_validation(run: RunFolder) -> bool:
+    """Whether a trained run was cut off in its last validation, before its report."""
+    return (
+        run.finished
+        and run.findings_file.is_file()
+        and not run.report_file.is_file()
+        and run.load_recipe().validation_fraction > 0
+    )
+
+
+def tell_what_changed(run: RunFolder, recipe: Recipe, table: Table, anyway: bool) -> None:
+    """Refuse to go on over other data or another base, tell other versions; what is new is noted beside the old."""
+    before, today = run.environment(), begin([table], base_identity(recipe))
+    changed = []
+    if table.sha256 not in before.get("data", {}).values():
+        was = ", ".join(f"{path} {digest[:12]}..." for path, digest in before.get("data", {}).items())
+        changed.append(f"the data {table.path} (SHA-256 {table.sha256[:12]}..., then {was})")
+    if "base" in before and not same_base(before["base"], today["base"]):
+        changed.append(f"the base {recipe.model}")
+    if changed and not anyway:
+        raise InputError(
+            f"{' and '.join(changed)} differ from what {run.path} was started with. Put the old files back, insist with "
+            "--resume_anyway, or start a new run."
+        )
+    for what in changed:
+        print(f"resuming although it differs from the start (--resume_anyway): {what}")
+    packages = {
+        name: (before.get("packages", {}).get(name), version)
+        for name, version in today["packages"].items()
+        if before.get("packages", {}).get(name) != version
+    }
+    for name, (old, new) in packages.items():
+        print(f"WARNING: {name} is {new}, and was {old} when the run started; its steps may come out differently")
+    if before.get("commit") != today["commit"]:
+        print(f"WARNING: the project is at {today['commit']}, and was at {before.get('commit')} when the run started")
+    if not is_first():
+        return
+    again = {name: today[name] for name in ("packages", "commit", "data", "base", "platform", "gpu")} | {"when": today["started"]}
+    run.note(resumed=[*before.get("resumed", []), again])

@@ -1,0 +1,55 @@
+"""The validation questions, answered as inference will answer them, while training and after it."""
+
+from dataclasses import dataclass
+
+from dandap.bars import track
+from dandap.data.encoding import Example
+from dandap.runs.files import append_json, read_json, write_json_lines
+from dandap.runs.folder import RunFolder
+from dandap.runs.predictions import Answered, write_predictions
+from dandap.runs.report import read_history
+from dandap.training.keep_best import KeepBest, some_of, steps_between
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Answers the validation questions with the model that is being trained. `task` is one of tasks/, `answerer` an Answerer."""
+
+    task: object
+    answerer: object
+    examples: list[Example]
+
+    def answered(self, examples: list[Example], doing: str | None = None) -> Answered:
+        """Return the questions with the records of their answers; `doing` names the bar, if there is one."""
+        shown = self.answerer.answers(examples)
+        if doing:
+            shown = track(shown, doing, "questions", total=len(examples))
+        records = {example.row.id: self.task.record(example, answers) for example, answers in shown}
+        return Answered([example.row for example in examples], [records[example.row.id] for example in examples])
+
+    def callbacks(self, run: RunFolder, questions: int) -> list[KeepBest]:
+        """Return what evaluates on some of the questions while training on so many; nothing if that is not wanted."""
+        recipe = self.answerer.recipe
+        every = steps_between(recipe, questions)
+        if not every:
+            return []
+        self.answerer.check(self.examples)
+        chosen = some_of(self.examples, recipe.evaluate_questions)
+
+        def evaluate() -> dict:
+            return self.task.scores_of(self.answered(chosen))
+
+        return [KeepBest(evaluate, every, recipe.patience, run.metrics_file, self.task)]
+
+    def finish(self, run: RunFolder) -> None:
+        """Answer all questions; score, print, keep and report them."""
+        recipe = self.answerer.recipe
+        answered = self.answered(self.examples, "validating")
+        scores = self.task.final_scores(recipe, answered)
+        write_json_lines(run.validation_record, answered.records)
+        write_predictions(run.validation_file, answered.records)
+        append_json(run.metrics_file, {"validation": scores})
+        self.task.tell("validation", scores)
+        more = {"history": read_history(run.metrics_file), "findings": read_json(run.findings_file)}
+        title = f"{run.path.name}: validation"
+        self.task.report(run.path, title, recipe, answered, scores, environment=run.environment(), **more)

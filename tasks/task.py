@@ -1,0 +1,257 @@
+"""What a task is: everything that reading, training, answering, scoring and reporting ask about a kind of question."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import metrics
+from dandap.answering.answer import Answer
+from dandap.data.encoding import Example
+from dandap.data.questions import read_answers
+from dandap.data.rows import Row, Table, match_ids
+from dandap.errors import InputError
+from dandap.recipe import Recipe
+from dandap.runs.predictions import Answered
+from dandap.runs.submission import SubmissionForm, submission_like, write_submission
+
+
+class Chart(NamedTuple):
+    """A picture for tools.explore: columns of counts by name, or the distribution of numbers."""
+
+    name: str
+    title: str
+    values: dict[str, int] | list[int]
+    label: str
+
+
+@dataclass
+class Description:
+    """What tools.explore shows of a file that is more than questions on articles."""
+
+    rows: list[Row]
+    tables: dict[str, list[tuple]]  # title -> rows of cells
+    sizes: dict[str, list[int]]  # what is measured -> its values
+    charts: list[Chart]
+    lists: dict[str, list[dict]]  # a CSV's name -> its rows
+    shared: list[tuple[str, list[str]]]  # a text that is read once, and what is read after it
+    texts: list[str] = field(default_factory=list)  # whose words are counted
+
+
+class Task:
+    """One kind of question. A new one is a file of tasks/ that ends in TASK = ..., and a template in prompts.py.
+
+    What every task must say stands first; the methods below have an answer that suits short answers on articles.
+    """
+
+    name: str
+    sample: Row
+    needs: tuple[str, ...]  # the fields without which a template makes no sense
+    headline: tuple[str, ...] = ("char_f1", "exact_match")  # scores that count; the first decides which adapter is kept
+    cleans = False  # whether tools.refine cleans its files
+
+    def recognises(self, path: Path) -> bool:
+        """Return whether a file is one of this task's, by its fields; the file can be read."""
+        raise NotImplementedError
+
+    def read(self, paths: list[Path], columns: dict[str, str], need_answers: bool) -> Table:
+        """Read files; `columns` maps names of fields to the file's, `need_answers` is for training."""
+        raise NotImplementedError
+
+    def fields(self, context: str, row: Row, answer: str) -> dict[str, str]:
+        """Return what templates may use; `context` is the article as far as it fits."""
+        raise NotImplementedError
+
+    def kind(self, row: Row) -> str:
+        """Return what a question asks for, by which reports group."""
+        raise NotImplementedError
+
+    def expand(self, rows: list[Row]) -> list[Row]:
+        """Return the rows to train on."""
+        return rows
+
+    def join(self, texts: Sequence[str]) -> int:
+        """Return which of several answers to a question is taken: the one most like the others."""
+        return metrics.consensus(texts)
+
+    def score(self, rows: Sequence[Row], predictions: Sequence[str]) -> dict:
+        """Return scores of answers whose gold answers are known; each of `headline` has an interval beside it."""
+        return metrics.score(predictions, [row.answers for row in rows], [row.article for row in rows])
+
+    def final_score(self, recipe: Recipe, rows: Sequence[Row], predictions: Sequence[str]) -> dict:
+        """Return what is scored once, at the end, because it needs another model."""
+        return {}
+
+    def form(self, test_file: Path, rows: Sequence[Row]) -> SubmissionForm:
+        """Return what the submission must look like, read before anything is answered."""
+        return SubmissionForm()
+
+    def submit(
+        self, recipe: Recipe, folder: Path, test_file: Path, answered: Answered, form: SubmissionForm
+    ) -> tuple[Path, str | None]:
+        """Write the submission, read it back, and return (its path, a note for people)."""
+        path = folder / "submission.csv"
+        write_submission(path, form, [row.id for row in answered.rows], answered.predictions)
+        return path, None
+
+    def submit_joined(self, recipe: Recipe, folder: Path, member: Path, records: list[dict]) -> tuple[Path, str | None]:
+        """Write the submission of an ensemble in the way of its first member, a file of answers."""
+        rows = [Row(record["id"], "", "") for record in records]
+        form = submission_like(member, [row.id for row in rows])
+        path, note = self.submit(recipe, folder, member, Answered(rows, records), form)
+        return path, "\n".join(filter(None, (form.note, note))) or None
+
+    def label(self, score: str) -> str:
+        """Return a score's name as people read it."""
+        return score.replace("char_f1", "char F1").replace("_", " ")
+
+    def remarks(self, scores: dict) -> list[str]:
+        """Return lines on scored answers, for the terminal and the report."""
+        return [
+            f"{scores['mean_length']:.1f} characters an answer, {scores['stopped']:.1%} stopped, "
+            f"{scores['spans']:.1%} stand in their article, {scores['repeating']:.1%} repeat themselves"
+        ]
+
+    def table(self, scores: dict) -> list[Sequence]:
+        """Return a table for the report, its header first; empty for none."""
+        return []
+
+    def evaluation(self, scores: dict) -> str:
+        """Return the scores of one evaluation while training, for a line."""
+        return f"{self.with_interval(self.headline[0], scores)}  exact match {scores['exact_match']:.4f}"
+
+    def with_interval(self, score: str, scores: dict, share: str = "") -> str:
+        """Return a score with its interval, as people read it."""
+        low, high = scores[f"{score}_interval"]
+        return f"{self.label(score)} {scores[score]:.4f} ({share}{low:.4f} to {high:.4f})"
+
+    def describe(self, path: Path, clean) -> Description | None:
+        """Return what tools.explore shows of a file besides its questions; `clean` is tools.refine's, or None."""
+        return None
+
+    # What follows is the same for all tasks.
+
+    def read_train(self, recipe: Recipe) -> Table:
+        """Read the training file, or several with commas between them; every row needs an answer."""
+        names = [recipe.train_file] if Path(recipe.train_file).exists() else recipe.train_file.split(",")
+        return self.read([Path(name.strip()) for name in names], recipe.columns, True)
+
+    def read_test(self, recipe: Recipe, test_file: Path) -> Table:
+        """Read a test file, with gold answers if it or <name>_answers.csv beside it has them."""
+        # A mapping for the answer column is for the training file: a test file rarely has one.
+        columns = {ours: theirs for ours, theirs in recipe.columns.items() if ours not in ("answer", "answers")}
+        table = self.read([test_file], columns, False)
+        answers_file = test_file.with_name(f"{test_file.stem}_answers.csv")
+        return with_answers(table, answers_file) if answers_file.is_file() else table
+
+    def record(self, example: Example, answers: list[Answer]) -> dict:
+        """Return the line of predictions.jsonl for a question's answer, or the one taken of several samples."""
+        texts = [answer.text for answer in answers]
+        answer, row = answers[self.join(texts)], example.row
+        record = {
+            "id": row.id,
+            "question": row.question,
+            "prediction": answer.text,
+            "gold": list(row.answers),
+            "char_f1": metrics.char_f1(answer.text, row.answers) if row.answers else None,
+            "exact_match": metrics.exact_match(answer.text, row.answers) if row.answers else None,
+            "log_probability": round(answer.log_probability, 4),
+            "span": answer.span and list(answer.span),
+            "token_ids": answer.token_ids,
+            "ended": "stopped" if answer.stopped else "cut",
+            "trimmed_characters": example.trimmed,
+            "article": row.article,
+            "kind": self.kind(row),
+        }
+        if answer.choices:
+            record["choices"] = answer.choices
+        if len(texts) > 1:
+            record["samples"] = texts
+        return record
+
+    def scores_of(self, answered: Answered) -> dict | None:
+        """Return scores and what the answers look like, or None when not every row has a gold answer.
+
+        Questions marked is_impossible are not scored.
+        """
+        answerable = [index for index, row in enumerate(answered.rows) if not row.fields.get("impossible")]
+        if not answerable or not all(answered.rows[index].answers for index in answerable):
+            return None
+        predictions = answered.predictions
+        scores = self.score([answered.rows[i] for i in answerable], [predictions[i] for i in answerable])
+        return scores | answer_shape(answered.records)
+
+    def final_scores(self, recipe: Recipe, answered: Answered) -> dict | None:
+        """Return `scores_of`, and what is scored only at the end."""
+        scores = self.scores_of(answered)
+        return scores and scores | self.final_score(recipe, answered.rows, answered.predictions)
+
+    def report(self, folder: Path, title: str, recipe: Recipe, answered: Answered, scores: dict, **more) -> None:
+        """Write report.html of scored answers; `more` are the environment, and of a training its history and findings."""
+        from dandap.runs.report import Report, write_report  # with matplotlib: 1 s
+
+        report = Report(
+            title=title,
+            records=list(answered.records),
+            contexts={row.id: row.context for row in answered.rows},
+            scores=scores,
+            headline=self.headline,
+            settings=recipe.differences(),
+            interval=metrics.bootstrap_interval,
+            likeness=metrics.char_f1,
+            label=self.label,
+            remarks=self.remarks(scores),
+            table=self.table(scores),
+            **more,
+        )
+        print(f"report: {write_report(folder, report)}")
+
+    def tell(self, name: str, scores: dict) -> None:
+        """Print the scores of the answers called `name`."""
+        for line in self.remarks(scores):
+            print(f"{name}: {line}")
+        header, *rows = self.table(scores) or [()]
+        for right, *said in rows:
+            print(
+                f"{name}: where {right} is right it "
+                + ", ".join(f"{what} {count}" for what, count in zip(header[1:], said, strict=True))
+            )
+        said = [self.with_interval(score, scores, "" if number else "95% ") for number, score in enumerate(self.headline)]
+        print(f"{name}: {'  '.join(said)}  {scores['questions']} questions, {scores['articles']} articles, {scores['metric']}")
+
+
+def with_answers(table: Table, answers_file: Path) -> Table:
+    """Give rows the gold answers of a file of their own; InputError where it lacks one, or has one that is no choice."""
+    given = read_answers(answers_file)
+    find = match_ids([row.id for row in table.rows], given)
+    golds = {row.id: given[name] for row in table.rows if (name := find(row.id)) is not None}
+    missing = [row.id for row in table.rows if row.id not in golds]
+    if missing:
+        raise InputError(
+            f"{answers_file} has no answer for {len(missing)} ids of {table.path}, first {missing[0]}. Correct or remove it."
+        )
+    for row in table.rows:
+        if row.choices and not set(golds[row.id]) <= set(row.choices):
+            raise InputError(
+                f"{answers_file}: the answer of {row.id} is {golds[row.id][0]!r}; expected one of {', '.join(row.choices)}."
+            )
+    rows = [replace(row, answers=golds[row.id]) for row in table.rows]
+    return Table(table.path, rows, table.sha256, [*table.notes, f"gold answers come from {answers_file}"])
+
+
+def answer_shape(records: Sequence[dict]) -> dict:
+    """Return what answers look like whatever their score: {"mean_length" in characters, "stopped", "spans", "repeating" as shares}."""
+    return {
+        "mean_length": sum(len(record["prediction"]) for record in records) / len(records),
+        "stopped": sum(record["ended"] == "stopped" for record in records) / len(records),
+        "spans": sum(record["span"] is not None for record in records) / len(records),
+        "repeating": sum(metrics.repeats(record["prediction"]) for record in records) / len(records),
+    }
+
+
+def refuse_columns(columns: dict[str, str]) -> None:
+    """Refuse a mapping of columns for files that have columns of their own."""
+    if columns:
+        raise InputError(
+            f"columns maps the columns of economic_qa; this task's files have their own. Got {columns}: leave it out."
+        )

@@ -1,0 +1,221 @@
+"""Questions on wallpaper defects (Hansol Deco), answered in a sentence or two; submitted as sentence embeddings.
+
+The files have two questions and five answers a row to train on, and one question a row to answer.
+"""
+
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from statistics import fmean
+
+import metrics
+from dandap.data.files import TABLES, find_files, read_bytes
+from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
+from dandap.data.tables import column_key, read_table
+from dandap.data.texts import clean, trim
+from dandap.errors import InputError, first_line, short_list
+from dandap.runs.files import write_text
+from dandap.runs.submission import SubmissionForm, write_submission
+from tasks.task import Task, refuse_columns
+
+QUESTIONS = ("질문_1", "질문_2")
+ANSWERS = tuple(f"답변_{number}" for number in range(1, 6))
+
+
+def read(paths: list[Path], need_answers: bool) -> Table:
+    """One row per question. Those of one row of the file share its answers and stay together (`group`)."""
+    tables = [_read_one(path, need_answers) for path in paths]
+    return tables[0] if len(tables) == 1 else join(tables)
+
+
+def _read_one(path: Path, need_answers: bool) -> Table:
+    (path,) = find_files(path, "a table with the wallpaper questions")
+    data, digest = read_bytes(path)
+    sheet = read_table(path, data)
+    known = {
+        column_key(name): name for name in ("id", "질문", "category", "generated", "sources", "accept", *QUESTIONS, *ANSWERS)
+    }
+    names = {theirs: known.get(column_key(theirs), theirs) for theirs in sheet.header}
+    sheet.refuse_unclear([theirs for theirs, ours in names.items() if ours in known.values()])
+    header = list(names.values())
+    lines = [
+        (where, {names[theirs]: _text(cell) for theirs, cell in cells.items() if theirs in names}) for where, cells in sheet.rows
+    ]
+    if "accept" in header:
+        raise InputError(f"{path} is a review: python -m tools.augment accept {path} OUT writes the rows to train on.")
+    to_answer = ("id", "질문", *(ANSWERS[:1] if need_answers else ()))
+    needed = ("id", *QUESTIONS, *ANSWERS) if set(QUESTIONS) <= set(header) else to_answer
+    missing = [name for name in needed if name not in header]
+    if missing:
+        raise InputError(
+            f"{path} has no column {missing[0]!r}; it has {short_list(header)}. Expected id, 질문_1, 질문_2, category, "
+            "답변_1 to 답변_5 to train on, or id, 질문 to answer."
+        )
+    if not lines:
+        raise InputError(f"{path} holds no questions (only a header). Expected at least one row.")
+    rows = [row for where, cells in lines for row in _rows(f"{path}, {where}", cells, need_answers)]
+    refuse_duplicate_ids(rows, path)
+    return Table(path, rows, digest, sheet.notes)
+
+
+def _text(cell) -> str:
+    """Return a cell as text; Parquet holds numbers, and None for an empty one."""
+    return "" if cell is None else str(cell)
+
+
+def _rows(where: str, cells: dict[str, str], need_answers: bool) -> list[Row]:
+    answers = tuple(trim(clean(cells[name])) for name in ANSWERS if trim(cells.get(name, "")))
+    names = [name for name in (*QUESTIONS, "질문") if name in cells]
+    fields = {known: trim(clean(cells.get(known, ""))) for known in ("category", "generated", "sources")}
+    needed = ("id", *names) if need_answers else ("id",)  # a test row is answered as well as can be
+    if any(not trim(cells.get(name, "")) for name in needed) or (need_answers and "답변_1" in cells and not answers):
+        raise InputError(f"{where}: the id, a question or every answer is empty. Fill it in or delete the row.")
+    name = cells["id"]
+    return [
+        Row(
+            f"{name}-{number}" if len(names) > 1 else name,
+            "",
+            trim(clean(cells.get(column, ""))),
+            answers,
+            fields=fields,
+            group=name.split("#")[0],
+        )
+        for number, column in enumerate(names, 1)
+    ]
+
+
+def one_per_answer(rows: list[Row]) -> list[Row]:
+    """A row for each answer of each question, to train on: 2 questions x 5 answers are 10 pairs."""
+    return [
+        Row(f"{row.id}#{number}", row.context, row.question, (answer,), fields=row.fields, group=row.group)
+        for row in rows
+        for number, answer in enumerate(row.answers, 1)
+    ]
+
+
+MISSING = "sentence-transformers is not installed: pip install -r requirements-extra.txt"
+
+
+def load_encoder(model: str):
+    """The embedding model; InputError if it, or the library, is not there."""
+    loaded = _load_once(model)
+    if isinstance(loaded, InputError):
+        raise loaded
+    return loaded
+
+
+@cache
+def _load_once(model: str):
+    """The model, or why it cannot be had: a hub that is out of reach is tried for half a minute, once."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ModuleNotFoundError as error:
+        if error.name != "sentence_transformers":
+            raise
+        return InputError(MISSING)
+    try:
+        return SentenceTransformer(model)
+    except (OSError, ValueError) as error:
+        return InputError(f"the embedding model {model!r} cannot be loaded ({first_line(error)}); name a folder or a hub id.")
+
+
+def embed(texts: Sequence[str], model: str) -> list[list[float]]:
+    """A vector for each text, as the model gives it."""
+    return _embed(tuple(texts), model)
+
+
+@lru_cache(maxsize=2)  # a test file's answers are scored and submitted
+def _embed(texts: tuple[str, ...], model: str) -> list[list[float]]:
+    return load_encoder(model).encode(list(texts), convert_to_numpy=True, show_progress_bar=False).tolist()
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    """Of two vectors; 0 if either is zero."""
+    lengths = (sum(x * x for x in one) * sum(y * y for y in other)) ** 0.5
+    return sum(x * y for x, y in zip(one, other, strict=True)) / lengths if lengths else 0.0
+
+
+class WallpaperQA(Task):
+    """Questions without an article, and longer answers, of which each question has up to five."""
+
+    name = "wallpaper_qa"
+    needs = ("question",)
+    sample = Row("sample", "", "벽지에 곰팡이가 생기는 이유는?", ("습기가 벽에 맺히기 때문입니다.",))
+    headline = ("char_f1", "rouge_l")
+
+    def recognises(self, path):
+        if not path.is_file() or path.suffix.lower() not in TABLES:
+            return False
+        header = set(read_table(path, read_bytes(path)[0]).header)
+        return "context" not in header and bool(header & {"질문", "질문_1"})
+
+    def read(self, paths, columns, need_answers):
+        refuse_columns(columns)
+        return read(paths, need_answers)
+
+    def fields(self, context, row, answer):
+        return {"question": row.question, "answer": answer}
+
+    def kind(self, row):
+        return row.fields.get("category") or "(none)"
+
+    def expand(self, rows):
+        return one_per_answer(rows)
+
+    def score(self, rows, predictions):
+        """Return character F1 and ROUGE-L, each with the gold answer that is nearest."""
+        scores = super().score(rows, predictions)
+        values = [metrics.rouge_l(prediction, row.answers) for row, prediction in zip(rows, predictions, strict=True)]
+        return scores | {
+            "metric": f"{metrics.METRIC_VERSION}, char-rouge-l",
+            "rouge_l": sum(values) / len(values),
+            "rouge_l_interval": metrics.bootstrap_interval(values, [row.article for row in rows]),
+        }
+
+    def final_score(self, recipe, rows, predictions):
+        """Return the cosine similarity of sentence embeddings to the gold answers; nothing, and why, without the model."""
+        try:
+            said = embed(predictions, recipe.embedding_model)
+            golds = embed([answer for row in rows for answer in row.answers], recipe.embedding_model)
+        except InputError as error:
+            print(f"no similarity of sentence embeddings: {error}")
+            return {}
+        left = iter(golds)
+        each = [[cosine(vector, next(left)) for _ in row.answers] for row, vector in zip(rows, said, strict=True)]
+        similarity = {"mean": fmean(map(fmean, each)), "best": fmean(map(max, each)), "model": recipe.embedding_model}
+        return {"similarity": similarity}
+
+    def remarks(self, scores):
+        lines = super().remarks(scores)
+        if similarity := scores.get("similarity"):
+            mean, best = (f"{similarity[kind]:.4f}" for kind in ("mean", "best"))
+            lines.append(f"cosine similarity {mean} (mean), {best} (best), by {similarity['model']}")
+        return lines
+
+    def submit(self, recipe, folder, test_file, answered, form):
+        """Write answers.csv, and submission.csv of sentence embeddings where their model can be loaded."""
+        ids, answers = [row.id for row in answered.rows], folder / "answers.csv"
+        write_submission(answers, SubmissionForm(("id", "답변")), ids, answered.predictions)
+        try:
+            vectors = embed(answered.predictions, recipe.embedding_model)
+        except InputError as error:
+            return answers, f"no submission of sentence embeddings: {error}"
+        return write_vectors(folder / "submission.csv", ids, vectors), f"the plain answers: {answers}"
+
+
+def write_vectors(path: Path, ids: list[str], vectors: list[list[float]]) -> Path:
+    """Write id, vec_0, vec_1, ... as the organiser asks, read it back, and return the path."""
+    import pandas as pd  # 0.4 s, which `import tasks` need not take
+
+    columns = ["id", *(f"vec_{number}" for number in range(len(vectors[0])))]
+    table = pd.DataFrame([[name, *vector] for name, vector in zip(ids, vectors, strict=True)], columns=columns)
+    write_text(path, table.to_csv(index=False, lineterminator="\n"), encoding="utf-8-sig")
+    dtypes = {"id": str} | dict.fromkeys(columns[1:], float)
+    back = pd.read_csv(path, dtype=dtypes, keep_default_na=False, encoding="utf-8-sig")
+    same = list(back.columns) == columns and back["id"].tolist() == ids
+    if not same or not (back.iloc[:, 1:] - table.iloc[:, 1:]).abs().max().max() < 1e-6:
+        raise RuntimeError(f"{path} reads back differently from what was written")
+    return path
+
+
+TASK = WallpaperQA()
