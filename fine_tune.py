@@ -63,9 +63,10 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     model = session.make_model(job, start.run.path if start.run else Path(recipe.output_dir))
     run = session.begin_run(start, job, template, data.table)
     with session.held(run):
+        checkpoint = session.find_checkpoint(run, model) if start.run else None
         note(run, data, recipe, template)
         validation = session.Validation(task, Answerer(recipe, encoder, model, base.answering), held_out) if held_out else None
-        session.train_run(run, job, model, validation, resumed=start.run is not None)
+        session.train_run(run, job, model, validation, checkpoint)
         if validation:
             validation.finish(run)
     print(f"run saved in {run.path}\nanswer a test file: python inference.py --run {run.path}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from dandap.errors import InputError, Stopped, disk_message
 from dandap.recipe import Recipe, _right_name
-from dandap.terminal import shown, shown_output
+from dandap.terminal import leave, shown, shown_output
 
 LONGEST_MESSAGE = 4000  # characters; what was got may be a file of a million columns
 
@@ -31,7 +31,10 @@ def run_script(main: Callable[[], None]) -> None:
 def _end(message: str, code: int) -> None:
     if len(message) > LONGEST_MESSAGE:
         message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
-    print(shown(message), file=sys.stderr)
+    try:
+        print(shown(message), file=sys.stderr, flush=True)
+    except OSError:  # nobody can be told (a full disk); the exit code still tells
+        leave(sys.stderr)
     raise SystemExit(code) from None
 
 

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -39,13 +40,14 @@ DEFINITIONS = {
 }
 
 
+NUMBER = "\ue000"  # stands around the digits of a number with a point, which would be written in another way
 Item = dict  # as the file has it; what is not known here is kept
 
 
 def load_items(path: Path) -> list[Item]:
     """The file's items, checked; InputError says which item lacks what."""
     find_files(path, "the NIKL dialogue JSON")
-    items = parse_json(decode(path.read_bytes(), path)[0], str(path))
+    items = parse_json(decode(path.read_bytes(), path)[0], str(path), parse_float=lambda digits: f"{NUMBER}{digits}{NUMBER}")
     if not isinstance(items, list) or not items:
         raise InputError(f"{path}: got {type(items).__name__}; expected a JSON list of at least one item.")
     for number, item in enumerate(items, 1):
@@ -172,7 +174,7 @@ def to_json(items: list[Item], like: bytes, path: Path) -> bytes:
     """JSON in the layout of the bytes of a file at `path`, from which the items were read."""
     text = decode(like, path)[0]
     unix, indent, options = text.replace("\r\n", "\n"), 2, {"ensure_ascii": False}
-    read = json.loads(unix)
+    read = json.loads(unix, parse_float=lambda digits: f"{NUMBER}{digits}{NUMBER}")
     for indent_of, separators in [*((None, pair) for pair in ((", ", ": "), (",", ":"))), *((i, None) for i in (1, 2, 4, "\t"))]:
         for ascii_only in (False, True):
             style = {"indent": indent_of, "separators": separators, "ensure_ascii": ascii_only}
@@ -185,7 +187,8 @@ def to_json(items: list[Item], like: bytes, path: Path) -> bytes:
 
 def _dump(value, **style) -> str:
     """As json.dumps has it; halves of surrogate pairs stay escaped, since no UTF-8 file can hold them."""
-    return SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, **style))
+    text = SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, **style))
+    return re.sub(rf'"(?:{NUMBER}|\\ue000)([^"]*?)(?:{NUMBER}|\\ue000)"', r"\1", text)
 
 
 def write_filled(path: Path, like: Path, letters: list[str]) -> Path:

@@ -3,7 +3,9 @@
 The files have two questions and five answers a row to train on, and one question a row to answer.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +22,8 @@ from tasks.task import Task, refuse_columns
 
 QUESTIONS = ("질문_1", "질문_2")
 ANSWERS = tuple(f"답변_{number}" for number in range(1, 6))
+KNOWN = ("id", "질문", "category", "generated", "sources", "source", "accept", *QUESTIONS, *ANSWERS)
+MOST_PAIRS = len(QUESTIONS) * len(ANSWERS)  # that tools.augment makes of a row
 
 
 def read(paths: list[Path], need_answers: bool) -> Table:
@@ -28,19 +32,24 @@ def read(paths: list[Path], need_answers: bool) -> Table:
     return tables[0] if len(tables) == 1 else join(tables)
 
 
-def _read_one(path: Path, need_answers: bool) -> Table:
-    (path,) = find_files(path, "a table with the wallpaper questions")
+def read_lines(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]], Table]:
+    """Return (names of columns, rows as (place, cells), an empty Table) of a file, known columns under their own names."""
+    (path,) = find_files(path, "a table of wallpaper-QA rows")
     data, digest = read_bytes(path)
     sheet = read_table(path, data)
-    known = {
-        column_key(name): name for name in ("id", "질문", "category", "generated", "sources", "accept", *QUESTIONS, *ANSWERS)
-    }
+    known = {column_key(name): name for name in KNOWN}
     names = {theirs: known.get(column_key(theirs), theirs) for theirs in sheet.header}
-    sheet.refuse_unclear([theirs for theirs, ours in names.items() if ours in known.values()])
-    header = list(names.values())
+    sheet.refuse_unclear([theirs for theirs, ours in names.items() if ours in KNOWN])
     lines = [
-        (where, {names[theirs]: _text(cell) for theirs, cell in cells.items() if theirs in names}) for where, cells in sheet.rows
+        (place, {names[theirs]: _text(cell) for theirs, cell in cells.items() if theirs in names}) for place, cells in sheet.rows
     ]
+    if not lines:
+        raise InputError(f"{path} holds no questions (only a header). Expected at least one row.")
+    return list(names.values()), lines, Table(path, [], digest, sheet.notes)
+
+
+def _read_one(path: Path, need_answers: bool) -> Table:
+    header, lines, table = read_lines(path)
     if "accept" in header:
         raise InputError(f"{path} is a review: python -m tools.augment accept {path} OUT writes the rows to train on.")
     to_answer = ("id", "질문", *(ANSWERS[:1] if need_answers else ()))
@@ -51,11 +60,15 @@ def _read_one(path: Path, need_answers: bool) -> Table:
             f"{path} has no column {missing[0]!r}; it has {short_list(header)}. Expected id, 질문_1, 질문_2, category, "
             "답변_1 to 답변_5 to train on, or id, 질문 to answer."
         )
-    if not lines:
-        raise InputError(f"{path} holds no questions (only a header). Expected at least one row.")
-    rows = [row for where, cells in lines for row in _rows(f"{path}, {where}", cells, need_answers)]
+    made_of = Counter(cells["id"].split("#")[0] for _, cells in lines)
+    rows = []
+    for where, cells in lines:
+        # tools.augment numbers the up to ten pairs of a row (T1#3); ids with more numbers are the file's own.
+        source = cells["id"].split("#")[0]
+        group = source if made_of[source] <= MOST_PAIRS else cells["id"]
+        rows += _rows(f"{path}, {where}", cells, need_answers, group)
     refuse_duplicate_ids(rows, path)
-    return Table(path, rows, digest, sheet.notes)
+    return replace(table, rows=rows)
 
 
 def _text(cell) -> str:
@@ -63,7 +76,7 @@ def _text(cell) -> str:
     return "" if cell is None else str(cell)
 
 
-def _rows(where: str, cells: dict[str, str], need_answers: bool) -> list[Row]:
+def _rows(where: str, cells: dict[str, str], need_answers: bool, group: str) -> list[Row]:
     answers = tuple(trim(clean(cells[name])) for name in ANSWERS if trim(cells.get(name, "")))
     names = [name for name in (*QUESTIONS, "질문") if name in cells]
     fields = {known: trim(clean(cells.get(known, ""))) for known in ("category", "generated", "sources")}
@@ -78,7 +91,7 @@ def _rows(where: str, cells: dict[str, str], need_answers: bool) -> list[Row]:
             trim(clean(cells.get(column, ""))),
             answers,
             fields=fields,
-            group=name.split("#")[0],
+            group=group,
         )
         for number, column in enumerate(names, 1)
     ]

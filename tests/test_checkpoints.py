@@ -449,6 +449,31 @@ def test_signals_are_given_back(work):
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def interrupted(folder, monkeypatch, name):
+    """A run that was stopped after its third step."""
+    with pytest.raises(Stopped):
+        interrupt(folder, monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM), "--run_name", name)
+    return RunFolder(folder / "outputs" / name)
+
+
+@pytest.mark.parametrize("change", [["--lora_r", "4"], ["--lora_target_modules", "q_proj,v_proj"]])
+def test_another_adapter_cannot_go_on_and_the_run_stays_as_it_was(work, monkeypatch, change):
+    run = interrupted(work, monkeypatch, change[0][2:].replace("_", "-"))
+    before = run.recipe_file.read_text()
+    with pytest.raises(InputError, match="the recipe's adapter is not that of .*checkpoint-.* cannot change in a run"):
+        fine_tune.main(["--resume", str(run.path), "--resume_anyway", *change])
+    assert run.recipe_file.read_text() == before
+
+
+def test_an_adapter_that_was_emptied_gives_way_to_the_one_that_is_saved(work, monkeypatch):
+    run = interrupted(work, monkeypatch, "emptied")
+    run.adapter.mkdir()
+    run.weights.touch()
+    fine_tune.main(["--resume", str(run.path)])
+    assert run.finished
+    assert [path.name[:16] for path in run.path.glob("adapter-damaged-*")] == ["adapter-damaged-"]
+
+
 def test_out_of_memory_in_training_says_what_to_lower(work, monkeypatch):
     def make(*args, **kwargs):
         trainer = real(*args, **kwargs)

@@ -36,6 +36,9 @@ def items():
     return numbered(make_dialogues()[:4], "train")
 
 
+SCORE = "a number stands here"
+
+
 def answered(rows, letters):
     return Answered(rows, [{"prediction": letter} for letter in letters])
 
@@ -70,10 +73,13 @@ def test_what_is_written_is_the_file_with_output_filled(items, tmp_path, layout)
     test = copy.deepcopy(items)
     for number, item in enumerate(test):
         item["output"] = ""
-        item["unknown"] = {"나": [1, None]}
+        item["unknown"] = {"나": [1, None, True], "score": SCORE}
         item["input"]["conversation"][0]["utterance_id"] = ["x", item["input"]["conversation"][0]["utterance_id"]]
         item["input"]["extra"] = number
     path = write(tmp_path / "test.json", test, **layout)
+    path.write_text(
+        path.read_text(encoding="utf-8").replace(f'"{SCORE}"', '1.10, "more": 0.12345678901234567891'), encoding="utf-8"
+    )
     rows = nikl.read([path], need_answers=False).rows
     assert rows[0].answers == ()
     letters = ["ABC"[n % 3] for n in range(20)]

@@ -15,6 +15,7 @@ import metrics
 from dandap.errors import InputError
 from dandap.runs.files import locked
 from dandap.runs.predictions import load_predictions
+from dandap.runs.submission import REVIEW_COLUMNS, write_review
 
 
 def records(*answers, **more):
@@ -145,6 +146,13 @@ def test_the_submission_keeps_the_order_of_the_first_members(tmp_path, capsys):
     (tmp_path / "one" / "submission.csv").write_text("ID,정답\nx,c\na,a\nb,b\n", encoding="utf-8")
     result = ensemble.main([*members, "--output_dir", str(tmp_path / "out")])
     assert Path(result["submission"]).read_text(encoding="utf-8") == "ID,정답\na,a\nb,b\nc,c\n", "it is of other questions"
+
+
+def test_a_review_is_read_without_its_apostrophes(tmp_path):
+    record = dict.fromkeys(REVIEW_COLUMNS, "x") | {"gold": [], "prediction": "-3.2%"}
+    write_review(tmp_path / "review.csv", [record])
+    assert "'-3.2%" in (tmp_path / "review.csv").read_text(encoding="utf-8-sig")
+    assert load_predictions(tmp_path / "review.csv") == [{"id": "x", "prediction": "-3.2%"}]
 
 
 def test_a_csv_is_read_by_its_columns_names_and_every_sign_in_it(tmp_path):

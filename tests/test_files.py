@@ -7,6 +7,7 @@ from datetime import date
 from decimal import Decimal
 
 import datasets
+import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
@@ -50,6 +51,13 @@ TABLES = {
     "empty cells behind": ("a.csv", (HEAD + LINE.strip() + ",,\n").encode()),
     "a repeated column of no interest": ("a.csv", (HEAD.strip() + ",비고,비고\n" + LINE.strip() + ",x,y\n").encode()),
     "cp949": ("a.csv", (HEAD + LINE).encode("cp949")),
+    "spaces after separators": (
+        "a.csv",
+        (HEAD.replace(",", ", ") + 'a1, "한빛전자는 36.7% 늘었다.", 얼마나?, "36.7%"\n').encode(),
+    ),
+    "a column of numbers called #": ("a.csv", ("#," + HEAD.strip() + ",,\n1," + LINE.strip() + "\n").encode()),
+    "no flag at a row's end": ("a.csv", (HEAD.strip() + ",is_impossible\n" + LINE).encode()),
+    "an empty list beside an answer": ("a.csv", (HEAD.strip() + ",answers\n" + LINE.strip() + ",\n").encode()),
     "old mail": ("a.csv", b"\x1b$)C" + (HEAD + LINE).encode("iso2022_kr").removeprefix(b"\x1b$)C")),
     "Windows' line ends": ("a.csv", (HEAD + LINE).replace("\n", "\r\n").encode()),
 }
@@ -110,6 +118,12 @@ FORMS = {
         )
         for name in ("a1", "a2")
     ),
+    "the hub's viewer with features.json": json.dumps({"features": [{"name": "id"}], "rows": [{"row_idx": 0, "row": ROW}]}),
+    "the hub's rows.jsonl": json.dumps({"row": ROW}) + "\n" + json.dumps({"row": ROW | {"id": "b"}}),
+    "capitals on a line.jsonl": json.dumps(
+        {"id": "a1", "Context": ROW["context"], "Question": ROW["question"], "answers": ["36.7%"]}
+    ),
+    "one record.json": json.dumps({"id": "a1", "context": ROW["context"], "question": ROW["question"], "answers": ["36.7%"]}),
     "an empty list beside an answer.json": json.dumps([ROW | {"answers": []}]),
     "list.jsonl": json.dumps([ROW]),
     "columns.json": json.dumps({key: {"0": value} for key, value in ROW.items()}),
@@ -200,6 +214,78 @@ def test_pages_are_read_as_a_reader_sees_them_in_every_form(tmp_path, name):
     table = read(tmp_path / name, need_answers=True)
     assert the_row(table) == WHOLE
     assert table.notes == ["1 articles are HTML, and are read as a reader sees them (a1)"]
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        "<H1 실적 요약> 한빛전자는  매출이 늘었다.",
+        "<P&G> 주가가 올랐다.",
+        "<Table 1> 연도별 매출\n2024  10억",
+        "유의확률은 <p=0.03>이다.",
+        "HTML에서 <p> 태그는 </p>로 닫는다.",
+        "<p> 태그는 문단이다.",
+        "<p>" + "<a " * 50_000 + "</p>",
+    ],
+)
+def test_articles_with_angle_brackets_stay_as_they_are(tmp_path, context):
+    pd.DataFrame([ROW | {"context": context, "answer": "<p>"}]).to_csv(tmp_path / "a.csv", index=False)
+    (row,) = read(tmp_path / "a.csv", need_answers=True).rows
+    assert (row.context, row.answers) == (context, ("<p>",))
+
+
+def test_a_page_without_text_is_no_article_and_its_head_need_not_end(tmp_path):
+    pages = ["<p><img src=x></p>", "<html><head><title>t</title><body><p>매출 10억</p></body></html>"]
+    pd.DataFrame([ROW | {"id": str(n), "context": page} for n, page in enumerate(pages)]).to_csv(tmp_path / "a.csv", index=False)
+    table = read(tmp_path / "a.csv")
+    assert [row.context for row in table.rows] == ["", "매출 10억"]
+    assert table.notes[0].startswith("1 questions lack their article")
+    with pytest.raises(InputError, match=r"line 2: context is empty"):
+        read(tmp_path / "a.csv", need_answers=True)
+
+
+def test_an_answer_that_is_a_tag_is_kept(tmp_path):
+    pd.DataFrame([ROW | {"context": "<p>문단은 &lt;br&gt;로 나눈다.</p>", "answer": "<br>"}]).to_csv(
+        tmp_path / "a.csv", index=False
+    )
+    assert read(tmp_path / "a.csv", need_answers=True).rows[0].answers == ("<br>",)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.xlsx"])
+def test_ids_that_look_like_numbers_stay_as_they_are(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith("xlsx"):
+        book(path, list(ROW), ["1.0", *list(ROW.values())[1:]])
+    else:
+        text = json.dumps(ROW | {"id": "1.0"}) if name.endswith("jsonl") else HEAD + LINE.replace("a1", "1.0")
+        path.write_text(text, encoding="utf-8")
+    assert read(path).rows[0].id == "1.0"
+
+
+@pytest.mark.parametrize("cell", ["[36.70]", '{"text": [36.70]}', "{'text': [36.70], 'answer_start': [1]}"])
+def test_numbers_in_lists_of_answers_stay_as_they_are_written(tmp_path, cell):
+    frame = pd.DataFrame([{"id": "a", "context": "기사", "question": "?", "answers": cell}])
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    assert read(tmp_path / "a.csv", need_answers=True).rows[0].answers == ("36.70",)
+
+
+def test_narrow_numbers_and_labels_of_arrow(tmp_path):
+    pd.DataFrame([ROW | {"answer": np.float32(36.7)}]).astype({"answer": "float32"}).to_parquet(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", need_answers=True).rows[0].answers == ("36.7",)
+    features = datasets.Features(
+        {name: datasets.Value("string") for name in ROW} | {"answer": datasets.ClassLabel(names=["예", "아니오"])}
+    )
+    labelled = datasets.Dataset.from_list([ROW | {"answer": 1}], features=features)
+    labelled.save_to_disk(tmp_path / "saved")
+    datasets.load_from_disk(tmp_path / "saved").map(lambda row: row)  # leaves a cache beside it
+    assert len(list((tmp_path / "saved").glob("*.arrow"))) == 2
+    (row,) = read(tmp_path / "saved", need_answers=True).rows
+    assert row.answers == ("아니오",)
+
+
+@pytest.mark.parametrize("first", [" ", "\u200b"])
+def test_an_excel_row_of_nothing_above_the_header(tmp_path, first):
+    assert the_row(read(book(tmp_path / "a.xlsx", [first], list(ROW), list(ROW.values())), need_answers=True)) == WHOLE
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "xlsx"])
@@ -303,6 +389,8 @@ def test_rows_of_files_with_one_stem_get_different_numbers(tmp_path):
 
 NOT_DATA = {
     "a title": ("2026 경제 뉴스\n" + HEAD + LINE, "line 1: got '2026 경제 뉴스', expected the columns' names. Delete"),
+    "two titles": ("뉴스\n2026\n" + HEAD + LINE, "line 1: got '뉴스', expected the columns' names"),
+    "a second header with other names": (HEAD + LINE + "id,본문,질문,정답\nb,기사,왜?,답\n", "line 3: a second header"),
     "a title over semicolons": (("뉴스\n" + HEAD + LINE).replace(",", ";"), "line 1: got '뉴스', expected the columns' names"),
     "a title with empty cells": ("뉴스,,,\n" + HEAD + LINE, "line 1: got '뉴스', expected the columns' names"),
     "a comment": ("# exported, 2026\n" + HEAD + LINE, "line 1: got '# exported', expected the columns' names"),
@@ -331,6 +419,7 @@ def test_what_is_no_table_is_named(tmp_path, name):
     [
         ({"train": [ROW], "validation": [ROW]}, "holds several lists, 'train', 'validation'. Save the one that is meant"),
         ("<html><body>404</body></html>", "is a web page"),
+        ({"본문": ["기사"], "질문": ["왜?"]}, "has no column 'context'; it has '본문', '질문'"),
         ({"data": {"문서": 1}}, "has no column 'context'; it has '문서'"),
     ],
 )
@@ -492,6 +581,27 @@ def test_texts():
     assert trim("\u200b \ufeff가 나\u200d\n") == "가 나"
     assert bare("가 나\r\n\xa0다\u200b.") == bare("가나다.")
     assert shown("\x1b]52;c;x\x07가\n\t나\r\u202e") == "\\x1b]52;c;x\\x07가\n\t나\\r\\u202e"
+
+
+def test_squad_without_ids_gets_numbers(tmp_path):
+    qa = {"question": "왜?", "answers": [{"text": "답"}]}
+    (tmp_path / "a.json").write_text(
+        json.dumps(squad({"paragraphs": [{"context": "기사", "qas": [qa, qa | {"question": "누구?"}]}]}))
+    )
+    assert [row.id for row in read(tmp_path / "a.json").rows] == ["1", "2"]
+
+
+def test_a_file_that_is_called_license_news_is_read(tmp_path):
+    (tmp_path / "license_news.csv").write_text(HEAD + LINE, encoding="utf-8")
+    (tmp_path / "LICENSE.txt").write_text("MIT")
+    assert the_row(read(tmp_path, need_answers=True)) == WHOLE
+
+
+def test_rows_without_articles_that_ask_the_same_fall_on_one_side():
+    rows = [dataset.Row(f"{copy}{n}", "", f"{n}번 질문은 무엇인가?", group=f"{copy}{n}") for n in range(60) for copy in "ab"]
+    train, held = split_by_article(rows, 0.3)
+    assert held
+    assert not {row.question for row in train} & {row.question for row in held}
 
 
 def test_copies_and_near_copies_fall_on_one_side():

@@ -366,6 +366,13 @@ def test_closed_streams_stop_nothing_and_no_file_takes_their_place(tmp_path, clo
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_behind_standard_error_changes_no_exit_code(tmp_path):
+    command, environment = script("def main(): raise InputError('a')", tmp_path)
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run(command, env=environment, stderr=full).returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_behind_standard_output_ends_in_one_sentence(tmp_path):
     command, environment = script("def main(): print('a')", tmp_path)
     with Path("/dev/full").open("w") as full:
@@ -502,6 +509,7 @@ def test_the_sample_is_read_before_anything_is_answered(tmp_path):
     for text in forms:
         sample.write_text(text, encoding="utf-8")
         assert submission_form(test, ["a", "b"]).order == ("b", "a")
+    assert submission_form(Path(f"{tmp_path}/one.csv,{tmp_path}/two.csv"), ["a", "b"]).order == ("b", "a"), "of a folder"
     sample.write_bytes("id,answer\na,x\nb,x\n".encode("utf-16"))
     form = submission_form(test, ["a", "b"])
     assert (form.columns, form.encoding) == (("id", "answer"), "utf-8-sig")

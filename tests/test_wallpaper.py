@@ -20,6 +20,7 @@ from prompts import get_template, make_encoder, render
 from tasks import TASKS
 from tasks import wallpaper_qa as similarity
 from tasks import wallpaper_qa as wallpaper
+from tools import augment
 from tools.demo_wallpaper import make_rows, make_test
 
 HEADER = ["id", "질문_1", "질문_2", "category", *wallpaper.ANSWERS]
@@ -197,6 +198,20 @@ def test_the_submission_holds_the_answers_vectors(work, encoder, tmp_path, capsy
     out = capsys.readouterr().out
     assert f"by {encoder}" in out, "the score names its model"
     assert "rouge l" in out
+
+
+def test_parquet_and_capitals_are_read_by_the_tools_too(tmp_path):
+    frame = pd.DataFrame([ROW, ROW], columns=[*HEADER[:3], "Category", *HEADER[4:]]).assign(id=[1, 2])
+    frame.loc[1, "답변_5"] = None
+    frame.to_parquet(tmp_path / "a.parquet")
+    assert augment.main(["pairs", str(tmp_path / "a.parquet"), str(tmp_path / "out.csv")]) == 18
+    assert {row.fields["category"] for row in wallpaper.read([tmp_path / "out.csv"], need_answers=True).rows} == {ROW[3]}
+
+
+def test_ids_of_the_files_own_may_hold_a_hash(write_csv):
+    rows = [[f"T#{n}", *ROW[1:]] for n in range(40)]
+    table = wallpaper.read([write_csv([HEADER, *rows])], need_answers=True)
+    assert len({row.group for row in table.rows}) == 40
 
 
 def test_similarity_of_the_same_text_is_one(encoder):

@@ -33,7 +33,7 @@ from dandap.answering.session import open_model
 from dandap.base.hub import confirm_remote_code
 from dandap.command_line import Parser, parse, positive, run_script
 from dandap.data.encoding import Encoder
-from dandap.data.files import find_files, read_bytes
+from dandap.data.files import read_bytes
 from dandap.data.rows import Row
 from dandap.data.sentences import character_pairs, likeness
 from dandap.data.tables import read_table
@@ -43,7 +43,7 @@ from dandap.recipe import Recipe, load_recipe, make_recipe
 from dandap.runs.files import append_json, refuse_existing, write_json_lines, write_text
 from dandap.runs.folder import find_run
 from dandap.runs.submission import active, inert
-from tasks.wallpaper_qa import ANSWERS, QUESTIONS
+from tasks.wallpaper_qa import ANSWERS, QUESTIONS, read_lines
 
 COLUMNS = ("id", "질문", "category", *ANSWERS, "generated", "sources")
 ALIKE = 0.7  # of two questions' character pairs, the share in both from which they count as the same
@@ -226,26 +226,22 @@ def main(argv: list[str] | None = None) -> int:
 
 def read_rows(path: Path) -> list[Record]:
     """Read wallpaper-QA rows, whole: ids that differ, and at least one question and one answer in each."""
-    (path,) = find_files(path, "a table of wallpaper-QA rows")
-    sheet = read_table(path, read_bytes(path)[0])
-    sheet.refuse_unclear(sheet.header)
-    lacking = [name for name in ("id", "답변_1") if name not in sheet.header]
-    if lacking or not {"질문", "질문_1"} & set(sheet.header):
+    header, lines, _ = read_lines(path)
+    lacking = [name for name in ("id", "답변_1") if name not in header]
+    if lacking or not {"질문", "질문_1"} & set(header):
         raise InputError(
-            f"{path} has no column {(lacking or ['질문'])[0]!r}; it has {short_list(sheet.header)}. Expected wallpaper-QA rows: "
+            f"{path} has no column {(lacking or ['질문'])[0]!r}; it has {short_list(header)}. Expected wallpaper-QA rows: "
             "id, 질문 or 질문_1 and 질문_2, and 답변_1 to 답변_5."
         )
-    if not sheet.rows:
-        raise InputError(f"{path} holds no questions (only a header). Expected at least one row.")
     seen: set[str] = set()
-    for place, cells in sheet.rows:
+    for place, cells in lines:
         name = cells.get("id", "")
         if not trim(name) or name in seen:
             raise InputError(f"{path}, {place}: the id {name!r} is empty or stands there twice. Every row needs its own.")
         if not _questions(cells) or not _answers(cells):
             raise InputError(f"{path}, {place} (id {name}): it has no question or no answer. Fill it in or delete the row.")
         seen.add(name)
-    return [cells for _, cells in sheet.rows]
+    return [cells for _, cells in lines]
 
 
 def generate_rows(arguments: argparse.Namespace, rows: list[Record], target: Path) -> int:

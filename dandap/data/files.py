@@ -12,7 +12,10 @@ TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet", ".arrow")
 JSONS = (".json", ".jsonl", ".ndjson")
 READABLE = "a .csv, .tsv, .xlsx, .parquet, .arrow, .jsonl or .json file, or a folder of them"
 # What lies in folders of data and holds none: a description, the hub's and datasets' notes, the organiser's sample.
-NO_DATA = re.compile(r"readme|licen[cs]e|sample_?submission|(?:dataset_infos?|dataset_dict|state|config)\.json$", re.IGNORECASE)
+NO_DATA = re.compile(
+    r"(?:readme|licen[cs]e)(?:\.\w+)?$|sample_?submission\.\w+$|(?:dataset_infos?|dataset_dict|state|config)\.json$|cache-\w+\.arrow$",
+    re.IGNORECASE,
+)
 BOMS = (  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),

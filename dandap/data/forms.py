@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from dandap.data.json_files import Lines, parse_json
+from dandap.data.json_files import AS_WRITTEN, Lines, parse_json
 from dandap.data.tables import column_key
 from dandap.errors import InputError, nearest, short_list
 
@@ -18,7 +18,7 @@ Required = tuple[str, ...]
 Record = tuple[str, dict[str, Any]]  # (its place, for messages; our names -> what the file holds)
 
 
-def _column_names(found: Iterable[str], columns: dict[str, str], path: Path, required: Required) -> dict[str, str]:
+def column_names(found: Iterable[str], columns: dict[str, str], path: Path, required: Required) -> dict[str, str]:
     """Our names -> the file's names, for those that the file has; case, spaces and decomposed Hangul do not count."""
     found = list(found)
     by_key: dict[str, list[str]] = {}
@@ -46,7 +46,7 @@ def _column_names(found: Iterable[str], columns: dict[str, str], path: Path, req
     return {ours: theirs for ours, theirs in names.items() if theirs is not None}
 
 
-def _json_records(content: Any, path: Path, columns: dict[str, str], required: Required) -> Iterator[Record]:
+def json_records(content: Any, path: Path, columns: dict[str, str], required: Required) -> Iterator[Record]:
     """Records of JSON in the forms that people have.
 
     Lines or a list of flat records; pandas' columns of cells; SQuAD 1 and 2 and their relatives, documents -> paragraphs ->
@@ -56,7 +56,7 @@ def _json_records(content: Any, path: Path, columns: dict[str, str], required: R
         if isinstance(value, dict) and ("paragraphs" in value or "qas" in value):
             yield from _squad_records(value, path, place)
         elif isinstance(value, dict) and not (isinstance(value.get("data"), list | dict) and "question" not in value):
-            names = _column_names(value, columns, path, required)
+            names = column_names(value, columns, path, required)
             yield place, {ours: value[theirs] for ours, theirs in names.items()}
         else:
             raise InputError(
@@ -66,36 +66,58 @@ def _json_records(content: Any, path: Path, columns: dict[str, str], required: R
 
 
 def _entries(content: Any, path: Path, columns: dict[str, str]) -> list[tuple[str, Any]]:
-    """(place, value) of each record or document that JSON holds, whatever it is wrapped in."""
+    """Return (place, value) of each record or document that JSON holds, whatever it is wrapped in."""
     if isinstance(content, Lines):
-        only = content[0][1] if len(content) == 1 else None
-        if isinstance(only, dict) and not any(isinstance(only.get(columns.get(name, name)), str) for name in REQUIRED):
-            return _entries(only, path, columns)  # a whole .json on one line
-        opened = [(f"line {number}", value, _wrapped(value)) for number, value in content]
-        return [each for place, value, within in opened for each in ([(place, value)] if within is None else within)]
+        return _line_entries(content, path, columns)
     if isinstance(content, list):
-        return [(f"entry {number}", value) for number, value in enumerate(content, 1)]
+        return [(f"entry {number}", _unrowed(value)) for number, value in enumerate(content, 1)]
     if (within := _wrapped(content)) is not None:
         return within
     if not isinstance(content, dict) or not content or content.keys() & {"paragraphs", "qas"}:
         return [("its beginning", content)]
-    by_key = {column_key(name): name for name in content}
-    in_columns = all(column_key(columns.get(name, name)) in by_key for name in REQUIRED)
     values = list(content.values())
+    named = _has_our_names(content, columns)
     if all(isinstance(cells, dict) for cells in values):
-        return _from_columns(content) if in_columns else [(f"entry {name}", value) for name, value in content.items()]
+        return _from_columns(content) if named else [(f"entry {name}", value) for name, value in content.items()]
     lists = [name for name, value in content.items() if isinstance(value, list)]
-    if in_columns and len(lists) == len(values) and len(set(map(len, values))) == 1:  # datasets' to_dict
-        return [
-            (f"index {number}", dict(zip(content, cells, strict=True))) for number, cells in enumerate(zip(*values, strict=True))
-        ]
-    if len(lists) == 1:
-        values = content[lists[0]]  # {"train": [...]}; the hub's viewer wraps each in {"row": ...}
-        values = [value.get("row", value) if isinstance(value, dict) else value for value in values]
-        return [(f"{lists[0]}, entry {number}", value) for number, value in enumerate(values, 1)]
-    if len(lists) > 1 and not in_columns:
-        raise InputError(f"{path} holds several lists, {short_list(lists)}. Save the one that is meant as a file of its own.")
+    of_records = [name for name in lists if content[name] and all(isinstance(each, dict) for each in content[name])]
+    if len(lists) == len(values) and not of_records and len(set(map(len, values))) == 1:  # datasets' to_dict
+        rows = zip(*values, strict=True)
+        return [(f"index {number}", dict(zip(content, cells, strict=True))) for number, cells in enumerate(rows)]
+    if named:
+        return [("its beginning", content)]  # one record
+    if len(of_records) > 1 and "rows" in of_records:
+        of_records = ["rows"]  # the hub's viewer, which tells the features beside them
+    if len(of_records) > 1:
+        raise InputError(
+            f"{path} holds several lists, {short_list(of_records)}. Save the one that is meant as a file of its own."
+        )
+    for name in of_records or lists[:1]:
+        return [(f"{name}, entry {number}", _unrowed(value)) for number, value in enumerate(content[name], 1)]
     return [("its beginning", content)]
+
+
+def _line_entries(lines: Lines, path: Path, columns: dict[str, str]) -> list[tuple[str, Any]]:
+    """Return the entries of JSON lines: a record each, a document each, or the whole of a .json on one line."""
+    if len(lines) == 1 and isinstance(lines[0][1], dict) and not _has_our_names(lines[0][1], columns, text=True):
+        return _entries(lines[0][1], path, columns)
+    entries = []
+    for number, value in lines:
+        within = _wrapped(value)
+        entries += [(f"line {number}", _unrowed(value))] if within is None else within
+    return entries
+
+
+def _has_our_names(record: dict[str, Any], columns: dict[str, str], text: bool = False) -> bool:
+    """Return whether an object has a context and a question under the names that are looked for; with `text`, as texts."""
+    by_key = {column_key(name): value for name, value in record.items()}
+    values = [by_key.get(column_key(columns.get(name, name))) for name in REQUIRED]
+    return all(isinstance(value, str) if text else value is not None for value in values)
+
+
+def _unrowed(value: Any) -> Any:
+    """Return a record that the hub's viewer has put into {"row": ...}, or the value as it is."""
+    return value["row"] if isinstance(value, dict) and isinstance(value.get("row"), dict) else value
 
 
 def _wrapped(content: Any) -> list[tuple[str, Any]] | None:
@@ -152,21 +174,21 @@ def answer_texts(value: Any, where: str) -> list[str]:
     raise InputError(f"{where}: an answer is {str(value)[:100]!r}; expected a text, {{'text': ...}}, or a list of these.")
 
 
-_LISTED = re.compile(r"""\[\s*['"].*['"]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
+LISTED = re.compile(r"""\[\s*['"].*['"]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 
-def _structured(text: str, where: str) -> Any:
+def structured(text: str, where: str) -> Any:
     """A cell of `answers`: JSON, or the Python text that pandas writes for lists, dicts and arrays; else one plain text."""
     if not text.lstrip().startswith(("[", "{")):
         return text
     try:
-        return parse_json(text, where)
+        return parse_json(text, where, **AS_WRITTEN)
     except InputError as error:
         try:
             return _python_value(ast.parse(text.strip(), mode="eval").body, text.strip())
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-            if not _LISTED.match(text.strip()):
+            if not LISTED.match(text.strip()):
                 return text  # [단독] 보도: a text that begins so
             raise error from None
 
@@ -181,7 +203,9 @@ def _python_value(node: ast.AST, source: str) -> Any:
         return {_python_value(k, source): _python_value(v, source) for k, v in zip(node.keys, node.values, strict=True)}
     if isinstance(node, ast.List | ast.Tuple):
         return [_python_value(each, source) for each in node.elts]
-    return ast.literal_eval(node)
+    value = ast.literal_eval(node)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return ast.get_source_segment(source, node) if is_number else value  # 36.70 stays 36.70
 
 
 def is_true(value: Any) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dandap.data.files import JSONS, find_files, read_bytes
-from dandap.data.forms import _LISTED, REQUIRED, Record, _column_names, _json_records, _structured, answer_texts, is_true
+from dandap.data.forms import LISTED, REQUIRED, Record, answer_texts, column_names, is_true, json_records, structured
 from dandap.data.json_files import read_json
 from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
 from dandap.data.tables import read_table
@@ -40,10 +40,10 @@ def _read_one(path: Path, columns: dict[str, str], need_answers: bool, several: 
     required = (*REQUIRED, "answer") if need_answers else REQUIRED
     if path.suffix.lower() in JSONS:
         content, notes = read_json(path, data)
-        records = list(_json_records(content, path, columns, required))
+        records = list(json_records(content, path, columns, required))
     else:
         sheet = read_table(path, data)
-        notes, names = sheet.notes, _column_names(sheet.header, columns, path, required)
+        notes, names = sheet.notes, column_names(sheet.header, columns, path, required)
         sheet.refuse_unclear(names.values())
         records = [(place, _named(path, place, cells, names, sheet.header)) for place, cells in sheet.rows]
     if not records:
@@ -56,18 +56,18 @@ def _read_one(path: Path, columns: dict[str, str], need_answers: bool, several: 
 
 def _named(path: Path, place: str, cells: dict[str, Any], names: dict[str, str], header: list[str]) -> dict[str, Any]:
     """A row's cells by our names. Cells that are missing at its end must be none of ours."""
-    missing = [theirs for theirs in names.values() if theirs not in cells]
-    if missing:
+    missing = [ours for ours, theirs in names.items() if theirs not in cells]
+    if set(missing) - {"is_impossible"}:
         raise InputError(
             f"{path}, {place}: got {len(cells)} cells, the header has {len(header)}. "
             "A comma or quotation mark in a text needs the cell in quotation marks."
         )
-    return {ours: cells[theirs] for ours, theirs in names.items()}
+    return {ours: cells.get(theirs) for ours, theirs in names.items()}
 
 
 def _number_rows(records: list[Record], prefix: str, path: Path, notes: list[str]) -> None:
     """Give the rows of a file without ids their numbers."""
-    if any("id" in record for _, record in records):
+    if any(record.get("id") is not None for _, record in records):
         return
     for number, (_, record) in enumerate(records, 1):
         record["id"] = f"{prefix}{number}"
@@ -123,11 +123,15 @@ class _Cleaner:
 
     def _row(self, where: str, record: dict[str, Any]) -> Row | None:
         name = self._id(where, record.get("id"))
+        page = record.get("context")
+        is_page = isinstance(page, str) and looks_like_html(page)
+        if is_page:
+            self.pages.append(name)
+            record = {**record, "context": _page_text(page)}
         context, question = (self._text(where, name, part, record.get(part)) for part in REQUIRED)
         answers, is_list = self._answers(where, name, record)
-        if looks_like_html(context):
-            self.pages.append(name)
-            context, answers = _page_text(context), tuple(map(html_text, answers))
+        if is_page:
+            answers = tuple(html_text(answer) or answer for answer in answers)
         impossible = is_true(record.get("is_impossible")) or (is_list and not answers)
         if self.need_answers and impossible:
             self.unanswerable += 1
@@ -148,8 +152,6 @@ class _Cleaner:
             value = int(value)  # pandas makes 3.0 of 3 where another id is missing
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
-        if isinstance(value, str) and re.fullmatch(r"\d+\.0", value) and not self.path.suffix.lower().endswith("sv"):
-            value = value[:-2]
         if not isinstance(value, str) or not trim(value):
             raise InputError(f"{where}: id is empty or no text (got {value!r}). Fill it in or delete the row.")
         if len(value) > LONGEST_ID:
@@ -174,12 +176,12 @@ class _Cleaner:
         """(gold answers, whether they came as a list): `answers` if given, else `answer`."""
         value = record.get("answers")
         if isinstance(value, str):
-            value = _structured(value, f"{where}: answers")
+            value = structured(value, f"{where}: answers")
         is_list = "answers" in record and not isinstance(value, str)
-        if not answer_texts(value, where):
+        if not any(map(trim, answer_texts(value, where))):
             value = record.get("answer", value)
-            if isinstance(value, str) and _LISTED.match(value.strip()):
-                value = _structured(value, f"{where}: answer")  # a list that was saved as its text
+            if isinstance(value, str) and LISTED.match(value.strip()):
+                value = structured(value, f"{where}: answer")  # a list that was saved as its text
         given = answer_texts(value, where)
         texts = [trim(clean(text)) for text in given]
         self.composed += [name for text in given if clean(text) != writable(text)]
@@ -191,7 +193,7 @@ class _Cleaner:
 def read_answers(path: Path) -> dict[str, tuple[str, ...]]:
     """Read gold answers from a table of their own with id and answer (or answers): {id: answers}."""
     sheet = read_table(path, read_bytes(path)[0])
-    names = _column_names(sheet.header, {}, path, required=("id", "answer"))
+    names = column_names(sheet.header, {}, path, required=("id", "answer"))
     golds: dict[str, tuple[str, ...]] = {}
     for place, cells in sheet.rows:
         record = _named(path, place, cells, names, sheet.header)

@@ -114,6 +114,20 @@ def split_by_article(rows: list[Row], fraction: float) -> tuple[list[Row], list[
     return train, held
 
 
+def _same_questions(rows: list[Row], family: dict[str, str]) -> dict[str, str]:
+    """Return the families joined whose rows have no article and ask the same question: copies under other ids."""
+    joined = dict(family)
+    asked: dict[str, str] = {}  # question -> the family that asks it
+    for row in rows:
+        if row.context:
+            continue
+        mine, other = joined[row.story], asked.setdefault(bare(row.question), joined[row.story])
+        if mine != other:
+            joined |= {story: other for story, name in joined.items() if name == mine}
+            asked |= {question: other for question, name in asked.items() if name == mine}
+    return joined
+
+
 def families(rows: list[Row]) -> dict[str, str]:
     """Map each row's article to its family: itself, or the name shared by it and its copies and near copies."""
     articles: dict[str, set[str]] = {}  # story -> the articles that tell it
@@ -123,6 +137,7 @@ def families(rows: list[Row]) -> dict[str, str]:
     family = {story: story for story in articles}
     for group in group_near_copies(texts):
         family |= dict.fromkeys(group, min(group))
+    family |= _same_questions(rows, family)
     members: dict[str, set[str]] = {}
     for story, name in family.items():
         members.setdefault(name, set()).update(articles[story])

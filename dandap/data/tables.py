@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterator
@@ -69,7 +70,8 @@ def read_cells(text: str, path: Path) -> Sheet:
     if declared:
         text = text[declared.end() :]
     separator = declared[1] if declared else _separator(text)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
+    spaced = _has_spaces(text, separator)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator, skipinitialspace=spaced)
     first = 1 if declared else 0  # lines before the reader's
     try:
         header = next((cells for cells in reader if any(map(trim, cells))), None)
@@ -85,6 +87,8 @@ def read_cells(text: str, path: Path) -> Sheet:
             'cell; write it as "" inside a quoted cell.'
         ) from error
     notes = [] if separator == "," else [f"{path.name}: the cells are separated by {SEPARATORS.get(separator, repr(separator))}"]
+    if spaced:
+        notes.append(f"{path.name}: the spaces after its separators do not belong to the cells")
     _refuse_title(path, header, header_line, lines)
     swallowed = [line for line, cells in lines if any(_holds_row(cell, len(header), separator) for cell in cells)]
     if swallowed:
@@ -118,15 +122,24 @@ def _separator(text: str) -> str:
     return max(SEPARATORS, key=cells)
 
 
+def _has_spaces(text: str, separator: str) -> bool:
+    """Return whether the header has a space after every separator, as in `id, context`; quotes count only after it is skipped."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        header = next((row for row in rows if any(map(trim, row))), [])
+    except csv.Error:
+        return False
+    return len(header) > 1 and all(name.startswith(" ") for name in header[1:])
+
+
 def _refuse_title(path: Path, header: list[str], line: int, lines: list[tuple[int, list[str]]]) -> None:
     """Name a title or a comment above the header, which would make every row too long."""
-    filled = [name for name in header if trim(name)]
-    below = next((cells for _, cells in lines if any(map(trim, cells))), [])
-    is_title = len(filled) == 1 and len([cell for cell in below if trim(cell)]) > 1
-    is_comment = filled[0].lstrip().startswith("#") and len(below) != len(header)
-    if is_title or is_comment:
+    filled = sum(bool(trim(name)) for name in header)
+    below = max((sum(bool(trim(cell)) for cell in cells) for _, cells in lines[:5]), default=0)
+    first = next(filter(trim, header))
+    if (filled == 1 < below) or (first.lstrip().startswith("#") and filled < below):
         raise InputError(
-            f"{path}, line {line}: got {filled[0][:60]!r}, expected the columns' names. Delete what stands above them (a title, "
+            f"{path}, line {line}: got {first[:60]!r}, expected the columns' names. Delete what stands above them (a title, "
             "a comment) or name every column; if this is the only column, a text with commas needs quotation marks."
         )
 
@@ -145,7 +158,10 @@ def _rows(
             notes.append(f"{path.name}, line {line} is the header again (glued files); it was left out")
             continue
         same = set(keys) & set(names) - {""}
-        if len(same) > 1 and 2 * len(same) >= len(set(keys) | set(names)):
+        other_names = (
+            names[0] != "" and keys[0] == names[0] and all(len(key) <= 20 for key in keys)
+        )  # a first cell "id" under "id"
+        if other_names or (len(same) > 1 and 2 * len(same) >= len(set(keys) | set(names))):
             raise InputError(
                 f"{path}, line {line}: a second header, {short_list(cells)}, whose columns are not those of the first. Keep the "
                 "files apart, in one folder or named with commas between them."
@@ -177,7 +193,7 @@ def _read_excel(path: Path, data: bytes) -> Sheet:
         lines = [(number, list(cells)) for number, cells in enumerate(first.iter_rows(), 1)]
     except EXCEL_FAULTS as error:
         raise InputError(f"{path} is an Excel workbook that cannot be read ({first_line(error)}). Save it again.") from error
-    lines = [(number, cells) for number, cells in lines if any(cell.value is not None for cell in cells)]
+    lines = [(number, cells) for number, cells in lines if any(trim(_excel_text(cell)) for cell in cells)]
     if not lines:
         raise InputError(f"{path} is empty. Expected a header and a row per question in its first sheet.")
     others = [sheet.title for sheet in book.worksheets[1:]]
@@ -243,5 +259,26 @@ def _read_arrow(path: Path, data: bytes) -> Sheet:
 
 
 def _from_arrow(table) -> Sheet:
-    """Return the rows of an Arrow table."""
-    return Sheet(table.column_names, [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1)])
+    """Return the rows of an Arrow table; labels by their names, and 32-bit numbers as they were written."""
+    import numpy as np
+    import pyarrow
+
+    labels = _label_names(table.schema.metadata or {})
+    rows = table.to_pylist()
+    for name in table.column_names:
+        is_narrow = table.schema.field(name).type == pyarrow.float32()  # 36.7 would be 36.70000076293945
+        for row in rows:
+            if name in labels and row[name] is not None:
+                row[name] = labels[name][row[name]]
+            elif is_narrow and row[name] is not None:
+                row[name] = float(str(np.float32(row[name])))
+    return Sheet(table.column_names, [(f"row {number}", row) for number, row in enumerate(rows, 1)])
+
+
+def _label_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """Return the names of the classes of each ClassLabel column, which datasets keeps beside their numbers."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return {name: of["names"] for name, of in features.items() if isinstance(of, dict) and of.get("_type") == "ClassLabel"}

@@ -50,7 +50,7 @@ def id_key(name: str) -> str:
 class _Page(HTMLParser):
     """Collects what a reader of a page sees."""
 
-    HIDDEN = ("script", "style", "head", "template", "noscript")
+    HIDDEN = ("script", "style", "title", "template", "noscript")
     BREAKS = tuple("p div br li tr table ul ol h1 h2 h3 h4 h5 h6 section article dt dd blockquote title".split())
 
     def __init__(self):
@@ -76,8 +76,20 @@ class _Page(HTMLParser):
 
 
 def looks_like_html(text: str) -> bool:
-    """Whether a text is a page or a piece of one, and not an article that speaks of <b>."""
-    return re.search(r"<(?:!doctype html|html|body|p|div|table|tr|td|ul|li|h[1-6])\b[^<]*>", text, re.IGNORECASE) is not None
+    """Return whether a text is a page or a piece of one, and not an article with <Table 1> or that speaks of <p>.
+
+    It must begin with a tag and close a block. More than a few tags that never end are none: on 50,000 of them Python's
+    parser takes minutes.
+    """
+    if text.count("<") - text.count(">") > 100:
+        return False
+    beginning = text.lstrip()[:200].lower()
+    if beginning.startswith(("<!doctype html", "<html")):
+        return True
+    return re.match(r"<[a-z!]", beginning) is not None and _CLOSED_BLOCK.search(text) is not None
+
+
+_CLOSED_BLOCK = re.compile(r"</(?:html|body|p|div|table|tr|td|ul|ol|li|h[1-6])\s*>", re.IGNORECASE)
 
 
 def html_text(page: str) -> str:

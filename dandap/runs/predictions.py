@@ -14,6 +14,7 @@ from dandap.errors import InputError, first_line
 from dandap.runs.files import read_json, write_table
 from dandap.runs.folder import RunFolder, find_run
 from dandap.runs.journal import RECORD
+from dandap.runs.submission import REVIEW_COLUMNS, active
 
 
 class Answered(NamedTuple):
@@ -132,7 +133,9 @@ def _from_csv(text: str, path: Path) -> list[dict]:
         raise InputError(
             f"{path} has the columns {header}; expected id and prediction, or id and answer, and as many cells in every row."
         )
-    return [{"id": cells[name], "prediction": cells[answer]} for cells in table[1:]]
+    # A review's texts have an apostrophe before what a spreadsheet would run as a formula.
+    text_of = active if tuple(header) == REVIEW_COLUMNS else str
+    return [{"id": text_of(cells[name]), "prediction": text_of(cells[answer])} for cells in table[1:]]
 
 
 def _columns(header: list[str]) -> tuple[int, int | None]:

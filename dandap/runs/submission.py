@@ -14,13 +14,13 @@ from dandap.errors import InputError, short_list
 from dandap.runs.files import write_table, write_text
 
 SUBMISSION_COLUMNS = ("id", "answer")  # where the organiser's sample is not there
+REVIEW_COLUMNS = ("id", "question", "prediction", "gold", "char_f1", "log_probability", "ended")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for one (OWASP, CSV injection)
 
 
 def write_review(path: Path, records: list[dict]) -> None:
     """Write review.csv, for a spreadsheet: what a person compares, with an apostrophe before what would run as a formula."""
-    columns = ("id", "question", "prediction", "gold", "char_f1", "log_probability", "ended")
-    write_table(path, [{name: inert(record[name]) for name in columns} for record in records], columns)
+    write_table(path, [{name: inert(record[name]) for name in REVIEW_COLUMNS} for record in records], REVIEW_COLUMNS)
 
 
 def _runs(text: str) -> bool:
@@ -55,6 +55,8 @@ def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
     Without a sample, or where its ids or columns are not the test file's, the form is ours. A sample that cannot be read,
     or whose header is no header, is an InputError: found after hours of answering it would cost them.
     """
+    if not test_file.exists():  # a folder's files, or several with commas between them
+        test_file = Path(str(test_file).split(",")[0])
     sample = test_file.with_name("sample_submission.csv")
     if not sample.is_file():
         others = [path.name for path in test_file.parent.glob("*.[cC][sS][vV]") if "sample" in path.name.lower()]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel
-from safetensors import SafetensorError
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerState
 
 from dandap.base.adapter import add_adapter, load_weights
@@ -120,14 +120,14 @@ def held(run: RunFolder):
         yield
 
 
-def train_run(run: RunFolder, job: Job, model: PeftModel, validation: Validation | None, resumed: bool) -> None:
+def train_run(run: RunFolder, job: Job, model: PeftModel, validation: Validation | None, checkpoint: Path | None) -> None:
     """Train the run's adapter to its end, and save it; from here on there is one process."""
     if run.finished:
         print(f"{run.path} is trained; its validation was cut off and is done now")
         load_weights(model, run.adapter)
         leave_together()
         return
-    best = train(run, job, model, validation, find_checkpoint(run) if resumed else None)
+    best = train(run, job, model, validation, checkpoint)
     if best:
         load_weights(model, best)
     leave_together()
@@ -164,17 +164,36 @@ def train(run: RunFolder, job: Job, model: PeftModel, validation: Validation | N
     return note_best(run, trainer.state) if keepers else None
 
 
-def find_checkpoint(run: RunFolder) -> Path:
-    """The newest valid checkpoint; those that are skipped are told, and metrics after it forgotten."""
+def find_checkpoint(run: RunFolder, model: PeftModel) -> Path | None:
+    """Return the newest valid checkpoint, None where training has ended; those that are skipped are told.
+
+    What metrics.jsonl holds of later steps is forgotten.
+    """
+    if run.finished:
+        return None
     checkpoint, skipped = newest_valid(run.checkpoints, run.name_of_run)
     for line in skipped:
         print(line)
     if checkpoint is None:
         raise InputError(f"{run.path} has no valid checkpoint to resume from; start it again without --resume.")
+    _refuse_other_shape(model, checkpoint)
     print(f"resuming {run.path} from {checkpoint.name}")
     if is_first():
         forget_after(run.metrics_file, step_of(checkpoint), evaluated_steps(load_state(checkpoint)))
     return checkpoint
+
+
+def _refuse_other_shape(model: PeftModel, checkpoint: Path) -> None:
+    """Refuse a recipe whose adapter is not the checkpoint's (--resume_anyway with another rank or other modules)."""
+    ours = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    with safe_open(checkpoint / "adapter_model.safetensors", "pt") as file:
+        theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    if ours != theirs:
+        name = next(name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name))
+        raise InputError(
+            f"the recipe's adapter is not that of {checkpoint}: {name} is {ours.get(name)}, there {theirs.get(name)}. lora_r and "
+            "lora_target_modules cannot change in a run; start a new one."
+        )
 
 
 def load_state(checkpoint: Path) -> TrainerState:
@@ -216,6 +235,8 @@ def save_adapter(model: PeftModel, run: RunFolder, job: Job) -> None:
         job.tokenizer.save_pretrained(str(folder))
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card names the base by its path
         seal(folder, run.name_of_run)
+        if run.adapter.exists():  # damaged, or the run would count as finished
+            os.replace(run.adapter, Path(tempfile.mkdtemp(prefix="adapter-damaged-", dir=run.path)))
         run.note(finished=now())  # the time; what counts is the adapter's folder, which appears whole
         folder.chmod(run.path.stat().st_mode)
         os.replace(folder, run.adapter)
