@@ -36,7 +36,7 @@ def items():
     return numbered(make_dialogues()[:4], "train")
 
 
-SCORE = "a number stands here"
+SCORES = {"short": "1.10", "long": "0.12345678901234567891"}
 
 
 def answered(rows, letters):
@@ -73,13 +73,14 @@ def test_what_is_written_is_the_file_with_output_filled(items, tmp_path, layout)
     test = copy.deepcopy(items)
     for number, item in enumerate(test):
         item["output"] = ""
-        item["unknown"] = {"나": [1, None, True], "score": SCORE}
+        item["unknown"] = {"나": [1, None, True], **{name: f"{name}!" for name in SCORES}}
         item["input"]["conversation"][0]["utterance_id"] = ["x", item["input"]["conversation"][0]["utterance_id"]]
         item["input"]["extra"] = number
     path = write(tmp_path / "test.json", test, **layout)
-    path.write_text(
-        path.read_text(encoding="utf-8").replace(f'"{SCORE}"', '1.10, "more": 0.12345678901234567891'), encoding="utf-8"
-    )
+    text = path.read_text(encoding="utf-8")
+    for marker, digits in SCORES.items():
+        text = text.replace(f'"{marker}!"', digits)  # written again from floats these would lose a 0, or digits
+    path.write_text(text, encoding="utf-8")
     rows = nikl.read([path], need_answers=False).rows
     assert rows[0].answers == ()
     letters = ["ABC"[n % 3] for n in range(20)]
