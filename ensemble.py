@@ -33,14 +33,14 @@ def f1_sum(records: Sequence[dict]) -> int:
 
 def vote(records: Sequence[dict]) -> int:
     """Whose answer most members gave; the first listed of equals."""
-    return _most_common(records, break_tie=lambda tied: tied[0])
+    return _most_common(records)[0]
 
 
 def vote_f1(records: Sequence[dict]) -> int:
     """Whose answer most members gave; ties by the summed F1 with all members' answers, then the first listed."""
     answers = _answers(records)
     gains = [sum(metrics.char_f1(mine, other) for other in answers) for mine in answers]
-    return _most_common(records, break_tie=lambda tied: max(tied, key=lambda index: (gains[index], -index)))
+    return max(_most_common(records), key=lambda index: (gains[index], -index))
 
 
 def hard(records: Sequence[dict]) -> int:
@@ -51,7 +51,7 @@ def hard(records: Sequence[dict]) -> int:
         )
     chances = [_probabilities(record["choices"]) for record in records]
     summed = [sum(chance.get(record["prediction"], 0.0) for chance in chances) for record in records]
-    return _most_common(records, break_tie=lambda tied: max(tied, key=lambda index: (summed[index], -index)))
+    return max(_most_common(records), key=lambda index: (summed[index], -index))
 
 
 def _answers(records: Sequence[dict]) -> list[str]:
@@ -66,10 +66,11 @@ def _groups(records: Sequence[dict]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _most_common(records: Sequence[dict], break_tie: Callable[[list[int]], int]) -> int:
+def _most_common(records: Sequence[dict]) -> list[int]:
+    """Return the first member of each of the largest groups; several where they tie."""
     groups = _groups(records)
     most = max(map(len, groups))
-    return break_tie([group[0] for group in groups if len(group) == most])
+    return [group[0] for group in groups if len(group) == most]
 
 
 def _probabilities(log_probabilities: dict[str, float]) -> dict[str, float]:

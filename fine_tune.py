@@ -40,18 +40,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def fine_tune(arguments: argparse.Namespace) -> None:
     """Tell the story, from the recipe to the validation score."""
-    # torch and transformers take 10 s to load: not before the command line is known to be right.
-    from dandap.answering.answerer import Answerer
+    from dandap.answering.answerer import Answerer  # torch takes 10 s: after the command line is understood
     from dandap.training import session
-    from dandap.training.start import choose, tell_what_changed
+    from dandap.training.start import choose
 
     start = choose(arguments)
     recipe, task = start.recipe, get_task(start.recipe.task)
     template = choose_template(start.run, arguments, recipe)
     data = read_data(recipe)
-    base = session.open_base(recipe, arguments.preview)
-    if start.run:
-        tell_what_changed(start.run, recipe, data.table, arguments.resume_anyway)
+    base = session.open_base(start, data.table, arguments)
     encoder = prompts.make_encoder(recipe, template, base.tokenizer)
     examples = session.encode_training(recipe, encoder, base, task.expand(data.train))
     held_out = encoder.encode_rows(data.validation, recipe.prompt_limit, False, recipe.on_overflow)
@@ -60,12 +57,13 @@ def fine_tune(arguments: argparse.Namespace) -> None:
         return preview(encoder, examples[0])
 
     job = session.Job(recipe, base.plan, base.tokenizer, examples)
-    model = session.make_model(job, start.run.path if start.run else Path(recipe.output_dir))
+    model = session.make_model(job, base.config, start.folder)
     run = session.begin_run(start, job, template, data.table)
     with session.held(run):
         checkpoint = session.find_checkpoint(run, model) if start.run else None
         note(run, data, recipe, template)
-        validation = session.Validation(task, Answerer(recipe, encoder, model, base.answering), held_out) if held_out else None
+        answerer = Answerer(recipe, encoder, model, base.answering) if held_out else None
+        validation = session.Validation(task, answerer, held_out) if held_out else None
         session.train_run(run, job, model, validation, checkpoint)
         if validation:
             validation.finish(run)

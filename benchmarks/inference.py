@@ -45,6 +45,7 @@ from dandap.base.adapter import add_adapter
 from dandap.base.device import computing
 from dandap.command_line import Parser, parse, positive
 from dandap.data.encoding import Encoder, Example
+from dandap.data.rows import Row
 
 BATCHES = (1, 4, 8, 32)
 FORCED = 16
@@ -167,10 +168,13 @@ def continuous_way(material: Material, examples: list[Example]) -> Way:
 def decodings(material: Material, examples: list[Example]) -> dict[str, Decoding]:
     """Natural stops, and FORCED tokens whatever the model would say."""
     tokenizer = material.tokenizer
-    encoder = Encoder(tokenizer, lambda context, row, answer: {"prompt": context + row.question})
-    stop_ids = encoder.stop_ids(material.model.generation_config)
+    stop_ids = Encoder(tokenizer, _render).stop_ids(material.model.generation_config)
     natural = Decoding(stop_ids, tokenizer.pad_token_id, material.recipe.max_new_tokens)
     return {"natural": natural, "forced": replace(natural, max_new_tokens=FORCED, min_new_tokens=FORCED)}
+
+
+def _render(context: str, row: Row, answer: str) -> dict[str, str]:
+    return {"prompt": context + row.question}
 
 
 def compare(arguments: argparse.Namespace, material: Material, examples: list[Example]) -> dict:

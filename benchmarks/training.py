@@ -147,6 +147,10 @@ def make_ways(setting: Setting, examples: list[Example]) -> list[Way]:
     return [seed, fastest, Way("read_once", quiet(ours))]
 
 
+def _learned_whole(row: dict) -> dict:
+    return {"labels": row["input_ids"]}
+
+
 def make_trl_trainer(setting: Setting, examples: list[Example], batch: int) -> SFTTrainer:
     """SFTTrainer with the loss on answers, its batches grouped by length."""
     longest = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
@@ -160,7 +164,7 @@ def make_seed_trainer(setting: Setting, examples: list[Example]) -> SFTTrainer:
     """Batch 1 in random order, the loss on prompt and answer alike."""
     plan = replace(setting.plan, tokens_per_batch=1, flex=False)
     trainer = make_trainer(Job(setting.recipe, plan, setting.tokenizer, examples), setting.model, setting.folder, [])
-    trainer.train_dataset = trainer.train_dataset.map(lambda row: {"labels": row["input_ids"]})
+    trainer.train_dataset = trainer.train_dataset.map(_learned_whole)
     return quiet(trainer)
 
 
@@ -177,7 +181,7 @@ def loss_difference(setting: Setting, trl: Way, ours: Way, examples: list[Exampl
     setting.model.eval()
     largest = 0.0
     for keys in ours.trainer.steps():
-        step = [examples[key] for key in keys]
+        step = [examples[key.index] for key in keys]
         trees = ours.trainer.batching.collate_step(step)
         rows = [trl.trainer.data_collator([row]) for row in supervised(step)]
         got = summed_loss(ours.trainer, trees["batches"], trees["labels"].numel())

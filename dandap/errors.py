@@ -47,8 +47,9 @@ def disk_message(error: OSError) -> str:
     return f"{error.strerror or error}{where}. {way_out.get(error.errno, 'Check that path, then start again.')}"
 
 
-def short_list(names, most: int = 8) -> str:
+def short_list(names, most: int = 8, quoted: bool = True) -> str:
     """List names for a message: the first few, each shortened, and how many more there are."""
-    names = [repr(name if len(name) <= 60 else f"{name[:60]}...") for name in map(str, names)]
+    names = [name if len(name) <= 60 else f"{name[:60]}..." for name in map(str, names)]
+    names = list(map(repr, names)) if quoted else names
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

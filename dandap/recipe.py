@@ -173,15 +173,6 @@ class Recipe(BaseModel):
             raise ValueError("write NAME=COLUMN pairs with commas between them")
         return {name.strip(): column.strip() for name, _, column in pairs}
 
-    @field_validator("columns")
-    @classmethod
-    def _columns_known(cls, value: dict[str, str]) -> dict[str, str]:
-        known = ("id", "context", "question", "answer", "answers")
-        for name in value:
-            if name not in known:
-                raise ValueError(f"{name!r} is none of {', '.join(known)}{nearest(name, known)}")
-        return value
-
     @field_validator("lora_target_modules", mode="before")
     @classmethod
     def _modules_from_text(cls, value: Any) -> Any:

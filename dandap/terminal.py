@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -18,7 +19,11 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u20
 
 def shown(text: str) -> str:
     r"""Return a text as it may be printed: what a terminal would obey is spelled out, as \x1b."""
-    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return CONTROL.sub(_spelled_out, text)
+
+
+def _spelled_out(match: re.Match) -> str:
+    return match[0].encode("unicode_escape").decode()
 
 
 GONE = (errno.EPIPE, errno.EIO, errno.EINVAL)  # a pipe without a reader, a closed terminal; Windows' word for either
@@ -35,7 +40,7 @@ class Output:
 
     def write(self, text: str) -> int:
         """Write a text as it may be shown; returns its length, as streams do."""
-        self._unless_gone(lambda: self.stream.write(text if self.obeyed else shown(text)))
+        self._unless_gone(partial(self.stream.write, text if self.obeyed else shown(text)))
         return len(text)
 
     def flush(self) -> None:

@@ -47,7 +47,7 @@ Item = dict  # as the file has it; what is not known here is kept
 def load_items(path: Path) -> list[Item]:
     """The file's items, checked; InputError says which item lacks what."""
     find_files(path, "the NIKL dialogue JSON")
-    items = parse_json(decode(path.read_bytes(), path)[0], str(path), parse_float=lambda digits: f"{NUMBER}{digits}{NUMBER}")
+    items = parse_json(decode(path.read_bytes(), path)[0], str(path), parse_float=_marked)
     if not isinstance(items, list) or not items:
         raise InputError(f"{path}: got {type(items).__name__}; expected a JSON list of at least one item.")
     for number, item in enumerate(items, 1):
@@ -174,7 +174,7 @@ def to_json(items: list[Item], like: bytes, path: Path) -> bytes:
     """JSON in the layout of the bytes of a file at `path`, from which the items were read."""
     text = decode(like, path)[0]
     unix, indent, options = text.replace("\r\n", "\n"), 2, {"ensure_ascii": False}
-    read = json.loads(unix, parse_float=lambda digits: f"{NUMBER}{digits}{NUMBER}")
+    read = json.loads(unix, parse_float=_marked)
     for indent_of, separators in [*((None, pair) for pair in ((", ", ": "), (",", ":"))), *((i, None) for i in (1, 2, 4, "\t"))]:
         for ascii_only in (False, True):
             style = {"indent": indent_of, "separators": separators, "ensure_ascii": ascii_only}
@@ -185,9 +185,17 @@ def to_json(items: list[Item], like: bytes, path: Path) -> bytes:
     return like.startswith(codecs.BOM_UTF8) * codecs.BOM_UTF8 + written.encode()
 
 
+def _marked(digits: str) -> str:
+    return f"{NUMBER}{digits}{NUMBER}"
+
+
+def _escaped(half: re.Match) -> str:
+    return f"\\u{ord(half[0]):04x}"
+
+
 def _dump(value, **style) -> str:
     """As json.dumps has it; halves of surrogate pairs stay escaped, since no UTF-8 file can hold them."""
-    text = SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, **style))
+    text = SURROGATE.sub(_escaped, json.dumps(value, **style))
     return re.sub(rf'"(?:{NUMBER}|\\ue000)([^"]*?)(?:{NUMBER}|\\ue000)"', r"\1", text)
 
 

@@ -436,6 +436,12 @@ def test_decomposed_column_names(tmp_path):
     assert the_row(read(tmp_path / "a.csv", columns, need_answers=True)) == WHOLE
 
 
+def test_a_mapping_of_a_column_that_is_not_ours_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text(HEAD + LINE, encoding="utf-8")
+    with pytest.raises(InputError, match="columns: '기사' is none of id, context, question"):
+        read(tmp_path / "a.csv", {"기사": "본문"})
+
+
 def test_rows_without_ids_get_numbers(tmp_path):
     (tmp_path / "a.csv").write_text("context,question,answer\n기사,질문?,답\n기사,왜?,답\n", encoding="utf-8")
     table = read(tmp_path / "a.csv", need_answers=True)

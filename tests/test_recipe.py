@@ -129,7 +129,6 @@ def test_an_unknown_key_is_told_the_right_one(key, right):
         ("quantization", "int8", "'nf4' or 'none'"),
         ("validation_fraction", "1", "less than 1"),
         ("max_new_tokens", "4000", "leaves no room for a prompt"),
-        ("columns", "기사=본문", "is none of id, context"),
         ("columns", "본문", "NAME=COLUMN pairs"),
         ("lora_target_modules", "", "at least one module"),
         ("tokens_per_batch", "0", "tokens_per_batch"),

@@ -23,7 +23,7 @@ from dandap.recipe import Recipe
 from dandap.training.job import Job
 from dandap.training.plain import make_trainer
 from dandap.training.read_once import count_tokens, make_read_once_trainer
-from dandap.training.steps import Batching, Questions, StepSampler, deal, share
+from dandap.training.steps import Batching, Key, Questions, StepSampler, deal, share
 
 CPU = torch.device("cpu")
 
@@ -115,8 +115,8 @@ def run(make, recipe, plan, examples, tokenizer, folder, sequential=False):
 
 def in_the_order_of(trainer, examples):
     """The examples as the trainer's first epoch had them, its steps as sets of ids beside them."""
-    keys = list(StepSampler(examples, trainer.args.per_device_train_batch_size, trainer.args.seed, 0, 1, epoch=lambda: 0))
-    return [[examples[key] for key in step] for step in keys]
+    keys = list(StepSampler(examples, trainer.args.per_device_train_batch_size, trainer.args.seed, 0, 1, step=lambda: 0))
+    return [[examples[key.index] for key in step] for step in keys]
 
 
 def relative(got, expected):
@@ -326,21 +326,28 @@ def test_one_question_a_step_is_ordinary_training():
 
 @given(articles_of, st.integers(1, 4), st.integers(0, 100))
 def test_processes_share_a_step(sizes, processes, seed):
-    """No question lost or doubled; a process without one reads one of the step without its answer."""
+    """No question lost or doubled."""
     step, start = [], 0
     for size in sizes:
         step.append(list(range(start, start := start + size)))
     rng = random.Random(seed)
     shares = share(step, [rng.randint(1, 900) for _ in range(start)], processes)
     assert len(shares) == processes
-    assert all(shares)
-    assert sorted(key for mine in shares for key in mine if key >= 0) == list(range(start))
-    assert all(key >= 0 for mine in shares for key in mine) or start < processes
+    assert sorted(index for mine in shares for index in mine) == list(range(start))
+    assert all(shares) or start < processes
+
+
+def test_a_process_without_a_question_reads_one_of_the_step_without_learning_it():
+    examples = make_examples(articles=1, questions=2)
+    steps = [next(iter(StepSampler(examples, 2, 42, process, 3, step=lambda: 0))) for process in range(3)]
+    (idle,) = [step for step in steps if not step[0].learned]
+    assert sorted(step[0].index for step in steps if step is not idle) == [0, 1]
+    assert idle[0].index in (0, 1)
 
 
 def test_a_question_read_without_its_answer_adds_nothing(trainers):
     examples = make_examples()
-    silent = Questions(examples)[-1 - 3]
+    silent = Questions(examples)[Key(3, learned=False)]
     assert (silent.prompt_ids, silent.answer_ids) == (examples[3].prompt_ids, [])
     loss, gradients = tree_gradients_of_silent(trainers("llama"), silent)
     assert loss == 0
@@ -359,7 +366,7 @@ def test_the_order_changes_every_epoch_and_comes_back():
     examples = make_examples(articles=30)
 
     def order(epoch, seed=42):
-        return list(StepSampler(examples, 4, seed, 0, 1, epoch=lambda: epoch))
+        return list(StepSampler(examples, 4, seed, 0, 1, step=lambda: epoch * math.ceil(len(examples) / 4)))
 
     assert order(0) == order(0)
     assert order(0) != order(1)

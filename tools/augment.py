@@ -20,7 +20,6 @@ import argparse
 import csv
 import hashlib
 import io
-import json
 import os
 import random
 import re
@@ -40,7 +39,7 @@ from dandap.data.tables import read_table
 from dandap.data.texts import trim
 from dandap.errors import InputError, first_line, short_list
 from dandap.recipe import Recipe, load_recipe, make_recipe
-from dandap.runs.files import append_json, refuse_existing, write_json_lines, write_text
+from dandap.runs.files import append_json, read_json_lines, refuse_existing, write_json_lines, write_text
 from dandap.runs.folder import find_run
 from dandap.runs.submission import active, inert
 from tasks.wallpaper_qa import ANSWERS, QUESTIONS, read_lines
@@ -130,13 +129,7 @@ def generate(sources: list[tuple[str, str]], known: list[str], who: str, ask: As
 
 def _read_journal(path: Path) -> dict[str, str]:
     """key -> what was said; a torn last line is dropped, and so asked again."""
-    kept = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-            kept.append({name: record[name] for name in ("key", "prompt", "said")})
-        except (ValueError, KeyError, TypeError):
-            continue
+    kept = [record for record in read_json_lines(path) if {"key", "prompt", "said"} <= record.keys()]
     if kept:
         write_json_lines(path, kept)
     return {record["key"]: record["said"] for record in kept}
@@ -182,7 +175,11 @@ def local_model(arguments: argparse.Namespace) -> Ask:
 def encoder_of_prompts(recipe: Recipe, template: dict[str, str], tokenizer) -> Encoder:
     """Return what encodes a row's question as the whole prompt, in the model's chat template if it has one."""
     part = "user" if tokenizer.chat_template else "prompt"
-    return Encoder(tokenizer, lambda context, row, answer: {part: row.question})
+
+    def render(context: str, row: Row, answer: str) -> dict[str, str]:
+        return {part: row.question}
+
+    return Encoder(tokenizer, render)
 
 
 def endpoint(url: str, model: str) -> Ask:

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/NA
 import dandap.start  # noqa: F401
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 
 import yaml
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> dict:
     }
     folder = new_folder(arguments.output_dir, "compare")
     write_json(folder / "compare.json", result)
-    draw(folder / "compare.png", lambda axes: chart(axes, scores), height=1.0 + 0.6 * len(scores))
+    draw(folder / "compare.png", partial(chart, scores=scores), height=1.0 + 0.6 * len(scores))
     print(f"chart: {folder / 'compare.png'}")
     return result
 

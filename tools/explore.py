@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -62,7 +63,7 @@ class Findings:
     def length(self, of: str, table: pd.DataFrame) -> None:
         """The histogram of one text's characters."""
         values, label = table[f"{of}_characters"], f"characters of {'an' if of[0] == 'a' else 'a'} {of}"
-        self.picture(f"{of}_length", label, lambda axes: histogram(axes, values, label))
+        self.picture(f"{of}_length", label, partial(histogram, values=values, label=label))
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -151,7 +152,7 @@ def explore_articles(findings: Findings, table: pd.DataFrame, groups: list[list[
     findings.picture(
         "questions_per_article",
         "questions per article",
-        lambda axes: columns(axes, dict(sorted(sizes.items())), "questions on an article"),
+        partial(columns, counts=dict(sorted(sizes.items())), label="questions on an article"),
     )
     if table["article_tokens"].any():
         shared = [table["article_tokens"][group[0]] for group in groups]
@@ -174,9 +175,10 @@ def explore_answers(findings: Findings, answered: pd.DataFrame) -> None:
 def explore_kinds(findings: Findings, table: pd.DataFrame) -> None:
     """What is asked, and how lengths go with it and with one another."""
     kinds = table["kind"].value_counts()
-    findings.picture("kinds", "what is asked", lambda axes: shares(axes, kinds.to_dict()), height=1 + 0.35 * len(kinds))
-    numbers = table.select_dtypes("number").loc[:, lambda frame: frame.nunique() > 1]
-    findings.picture("correlations", "correlations of lengths", lambda axes: heatmap(axes, numbers.corr()), height=4.2)
+    findings.picture("kinds", "what is asked", partial(shares, counts=kinds.to_dict()), height=1 + 0.35 * len(kinds))
+    numbers = table.select_dtypes("number")
+    numbers = numbers.loc[:, numbers.nunique() > 1]
+    findings.picture("correlations", "correlations of lengths", partial(heatmap, correlations=numbers.corr()), height=4.2)
     by_kind = table.groupby("kind")[["question_characters", "answer_characters", "article_characters"]].mean().round(1)
     by_kind.to_csv(findings.folder / "lengths_by_kind.csv", encoding="utf-8-sig")
     findings.tables["Mean characters by kind: question, answer, article"] = [
@@ -197,7 +199,7 @@ def explore_likeness(findings: Findings, questions: list[str]) -> None:
     findings.picture(
         "question_similarity",
         "likeness of questions",
-        lambda axes: histogram(axes, similar, "likeness to the most similar other question"),
+        partial(histogram, values=similar, label="likeness to the most similar other question"),
     )
 
 
@@ -281,8 +283,8 @@ def explore_described(findings: Findings, described: Description, count: Callabl
 def chart_filler(chart: Chart) -> Callable[[Axes], None]:
     """Return what draws a chart: columns of counts, or the distribution of numbers."""
     if isinstance(chart.values, dict):
-        return lambda axes: columns(axes, chart.values, chart.label)
-    return lambda axes: histogram(axes, pd.Series(chart.values), chart.label)
+        return partial(columns, counts=chart.values, label=chart.label)
+    return partial(histogram, values=pd.Series(chart.values), label=chart.label)
 
 
 def histogram(axes: Axes, values: pd.Series, label: str) -> None:

@@ -67,7 +67,11 @@ class TreeBatching:
     def batches(self, indices: list[int], tokens: int) -> list[list[Part]]:
         articles = by_article(self.examples[index].row.article for index in indices)
         groups = [[indices[i] for i in article] for article in articles]
-        return pack(groups, self._tree_of, lambda batch: self.size(batch) <= tokens)
+
+        def fits(batch: list[Part]) -> bool:
+            return self.size(batch) <= tokens
+
+        return pack(groups, self._tree_of, fits)
 
     def members(self, batch: list[Part]) -> list[int]:
         return [index for part in batch for index in part.members]

@@ -46,7 +46,7 @@ def open_model(
         print(f"WARNING: the base {recipe.model} is not the one that {run.path} was trained on; its answers will differ")
     encoder = make_encoder(recipe, template, tokenizer)
     print(plan)
-    model = load_base(recipe, plan.device)
+    model = load_base(recipe, plan.device, config)
     if run:
         model = load_adapter(model, run.adapter)
     return OpenModel(Answerer(recipe, encoder, model, plan), base, config)

@@ -88,10 +88,10 @@ def load_config(recipe: Recipe) -> PretrainedConfig:
         return AutoConfig.from_pretrained(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
 
 
-def load_base(recipe: Recipe, device: torch.device) -> PreTrainedModel:
-    """The base model on `device`, 4-bit NF4 by default, frozen. Only safetensors are read."""
+def load_base(recipe: Recipe, device: torch.device, config: PretrainedConfig | None = None) -> PreTrainedModel:
+    """Load the base model on `device`, 4-bit NF4 by default, frozen; only safetensors are read."""
     dtype = pick_compute_dtype(recipe, device)
-    config = load_config(recipe)
+    config = config or load_config(recipe)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",  # Linear4bit's own default is fp4

@@ -17,6 +17,7 @@ import json
 import re
 import threading
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
@@ -187,7 +188,8 @@ class _Late(Exception):
 def _time_limit():
     """End a template that loops: an exception is set in this thread, which Python code meets at its next step."""
     thread = ctypes.c_ulong(threading.get_ident())
-    timer = threading.Timer(SECONDS, lambda: ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_Late)))
+    end = partial(ctypes.pythonapi.PyThreadState_SetAsyncExc, thread, ctypes.py_object(_Late))
+    timer = threading.Timer(SECONDS, end)
     timer.daemon = True
     timer.start()
     try:

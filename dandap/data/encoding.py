@@ -129,15 +129,21 @@ class Encoder:
     def _trim(self, rows: list[Row], prompt_limit: int) -> str:
         """The longest beginning of the article with which every question's prompt fits: text is cut, ids never."""
         context = rows[0].context
-        return self._longest(rows, prompt_limit, len(context), lambda characters: context[:characters].rstrip())
+
+        def beginning(characters: int) -> str:
+            return context[:characters].rstrip()
+
+        return self._longest(rows, prompt_limit, len(context), beginning)
 
     def _select(self, rows: list[Row], prompt_limit: int) -> str:
         """As many of the sentences nearest to the questions as fit, in the article's order."""
         sentences = split_sentences(rows[0].context)
         order = nearest_first(sentences, [row.question for row in rows])
-        selected = self._longest(
-            rows, prompt_limit, len(order), lambda count: "".join(sentences[i] for i in sorted(order[:count])).strip()
-        )
+
+        def nearest(count: int) -> str:
+            return "".join(sentences[i] for i in sorted(order[:count])).strip()
+
+        selected = self._longest(rows, prompt_limit, len(order), nearest)
         return selected or self._trim([replace(row, context=sentences[order[0]]) for row in rows], prompt_limit)
 
     def _longest(self, rows: list[Row], prompt_limit: int, whole: int, shortened: Callable[[int], str]) -> str:

@@ -18,13 +18,15 @@ def tell_cut(recipe: Recipe, examples: list[Example]) -> None:
     cut = [example.row.id for example in examples if example.trimmed]
     if cut:
         how = "trimmed" if recipe.on_overflow == "trim" else "cut to the sentences nearest to its questions"
-        print(f"{len(cut)} questions have their article {how}, for max_length={recipe.max_length}: {short_list(cut, 5)}")
+        print(
+            f"{len(cut)} questions have their article {how}, for max_length={recipe.max_length}: {short_list(cut, 5, quoted=False)}"
+        )
     lost = [example.row.id for example in examples if loses_answer(example)]
     if lost:
         way_out = "a larger --max_length" if recipe.on_overflow == "select" else "--on_overflow select, or a larger --max_length"
         print(
             f"WARNING: {len(lost)} of {len(examples):,} answers are no longer in what is left of their article, which teaches to "
-            f"invent; the way out: {way_out}: {short_list(lost, 5)}"
+            f"invent; the way out: {way_out}: {short_list(lost, 5, quoted=False)}"
         )
 
 
@@ -37,7 +39,7 @@ def tell_lengths(recipe: Recipe, examples: list[Example]) -> None:
     long_answers = [example.row.id for example in examples if len(example.answer_ids) > recipe.max_new_tokens]
     if long_answers:
         print(
-            f"{len(long_answers)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens: {short_list(long_answers, 5)}"
+            f"{len(long_answers)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens: {short_list(long_answers, 5, quoted=False)}"
         )
 
 
@@ -54,7 +56,7 @@ def without_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
         longest = max(len(example.answer_ids) for example in long)
         print(
             f"{len(long)} questions are left out of training: with their answers (up to {longest:,} tokens) they take more than "
-            f"max_length={recipe.max_length}: {short_list([example.row.id for example in long], 5)}"
+            f"max_length={recipe.max_length}: {short_list([example.row.id for example in long], 5, quoted=False)}"
         )
     if not kept:
         raise InputError(f"every answer is too long for max_length={recipe.max_length}. Raise max_length.")

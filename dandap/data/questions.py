@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dandap.data.files import JSONS, find_files, read_bytes
-from dandap.data.forms import LISTED, REQUIRED, Record, answer_texts, column_names, is_true, json_records, structured
+from dandap.data.forms import COLUMNS, LISTED, REQUIRED, Record, answer_texts, column_names, is_true, json_records, structured
 from dandap.data.json_files import read_json
 from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
 from dandap.data.tables import read_table
 from dandap.data.texts import clean, html_text, looks_like_html, trim, writable
-from dandap.errors import InputError
+from dandap.errors import InputError, nearest, short_list
 
 LONGEST_ID = 1000  # characters; ids are printed and name lines of files
 EXCEL_CELL = 32_767  # characters, the most that a cell of Excel holds
@@ -29,6 +29,9 @@ def read(paths: str | Path | list[Path], columns: dict[str, str] | None = None, 
     texts; without (a test file) every row is kept, an empty text is told. Raises InputError for anything that cannot be
     used.
     """
+    for name in columns or {}:
+        if name not in COLUMNS:
+            raise InputError(f"columns: {name!r} is none of {', '.join(COLUMNS)}.{nearest(name, COLUMNS)}")
     paths = [Path(path) for path in (paths if isinstance(paths, list) else [paths])]
     files = [file for path in paths for file in find_files(path)]
     tables = [_read_one(file, columns or {}, need_answers, len(files) > 1) for file in files]
@@ -119,7 +122,7 @@ class _Cleaner:
         return rows
 
     def _note(self, count: int, what: str, ids: list[str]) -> None:
-        self.notes.append(f"{count:,} {what} ({', '.join(ids[:3])}{' ...' if count > 3 else ''})")
+        self.notes.append(f"{count:,} {what} ({short_list(ids, 3, quoted=False)})")
 
     def _row(self, where: str, record: dict[str, Any]) -> Row | None:
         name = self._id(where, record.get("id"))

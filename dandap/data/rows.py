@@ -73,7 +73,11 @@ def match_ids(wanted: Iterable[str], found: Iterable[str]) -> Callable[[str], st
     exact, by_key = set(found), {id_key(name): name for name in found}
     if len(by_key) < len(found) or len({id_key(name) for name in wanted}) < len(set(wanted)):
         by_key = {}  # two ids that differ only so must not be taken for one another
-    return lambda name: name if name in exact else by_key.get(id_key(name))
+
+    def find(name: str) -> str | None:
+        return name if name in exact else by_key.get(id_key(name))
+
+    return find
 
 
 def by_article(articles: Iterable[str]) -> list[list[int]]:

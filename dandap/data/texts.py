@@ -15,7 +15,11 @@ def compose(text: str) -> str:
 
     Full NFC would rewrite characters that an organiser compares as they are (compatibility ideographs, the ohm sign).
     """
-    return JAMO.sub(lambda match: unicodedata.normalize("NFC", match[0]), text)
+    return JAMO.sub(_composed, text)
+
+
+def _composed(match: re.Match) -> str:
+    return unicodedata.normalize("NFC", match[0])
 
 
 def writable(text: str) -> str:

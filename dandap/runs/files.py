@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,17 @@ def append_json(path: Path, record: dict) -> None:
         raise InputError(f"{path} is a link; expected a file of the run's own. Remove the link.")
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_json_lines(path: Path) -> Iterator[dict]:
+    """Yield the objects of a .jsonl file that this project wrote, but for lines that a kill has torn; none without a file."""
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
 
 
 def read_json(path: Path) -> dict:

@@ -119,11 +119,16 @@ def refuse_taken(output_dir: str, name: str | None) -> None:
         raise InputError(f"{folder} exists already. Choose another --run_name, or continue it with --resume.")
 
 
+def named(name: str, output_dir: str) -> Path | None:
+    """Return what a person means by a name: a path, or something in the folder of runs; None where there is neither."""
+    return next((path for path in (Path(name), Path(output_dir) / name) if path.exists()), None)
+
+
 def find_run(name: str | None, output_dir: str) -> RunFolder:
     """Find a finished run by path or name; without a name the newest finished one."""
     if name:
-        folder = next((path for path in (Path(name), Path(output_dir) / name) if path.is_dir()), None)
-        if folder is None:
+        folder = named(name, output_dir)
+        if folder is None or not folder.is_dir():
             known = short_list(run.path.name for run in list_runs(output_dir)) or "none"
             raise InputError(f"got run {name[:200]!r}; there is no such folder. Runs in {output_dir}: {known}.")
         return RunFolder(folder)

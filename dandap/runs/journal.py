@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dandap.data.encoding import Example
 from dandap.errors import InputError
-from dandap.runs.files import append_json, new_folder, read_json, write_json, write_json_lines
+from dandap.runs.files import append_json, new_folder, read_json, read_json_lines, write_json, write_json_lines
 from dandap.runs.manifest import folder_hash
 
 RECORD = "predictions.jsonl"  # in every folder of answers
@@ -25,13 +25,9 @@ class Journal:
 
     def read(self) -> int:
         """Take over what an earlier process left, but for a torn last line and what has another key; how many were kept."""
-        for line in self.file.read_bytes().splitlines() if self.file.is_file() else []:
-            try:
-                record = json.loads(line)
-                key = record.pop("key")
-            except (ValueError, KeyError, AttributeError, TypeError):
-                continue
-            if key == self.keys.get(record.get("id")):
+        for record in read_json_lines(self.file):
+            key = record.pop("key", None)
+            if key and key == self.keys.get(record.get("id")):
                 self.records[record["id"]] = record
         self._write(self.records)
         return len(self.records)

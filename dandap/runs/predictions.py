@@ -12,7 +12,7 @@ from dandap.data.rows import Row
 from dandap.data.texts import clean, writable
 from dandap.errors import InputError, first_line
 from dandap.runs.files import read_json, write_table
-from dandap.runs.folder import RunFolder, find_run
+from dandap.runs.folder import RunFolder, find_run, named
 from dandap.runs.journal import RECORD
 from dandap.runs.submission import REVIEW_COLUMNS, active
 
@@ -45,7 +45,7 @@ def find_predictions(name: str, output_dir: str, split: str | None = None) -> Pa
 
     Of a run: its newest whole answers to a test file, or those on its validation questions with split "validation".
     """
-    path = next((p for p in (Path(name), Path(output_dir) / name) if p.exists()), None)
+    path = named(name, output_dir)
     if path is None:
         find_run(name, output_dir)  # says which runs there are
     if path.is_file() or (path / RECORD).is_file():

@@ -1,11 +1,11 @@
 """report.html: a run on one page, without network; its plots are inside it and as PNGs beside it."""
 
 import base64
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -72,11 +72,6 @@ def write_page(folder: Path, template: Path, pictures: dict[str, Path], **values
     return folder / "report.html"
 
 
-def read_history(metrics_file: Path) -> list[dict]:
-    """The lines of metrics.jsonl; none if there is no such file."""
-    return [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()] if metrics_file.is_file() else []
-
-
 def kept_step(history: list[dict]) -> int | None:
     """The step whose adapter was kept, as training noted it."""
     return next((line["kept"] for line in reversed(history) if "kept" in line), None)
@@ -85,7 +80,7 @@ def kept_step(history: list[dict]) -> int | None:
 def _plots(report: Report) -> Iterable[tuple[str, Callable[[Axes], None], float]]:
     """(name, what fills its axes, height in inches)."""
     if any("loss" in line for line in report.history):
-        yield "training", lambda axes: training_curves(axes, report.history), 3.6
+        yield "training", partial(training_curves, history=report.history), 3.6
     groups = {
         "kinds": by_kind(report.records),
         "answer_length": by_answer_length(report.records),
@@ -99,8 +94,9 @@ def _plots(report: Report) -> Iterable[tuple[str, Callable[[Axes], None], float]
     if not any(report.contexts.values()):
         del groups["article_length"]
     for name, grouped in groups.items():
-        yield name, lambda axes, g=grouped, n=name: group_bars(axes, g, labels[n], report.interval), 1.1 + 0.42 * len(grouped)
-    yield "confidence", lambda axes: confidence_curve(axes, report.records), 3.6
+        fill = partial(group_bars, groups=grouped, label=labels[name], interval=report.interval)
+        yield name, fill, 1.1 + 0.42 * len(grouped)
+    yield "confidence", partial(confidence_curve, records=report.records), 3.6
 
 
 Groups = dict[str, list[dict]]

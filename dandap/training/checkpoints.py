@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import Trainer
 
-from dandap.errors import InputError
+from dandap.errors import InputError, short_list
 from dandap.runs.manifest import STAGING, _flush, fault, seal
 from dandap.training.keep_best import best_step
 
@@ -95,10 +95,9 @@ class CrashProof(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _gone_wrong(self, what: str, step: int) -> str:
-        ids = self.questions_of_step()
-        some = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+        questions = short_list(self.questions_of_step(), 5, quoted=False)
         return (
-            f"{what} in step {step} (questions {some}): nothing more is saved. Lower learning_rate or max_grad_norm, or use "
+            f"{what} in step {step} (questions {questions}): nothing more is saved. Lower learning_rate or max_grad_norm, or use "
             "bfloat16 where the GPU has it; then start again, or --resume from the last checkpoint."
         )
 

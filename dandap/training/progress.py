@@ -1,6 +1,5 @@
 """What training shows: a bar over the steps, a line per log, metrics.jsonl, and how long it will take."""
 
-import json
 import math
 import time
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from dandap.bars import bars
-from dandap.runs.files import append_json, write_text
+from dandap.runs.files import append_json, read_json_lines, write_json_lines
 
 PRINTED_EVERY = 10  # steps
 ESTIMATE_AFTER, WARM_UP = 20, 5  # steps; the first ones are slower (kernels load, memory is allocated)
@@ -72,16 +71,12 @@ def forget_after(path: Path, step: int, evaluated: set[int] = frozenset()) -> No
     And evaluations that the checkpoint does not know: they will be made again.
     """
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
+    for record in read_json_lines(path):
         if record.get("step", step + 1) > step:
             break
         if "evaluation" not in record or record["step"] in evaluated:
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
+            kept.append(record)
+    write_json_lines(path, kept)
 
 
 def _duration(hours: float) -> str:

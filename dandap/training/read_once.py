@@ -74,15 +74,13 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
 
     def steps(self) -> "StepSampler":
         """The sampler; it asks the trainer's own counter for the epoch, so that a resumed run has the same order."""
-        sampler = StepSampler(
-            self.examples,
-            self.args.per_device_train_batch_size,
-            self.args.seed,
-            self.args.process_index,
-            self.args.world_size,
-            epoch=lambda: self.state.global_step // len(sampler),
+        args = self.args
+        return StepSampler(
+            self.examples, args.per_device_train_batch_size, args.seed, args.process_index, args.world_size, step=self._step
         )
-        return sampler
+
+    def _step(self) -> int:
+        return self.state.global_step
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward over the step's micro-batches; processes exchange gradients after the last."""
@@ -126,10 +124,14 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
             self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict, save_embedding_layers=False)
 
 
+def _first() -> int:
+    return 0
+
+
 def count_tokens(examples: list[Example], recipe: Recipe, plan: Plan) -> tuple[int, int]:
     """(tokens of an epoch that reads the article for every question, tokens of one that reads it once a step)."""
     batching = replace(make_batching(plan, pad_id=0), one_row=False)
-    sampler = StepSampler(examples, recipe.questions_per_step, recipe.seed, process=0, processes=1, epoch=lambda: 0)
-    steps = (batching.micro_batches([examples[i] for i in step]) for step in sampler)
+    sampler = StepSampler(examples, recipe.questions_per_step, recipe.seed, process=0, processes=1, step=_first)
+    steps = (batching.micro_batches([examples[key.index] for key in step]) for step in sampler)
     once = sum(len(part.tree) for step in steps for batch in step for part in batch)
     return sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples), once

@@ -1,10 +1,12 @@
 """A training from its base model to its adapter: opened, trained from the right checkpoint, the best adapter saved."""
 
+import argparse
 import os
 import shutil
 import tempfile
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,6 +35,7 @@ from dandap.training.keep_best import best_step, evaluated_steps
 from dandap.training.plain import make_trainer
 from dandap.training.progress import TrainingProgress, forget_after
 from dandap.training.read_once import count_tokens, make_read_once_trainer
+from dandap.training.start import Start, tell_what_changed
 from dandap.training.stop import StopSignals
 from dandap.training.validation import Validation
 
@@ -47,12 +50,18 @@ class Base:
     answering: Plan | None
 
 
-def open_base(recipe: Recipe, preview: bool) -> Base:
-    """Load tokenizer and architecture, compare them with the recipe, and plan while the device's memory is free."""
+def open_base(start: Start, table: Table, arguments: argparse.Namespace) -> Base:
+    """Load tokenizer and architecture, compare them with the recipe, and plan while the device's memory is free.
+
+    A run that goes on must have the data and the base that it was started with.
+    """
+    recipe, preview = start.recipe, arguments.preview
     if why_no_gpu() and recipe.model in SHAPES and not preview:
         make_plan(recipe, make_config(SHAPES[recipe.model]), pick_device(), training=True)  # says so before anything is fetched
     tokenizer, config = load_tokenizer(recipe), load_config(recipe)
     check_base(recipe, config, tokenizer)
+    if start.run:
+        tell_what_changed(start.run, recipe, table, arguments.resume_anyway)
     if preview:
         return Base(tokenizer, config, None, None)
     plan = make_plan(recipe, config, pick_device(), training=True)
@@ -68,12 +77,12 @@ def encode_training(recipe: Recipe, encoder: Encoder, base: Base, rows: list[Row
     return examples
 
 
-def make_model(job: Job, folder: Path) -> PeftModel:
+def make_model(job: Job, config: PretrainedConfig, folder: Path) -> PeftModel:
     """Load the base with a fresh adapter, and make sure that its checkpoints will fit into the folder."""
     plan = job.plan
     print(f"{plan}, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}")
     tell_saving(job)
-    model = add_adapter(load_base(job.recipe, plan.device), job.recipe)
+    model = add_adapter(load_base(job.recipe, plan.device, config), job.recipe)
     trained, total = model.get_nb_trainable_parameters()
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
     check_space(folder, trained)
@@ -93,9 +102,9 @@ def tell_saving(job: Job) -> None:
     )
 
 
-def begin_run(start, job: Job, template: dict[str, str], table: Table) -> RunFolder:
+def begin_run(start: Start, job: Job, template: dict[str, str], table: Table) -> RunFolder:
     """Return the run that is continued, or a new folder, made by the first process once model and data have proved usable."""
-    return start.run or from_first(lambda: start_run(start.name, job, template, table))
+    return start.run or from_first(partial(start_run, start.name, job, template, table))
 
 
 def start_run(name: str, job: Job, template: dict[str, str], table: Table) -> RunFolder:

@@ -14,7 +14,7 @@ from dandap.command_line import chosen_options
 from dandap.data.rows import Table
 from dandap.errors import InputError
 from dandap.recipe import Recipe, find_recipe, load_recipe, make_recipe
-from dandap.runs.folder import RunFolder, begin, list_runs, newest
+from dandap.runs.folder import RunFolder, begin, list_runs, named, newest
 from dandap.terminal import obeyed_output
 
 
@@ -25,6 +25,11 @@ class Start:
     name: str
     recipe: Recipe
     run: RunFolder | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Return where checkpoints will be written: the run's folder, or that of all runs."""
+        return self.run.path if self.run else Path(self.recipe.output_dir)
 
 
 def choose(arguments: argparse.Namespace) -> Start:
@@ -84,8 +89,7 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
 def find_unfinished(name: str, output_dir: str) -> RunFolder:
     """Return the run to continue by name or path, or the newest unfinished one."""
     if name:
-        folders = (Path(name), Path(output_dir) / name)
-        run = RunFolder(next((folder for folder in folders if folder.is_dir()), Path(name)))
+        run = RunFolder(named(name, output_dir) or Path(name))
     else:
         unfinished = [run for run in list_runs(output_dir) if is_unfinished(run)]
         if not unfinished:

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -65,11 +66,15 @@ def _grow(examples: list[Example]) -> TokenTree:
     return grow((example.prompt_ids, example.answer_ids) for example in examples)
 
 
-class Questions(Sequence):
-    """The dataloader's dataset. Key -1 - i is example i read without its answer: it adds nothing to the loss.
+class Key(NamedTuple):
+    """Names a question of a step; one that is not learned is read without its answer, and adds nothing to the loss."""
 
-    A process that has no question of a step reads one that way, because all processes take part in every step.
-    """
+    index: int
+    learned: bool = True
+
+
+class Questions(Sequence):
+    """The dataloader's dataset, asked by `Key`."""
 
     def __init__(self, examples: list[Example]):
         self.examples = examples
@@ -77,28 +82,35 @@ class Questions(Sequence):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, key: int) -> Example:
-        return self.examples[key] if key >= 0 else replace(self.examples[-1 - key], answer_ids=[])
+    def __getitem__(self, key: Key) -> Example:
+        example = self.examples[key.index]
+        return example if key.learned else replace(example, answer_ids=[])
 
 
 class StepSampler:
-    """One process's keys of `Questions` for each optimizer step of an epoch; every epoch has the same number of steps."""
+    """Yields one process's keys of `Questions` for each optimizer step of an epoch; all epochs have as many steps.
+
+    `step` tells how many steps have been taken: a resumed run asks it, and so has the order of an uninterrupted one.
+    """
 
     def __init__(
-        self, examples: list[Example], questions_per_step: int, seed: int, process: int, processes: int, epoch: Callable[[], int]
+        self, examples: list[Example], questions_per_step: int, seed: int, process: int, processes: int, step: Callable[[], int]
     ):
         self.articles = by_article(example.row.article for example in examples)
         self.cost = [len(example.prompt_ids) for example in examples]
-        self.questions_per_step, self.seed, self.epoch = questions_per_step, seed, epoch
+        self.questions_per_step, self.seed, self.step = questions_per_step, seed, step
         self.process, self.processes = process, processes
 
     def __len__(self) -> int:
         return math.ceil(len(self.cost) / self.questions_per_step)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        rng = random.Random(f"{self.seed} {self.epoch()}")
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch = self.step() // len(self)
+        rng = random.Random(f"{self.seed} {epoch}")
         for step in deal(self.articles, self.questions_per_step, rng):
-            yield share(step, self.cost, self.processes)[self.process]
+            mine = share(step, self.cost, self.processes)[self.process]
+            # All processes take part in every step: one that got no question reads one without learning it.
+            yield [Key(index) for index in mine] or [Key(step[0][0], learned=False)]
 
 
 def deal(articles: list[Piece], questions_per_step: int, rng: random.Random) -> list[list[Piece]]:
@@ -142,4 +154,4 @@ def share(step: list[Piece], cost: list[int], processes: int) -> list[list[int]]
         process = load.index(min(load))
         shares[process] += piece
         load[process] += cost[piece[0]]
-    return [mine or [-1 - step[0][0]] for mine in shares]
+    return shares

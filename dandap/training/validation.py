@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from dandap.bars import track
 from dandap.data.encoding import Example
-from dandap.runs.files import append_json, read_json, write_json_lines
+from dandap.runs.files import append_json, read_json, read_json_lines, write_json_lines
 from dandap.runs.folder import RunFolder
 from dandap.runs.predictions import Answered, write_predictions
-from dandap.runs.report import read_history
 from dandap.training.keep_best import KeepBest, some_of, steps_between
 
 
@@ -50,6 +49,6 @@ class Validation:
         write_predictions(run.validation_file, answered.records)
         append_json(run.metrics_file, {"validation": scores})
         self.task.tell("validation", scores)
-        more = {"history": read_history(run.metrics_file), "findings": read_json(run.findings_file)}
+        more = {"history": list(read_json_lines(run.metrics_file)), "findings": read_json(run.findings_file)}
         title = f"{run.path.name}: validation"
         self.task.report(run.path, title, recipe, answered, scores, environment=run.environment(), **more)

@@ -1,0 +1,147 @@
+"""The rooms of the house: who may import whom, what loads torch, how long a function may be."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# From the ground up; a module imports from its own floor and those below. Two rooms of one floor do not know each other.
+FLOORS = (
+    ("metrics",),
+    ("dandap",),
+    ("dandap.data",),
+    ("dandap.runs",),
+    ("dandap.tree",),
+    ("dandap.base",),
+    ("dandap.training", "dandap.answering"),
+    ("tasks",),
+    ("prompts",),
+    ("fine_tune", "inference", "ensemble"),
+    ("tools",),
+    ("benchmarks",),
+)
+SCRIPTS = ("fine_tune", "inference", "ensemble", "prompts", "metrics")
+MODULES = {
+    ".".join(path.with_suffix("").parts).removesuffix(".__init__"): path
+    for folder in ("dandap", "tasks", "tools", "benchmarks")
+    for path in sorted(Path(folder).rglob("*.py"))
+} | {name: Path(f"{name}.py") for name in SCRIPTS}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+OURS = [name for name in MODULES if not name.startswith(("tools.demo", "tools.make_demo"))]
+
+
+def room_of(module):
+    """The package of dandap that a module lies in, "dandap" for those beside the packages, else its first name."""
+    parts = module.split(".")
+    inside = parts[0] == "dandap" and (MODULES[module].name == "__init__.py" or len(parts) > 2)
+    return ".".join(parts[:2]) if inside else parts[0]
+
+
+def floor_of(room):
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def imports_of(module):
+    """The modules of ours that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return sorted((found & MODULES.keys()) - {module})
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_down_only(module):
+    room = room_of(module)
+    for other in imports_of(module):
+        allowed = room_of(other) == room or floor_of(room_of(other)) < floor_of(room)
+        assert allowed, f"{module} imports {other}, which is not below it"
+
+
+def test_there_are_no_circles():
+    done = set()
+
+    def visit(module, path):
+        assert module not in path, f"a circle: {' -> '.join([*path, module])}"
+        if module not in done:
+            for other in imports_of(module):
+                visit(other, [*path, module])
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, [])
+
+
+def test_every_package_says_what_lives_there():
+    for package in ("dandap", *(f"dandap.{name}" for name in ("data", "runs", "tree", "base", "training", "answering")), "tasks"):
+        assert len((ast.get_docstring(TREES[package]) or "").split()) > 10, package
+
+
+LIGHT = {
+    "import prompts": "import prompts",
+    "import metrics": "import metrics",
+    "import tasks": "import tasks",
+    "ensemble.py --help": "import sys, ensemble; sys.argv[1:] = ['--help']; ensemble.run_script(ensemble.main)",
+    "fine_tune.py --help": "import sys, fine_tune; sys.argv[1:] = ['--help']; fine_tune.run_script(fine_tune.main)",
+    "inference.py --help": "import sys, inference; sys.argv[1:] = ['--help']; inference.run_script(inference.main)",
+}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_imports_load_neither_torch_nor_transformers(name):
+    code = f"import atexit, sys\natexit.register(lambda: print('loaded', 'torch' in sys.modules, 'transformers' in sys.modules))\n{LIGHT[name]}"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "loaded False False"
+
+
+def functions(module):
+    return [node for node in ast.walk(TREES[module]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_are_short_and_take_few_arguments(module):
+    for function in functions(module):
+        lines = function.end_lineno - function.lineno + 1
+        assert lines <= 50, f"{module}.{function.name} has {lines} lines"
+        arguments = function.args
+        names = [each.arg for each in arguments.posonlyargs + arguments.args + arguments.kwonlyargs]
+        count = len(names) - (names[:1] in (["self"], ["cls"]))
+        assert count <= 6, f"{module}.{function.name} takes {count} arguments"
+
+
+@pytest.mark.parametrize(("module", "name"), [("fine_tune", "fine_tune"), ("inference", "main")])
+def test_the_stories_fit_on_a_page(module, name):
+    (story,) = [function for function in functions(module) if function.name == name]
+    assert story.end_lineno - story.lineno + 1 <= 30
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_lambdas_are_sort_keys(module):
+    keys = {
+        id(keyword.value)
+        for node in ast.walk(TREES[module])
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "key"
+    }
+    odd = [node.lineno for node in ast.walk(TREES[module]) if isinstance(node, ast.Lambda) and id(node) not in keys]
+    assert not odd, f"{module}: lambdas in lines {odd}"
+
+
+TASK_NAMES = ("economic_qa", "dialogue_inference", "wallpaper_qa")
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith(("tasks", "tools.make_demo", "benchmarks"))])
+def test_nothing_outside_tasks_asks_which_task_it_is(module):
+    """A task's name may be a default or stand in a text; it is compared with nothing."""
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Compare):
+            texts = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+            assert not {*TASK_NAMES, "accuracy", "confusion", "similarity", "rouge_l"} & set(texts), (
+                f"{module}, line {node.lineno}"
+            )
