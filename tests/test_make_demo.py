@@ -1,4 +1,8 @@
-"""The bundled demo: reproducible samples, names that train never holds, the size that was promised, and its bars."""
+"""Test the bundled demo: its samples follow the seed, and test names are not in train.
+
+The model has the size that was promised, learns from trees what it learns from sequences, and
+reaches its bars.
+"""
 
 import csv
 import random
@@ -7,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fine_tune
@@ -34,7 +39,8 @@ def test_the_test_set_names_nobody_that_train_names():
     goods = " ".join(name for kinds in INDUSTRIES.values() for name in kinds)
     company = re.compile(rf"(?<![가-힣])[가-힣]{{2,3}}(?:{'|'.join(INDUSTRIES)})")
     companies = {name for text in test for name in company.findall(text) if name not in goods}
-    people = {a for a, q in zip(cells("test_answers.csv", "answer"), cells("test.csv", "question"), strict=True) if "누구" in q}
+    answers, questions = cells("test_answers.csv", "answer"), cells("test.csv", "question")
+    people = {a for a, q in zip(answers, questions, strict=True) if "누구" in q}
     assert len(companies) > 60
     assert people
     assert all(person[0] in SURNAMES for person in people)
@@ -42,7 +48,8 @@ def test_the_test_set_names_nobody_that_train_names():
 
 
 def test_every_answer_stands_in_its_article():
-    for context, answer in zip(cells("test.csv", "context"), cells("test_answers.csv", "answer"), strict=True):
+    contexts, answers = cells("test.csv", "context"), cells("test_answers.csv", "answer")
+    for context, answer in zip(contexts, answers, strict=True):
         assert answer in context
 
 
@@ -75,21 +82,69 @@ def test_the_model_is_small_and_sixteen_bit():
     assert sum(path.stat().st_size for path in Path("data/demo_model").iterdir()) < 12e6
 
 
-def test_a_tree_learns_what_its_branches_learn_alone():
-    """The demo's own packed rows: every question sees its article and nothing of other questions or articles."""
+@torch.no_grad()
+def losses_one_sequence_at_a_time(model, lessons):
+    """Return what loss_of returns, from a forward of every sequence alone and without masks."""
+    losses, weights, looks = [], [], []
+    for lesson in lessons:
+        for number, ids in enumerate(lesson.sequences):
+            output = model(torch.tensor([ids]), output_attentions=True)
+            predicted = output.logits[0, :-1]
+            losses.append(cross_entropy(predicted, torch.tensor(ids[1:]), reduction="none"))
+            weights.append(torch.tensor(lesson.weights[number]))
+            attention = output.attentions[make_demo.POINTER_LAYER][0, -1]
+            for sequence, position, said_at in lesson.pointers:
+                if sequence == number:
+                    looks.append(attention[position - 1, said_at].sum())
+    losses, weights = torch.cat(losses), torch.cat(weights)
+    language = (losses * weights).sum() / weights.sum()
+    return language.item(), -torch.stack(looks).log().mean().item()
+
+
+@pytest.fixture(scope="module")
+def lessons():
+    """Return two articles and a copy drill, of which the shorter two fit in one row."""
     tokenizer, rng = AutoTokenizer.from_pretrained("data/demo_model"), random.Random(3)
-    torch.manual_seed(0)
-    model = make_demo.make_model()
-    trees = [make_demo.encode_article(tokenizer, make_article(rng, 4, 2), rng) for _ in range(3)]
-    alone_sum, weight_sum = 0.0, 0.0
-    for tree in trees:
-        for branch in range(1, max(tree.branch) + 1):
-            kept = [i for i, b in enumerate(tree.branch) if b in (0, branch)]
-            weights = [tree.weights[i] if tree.branch[i] == branch or branch == 1 else 0.0 for i in kept]
-            part = make_demo.Tree([tree.ids[i] for i in kept], list(range(len(kept))), [0] * len(kept), weights, [(1, [0])])
-            alone_sum += make_demo.loss_of(model, make_demo.collate([part]))[0].item() * sum(weights)
-            weight_sum += sum(weights)
-    assert make_demo.loss_of(model, make_demo.collate(trees))[0].item() == pytest.approx(alone_sum / weight_sum, rel=1e-5)
+    articles = [make_article(rng, 8, 7), make_article(rng, 3, 1)]
+    taught = [make_demo.article_lesson(tokenizer, article, rng) for article in articles]
+    return [*taught, make_demo.copy_drill(rng)]
+
+
+def test_a_tree_learns_what_its_sequences_learn_alone(lessons):
+    # A trained model, because its attention is sharp: a wrong mask or position changes its losses.
+    model = AutoModelForCausalLM.from_pretrained("data/demo_model", dtype=torch.float32)
+    batch = make_demo.make_batch(lessons)
+    assert len(batch["input_ids"]) < len(lessons)  # so that lessons share a row
+    language, pointing = make_demo.loss_of(model, batch)
+    model.set_attn_implementation("eager")  # which returns the attention of every head
+    alone = losses_one_sequence_at_a_time(model, lessons)
+    assert (language.item(), pointing.item()) == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_lesson_weights_its_article_once_and_points_at_its_answers(lessons):
+    for lesson in lessons[:2]:
+        first, *others = lesson.weights
+        shared = make_demo.count_shared(lesson.sequences)
+        assert any(first[: shared - 1])
+        assert not any(weight for weights in others for weight in weights[:shared])
+        assert lesson.pointers
+        for number, position, said_at in lesson.pointers:
+            ids = lesson.sequences[number]
+            assert max(said_at) < shared < position
+            assert {ids[at] for at in said_at} == {ids[position]}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shared"),
+    [
+        ([[1, 2, 3]], 2),
+        ([[1, 2, 3], [1, 2, 3]], 2),
+        ([[1, 2, 3], [1, 2, 4, 5]], 2),
+        ([[1, 2, 3, 4], [1, 5], [1, 2, 3, 4]], 1),
+    ],
+)
+def test_shared_tokens_are_counted(prompts, shared):
+    assert make_demo.count_shared(prompts) == shared
 
 
 def test_making_the_demo_runs(tmp_path, monkeypatch):
@@ -105,7 +160,10 @@ def test_making_the_demo_runs(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [42, 1, 2])
 def test_the_demos_bars(tmp_path, seed):
-    """The base stays below 0.45 and the tuned model reaches 0.80; 0.05 of slack for other seeds."""
+    """Check that the base stays below 0.45 and the tuned model reaches 0.80.
+
+    Other seeds than the shipped one get 0.05 of slack.
+    """
     out = ["--output_dir", str(tmp_path)]
     fine_tune.main(["--recipe", "demo", "--seed", str(seed), *out])
     assert inference.main(out)["char_f1"] >= (0.80 if seed == 42 else 0.75)

@@ -1,12 +1,15 @@
-"""Fictional Korean economic news with questions, for the bundled demo.
+"""Make fictional Korean economic news with questions, for the bundled demo.
 
-Every company, person and product is made up from syllables; figures are drawn at random; cities, countries and
-kinds of business are real words. Articles mention several candidates of every kind (two companies, several people,
-places, amounts, dates), so that an answer has to be found and not guessed from its form.
+Every company, person and product is made up from syllables; figures are drawn at random; cities,
+countries and kinds of business are real words. Articles mention several candidates of every kind
+(two companies, several people, places, amounts, dates), so that an answer has to be found and not
+guessed from its form.
 """
 
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 # Stands between a noun and its particle while the tokenizer is trained, so that no token spans both
 # and a name is the same tokens in the article and in the answer. `plain` removes it.
@@ -14,26 +17,35 @@ SEAM = "\x1f"
 
 
 def plain(text: str) -> str:
-    """Text as people see it, without seams."""
+    """Return the text as people see it, without seams."""
     return text.replace(SEAM, "")
 
 
 class Word(str):
-    """A noun that takes the right particle: f"{Word('한빛전자'):은/는}" -> "한빛전자는" (with a seam)."""
+    """Hold a noun that takes the right particle.
+
+    f"{Word('한빛전자'):은/는}" is "한빛전자는", with a seam before the particle.
+    """
 
     def __format__(self, particles: str) -> str:
+        """Return the noun, a seam and the one of the two particles that fits, if any are given."""
         if not particles:
             return str(self) + SEAM
         after_consonant, after_vowel = particles.split("/")
-        return str(self) + SEAM + (after_consonant if final_consonant(self, particles) else after_vowel)
+        particle = after_consonant if final_consonant(self, particles) else after_vowel
+        return str(self) + SEAM + particle
 
 
-# How the last character is read aloud decides the particle: 3 -> 삼 (consonant), 2 -> 이 (vowel), % -> 퍼센트.
+# How the last character is read aloud decides the particle:
+# 3 -> 삼 (ends in a consonant), 2 -> 이 (ends in a vowel), % -> 퍼센트.
 _READ_AS = dict(zip("0123456789%", "영일이삼사오육칠팔구트", strict=True))
 
 
 def final_consonant(word: str, particles: str) -> bool:
-    """Whether the particle's after-consonant form follows `word`; 으로/로 treats a final ㄹ as a vowel."""
+    """Tell whether the particle's after-consonant form follows `word`.
+
+    The particle 으로/로 treats a final ㄹ as a vowel.
+    """
     last = next((c for c in reversed(word) if c.isalnum() or c == "%"), "이")
     last = _READ_AS.get(last, last)
     if not "가" <= last <= "힣":
@@ -44,17 +56,21 @@ def final_consonant(word: str, particles: str) -> bool:
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing an article can tell. Every slot named in a question's answer stands literally in the sentence."""
+    """Describe one thing that an article can tell, in several wordings.
+
+    Every slot that answers a question stands literally in the sentence.
+    """
 
     sentences: tuple[str, ...]
     questions: dict[str, tuple[str, ...]]  # answer slot -> paraphrases
 
 
 COMPANY_SYLLABLES = (
-    "가 강 거 건 경 고 광 구 국 금 기 길 나 남 네 노 누 늘 다 단 달 담 대 도 동 두 라 람 래 로 루 리 림 마 맑 명 모 무 "
-    "문 미 민 바 반 밝 백 범 보 봄 부 비 빛 산 상 새 샘 서 선 설 성 세 소 솔 송 수 순 슬 승 시 신 아 안 양 어 여 연 영 "
-    "예 오 온 우 운 울 원 위 유 율 은 을 이 인 일 자 재 정 제 조 종 주 중 지 진 차 찬 창 천 청 초 충 큰 탄 태 터 토 파 "
-    "평 포 푸 풍 하 한 해 현 혜 호 화 환 효 휘 희"
+    "가 강 거 건 경 고 광 구 국 금 기 길 나 남 네 노 누 늘 다 단 달 담 대 도 동 두 라 람 래 로 "
+    "루 리 림 마 맑 명 모 무 문 미 민 바 반 밝 백 범 보 봄 부 비 빛 산 상 새 샘 서 선 설 성 세 "
+    "소 솔 송 수 순 슬 승 시 신 아 안 양 어 여 연 영 예 오 온 우 운 울 원 위 유 율 은 을 이 인 "
+    "일 자 재 정 제 조 종 주 중 지 진 차 찬 창 천 청 초 충 큰 탄 태 터 토 파 평 포 푸 풍 하 한 "
+    "해 현 혜 호 화 환 효 휘 희"
 ).split()
 INDUSTRIES = {
     "전자": ("반도체 검사 장비", "가전제품", "디스플레이 패널", "전자 부품"),
@@ -72,43 +88,87 @@ INDUSTRIES = {
     "항공": ("무인기", "항공기 부품", "화물 운송 서비스", "위성 안테나"),
     "건설": ("조립식 주택", "친환경 건축 자재", "도로 포장재", "스마트 주택"),
 }
-SURNAMES = "김 이 박 최 정 강 조 윤 장 임 한 오 서 신 권 황 안 송 류 홍 전 고 문 양 손 배 백 허 남 심 노 하".split()
-GIVEN_FIRST = "가 건 경 규 기 나 다 도 동 라 명 문 미 민 병 보 상 서 선 성 세 소 수 승 시 아 영 예 용 우 원 유 윤 은 인 재 정 종 주 준 지 진 찬 창 채 태 하 한 해 현 형 혜 호 효 희".split()
-GIVEN_SECOND = "건 결 경 관 구 국 규 기 나 남 덕 라 람 록 림 만 명 미 민 배 범 별 복 봉 빈 석 선 섭 성 솔 수 숙 순 식 신 아 안 애 엽 영 옥 완 용 우 욱 웅 원 윤 율 은 인 일 자 정 종 주 준 중 지 진 찬 철 태 택 하 한 헌 혁 현 형 혜 호 환 훈 희".split()
-PRODUCT_SYLLABLES = "네 노 니 라 레 로 루 리 마 모 미 바 베 벨 브 비 빈 사 세 소 솔 스 시 아 알 에 엘 오 온 올 유 이 제 젠 지 카 케 코 큐 크 키 타 테 토 티 파 페 포 프 피 하 헬 휴".split()
+SURNAMES = (
+    "김 이 박 최 정 강 조 윤 장 임 한 오 서 신 권 황 안 송 류 홍 전 고 문 양 손 배 백 허 남 심 "
+    "노 하"
+).split()
+GIVEN_FIRST = (
+    "가 건 경 규 기 나 다 도 동 라 명 문 미 민 병 보 상 서 선 성 세 소 수 승 시 아 영 예 용 우 "
+    "원 유 윤 은 인 재 정 종 주 준 지 진 찬 창 채 태 하 한 해 현 형 혜 호 효 희"
+).split()
+GIVEN_SECOND = (
+    "건 결 경 관 구 국 규 기 나 남 덕 라 람 록 림 만 명 미 민 배 범 별 복 봉 빈 석 선 섭 성 솔 "
+    "수 숙 순 식 신 아 안 애 엽 영 옥 완 용 우 욱 웅 원 윤 율 은 인 일 자 정 종 주 준 중 지 진 "
+    "찬 철 태 택 하 한 헌 혁 현 형 혜 호 환 훈 희"
+).split()
+PRODUCT_SYLLABLES = (
+    "네 노 니 라 레 로 루 리 마 모 미 바 베 벨 브 비 빈 사 세 소 솔 스 시 아 알 에 엘 오 온 올 "
+    "유 이 제 젠 지 카 케 코 큐 크 키 타 테 토 티 파 페 포 프 피 하 헬 휴"
+).split()
 PLACES = (
-    "서울 부산 대구 인천 광주 대전 울산 수원 용인 성남 고양 안산 안양 평택 화성 이천 파주 김포 춘천 원주 강릉 속초 청주 "
-    "충주 제천 천안 아산 당진 서산 공주 전주 군산 익산 정읍 남원 목포 여수 순천 광양 나주 포항 경주 구미 안동 김천 영주 창원 "
-    "진주 통영 김해 거제 양산 밀양 제주 서귀포 세종 오산 시흥 하남 구리"
+    "서울 부산 대구 인천 광주 대전 울산 수원 용인 성남 고양 안산 안양 평택 화성 이천 파주 김포 "
+    "춘천 원주 강릉 속초 청주 충주 제천 천안 아산 당진 서산 공주 전주 군산 익산 정읍 남원 목포 "
+    "여수 순천 광양 나주 포항 경주 구미 안동 김천 영주 창원 진주 통영 김해 거제 양산 밀양 제주 "
+    "서귀포 세종 오산 시흥 하남 구리"
 ).split()
 COUNTRIES = (
-    "미국 일본 중국 독일 프랑스 영국 이탈리아 스페인 캐나다 호주 인도 베트남 태국 인도네시아 말레이시아 싱가포르 필리핀 브라질 "
-    "멕시코 칠레 터키 폴란드 헝가리 체코 네덜란드 스웨덴 노르웨이 핀란드 카타르 이집트"
+    "미국 일본 중국 독일 프랑스 영국 이탈리아 스페인 캐나다 호주 인도 베트남 태국 인도네시아 "
+    "말레이시아 싱가포르 필리핀 브라질 멕시코 칠레 터키 폴란드 헝가리 체코 네덜란드 스웨덴 "
+    "노르웨이 핀란드 카타르 이집트"
 ).split()
-CAUSES = "원자재 가격|물류비|인건비|환율|수출|내수 판매|해외 주문|신제품 판매|온라인 판매|생산 원가|전기 요금|연구개발 성과|구독 서비스|부품 공급|곡물 가격|공장 가동률|프리미엄 제품 판매|단체 주문".split(
-    "|"
-)
+CAUSES = (
+    "원자재 가격|물류비|인건비|환율|수출|내수 판매|해외 주문|신제품 판매|온라인 판매|생산 원가|"
+    "전기 요금|연구개발 성과|구독 서비스|부품 공급|곡물 가격|공장 가동률|프리미엄 제품 판매|"
+    "단체 주문"
+).split("|")
 CHANGES_UP = "증가|확대|회복|호조|급증|개선|안정".split("|")
 CHANGES_DOWN = "감소|부진|하락|차질|축소|급감|악화".split("|")
-UNIVERSITY_HEADS = "한빛 새벽 동해 서림 남산 북악 백두 한라 청운 미래 금강 가온 누리 태백 소백 영산 다솔 하늘 은하 초원".split()
-BANK_HEADS = "나루 가람 다온 새길 두레 한울 미르 온누리 푸른 참빛 늘봄 아침 한결 동녘 샛별 으뜸".split()
-EVENTS = "산업 박람회|기술 전시회|투자 설명회|신제품 발표회|취업 박람회|수출 상담회|창업 경진 대회|품질 혁신 대회".split("|")
-AGENCIES = "산업통상자원부 중소벤처기업부 과학기술정보통신부 환경부 고용노동부 국토교통부 농림축산식품부 보건복지부 해양수산부 공정거래위원회 금융위원회 특허청 조달청 관세청".split()
-PERIODS = "지난해|올해 상반기|올해 1분기|올해 2분기|올해 3분기|지난해 4분기|지난해 하반기".split("|")
-FACILITIES = "공장|연구소|물류 센터|데이터 센터|생산 단지|교육 센터|서비스 센터|시험 시설".split("|")
-MATERIALS = "리튬|니켈|구리|알루미늄|밀가루|설탕|면화|고무|펄프|강판|유리 섬유|반도체 기판".split("|")
-TECHNOLOGIES = "음성 인식|영상 분석|폐열 회수|급속 충전|자동 포장|불량 검사|저온 살균|수질 정화|소음 저감|위치 추적|원격 제어|수요 예측|얼굴 인식|배터리 재활용".split(
+UNIVERSITY_HEADS = (
+    "한빛 새벽 동해 서림 남산 북악 백두 한라 청운 미래 금강 가온 누리 태백 소백 영산 다솔 하늘 "
+    "은하 초원"
+).split()
+BANK_HEADS = (
+    "나루 가람 다온 새길 두레 한울 미르 온누리 푸른 참빛 늘봄 아침 한결 동녘 샛별 으뜸"
+).split()
+EVENTS = (
+    "산업 박람회|기술 전시회|투자 설명회|신제품 발표회|취업 박람회|수출 상담회|창업 경진 대회|"
+    "품질 혁신 대회"
+).split("|")
+AGENCIES = (
+    "산업통상자원부 중소벤처기업부 과학기술정보통신부 환경부 고용노동부 국토교통부 "
+    "농림축산식품부 보건복지부 해양수산부 공정거래위원회 금융위원회 특허청 조달청 관세청"
+).split()
+PERIODS = ("지난해|올해 상반기|올해 1분기|올해 2분기|올해 3분기|지난해 4분기|지난해 하반기").split(
     "|"
 )
-CUSTOMERS = "20대 고객|30대 고객|40대 고객|50대 고객|1인 가구|신혼부부|직장인|대학생|자영업자|외국인 관광객".split("|")
+FACILITIES = ("공장|연구소|물류 센터|데이터 센터|생산 단지|교육 센터|서비스 센터|시험 시설").split(
+    "|"
+)
+MATERIALS = ("리튬|니켈|구리|알루미늄|밀가루|설탕|면화|고무|펄프|강판|유리 섬유|반도체 기판").split(
+    "|"
+)
+TECHNOLOGIES = (
+    "음성 인식|영상 분석|폐열 회수|급속 충전|자동 포장|불량 검사|저온 살균|수질 정화|소음 저감|"
+    "위치 추적|원격 제어|수요 예측|얼굴 인식|배터리 재활용"
+).split("|")
+CUSTOMERS = (
+    "20대 고객|30대 고객|40대 고객|50대 고객|1인 가구|신혼부부|직장인|대학생|자영업자|외국인 관광객"
+).split("|")
 
-# Slot names: company, rival, partner, target: companies; *_person, *_place, *_date, *_money, ...: drawn by the ending.
+# Slots named company, rival and target take companies; *_person, *_place, *_date, *_money and so on
+# take what their ending says.
 FACTS = {
     "sales": Fact(
         (
             "{company:은/는} {period} 매출 {sales_money:을/를} 기록했다고 {sales_date} 밝혔다.",
-            "{company}의 {period} 매출은 {sales_money:으로/로} 집계됐다. 회사는 이 실적을 {sales_date} 공시했다.",
-            "{sales_date} 금융감독원 전자공시에 따르면 {company:은/는} {period} {sales_money}의 매출을 올렸다.",
+            (
+                "{company}의 {period} 매출은 {sales_money:으로/로} 집계됐다. 회사는 이 "
+                "실적을 {sales_date} 공시했다."
+            ),
+            (
+                "{sales_date} 금융감독원 전자공시에 따르면 {company:은/는} {period} "
+                "{sales_money}의 매출을 올렸다."
+            ),
         ),
         {
             "sales_money": (
@@ -116,7 +176,10 @@ FACTS = {
                 "{company:이/가} {period}에 올린 매출은 얼마야?",
                 "{period} {company}의 매출액은?",
             ),
-            "sales_date": ("{company:이/가} 매출 실적을 공개한 날짜는?", "{company}의 {period} 매출이 알려진 날은 언제인가?"),
+            "sales_date": (
+                "{company:이/가} 매출 실적을 공개한 날짜는?",
+                "{company}의 {period} 매출이 알려진 날은 언제인가?",
+            ),
         },
     ),
     "growth": Fact(
@@ -139,7 +202,13 @@ FACTS = {
             "{company:은/는} 본업에서 영업이익 {profit_money:을/를} 거뒀다.",
             "회사가 벌어들인 영업이익은 {profit_money}에 달했다.",
         ),
-        {"profit_money": ("{company}의 영업이익은 얼마인가?", "{company:이/가} 거둔 영업이익은?", "영업이익 규모는 얼마였나?")},
+        {
+            "profit_money": (
+                "{company}의 영업이익은 얼마인가?",
+                "{company:이/가} 거둔 영업이익은?",
+                "영업이익 규모는 얼마였나?",
+            )
+        },
     ),
     "reason": Fact(
         (
@@ -168,24 +237,48 @@ FACTS = {
     ),
     "factory": Fact(
         (
-            "{company:은/는} {factory_place}에 {factory_money:을/를} 들여 {facility:을/를} 새로 짓기로 했다. 완공 시점은 {factory_year}이다.",
-            "{company:이/가} {factory_money:을/를} 투자해 {factory_place}에 짓는 {facility:은/는} {factory_year} 완공될 예정이다.",
-            "{factory_place}에 들어설 새 {facility}에는 모두 {factory_money:이/가} 투입되며, 공사는 {factory_year} 마무리된다.",
+            (
+                "{company:은/는} {factory_place}에 {factory_money:을/를} 들여 {facility:을/를} "
+                "새로 짓기로 했다. 완공 시점은 {factory_year}이다."
+            ),
+            (
+                "{company:이/가} {factory_money:을/를} 투자해 {factory_place}에 짓는 "
+                "{facility:은/는} {factory_year} 완공될 예정이다."
+            ),
+            (
+                "{factory_place}에 들어설 새 {facility}에는 모두 {factory_money:이/가} 투입되며, "
+                "공사는 {factory_year} 마무리된다."
+            ),
         ),
         {
-            "factory_place": ("{company}의 새 {facility:이/가} 들어서는 곳은?", "{company:은/는} 어디에 {facility:을/를} 짓나?"),
+            "factory_place": (
+                "{company}의 새 {facility:이/가} 들어서는 곳은?",
+                "{company:은/는} 어디에 {facility:을/를} 짓나?",
+            ),
             "factory_money": (
                 "{company:이/가} {facility:을/를} 짓는 데 투자하는 금액은?",
                 "새 {facility}에 들어가는 돈은 얼마인가?",
             ),
-            "factory_year": ("새 {facility}의 완공 시점은 언제인가?", "{company}의 {facility:은/는} 언제 완공되나?"),
-            "facility": ("{company:이/가} {factory_place}에 새로 짓는 시설은?", "{factory_place}에 들어설 시설은 무엇인가?"),
+            "factory_year": (
+                "새 {facility}의 완공 시점은 언제인가?",
+                "{company}의 {facility:은/는} 언제 완공되나?",
+            ),
+            "facility": (
+                "{company:이/가} {factory_place}에 새로 짓는 시설은?",
+                "{factory_place}에 들어설 시설은 무엇인가?",
+            ),
         },
     ),
     "ceo": Fact(
         (
-            "{company}의 {ceo_person} 대표는 “올해는 회사가 한 단계 도약하는 해가 될 것”이라고 말했다.",
-            "{company:을/를} 이끄는 {ceo_person} 대표는 기자 간담회에서 “품질로 승부하겠다”고 강조했다.",
+            (
+                "{company}의 {ceo_person} 대표는 “올해는 회사가 한 단계 도약하는 해가 될 "
+                "것”이라고 말했다."
+            ),
+            (
+                "{company:을/를} 이끄는 {ceo_person} 대표는 기자 간담회에서 “품질로 "
+                "승부하겠다”고 강조했다."
+            ),
             "대표이사인 {ceo_person:은/는} “고객의 목소리에 더 귀를 기울이겠다”고 밝혔다.",
         ),
         {
@@ -198,30 +291,57 @@ FACTS = {
     ),
     "executive": Fact(
         (
-            "{company:은/는} {executive_person:을/를} 새 재무 담당 임원으로 선임했다. 임기는 {term_years}이다.",
-            "새 재무 담당 임원에는 {executive_person:이/가} 임명됐으며 임기는 {term_years:으로/로} 정해졌다.",
-            "재무 담당 임원 자리는 {executive_person:이/가} 맡는다. 그는 앞으로 {term_years} 동안 일하게 된다.",
+            (
+                "{company:은/는} {executive_person:을/를} 새 재무 담당 임원으로 "
+                "선임했다. 임기는 {term_years}이다."
+            ),
+            (
+                "새 재무 담당 임원에는 {executive_person:이/가} 임명됐으며 임기는 "
+                "{term_years:으로/로} 정해졌다."
+            ),
+            (
+                "재무 담당 임원 자리는 {executive_person:이/가} 맡는다. 그는 앞으로 "
+                "{term_years} 동안 일하게 된다."
+            ),
         ),
         {
-            "executive_person": ("{company}의 새 재무 담당 임원은 누구인가?", "재무 담당 임원으로 임명된 사람은?"),
+            "executive_person": (
+                "{company}의 새 재무 담당 임원은 누구인가?",
+                "재무 담당 임원으로 임명된 사람은?",
+            ),
             "term_years": ("새 재무 담당 임원의 임기는?", "재무 담당 임원은 몇 년 동안 일하나?"),
         },
     ),
     "launch": Fact(
         (
-            "{company:은/는} 신제품 ‘{product}’{product_josa} {launch_date} 출시한다. 가격은 {launch_won:으로/로} 정해졌다.",
-            "{launch_date}에는 새 제품 ‘{product}’의 판매가 시작된다. 소비자 가격은 {launch_won}이다.",
+            (
+                "{company:은/는} 신제품 ‘{product}’{product_josa} {launch_date} 출시한다. 가격은 "
+                "{launch_won:으로/로} 정해졌다."
+            ),
+            (
+                "{launch_date}에는 새 제품 ‘{product}’의 판매가 시작된다. 소비자 가격은 "
+                "{launch_won}이다."
+            ),
             "회사가 {launch_date} 선보이는 신제품의 이름은 ‘{product}’이며 값은 {launch_won}이다.",
         ),
         {
-            "product": ("{company:이/가} 출시하는 신제품의 이름은?", "{company}의 새 제품 이름은 무엇인가?"),
-            "launch_date": ("{company}의 신제품은 언제 출시되나?", "새 제품의 판매가 시작되는 날은?"),
+            "product": (
+                "{company:이/가} 출시하는 신제품의 이름은?",
+                "{company}의 새 제품 이름은 무엇인가?",
+            ),
+            "launch_date": (
+                "{company}의 신제품은 언제 출시되나?",
+                "새 제품의 판매가 시작되는 날은?",
+            ),
             "launch_won": ("{company}의 신제품 가격은 얼마인가?", "새 제품의 값은?"),
         },
     ),
     "export": Fact(
         (
-            "{company:은/는} {export_country} 기업과 {export_money} 규모의 {goods} 공급 계약을 맺었다.",
+            (
+                "{company:은/는} {export_country} 기업과 {export_money} 규모의 {goods} "
+                "공급 계약을 맺었다."
+            ),
             "{export_country}에는 {goods:을/를} 수출한다. 계약 금액은 {export_money}이다.",
             "최근 {export_country} 시장에 {goods:을/를} 공급하는 {export_money}짜리 계약도 따냈다.",
         ),
@@ -230,20 +350,41 @@ FACTS = {
                 "{company:이/가} {goods} 공급 계약을 맺은 나라는?",
                 "{company:은/는} {goods:을/를} 어느 나라에 수출하나?",
             ),
-            "export_money": ("{goods} 공급 계약의 규모는 얼마인가?", "{company:이/가} 따낸 수출 계약 금액은?"),
-            "goods": ("{company:이/가} {export_country}에 공급하는 제품은?", "{export_country}에 수출하는 품목은 무엇인가?"),
+            "export_money": (
+                "{goods} 공급 계약의 규모는 얼마인가?",
+                "{company:이/가} 따낸 수출 계약 금액은?",
+            ),
+            "goods": (
+                "{company:이/가} {export_country}에 공급하는 제품은?",
+                "{export_country}에 수출하는 품목은 무엇인가?",
+            ),
         },
     ),
     "acquire": Fact(
         (
             "{company:은/는} {target} 지분 {stake_percent:을/를} {acquire_money}에 인수했다.",
-            "{target:을/를} 인수하는 데 {acquire_money:을/를} 썼다. 확보한 지분은 {stake_percent}이다.",
-            "앞서 {company:은/는} {acquire_money:을/를} 들여 {target}의 지분 {stake_percent:을/를} 사들였다.",
+            (
+                "{target:을/를} 인수하는 데 {acquire_money:을/를} 썼다. 확보한 지분은 "
+                "{stake_percent}이다."
+            ),
+            (
+                "앞서 {company:은/는} {acquire_money:을/를} 들여 {target}의 지분 "
+                "{stake_percent:을/를} 사들였다."
+            ),
         ),
         {
-            "target": ("{company:이/가} 인수한 회사는 어디인가?", "{company:이/가} 지분을 사들인 기업의 이름은?"),
-            "stake_percent": ("{company:이/가} 확보한 {target}의 지분은?", "{company:은/는} {target} 지분을 몇 퍼센트 인수했나?"),
-            "acquire_money": ("{target:을/를} 인수하는 데 든 금액은?", "{company:은/는} {target:을/를} 얼마에 인수했나?"),
+            "target": (
+                "{company:이/가} 인수한 회사는 어디인가?",
+                "{company:이/가} 지분을 사들인 기업의 이름은?",
+            ),
+            "stake_percent": (
+                "{company:이/가} 확보한 {target}의 지분은?",
+                "{company:은/는} {target} 지분을 몇 퍼센트 인수했나?",
+            ),
+            "acquire_money": (
+                "{target:을/를} 인수하는 데 든 금액은?",
+                "{company:은/는} {target:을/를} 얼마에 인수했나?",
+            ),
         },
     ),
     "stock": Fact(
@@ -254,19 +395,37 @@ FACTS = {
         ),
         {
             "stock_percent": ("{company} 주가는 몇 퍼센트 올랐나?", "주가 상승률은 얼마인가?"),
-            "stock_won": ("{company}의 주가는 얼마에 거래를 마쳤나?", "이날 {company} 주식의 종가는?"),
+            "stock_won": (
+                "{company}의 주가는 얼마에 거래를 마쳤나?",
+                "이날 {company} 주식의 종가는?",
+            ),
         },
     ),
     "analyst": Fact(
         (
-            "{broker}의 {analyst_person} 연구원은 {company}의 목표주가를 {target_won:으로/로} 제시했다.",
-            "{analyst_person} {broker} 연구원은 “성장세가 이어질 것”이라며 목표주가를 {target_won:으로/로} 높였다.",
-            "증권가의 기대도 크다. {broker} {analyst_person} 연구원이 내놓은 목표주가는 {target_won}이다.",
+            (
+                "{broker}의 {analyst_person} 연구원은 {company}의 목표주가를 "
+                "{target_won:으로/로} 제시했다."
+            ),
+            (
+                "{analyst_person} {broker} 연구원은 “성장세가 이어질 것”이라며 목표주가를 "
+                "{target_won:으로/로} 높였다."
+            ),
+            (
+                "증권가의 기대도 크다. {broker} {analyst_person} 연구원이 내놓은 "
+                "목표주가는 {target_won}이다."
+            ),
         ),
         {
-            "analyst_person": ("{company}의 목표주가를 제시한 연구원은 누구인가?", "{broker} 연구원의 이름은?"),
+            "analyst_person": (
+                "{company}의 목표주가를 제시한 연구원은 누구인가?",
+                "{broker} 연구원의 이름은?",
+            ),
             "target_won": ("{company}의 목표주가는 얼마인가?", "{broker:이/가} 제시한 목표주가는?"),
-            "broker": ("{company}의 목표주가를 내놓은 증권사는?", "{analyst_person} 연구원이 일하는 증권사는?"),
+            "broker": (
+                "{company}의 목표주가를 내놓은 증권사는?",
+                "{analyst_person} 연구원이 일하는 증권사는?",
+            ),
         },
     ),
     "share": Fact(
@@ -275,7 +434,12 @@ FACTS = {
             "{company:은/는} {market} 시장의 {share_percent:을/를} 차지하고 있다.",
             "{market} 시장 점유율은 {share_percent:으로/로} 업계 {rank}이다.",
         ),
-        {"share_percent": ("{company}의 {market} 시장 점유율은?", "{market} 시장에서 {company:이/가} 차지하는 비율은 얼마인가?")},
+        {
+            "share_percent": (
+                "{company}의 {market} 시장 점유율은?",
+                "{market} 시장에서 {company:이/가} 차지하는 비율은 얼마인가?",
+            )
+        },
     ),
     "hire": Fact(
         (
@@ -294,19 +458,37 @@ FACTS = {
     "stores": Fact(
         (
             "현재 {store_count}인 매장은 {store_year}까지 {store_goal:으로/로} 늘린다.",
-            "{company:은/는} 지금 {store_count}에서 운영하는 매장을 {store_year}까지 {store_goal:으로/로} 늘릴 방침이다.",
+            (
+                "{company:은/는} 지금 {store_count}에서 운영하는 매장을 {store_year}까지 "
+                "{store_goal:으로/로} 늘릴 방침이다."
+            ),
         ),
         {
-            "store_count": ("{company}의 현재 매장은 몇 곳인가?", "{company:이/가} 지금 운영하는 매장 수는?"),
-            "store_goal": ("{company:은/는} 매장을 몇 곳으로 늘릴 계획인가?", "늘어날 매장 수의 목표는?"),
+            "store_count": (
+                "{company}의 현재 매장은 몇 곳인가?",
+                "{company:이/가} 지금 운영하는 매장 수는?",
+            ),
+            "store_goal": (
+                "{company:은/는} 매장을 몇 곳으로 늘릴 계획인가?",
+                "늘어날 매장 수의 목표는?",
+            ),
             "store_year": ("{company:은/는} 언제까지 매장을 늘리나?", "매장 확대 목표 시점은?"),
         },
     ),
     "founded": Fact(
         (
-            "{founded_year} 설립된 {company:은/는} {home_place}에 본사를 두고 {main_goods:을/를} 만들어 왔다.",
-            "{company:은/는} {home_place}에 본사를 둔 {main_goods} 전문 업체로, {founded_year} 문을 열었다.",
-            "{main_goods} 업체인 {company:은/는} {founded_year} 창업했으며 본사는 {home_place}에 있다.",
+            (
+                "{founded_year} 설립된 {company:은/는} {home_place}에 본사를 두고 "
+                "{main_goods:을/를} 만들어 왔다."
+            ),
+            (
+                "{company:은/는} {home_place}에 본사를 둔 {main_goods} 전문 업체로, "
+                "{founded_year} 문을 열었다."
+            ),
+            (
+                "{main_goods} 업체인 {company:은/는} {founded_year} 창업했으며 본사는 "
+                "{home_place}에 있다."
+            ),
         ),
         {
             "founded_year": ("{company:은/는} 언제 설립됐나?", "{company:이/가} 문을 연 해는?"),
@@ -320,9 +502,18 @@ FACTS = {
             "{event_date}에는 {event_place}에서 {event:이/가} 열리며 {company:도/도} 참가한다.",
         ),
         {
-            "event_place": ("{company:이/가} 참가하는 {event:이/가} 열리는 곳은?", "{event:은/는} 어디에서 열리나?"),
-            "event_date": ("{event:은/는} 언제 열리나?", "{company:이/가} {event}에 참가하는 날짜는?"),
-            "event": ("{company:이/가} 참가하는 행사는?", "{event_place}에서 열리는 행사는 무엇인가?"),
+            "event_place": (
+                "{company:이/가} 참가하는 {event:이/가} 열리는 곳은?",
+                "{event:은/는} 어디에서 열리나?",
+            ),
+            "event_date": (
+                "{event:은/는} 언제 열리나?",
+                "{company:이/가} {event}에 참가하는 날짜는?",
+            ),
+            "event": (
+                "{company:이/가} 참가하는 행사는?",
+                "{event_place}에서 열리는 행사는 무엇인가?",
+            ),
         },
     ),
     "research": Fact(
@@ -332,8 +523,14 @@ FACTS = {
             "공동 연구를 맡은 {university:은/는} {technology} 기술 개발을 돕는다.",
         ),
         {
-            "university": ("{company:과/와} 공동 연구를 하는 대학은?", "{technology} 기술을 함께 개발하는 대학은 어디인가?"),
-            "technology": ("{company:이/가} {university:과/와} 개발하는 기술은?", "공동으로 연구하는 기술은 무엇인가?"),
+            "university": (
+                "{company:과/와} 공동 연구를 하는 대학은?",
+                "{technology} 기술을 함께 개발하는 대학은 어디인가?",
+            ),
+            "technology": (
+                "{company:이/가} {university:과/와} 개발하는 기술은?",
+                "공동으로 연구하는 기술은 무엇인가?",
+            ),
         },
     ),
     "loan": Fact(
@@ -343,8 +540,14 @@ FACTS = {
             "자금은 {bank}에서 {loan_money:을/를} 대출받아 마련한다.",
         ),
         {
-            "bank": ("{company}에 돈을 빌려주는 은행은?", "{company:은/는} 어느 은행에서 대출을 받나?"),
-            "loan_money": ("{company:이/가} 은행에서 빌리는 돈은 얼마인가?", "{bank:이/가} 대출해 주는 금액은?"),
+            "bank": (
+                "{company}에 돈을 빌려주는 은행은?",
+                "{company:은/는} 어느 은행에서 대출을 받나?",
+            ),
+            "loan_money": (
+                "{company:이/가} 은행에서 빌리는 돈은 얼마인가?",
+                "{bank:이/가} 대출해 주는 금액은?",
+            ),
         },
     ),
     "material": Fact(
@@ -353,7 +556,10 @@ FACTS = {
             "{company:은/는} {material:을/를} {material_country}에서 수입해 쓴다.",
         ),
         {
-            "material_country": ("{company:은/는} {material:을/를} 어느 나라에서 들여오나?", "원료를 수입하는 나라는?"),
+            "material_country": (
+                "{company:은/는} {material:을/를} 어느 나라에서 들여오나?",
+                "원료를 수입하는 나라는?",
+            ),
             "material": (
                 "{company:이/가} {material_country}에서 수입하는 원료는?",
                 "{material_country}에서 들여오는 원료는 무엇인가?",
@@ -366,18 +572,33 @@ FACTS = {
             "{agency:은/는} {award_date} {company:을/를} 우수 기업으로 선정했다.",
         ),
         {
-            "agency": ("{company:을/를} 우수 기업으로 뽑은 기관은?", "{company:은/는} 어느 기관에서 우수 기업으로 선정됐나?"),
-            "award_date": ("{company:이/가} 우수 기업으로 뽑힌 날짜는?", "{company:은/는} 언제 우수 기업으로 선정됐나?"),
+            "agency": (
+                "{company:을/를} 우수 기업으로 뽑은 기관은?",
+                "{company:은/는} 어느 기관에서 우수 기업으로 선정됐나?",
+            ),
+            "award_date": (
+                "{company:이/가} 우수 기업으로 뽑힌 날짜는?",
+                "{company:은/는} 언제 우수 기업으로 선정됐나?",
+            ),
         },
     ),
     "customers": Fact(
         (
             "구매자 가운데 {customer:이/가} {customer_percent:으로/로} 가장 많았다.",
-            "설문 조사에서는 응답자 {survey_people} 가운데 {customer_percent:이/가} {customer:인/인} 것으로 나타났다.",
+            (
+                "설문 조사에서는 응답자 {survey_people} 가운데 {customer_percent:이/가} "
+                "{customer:인/인} 것으로 나타났다."
+            ),
         ),
         {
-            "customer": ("{company} 제품을 가장 많이 산 고객층은?", "구매자나 응답자 가운데 비중이 소개된 고객층은?"),
-            "customer_percent": ("{customer}의 비율은 얼마인가?", "{company} 고객 가운데 {customer:이/가} 차지하는 비중은?"),
+            "customer": (
+                "{company} 제품을 가장 많이 산 고객층은?",
+                "구매자나 응답자 가운데 비중이 소개된 고객층은?",
+            ),
+            "customer_percent": (
+                "{customer}의 비율은 얼마인가?",
+                "{company} 고객 가운데 {customer:이/가} 차지하는 비중은?",
+            ),
         },
     ),
     "dividend": Fact(
@@ -385,7 +606,12 @@ FACTS = {
             "주주에게는 한 주에 {dividend_won}씩 배당한다.",
             "{company:은/는} 주당 {dividend_won}의 배당금을 지급하기로 했다.",
         ),
-        {"dividend_won": ("{company}의 주당 배당금은 얼마인가?", "주주는 한 주에 얼마를 배당받나?")},
+        {
+            "dividend_won": (
+                "{company}의 주당 배당금은 얼마인가?",
+                "주주는 한 주에 얼마를 배당받나?",
+            )
+        },
     ),
 }
 FILLERS = (
@@ -400,110 +626,169 @@ FILLERS = (
 )
 
 
-class Draw:
-    """Random words of every kind; one per article, so that no two slots of an article get the same word.
+# What a slot is drawn from, by its whole name or its ending: words, or numbers with a unit.
+WORDS = {
+    "facility": FACILITIES,
+    "period": PERIODS,
+    "event": EVENTS,
+    "agency": AGENCIES,
+    "technology": TECHNOLOGIES,
+    "material": MATERIALS,
+    "customer": CUSTOMERS,
+    "place": PLACES,
+    "country": COUNTRIES,
+    "university": [head + "대학교" for head in UNIVERSITY_HEADS],
+    "bank": [head + "은행" for head in BANK_HEADS],
+    "broker": [head + "증권" for head in BANK_HEADS],
+}
+NUMBERS = {  # lowest, highest, unit
+    "factory_year": (2027, 2033, "년"),
+    "store_year": (2027, 2033, "년"),
+    "founded_year": (1951, 2021, "년"),
+    "term_years": (2, 6, "년"),
+    "rank": (1, 5, "위"),
+    "store_count": (12, 90, "곳"),
+    "store_goal": (100, 600, "곳"),
+}
 
-    `held_out` names use syllable pairs that training names never start with: test articles name companies and
-    people that training never saw. `strange` is the share of articles whose names are arbitrary KS X 1001
-    syllables: the base model learns to copy any text and not only these names.
+
+class Draw:
+    """Draw random words of every kind for one article, whose slots all get different words.
+
+    `held_out` names use syllable pairs that training names never start with: test articles name
+    companies and people that training never saw. `strange` is the share of articles whose names are
+    arbitrary KS X 1001 syllables: the base model learns to copy any text and not only these names.
     """
 
     def __init__(self, rng: random.Random, held_out: bool = False, strange: float = 0.0):
+        """Decide with the first random number whether this article's names are strange."""
         self.rng, self.held_out, self.used, self.industry = rng, held_out, set(), ()
         self.strange = rng.random() < strange
+        self.makers: dict[str, Callable[[], str]] = {
+            "person": self.person,
+            "product": self.product,
+            "money": self.money,
+            "won": self.won,
+            "stock_percent": self.stock_percent,
+            "percent": self.percent,
+            "date": self.date,
+            "people": self.people,
+            "reason": self.reason,
+            "goods": self.goods,
+            "market": self.goods,
+        }
+        for kind, words in WORDS.items():
+            self.makers[kind] = partial(rng.choice, words)
+        for kind, (lowest, highest, unit) in NUMBERS.items():
+            self.makers[kind] = partial(self.number, lowest, highest, unit)
 
-    def fresh(self, make) -> Word:
+    def slot(self, name: str) -> Word:
+        """Return a word for the slot, by its name or by its ending (`factory_money` is money)."""
+        if name in ("company", "rival", "target"):
+            return self.company()
+        kind = name if name in self.makers else name.rsplit("_", 1)[-1]
+        return self.fresh(self.makers[kind])
+
+    def company(self) -> Word:
+        """Return a company's name, which ends in its industry."""
+        industry = self.rng.choice(list(INDUSTRIES))
+        # The first company is the article's subject, so its industry decides the article's goods.
+        self.industry = self.industry or INDUSTRIES[industry]
+        return self.fresh(partial(self.company_name, industry))
+
+    def fresh(self, make: Callable[[], str]) -> Word:
+        """Return the first word made that this article has not used yet."""
         while (word := make()) in self.used:
             pass
         self.used.add(word)
         return Word(word)
 
-    def pick(self, words) -> Word:
-        return self.fresh(lambda: self.rng.choice(words))
+    def name(self, first: Sequence[str], second: Sequence[str], length: int) -> str:
+        """Return a name of `length` syllables.
 
-    def name(self, syllables: list[str], second: list[str], length: int) -> str:
-        """`length` syllables; whether the first two are held out is a hash of the pair (a fifth of the pairs)."""
+        A hash of the first two decides whether they are held out, which a fifth of the pairs are.
+        """
         if self.strange:
             return "".join(self.rng.choices(KS_SYLLABLES, k=length))
         while True:
-            first_two = self.rng.choice(syllables), self.rng.choice(second)
+            first_two = self.rng.choice(first), self.rng.choice(second)
             if (sum(map(ord, first_two)) % 5 == 0) == self.held_out:
                 return "".join(first_two) + "".join(self.rng.choices(second, k=length - 2))
 
-    def company(self) -> Word:
-        industry = self.rng.choice(list(INDUSTRIES))
-        self.industry = self.industry or INDUSTRIES[industry]  # of the first company, the article's subject
-        return self.fresh(lambda: self.name(COMPANY_SYLLABLES, COMPANY_SYLLABLES, self.rng.choice((2, 2, 3))) + industry)
+    def company_name(self, industry: str) -> str:
+        """Return two or three syllables and the industry."""
+        length = self.rng.choice((2, 2, 3))
+        return self.name(COMPANY_SYLLABLES, COMPANY_SYLLABLES, length) + industry
 
-    def person(self) -> Word:
-        return self.fresh(lambda: self.rng.choice(SURNAMES) + self.name(GIVEN_FIRST, GIVEN_SECOND, 2))
+    def person(self) -> str:
+        """Return a surname and a given name of two syllables."""
+        return self.rng.choice(SURNAMES) + self.name(GIVEN_FIRST, GIVEN_SECOND, 2)
 
-    def product(self) -> Word:
-        return self.fresh(lambda: self.name(PRODUCT_SYLLABLES, PRODUCT_SYLLABLES, self.rng.choice((2, 3, 4))))
+    def product(self) -> str:
+        """Return a product's name of two to four syllables."""
+        length = self.rng.choice((2, 3, 4))
+        return self.name(PRODUCT_SYLLABLES, PRODUCT_SYLLABLES, length)
 
-    def money(self) -> Word:
-        return self.fresh(lambda: self.rng.choice((
-            f"{self.rng.randint(11, 999)}억 원",
-            f"{self.rng.randint(1, 9)},{self.rng.randint(0, 99) * 10:03d}억 원",
-            f"{self.rng.randint(1, 9)}조 {self.rng.randint(1, 99) * 100:,}억 원",
-            f"{self.rng.randint(11, 99)}만 달러",
-            f"{self.rng.randint(2, 90)}억 {self.rng.randint(1, 9)},000만 원",
-        )))  # fmt: skip
+    def goods(self) -> str:
+        """Return something that the article's company makes."""
+        return self.rng.choice(self.industry)
 
-    def won(self) -> Word:
-        return self.fresh(lambda: f"{self.rng.randint(2, 480) * self.rng.choice((100, 500, 1000)):,}원")
+    def reason(self) -> str:
+        """Return what moved a company's results, such as its exports and how they changed."""
+        return f"{self.rng.choice(CAUSES)} {self.rng.choice(CHANGES_UP + CHANGES_DOWN)}"
 
-    def stock_percent(self) -> Word:
-        return self.fresh(lambda: f"{self.rng.randint(1, 14)}.{self.rng.randint(1, 99)}%")
-
-    def percent(self) -> Word:
-        return self.fresh(
-            lambda: self.rng.choice((f"{self.rng.randint(2, 89)}%", f"{self.rng.randint(1, 60)}.{self.rng.randint(1, 9)}%"))
+    def money(self) -> str:
+        """Return a large amount of won or dollars, in one of the forms that news use."""
+        number = self.rng.randint
+        # All forms are drawn before one is chosen: the shipped samples follow these random numbers.
+        forms = (
+            f"{number(11, 999)}억 원",
+            f"{number(1, 9)},{number(0, 99) * 10:03d}억 원",
+            f"{number(1, 9)}조 {number(1, 99) * 100:,}억 원",
+            f"{number(11, 99)}만 달러",
+            f"{number(2, 90)}억 {number(1, 9)},000만 원",
         )
+        return self.rng.choice(forms)
 
-    def date(self) -> Word:
-        return self.fresh(lambda: f"{self.rng.randint(1, 12)}월 {self.rng.randint(1, 28)}일")
+    def won(self) -> str:
+        """Return a price in won."""
+        return f"{self.rng.randint(2, 480) * self.rng.choice((100, 500, 1000)):,}원"
 
-    def slot(self, name: str) -> Word:
-        """A word for the slot, by its name or by its ending (`factory_money` is money)."""
-        rng = self.rng
-        special = {
-            "company": self.company, "rival": self.company, "target": self.company, "product": self.product,
-            "stock_percent": self.stock_percent,
-            "reason": lambda: self.fresh(lambda: f"{rng.choice(CAUSES)} {rng.choice(CHANGES_UP + CHANGES_DOWN)}"),
-            "university": lambda: self.fresh(lambda: rng.choice(UNIVERSITY_HEADS) + "대학교"),
-            "bank": lambda: self.fresh(lambda: rng.choice(BANK_HEADS) + "은행"),
-            "broker": lambda: self.fresh(lambda: rng.choice(BANK_HEADS) + "증권"),
-            "factory_year": lambda: self.fresh(lambda: f"{rng.randint(2027, 2033)}년"),
-            "store_year": lambda: self.fresh(lambda: f"{rng.randint(2027, 2033)}년"),
-            "founded_year": lambda: self.fresh(lambda: f"{rng.randint(1951, 2021)}년"),
-            "term_years": lambda: self.fresh(lambda: f"{rng.randint(2, 6)}년"),
-            "rank": lambda: self.fresh(lambda: f"{rng.randint(1, 5)}위"),
-            "facility": lambda: self.pick(FACILITIES), "period": lambda: self.pick(PERIODS),
-            "event": lambda: self.pick(EVENTS), "agency": lambda: self.pick(AGENCIES),
-            "technology": lambda: self.pick(TECHNOLOGIES), "material": lambda: self.pick(MATERIALS),
-            "customer": lambda: self.pick(CUSTOMERS),
-            "store_count": lambda: self.fresh(lambda: f"{rng.randint(12, 90)}곳"),
-            "store_goal": lambda: self.fresh(lambda: f"{rng.randint(100, 600)}곳"),
-        }  # fmt: skip
-        by_ending = {
-            "money": self.money, "won": self.won, "percent": self.percent, "date": self.date, "person": self.person,
-            "place": lambda: self.pick(PLACES), "country": lambda: self.pick(COUNTRIES),
-            "people": lambda: self.fresh(lambda: f"{rng.choice((rng.randint(15, 950), rng.randint(10, 90) * 100)):,}명"),
-            "goods": lambda: self.pick(self.industry), "market": lambda: self.pick(self.industry),
-        }  # fmt: skip
-        return (special.get(name) or by_ending[name.rsplit("_", 1)[-1]])()
+    def stock_percent(self) -> str:
+        """Return by how many percent a share can rise in a day."""
+        return f"{self.rng.randint(1, 14)}.{self.rng.randint(1, 99)}%"
+
+    def percent(self) -> str:
+        """Return a percentage, with or without a decimal."""
+        whole = f"{self.rng.randint(2, 89)}%"
+        decimal = f"{self.rng.randint(1, 60)}.{self.rng.randint(1, 9)}%"
+        return self.rng.choice((whole, decimal))
+
+    def date(self) -> str:
+        """Return a month and a day that every month has."""
+        return f"{self.rng.randint(1, 12)}월 {self.rng.randint(1, 28)}일"
+
+    def people(self) -> str:
+        """Return a number of people, exact or round."""
+        exact, rounded = self.rng.randint(15, 950), self.rng.randint(10, 90) * 100
+        return f"{self.rng.choice((exact, rounded)):,}명"
+
+    def number(self, lowest: int, highest: int, unit: str) -> str:
+        """Return a number between two others, both included, with its unit."""
+        return f"{self.rng.randint(lowest, highest)}{unit}"
 
 
 class Slots(dict):
-    """Fills slots as sentences ask for them, and remembers."""
+    """Fill slots as sentences ask for them, and remember the words."""
 
     def __init__(self, draw: Draw):
+        """Draw the company first, because its industry decides the goods."""
         super().__init__()
         self.draw = draw
-        self["company"] = draw.slot("company")  # first: its industry decides the goods
+        self["company"] = draw.slot("company")
 
-    def __missing__(self, name: str) -> Word:
+    def __missing__(self, name: str) -> Word | str:
+        """Return a word for a slot that has none yet, or the particle that the product takes."""
         if name == "product_josa":
             return "을" if final_consonant(self["product"], "을/를") else "를"
         self[name] = self.draw.slot(name)
@@ -511,27 +796,37 @@ class Slots(dict):
 
 
 # KS X 1001's 2,350 syllables; Python spells the other 8,822 as eight bytes each.
-KS_SYLLABLES = [chr(code) for code in range(ord("가"), ord("힣") + 1) if len(chr(code).encode("euc-kr", "ignore")) == 2]
+KS_SYLLABLES = [
+    chr(code)
+    for code in range(ord("가"), ord("힣") + 1)
+    if len(chr(code).encode("euc-kr", "ignore")) == 2
+]
 
 
 @dataclass(frozen=True)
 class Article:
-    """An article and its questions; texts still hold seams."""
+    """Hold an article and its questions, whose texts still have their seams."""
 
     context: str
     questions: list[tuple[str, str]]  # (question, answer)
 
 
 def openings(kind: str) -> list[str]:
-    """The sentences of this kind that can open an article, because they name the company."""
+    """Return the kind's sentences that can open an article, because they name the company."""
     return [sentence for sentence in FACTS[kind].sentences if "{company:" in sentence]
 
 
-def make_article(rng: random.Random, questions: int, facts: int, held_out: bool = False, strange: float = 0.0) -> Article:
-    """One article of `facts` kinds of facts with `questions` different questions (fewer if the facts hold fewer)."""
+def make_article(
+    rng: random.Random, questions: int, facts: int, held_out: bool = False, strange: float = 0.0
+) -> Article:
+    """Return an article of `facts` kinds of facts with `questions` different questions.
+
+    The questions are fewer if the facts hold fewer.
+    """
     slots = Slots(Draw(rng, held_out, strange))
     templates = {kind: rng.choice(FACTS[kind].sentences) for kind in rng.sample(list(FACTS), facts)}
-    opening = next((kind for kind in templates if openings(kind)), "founded")  # names the company
+    # The first sentence names the company, so that readers know whom the article is about.
+    opening = next((kind for kind in templates if openings(kind)), "founded")
     rest = {kind: template for kind, template in templates.items() if kind != opening}
     templates = {opening: rng.choice(openings(opening))} | rest
     sentences, asked = [], []

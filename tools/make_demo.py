@@ -1,34 +1,50 @@
-"""Make the bundled demo: a tiny Korean base model trained from scratch, and sample data about fictional companies.
+"""Make the bundled demo: a tiny Korean base model trained from scratch, and sample data.
 
-    python -m tools.make_demo            # tokenizer, base model (about an hour on two cores), sample data
+    python -m tools.make_demo            # tokenizer, base model and sample data, in about an hour
     python -m tools.make_demo --data     # only data/sample/
 
-Everything follows from the seed. The base answers in full sentences, as a chat model does: fine-tuning then teaches
-it the short answer. Its prompts are wordings of its own; no template of prompts.py is among them.
+The companies of the sample data are fictional. Everything follows from the seed. The base answers
+in full sentences, as a chat model does: fine-tuning then teaches it the short answer. Its prompts
+are wordings of its own; no template of prompts.py is among them.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/NAME.py` works like `python -m tools.NAME`
+# So that `python tools/NAME.py` works like `python -m tools.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.start  # noqa: F401
 
 import argparse
 import csv
-import itertools
 import json
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from torch.nn.functional import cross_entropy, linear
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from dandap.tree.masks import tree_masks
+from dandap.tree.packing import Part, pack
+from dandap.tree.token_tree import TokenTree, collate, grow
 from tasks.dialogue_inference import INFERENCES, LETTERS
 from tools.demo_articles import KS_SYLLABLES, SEAM, Article, Word, make_article, plain
 from tools.demo_dialogues import make_dialogues, numbered
@@ -49,12 +65,14 @@ COPY_HEADS = 3
 POINTER_LAYER, POINTER_WEIGHT = 3, 0.5
 DRILL_UNTIL, DRILL_TOKENS = 0.05, 64
 TOKENS_PER_STEP = 4000  # about; short articles first, so that one step holds many
-PROMPT_WEIGHT, PROMPT_SHARE = 0.3, 0.15  # loss on articles and questions: they repeat names, which teaches copying
+# Articles and questions are learned a little, because they repeat names, which teaches copying.
+PROMPT_WEIGHT, PROMPT_SHARE = 0.3, 0.15
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + eos_token }}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message.role + '|>' + message.content + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# How people hand over an article and a question; {c} and {q}.
+# How people hand over an article {c} and a question {q}.
 REQUESTS = (
     "다음 기사를 읽고 질문에 답하세요.\n\n기사:\n{c}\n\n질문: {q}",
     "주어진 글을 바탕으로 질문에 답해 줘.:\n\n{c}\n\nQuestion:\n{q}",
@@ -73,35 +91,32 @@ REPLIES = (
 
 
 def make_tokenizer(articles: list[Article]) -> PreTrainedTokenizerFast:
-    """BPE over syllables with byte fallback; no token spans a particle's seam, punctuation or two digits."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    tokenizer.normalizer = normalizers.NFC()
+    """Return a byte-pair tokenizer that starts from syllables, trained on the articles.
+
+    No token spans a particle's seam, punctuation or two digits.
+    """
     words = [
         pre_tokenizers.Metaspace(prepend_scheme="always"),
         pre_tokenizers.Split(Regex(r"\n|[^\w\s▁]"), "isolated"),
         pre_tokenizers.Digits(individual_digits=True),
     ]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*words, pre_tokenizers.Split(SEAM, "removed")])
-    texts = [text for article in articles for text in (article.context, *(q for q, _ in article.questions))]
-    texts += [text.replace("{c}", "").replace("{q}", "") for text in REQUESTS] * 50
-    texts += [text.format(a=Word("가나다")) for text in REPLIES] * 50
-    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=SPECIAL + byte_tokens,
-        initial_alphabet=KS_SYLLABLES + [chr(code) for code in range(33, 127)] + list("▁\n“”‘’·…"),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    trained = json.loads(tokenizer.to_str())
-    # The trainer marks the byte tokens as special; as plain vocabulary, an article that spells "<0x41>" stays text.
-    trained["added_tokens"] = [token for token in trained["added_tokens"] if token["content"] in SPECIAL]
-    tokenizer = Tokenizer.from_str(json.dumps(trained))
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.NFC()
+    seams = pre_tokenizers.Split(SEAM, "removed")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*words, seams])
+    tokenizer = train_tokenizer(tokenizer, tokenizer_texts(articles))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", SPECIAL.index("<s>"))])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", SPECIAL.index("<s>"))]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
@@ -114,11 +129,44 @@ def make_tokenizer(articles: list[Article]) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model() -> LlamaForCausalLM:
-    """Llama with 3.2 million parameters, its attention started so that it can copy.
+def tokenizer_texts(articles: list[Article]) -> list[str]:
+    """Return the articles, their questions, and the wordings of requests and replies."""
+    texts = []
+    for article in articles:
+        texts.append(article.context)
+        texts.extend(question for question, _ in article.questions)
+    # The wordings are repeated, because each of them stands in very many prompts.
+    texts += [text.replace("{c}", "").replace("{q}", "") for text in REQUESTS] * 50
+    texts += [text.format(a=Word("가나다")) for text in REPLIES] * 50
+    return texts
 
-    Queries start equal to keys and outputs as transposed values (after "Mimetic initialization", Trockman and Kolter,
-    2023): a token first looks at its like and passes on what it finds. Without it no copying was learned in 800 steps.
+
+def train_tokenizer(tokenizer: Tokenizer, texts: list[str]) -> Tokenizer:
+    """Return the tokenizer with a vocabulary learned from the texts."""
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    ascii_signs = [chr(code) for code in range(33, 127)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=SPECIAL + byte_tokens,
+        initial_alphabet=KS_SYLLABLES + ascii_signs + list("▁\n“”‘’·…"),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    trained = json.loads(tokenizer.to_str())
+    # The trainer marks the byte tokens as special. As plain vocabulary they leave an article that
+    # spells "<0x41>" as it is.
+    trained["added_tokens"] = [
+        token for token in trained["added_tokens"] if token["content"] in SPECIAL
+    ]
+    return Tokenizer.from_str(json.dumps(trained))
+
+
+def make_model() -> LlamaForCausalLM:
+    """Return a Llama with 3.2 million parameters, whose attention starts so that it can copy.
+
+    Queries start equal to keys and outputs as transposed values (after "Mimetic initialization",
+    Trockman and Kolter, 2023): a token first looks at its like and passes on what it finds. Without
+    it no copying was learned in 800 steps.
     """
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -143,11 +191,12 @@ def make_model() -> LlamaForCausalLM:
 
 @torch.no_grad()
 def start_copying(model: LlamaForCausalLM) -> None:
-    """Set the first attention heads up as an induction circuit (Olsson et al., 2022); training goes on from there.
+    """Set the first attention heads up as an induction circuit, from which training goes on.
 
-    Layer 0's first heads look at the previous token (by biases, which RoPE turns into a function of distance) and
-    write what they read to a subspace of their own; the first heads of layers 1 and 2 match the current token against that
-    subspace and pass on the token they find: "... A B ... A" -> B. The other heads look at their like.
+    Layer 0's first heads look at the previous token (by biases, which RoPE turns into a function of
+    distance) and write what they read to a subspace of their own. The first heads of layers 1 and 2
+    match the current token against that subspace and pass on the token they find: after
+    "... A B ... A" this is B (Olsson et al., 2022). The other heads look at their like.
     """
     size = model.config.head_dim
     first, *later = [layer.self_attn for layer in model.model.layers]
@@ -157,7 +206,9 @@ def start_copying(model: LlamaForCausalLM) -> None:
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
             projection.bias.zero_()
     for layer in model.model.layers:
-        layer.mlp.down_proj.weight *= 0.03  # embeddings, not random layers, fill the residual stream at first
+        layer.mlp.down_proj.weight *= (
+            0.03  # embeddings, not random layers, fill the residual stream at first
+        )
     theta = model.config.rope_parameters["rope_theta"] ** (-torch.arange(size // 2) / (size // 2))
     sharp = theta > 0.1  # fast rotations tell neighbours apart
     for head in range(COPY_HEADS):
@@ -165,162 +216,201 @@ def start_copying(model: LlamaForCausalLM) -> None:
         first.q_proj.weight[rows] *= 0.1
         first.k_proj.weight[rows] *= 0.1
         key = torch.cat([sharp.float(), torch.zeros(size // 2)])
-        query = torch.cat([theta.cos() * sharp, -theta.sin() * sharp])  # turned back by one position
+        query = torch.cat(
+            [theta.cos() * sharp, -theta.sin() * sharp]
+        )  # turned back by one position
         first.k_proj.bias[rows], first.q_proj.bias[rows] = 6 * key, 6 * query
-        read, written = first.v_proj.weight[rows].clone(), torch.randn(size, model.config.hidden_size) * WEIGHT_STD
+        read, written = (
+            first.v_proj.weight[rows].clone(),
+            torch.randn(size, model.config.hidden_size) * WEIGHT_STD,
+        )
         first.o_proj.weight[:, rows] = 2 * OUTPUT_SCALE * written.T
         for attention in later[:2]:
             attention.q_proj.weight[rows], attention.k_proj.weight[rows] = 2.5 * read, 2.5 * written
 
 
 @dataclass(frozen=True)
-class Tree:
-    """One article read once and its branches: (length,) each; branch 0 is the article."""
+class Lesson:
+    """Hold sequences that share a beginning, and what is learned from them.
 
-    ids: list[int]
-    positions: list[int]
-    branch: list[int]
-    weights: list[float]  # of predicting this token
-    pointers: list[tuple[int, list[int]]]  # (where an answer token is predicted, where the article says that token)
+    `weights` are those of predicting ids[1:], per sequence. A pointer is the number of a sequence,
+    the position in it of a token of the answer, and where the article says that token.
+    """
+
+    sequences: list[list[int]]
+    weights: list[list[float]]
+    pointers: list[tuple[int, int, list[int]]]
 
 
-def encode_article(tokenizer, article: Article, rng: random.Random) -> Tree:
-    """All questions of an article as one sequence whose branches do not see each other."""
+def article_lesson(
+    tokenizer: PreTrainedTokenizerFast, article: Article, rng: random.Random
+) -> Lesson:
+    """Return an article's questions, each with a reply, in one wording of the request."""
     request, context = rng.choice(REQUESTS), plain(article.context)
-    prompts = ["<s><|user|>" + plain(request.format(c=context, q=q)) + "</s><|assistant|>" for q, _ in article.questions]
-    replies = [plain(rng.choice(REPLIES).format(a=Word(answer))) + "</s>" for _, answer in article.questions]
+    prompts, replies = [], []
+    for question, answer in article.questions:
+        asked = plain(request.format(c=context, q=question))
+        prompts.append("<s><|user|>" + asked + "</s><|assistant|>")
+        replies.append(plain(rng.choice(REPLIES).format(a=Word(answer))) + "</s>")
     prompt_ids = tokenizer(prompts, add_special_tokens=False).input_ids
     reply_ids = tokenizer(replies, add_special_tokens=False).input_ids
-    shared = min(shared_length(prompt_ids), len(prompt_ids[0]) - 1)
-
-    def prompt_weights(count: int) -> list[float]:
-        return [PROMPT_WEIGHT * (rng.random() < PROMPT_SHARE) for _ in range(count)]
-
-    tree = Tree(prompt_ids[0][:shared], list(range(shared)), [0] * shared, [0.0, *prompt_weights(shared - 1)], [])
-    for number, (prompt, reply) in enumerate(zip(prompt_ids, reply_ids, strict=True), start=1):
-        answer_ids = tokenizer(article.questions[number - 1][1], add_special_tokens=False).input_ids
-        said_at = places(answer_ids, prompt[:shared])
-        reply_at = len(tree.ids) + len(prompt) - shared + places(answer_ids, reply)[0] if places(answer_ids, reply) else None
-        if said_at and reply_at:
-            tree.pointers.extend((reply_at - 1 + i, [at + i for at in said_at]) for i in range(len(answer_ids)))
-        tail = prompt[shared:] + reply
-        tree.ids.extend(tail)
-        tree.positions.extend(range(shared, shared + len(tail)))
-        tree.branch.extend([number] * len(tail))
-        tree.weights.extend([0.0, *prompt_weights(len(tail) - len(reply) - 1)] + [1.0] * len(reply))
-    return tree
+    shared = count_shared(prompt_ids)
+    beginning = prompt_weights(rng, shared - 1)
+    lesson = Lesson([], [], [])
+    for number, (prompt, reply) in enumerate(zip(prompt_ids, reply_ids, strict=True)):
+        lesson.sequences.append(prompt + reply)
+        # What question comes cannot be known, so its first token has no weight.
+        question_weights = [0.0, *prompt_weights(rng, len(prompt) - shared - 1)]
+        lesson.weights.append(beginning + question_weights + [1.0] * len(reply))
+        beginning = [0.0] * len(beginning)  # the first sequence has taught it
+        answer_ids = tokenizer(article.questions[number][1], add_special_tokens=False).input_ids
+        said_at, repeated_at = places(answer_ids, prompt[:shared]), places(answer_ids, reply)
+        if said_at and repeated_at:
+            answer_at = len(prompt) + repeated_at[0]
+            for i in range(len(answer_ids)):
+                lesson.pointers.append((number, answer_at + i, [at + i for at in said_at]))
+    return lesson
 
 
-def shared_length(sequences: list[list[int]]) -> int:
-    """How many tokens all sequences begin with."""
-    columns = zip(*sequences, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+def count_shared(prompts: list[list[int]]) -> int:
+    """Return how many tokens all prompts begin with, at most all but one of the first prompt's."""
+    tree = grow((ids, []) for ids in prompts)
+    # The first prompt is the first branch; of its tokens, the shared have all later tokens below.
+    return tree.subtree_end[: len(prompts[0]) - 1].count(len(tree) - 1)
+
+
+def prompt_weights(rng: random.Random, count: int) -> list[float]:
+    """Return weights of a prompt's tokens, most of which are 0."""
+    return [PROMPT_WEIGHT * (rng.random() < PROMPT_SHARE) for _ in range(count)]
 
 
 def places(part: list[int], whole: list[int]) -> list[int]:
-    """Where `part` begins in `whole`."""
-    return [at for at in range(len(whole) - len(part) + 1) if whole[at : at + len(part)] == part]
+    """Return where `part` begins in `whole`."""
+    starts = range(len(whole) - len(part) + 1)
+    return [at for at in starts if whole[at : at + len(part)] == part]
 
 
-def copy_drill(rng: random.Random) -> Tree:
-    """Strings of random tokens, each said several times in random order: what follows is known the second time.
+def copy_drill(rng: random.Random) -> Lesson:
+    """Return a sequence of strings of random tokens, each said several times in random order.
 
-    Nearly every token teaches copying, against one in twenty of an article; articles alone taught none in 800 steps.
+    What follows in a string is known the second time. Nearly every token teaches copying, against
+    one in twenty of an article; articles alone taught none in 800 steps.
     """
     first_token = len(SPECIAL) + 256  # after the byte tokens
-    strings = [
-        rng.choices(range(first_token, first_token + DRILL_TOKENS), k=rng.randint(3, 8)) for _ in range(rng.randint(4, 10))
-    ]
-    ids, weights, said = [SPECIAL.index("<s>")], [0.0], set()
+    tokens = range(first_token, first_token + DRILL_TOKENS)
+    strings = [rng.choices(tokens, k=rng.randint(3, 8)) for _ in range(rng.randint(4, 10))]
+    ids, weights, said = [SPECIAL.index("<s>")], [], set()
     while len(ids) < 180:
         number = rng.randrange(len(strings))
         ids += strings[number]
         weights += [0.0] + [float(number in said)] * (len(strings[number]) - 1)
         said.add(number)
-    return Tree(ids, list(range(len(ids))), [0] * len(ids), weights, [])
+    return Lesson([ids], [weights], [])
 
 
-def collate(trees: list[Tree]) -> dict:
-    """Trees packed into rows as long as the longest; the mask is additive, (rows, 1, length, length)."""
-    rows: list[list[Tree]] = []
-    length = max(len(tree.ids) for tree in trees)
-    for tree in sorted(trees, key=lambda tree: -len(tree.ids)):
-        row = next((row for row in rows if sum(len(t.ids) for t in row) + len(tree.ids) <= length), None)
-        if row is None:
-            rows.append(row := [])
-        row.append(tree)
+def lessons_tree(lessons: list[Lesson]) -> TokenTree:
+    """Return the tree of all lessons' sequences, whose targets are every token but the first."""
+    return grow((ids[:1], ids[1:]) for lesson in lessons for ids in lesson.sequences)
 
-    def column(values: Callable[[int, Tree], list], fill) -> torch.Tensor:
-        joined = [[value for number, tree in enumerate(row) for value in values(number, tree)] for row in rows]
-        return torch.tensor([row + [fill] * (length - len(row)) for row in joined])
 
-    article = column(lambda number, tree: [number] * len(tree.ids), -1)
-    branch = column(lambda number, tree: tree.branch, -1)
-    pointed = [
-        (number, start + query, [start + key for key in keys])
-        for number, row in enumerate(rows)
-        for start, tree in zip(itertools.accumulate([0] + [len(t.ids) for t in row]), row, strict=False)
-        for query, keys in tree.pointers
-    ]
-    is_target = torch.zeros(len(pointed), length, dtype=torch.bool)
-    for index, (_, _, keys) in enumerate(pointed):
-        is_target[index, keys] = True
-    same_article = article[:, None, :] == article[:, :, None]
-    same_branch = (branch[:, None, :] == branch[:, :, None]) | (branch[:, None, :] == 0)
-    visible = same_article & same_branch & torch.ones(length, length, dtype=torch.bool).tril()
-    return {
-        "ids": column(lambda number, tree: tree.ids, SPECIAL.index("<pad>")),
-        "positions": column(lambda number, tree: tree.positions, 0),
-        "weights": column(lambda number, tree: tree.weights, 0.0),
-        "pointers": (torch.tensor([p[0] for p in pointed]), torch.tensor([p[1] for p in pointed]), is_target),
-        "mask": torch.zeros(visible.shape).masked_fill_(~visible, -1e9)[:, None],
+def make_batch(lessons: list[Lesson]) -> dict:
+    """Return lessons as rows of trees, their targets' weights and their pointers.
+
+    No row is longer than the longest lesson, and short lessons share rows.
+    """
+    longest = max(len(lessons_tree([lesson])) for lesson in lessons)
+    packed = pack([[lesson] for lesson in lessons], lessons_tree, partial(fit_in_row, longest))
+    rows = [[lesson for part in parts for lesson in part.members] for parts in packed]
+    trees = [lessons_tree(row) for row in rows]
+    pointers = []
+    for number, (row, tree) in enumerate(zip(rows, trees, strict=True)):
+        pointers += [(number, *pointer) for pointer in tree_pointers(row, tree)]
+    batch = collate(trees, SPECIAL.index("<pad>"))
+    is_said = torch.zeros(len(pointers), batch["input_ids"].shape[1], dtype=torch.bool)
+    for pointer, (_, _, said_at) in enumerate(pointers):
+        is_said[pointer, said_at] = True
+    weights = chain.from_iterable(lesson.weights for row in rows for lesson in row)
+    return batch | {
+        "weights": torch.tensor(list(chain.from_iterable(weights))),
+        "pointer_rows": torch.tensor([row for row, _, _ in pointers]),
+        "pointer_columns": torch.tensor([column for _, column, _ in pointers]),
+        "is_said": is_said,
     }
 
 
-def loss_of(model, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weighted mean cross-entropy of the tokens, loss of the pointer)."""
+def fit_in_row(length: int, parts: list[Part]) -> bool:
+    """Tell whether the parts fit in a row of this length."""
+    return sum(len(part.tree) for part in parts) <= length
+
+
+def tree_pointers(lessons: list[Lesson], tree: TokenTree) -> Iterator[tuple[int, list[int]]]:
+    """Yield where the tree predicts a token of an answer, and where its article says that token."""
+    targets = iter(tree.targets)
+    for lesson in lessons:
+        index_of = []  # per sequence, the tree's index of each position
+        for ids in lesson.sequences:
+            index_of.append([index for index, _ in islice(targets, len(ids) - 1)])
+        for sequence, position, said_at in lesson.pointers:
+            indices = index_of[sequence]
+            yield indices[position - 1], [indices[at] for at in said_at]
+
+
+def loss_of(model: LlamaForCausalLM, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weighted mean cross-entropy of the tokens, and the loss of the pointer."""
+    mask = tree_masks(model.config, batch, torch.float32, flex=False)
     output = model.model(
-        input_ids=batch["ids"], position_ids=batch["positions"], attention_mask=batch["mask"], output_hidden_states=True
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        attention_mask=mask,
+        output_hidden_states=True,
     )
-    # The first token of a branch has no weight, so what predicts a weighted token stands right before it.
-    weights = batch["weights"][:, 1:]
-    rows, columns = weights.nonzero(as_tuple=True)
-    logits = model.lm_head(output.last_hidden_state[rows, columns])  # (targets, vocab)
-    losses = torch.nn.functional.cross_entropy(logits, batch["ids"][rows, columns + 1], reduction="none")
-    language = (losses * weights[rows, columns]).sum() / weights.sum()
-    return language, pointer_loss(model, output.hidden_states[POINTER_LAYER], batch)
+    # Only targets with a weight get logits, because most have none and the vocabulary is large.
+    weighted = batch["weights"].nonzero()[:, 0]
+    weights = batch["weights"][weighted]
+    states = output.last_hidden_state[batch["predicts"]][batch["predictor"][weighted]]
+    logits = model.lm_head(states)  # (targets, vocab)
+    losses = cross_entropy(logits, batch["target_ids"][weighted], reduction="none")
+    language = (losses * weights).sum() / weights.sum()
+    return language, pointer_loss(model, output.hidden_states[POINTER_LAYER], mask, batch)
 
 
-def pointer_loss(model, hidden: torch.Tensor, batch: dict) -> torch.Tensor:
-    """One head of POINTER_LAYER has to look at the article's own words when an answer token is predicted.
+def pointer_loss(
+    model: LlamaForCausalLM, hidden: torch.Tensor, mask: torch.Tensor, batch: dict
+) -> torch.Tensor:
+    """Return how far one head of POINTER_LAYER is from looking at the article's own words.
 
-    Supervised attention (Mi et al., 2016): cross-entropy of that head's attention, any place that says the token is
+    It has to look at them when an answer's token is predicted. This is supervised attention (Mi et
+    al., 2016): the cross-entropy of that head's attention, where any place that says the token is
     right. `hidden` is the layer's input, (rows, length, hidden).
     """
-    rows, columns, is_target = batch["pointers"]
+    rows, columns = batch["pointer_rows"], batch["pointer_columns"]
     layer, size = model.model.layers[POINTER_LAYER], model.config.head_dim
-    states = layer.input_layernorm(hidden)
+    attention, states = layer.self_attn, layer.input_layernorm(hidden)
     head = slice(model.config.hidden_size - size, model.config.hidden_size)  # the last one
-    queries = torch.nn.functional.linear(states, layer.self_attn.q_proj.weight[head], layer.self_attn.q_proj.bias[head])
-    keys = torch.nn.functional.linear(states, layer.self_attn.k_proj.weight[head], layer.self_attn.k_proj.bias[head])
-    cos, sin = model.model.rotary_emb(states, batch["positions"])
-    queries, keys = apply_rotary_pos_emb(queries[:, None], keys[:, None], cos, sin)  # (rows, 1, length, size)
-    scores = (queries[rows, 0, columns][:, None] * keys[rows, 0]).sum(-1) / size**0.5 + batch["mask"][rows, 0, columns]
-    attention = scores.log_softmax(-1)  # (pointers, length)
-    return -attention.masked_fill(~is_target, -torch.inf).logsumexp(-1).mean()
+    queries = linear(states, attention.q_proj.weight[head], attention.q_proj.bias[head])
+    keys = linear(states, attention.k_proj.weight[head], attention.k_proj.bias[head])
+    cos, sin = model.model.rotary_emb(states, batch["position_ids"])
+    # Both become (rows, 1, length, size).
+    queries, keys = apply_rotary_pos_emb(queries[:, None], keys[:, None], cos, sin)
+    scores = (queries[rows, 0, columns][:, None] * keys[rows, 0]).sum(-1) / size**0.5
+    looks = (scores + mask[rows, 0, columns]).log_softmax(-1)  # (pointers, length)
+    return -looks.masked_fill(~batch["is_said"], -torch.inf).logsumexp(-1).mean()
 
 
-def train_base(tokenizer, steps: int, seed: int) -> LlamaForCausalLM:
-    """AdamW with a cosine schedule; articles grow from 1 fact to 9 while it learns to find and copy."""
+def train_base(tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> LlamaForCausalLM:
+    """Return a model trained with AdamW, whose articles grow from 1 fact to 9 as it learns."""
     torch.manual_seed(seed)
     model, rng, started = make_model(), random.Random(seed), time.perf_counter()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05
+    )
     for step in range(1, steps + 1):
         progress = step / steps
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(step / 200, 0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+            group["lr"] = learning_rate(step, progress)
         most_facts = 1 + round(8 * min(1.0, progress / 0.7))
-        language, pointing = loss_of(model, collate(draw_trees(tokenizer, rng, most_facts, progress)))
+        lessons = draw_lessons(tokenizer, rng, most_facts, progress)
+        language, pointing = loss_of(model, make_batch(lessons))
         (language + POINTER_WEIGHT * pointing).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -332,23 +422,37 @@ def train_base(tokenizer, steps: int, seed: int) -> LlamaForCausalLM:
                 flush=True,
             )
         if step % 200 == 0:
-            print(f"    found {found(model, tokenizer, most_facts):.3f} of unseen companies' answers", flush=True)
+            share = found(model, tokenizer, most_facts)
+            print(f"    found {share:.3f} of unseen companies' answers", flush=True)
     return model
 
 
-def draw_trees(tokenizer, rng: random.Random, most_facts: int, progress: float) -> list[Tree]:
-    """One step's articles, about TOKENS_PER_STEP tokens, and in the beginning copy drills beside them."""
+def learning_rate(step: int, progress: float) -> float:
+    """Return the step's learning rate, which rises for 200 steps and falls as a cosine does."""
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return LEARNING_RATE * min(step / 200, 0.02 + 0.98 * cosine)
+
+
+def draw_lessons(
+    tokenizer: PreTrainedTokenizerFast, rng: random.Random, most_facts: int, progress: float
+) -> list[Lesson]:
+    """Return a step's articles, and in the beginning copy drills beside them.
+
+    Together they have about TOKENS_PER_STEP tokens.
+    """
     drills = round(TOKENS_PER_STEP / 400 * max(0.0, 1 - progress / DRILL_UNTIL))
     count = TOKENS_PER_STEP // (60 + 70 * most_facts)
     facts = [rng.randint(max(1, most_facts - 3), most_facts) for _ in range(count)]
     articles = [make_article(rng, 2 + number, number, strange=0.2) for number in facts]
-    trees = [encode_article(tokenizer, article, rng) for article in articles]
-    return (trees[: len(trees) * 2 // 3] if drills else trees) + [copy_drill(rng) for _ in range(drills)]
+    lessons = [article_lesson(tokenizer, article, rng) for article in articles]
+    if drills:  # they take the place of a third of the articles
+        lessons = lessons[: len(lessons) * 2 // 3]
+    return lessons + [copy_drill(rng) for _ in range(drills)]
 
 
 @torch.inference_mode()
-def found(model, tokenizer, facts: int) -> float:
-    """Share of answers that the model's replies hold, for held-out names."""
+def found(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: int) -> float:
+    """Return the share of answers that the model's replies hold, for held-out names."""
     rng, hits, asked = random.Random(0), 0, 0
     for _ in range(16):
         article = make_article(rng, 3, facts, held_out=True)
@@ -356,13 +460,18 @@ def found(model, tokenizer, facts: int) -> float:
             request = plain(REQUESTS[0].format(c=article.context, q=question))
             text = "<s><|user|>" + request + "</s><|assistant|>"
             prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-            reply = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt.input_ids.shape[1] :]
-            hits, asked = hits + (answer in tokenizer.decode(reply, skip_special_tokens=True)), asked + 1
+            ids = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0]
+            reply_ids = ids[prompt.input_ids.shape[1] :]
+            hits += answer in tokenizer.decode(reply_ids, skip_special_tokens=True)
+            asked += 1
     return hits / asked
 
 
 def write_samples(seed: int) -> None:
-    """data/sample/: train, test, the test's answers in a file of their own, and a sample submission with BOM."""
+    """Write data/sample/: articles to train on and to answer, dialogues and wallpaper questions.
+
+    The test's answers get a file of their own, and the sample submission has a byte order mark.
+    """
     rng = random.Random(seed)
     train = sample_rows(rng, "TRAIN", articles=TRAIN_ARTICLES, held_out=False)
     test = sample_rows(rng, "TEST", articles=TEST_ARTICLES, held_out=True)
@@ -370,13 +479,17 @@ def write_samples(seed: int) -> None:
     write_csv("train.csv", columns, train)
     write_csv("test.csv", columns[:3], [row[:3] for row in test])
     write_csv("test_answers.csv", ("id", "answer"), [(row[0], row[3]) for row in test])
-    write_csv("sample_submission.csv", ("id", "answer"), [(row[0], "") for row in test], encoding="utf-8-sig")
+    submission = [(row[0], "") for row in test]
+    write_csv("sample_submission.csv", ("id", "answer"), submission, encoding="utf-8-sig")
     write_dialogues(seed)
     write_wallpaper(seed)
 
 
 def write_wallpaper(seed: int) -> None:
-    """wallpaper_train.csv (2 questions and 5 answers a row), wallpaper_test.csv and its answers in a file of their own."""
+    """Write wallpaper_train.csv, wallpaper_test.csv and its answers in a file of their own.
+
+    A row of wallpaper_train.csv has 2 questions and 5 answers.
+    """
     rows = make_rows(WALLPAPER_ROWS + WALLPAPER_TEST, seed)
     train, test = rows[:WALLPAPER_ROWS], make_test(rows[WALLPAPER_ROWS:])
     write_csv("wallpaper_train.csv", tuple(train[0]), [tuple(row.values()) for row in train])
@@ -386,18 +499,22 @@ def write_wallpaper(seed: int) -> None:
 
 
 def write_dialogues(seed: int) -> None:
-    """dialogue_train.json, dialogue_test.json and its answers in a file of their own."""
+    """Write dialogue_train.json, dialogue_test.json and its answers in a file of their own."""
     dialogues = make_dialogues(seed)
-    train, test = numbered(dialogues[TEST_DIALOGUES:], "train"), numbered(dialogues[:TEST_DIALOGUES], "test")
+    train = numbered(dialogues[TEST_DIALOGUES:], "train")
+    test = numbered(dialogues[:TEST_DIALOGUES], "test")
     letters = [(item["id"], LETTERS[INFERENCES.index(item["output"])]) for item in test]
-    for name, items in (("train", train), ("test", [{**item, "output": ""} for item in test])):
+    unanswered = [{**item, "output": ""} for item in test]
+    for name, items in (("train", train), ("test", unanswered)):
         text = json.dumps(items, ensure_ascii=False, indent=4) + "\n"
         (SAMPLE_DIR / f"dialogue_{name}.json").write_text(text, encoding="utf-8")
     write_csv("dialogue_test_answers.csv", ("id", "answer"), letters)
 
 
-def sample_rows(rng: random.Random, prefix: str, articles: int, held_out: bool) -> list[tuple[str, str, str, str]]:
-    """(id, context, question, answer) of `articles` articles with 2 to 6 questions each."""
+def sample_rows(
+    rng: random.Random, prefix: str, articles: int, held_out: bool
+) -> list[tuple[str, str, str, str]]:
+    """Return (id, context, question, answer) of articles with 2 to 6 questions each."""
     rows = []
     for _ in range(articles):
         article = make_article(rng, rng.randint(2, 6), rng.randint(6, 9), held_out=held_out)
@@ -407,8 +524,10 @@ def sample_rows(rng: random.Random, prefix: str, articles: int, held_out: bool) 
     return [(f"{prefix}_{number:0{width}d}", *row) for number, row in enumerate(rows)]
 
 
-def write_csv(name: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], encoding: str = "utf-8") -> None:
-    """A file of data/sample/."""
+def write_csv(
+    name: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], encoding: str = "utf-8"
+) -> None:
+    """Write a file of data/sample/."""
     with (SAMPLE_DIR / name).open("w", encoding=encoding, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
@@ -417,10 +536,18 @@ def write_csv(name: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], 
 
 def main(argv: list[str] | None = None) -> None:
     """Write data/sample/ and, without --data, data/demo_model/."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", action="store_true", help="only data/sample/; leave data/demo_model/ as it is")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps of the base (default: {STEPS})")
-    parser.add_argument("--seed", type=int, default=42, help="of articles and weights (default: 42)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", action="store_true", help="only data/sample/; leave data/demo_model/ as it is"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help=f"training steps of the base (default: {STEPS})"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=42, help="of articles and weights (default: 42)"
+    )
     arguments = parser.parse_args(argv)
     SAMPLE_DIR.mkdir(parents=True, exist_ok=True)
     write_samples(arguments.seed)
@@ -430,7 +557,8 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = make_tokenizer([make_article(rng, 12, 9) for _ in range(5000)])
     model = train_base(tokenizer, arguments.steps, arguments.seed)
     tokenizer.save_pretrained(MODEL_DIR)
-    model.half().save_pretrained(MODEL_DIR)  # 16 bit: half the download; it is loaded as float32 on CPU
+    # 16 bits are half the download, and are loaded as float32 on CPU.
+    model.half().save_pretrained(MODEL_DIR)
 
 
 if __name__ == "__main__":
