@@ -18,12 +18,28 @@ import metrics
 from dandap.command_line import Parser, parse, run_script
 from dandap.errors import InputError
 from dandap.recipe import make_recipe
-from dandap.runs.files import check_writable, copy_whole, new_folder, read_json, refuse_output, write_json, write_json_lines
+from dandap.runs.files import (
+    check_writable,
+    copy_whole,
+    new_folder,
+    read_json,
+    refuse_output,
+    write_json,
+    write_json_lines,
+)
 from dandap.runs.journal import RECORD
-from dandap.runs.predictions import find_predictions, load_predictions, run_of, same_questions, write_predictions
+from dandap.runs.predictions import (
+    find_predictions,
+    load_predictions,
+    run_of,
+    same_questions,
+    write_predictions,
+)
 from tasks import get_task
 
-Pick = Callable[[Sequence[dict]], int]  # the members' records of one question -> whose answer is taken
+Pick = Callable[
+    [Sequence[dict]], int
+]  # the members' records of one question -> whose answer is taken
 
 
 def f1_sum(records: Sequence[dict]) -> int:
@@ -50,7 +66,9 @@ def hard(records: Sequence[dict]) -> int:
             "hard votes over choices, and a member's answers have none: answer with --choices, or use --method vote."
         )
     chances = [_probabilities(record["choices"]) for record in records]
-    summed = [sum(chance.get(record["prediction"], 0.0) for chance in chances) for record in records]
+    summed = [
+        sum(chance.get(record["prediction"], 0.0) for chance in chances) for record in records
+    ]
     return max(_most_common(records), key=lambda index: (summed[index], -index))
 
 
@@ -91,7 +109,12 @@ def agreement(questions: Sequence[Sequence[dict]]) -> dict[str, int]:
         return ":".join(map(str, sizes if len(sizes) > 1 else [*sizes, 0]))
 
     counts = Counter(map(pattern, questions))
-    return {name: counts[name] for name in sorted(counts, key=lambda name: [int(size) for size in name.split(":")], reverse=True)}
+    return {
+        name: counts[name]
+        for name in sorted(
+            counts, key=lambda name: [int(size) for size in name.split(":")], reverse=True
+        )
+    }
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -99,14 +122,18 @@ def main(argv: list[str] | None = None) -> dict:
     arguments = parse(command_line(), argv)
     refuse_output(arguments.output, arguments.overwrite)
     check_writable(Path(arguments.output_dir), "Name another --output_dir.")
-    paths = [find_predictions(name, arguments.output_dir, arguments.split) for name in arguments.members]
+    paths = [
+        find_predictions(name, arguments.output_dir, arguments.split) for name in arguments.members
+    ]
     if len(paths) < 2:
         raise InputError(f"got {len(paths)} member; an ensemble needs at least two.")
     members = same_questions({str(path): load_predictions(path) for path in _all_different(paths)})
     refuse_other_settings(paths)
     questions = list(zip(*members, strict=True))
     if arguments.method == "f1_sum" and len(members) == 2:
-        print(f"two members' answers are as like to one another: f1_sum must take the first, if it is not empty ({paths[0]})")
+        print(
+            f"two members' answers are as like to one another: f1_sum must take the first, if it is not empty ({paths[0]})"
+        )
     pick = METHODS[arguments.method]
     picked = [pick(records) for records in questions]
     records = [_merge(records, index) for records, index in zip(questions, picked, strict=True)]
@@ -141,11 +168,23 @@ def main(argv: list[str] | None = None) -> dict:
 def command_line() -> Parser:
     """Which answers, and how they become one."""
     parser = Parser(__doc__)
-    parser.add_argument("members", nargs="+", metavar="RUN|FILE", help="answers to the same questions; earlier ones win ties")
-    parser.add_argument("--method", choices=list(METHODS), default="f1_sum", help="see above (default: f1_sum)")
-    parser.add_argument("--split", choices=["validation"], help="of runs, the answers on their validation questions")
     parser.add_argument(
-        "--output_dir", metavar="DIR", default="outputs", help="where runs are and the result goes (default: outputs)"
+        "members",
+        nargs="+",
+        metavar="RUN|FILE",
+        help="answers to the same questions; earlier ones win ties",
+    )
+    parser.add_argument(
+        "--method", choices=list(METHODS), default="f1_sum", help="see above (default: f1_sum)"
+    )
+    parser.add_argument(
+        "--split", choices=["validation"], help="of runs, the answers on their validation questions"
+    )
+    parser.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        default="outputs",
+        help="where runs are and the result goes (default: outputs)",
     )
     parser.add_argument("--output", metavar="FILE", help="also write the submission there")
     parser.add_argument("--overwrite", action="store_true", help="let --output replace a file")
@@ -153,13 +192,24 @@ def command_line() -> Parser:
 
 
 def _all_different(paths: list[Path]) -> list[Path]:
-    twice = [str(path) for path, count in Counter(path.resolve() for path in paths).items() if count > 1]
+    twice = [
+        str(path) for path, count in Counter(path.resolve() for path in paths).items() if count > 1
+    ]
     if twice:
         raise InputError(f"{twice[0]} is a member twice; name each file once.")
     return paths
 
 
-ANSWERED_ALIKE = ("task", "samples", "temperature", "grounded", "choices", "choices_by", "beams", "repetition_penalty")
+ANSWERED_ALIKE = (
+    "task",
+    "samples",
+    "temperature",
+    "grounded",
+    "choices",
+    "choices_by",
+    "beams",
+    "repetition_penalty",
+)
 
 
 def refuse_other_settings(paths: list[Path]) -> None:
@@ -172,7 +222,9 @@ def refuse_other_settings(paths: list[Path]) -> None:
         if odd:
             raise InputError(
                 f"{first} and {path} were answered in different ways: "
-                + ", ".join(f"{name} {expected.get(name)!r} and {found.get(name)!r}" for name in odd)
+                + ", ".join(
+                    f"{name} {expected.get(name)!r} and {found.get(name)!r}" for name in odd
+                )
                 + ". Name folders of answers (RUN/answers/...) that were made alike, or answer again."
             )
 
@@ -190,9 +242,19 @@ def _merge(records: Sequence[dict], index: int) -> dict:
     """The record that was taken, with what a sparser file may lack, and all members' answers."""
     known: dict = {}
     for record in records:
-        known = {name: record[name] for name in ("question", "gold", "article") if record.get(name)} | known
-    taken = {name: value for name, value in records[index].items() if name not in ("key", "samples")}
-    merged = {"id": records[0]["id"], **taken, **known, "members": _answers(records), "member": index + 1}
+        known = {
+            name: record[name] for name in ("question", "gold", "article") if record.get(name)
+        } | known
+    taken = {
+        name: value for name, value in records[index].items() if name not in ("key", "samples")
+    }
+    merged = {
+        "id": records[0]["id"],
+        **taken,
+        **known,
+        "members": _answers(records),
+        "member": index + 1,
+    }
     if merged.get("gold"):
         merged["char_f1"] = metrics.char_f1(merged["prediction"], merged["gold"])
         merged["exact_match"] = metrics.exact_match(merged["prediction"], merged["gold"])
@@ -207,13 +269,16 @@ def tell_scores(paths: list[Path], members: list[list[dict]], records: list[dict
     golds, articles = [r["gold"] for r in records], [r["article"] for r in records]
     answered = {str(path): _answers(member) for path, member in zip(paths, members, strict=True)}
     scores = {
-        name: metrics.score(answers, golds, articles) for name, answers in (answered | {"ensemble": _answers(records)}).items()
+        name: metrics.score(answers, golds, articles)
+        for name, answers in (answered | {"ensemble": _answers(records)}).items()
     }
     task = get_task(make_recipe(_settings(paths[0]), str(paths[0])).task)
     label = task.label(task.headline[0])  # of single letters character F1 is accuracy
     for name, score in scores.items():
         low, high = score["char_f1_interval"]
-        print(f"  {label} {score['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  exact match {score['exact_match']:.4f}  {name}")
+        print(
+            f"  {label} {score['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  exact match {score['exact_match']:.4f}  {name}"
+        )
     return scores
 
 

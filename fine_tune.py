@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def fine_tune(arguments: argparse.Namespace) -> None:
     """Tell the story, from the recipe to the validation score."""
-    from dandap.answering.answerer import Answerer  # torch takes 10 s: after the command line is understood
+    from dandap.answering.answerer import (
+        Answerer,
+    )  # torch takes 10 s: after the command line is understood
     from dandap.training import session
     from dandap.training.start import choose
 
@@ -73,22 +75,46 @@ def fine_tune(arguments: argparse.Namespace) -> None:
 def command_line() -> Parser:
     """Return the options: --recipe, --preview, --resume and every field of Recipe."""
     parser = Parser(__doc__)
-    parser.add_argument("--recipe", metavar="NAME|PATH", help="an experiment of recipes/, by name or as a YAML file")
+    parser.add_argument(
+        "--recipe", metavar="NAME|PATH", help="an experiment of recipes/, by name or as a YAML file"
+    )
     parser.add_argument("--preview", action="store_true", help="show one encoded example and stop")
-    parser.add_argument("--plan", action="store_true", help="show the memory of every recipe, or of --recipe, and stop")
-    parser.add_argument("--gpu_memory", metavar="SIZE", help="with --plan: for a GPU of this size, as 16GB (default: this one)")
-    parser.add_argument("--resume", metavar="RUN", nargs="?", const="", help="continue a run (the newest unfinished one)")
-    parser.add_argument("--resume_anyway", action="store_true", help="with --resume: although recipe or data have changed")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="show the memory of every recipe, or of --recipe, and stop",
+    )
+    parser.add_argument(
+        "--gpu_memory",
+        metavar="SIZE",
+        help="with --plan: for a GPU of this size, as 16GB (default: this one)",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        nargs="?",
+        const="",
+        help="continue a run (the newest unfinished one)",
+    )
+    parser.add_argument(
+        "--resume_anyway",
+        action="store_true",
+        help="with --resume: although recipe or data have changed",
+    )
     add_options(parser, "recipe options (over those of --recipe)")
     return parser
 
 
-def choose_template(run: RunFolder | None, arguments: argparse.Namespace, recipe: Recipe) -> prompts.Template:
+def choose_template(
+    run: RunFolder | None, arguments: argparse.Namespace, recipe: Recipe
+) -> prompts.Template:
     """Return the wording, checked; and refuse what a new run could not be written under, before anything is read."""
     from dandap.base.hub import confirm_remote_code
 
     confirm_remote_code(recipe, "trust_remote_code" in chosen_options(arguments))
-    template = trained_template(run, recipe) if run else prompts.get_template(recipe.template, recipe.task)
+    template = (
+        trained_template(run, recipe) if run else prompts.get_template(recipe.template, recipe.task)
+    )
     prompts.check_template(template, recipe.template, get_task(recipe.task))
     if not run and not arguments.preview:
         refuse_taken(recipe.output_dir, recipe.run_name)
@@ -99,7 +125,9 @@ def choose_template(run: RunFolder | None, arguments: argparse.Namespace, recipe
 def trained_template(run: RunFolder, recipe: Recipe) -> prompts.Template:
     """Return the wording a run was started with, unless it goes on with another (--resume_anyway)."""
     name, template = run.load_template()
-    return template if name == recipe.template else prompts.get_template(recipe.template, recipe.task)
+    return (
+        template if name == recipe.template else prompts.get_template(recipe.template, recipe.task)
+    )
 
 
 @dataclass(frozen=True)
@@ -126,14 +154,21 @@ def tell_data(recipe: Recipe, table: Table) -> None:
     for note in table.notes:
         print(f"  {note}")
     differences = recipe.differences()
-    print("recipe: " + (", ".join(f"{name}={value}" for name, value in differences.items()) or "all defaults"))
+    print(
+        "recipe: "
+        + (", ".join(f"{name}={value}" for name, value in differences.items()) or "all defaults")
+    )
 
 
-def check_rows(recipe: Recipe, train_rows: list[Row], validation_rows: list[Row]) -> dict[str, list[dict]]:
+def check_rows(
+    recipe: Recipe, train_rows: list[Row], validation_rows: list[Row]
+) -> dict[str, list[dict]]:
     """What is wrong with the data, told; large data take some seconds, so one process looks."""
     if not is_first():
         return {}
-    findings = check_data({"train": train_rows, "validation": validation_rows, "test": test_rows(recipe)})
+    findings = check_data(
+        {"train": train_rows, "validation": validation_rows, "test": test_rows(recipe)}
+    )
     for line in tell_findings(findings):
         print(f"  {line}")
     return findings

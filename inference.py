@@ -61,7 +61,9 @@ def main(argv: list[str] | None = None) -> dict:
     check_writable(parent, "Name another with --answers_dir.")
 
     started = time.perf_counter()
-    from dandap.answering.session import open_model  # torch takes 10 s to load: not before the input is known to be right
+    from dandap.answering.session import (
+        open_model,
+    )  # torch takes 10 s to load: not before the input is known to be right
 
     model = open_model(source.recipe, source.template, source.run, prompts.make_encoder)
     if not source.run and not arguments.answers_dir:
@@ -71,23 +73,59 @@ def main(argv: list[str] | None = None) -> dict:
     with locked(folder):
         examples = encode(source.recipe, model.answerer.encoder, questions)
         model.check(examples)
-        records = answer(get_task(source.recipe.task), model.answerer, examples, Journal(folder, settings, examples))
+        records = answer(
+            get_task(source.recipe.task),
+            model.answerer,
+            examples,
+            Journal(folder, settings, examples),
+        )
         seconds = time.perf_counter() - started
-        return report(arguments, source, questions, Answered(questions.rows, records), folder, seconds)
+        return report(
+            arguments, source, questions, Answered(questions.rows, records), folder, seconds
+        )
 
 
 def command_line() -> Parser:
     """Return the options: which run answers which questions, and where the answers go."""
     parser = Parser(__doc__)
-    parser.add_argument("--run", metavar="NAME|PATH", help="the run whose adapter answers (default: the newest finished one)")
-    parser.add_argument("--test_file", metavar="FILE", help="questions to answer (default: the run's test_file)")
-    parser.add_argument("--split", choices=["validation"], help="answer the run's validation questions instead of a test file")
-    parser.add_argument("--template", metavar="NAME", help="another wording than the run was trained with (prompts.py)")
-    parser.add_argument("--recipe", metavar="NAME|PATH", help="with --no_adapter: whose base model answers")
-    parser.add_argument("--no_adapter", action="store_true", help="answer with the base model alone (zero-shot)")
-    parser.add_argument("--output_dir", metavar="DIR", default="outputs", help="where runs are (default: outputs)")
-    parser.add_argument("--answers_dir", metavar="DIR", help="where the answers' folder goes (default: into the run's folder)")
-    parser.add_argument("--limit", metavar="N", type=positive, help="only the first N questions; writes no submission")
+    parser.add_argument(
+        "--run",
+        metavar="NAME|PATH",
+        help="the run whose adapter answers (default: the newest finished one)",
+    )
+    parser.add_argument(
+        "--test_file", metavar="FILE", help="questions to answer (default: the run's test_file)"
+    )
+    parser.add_argument(
+        "--split",
+        choices=["validation"],
+        help="answer the run's validation questions instead of a test file",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="NAME",
+        help="another wording than the run was trained with (prompts.py)",
+    )
+    parser.add_argument(
+        "--recipe", metavar="NAME|PATH", help="with --no_adapter: whose base model answers"
+    )
+    parser.add_argument(
+        "--no_adapter", action="store_true", help="answer with the base model alone (zero-shot)"
+    )
+    parser.add_argument(
+        "--output_dir", metavar="DIR", default="outputs", help="where runs are (default: outputs)"
+    )
+    parser.add_argument(
+        "--answers_dir",
+        metavar="DIR",
+        help="where the answers' folder goes (default: into the run's folder)",
+    )
+    parser.add_argument(
+        "--limit",
+        metavar="N",
+        type=positive,
+        help="only the first N questions; writes no submission",
+    )
     parser.add_argument("--output", metavar="FILE", help="also write the submission there")
     parser.add_argument("--overwrite", action="store_true", help="let --output replace a file")
     add_options(parser, "how answers come about (over the run's recipe)", ANSWERING)
@@ -118,7 +156,9 @@ def choose(arguments: argparse.Namespace) -> Source:
         )
     trained_name, template = run.load_template()
     if arguments.template:
-        print(f"template: {arguments.template} (--template) instead of {trained_name}, which the run was trained with")
+        print(
+            f"template: {arguments.template} (--template) instead of {trained_name}, which the run was trained with"
+        )
         template = prompts.get_template(arguments.template, recipe.task)
         recipe = make_recipe(recipe.model_dump() | {"template": arguments.template}, "--template")
     elif prompts.TEMPLATES.get(trained_name) != template:
@@ -145,9 +185,13 @@ def choose_base(arguments: argparse.Namespace) -> Source:
 
 def with_options(source: Source, arguments: argparse.Namespace) -> Source:
     """Put the command line's ways of answering over the recipe's, and check the wording."""
-    from dandap.base.hub import confirm_remote_code  # with the hub's library, which --help need not wait for
+    from dandap.base.hub import (
+        confirm_remote_code,
+    )  # with the hub's library, which --help need not wait for
 
-    options = {name: value for name, value in chosen_options(arguments).items() if name in ANSWERING}
+    options = {
+        name: value for name, value in chosen_options(arguments).items() if name in ANSWERING
+    }
     recipe = make_recipe(source.recipe.model_dump() | options, "the command line")
     confirm_remote_code(recipe, "trust_remote_code" in options)
     prompts.check_template(source.template, recipe.template, get_task(recipe.task))
@@ -158,7 +202,9 @@ def read_questions(recipe: Recipe, arguments: argparse.Namespace) -> Questions:
     """Read what is to be answered, and the organiser's sample: found bad after hours of answering it would cost them."""
     table = read_rows(recipe, arguments)
     rows = table.rows[: arguments.limit]
-    print(f"{table.path}: {len(rows):,} questions on {len({row.article for row in rows}):,} articles")
+    print(
+        f"{table.path}: {len(rows):,} questions on {len({row.article for row in rows}):,} articles"
+    )
     for note in table.notes:
         print(f"  {note}")
     answers_all = arguments.limit is None and not arguments.split
@@ -175,7 +221,12 @@ def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
     task = get_task(recipe.task)
     test_file = Path(arguments.test_file or recipe.test_file)
     is_demo = recipe.test_file == DEMO_TEST
-    if is_demo and not arguments.run and not arguments.recipe and test_file.resolve() == Path(Recipe().test_file).resolve():
+    if (
+        is_demo
+        and not arguments.run
+        and not arguments.recipe
+        and test_file.resolve() == Path(Recipe().test_file).resolve()
+    ):
         raise InputError(
             f"the newest finished run is the demo, which cannot answer {test_file} well. Train on your data first, "
             "or name the demo run with --run to answer all the same."
@@ -185,11 +236,15 @@ def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
     table = task.read_train(recipe)
     _, validation = split_by_article(table.rows, recipe.validation_fraction)
     if not validation:
-        raise InputError("the run has validation_fraction 0, so there is no validation split to answer.")
+        raise InputError(
+            "the run has validation_fraction 0, so there is no validation split to answer."
+        )
     return Table(table.path, validation, table.sha256, table.notes)
 
 
-def start_base_run(arguments: argparse.Namespace, source: Source, questions: Questions, base: dict) -> RunFolder:
+def start_base_run(
+    arguments: argparse.Namespace, source: Source, questions: Questions, base: dict
+) -> RunFolder:
     """Return a run folder without an adapter, which the bare command skips; the one there is for this recipe and template."""
     recipe, template = source.recipe, source.template
     for run in list_runs(arguments.output_dir):
@@ -199,14 +254,20 @@ def start_base_run(arguments: argparse.Namespace, source: Source, questions: Que
                 return run
         except InputError as error:
             print(f"{run.path} is passed over: {error}")
-    name = find_recipe(arguments.recipe).stem if arguments.recipe else find_run(arguments.run, arguments.output_dir).path.name
+    name = (
+        find_recipe(arguments.recipe).stem
+        if arguments.recipe
+        else find_run(arguments.run, arguments.output_dir).path.name
+    )
     run = new_run(arguments.output_dir, None, f"{name}-base")
     write_json(run.environment_file, begin([questions.table], base))
     run.save_recipe(recipe, template)
     return run
 
 
-def settings_of(arguments: argparse.Namespace, source: Source, questions: Questions, base: dict) -> str:
+def settings_of(
+    arguments: argparse.Namespace, source: Source, questions: Questions, base: dict
+) -> str:
     """Return a hash of all that answers depend on, so that an inference goes on only with what it was begun with."""
     return hash_settings(
         {
@@ -226,8 +287,12 @@ def settings_of(arguments: argparse.Namespace, source: Source, questions: Questi
 def encode(recipe: Recipe, encoder, questions: Questions) -> list:
     """Encode the questions; what is cut of an article depends on all its questions, those that are not answered included."""
     articles, ids = {row.article for row in questions.rows}, {row.id for row in questions.rows}
-    neighbours = [row for row in questions.table.rows if row.article in articles and row.id not in ids]
-    every = encoder.encode_rows([*questions.rows, *neighbours], recipe.prompt_limit, False, recipe.on_overflow)
+    neighbours = [
+        row for row in questions.table.rows if row.article in articles and row.id not in ids
+    ]
+    every = encoder.encode_rows(
+        [*questions.rows, *neighbours], recipe.prompt_limit, False, recipe.on_overflow
+    )
     tell_cut(recipe, every)
     return every[: len(questions.rows)]
 
@@ -236,7 +301,9 @@ def answer(task, answerer, examples: list, journal: Journal) -> list[dict]:
     """Answer what the journal does not hold yet, and return all records in the questions' order."""
     kept = journal.read()
     if kept:
-        print(f"going on in {journal.file.parent}, which holds {kept:,} of {len(examples):,} answers")
+        print(
+            f"going on in {journal.file.parent}, which holds {kept:,} of {len(examples):,} answers"
+        )
     answers = answerer.answers(examples, known=set(journal.records))
     for example, said in track(answers, "answering", "questions", total=len(examples), done=kept):
         journal.add(task.record(example, said))
@@ -244,7 +311,12 @@ def answer(task, answerer, examples: list, journal: Journal) -> list[dict]:
 
 
 def report(
-    arguments: argparse.Namespace, source: Source, questions: Questions, answered: Answered, folder: Path, seconds: float
+    arguments: argparse.Namespace,
+    source: Source,
+    questions: Questions,
+    answered: Answered,
+    folder: Path,
+    seconds: float,
 ) -> dict:
     """Write the submission, the score and what shows them; print the last line."""
     recipe, task, run = source.recipe, get_task(source.recipe.task), source.run
@@ -253,18 +325,29 @@ def report(
     write_review(folder / "review.csv", answered.records)
     submission = write_submission(arguments, recipe, questions, answered, folder)
     cut = sum(record["ended"] == "cut" for record in answered.records)
-    print(f"{len(answered.rows):,} answers in {seconds:.1f} s, {cut} cut at max_new_tokens={recipe.max_new_tokens}")
+    print(
+        f"{len(answered.rows):,} answers in {seconds:.1f} s, {cut} cut at max_new_tokens={recipe.max_new_tokens}"
+    )
     print(f"record: {folder}/predictions.jsonl")
     tell_scores(task, scores, Path(arguments.split or questions.table.path).stem, answered.rows)
     environment = describe_environment([questions.table])
     if scores:
         judged = [(row, record) for row, record in zip(*answered, strict=True) if row.answers]
         title = f"{run.path.name if run else recipe.model}: {folder.name}"
-        task.report(folder, title, recipe, Answered(*zip(*judged, strict=True)), scores, environment=environment)
+        task.report(
+            folder,
+            title,
+            recipe,
+            Answered(*zip(*judged, strict=True)),
+            scores,
+            environment=environment,
+        )
     made_by = {"run": run and str(run.path), "model": recipe.model, "template": source.template}
     made_as = {"limit": arguments.limit, "split": arguments.split, "recipe": recipe.model_dump()}
     write_json(folder / "scores.json", {"scores": scores, **made_as, **made_by, **environment})
-    if submission and arguments.output:  # the last thing: an inference that is cut off before may go on
+    if (
+        submission and arguments.output
+    ):  # the last thing: an inference that is cut off before may go on
         copy_whole(submission, Path(arguments.output))
     result = {
         **{name: scores and scores[name] for name in task.headline},
@@ -277,14 +360,20 @@ def report(
 
 
 def write_submission(
-    arguments: argparse.Namespace, recipe: Recipe, questions: Questions, answered: Answered, folder: Path
+    arguments: argparse.Namespace,
+    recipe: Recipe,
+    questions: Questions,
+    answered: Answered,
+    folder: Path,
 ) -> Path | None:
     """Write the submission where all questions were answered, and tell it."""
     if not questions.form:
         if arguments.output:
             print("no submission was written: --limit and --split answer only some questions")
         return None
-    path, note = get_task(recipe.task).submit(recipe, folder, questions.table.path, answered, questions.form)
+    path, note = get_task(recipe.task).submit(
+        recipe, folder, questions.table.path, answered, questions.form
+    )
     if note:
         print(note)
     print(f"submission: {path} ({len(answered.rows):,} rows, read back and checked)")

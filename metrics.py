@@ -11,7 +11,9 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-METRIC_VERSION = "korquad-1.0/char-f1"  # stands beside every saved score; changes when a score could
+METRIC_VERSION = (
+    "korquad-1.0/char-f1"  # stands beside every saved score; changes when a score could
+)
 
 _TO_SPACE = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))
 _DELETE = str.maketrans("", "", string.punctuation)
@@ -53,15 +55,22 @@ def _f1(prediction: Counter[str], gold: Counter[str]) -> float:
 
 def rouge_l(prediction: str, gold: str | Sequence[str]) -> float:
     """Character ROUGE-L in [0, 1] (Lin, 2004): the F measure of the longest common subsequence, white space left out."""
-    return max(_rouge_l("".join(prediction.split()), "".join(answer.split())) for answer in _golds(gold))
+    return max(
+        _rouge_l("".join(prediction.split()), "".join(answer.split())) for answer in _golds(gold)
+    )
 
 
 def _rouge_l(prediction: str, gold: str) -> float:
-    row = [0] * (len(gold) + 1)  # row[j]: longest common subsequence of what was read of the prediction and gold[:j]
+    row = [0] * (
+        len(gold) + 1
+    )  # row[j]: longest common subsequence of what was read of the prediction and gold[:j]
     for character in prediction:
         diagonal = 0
         for j, other in enumerate(gold, 1):
-            diagonal, row[j] = row[j], diagonal + 1 if character == other else max(row[j], row[j - 1])
+            diagonal, row[j] = (
+                row[j],
+                diagonal + 1 if character == other else max(row[j], row[j - 1]),
+            )
     return 2 * row[-1] / (len(prediction) + len(gold)) if row[-1] else 0.0
 
 
@@ -75,7 +84,11 @@ def consensus(answers: Sequence[str]) -> int:
 
     def gain(index: int) -> float:
         with_itself = float(bool(characters[index]))
-        return with_itself + sum(_f1(characters[index], characters[other]) for other in range(len(answers)) if other != index)
+        return with_itself + sum(
+            _f1(characters[index], characters[other])
+            for other in range(len(answers))
+            if other != index
+        )
 
     return max(range(len(answers)), key=lambda index: (gain(index), -index))
 
@@ -85,7 +98,9 @@ def repeats(text: str) -> bool:
     return re.search(r"(\S.{0,60}?\S)(\s*\1){2}", text) is not None
 
 
-def score(predictions: Sequence[str], golds: Sequence[str | Sequence[str]], articles: Sequence[str]) -> dict:
+def score(
+    predictions: Sequence[str], golds: Sequence[str | Sequence[str]], articles: Sequence[str]
+) -> dict:
     """Means over a file with 95% intervals: {"char_f1", "char_f1_interval", "exact_match", ..., "metric"}.
 
     `articles` names the article of each question: questions on one article are resampled together.
@@ -94,7 +109,11 @@ def score(predictions: Sequence[str], golds: Sequence[str | Sequence[str]], arti
         raise ValueError(
             f"got {len(predictions)} predictions, {len(golds)} golds, {len(articles)} articles; need as many of each"
         )
-    result: dict = {"metric": METRIC_VERSION, "questions": len(predictions), "articles": len(set(articles))}
+    result: dict = {
+        "metric": METRIC_VERSION,
+        "questions": len(predictions),
+        "articles": len(set(articles)),
+    }
     for name, metric in (("char_f1", char_f1), ("exact_match", exact_match)):
         values = [metric(p, g) for p, g in zip(predictions, golds, strict=True)]
         result[name] = sum(values) / len(values)
@@ -105,10 +124,15 @@ def score(predictions: Sequence[str], golds: Sequence[str | Sequence[str]], arti
 def compare(ours: Sequence[float], theirs: Sequence[float], articles: Sequence[str]) -> dict:
     """{"difference", "interval"} of two answerers' values on the same questions: paired, whole articles resampled."""
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    return {"difference": sum(differences) / len(differences), "interval": bootstrap_interval(differences, articles)}
+    return {
+        "difference": sum(differences) / len(differences),
+        "interval": bootstrap_interval(differences, articles),
+    }
 
 
-def bootstrap_interval(values: Sequence[float], articles: Sequence[str], samples: int = 1000) -> tuple[float, float]:
+def bootstrap_interval(
+    values: Sequence[float], articles: Sequence[str], samples: int = 1000
+) -> tuple[float, float]:
     """95% percentile interval of the mean, resampling whole articles (Efron, 1979); seeded, so it repeats."""
     totals: dict[str, list[float]] = {}
     for value, article in zip(values, articles, strict=True):

@@ -40,7 +40,9 @@ TEMPLATES: dict[str, Template] = {
     },
     # Prompt A: a SOLAR-10.7B, 0.8142 public F1.
     "answer_bot": {
-        "prompt": "{context}\n너는 주어진 Question에 답하는 챗봇이야. " + _CONCISE_BOT + "\nQuestion: {question}\nAnswer:",
+        "prompt": "{context}\n너는 주어진 Question에 답하는 챗봇이야. "
+        + _CONCISE_BOT
+        + "\nQuestion: {question}\nAnswer:",
     },
     # Prompt B: Gemma 2 and EEVE in the 0.9025 system; Gemma has no system turn.
     "context_bot": {
@@ -55,10 +57,22 @@ TEMPLATES: dict[str, Template] = {
         + ":\n\n{context}\n\nQuestion:\n{question}",
     },
     # Dialogue inference: the five prompt sets of the 2024 winner by what they hold, in words of ours; the dialogue stands first.
-    "dialogue": {"prompt": _DIALOGUE + "{question}" + _OPTIONS, "answer": "{answer}. {answer_text}"},
-    "dialogue_term": {"prompt": _DIALOGUE + "{question_term}" + _OPTIONS, "answer": "{answer}. {answer_text}"},
-    "dialogue_definition": {"prompt": _DIALOGUE + "{question_definition}" + _OPTIONS, "answer": "{answer}. {answer_text}"},
-    "dialogue_instruction": {"prompt": _DIALOGUE + "{instruction_definition}" + _OPTIONS, "answer": "{answer}. {answer_text}"},
+    "dialogue": {
+        "prompt": _DIALOGUE + "{question}" + _OPTIONS,
+        "answer": "{answer}. {answer_text}",
+    },
+    "dialogue_term": {
+        "prompt": _DIALOGUE + "{question_term}" + _OPTIONS,
+        "answer": "{answer}. {answer_text}",
+    },
+    "dialogue_definition": {
+        "prompt": _DIALOGUE + "{question_definition}" + _OPTIONS,
+        "answer": "{answer}. {answer_text}",
+    },
+    "dialogue_instruction": {
+        "prompt": _DIALOGUE + "{instruction_definition}" + _OPTIONS,
+        "answer": "{answer}. {answer_text}",
+    },
     "dialogue_detailed": {
         "prompt": "너는 한국어 대화를 읽고 드러나지 않은 맥락을 추론하는 전문가다.\n"
         "1. 대화를 끝까지 읽고 누가 무엇을 했는지 파악한다.\n2. 대상 발화가 대화에서 하는 역할을 생각한다.\n"
@@ -68,11 +82,15 @@ TEMPLATES: dict[str, Template] = {
         + _OPTIONS,
         "answer": "{answer}. {answer_text}",
     },
-    "dialogue_letter": {"prompt": _DIALOGUE + "{question}" + _OPTIONS},  # the letter alone is learned
+    "dialogue_letter": {
+        "prompt": _DIALOGUE + "{question}" + _OPTIONS
+    },  # the letter alone is learned
     # Wallpaper QA: the two published ones, the bare question against an instruction, and one for chat models.
     "wallpaper_bare": {"prompt": "{question}"},
     "wallpaper_instruction": {"prompt": "주어진 질문에 대한 답을 출력 질문: {question} 답:"},
-    "wallpaper_chat": {"user": "도배와 마감재의 하자를 잘 아는 전문가로서 다음 질문에 답하라.\n\n질문: {question}"},
+    "wallpaper_chat": {
+        "user": "도배와 마감재의 하자를 잘 아는 전문가로서 다음 질문에 답하라.\n\n질문: {question}"
+    },
     # Prompt C: Nous-Hermes-2-SOLAR in the 0.9025 system, in training.
     "system_context": {
         "prompt": "### System:\n{context}\n\n### User:\n{question}\n### Assistant:\n",
@@ -89,7 +107,9 @@ TEMPLATES: dict[str, Template] = {
 def get_template(name: str, task: str = "economic_qa") -> Template:
     """The template of this name, checked against the task's fields; InputError names the nearest known one."""
     if name not in TEMPLATES:
-        raise InputError(f"got template {name!r}; expected one of {', '.join(TEMPLATES)}.{nearest(name, TEMPLATES)}")
+        raise InputError(
+            f"got template {name!r}; expected one of {', '.join(TEMPLATES)}.{nearest(name, TEMPLATES)}"
+        )
     check_template(TEMPLATES[name], name, get_task(task))
     return TEMPLATES[name]
 
@@ -102,12 +122,21 @@ def check_template(template: Template, name: str, task: Task) -> None:
             "'answer' if the answer is to be more than itself."
         )
     try:
-        found = [parsed for part in template.values() for parsed in string.Formatter().parse(part) if parsed[1] is not None]
+        found = [
+            parsed
+            for part in template.values()
+            for parsed in string.Formatter().parse(part)
+            if parsed[1] is not None
+        ]
     except ValueError as error:
-        raise InputError(f"template {name!r}: {error}. Write {{{{ and }}}} for literal braces.") from error
+        raise InputError(
+            f"template {name!r}: {error}. Write {{{{ and }}}} for literal braces."
+        ) from error
     fields, known = [field for _, field, _, _ in found], sample_fields(task)
     if any(width or conversion for _, _, width, conversion in found):
-        raise InputError(f"template {name!r}: a field is its name in braces and nothing else, as {{context}}; no width, no !r.")
+        raise InputError(
+            f"template {name!r}: a field is its name in braces and nothing else, as {{context}}; no width, no !r."
+        )
     if not set(task.needs) <= set(fields) <= set(known):
         raise InputError(
             f"template {name!r} has the fields {sorted(set(fields))}; {task.name} needs "
@@ -128,7 +157,9 @@ def render(template: Template, fields: dict[str, str]) -> Template:
     try:
         return {part: text.format_map(fields) for part, text in template.items()}
     except (KeyError, IndexError, AttributeError) as error:
-        raise InputError(f"a template asks for {error}; this task has {', '.join(fields)}.") from error
+        raise InputError(
+            f"a template asks for {error}; this task has {', '.join(fields)}."
+        ) from error
 
 
 def make_encoder(recipe: Recipe, template: Template, tokenizer) -> Encoder:
@@ -144,7 +175,9 @@ def make_encoder(recipe: Recipe, template: Template, tokenizer) -> Encoder:
 def show(argv: list[str] | None = None) -> None:
     """Print what templates make of a sample row of the task they fit."""
     parser = Parser(__doc__)
-    parser.add_argument("templates", nargs="*", metavar="TEMPLATE", help="names of TEMPLATES (default: all)")
+    parser.add_argument(
+        "templates", nargs="*", metavar="TEMPLATE", help="names of TEMPLATES (default: all)"
+    )
     for name in parse(parser, argv).templates or list(TEMPLATES):
         task = task_of(name)
         print(f"=== {name} ({task.name})")

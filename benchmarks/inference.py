@@ -63,7 +63,9 @@ def main(argv: list[str] | None = None) -> dict:
     if arguments.growth:
         result = growth(arguments, material)
     else:
-        result = compare(arguments, material, make_examples(arguments, material.tokenizer, material.recipe))
+        result = compare(
+            arguments, material, make_examples(arguments, material.tokenizer, material.recipe)
+        )
     print(json.dumps(result))
     return result
 
@@ -72,12 +74,37 @@ def command_line() -> Parser:
     parser = Parser(__doc__)
     add_material_options(parser)
     parser.add_argument("--no_adapter", action="store_true", help="the base alone")
-    parser.add_argument("--tokens_per_batch", metavar="N", type=positive, default=16384, help="ours (default: 16384)")
-    parser.add_argument("--batch", metavar="N", type=positive, help="generate's batch size (default: the fastest of 1, 4, 8, 32)")
-    parser.add_argument("--samples", metavar="N", type=positive, default=8, help="timed against one (default: 8)")
-    parser.add_argument("--no_continuous", action="store_true", help="leave generate_batch out (on a CPU it takes very long)")
-    parser.add_argument("--rounds", metavar="N", type=positive, default=3, help="alternations (default: 3; medians are told)")
-    parser.add_argument("--growth", action="store_true", help="cost against the number of questions on an article")
+    parser.add_argument(
+        "--tokens_per_batch",
+        metavar="N",
+        type=positive,
+        default=16384,
+        help="ours (default: 16384)",
+    )
+    parser.add_argument(
+        "--batch",
+        metavar="N",
+        type=positive,
+        help="generate's batch size (default: the fastest of 1, 4, 8, 32)",
+    )
+    parser.add_argument(
+        "--samples", metavar="N", type=positive, default=8, help="timed against one (default: 8)"
+    )
+    parser.add_argument(
+        "--no_continuous",
+        action="store_true",
+        help="leave generate_batch out (on a CPU it takes very long)",
+    )
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=positive,
+        default=3,
+        help="alternations (default: 3; medians are told)",
+    )
+    parser.add_argument(
+        "--growth", action="store_true", help="cost against the number of questions on an article"
+    )
     return parser
 
 
@@ -103,7 +130,9 @@ class Way:
         self.tokens, self.peak_mb = counted[0], max(self.peak_mb, peak[0])
 
 
-def tree_way(material: Material, examples: list[Example], tokens_per_batch: int, name: str = "tree") -> Way:
+def tree_way(
+    material: Material, examples: list[Example], tokens_per_batch: int, name: str = "tree"
+) -> Way:
     """Ours."""
 
     def answer(decoding: Decoding) -> Answers:
@@ -122,7 +151,12 @@ def batched_way(material: Material, examples: list[Example], rows: int) -> Way:
         answers: Answers = {}
         for start in range(0, len(order), rows):
             batch = order[start : start + rows]
-            found = generate_answers(material.model, [prompts[index] for index in batch], decoding, tokens_per_batch=2**60)
+            found = generate_answers(
+                material.model,
+                [prompts[index] for index in batch],
+                decoding,
+                tokens_per_batch=2**60,
+            )
             answers |= {batch[index]: answer.token_ids for index, answer in found}
         return answers
 
@@ -137,7 +171,11 @@ def loop_way(material: Material, examples: list[Example]) -> Way:
 def continuous_way(material: Material, examples: list[Example]) -> Way:
     """generate_batch. It shares what finished requests have read: each article's first question goes ahead of the others."""
     seen: set[str] = set()
-    first = [i for i, example in enumerate(examples) if not (example.row.article in seen or seen.add(example.row.article))]
+    first = [
+        i
+        for i, example in enumerate(examples)
+        if not (example.row.article in seen or seen.add(example.row.article))
+    ]
     waves = [first, [index for index in range(len(examples)) if index not in set(first)]]
 
     def answer(decoding: Decoding) -> Answers:
@@ -157,7 +195,10 @@ def continuous_way(material: Material, examples: list[Example]) -> Way:
                     continuous_batching_config=ContinuousBatchingConfig(page_size=32),
                     persistent_manager=True,
                 )
-            said = [results[key].generated_tokens for key in sorted(results, key=lambda key: int(key.rsplit("_", 1)[-1]))]
+            said = [
+                results[key].generated_tokens
+                for key in sorted(results, key=lambda key: int(key.rsplit("_", 1)[-1]))
+            ]
             answers |= dict(zip(wave, said, strict=True))
         material.model.destroy_cached_continuous_batching_manager()
         return answers
@@ -170,7 +211,10 @@ def decodings(material: Material, examples: list[Example]) -> dict[str, Decoding
     tokenizer = material.tokenizer
     stop_ids = Encoder(tokenizer, _render).stop_ids(material.model.generation_config)
     natural = Decoding(stop_ids, tokenizer.pad_token_id, material.recipe.max_new_tokens)
-    return {"natural": natural, "forced": replace(natural, max_new_tokens=FORCED, min_new_tokens=FORCED)}
+    return {
+        "natural": natural,
+        "forced": replace(natural, max_new_tokens=FORCED, min_new_tokens=FORCED),
+    }
 
 
 def _render(context: str, row: Row, answer: str) -> dict[str, str]:
@@ -195,7 +239,9 @@ def compare(arguments: argparse.Namespace, material: Material, examples: list[Ex
                 way.run(material, decoding)
         if not arguments.no_continuous:
             ways.append(continuous_way(material, examples))
-            for _ in range(1 + arguments.rounds if material.device.type == "cuda" else 1):  # on a CPU it is far slower
+            for _ in range(
+                1 + arguments.rounds if material.device.type == "cuda" else 1
+            ):  # on a CPU it is far slower
                 ways[-1].run(material, decoding)
         for way in ways:
             report(way, ways[0], len(examples))
@@ -219,7 +265,9 @@ def peer_job(arguments: argparse.Namespace, examples: list[Example]) -> dict:
     }
 
 
-def make_ways(arguments: argparse.Namespace, material: Material, examples: list[Example], decoding: Decoding) -> list[Way]:
+def make_ways(
+    arguments: argparse.Namespace, material: Material, examples: list[Example], decoding: Decoding
+) -> list[Way]:
     """The loop, generate at its fastest batch size, ours."""
     sizes = [arguments.batch] if arguments.batch else BATCHES
     batched = [batched_way(material, examples, rows) for rows in sizes]
@@ -227,10 +275,16 @@ def make_ways(arguments: argparse.Namespace, material: Material, examples: list[
     batched[0].seconds.clear()
     for way in batched if len(batched) > 1 else []:
         way.run(material, decoding)
-        print(f"  trying {way.name}: {len(examples) / way.seconds[0]:.1f} questions/s, {way.tokens:,} tokens with padding")
+        print(
+            f"  trying {way.name}: {len(examples) / way.seconds[0]:.1f} questions/s, {way.tokens:,} tokens with padding"
+        )
     fastest = batched[0] if len(batched) == 1 else min(batched, key=lambda way: way.seconds[0])
     fastest.seconds.clear()
-    return [loop_way(material, examples), fastest, tree_way(material, examples, arguments.tokens_per_batch)]
+    return [
+        loop_way(material, examples),
+        fastest,
+        tree_way(material, examples, arguments.tokens_per_batch),
+    ]
 
 
 def summary(ways: list[Way], examples: list[Example]) -> dict:
@@ -242,7 +296,9 @@ def summary(ways: list[Way], examples: list[Example]) -> dict:
         "speedup_vs_loop": ratio(loop.seconds, tree.seconds),
         "speedup_vs_batched": ratio(batched.seconds, tree.seconds),
         "answers_equal": equal / len(examples),
-        "questions_per_second": {names[w.name]: round(len(examples) / statistics.median(w.seconds), 2) for w in ways},
+        "questions_per_second": {
+            names[w.name]: round(len(examples) / statistics.median(w.seconds), 2) for w in ways
+        },
         "peak_memory_mb": {names[way.name]: round(way.peak_mb) for way in ways},
         "forwarded_tokens": {names[way.name]: way.tokens for way in ways},
         "batched": batched.name,
@@ -250,10 +306,14 @@ def summary(ways: list[Way], examples: list[Example]) -> dict:
     }
 
 
-def samples_cost(arguments: argparse.Namespace, material: Material, examples: list[Example]) -> float:
+def samples_cost(
+    arguments: argparse.Namespace, material: Material, examples: list[Example]
+) -> float:
     """Time of several samples per question over time of one, forced tokens; the median of rounds in turn."""
     forced = decodings(material, examples)["forced"]
-    one, many = (tree_way(material, examples, arguments.tokens_per_batch, name) for name in ("one", "many"))
+    one, many = (
+        tree_way(material, examples, arguments.tokens_per_batch, name) for name in ("one", "many")
+    )
     many.run(material, replace(forced, temperature=0.7, samples=arguments.samples))
     many.seconds.clear()
     for _ in range(arguments.rounds):
@@ -277,13 +337,25 @@ def growth(arguments: argparse.Namespace, material: Material) -> dict:
     rows = []
     for count in GROWTH:
         questions = max(arguments.questions // 16, 1) * 16
-        rows.append({"questions_per_article": count} | compare(arguments, material, made_up(arguments.article, count, questions)))
-    print(f"\n| questions on an article of {arguments.article} tokens | loop | batched | tree | against loop | against batched |")
+        rows.append(
+            {"questions_per_article": count}
+            | compare(arguments, material, made_up(arguments.article, count, questions))
+        )
+    print(
+        f"\n| questions on an article of {arguments.article} tokens | loop | batched | tree | against loop | against batched |"
+    )
     print("|---|---|---|---|---|---|")
     for row in rows:
         speed = row["questions_per_second"]
-        cells = [row["questions_per_article"], *(speed[name] for name in ("loop", "batched", "tree"))]
-        print("| " + " | ".join(map(str, [*cells, row["speedup_vs_loop"], row["speedup_vs_batched"]])) + " |")
+        cells = [
+            row["questions_per_article"],
+            *(speed[name] for name in ("loop", "batched", "tree")),
+        ]
+        print(
+            "| "
+            + " | ".join(map(str, [*cells, row["speedup_vs_loop"], row["speedup_vs_batched"]]))
+            + " |"
+        )
     return {"growth": rows}
 
 

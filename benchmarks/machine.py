@@ -19,7 +19,10 @@ from dandap.recipe import Recipe
 
 def describe_machine(device: torch.device) -> str:
     """One line for RESULTS.md."""
-    names = " ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft", "bitsandbytes"))
+    names = " ".join(
+        f"{name} {version(name)}"
+        for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")
+    )
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     else:
@@ -32,7 +35,10 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 @contextmanager
@@ -68,18 +74,24 @@ def matmul_flops() -> float:
     return 20 * 2 * 8192**3 / (time.perf_counter() - started)
 
 
-def random_model(config: PretrainedConfig, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def random_model(
+    config: PretrainedConfig, recipe: Recipe, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
     """A frozen base of this shape with random weights, quantised as load_base would; needs room for it in 16 bit once."""
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=pick_attention(recipe, config))
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=pick_attention(recipe, config)
+        )
     if recipe.quantization == "nf4":
         _quantize(model, recipe, device, dtype)
     model.requires_grad_(False)
     return model
 
 
-def _quantize(model: PreTrainedModel, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> None:
+def _quantize(
+    model: PreTrainedModel, recipe: Recipe, device: torch.device, dtype: torch.dtype
+) -> None:
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
@@ -89,12 +101,22 @@ def _quantize(model: PreTrainedModel, recipe: Recipe, device: torch.device, dtyp
     keep_weights_in_place(model)
 
 
-def _quantized(linear: torch.nn.Linear, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Linear4bit:
+def _quantized(
+    linear: torch.nn.Linear, recipe: Recipe, device: torch.device, dtype: torch.dtype
+) -> Linear4bit:
     double = recipe.double_quantization
     new = Linear4bit(
-        linear.in_features, linear.out_features, linear.bias is not None, dtype, double, quant_type="nf4", device="meta"
+        linear.in_features,
+        linear.out_features,
+        linear.bias is not None,
+        dtype,
+        double,
+        quant_type="nf4",
+        device="meta",
     )
     weight = linear.weight.data.cpu()
-    new.weight = Params4bit(weight, requires_grad=False, compress_statistics=double, quant_type="nf4").to(device)
+    new.weight = Params4bit(
+        weight, requires_grad=False, compress_statistics=double, quant_type="nf4"
+    ).to(device)
     new.bias = linear.bias
     return new

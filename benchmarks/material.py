@@ -29,13 +29,42 @@ DEMO_MODEL, DEMO_DATA = "data/demo_model", "data/sample/train.csv"
 
 def add_material_options(parser: Parser) -> None:
     """Which model, which questions."""
-    parser.add_argument("--data", metavar="FILE", default=DEMO_DATA, help=f"questions with answers (default: {DEMO_DATA})")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        default=DEMO_DATA,
+        help=f"questions with answers (default: {DEMO_DATA})",
+    )
     shapes = ", ".join(NAMES)
-    parser.add_argument("--model", metavar="PATH|SHAPE", default=DEMO_MODEL, help=f"a folder, or one of {shapes} at random")
-    parser.add_argument("--questions", metavar="N", type=positive, default=320, help="questions of a round (default: 320)")
-    parser.add_argument("--article", metavar="TOKENS", type=positive, help="made-up articles of this length instead of --data")
-    parser.add_argument("--questions_per_article", metavar="N", type=positive, default=5, help="with --article (default: 5)")
-    parser.add_argument("--quantization", choices=["nf4", "none"], default="nf4", help="the base (default: nf4)")
+    parser.add_argument(
+        "--model",
+        metavar="PATH|SHAPE",
+        default=DEMO_MODEL,
+        help=f"a folder, or one of {shapes} at random",
+    )
+    parser.add_argument(
+        "--questions",
+        metavar="N",
+        type=positive,
+        default=320,
+        help="questions of a round (default: 320)",
+    )
+    parser.add_argument(
+        "--article",
+        metavar="TOKENS",
+        type=positive,
+        help="made-up articles of this length instead of --data",
+    )
+    parser.add_argument(
+        "--questions_per_article",
+        metavar="N",
+        type=positive,
+        default=5,
+        help="with --article (default: 5)",
+    )
+    parser.add_argument(
+        "--quantization", choices=["nf4", "none"], default="nf4", help="the base (default: nf4)"
+    )
 
 
 @dataclass
@@ -54,14 +83,18 @@ def load_material(arguments: argparse.Namespace, options: dict) -> Material:
     device = pick_device()
     shaped = not Path(arguments.model).is_dir()
     model = DEMO_MODEL if shaped else arguments.model
-    recipe = make_recipe({"model": model, "quantization": arguments.quantization, **options}, "the command line")
+    recipe = make_recipe(
+        {"model": model, "quantization": arguments.quantization, **options}, "the command line"
+    )
     config = named_config(arguments.model) if shaped else load_config(recipe)
     dtype = pick_compute_dtype(recipe, device)
     base = random_model(config, recipe, device, dtype) if shaped else load_base(recipe, device)
     return Material(recipe, device, dtype, base, load_tokenizer(recipe))
 
 
-def make_examples(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> list[Example]:
+def make_examples(
+    arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+) -> list[Example]:
     """Whole articles in random order, until there are --questions questions."""
     if arguments.article:
         return made_up(arguments.article, arguments.questions_per_article, arguments.questions)
@@ -82,7 +115,8 @@ def made_up(article_tokens: int, questions_per_article: int, questions: int) -> 
     while len(examples) < questions:
         article, name = draw(k=article_tokens), str(len(examples))
         examples += [
-            Example(Row(f"{name}-{n}", name, "q"), article + draw(k=35), [*draw(k=5), 1]) for n in range(questions_per_article)
+            Example(Row(f"{name}-{n}", name, "q"), article + draw(k=35), [*draw(k=5), 1])
+            for n in range(questions_per_article)
         ]
     return examples[:questions]
 

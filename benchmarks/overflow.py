@@ -33,9 +33,16 @@ WAYS = ("trim", "select")
 def main(argv: list[str] | None = None) -> dict:
     """The command line; returns the result that its last line prints as JSON."""
     parser = Parser(__doc__)
-    parser.add_argument("--data", metavar="FILE", default=DEMO_DATA, help=f"questions with answers (default: {DEMO_DATA})")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        default=DEMO_DATA,
+        help=f"questions with answers (default: {DEMO_DATA})",
+    )
     parser.add_argument("--run", metavar="RUN", help="a trained run whose answers are scored")
-    parser.add_argument("--questions", metavar="N", type=positive, help="only the first N (default: all)")
+    parser.add_argument(
+        "--questions", metavar="N", type=positive, help="only the first N (default: all)"
+    )
     arguments = parse(parser, argv)
     run = find_run(arguments.run, "outputs") if arguments.run else None
     recipe = run.load_recipe() if run else make_recipe({"model": DEMO_MODEL}, "the command line")
@@ -45,10 +52,19 @@ def main(argv: list[str] | None = None) -> dict:
 
     cut = {way: cut_in_half(encoder, rows, way) for way in WAYS}
     articles = [row.article for row in rows]
-    kept = {way: [float(any(a in e.context for a in e.row.answers)) for e in examples] for way, examples in cut.items()}
-    result = {"questions": len(rows), "articles": len(set(articles)), "answer_in_text": compared(kept, articles)}
+    kept = {
+        way: [float(any(a in e.context for a in e.row.answers)) for e in examples]
+        for way, examples in cut.items()
+    }
+    result = {
+        "questions": len(rows),
+        "articles": len(set(articles)),
+        "answer_in_text": compared(kept, articles),
+    }
     if run:
-        result["char_f1"] = compared({way: answer(run, recipe, examples) for way, examples in cut.items()}, articles)
+        result["char_f1"] = compared(
+            {way: answer(run, recipe, examples) for way, examples in cut.items()}, articles
+        )
     print(json.dumps(result))
     return result
 
@@ -56,7 +72,11 @@ def main(argv: list[str] | None = None) -> dict:
 def read_rows(recipe: Recipe, path: str) -> list[Row]:
     """With gold answers, which a test file has beside it."""
     table = read(path)
-    return table.rows if all(row.answers for row in table.rows) else get_task(recipe.task).read_test(recipe, table.path).rows
+    return (
+        table.rows
+        if all(row.answers for row in table.rows)
+        else get_task(recipe.task).read_test(recipe, table.path).rows
+    )
 
 
 def cut_in_half(encoder: Encoder, rows: list[Row], way: str) -> list[Example]:
@@ -66,7 +86,9 @@ def cut_in_half(encoder: Encoder, rows: list[Row], way: str) -> list[Example]:
         group = [rows[index] for index in indices]
         tokens = len(encoder.tokenizer(group[0].context).input_ids)
         longest = max(len(encoder.encode_prompt(row.context, row)) for row in group)
-        examples |= {e.row.id: e for e in encoder.encode_rows(group, longest - tokens // 2, False, way)}
+        examples |= {
+            e.row.id: e for e in encoder.encode_rows(group, longest - tokens // 2, False, way)
+        }
     return [examples[row.id] for row in rows]
 
 

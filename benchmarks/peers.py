@@ -45,9 +45,15 @@ def _run_worker(name: str, job: dict) -> float | None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "job.json"
         file.write_text(json.dumps({**job, "folder": folder}))
-        done = subprocess.run([sys.executable, "-m", "benchmarks.peers", name, str(file)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.peers", name, str(file)],
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
-            print(f"{name:<14} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
+            print(
+                f"{name:<14} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}"
+            )
             return None
         return float(done.stdout.strip().splitlines()[-1])
 
@@ -79,7 +85,9 @@ def _unsloth(job: dict) -> float:
         save_strategy="no",
         report_to="none",
     )
-    trainer = SFTTrainer(model, args=config, train_dataset=Dataset.from_list(job["rows"]), processing_class=tokenizer)
+    trainer = SFTTrainer(
+        model, args=config, train_dataset=Dataset.from_list(job["rows"]), processing_class=tokenizer
+    )
     trainer.train()
     started = time.perf_counter()
     trainer.train()
@@ -117,16 +125,25 @@ def _llamafactory(job: dict) -> float:
     file = folder / "train.yaml"
     file.write_text(yaml.safe_dump(config))
     subprocess.run(["llamafactory-cli", "train", str(file)], check=True, stdout=subprocess.DEVNULL)
-    return json.loads((folder / "out" / "train_results.json").read_text())["train_samples_per_second"]
+    return json.loads((folder / "out" / "train_results.json").read_text())[
+        "train_samples_per_second"
+    ]
 
 
 def _vllm(job: dict) -> float:
     from vllm import LLM, SamplingParams
 
     quantization = {"quantization": "bitsandbytes"} if job["quantization"] == "nf4" else {}
-    llm = LLM(job["model"], max_model_len=job["longest"] + job["new_tokens"], enable_prefix_caching=True, **quantization)
+    llm = LLM(
+        job["model"],
+        max_model_len=job["longest"] + job["new_tokens"],
+        enable_prefix_caching=True,
+        **quantization,
+    )
     prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
-    how = SamplingParams(temperature=0, max_tokens=job["new_tokens"], min_tokens=job["new_tokens"], ignore_eos=True)
+    how = SamplingParams(
+        temperature=0, max_tokens=job["new_tokens"], min_tokens=job["new_tokens"], ignore_eos=True
+    )
     llm.generate(prompts, how)
     llm.reset_prefix_cache()
     started = time.perf_counter()

@@ -27,7 +27,15 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from benchmarks.machine import describe_machine, matmul_flops, peak_memory
-from benchmarks.material import GROWTH, add_material_options, counted_tokens, load_material, made_up, make_examples, ratio
+from benchmarks.material import (
+    GROWTH,
+    add_material_options,
+    counted_tokens,
+    load_material,
+    made_up,
+    make_examples,
+    ratio,
+)
 from benchmarks.peers import TRAINERS, run_peers
 from dandap.base.adapter import add_adapter
 from dandap.base.memory import MemoryEstimate, Plan
@@ -63,13 +71,39 @@ def run(arguments: argparse.Namespace, setting: "Setting") -> dict:
 def command_line() -> Parser:
     parser = Parser(__doc__)
     add_material_options(parser)
-    parser.add_argument("--questions_per_step", metavar="N", type=positive, default=16, help="of every way (default: 16)")
-    parser.add_argument("--tokens_per_batch", metavar="N", type=positive, default=4096, help="ours (default: 4096)")
-    parser.add_argument("--attention", choices=["auto", "flex", "sdpa", "eager"], default="auto", help="ours (default: auto)")
+    parser.add_argument(
+        "--questions_per_step",
+        metavar="N",
+        type=positive,
+        default=16,
+        help="of every way (default: 16)",
+    )
+    parser.add_argument(
+        "--tokens_per_batch", metavar="N", type=positive, default=4096, help="ours (default: 4096)"
+    )
+    parser.add_argument(
+        "--attention",
+        choices=["auto", "flex", "sdpa", "eager"],
+        default="auto",
+        help="ours (default: auto)",
+    )
     parser.add_argument("--gradient_checkpointing", action="store_true", help="for every way")
-    parser.add_argument("--trl_batch", metavar="N", type=positive, help="TRL's batch size (default: the fastest of 1, 2, 4, 8)")
-    parser.add_argument("--rounds", metavar="N", type=positive, default=3, help="alternations (default: 3; medians are told)")
-    parser.add_argument("--growth", action="store_true", help="cost against the number of questions on an article")
+    parser.add_argument(
+        "--trl_batch",
+        metavar="N",
+        type=positive,
+        help="TRL's batch size (default: the fastest of 1, 2, 4, 8)",
+    )
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=positive,
+        default=3,
+        help="alternations (default: 3; medians are told)",
+    )
+    parser.add_argument(
+        "--growth", action="store_true", help="cost against the number of questions on an article"
+    )
     parser.add_argument("--plot", metavar="FILE", help="with --growth: draw it (.svg or .png)")
     return parser
 
@@ -89,7 +123,11 @@ class Setting:
 
 def prepare(arguments: argparse.Namespace, folder: str) -> Setting:
     """Load the model, or make one of a true shape with random weights (its tokens come from the demo's tokenizer)."""
-    options = {"questions_per_step": arguments.questions_per_step, "attention": arguments.attention, "warmup_steps": 0}
+    options = {
+        "questions_per_step": arguments.questions_per_step,
+        "attention": arguments.attention,
+        "warmup_steps": 0,
+    }
     base = load_material(arguments, options)
     reason = why_no_flex(base.recipe, base.model.config, base.device, base.dtype)
     print(f"attention of ours: {'flex' if reason is None else f'the plain kernel ({reason})'}")
@@ -103,7 +141,9 @@ def prepare(arguments: argparse.Namespace, folder: str) -> Setting:
         reason is None,
     )
     model = add_adapter(base.model, base.recipe)
-    return Setting(base.recipe, plan, base.tokenizer, model, arguments.model, folder, arguments.trl_batch)
+    return Setting(
+        base.recipe, plan, base.tokenizer, model, arguments.model, folder, arguments.trl_batch
+    )
 
 
 @dataclass
@@ -131,18 +171,29 @@ class Way:
 def make_ways(setting: Setting, examples: list[Example]) -> list[Way]:
     """The seeds' way, TRL at its fastest, ours."""
     seed = Way("seed", make_seed_trainer(setting, examples))
-    batches = [setting.trl_batch] if setting.trl_batch else [b for b in TRL_BATCHES if setting.recipe.questions_per_step % b == 0]
-    trl = [Way(f"trl, batch {batch}", make_trl_trainer(setting, examples, batch)) for batch in batches]
+    batches = (
+        [setting.trl_batch]
+        if setting.trl_batch
+        else [b for b in TRL_BATCHES if setting.recipe.questions_per_step % b == 0]
+    )
+    trl = [
+        Way(f"trl, batch {batch}", make_trl_trainer(setting, examples, batch)) for batch in batches
+    ]
     trl[0].run(setting)  # kernels load, allocators grow
     trl[0].seconds.clear()
     if len(trl) > 1:
         for way in trl:
             way.run(setting)
-            print(f"  trying {way.name}: {len(examples) / way.seconds[0]:.1f} questions/s, {way.tokens:,} tokens with padding")
+            print(
+                f"  trying {way.name}: {len(examples) / way.seconds[0]:.1f} questions/s, {way.tokens:,} tokens with padding"
+            )
     fastest = min(trl, key=lambda way: way.seconds or [0])
     fastest.seconds.clear()
     ours = make_read_once_trainer(
-        Job(setting.recipe, setting.plan, setting.tokenizer, examples), setting.model, setting.folder, []
+        Job(setting.recipe, setting.plan, setting.tokenizer, examples),
+        setting.model,
+        setting.folder,
+        [],
     )
     return [seed, fastest, Way("read_once", quiet(ours))]
 
@@ -155,7 +206,9 @@ def make_trl_trainer(setting: Setting, examples: list[Example], batch: int) -> S
     """SFTTrainer with the loss on answers, its batches grouped by length."""
     longest = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
     plan = replace(setting.plan, tokens_per_batch=batch * longest, flex=False)
-    trainer = make_trainer(Job(setting.recipe, plan, setting.tokenizer, examples), setting.model, setting.folder, [])
+    trainer = make_trainer(
+        Job(setting.recipe, plan, setting.tokenizer, examples), setting.model, setting.folder, []
+    )
     trainer.args.train_sampling_strategy = "group_by_length"
     return quiet(trainer)
 
@@ -163,7 +216,9 @@ def make_trl_trainer(setting: Setting, examples: list[Example], batch: int) -> S
 def make_seed_trainer(setting: Setting, examples: list[Example]) -> SFTTrainer:
     """Batch 1 in random order, the loss on prompt and answer alike."""
     plan = replace(setting.plan, tokens_per_batch=1, flex=False)
-    trainer = make_trainer(Job(setting.recipe, plan, setting.tokenizer, examples), setting.model, setting.folder, [])
+    trainer = make_trainer(
+        Job(setting.recipe, plan, setting.tokenizer, examples), setting.model, setting.folder, []
+    )
     trainer.train_dataset = trainer.train_dataset.map(_learned_whole)
     return quiet(trainer)
 
@@ -195,7 +250,9 @@ def summed_loss(trainer: SFTTrainer, batches: list[dict], targets: int) -> float
     total = 0.0
     for batch in batches:
         with trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch), num_items_in_batch=targets)
+            loss = trainer.compute_loss(
+                trainer.model, trainer._prepare_inputs(batch), num_items_in_batch=targets
+            )
         total += loss.item()
     return total
 
@@ -218,13 +275,18 @@ def compare(setting: Setting, examples: list[Example], rounds: int) -> dict:
     difference = loss_difference(setting, trl, ours, examples)
     for way in ways:
         report(setting, way, len(examples))
-    peers = run_peers(TRAINERS, peer_job(setting, examples, trl.trainer.args.per_device_train_batch_size))
+    peers = run_peers(
+        TRAINERS, peer_job(setting, examples, trl.trainer.args.per_device_train_batch_size)
+    )
     return {
         "speedup_vs_trl": ratio(trl.seconds, ours.seconds),
         "speedup_vs_seed": ratio(seed.seconds, ours.seconds),
         "token_ratio": round(every_time / once, 3),
         "max_loss_difference": difference,
-        "questions_per_second": {w.name.split(",")[0]: round(len(examples) / statistics.median(w.seconds), 2) for w in ways}
+        "questions_per_second": {
+            w.name.split(",")[0]: round(len(examples) / statistics.median(w.seconds), 2)
+            for w in ways
+        }
         | peers,
         "peak_memory_mb": {way.name.split(",")[0]: round(way.peak_mb) for way in ways},
         "forwarded_tokens": {way.name.split(",")[0]: way.tokens for way in ways},
@@ -255,7 +317,11 @@ def report(setting: Setting, way: Way, questions: int) -> None:
     line = f"{way.name:<14} {questions / seconds:>7.1f} questions/s  {way.tokens:>9,} tokens  peak {way.peak_mb:>7,.0f} MB"
     if setting.plan.device.type == "cuda":
         head = setting.model.get_output_embeddings()
-        linear = sum(m.in_features * m.out_features for m in setting.model.modules() if _is_base_linear(m) and m is not head)
+        linear = sum(
+            m.in_features * m.out_features
+            for m in setting.model.modules()
+            if _is_base_linear(m) and m is not head
+        )
         flops = (6 if setting.plan.gradient_checkpointing else 4) * linear * way.tokens
         line += f"  {flops / seconds / matmul_flops():.0%} of the bf16 matmul ceiling"
     print(line)
@@ -274,11 +340,19 @@ def growth(arguments: argparse.Namespace, setting: Setting) -> dict:
         examples = made_up(length, count, max(arguments.questions // 16, 1) * 16)
         result = compare(setting, examples, arguments.rounds)
         rows.append({"questions_per_article": count, **result})
-    print(f"\n| questions on an article of {length} tokens | TRL, questions/s | read once, questions/s | times | token ratio |")
+    print(
+        f"\n| questions on an article of {length} tokens | TRL, questions/s | read once, questions/s | times | token ratio |"
+    )
     print("|---|---|---|---|---|")
     for row in rows:
         speed = row["questions_per_second"]
-        cells = (row["questions_per_article"], speed["trl"], speed["read_once"], row["speedup_vs_trl"], row["token_ratio"])
+        cells = (
+            row["questions_per_article"],
+            speed["trl"],
+            speed["read_once"],
+            row["speedup_vs_trl"],
+            row["token_ratio"],
+        )
         print("| " + " | ".join(map(str, cells)) + " |")
     if arguments.plot:
         draw(rows, Path(arguments.plot))
@@ -296,7 +370,9 @@ def draw(rows: list[dict], path: Path) -> None:
     counts = [row["questions_per_article"] for row in rows]
     figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
     for name, label in (("read_once", "read once"), ("trl", "TRL, answer-only, grouped by length")):
-        axes.plot(counts, [row["questions_per_second"][name] for row in rows], marker="o", label=label)
+        axes.plot(
+            counts, [row["questions_per_second"][name] for row in rows], marker="o", label=label
+        )
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, counts)
     axes.set_xlabel("questions on one article")

@@ -23,7 +23,9 @@ LINE_EVERY = 30.0  # seconds between lines in a log
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], description: str, unit: str, total: int | None = None, done: int = 0) -> Iterator[T]:
+def track(
+    items: Iterable[T], description: str, unit: str, total: int | None = None, done: int = 0
+) -> Iterator[T]:
     """Yield the items under a bar; `total` says how many there are where they cannot, `done` how many there were before."""
     total = len(items) if total is None else total
     lines = Lines(description, total, unit)
@@ -82,4 +84,7 @@ class Lines:
         if now - self.told >= LINE_EVERY or (done == self.total and self.told > self.started):
             self.told = now
             rate = done / max(now - self.started, 1e-9)
-            print(f"{self.description} {done:,}/{self.total:,} {self.unit}, {rate:.1f} a second", flush=True)
+            print(
+                f"{self.description} {done:,}/{self.total:,} {self.unit}, {rate:.1f} a second",
+                flush=True,
+            )

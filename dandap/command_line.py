@@ -53,10 +53,18 @@ class Parser(argparse.ArgumentParser):
     """A command line whose mistakes are InputErrors, as all others."""
 
     def __init__(self, description: str = ""):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str):
-        hint = " A value that starts with - is written --option=-1." if "expected one argument" in message else ""
+        hint = (
+            " A value that starts with - is written --option=-1."
+            if "expected one argument" in message
+            else ""
+        )
         raise InputError(f"{message}.{hint} See --help.")
 
 
@@ -75,8 +83,14 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     )
     if unknown:
         name = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
-        options = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
-        what = f"option {unknown[0]!r}" if unknown[0].startswith("-") else f"argument {unknown[0]!r} that belongs to no option"
+        options = [
+            option.lstrip("-") for action in parser._actions for option in action.option_strings
+        ]
+        what = (
+            f"option {unknown[0]!r}"
+            if unknown[0].startswith("-")
+            else f"argument {unknown[0]!r} that belongs to no option"
+        )
         raise InputError(f"got the unknown {what}.{_right_name(name, options)} See --help.")
     return arguments
 

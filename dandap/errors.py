@@ -20,7 +20,9 @@ class Stopped(Exception):
 
 def nearest(name: str, known) -> str:
     """Return " Did you mean 'x'?" for the known name most like `name`, or "" when none is."""
-    matches = get_close_matches(name[:100], [each for each in known if len(each) <= 100], n=1, cutoff=0.6)
+    matches = get_close_matches(
+        name[:100], [each for each in known if len(each) <= 100], n=1, cutoff=0.6
+    )
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 

@@ -13,19 +13,42 @@ from dandap.errors import InputError, nearest
 RECIPES_DIR = ROOT / "recipes"
 # Names that people know from other trainers -> ours.
 KNOWN_AS = {
-    **dict.fromkeys(("model_name_or_path", "base_model", "model_name", "model_id", "base_model_name_or_path"), "model"),
+    **dict.fromkeys(
+        ("model_name_or_path", "base_model", "model_name", "model_id", "base_model_name_or_path"),
+        "model",
+    ),
     **dict.fromkeys(("num_train_epochs", "num_epochs", "epoch"), "epochs"),
     **dict.fromkeys(
-        ("max_seq_length", "max_seq_len", "cutoff_len", "sequence_len", "model_max_length", "seq_length"), "max_length"
+        (
+            "max_seq_length",
+            "max_seq_len",
+            "cutoff_len",
+            "sequence_len",
+            "model_max_length",
+            "seq_length",
+        ),
+        "max_length",
     ),
     **dict.fromkeys(("lora_rank", "r", "rank"), "lora_r"),
     **dict.fromkeys(("alpha", "lora_alpha_r"), "lora_alpha"),
     **dict.fromkeys(("lora_target", "target_modules", "lora_modules"), "lora_target_modules"),
-    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_bit", "quantize"), "quantization"),
-    **dict.fromkeys(("bnb_4bit_use_double_quant", "use_double_quant", "use_nested_quant"), "double_quantization"),
-    **dict.fromkeys(("bnb_4bit_compute_dtype", "bf16", "fp16", "torch_dtype", "dtype"), "compute_dtype"),
     **dict.fromkeys(
-        ("per_device_train_batch_size", "batch_size", "micro_batch_size", "gradient_accumulation_steps", "train_batch_size"),
+        ("load_in_4bit", "load_in_8bit", "quantization_bit", "quantize"), "quantization"
+    ),
+    **dict.fromkeys(
+        ("bnb_4bit_use_double_quant", "use_double_quant", "use_nested_quant"), "double_quantization"
+    ),
+    **dict.fromkeys(
+        ("bnb_4bit_compute_dtype", "bf16", "fp16", "torch_dtype", "dtype"), "compute_dtype"
+    ),
+    **dict.fromkeys(
+        (
+            "per_device_train_batch_size",
+            "batch_size",
+            "micro_batch_size",
+            "gradient_accumulation_steps",
+            "train_batch_size",
+        ),
         "questions_per_step (batch size x accumulation)",
     ),
     **dict.fromkeys(("warmup_ratio", "num_warmup_steps"), "warmup_steps (a fraction or a count)"),
@@ -33,7 +56,10 @@ KNOWN_AS = {
     **dict.fromkeys(("lr_scheduler", "scheduler"), "lr_scheduler_type"),
     **dict.fromkeys(("optimizer",), "optim"),
     **dict.fromkeys(("attn_implementation", "flash_attention"), "attention"),
-    **dict.fromkeys(("eval_steps", "eval_strategy", "evaluation_strategy"), "evaluate_every (`200 steps` or `0.25 epochs`)"),
+    **dict.fromkeys(
+        ("eval_steps", "eval_strategy", "evaluation_strategy"),
+        "evaluate_every (`200 steps` or `0.25 epochs`)",
+    ),
     **dict.fromkeys(("early_stopping_patience", "early_stopping"), "patience"),
     **dict.fromkeys(("dataset", "data_path", "train_path", "dataset_name"), "train_file"),
     **dict.fromkeys(("test_path", "test_data"), "test_file"),
@@ -58,8 +84,12 @@ class Recipe(BaseModel):
         "hub id or folder of the base model; the Korean-trained one of the 0.9025 system whose licence is open",
         min_length=1,
     )
-    revision: str | None = _field(None, "commit, tag or branch of the base on the hub; pin it for a run that must repeat")
-    trust_remote_code: bool = _field(False, "run Python code from the model's repository; off, because that code can do anything")
+    revision: str | None = _field(
+        None, "commit, tag or branch of the base on the hub; pin it for a run that must repeat"
+    )
+    trust_remote_code: bool = _field(
+        False, "run Python code from the model's repository; off, because that code can do anything"
+    )
     task: str = _field("economic_qa", "what is asked and how it is scored (tasks.py)")
     template: str = _field("concise", "wording, by its name in prompts.py")
     train_file: str = _field(
@@ -67,48 +97,80 @@ class Recipe(BaseModel):
         "questions with answers: a table or JSON (README), or a folder of them; several with commas",
     )
     test_file: str = _field(
-        "data/test.csv", "questions to answer; gold answers are taken from its own columns or from <name>_answers.csv beside it"
+        "data/test.csv",
+        "questions to answer; gold answers are taken from its own columns or from <name>_answers.csv beside it",
     )
-    columns: dict[str, str] = _field({}, "the files' column names where they differ: context=본문,question=질문")
+    columns: dict[str, str] = _field(
+        {}, "the files' column names where they differ: context=본문,question=질문"
+    )
     validation_fraction: float = _field(
-        0.05, "share of articles held out of training to measure on; chosen by a hash of the article", ge=0, lt=1
+        0.05,
+        "share of articles held out of training to measure on; chosen by a hash of the article",
+        ge=0,
+        lt=1,
     )
     evaluate_every: str | None = _field(
         "0.25 epochs",
         "validation while training, as `200 steps` or `0.25 epochs`; the adapter with the best score is kept; or none",
     )
     evaluate_questions: int = _field(
-        500, "most validation questions of one evaluation, whole articles; after training all are answered", ge=1
+        500,
+        "most validation questions of one evaluation, whole articles; after training all are answered",
+        ge=1,
     )
-    patience: int | None = _field(None, "evaluations without a higher score after which training stops early", ge=1)
+    patience: int | None = _field(
+        None, "evaluations without a higher score after which training stops early", ge=1
+    )
     max_length: int = _field(
-        2048, "tokens of prompt and answer; max_length - max_new_tokens is the prompt's limit, in training and inference", ge=16
+        2048,
+        "tokens of prompt and answer; max_length - max_new_tokens is the prompt's limit, in training and inference",
+        ge=16,
     )
     on_overflow: Literal["trim", "select", "error"] = _field(
-        "select", "an article too long for max_length: trim its end, select the sentences nearest to its questions, or stop"
+        "select",
+        "an article too long for max_length: trim its end, select the sentences nearest to its questions, or stop",
     )
     max_new_tokens: int = _field(
-        64, "most tokens of an answer at inference; the longest answer in 33,716 has 63 characters", ge=1
+        64,
+        "most tokens of an answer at inference; the longest answer in 33,716 has 63 characters",
+        ge=1,
     )
-    samples: int = _field(1, "answers drawn per question; the one most like the others is taken", ge=1)
-    temperature: float = _field(0.0, "0 takes the likeliest token; above, tokens are drawn (0.7 is usual with samples)", ge=0)
+    samples: int = _field(
+        1, "answers drawn per question; the one most like the others is taken", ge=1
+    )
+    temperature: float = _field(
+        0.0,
+        "0 takes the likeliest token; above, tokens are drawn (0.7 is usual with samples)",
+        ge=0,
+    )
     grounded: bool = _field(False, "the answer is always a literal piece of the article")
-    choices: list[str] = _field([], "the answers to choose from, the same for every question; none: any text")
+    choices: list[str] = _field(
+        [], "the answers to choose from, the same for every question; none: any text"
+    )
     choices_by: Literal["whole", "first_token"] = _field(
-        "whole", "choices are compared by the log-probability of the whole text, or of the first token that tells them apart"
+        "whole",
+        "choices are compared by the log-probability of the whole text, or of the first token that tells them apart",
     )
     repetition_penalty: float = _field(
-        1.0, "tokens that stand in the prompt or were said already are that much less likely; 1.2 is usual for long answers", ge=1
+        1.0,
+        "tokens that stand in the prompt or were said already are that much less likely; 1.2 is usual for long answers",
+        ge=1,
     )
     embedding_model: str = _field(
         "sentence-transformers/distiluse-base-multilingual-cased-v1",
         "sentence embeddings of wallpaper_qa: its score, its submission",
     )
-    beams: int = _field(1, "width of a beam search; above 1 transformers' generate reads each question's article anew", ge=1)
+    beams: int = _field(
+        1,
+        "width of a beam search; above 1 transformers' generate reads each question's article anew",
+        ge=1,
+    )
     quantization: Literal["nf4", "none"] = _field(
         "nf4", "nf4: 4-bit base (QLoRA), a quarter of the memory; none: 16-bit base (LoRA)"
     )
-    double_quantization: bool = _field(True, "quantise the quantisation constants too; saves 0.4 bit a weight")
+    double_quantization: bool = _field(
+        True, "quantise the quantisation constants too; saves 0.4 bit a weight"
+    )
     compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = _field(
         "auto", "auto: bfloat16, float16 on GPUs without native bfloat16 (T4), float32 on CPU"
     )
@@ -122,19 +184,35 @@ class Recipe(BaseModel):
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = _field(
         "cosine", "how the learning rate falls"
     )
-    warmup_steps: float = _field(0.03, "steps until the peak learning rate: below 1 a fraction of all steps, else a count", ge=0)
+    warmup_steps: float = _field(
+        0.03,
+        "steps until the peak learning rate: below 1 a fraction of all steps, else a count",
+        ge=0,
+    )
     epochs: float = _field(1, "passes over the training questions", gt=0)
     read_once: bool = _field(
-        True, "read an article once for all its questions of a step; false: TRL's way, the article again for each question"
+        True,
+        "read an article once for all its questions of a step; false: TRL's way, the article again for each question",
     )
     questions_per_step: int = _field(
-        16, "questions per optimizer step, on average where whole articles are read once (batch size x accumulation)", ge=1
+        16,
+        "questions per optimizer step, on average where whole articles are read once (batch size x accumulation)",
+        ge=1,
     )
     tokens_per_batch: Literal["auto"] | int = _field(
-        "auto", "most tokens forwarded at once; a step's questions are split into batches of this size"
+        "auto",
+        "most tokens forwarded at once; a step's questions are split into batches of this size",
     )
-    optim: Literal["adamw_torch_fused", "adamw_torch", "paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "sgd"] = _field(
-        "adamw_torch_fused", "optimizer, by transformers' name; adapters are small, so paging saves little"
+    optim: Literal[
+        "adamw_torch_fused",
+        "adamw_torch",
+        "paged_adamw_32bit",
+        "paged_adamw_8bit",
+        "adamw_8bit",
+        "sgd",
+    ] = _field(
+        "adamw_torch_fused",
+        "optimizer, by transformers' name; adapters are small, so paging saves little",
     )
     weight_decay: float = _field(0.0, "AdamW's weight decay", ge=0)
     max_grad_norm: float = _field(1.0, "gradients longer than this are shortened to it", gt=0)
@@ -143,12 +221,19 @@ class Recipe(BaseModel):
         "recompute activations in the backward pass: a third slower, much less memory; auto: on CUDA when the estimate needs it",
     )
     attention: Literal["auto", "flex", "sdpa", "eager"] = _field(
-        "auto", "attention kernel; auto: flex in training on GPUs from sm_80 where it works, else sdpa, eager for soft-capping"
+        "auto",
+        "attention kernel; auto: flex in training on GPUs from sm_80 where it works, else sdpa, eager for soft-capping",
     )
-    neftune_noise_alpha: float | None = _field(None, "noise on embeddings while training (NEFTune); 5 is usual", gt=0)
+    neftune_noise_alpha: float | None = _field(
+        None, "noise on embeddings while training (NEFTune); 5 is usual", gt=0
+    )
     seed: int = _field(42, "seeds adapter, data order and dropout", ge=0, lt=2**32)
-    output_dir: str = _field("outputs", "folder of run folders; a mounted drive survives a lost machine", min_length=1)
-    run_name: str | None = _field(None, "name of the run's folder; made from recipe and time if not given", min_length=1)
+    output_dir: str = _field(
+        "outputs", "folder of run folders; a mounted drive survives a lost machine", min_length=1
+    )
+    run_name: str | None = _field(
+        None, "name of the run's folder; made from recipe and time if not given", min_length=1
+    )
     save_steps: int = _field(200, "steps between checkpoints", ge=1)
 
     @field_validator("evaluate_every", mode="before")
@@ -159,7 +244,9 @@ class Recipe(BaseModel):
             return None
         match = re.fullmatch(r"(\d+)(?: steps?)?|(\d+|\d*\.\d+) epochs?", str(value).strip())
         if not match or float(match[1] or match[2]) == 0:
-            raise ValueError("a number of steps or epochs above 0, as `200 steps` or `0.25 epochs`, or none")
+            raise ValueError(
+                "a number of steps or epochs above 0, as `200 steps` or `0.25 epochs`, or none"
+            )
         return f"{match[1]} steps" if match[1] else f"{match[2]} epochs"
 
     @field_validator("columns", mode="before")
@@ -234,7 +321,11 @@ class Recipe(BaseModel):
 
     def differences(self) -> dict[str, Any]:
         """What this recipe changes, field -> value."""
-        return {name: value for name, value in self.model_dump().items() if value != type(self).model_fields[name].default}
+        return {
+            name: value
+            for name, value in self.model_dump().items()
+            if value != type(self).model_fields[name].default
+        }
 
     def to_yaml(self) -> str:
         """Every field, as `load_recipe` reads it back."""
@@ -242,14 +333,25 @@ class Recipe(BaseModel):
 
 
 ANSWERING = (
-    *("max_length", "on_overflow", "max_new_tokens", "tokens_per_batch", "samples", "temperature", "grounded", "choices"),
+    *(
+        "max_length",
+        "on_overflow",
+        "max_new_tokens",
+        "tokens_per_batch",
+        "samples",
+        "temperature",
+        "grounded",
+        "choices",
+    ),
     *("choices_by", "beams", "repetition_penalty", "embedding_model", "seed", "trust_remote_code"),
 )  # what inference.py may change of a run's recipe
 
 
 def load_recipe(name: str | None, options: dict[str, Any]) -> Recipe:
     """Defaults, then the YAML of `name` (a file, or a name under recipes/), then `options` from the command line."""
-    return make_recipe({**(_resolved(find_recipe(name)) if name else {}), **options}, name or "the command line")
+    return make_recipe(
+        {**(_resolved(find_recipe(name)) if name else {}), **options}, name or "the command line"
+    )
 
 
 def _resolved(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -259,10 +361,14 @@ def _resolved(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     if parent is None:
         return fields
     if not isinstance(parent, str):
-        raise InputError(f"{path}: extends is {str(parent)[:100]!r}; expected the name of one recipe.")
+        raise InputError(
+            f"{path}: extends is {str(parent)[:100]!r}; expected the name of one recipe."
+        )
     found = find_recipe(parent)
     if found.resolve() in (*below, path.resolve()):
-        raise InputError(f"{path} extends {parent[:100]!r}, which extends it in turn. Take one `extends` out.")
+        raise InputError(
+            f"{path} extends {parent[:100]!r}, which extends it in turn. Take one `extends` out."
+        )
     return {**_resolved(found, (*below, path.resolve())), **fields}
 
 
@@ -272,19 +378,28 @@ def find_recipe(name: str) -> Path:
         if len(path.name.encode()) <= 255 and path.is_file():
             return path
     known = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
-    raise InputError(f"got recipe {name[:100]!r}; expected a YAML file or one of {', '.join(known)}.{nearest(name, known)}")
+    raise InputError(
+        f"got recipe {name[:100]!r}; expected a YAML file or one of {', '.join(known)}.{nearest(name, known)}"
+    )
 
 
 def make_recipe(values: dict[str, Any], where: str) -> Recipe:
     """A checked Recipe; InputError says what was got and expected for each wrong value."""
     for key in values:
         if key not in Recipe.model_fields:
-            raise InputError(f"{where}: got the unknown key {key!r}.{_right_name(str(key), Recipe.model_fields)}")
-    values = {key: None if value in ("none", "null") and key not in ("quantization",) else value for key, value in values.items()}
+            raise InputError(
+                f"{where}: got the unknown key {key!r}.{_right_name(str(key), Recipe.model_fields)}"
+            )
+    values = {
+        key: None if value in ("none", "null") and key not in ("quantization",) else value
+        for key, value in values.items()
+    }
     try:
         return Recipe(**values)
     except ValidationError as error:
-        raise InputError(f"{where}: " + "; ".join(_problem(details) for details in error.errors())) from error
+        raise InputError(
+            f"{where}: " + "; ".join(_problem(details) for details in error.errors())
+        ) from error
 
 
 def _problem(details: dict) -> str:
@@ -294,24 +409,40 @@ def _problem(details: dict) -> str:
     if not field:
         return expected
     reason = Recipe.model_fields[field].description
-    got = repr(details["input"]) if _is_short(details["input"]) else f"a {type(details['input']).__name__}"
+    got = (
+        repr(details["input"])
+        if _is_short(details["input"])
+        else f"a {type(details['input']).__name__}"
+    )
     return f"{field}: got {got}, expected {expected} ({reason})"
 
 
 def _is_short(value: Any) -> bool:
     """Whether a value can be shown: YAML's aliases make lists of lists whose text has 700 MB."""
-    return not isinstance(value, list | dict) or (len(value) <= 20 and not any(isinstance(v, list | dict) for v in value))
+    return not isinstance(value, list | dict) or (
+        len(value) <= 20 and not any(isinstance(v, list | dict) for v in value)
+    )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:  # a date or a number that is none
-        raise InputError(f"{path} is not valid YAML ({str(error)[:300]}). Expected lines like `learning_rate: 1e-4`.") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+        TypeError,
+        AttributeError,
+    ) as error:  # a date or a number that is none
+        raise InputError(
+            f"{path} is not valid YAML ({str(error)[:300]}). Expected lines like `learning_rate: 1e-4`."
+        ) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise InputError(f"{path} holds {type(values).__name__}; expected lines like `learning_rate: 1e-4`.")
+        raise InputError(
+            f"{path} holds {type(values).__name__}; expected lines like `learning_rate: 1e-4`."
+        )
     return values
 
 

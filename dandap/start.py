@@ -6,7 +6,9 @@ import sys
 import warnings
 from pathlib import Path
 
-for _number in range(3):  # closed by whoever started us (2>&-): else the next file that is opened would get what is printed
+for _number in range(
+    3
+):  # closed by whoever started us (2>&-): else the next file that is opened would get what is printed
     try:
         os.fstat(_number)
     except OSError:
@@ -35,7 +37,9 @@ class _Unwanted(logging.Filter):
 sys.excepthook = _end_quietly
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_Unwanted())
 # torch and peft speak of their own future; nothing a user could change.
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|peft|transformers|bitsandbytes)\.")
+warnings.filterwarnings(
+    "ignore", category=FutureWarning, module=r"(torch|peft|transformers|bitsandbytes)\."
+)
 if not sys.stderr.isatty():
     # A bar redrawn a hundred times is a hundred lines in a log; our own progress is a line now and then.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

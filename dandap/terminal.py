@@ -26,7 +26,11 @@ def _spelled_out(match: re.Match) -> str:
     return match[0].encode("unicode_escape").decode()
 
 
-GONE = (errno.EPIPE, errno.EIO, errno.EINVAL)  # a pipe without a reader, a closed terminal; Windows' word for either
+GONE = (
+    errno.EPIPE,
+    errno.EIO,
+    errno.EINVAL,
+)  # a pipe without a reader, a closed terminal; Windows' word for either
 
 
 class Output:
@@ -58,7 +62,10 @@ class Output:
 
 def leave(stream: TextIO) -> None:
     """Let a stream that nobody reads any more lead nowhere, what it still holds included."""
-    with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:  # no file behind it: nothing to do
+    with (
+        contextlib.suppress(OSError, ValueError),
+        Path(os.devnull).open("w") as nowhere,
+    ):  # no file behind it: nothing to do
         os.dup2(nowhere.fileno(), stream.fileno())
 
 

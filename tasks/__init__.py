@@ -23,5 +23,7 @@ TASKS = find_tasks(__path__)
 def get_task(name: str) -> Task:
     """Return the task of this name; InputError names the nearest known one."""
     if name not in TASKS:
-        raise InputError(f"got task {name!r}; expected one of {', '.join(TASKS)}.{nearest(name, TASKS)}")
+        raise InputError(
+            f"got task {name!r}; expected one of {', '.join(TASKS)}.{nearest(name, TASKS)}"
+        )
     return TASKS[name]

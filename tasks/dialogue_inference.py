@@ -30,7 +30,13 @@ TERMS = {
     "동기": "motivation",
     "반응": "emotional reaction",
 }
-TERMS_KO = {"원인": "원인", "후행사건": "후행 사건", "전제": "전제 조건", "동기": "내적 동기", "반응": "감정 반응"}
+TERMS_KO = {
+    "원인": "원인",
+    "후행사건": "후행 사건",
+    "전제": "전제 조건",
+    "동기": "내적 동기",
+    "반응": "감정 반응",
+}
 DEFINITIONS = {
     "원인": "대상 발화에 나온 일이 일어나게 한 사건이나 상황",
     "후행사건": "대상 발화의 일이 있고 나서 이어서 일어날 법한 사건",
@@ -49,7 +55,9 @@ def load_items(path: Path) -> list[Item]:
     find_files(path, "the NIKL dialogue JSON")
     items = parse_json(decode(path.read_bytes(), path)[0], str(path), parse_float=_marked)
     if not isinstance(items, list) or not items:
-        raise InputError(f"{path}: got {type(items).__name__}; expected a JSON list of at least one item.")
+        raise InputError(
+            f"{path}: got {type(items).__name__}; expected a JSON list of at least one item."
+        )
     for number, item in enumerate(items, 1):
         fault = _fault(item)
         if fault:
@@ -70,7 +78,9 @@ def _fault(item: Item) -> str | None:
         if not all(isinstance(text, str) for text in texts) or not all(map(trim, texts[:2])):
             return "id or category is empty, or one of them or an inference is no text"
         if category_of(content) not in CATEGORIES:
-            return f"got the category {content['category']!r}; expected one of {', '.join(CATEGORIES)}"
+            return (
+                f"got the category {content['category']!r}; expected one of {', '.join(CATEGORIES)}"
+            )
         turns = [(turn["speaker"], turn["utterance"]) for turn in content["conversation"]]
         if not turns or not all(isinstance(text, str) for _, text in turns):
             return "the conversation is empty, or an utterance is no text"
@@ -108,11 +118,17 @@ def _read_one(path: Path, need_answers: bool) -> Table:
     rows = [to_row(item) for item in load_items(path)]
     refuse_duplicate_ids(rows, path)
     without = [row.id for row in rows if not row.answers]
-    blank = [row.id for row in rows if not all(row.fields[f"option_{letter}"] for letter in LETTERS)]
+    blank = [
+        row.id for row in rows if not all(row.fields[f"option_{letter}"] for letter in LETTERS)
+    ]
     if need_answers and blank:
-        raise InputError(f"{path}: an inference is empty or no text in {len(blank)} items, first {blank[0]}. Fill it in.")
+        raise InputError(
+            f"{path}: an inference is empty or no text in {len(blank)} items, first {blank[0]}. Fill it in."
+        )
     if need_answers and without:
-        raise InputError(f"{path}: {len(without)} items have no output, first {without[0]}. Training needs one in every item.")
+        raise InputError(
+            f"{path}: {len(without)} items have no output, first {without[0]}. Training needs one in every item."
+        )
     data, digest = read_bytes(path)
     return Table(path, rows, digest, encoding_notes(path, decode(data, path)[1]))
 
@@ -155,7 +171,11 @@ SAMPLE = to_row(
             **dict(
                 zip(
                     INFERENCES,
-                    ("화자1이 우산을 챙겨 오지 않았다.", "화자1이 비를 좋아한다.", "화자2가 우산을 팔았다."),
+                    (
+                        "화자1이 우산을 챙겨 오지 않았다.",
+                        "화자1이 비를 좋아한다.",
+                        "화자2가 우산을 팔았다.",
+                    ),
                     strict=True,
                 )
             ),
@@ -167,7 +187,10 @@ SAMPLE = to_row(
 
 def filled(items: list[Item], letters: list[str]) -> list[Item]:
     """The items with `output` filled from the letters, all else as it was."""
-    return [{**item, "output": INFERENCES[LETTERS.index(letter)]} for item, letter in zip(items, letters, strict=True)]
+    return [
+        {**item, "output": INFERENCES[LETTERS.index(letter)]}
+        for item, letter in zip(items, letters, strict=True)
+    ]
 
 
 def to_json(items: list[Item], like: bytes, path: Path) -> bytes:
@@ -175,13 +198,18 @@ def to_json(items: list[Item], like: bytes, path: Path) -> bytes:
     text = decode(like, path)[0]
     unix, indent, options = text.replace("\r\n", "\n"), 2, {"ensure_ascii": False}
     read = json.loads(unix, parse_float=_marked)
-    for indent_of, separators in [*((None, pair) for pair in ((", ", ": "), (",", ":"))), *((i, None) for i in (1, 2, 4, "\t"))]:
+    for indent_of, separators in [
+        *((None, pair) for pair in ((", ", ": "), (",", ":"))),
+        *((i, None) for i in (1, 2, 4, "\t")),
+    ]:
         for ascii_only in (False, True):
             style = {"indent": indent_of, "separators": separators, "ensure_ascii": ascii_only}
             if _dump(read, **style) == unix.strip():
                 indent, options = indent_of, {"separators": separators, "ensure_ascii": ascii_only}
     written = _dump(items, indent=indent, **options) + "\n" * unix.endswith("\n")
-    written = written.replace("\n", "\r\n") if "\r\n" in text else written  # within texts a line feed is escaped
+    written = (
+        written.replace("\n", "\r\n") if "\r\n" in text else written
+    )  # within texts a line feed is escaped
     return like.startswith(codecs.BOM_UTF8) * codecs.BOM_UTF8 + written.encode()
 
 
@@ -203,11 +231,17 @@ def write_filled(path: Path, like: Path, letters: list[str]) -> Path:
     """Write the file `like` with `output` filled, in its layout; read it back, and return the path."""
     items = load_items(like)
     if len(items) != len(letters):
-        raise InputError(f"{like} holds {len(items)} items, and {len(letters)} were answered. Name answers to that file.")
+        raise InputError(
+            f"{like} holds {len(items)} items, and {len(letters)} were answered. Name answers to that file."
+        )
     write_bytes(path, to_json(filled(items, letters), like.read_bytes(), like))
     back = [(row.id, row.answers) for row in read([path], need_answers=True).rows]
-    if back != [(writable(item["id"]), (letter,)) for item, letter in zip(items, letters, strict=True)]:
-        raise RuntimeError(f"{path} reads back differently from what was written ({len(back)} items)")
+    if back != [
+        (writable(item["id"]), (letter,)) for item, letter in zip(items, letters, strict=True)
+    ]:
+        raise RuntimeError(
+            f"{path} reads back differently from what was written ({len(back)} items)"
+        )
     return path
 
 
@@ -221,7 +255,11 @@ class DialogueInference(Task):
     cleans = True
 
     def recognises(self, path):
-        return path.is_file() and path.suffix.lower() not in TABLES and b'"conversation"' in path.read_bytes()[:100_000]
+        return (
+            path.is_file()
+            and path.suffix.lower() not in TABLES
+            and b'"conversation"' in path.read_bytes()[:100_000]
+        )
 
     def read(self, paths, columns, need_answers):
         refuse_columns(columns)
@@ -257,7 +295,10 @@ class DialogueInference(Task):
             "metric": f"accuracy, {metrics.METRIC_VERSION}",
             "accuracy": scores["exact_match"],
             "accuracy_interval": scores["exact_match_interval"],
-            "by_category": {name: {"accuracy": hits / count, "questions": count} for name, (hits, count) in categories.items()},
+            "by_category": {
+                name: {"accuracy": hits / count, "questions": count}
+                for name, (hits, count) in categories.items()
+            },
             "confusion": confusion,
         }
 
@@ -266,10 +307,15 @@ class DialogueInference(Task):
 
     def submit_joined(self, recipe, folder, member, records):
         letters = [record["prediction"] for record in records]
-        return write_filled(folder / "final-result.json", member.with_name("submission.json"), letters), None
+        return write_filled(
+            folder / "final-result.json", member.with_name("submission.json"), letters
+        ), None
 
     def remarks(self, scores):
-        return [f"{name} {of['accuracy']:.4f} of {of['questions']}" for name, of in sorted(scores["by_category"].items())]
+        return [
+            f"{name} {of['accuracy']:.4f} of {of['questions']}"
+            for name, of in sorted(scores["by_category"].items())
+        ]
 
     def table(self, scores):
         header = ("right", *(f"said {letter}" for letter in scores["confusion"]))
@@ -288,9 +334,14 @@ def describe(items: list[Item], clean: Callable[[Item, Counter], Item] | None) -
     if clean:
         items = [clean(item, counts) for item in items]
         tables["Cleaning, utterances changed"] = [(count, name) for name, count in counts.items()]
-    dialogues = {json.dumps([turn["utterance"] for turn in item["input"]["conversation"]]): item for item in items}
+    dialogues = {
+        json.dumps([turn["utterance"] for turn in item["input"]["conversation"]]): item
+        for item in items
+    }
     turns = [len(item["input"]["conversation"]) for item in dialogues.values()]
-    totals = [sum(len(turn["utterance"]) for turn in item["input"]["conversation"]) for item in items]
+    totals = [
+        sum(len(turn["utterance"]) for turn in item["input"]["conversation"]) for item in items
+    ]
     categories = Counter(item["input"]["category"] for item in items)
     outputs = Counter(item.get("output") or "(none)" for item in items)
     tables["Size"] = [("items", len(items)), ("dialogues", len(dialogues))]
@@ -299,7 +350,13 @@ def describe(items: list[Item], clean: Callable[[Item, Counter], Item] | None) -
     shared = []
     for group in by_article(row.article for row in rows):
         asked = [
-            " ".join([rows[i].fields["reference"], *(rows[i].fields[f"option_{letter}"] for letter in LETTERS)]) for i in group
+            " ".join(
+                [
+                    rows[i].fields["reference"],
+                    *(rows[i].fields[f"option_{letter}"] for letter in LETTERS),
+                ]
+            )
+            for i in group
         ]
         shared.append((rows[group[0]].context, asked))
     return Description(
@@ -307,18 +364,30 @@ def describe(items: list[Item], clean: Callable[[Item, Counter], Item] | None) -
         tables,
         sizes={"turns of a dialogue": turns, "characters of all utterances": totals},
         charts=[
-            Chart("category_distribution", "categories", dict(categories.most_common()), "category"),
+            Chart(
+                "category_distribution", "categories", dict(categories.most_common()), "category"
+            ),
             Chart("conversation_length_distribution", "turns of a dialogue", turns, "turns"),
             Chart("output_distribution", "outputs", dict(sorted(outputs.items())), "output"),
-            Chart("total_utterance_length_distribution", "characters of all utterances", totals, "characters"),
+            Chart(
+                "total_utterance_length_distribution",
+                "characters of all utterances",
+                totals,
+                "characters",
+            ),
         ],
         lists={
             "total_utterance_lengths": [
-                {"id": item["id"], "total_utterance_length": total} for item, total in zip(items, totals, strict=True)
+                {"id": item["id"], "total_utterance_length": total}
+                for item, total in zip(items, totals, strict=True)
             ]
         },
         shared=shared,
-        texts=[turn["utterance"] for item in dialogues.values() for turn in item["input"]["conversation"]],
+        texts=[
+            turn["utterance"]
+            for item in dialogues.values()
+            for turn in item["input"]["conversation"]
+        ],
     )
 
 

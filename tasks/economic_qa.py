@@ -14,7 +14,12 @@ class EconomicQA(Task):
 
     name = "economic_qa"
     needs = ("context", "question")
-    sample = Row("sample", "한빛전자는 올해 1분기 매출 1,240억 원을 기록했다.", "한빛전자의 올해 1분기 매출은?", ("1,240억 원",))
+    sample = Row(
+        "sample",
+        "한빛전자는 올해 1분기 매출 1,240억 원을 기록했다.",
+        "한빛전자의 올해 1분기 매출은?",
+        ("1,240억 원",),
+    )
 
     def recognises(self, path: Path) -> bool:
         return False  # it takes what no other task knows

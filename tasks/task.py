@@ -47,7 +47,10 @@ class Task:
     name: str
     sample: Row
     needs: tuple[str, ...]  # the fields without which a template makes no sense
-    headline: tuple[str, ...] = ("char_f1", "exact_match")  # scores that count; the first decides which adapter is kept
+    headline: tuple[str, ...] = (
+        "char_f1",
+        "exact_match",
+    )  # scores that count; the first decides which adapter is kept
     cleans = False  # whether tools.refine cleans its files
 
     def recognises(self, path: Path) -> bool:
@@ -76,7 +79,9 @@ class Task:
 
     def score(self, rows: Sequence[Row], predictions: Sequence[str]) -> dict:
         """Return scores of answers whose gold answers are known; each of `headline` has an interval beside it."""
-        return metrics.score(predictions, [row.answers for row in rows], [row.article for row in rows])
+        return metrics.score(
+            predictions, [row.answers for row in rows], [row.article for row in rows]
+        )
 
     def final_score(self, recipe: Recipe, rows: Sequence[Row], predictions: Sequence[str]) -> dict:
         """Return what is scored once, at the end, because it needs another model."""
@@ -87,14 +92,21 @@ class Task:
         return SubmissionForm()
 
     def submit(
-        self, recipe: Recipe, folder: Path, test_file: Path, answered: Answered, form: SubmissionForm
+        self,
+        recipe: Recipe,
+        folder: Path,
+        test_file: Path,
+        answered: Answered,
+        form: SubmissionForm,
     ) -> tuple[Path, str | None]:
         """Write the submission, read it back, and return (its path, a note for people)."""
         path = folder / "submission.csv"
         write_submission(path, form, [row.id for row in answered.rows], answered.predictions)
         return path, None
 
-    def submit_joined(self, recipe: Recipe, folder: Path, member: Path, records: list[dict]) -> tuple[Path, str | None]:
+    def submit_joined(
+        self, recipe: Recipe, folder: Path, member: Path, records: list[dict]
+    ) -> tuple[Path, str | None]:
         """Write the submission of an ensemble in the way of its first member, a file of answers."""
         rows = [Row(record["id"], "", "") for record in records]
         form = submission_like(member, [row.id for row in rows])
@@ -133,13 +145,21 @@ class Task:
 
     def read_train(self, recipe: Recipe) -> Table:
         """Read the training file, or several with commas between them; every row needs an answer."""
-        names = [recipe.train_file] if Path(recipe.train_file).exists() else recipe.train_file.split(",")
+        names = (
+            [recipe.train_file]
+            if Path(recipe.train_file).exists()
+            else recipe.train_file.split(",")
+        )
         return self.read([Path(name.strip()) for name in names], recipe.columns, True)
 
     def read_test(self, recipe: Recipe, test_file: Path) -> Table:
         """Read a test file, with gold answers if it or <name>_answers.csv beside it has them."""
         # A mapping for the answer column is for the training file: a test file rarely has one.
-        columns = {ours: theirs for ours, theirs in recipe.columns.items() if ours not in ("answer", "answers")}
+        columns = {
+            ours: theirs
+            for ours, theirs in recipe.columns.items()
+            if ours not in ("answer", "answers")
+        }
         table = self.read([test_file], columns, False)
         answers_file = test_file.with_name(f"{test_file.stem}_answers.csv")
         return with_answers(table, answers_file) if answers_file.is_file() else table
@@ -174,11 +194,15 @@ class Task:
 
         Questions marked is_impossible are not scored.
         """
-        answerable = [index for index, row in enumerate(answered.rows) if not row.fields.get("impossible")]
+        answerable = [
+            index for index, row in enumerate(answered.rows) if not row.fields.get("impossible")
+        ]
         if not answerable or not all(answered.rows[index].answers for index in answerable):
             return None
         predictions = answered.predictions
-        scores = self.score([answered.rows[i] for i in answerable], [predictions[i] for i in answerable])
+        scores = self.score(
+            [answered.rows[i] for i in answerable], [predictions[i] for i in answerable]
+        )
         return scores | answer_shape(answered.records)
 
     def final_scores(self, recipe: Recipe, answered: Answered) -> dict | None:
@@ -186,7 +210,9 @@ class Task:
         scores = self.scores_of(answered)
         return scores and scores | self.final_score(recipe, answered.rows, answered.predictions)
 
-    def report(self, folder: Path, title: str, recipe: Recipe, answered: Answered, scores: dict, **more) -> None:
+    def report(
+        self, folder: Path, title: str, recipe: Recipe, answered: Answered, scores: dict, **more
+    ) -> None:
         """Write report.html of scored answers; `more` are the environment, and of a training its history and findings."""
         from dandap.runs.report import Report, write_report  # with matplotlib: 1 s
 
@@ -216,8 +242,13 @@ class Task:
                 f"{name}: where {right} is right it "
                 + ", ".join(f"{what} {count}" for what, count in zip(header[1:], said, strict=True))
             )
-        said = [self.with_interval(score, scores, "" if number else "95% ") for number, score in enumerate(self.headline)]
-        print(f"{name}: {'  '.join(said)}  {scores['questions']} questions, {scores['articles']} articles, {scores['metric']}")
+        said = [
+            self.with_interval(score, scores, "" if number else "95% ")
+            for number, score in enumerate(self.headline)
+        ]
+        print(
+            f"{name}: {'  '.join(said)}  {scores['questions']} questions, {scores['articles']} articles, {scores['metric']}"
+        )
 
 
 def with_answers(table: Table, answers_file: Path) -> Table:
@@ -236,7 +267,9 @@ def with_answers(table: Table, answers_file: Path) -> Table:
                 f"{answers_file}: the answer of {row.id} is {golds[row.id][0]!r}; expected one of {', '.join(row.choices)}."
             )
     rows = [replace(row, answers=golds[row.id]) for row in table.rows]
-    return Table(table.path, rows, table.sha256, [*table.notes, f"gold answers come from {answers_file}"])
+    return Table(
+        table.path, rows, table.sha256, [*table.notes, f"gold answers come from {answers_file}"]
+    )
 
 
 def answer_shape(records: Sequence[dict]) -> dict:
@@ -245,7 +278,8 @@ def answer_shape(records: Sequence[dict]) -> dict:
         "mean_length": sum(len(record["prediction"]) for record in records) / len(records),
         "stopped": sum(record["ended"] == "stopped" for record in records) / len(records),
         "spans": sum(record["span"] is not None for record in records) / len(records),
-        "repeating": sum(metrics.repeats(record["prediction"]) for record in records) / len(records),
+        "repeating": sum(metrics.repeats(record["prediction"]) for record in records)
+        / len(records),
     }
 
 

@@ -41,7 +41,8 @@ def read_lines(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]],
     names = {theirs: known.get(column_key(theirs), theirs) for theirs in sheet.header}
     sheet.refuse_unclear([theirs for theirs, ours in names.items() if ours in KNOWN])
     lines = [
-        (place, {names[theirs]: _text(cell) for theirs, cell in cells.items() if theirs in names}) for place, cells in sheet.rows
+        (place, {names[theirs]: _text(cell) for theirs, cell in cells.items() if theirs in names})
+        for place, cells in sheet.rows
     ]
     if not lines:
         raise InputError(f"{path} holds no questions (only a header). Expected at least one row.")
@@ -51,7 +52,9 @@ def read_lines(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]],
 def _read_one(path: Path, need_answers: bool) -> Table:
     header, lines, table = read_lines(path)
     if "accept" in header:
-        raise InputError(f"{path} is a review: python -m tools.augment accept {path} OUT writes the rows to train on.")
+        raise InputError(
+            f"{path} is a review: python -m tools.augment accept {path} OUT writes the rows to train on."
+        )
     to_answer = ("id", "질문", *(ANSWERS[:1] if need_answers else ()))
     needed = ("id", *QUESTIONS, *ANSWERS) if set(QUESTIONS) <= set(header) else to_answer
     missing = [name for name in needed if name not in header]
@@ -79,10 +82,16 @@ def _text(cell) -> str:
 def _rows(where: str, cells: dict[str, str], need_answers: bool, group: str) -> list[Row]:
     answers = tuple(trim(clean(cells[name])) for name in ANSWERS if trim(cells.get(name, "")))
     names = [name for name in (*QUESTIONS, "질문") if name in cells]
-    fields = {known: trim(clean(cells.get(known, ""))) for known in ("category", "generated", "sources")}
+    fields = {
+        known: trim(clean(cells.get(known, ""))) for known in ("category", "generated", "sources")
+    }
     needed = ("id", *names) if need_answers else ("id",)  # a test row is answered as well as can be
-    if any(not trim(cells.get(name, "")) for name in needed) or (need_answers and "답변_1" in cells and not answers):
-        raise InputError(f"{where}: the id, a question or every answer is empty. Fill it in or delete the row.")
+    if any(not trim(cells.get(name, "")) for name in needed) or (
+        need_answers and "답변_1" in cells and not answers
+    ):
+        raise InputError(
+            f"{where}: the id, a question or every answer is empty. Fill it in or delete the row."
+        )
     name = cells["id"]
     return [
         Row(
@@ -100,7 +109,14 @@ def _rows(where: str, cells: dict[str, str], need_answers: bool, group: str) -> 
 def one_per_answer(rows: list[Row]) -> list[Row]:
     """A row for each answer of each question, to train on: 2 questions x 5 answers are 10 pairs."""
     return [
-        Row(f"{row.id}#{number}", row.context, row.question, (answer,), fields=row.fields, group=row.group)
+        Row(
+            f"{row.id}#{number}",
+            row.context,
+            row.question,
+            (answer,),
+            fields=row.fields,
+            group=row.group,
+        )
         for row in rows
         for number, answer in enumerate(row.answers, 1)
     ]
@@ -129,7 +145,9 @@ def _load_once(model: str):
     try:
         return SentenceTransformer(model)
     except (OSError, ValueError) as error:
-        return InputError(f"the embedding model {model!r} cannot be loaded ({first_line(error)}); name a folder or a hub id.")
+        return InputError(
+            f"the embedding model {model!r} cannot be loaded ({first_line(error)}); name a folder or a hub id."
+        )
 
 
 def embed(texts: Sequence[str], model: str) -> list[list[float]]:
@@ -139,7 +157,11 @@ def embed(texts: Sequence[str], model: str) -> list[list[float]]:
 
 @lru_cache(maxsize=2)  # a test file's answers are scored and submitted
 def _embed(texts: tuple[str, ...], model: str) -> list[list[float]]:
-    return load_encoder(model).encode(list(texts), convert_to_numpy=True, show_progress_bar=False).tolist()
+    return (
+        load_encoder(model)
+        .encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
+        .tolist()
+    )
 
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:
@@ -153,7 +175,9 @@ class WallpaperQA(Task):
 
     name = "wallpaper_qa"
     needs = ("question",)
-    sample = Row("sample", "", "벽지에 곰팡이가 생기는 이유는?", ("습기가 벽에 맺히기 때문입니다.",))
+    sample = Row(
+        "sample", "", "벽지에 곰팡이가 생기는 이유는?", ("습기가 벽에 맺히기 때문입니다.",)
+    )
     headline = ("char_f1", "rouge_l")
 
     def recognises(self, path):
@@ -178,7 +202,10 @@ class WallpaperQA(Task):
     def score(self, rows, predictions):
         """Return character F1 and ROUGE-L, each with the gold answer that is nearest."""
         scores = super().score(rows, predictions)
-        values = [metrics.rouge_l(prediction, row.answers) for row, prediction in zip(rows, predictions, strict=True)]
+        values = [
+            metrics.rouge_l(prediction, row.answers)
+            for row, prediction in zip(rows, predictions, strict=True)
+        ]
         return scores | {
             "metric": f"{metrics.METRIC_VERSION}, char-rouge-l",
             "rouge_l": sum(values) / len(values),
@@ -189,20 +216,31 @@ class WallpaperQA(Task):
         """Return the cosine similarity of sentence embeddings to the gold answers; nothing, and why, without the model."""
         try:
             said = embed(predictions, recipe.embedding_model)
-            golds = embed([answer for row in rows for answer in row.answers], recipe.embedding_model)
+            golds = embed(
+                [answer for row in rows for answer in row.answers], recipe.embedding_model
+            )
         except InputError as error:
             print(f"no similarity of sentence embeddings: {error}")
             return {}
         left = iter(golds)
-        each = [[cosine(vector, next(left)) for _ in row.answers] for row, vector in zip(rows, said, strict=True)]
-        similarity = {"mean": fmean(map(fmean, each)), "best": fmean(map(max, each)), "model": recipe.embedding_model}
+        each = [
+            [cosine(vector, next(left)) for _ in row.answers]
+            for row, vector in zip(rows, said, strict=True)
+        ]
+        similarity = {
+            "mean": fmean(map(fmean, each)),
+            "best": fmean(map(max, each)),
+            "model": recipe.embedding_model,
+        }
         return {"similarity": similarity}
 
     def remarks(self, scores):
         lines = super().remarks(scores)
         if similarity := scores.get("similarity"):
             mean, best = (f"{similarity[kind]:.4f}" for kind in ("mean", "best"))
-            lines.append(f"cosine similarity {mean} (mean), {best} (best), by {similarity['model']}")
+            lines.append(
+                f"cosine similarity {mean} (mean), {best} (best), by {similarity['model']}"
+            )
         return lines
 
     def submit(self, recipe, folder, test_file, answered, form):
@@ -213,7 +251,9 @@ class WallpaperQA(Task):
             vectors = embed(answered.predictions, recipe.embedding_model)
         except InputError as error:
             return answers, f"no submission of sentence embeddings: {error}"
-        return write_vectors(folder / "submission.csv", ids, vectors), f"the plain answers: {answers}"
+        return write_vectors(
+            folder / "submission.csv", ids, vectors
+        ), f"the plain answers: {answers}"
 
 
 def write_vectors(path: Path, ids: list[str], vectors: list[list[float]]) -> Path:
@@ -221,7 +261,9 @@ def write_vectors(path: Path, ids: list[str], vectors: list[list[float]]) -> Pat
     import pandas as pd  # 0.4 s, which `import tasks` need not take
 
     columns = ["id", *(f"vec_{number}" for number in range(len(vectors[0])))]
-    table = pd.DataFrame([[name, *vector] for name, vector in zip(ids, vectors, strict=True)], columns=columns)
+    table = pd.DataFrame(
+        [[name, *vector] for name, vector in zip(ids, vectors, strict=True)], columns=columns
+    )
     write_text(path, table.to_csv(index=False, lineterminator="\n"), encoding="utf-8-sig")
     dtypes = {"id": str} | dict.fromkeys(columns[1:], float)
     back = pd.read_csv(path, dtype=dtypes, keep_default_na=False, encoding="utf-8-sig")

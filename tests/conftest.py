@@ -4,7 +4,9 @@ import os
 import signal
 import sys
 
-if "hub" in sys.argv:  # only `pytest -m hub` may reach for the network; its worker processes have no such argument
+if (
+    "hub" in sys.argv
+):  # only `pytest -m hub` may reach for the network; its worker processes have no such argument
     os.environ["DANDAP_TEST_HUB"] = "1"
 if "DANDAP_TEST_HUB" not in os.environ:
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -71,6 +73,8 @@ def small_train(write_csv):
     rows = [HEADER]
     for number in range(20):
         article = f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. 본사는 부산에 있다."
-        question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[number % 2]
+        question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[
+            number % 2
+        ]
         rows.append([f"TRAIN_{number:05d}", article, question, answer])
     return write_csv(rows)

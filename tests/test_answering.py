@@ -24,7 +24,10 @@ DEMO = {"model": "data/demo_model", "quantization": "none", "max_new_tokens": 6}
 @pytest.fixture(scope="module")
 def encoder():
     tokenizer = load_tokenizer(Recipe(**DEMO))
-    return Encoder(tokenizer, lambda context, row, answer: {"user": f"기사:\n{context}\n\n질문: {row.question}"})
+    return Encoder(
+        tokenizer,
+        lambda context, row, answer: {"user": f"기사:\n{context}\n\n질문: {row.question}"},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +36,20 @@ def demo():
 
 
 def examples(encoder, *questions):
-    return encoder.encode_rows([Row(str(n), CONTEXT, q) for n, q in enumerate(questions)], 1000, answers=False)
+    return encoder.encode_rows(
+        [Row(str(n), CONTEXT, q) for n, q in enumerate(questions)], 1000, answers=False
+    )
 
 
 def ask(model, encoder, *questions, **options):
     """Answers in the questions' order."""
-    answerer = Answerer(Recipe(**(DEMO | options)), encoder, model, SimpleNamespace(tokens_per_batch=4096))
-    found = {example.row.id: answers for example, answers in answerer.answers(examples(encoder, *questions))}
+    answerer = Answerer(
+        Recipe(**(DEMO | options)), encoder, model, SimpleNamespace(tokens_per_batch=4096)
+    )
+    found = {
+        example.row.id: answers
+        for example, answers in answerer.answers(examples(encoder, *questions))
+    }
     return [found[str(number)] for number in range(len(questions))]
 
 
@@ -109,7 +119,9 @@ def test_choices(demo, encoder, by):
     for choice in places:
         ids = encoder.encode_answer(CONTEXT, example.row, choice, example.prompt_ids)
         with torch.inference_mode():
-            logits = demo(input_ids=torch.tensor([example.prompt_ids + ids])).logits[0, len(example.prompt_ids) - 1 : -1]
+            logits = demo(input_ids=torch.tensor([example.prompt_ids + ids])).logits[
+                0, len(example.prompt_ids) - 1 : -1
+            ]
         count = len(ids) if by == "whole" else 1
         scores[choice] = logits.log_softmax(-1)[range(len(ids)), ids][:count].sum().item()
     assert one.text == max(scores, key=scores.get)
@@ -145,7 +157,12 @@ class Deaf(LlamaForCausalLM):
 @pytest.fixture(params=["ignores masks", "mamba"])
 def model(request):
     torch.manual_seed(0)
-    sizes = {"vocab_size": 5000, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3}
+    sizes = {
+        "vocab_size": 5000,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "initializer_range": 0.3,
+    }
     if request.param == "mamba":
         return MambaForCausalLM(MambaConfig(**sizes)).eval()
     return Deaf(LlamaConfig(**sizes, intermediate_size=64, num_attention_heads=2)).eval()
@@ -159,7 +176,13 @@ def test_models_that_cannot_branch_are_answered_by_generate(model, encoder, caps
     assert len([line for line in out.splitlines() if "by generate" in line]) == 1
     for example, ids in zip(examples(encoder, "매출은?", "본사는?"), got, strict=True):
         prompt = torch.tensor([example.prompt_ids])
-        alone = model.generate(prompt, max_new_tokens=6, do_sample=False, eos_token_id=decoding.stop_ids, pad_token_id=0)
+        alone = model.generate(
+            prompt,
+            max_new_tokens=6,
+            do_sample=False,
+            eos_token_id=decoding.stop_ids,
+            pad_token_id=0,
+        )
         assert alone[0, prompt.shape[1] :].tolist() == ids
     with pytest.raises(InputError, match="samples, temperature: not with this model"):
         ask(model, encoder, "매출은?", samples=2, temperature=1)
@@ -190,7 +213,8 @@ def test_out_of_memory_in_generate_halves_its_batches(model, encoder, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "option", [{"no_repeat_ngram_size": 1}, {"suppress_tokens": list(range(100, 2000))}, {"min_length": 300}]
+    "option",
+    [{"no_repeat_ngram_size": 1}, {"suppress_tokens": list(range(100, 2000))}, {"min_length": 300}],
 )
 def test_what_a_model_sets_for_generation_changes_neither_path(demo, encoder, monkeypatch, option):
     """Penalties and forbidden words of a generation_config are not applied, by trees or by generate."""
@@ -206,4 +230,6 @@ def test_what_a_model_sets_for_generation_changes_neither_path(demo, encoder, mo
 
 
 def test_models_that_branch_pass_the_trial(demo, encoder):
-    assert why_no_tree(demo, Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 6)) is None
+    assert (
+        why_no_tree(demo, Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 6)) is None
+    )

@@ -32,10 +32,14 @@ def test_pairs(source, tmp_path):
     assert augment.main(["pairs", str(source), str(tmp_path / "o.csv")]) == 300
     first = read(source)[0]
     made = [(row["질문"], row["답변_1"]) for row in read(tmp_path / "o.csv")[:10]]
-    assert made == [(first[q], first[f"답변_{n}"]) for q in ("질문_1", "질문_2") for n in range(1, 6)]
+    assert made == [
+        (first[q], first[f"답변_{n}"]) for q in ("질문_1", "질문_2") for n in range(1, 6)
+    ]
     rows = wallpaper.read([source, tmp_path / "o.csv"], need_answers=True).rows
     train, validation = split_by_article(rows, 0.3)
-    assert not {row.group for row in train} & {row.group for row in validation}, "a row and its pairs stay together"
+    assert not {row.group for row in train} & {row.group for row in validation}, (
+        "a row and its pairs stay together"
+    )
 
 
 def test_join(source, tmp_path):
@@ -76,7 +80,9 @@ def server():
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
-            prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+            prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][
+                0
+            ]["content"]
             asked.append((self.path, self.headers.get("Authorization"), prompt))
             keyword = prompt.split("키워드: ")[-1].split("\n")[0]
             said = (
@@ -102,16 +108,34 @@ def server():
 def test_generated_rows_wait_for_a_person(source, tmp_path, server, monkeypatch, capsys):
     url, asked = server
     monkeypatch.setenv("OPENAI_API_KEY", "canary-key")
-    (tmp_path / "keywords.txt").write_text("실리콘 곰팡이\n강마루 찍힘\n강마루 찍힘 자국\n", encoding="utf-8")
+    (tmp_path / "keywords.txt").write_text(
+        "실리콘 곰팡이\n강마루 찍힘\n강마루 찍힘 자국\n", encoding="utf-8"
+    )
     review = tmp_path / "review.csv"
-    command = ["generate", str(source), str(review), "--keywords", str(tmp_path / "keywords.txt"), "--url", url, "--model", "m"]
+    command = [
+        "generate",
+        str(source),
+        str(review),
+        "--keywords",
+        str(tmp_path / "keywords.txt"),
+        "--url",
+        url,
+        "--model",
+        "m",
+    ]
     assert augment.main([*command, "--dry_run"]) == 0
     assert "키워드: 강마루 찍힘\n" in capsys.readouterr().out
     assert not asked
     assert augment.main(command) == 2, "the third question is like the second"
     assert asked[0][:2] == ("/v1/chat/completions", "Bearer canary-key")
     rows = read(review)
-    assert [rows[0][name] for name in wallpaper.ANSWERS] == ["하나입니다.", "둘입니다.", "셋", "넷", "다섯"]
+    assert [rows[0][name] for name in wallpaper.ANSWERS] == [
+        "하나입니다.",
+        "둘입니다.",
+        "셋",
+        "넷",
+        "다섯",
+    ]
     assert {row["generated"] for row in rows} == {"model"}
     assert all(b"canary-key" not in file.read_bytes() for file in tmp_path.iterdir())
     before = len(asked)
@@ -128,7 +152,10 @@ def test_generated_rows_wait_for_a_person(source, tmp_path, server, monkeypatch,
         augment.main(["generate", str(source), str(source), *command[3:]])
     with pytest.raises(InputError, match="no row whose accept is y"):
         augment.main(["accept", str(review), str(tmp_path / "out.csv")])
-    review.write_text(review.read_text(encoding="utf-8-sig").replace("강마루 찍힘,\n", "강마루 찍힘,y\n"), encoding="utf-8")
+    review.write_text(
+        review.read_text(encoding="utf-8-sig").replace("강마루 찍힘,\n", "강마루 찍힘,y\n"),
+        encoding="utf-8",
+    )
     assert augment.main(["accept", str(review), str(tmp_path / "out.csv")]) == 1
     table = wallpaper.read([source, tmp_path / "out.csv"], need_answers=True)
     assert table.rows[-1].fields["generated"] == "model"
@@ -157,7 +184,10 @@ def test_a_local_model_writes_too(source, tmp_path):
         ([], "either --keywords"),
         (["--keywords", "nowhere.txt"], "cannot be read"),
         (["--keywords", "train.csv"], "name one model"),
-        (["--keywords", "train.csv", "--url", "http://127.0.0.1:9/v1"], "did not answer as a chat endpoint"),
+        (
+            ["--keywords", "train.csv", "--url", "http://127.0.0.1:9/v1"],
+            "did not answer as a chat endpoint",
+        ),
     ],
 )
 def test_what_cannot_be_generated_is_told(source, tmp_path, monkeypatch, more, message):

@@ -11,13 +11,28 @@ from dandap.errors import InputError
 
 
 def test_training_prints_its_result_last(capsys):
-    options = ["--model", "tiny-qwen3", "--article", "40", "--questions_per_article", "4", "--questions", "16", "--rounds", "1"]
+    options = [
+        "--model",
+        "tiny-qwen3",
+        "--article",
+        "40",
+        "--questions_per_article",
+        "4",
+        "--questions",
+        "16",
+        "--rounds",
+        "1",
+    ]
     result = training.main([*options, "--questions_per_step", "8"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
     assert result["max_loss_difference"] < 1e-5
     tokens = 16 * (40 + 35 + 6), 4 * (40 + 4 * (35 + 5))  # the stop token is predicted, not read
     assert result["token_ratio"] == pytest.approx(tokens[0] / tokens[1], abs=1e-3)
-    assert set(result["questions_per_second"]) == set(result["peak_memory_mb"]) == {"seed", "trl", "read_once"}
+    assert (
+        set(result["questions_per_second"])
+        == set(result["peak_memory_mb"])
+        == {"seed", "trl", "read_once"}
+    )
     assert result["forwarded_tokens"]["read_once"] < result["forwarded_tokens"]["trl"]
     assert result["speedup_vs_trl"] > 0
     assert result["speedup_vs_seed"] > 0
@@ -31,9 +46,16 @@ def test_shapes_are_named():
 
 def test_answering_is_measured_and_equal(capsys):
     """A handful of questions, one round; the bars are the benchmark's to show, not a test's."""
-    result = inference.main(["--questions", "8", "--rounds", "1", "--batch", "4", "--samples", "2", "--no_continuous"])
+    result = inference.main(
+        ["--questions", "8", "--rounds", "1", "--batch", "4", "--samples", "2", "--no_continuous"]
+    )
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
-    assert {"speedup_vs_loop", "speedup_vs_batched", "answers_equal", "samples_cost"} <= result.keys()
+    assert {
+        "speedup_vs_loop",
+        "speedup_vs_batched",
+        "answers_equal",
+        "samples_cost",
+    } <= result.keys()
     assert result["answers_equal"] == result["natural"]["answers_equal"] == 1.0
     assert result["forwarded_tokens"]["tree"] < result["forwarded_tokens"]["loop"]
 

@@ -25,7 +25,9 @@ def tokenizer_with(template, words=()):
 
 
 def encoder(tokenizer, template="concise"):
-    return make_encoder(make_recipe({"template": template}, "test"), get_template(template), tokenizer)
+    return make_encoder(
+        make_recipe({"template": template}, "test"), get_template(template), tokenizer
+    )
 
 
 def taught(tokenizer, template="concise"):
@@ -59,12 +61,16 @@ def test_what_stands_before_an_answer_belongs_to_the_prompt(name, tmp_path):
     # Whoever loads the saved tokenizer sends the same prompt.
     tokenizer.save_pretrained(tmp_path)
     again = encoder(AutoTokenizer.from_pretrained(tmp_path))
-    assert again.encode_prompt(ROW.context, ROW) == encoder(tokenizer).encode_prompt(ROW.context, ROW)
+    assert again.encode_prompt(ROW.context, ROW) == encoder(tokenizer).encode_prompt(
+        ROW.context, ROW
+    )
 
 
 def test_a_thinking_block_in_the_generation_prompt_alone_stays_there():
     prompt, answer = taught(
-        tokenizer_with(TURNS + "{% if add_generation_prompt %}<|assistant|><think>\n\n</think>\n\n{% endif %}")
+        tokenizer_with(
+            TURNS + "{% if add_generation_prompt %}<|assistant|><think>\n\n</think>\n\n{% endif %}"
+        )
     )
     assert prompt.replace(" ", "").endswith("<|assistant|><think>\n\n</think>\n\n")
     assert answer.strip() == "1,240억 원</s>"
@@ -85,20 +91,32 @@ def test_a_word_that_is_an_added_token_is_a_word(template):
     assert "매출" in prompt
     assert answer.replace(" ", "") == "1,240억원</s>"
     encode = encoder(tokenizer, template)
-    assert encode.decode(encode.encode_answer(ROW.context, ROW, "매출", encode.encode_prompt(ROW.context, ROW))) == "매출"
+    assert (
+        encode.decode(
+            encode.encode_answer(ROW.context, ROW, "매출", encode.encode_prompt(ROW.context, ROW))
+        )
+        == "매출"
+    )
 
 
 def test_a_marker_that_is_an_added_token_stays_a_control_token():
     tokenizer = tokenizer_with(TURNS.replace("eos_token", "'<|end|>'") + PROMPT, ["<|end|>"])
     encode = encoder(tokenizer)
     end = tokenizer.convert_tokens_to_ids("<|end|>")
-    assert encode.encode_answer(ROW.context, ROW, "답", encode.encode_prompt(ROW.context, ROW))[-1] == end
+    assert (
+        encode.encode_answer(ROW.context, ROW, "답", encode.encode_prompt(ROW.context, ROW))[-1]
+        == end
+    )
     spelled = Row("b", "기사에 <|end|> 라고 적혀 있다.", "무엇?", ("답",))
     assert encode.encode_prompt(spelled.context, spelled).count(end) == 1, "the turn's own"
 
 
 def test_the_day_of_a_prompt_is_always_the_same(monkeypatch):
-    told = "{% set day = strftime_now('%d %b %Y') %}{{ day }}{{ strftime_now('%Y-%m-%d') }}" + TURNS + PROMPT
+    told = (
+        "{% set day = strftime_now('%d %b %Y') %}{{ day }}{{ strftime_now('%Y-%m-%d') }}"
+        + TURNS
+        + PROMPT
+    )
     prompt, _ = taught(tokenizer_with(told))
     assert "26 Jul 2024" in prompt
     assert "2024-07-26" in prompt
@@ -108,7 +126,9 @@ def test_the_day_of_a_prompt_is_always_the_same(monkeypatch):
 def test_a_day_is_told_in_every_way_and_in_no_unknown_one():
     midnight = datetime(2024, 7, 26)
     for directive, value in chat.DAY.items():
-        if directive[0] != "#" and directive not in "zZ":  # Windows' sign; the zone, which a fixed day does not have
+        if (
+            directive[0] != "#" and directive not in "zZ"
+        ):  # Windows' sign; the zone, which a fixed day does not have
             assert value == midnight.strftime(f"%{directive}"), directive
     prompt, _ = taught(tokenizer_with("{{ strftime_now('%-d. %B %Y, %F %T') }}" + TURNS + PROMPT))
     assert "26. July 2024, 2024-07-26 00:00:00" in prompt
@@ -123,22 +143,32 @@ def test_a_template_that_ends_in_a_line_end_is_mended_without_it(end):
     row = {"role": "user", "content": "질문"}
     before = tokenizer.apply_chat_template([row], add_generation_prompt=True, tokenize=False)
     after = encoder(tokenizer).tokenizer
-    assert after.apply_chat_template([row], add_generation_prompt=True, tokenize=False) == before + "답: "
+    assert (
+        after.apply_chat_template([row], add_generation_prompt=True, tokenize=False)
+        == before + "답: "
+    )
 
 
 REFUSED = {
     "says the same to all": ("hello", "leaves out the text of the user's turn"),
-    "leaves the article out": (TURNS.replace("m.content", "m.content[-6:]") + PROMPT, "leaves out the text"),
+    "leaves the article out": (
+        TURNS.replace("m.content", "m.content[-6:]") + PROMPT,
+        "leaves out the text",
+    ),
     "leaves the answer out": (
         TURNS.replace("m.content", "(m.content if m.role != 'assistant' else '')") + PROMPT,
         "does not show an answer once",
     ),
     "says the answer twice": (
-        TURNS.replace("m.content", "(m.content if m.role != 'assistant' else m.content + ' ' + m.content)") + PROMPT,
+        TURNS.replace(
+            "m.content", "(m.content if m.role != 'assistant' else m.content + ' ' + m.content)"
+        )
+        + PROMPT,
         "does not show an answer once",
     ),
     "changes the answer": (
-        TURNS.replace("m.content", "(m.content if m.role != 'assistant' else m.content | reverse)") + PROMPT,
+        TURNS.replace("m.content", "(m.content if m.role != 'assistant' else m.content | reverse)")
+        + PROMPT,
         "does not show an answer once",
     ),
     "prompts for somebody else": (
@@ -147,8 +177,14 @@ REFUSED = {
     ),
     "divides by zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
     "loops too far": ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),
-    "calls what is not there": ("{{ messages.x.y.z }}", r"refuses these turns \(UndefinedError.*Choose a plain one"),
-    "tells the time": ("{{ now() }}", r"'now' is undefined\)\. Choose a plain one, with a 'prompt' \(--template\)"),
+    "calls what is not there": (
+        "{{ messages.x.y.z }}",
+        r"refuses these turns \(UndefinedError.*Choose a plain one",
+    ),
+    "tells the time": (
+        "{{ now() }}",
+        r"'now' is undefined\)\. Choose a plain one, with a 'prompt' \(--template\)",
+    ),
 }
 
 
@@ -168,28 +204,42 @@ def test_a_template_that_loops_is_ended(monkeypatch):
 
 def test_an_answer_that_the_template_would_change_is_refused_before_training():
     """The sample's answer passes; the first rows are looked at, too."""
-    tokenizer = tokenizer_with(TURNS.replace("m.content", "m.content | replace('1,240억 원', '')") + PROMPT)
+    tokenizer = tokenizer_with(
+        TURNS.replace("m.content", "m.content | replace('1,240억 원', '')") + PROMPT
+    )
     with pytest.raises(InputError, match="leaves out|would be learned"):
-        Encoder(tokenizer, lambda context, row, answer: {"user": f"{context} {row.question}"}).encode_rows(
-            [ROW], 1000, answers=True
-        )
+        Encoder(
+            tokenizer, lambda context, row, answer: {"user": f"{context} {row.question}"}
+        ).encode_rows([ROW], 1000, answers=True)
 
 
 @pytest.mark.parametrize(
     ("change", "answer"),
-    [("m.content | striptags", "<b>굵게</b>"), ("m.content | upper", "kt"), ("m.content.split('</think>')[-1]", "x</think>y")],
+    [
+        ("m.content | striptags", "<b>굵게</b>"),
+        ("m.content | upper", "kt"),
+        ("m.content.split('</think>')[-1]", "x</think>y"),
+    ],
 )
 def test_every_answer_is_looked_at_and_not_the_first_ones_alone(change, answer):
-    tokenizer = tokenizer_with(TURNS.replace("m.content", f"(m.content if m.role == 'user' else {change})") + PROMPT)
+    tokenizer = tokenizer_with(
+        TURNS.replace("m.content", f"(m.content if m.role == 'user' else {change})") + PROMPT
+    )
     rows = [Row(str(n), ROW.context, "매출은?", ("답",)) for n in range(40)]
     encoder(tokenizer).encode_rows(rows, 1000, answers=True)
-    with pytest.raises(InputError, match=f"question odd: the answer is '{answer}', but .* would be learned"):
-        encoder(tokenizer).encode_rows([*rows, Row("odd", ROW.context, "매출은?", (answer,))], 1000, answers=True)
+    with pytest.raises(
+        InputError, match=f"question odd: the answer is '{answer}', but .* would be learned"
+    ):
+        encoder(tokenizer).encode_rows(
+            [*rows, Row("odd", ROW.context, "매출은?", (answer,))], 1000, answers=True
+        )
 
 
 def test_a_later_row_that_the_template_changes_is_still_answered():
     tokenizer = tokenizer_with(TURNS.replace("m.content", "m.content | striptags") + PROMPT)
-    rows = [Row(str(n), "기사", "매출은?") for n in range(9)] + [Row("odd", "<b>기사</b>", "매출은?")]
+    rows = [Row(str(n), "기사", "매출은?") for n in range(9)] + [
+        Row("odd", "<b>기사</b>", "매출은?")
+    ]
     assert len(encoder(tokenizer).encode_rows(rows, 1000, answers=False)) == 10
 
 
@@ -221,7 +271,9 @@ FAMILIES = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_ways_of_known_families(name):
     tokenizer = tokenizer_with(FAMILIES[name])
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|stop|>", "<|eot|>"]})
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|start|>", "<|stop|>", "<|eot|>"]}
+    )
     encode = encoder(tokenizer)
     (example,) = encode.encode_rows([ROW], 1000, answers=True)
     assert encode.decode(example.answer_ids) == "1,240억 원"

@@ -67,7 +67,9 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path, kind, name):
     assert skipped[0].startswith("checkpoint-10 is skipped: ")
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"files": {}}', '{"files": 3}', '{"files": {"a": 1}}', "null", "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"files": {}}', '{"files": 3}', '{"files": {"a": 1}}', "null", "\udcff"]
+)
 def test_a_manifest_of_nonsense_counts_as_damage(tmp_path, text):
     path = make_checkpoint(tmp_path, 1)
     (path / "manifest.json").write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -83,14 +85,21 @@ def test_nothing_valid(tmp_path):
 
 def test_a_full_disk_is_refused_before_training(tmp_path, monkeypatch):
     check_space(tmp_path, 1000)
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 10**7))
-    with pytest.raises(InputError, match=r"has 10 MB free; 4 more checkpoints of 121 MB need to fit.*--output_dir"):
+    monkeypatch.setattr(
+        checkpoints.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 10**7)
+    )
+    with pytest.raises(
+        InputError, match=r"has 10 MB free; 4 more checkpoints of 121 MB need to fit.*--output_dir"
+    ):
         check_space(tmp_path, 10_000_000)
 
 
 def test_a_folder_in_use_is_refused_and_a_dead_owner_is_not(tmp_path):
     hold = f"import time; from pathlib import Path; from dandap.runs.files import locked\nwith locked(Path({str(tmp_path)!r})):\n"
-    owner = subprocess.Popen([sys.executable, "-c", hold + " print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", hold + " print(1, flush=True); time.sleep(60)"],
+        stdout=subprocess.PIPE,
+    )
     owner.stdout.readline()
     with pytest.raises(InputError, match=f"in use by process {owner.pid}\\."), locked(tmp_path):
         pass
@@ -119,7 +128,9 @@ def module_small_train(tmp_path_factory):
     rows = [HEADER]
     for number in range(24):
         article = f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. 본사는 부산에 있다."
-        question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[number % 2]
+        question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[
+            number % 2
+        ]
         rows.append([f"TRAIN_{number:05d}", article, question, answer])
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
@@ -127,8 +138,26 @@ def module_small_train(tmp_path_factory):
 
 
 def options(folder, *more):
-    paths = ["--train_file", str(folder / "train.csv"), "--output_dir", str(folder / "outputs"), "--validation_fraction", "0"]
-    return ["--recipe", "demo", *paths, "--questions_per_step", "4", "--epochs", "2", "--save_steps", "1", *more]
+    paths = [
+        "--train_file",
+        str(folder / "train.csv"),
+        "--output_dir",
+        str(folder / "outputs"),
+        "--validation_fraction",
+        "0",
+    ]
+    return [
+        "--recipe",
+        "demo",
+        *paths,
+        "--questions_per_step",
+        "4",
+        "--epochs",
+        "2",
+        "--save_steps",
+        "1",
+        *more,
+    ]
 
 
 def adapter(folder, name):
@@ -137,7 +166,9 @@ def adapter(folder, name):
 
 def losses(folder, name):
     lines = RunFolder(folder / "outputs" / name).metrics_file.read_text().splitlines()
-    return [(record["step"], record["loss"], record["grad_norm"]) for record in map(json.loads, lines)]
+    return [
+        (record["step"], record["loss"], record["grad_norm"]) for record in map(json.loads, lines)
+    ]
 
 
 def assert_as_uninterrupted(folder, name):
@@ -175,18 +206,38 @@ def interrupt(folder, monkeypatch, step, action, *more):
         monkeypatch.setattr(session, "make_read_once_trainer", real)
 
 
-SIGNALS = {(number, step): code for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)) for step in (1, 8, 12)}
+SIGNALS = {
+    (number, step): code
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130))
+    for step in (1, 8, 12)
+}
 QUICK = {(signal.SIGTERM, 8), (signal.SIGINT, 12)}
 
 
 @pytest.mark.parametrize(
     ("number", "code", "step"),
-    [pytest.param(*(key[0], code, key[1]), marks=[] if key in QUICK else pytest.mark.slow) for key, code in SIGNALS.items()],
+    [
+        pytest.param(*(key[0], code, key[1]), marks=[] if key in QUICK else pytest.mark.slow)
+        for key, code in SIGNALS.items()
+    ],
 )
-def test_a_signal_ends_the_step_saves_and_the_run_continues_bitwise(work, monkeypatch, capsys, number, code, step):
+def test_a_signal_ends_the_step_saves_and_the_run_continues_bitwise(
+    work, monkeypatch, capsys, number, code, step
+):
     name = f"signal-{number}-{step}"
-    with pytest.raises(Stopped, match=f"after step {step} of 12. Continue with python fine_tune.py --resume") as stopped:
-        interrupt(work, monkeypatch, step, lambda: os.kill(os.getpid(), number), "--run_name", name, "--save_steps", "100")
+    with pytest.raises(
+        Stopped, match=f"after step {step} of 12. Continue with python fine_tune.py --resume"
+    ) as stopped:
+        interrupt(
+            work,
+            monkeypatch,
+            step,
+            lambda: os.kill(os.getpid(), number),
+            "--run_name",
+            name,
+            "--save_steps",
+            "100",
+        )
     assert stopped.value.code == code
     run = RunFolder(work / "outputs" / name)
     assert not run.finished
@@ -223,7 +274,10 @@ def test_checkpoints_hold_the_adapter_and_no_pickle_of_arguments(work):
         "scheduler.pt",
         "trainer_state.json",
     }
-    assert [path.name for path in checkpoints.list_checkpoints(RunFolder(work / "outputs" / "whole").checkpoints)] == [
+    assert [
+        path.name
+        for path in checkpoints.list_checkpoints(RunFolder(work / "outputs" / "whole").checkpoints)
+    ] == [
         "checkpoint-12",
         "checkpoint-11",
     ]
@@ -256,7 +310,9 @@ def test_every_file_of_a_real_checkpoint_counts(work, tmp_path, name, kind):
     found, skipped = newest_valid(tmp_path / "c")
     assert found == tmp_path / "c" / "checkpoint-11"
     assert skipped[0].startswith("checkpoint-12 is skipped: ")
-    assert name in skipped[0] or name == "manifest.json"  # whose flipped bit may read as another file's damage
+    assert (
+        name in skipped[0] or name == "manifest.json"
+    )  # whose flipped bit may read as another file's damage
 
 
 def test_a_half_written_checkpoint_is_no_checkpoint(work):
@@ -289,25 +345,43 @@ def test_steps_that_a_float16_scaler_skips_are_no_error(work, monkeypatch):
         trainer = real(*args, **kwargs)
         accelerator = trainer.accelerator
         monkeypatch.setitem(accelerator.state._shared_state, "_mixed_precision", "fp16")
-        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**18)
+        accelerator.native_amp, accelerator.scaler = (
+            True,
+            torch.amp.GradScaler("cpu", init_scale=2.0**18),
+        )
         return trainer
 
     monkeypatch.setattr(session, "make_read_once_trainer", make)
     fine_tune.main([*options(work), "--run_name", "scaled"])
-    records = [json.loads(line) for line in RunFolder(work / "outputs" / "scaled").metrics_file.read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in RunFolder(work / "outputs" / "scaled").metrics_file.read_text().splitlines()
+    ]
     skipped = [record["grad_norm"] is None for record in records]
     assert skipped[0]
     assert not all(skipped)
     tensors = adapter(work, "scaled")
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
-    assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name), "nothing was learned"
+    assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name), (
+        "nothing was learned"
+    )
 
 
 def test_a_second_process_on_a_run_is_refused(work):
     """End to end: the first trains on, the second names it and changes nothing."""
     run = RunFolder(work / "outputs" / "shared")
-    command = [sys.executable, "fine_tune.py", *options(work), "--run_name", "shared", "--epochs", "50"]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "fine_tune.py",
+        *options(work),
+        "--run_name",
+        "shared",
+        "--epochs",
+        "50",
+    ]
+    first = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_until(lambda: newest_valid(run.checkpoints)[0], first)
         saved = run.recipe_file.read_bytes()
@@ -330,10 +404,32 @@ def wait_until(is_so, process):
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(work, rank):
     run = RunFolder(work / "outputs" / f"two-{rank}")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    plain = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "fine_tune.py"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    plain = [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        "fine_tune.py",
+    ]
     more = ["--run_name", run.path.name, "--epochs", "50", "--save_steps", "1000"]
-    both = subprocess.Popen([*launch, *plain, *options(work), *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    both = subprocess.Popen(
+        [*launch, *plain, *options(work), *more],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     wait_until(lambda: run.metrics_file.is_file(), both)
     os.kill(process_of(both.pid, rank), signal.SIGTERM)
     out = both.communicate(timeout=120)[0].decode()
@@ -351,7 +447,10 @@ def process_of(launcher, rank):
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment = (folder / "environ").read_bytes().split(b"\0")
-            if f"RANK={rank}".encode() in environment and int((folder / "stat").read_text().split()[3]) == launcher:
+            if (
+                f"RANK={rank}".encode() in environment
+                and int((folder / "stat").read_text().split()[3]) == launcher
+            ):
                 return int(folder.name)
         except (OSError, PermissionError):
             continue
@@ -371,15 +470,24 @@ def test_not_a_number_is_never_saved(work, monkeypatch, kind):
             if kind == "gradient":
                 weights.register_hook(lambda gradient: gradient * math.nan)
             else:
-                monkeypatch.setattr(type(trainer), "_get_grad_norm", lambda self, model, grad_norm=None: torch.tensor(1.0))
+                monkeypatch.setattr(
+                    type(trainer),
+                    "_get_grad_norm",
+                    lambda self, model, grad_norm=None: torch.tensor(1.0),
+                )
                 compute = trainer.compute_loss
-                monkeypatch.setattr(trainer, "compute_loss", lambda *a, **k: compute(*a, **k) * math.inf)
+                monkeypatch.setattr(
+                    trainer, "compute_loss", lambda *a, **k: compute(*a, **k) * math.inf
+                )
 
         trainer.callback_handler.callbacks.insert(0, At(4, spoil))
         return trainer
 
     monkeypatch.setattr(session, "make_read_once_trainer", make)
-    with pytest.raises(InputError, match=r"(the loss|length) is (nan|inf) in step 5 \(questions TRAIN_.*nothing more is saved"):
+    with pytest.raises(
+        InputError,
+        match=r"(the loss|length) is (nan|inf) in step 5 \(questions TRAIN_.*nothing more is saved",
+    ):
         fine_tune.main([*options(work), "--run_name", f"nan-{kind}"])
     assert kept(work, f"nan-{kind}").name == "checkpoint-4"
 
@@ -394,7 +502,9 @@ def test_other_data_and_another_recipe_need_insistence(work, capsys):
     before = other.read_bytes()
     other.write_bytes(before.replace("부산".encode(), "울산".encode()))
     try:
-        with pytest.raises(InputError, match="the data .* differ from what .* was started with.*--resume_anyway"):
+        with pytest.raises(
+            InputError, match="the data .* differ from what .* was started with.*--resume_anyway"
+        ):
             fine_tune.main(["--resume", str(cut.path)])
         fine_tune.main(["--resume", str(cut.path), "--lora_alpha", "8", "--resume_anyway"])
     finally:
@@ -434,7 +544,9 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(work):
     assert done.returncode == 2
     assert "the checkpoint of step 3 could not be written" in done.stderr
     assert "Traceback" not in done.stderr
-    assert sorted(path.name for path in Path(work / "outputs" / "full" / "checkpoints").iterdir()) == [
+    assert sorted(
+        path.name for path in Path(work / "outputs" / "full" / "checkpoints").iterdir()
+    ) == [
         "checkpoint-1",
         "checkpoint-2",
     ]
@@ -452,7 +564,9 @@ def test_signals_are_given_back(work):
 def interrupted(folder, monkeypatch, name):
     """A run that was stopped after its third step."""
     with pytest.raises(Stopped):
-        interrupt(folder, monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM), "--run_name", name)
+        interrupt(
+            folder, monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM), "--run_name", name
+        )
     return RunFolder(folder / "outputs" / name)
 
 
@@ -460,7 +574,10 @@ def interrupted(folder, monkeypatch, name):
 def test_another_adapter_cannot_go_on_and_the_run_stays_as_it_was(work, monkeypatch, change):
     run = interrupted(work, monkeypatch, change[0][2:].replace("_", "-"))
     before = run.recipe_file.read_text()
-    with pytest.raises(InputError, match="the recipe's adapter is not that of .*checkpoint-.* cannot change in a run"):
+    with pytest.raises(
+        InputError,
+        match="the recipe's adapter is not that of .*checkpoint-.* cannot change in a run",
+    ):
         fine_tune.main(["--resume", str(run.path), "--resume_anyway", *change])
     assert run.recipe_file.read_text() == before
 
@@ -486,18 +603,32 @@ def test_out_of_memory_in_training_says_what_to_lower(work, monkeypatch):
 
     real = session.make_read_once_trainer
     monkeypatch.setattr(session, "make_read_once_trainer", make)
-    with pytest.raises(InputError, match=r"out of memory in training.*--gradient_checkpointing true.*--resume_anyway"):
+    with pytest.raises(
+        InputError,
+        match=r"out of memory in training.*--gradient_checkpointing true.*--resume_anyway",
+    ):
         fine_tune.main([*options(work), "--run_name", "oom"])
     with pytest.raises(InputError, match=r"--tokens_per_batch 2048"):
         fine_tune.main([*options(work), "--run_name", "oom2", "--gradient_checkpointing", "true"])
-    small = ["--gradient_checkpointing", "true", "--tokens_per_batch", "1000", "--max_length", "1200"]
+    small = [
+        "--gradient_checkpointing",
+        "true",
+        "--tokens_per_batch",
+        "1000",
+        "--max_length",
+        "1200",
+    ]
     with pytest.raises(InputError, match=r"--max_length 600"):
         fine_tune.main([*options(work), "--run_name", "oom3", *small])
 
 
 @pytest.mark.parametrize(
     ("error", "code", "said"),
-    [(InputError("no"), 2, "error: no"), (Stopped("so", 143), 143, "stopped: so"), (KeyboardInterrupt(), 130, "stopped")],
+    [
+        (InputError("no"), 2, "error: no"),
+        (Stopped("so", 143), 143, "stopped: so"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
 )
 def test_how_scripts_end(error, code, said, capsys):
     def main():
@@ -519,14 +650,25 @@ def test_the_plain_path_names_the_questions_of_a_bad_step(work, monkeypatch):
         return trainer
 
     monkeypatch.setattr(session, "make_trainer", make)
-    with pytest.raises(InputError, match=r"length is nan in step 1 \(questions (TRAIN_\d+, ){3}TRAIN_\d+\)"):
+    with pytest.raises(
+        InputError, match=r"length is nan in step 1 \(questions (TRAIN_\d+, ){3}TRAIN_\d+\)"
+    ):
         fine_tune.main([*options(work), "--run_name", "plain", "--read_once", "false"])
 
 
 def test_a_run_that_was_killed_in_its_validation_gets_its_report(work):
     """kill -9 after the adapter was in place left a run that could neither be resumed nor ever had a report."""
     run = RunFolder(work / "outputs" / "unvalidated")
-    few = ["--validation_fraction", "0.2", "--evaluate_every", "none", "--epochs", "0.3", "--run_name", "unvalidated"]
+    few = [
+        "--validation_fraction",
+        "0.2",
+        "--evaluate_every",
+        "none",
+        "--epochs",
+        "0.3",
+        "--run_name",
+        "unvalidated",
+    ]
     fine_tune.main([*options(work), *few])
     weights = (run.adapter / "adapter_model.safetensors").read_bytes()
     for file in (run.report_file, run.validation_file, run.validation_record):
@@ -553,8 +695,14 @@ def test_an_adapter_whose_tensors_fit_nothing_is_refused(work):
     run = RunFolder(work / "outputs" / "renamed")
     shutil.copytree(work / "outputs" / "whole", run.path)
     file = run.adapter / "adapter_model.safetensors"
-    save_file({name.replace("layers.", "layerz."): tensor for name, tensor in load_file(file).items()}, file)
+    save_file(
+        {name.replace("layers.", "layerz."): tensor for name, tensor in load_file(file).items()},
+        file,
+    )
     (run.adapter / "manifest.json").unlink()
     recipe = run.load_recipe()
-    with pytest.raises(InputError, match=r"is not this base's: \d+ tensors of it are not in the model, .* are missing in it"):
+    with pytest.raises(
+        InputError,
+        match=r"is not this base's: \d+ tensors of it are not in the model, .* are missing in it",
+    ):
         load_adapter(load_base(recipe, torch.device("cpu")), run.adapter)

@@ -15,18 +15,28 @@ def row(name, context=LONG, question="매출은?", *answers):
 
 
 def test_the_same_question_with_two_answers_is_found():
-    rows = [row("a", LONG, "매출은 얼마인가?", "1,240억 원"), row("b", LONG, "매출은  얼마인가", "90억 원")]
+    rows = [
+        row("a", LONG, "매출은 얼마인가?", "1,240억 원"),
+        row("b", LONG, "매출은  얼마인가", "90억 원"),
+    ]
     same = [
         row("c", LONG, "영업이익은?", "90억 원"),
         row("d", LONG, "영업이익은?", "90억원"),
         row("e", OTHER, "매출은 얼마인가?", "90억 원"),
     ]
     (found,) = check_data({"train": rows + same})["contradictions"]
-    assert found == {"ids": ["a", "b"], "question": "매출은 얼마인가?", "answers": ["1,240억 원", "90억 원"]}
+    assert found == {
+        "ids": ["a", "b"],
+        "question": "매출은 얼마인가?",
+        "answers": ["1,240억 원", "90억 원"],
+    }
 
 
 def test_two_of_several_gold_answers_in_common_is_no_contradiction():
-    rows = [row("a", LONG, "매출은?", "1,240억 원", "90억 원"), row("b", LONG, "매출은?", "90억 원")]
+    rows = [
+        row("a", LONG, "매출은?", "1,240억 원", "90억 원"),
+        row("b", LONG, "매출은?", "90억 원"),
+    ]
     assert check_data({"train": rows})["contradictions"] == []
 
 
@@ -41,14 +51,25 @@ def test_answers_that_are_not_in_the_article_are_found():
 
 
 def test_articles_in_train_and_test_are_found():
-    splits = {"train": [row("a"), row("b", OTHER)], "validation": [], "test": [row("t", f" {OTHER}\n")]}
-    assert check_data(splits)["shared_articles"] == [{"ids": ["b", "t"], "splits": ["train", "test"]}]
+    splits = {
+        "train": [row("a"), row("b", OTHER)],
+        "validation": [],
+        "test": [row("t", f" {OTHER}\n")],
+    }
+    assert check_data(splits)["shared_articles"] == [
+        {"ids": ["b", "t"], "splits": ["train", "test"]}
+    ]
 
 
 def test_nearly_the_same_articles_are_found_once():
     edited = (LONG * 3).replace("12%", "13%", 1)
-    splits = {"train": [row("a", LONG * 3), row("a2", LONG * 3), row("b", OTHER)], "test": [row("t", edited)]}
-    assert check_data(splits)["near_duplicates"] == [{"ids": ["a", "t"], "splits": ["train", "test"]}]
+    splits = {
+        "train": [row("a", LONG * 3), row("a2", LONG * 3), row("b", OTHER)],
+        "test": [row("t", edited)],
+    }
+    assert check_data(splits)["near_duplicates"] == [
+        {"ids": ["a", "t"], "splits": ["train", "test"]}
+    ]
 
 
 def test_many_copies_are_one_group():
@@ -63,7 +84,9 @@ def test_short_and_unlike_articles_are_no_pair():
 
 
 def test_findings_are_told_in_lines():
-    lines = tell_findings(check_data({"train": [row("a", LONG, "매출은?", "없음")], "test": [row("t", LONG)]}))
+    lines = tell_findings(
+        check_data({"train": [row("a", LONG, "매출은?", "없음")], "test": [row("t", LONG)]})
+    )
     assert lines == [
         "1 answers that do not stand in their article as written, first a",
         "1 articles that are in more than one of train, validation and test, first a, t",

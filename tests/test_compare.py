@@ -37,11 +37,19 @@ def call(tmp_path, *names):
 
 
 def test_scores_differences_recipes_and_chart(run, tmp_path, capsys):
-    result = call(tmp_path, run("right", ["서울", "부산", "25명", "14일"]), run("wrong", ["가", "나", "25명", "14일"], seed=2))
+    result = call(
+        tmp_path,
+        run("right", ["서울", "부산", "25명", "14일"]),
+        run("wrong", ["가", "나", "25명", "14일"], seed=2),
+    )
     assert result["scores"]["right"]["char_f1"] == 1
     assert result["scores"]["wrong"]["char_f1"] == 0.5
     difference = result["differences"][0]
-    assert (difference["of"], difference["to"], difference["difference"]) == ("wrong", "right", -0.5)
+    assert (difference["of"], difference["to"], difference["difference"]) == (
+        "wrong",
+        "right",
+        -0.5,
+    )
     assert difference["interval"] == (-1, 0), "two articles: one all wrong, one all right"
     assert result["recipes"] == {"seed": {"right": 1, "wrong": 2}}
     out = capsys.readouterr().out
@@ -60,18 +68,28 @@ def test_the_pairing_shows_what_two_intervals_hide():
     low, high = metrics.compare(second, first, articles)["interval"]
     assert low == pytest.approx(0.02)
     assert high == pytest.approx(0.02)
-    assert metrics.bootstrap_interval(first, articles)[1] > metrics.bootstrap_interval(second, articles)[0]
+    assert (
+        metrics.bootstrap_interval(first, articles)[1]
+        > metrics.bootstrap_interval(second, articles)[0]
+    )
 
 
 def test_zero_shot_and_tuned_can_be_told_apart(run, tmp_path):
     names = [run("base", ["가"] * 4), run("tuned", ["서울"] * 4)]
     noted = tmp_path / "outputs" / "base" / "answers" / "test-1" / "scores.json"
     noted.write_text(json.dumps(json.loads(noted.read_text()) | {"run": None}))
-    assert call(tmp_path, *names)["recipes"]["adapter"] == {"base": "none (zero-shot)", "tuned": "trained"}
+    assert call(tmp_path, *names)["recipes"]["adapter"] == {
+        "base": "none (zero-shot)",
+        "tuned": "trained",
+    }
 
 
 def test_gold_answers_of_one_are_enough(run, tmp_path):
-    result = call(tmp_path, run("blind", ["서울", "부산", "25명", "14일"], gold=None), run("known", ["가"] * 4))
+    result = call(
+        tmp_path,
+        run("blind", ["서울", "부산", "25명", "14일"], gold=None),
+        run("known", ["가"] * 4),
+    )
     assert result["scores"]["blind"]["char_f1"] == 1
 
 

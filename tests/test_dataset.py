@@ -15,7 +15,9 @@ GOOD = ["a", "기사", "질문?", "답"]
 
 
 def test_csv_keeps_everything_as_text(write_csv):
-    path = write_csv([HEADER, ["0007", "  앞 빈칸\n둘째 줄", "질문?", "1.50"], ["8", "나", "질문?", "NA"]])
+    path = write_csv(
+        [HEADER, ["0007", "  앞 빈칸\n둘째 줄", "질문?", "1.50"], ["8", "나", "질문?", "NA"]]
+    )
     first, second = read(path).rows
     assert (first.id, first.context, first.answers) == ("0007", "  앞 빈칸\n둘째 줄", ("1.50",))
     assert second.answers == ("NA",)
@@ -39,7 +41,9 @@ def test_lone_surrogates_become_replacement_marks():
 
 def test_columns_mapping(write_csv):
     path = write_csv([["번호", "본문", "질문", "정답"], GOOD])
-    row = read(path, {"id": "번호", "context": "본문", "question": "질문", "answer": "정답"}).rows[0]
+    row = read(path, {"id": "번호", "context": "본문", "question": "질문", "answer": "정답"}).rows[
+        0
+    ]
     assert (row.id, row.answers) == ("a", ("답",))
 
 
@@ -50,7 +54,9 @@ def test_several_gold_answers_in_csv(write_csv):
 
 def test_jsonl(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"id": 1, "context": "가", "question": "나?", "answer": "다"}\n\n', encoding="utf-8")
+    path.write_text(
+        '{"id": 1, "context": "가", "question": "나?", "answer": "다"}\n\n', encoding="utf-8"
+    )
     assert read(path).rows[0].id == "1"
 
 
@@ -62,10 +68,16 @@ def test_squad_json_drops_and_counts_impossible_questions(tmp_path):
     path = tmp_path / "a.json"
     good = {"id": "1", "question": "나?", "answers": [{"text": "다"}, {"text": "라"}]}
     guid = {"guid": "2", "question": "나?", "answers": [{"text": "다"}], "is_impossible": False}
-    path.write_text(json.dumps(squad(good, guid, {"id": "3", "question": "?", "answers": [], "is_impossible": True})))
+    path.write_text(
+        json.dumps(
+            squad(good, guid, {"id": "3", "question": "?", "answers": [], "is_impossible": True})
+        )
+    )
     table = read(path, need_answers=True)
     assert [(row.id, row.answers) for row in table.rows] == [("1", ("다", "라")), ("2", ("다",))]
-    assert table.notes == ["1 questions without an answer were left out (is_impossible, or none given)"]
+    assert table.notes == [
+        "1 questions without an answer were left out (is_impossible, or none given)"
+    ]
     test = read(path)
     assert [row.id for row in test.rows] == ["1", "2", "3"], "a test file is answered whole"
     assert test.rows[2].fields == {"impossible": "true"}
@@ -98,7 +110,10 @@ BAD_FILES = {
     "a.json": (b"{", "not valid JSON"),
     "b.json": (b'{"data": [1]}', "data, entry 1: got 1; expected an object with context"),
     "c.json": (b"[]", "holds no questions"),
-    "d.json": (b'{"data": [{"paragraphs": [{"qas": []}]}]}', "data, entry 1: it is not SQuAD-format JSON"),
+    "d.json": (
+        b'{"data": [{"paragraphs": [{"qas": []}]}]}',
+        "data, entry 1: it is not SQuAD-format JSON",
+    ),
     "a.jsonl": (b"[1]\n", "entry 1: got 1; expected an object"),
     "b.jsonl": (b'{"id": "a"}\n', "no column 'context'"),
     "c.jsonl": (b'{"id": "a", "context": [1], "question": "?"}\n', "context is empty or no text"),

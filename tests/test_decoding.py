@@ -59,12 +59,16 @@ def models(bases):
 
 def natural(**options):
     """Stops as they come: a third of the vocabulary ends an answer, so that some end at once and some late."""
-    return Decoding(**({"stop_ids": [1, 2, *range(3, 15)], "pad_id": 0, "max_new_tokens": 20} | options))
+    return Decoding(
+        **({"stop_ids": [1, 2, *range(3, 15)], "pad_id": 0, "max_new_tokens": 20} | options)
+    )
 
 
 def forced(**options):
     """16 tokens, whatever the model would say."""
-    return Decoding(**({"stop_ids": STOPS, "pad_id": 0, "max_new_tokens": 16, "min_new_tokens": 16} | options))
+    return Decoding(
+        **({"stop_ids": STOPS, "pad_id": 0, "max_new_tokens": 16, "min_new_tokens": 16} | options)
+    )
 
 
 def ours(model, examples, decoding, tokens=PLENTY, **more):
@@ -75,7 +79,10 @@ def ours(model, examples, decoding, tokens=PLENTY, **more):
 
 
 def one_at_a_time(model, examples, decoding):
-    return [next(iter(generate_answers(model, [example.prompt_ids], decoding, 1)))[1] for example in examples]
+    return [
+        next(iter(generate_answers(model, [example.prompt_ids], decoding, 1)))[1]
+        for example in examples
+    ]
 
 
 def assert_same(got, expected):
@@ -90,7 +97,12 @@ SHAPE = [1, 3, 20, 1]
 
 @pytest.mark.parametrize(
     ("quantization", "adapter"),
-    [("none", False), ("none", True), ("nf4", True), pytest.param("nf4", False, marks=pytest.mark.slow)],
+    [
+        ("none", False),
+        ("none", True),
+        ("nf4", True),
+        pytest.param("nf4", False, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_equal_generate(models, family, quantization, adapter):
@@ -98,7 +110,9 @@ def test_answers_equal_generate(models, family, quantization, adapter):
     model, examples = models(family, quantization, adapter), make_examples(SHAPE)
     for decoding in (natural(), forced()):
         expected = one_at_a_time(model, examples, decoding)
-        assert len({len(answer.token_ids) for answer in expected}) > (3 if decoding.min_new_tokens == 0 else 0)
+        assert len({len(answer.token_ids) for answer in expected}) > (
+            3 if decoding.min_new_tokens == 0 else 0
+        )
         assert_same(ours(model, examples, decoding), expected)
 
 
@@ -109,8 +123,12 @@ def test_a_repetition_penalty_is_that_of_transformers(models, family):
     decoding = natural(repetition_penalty=1.3)
     expected = one_at_a_time(model, examples, decoding)
     assert_same(ours(model, examples, decoding), expected)
-    batched = dict(generate_answers(model, [example.prompt_ids for example in examples], decoding, PLENTY))
-    assert [batched[index].token_ids for index in range(len(examples))] == [answer.token_ids for answer in expected]
+    batched = dict(
+        generate_answers(model, [example.prompt_ids for example in examples], decoding, PLENTY)
+    )
+    assert [batched[index].token_ids for index in range(len(examples))] == [
+        answer.token_ids for answer in expected
+    ]
     for example, answer in zip(examples, expected, strict=True):
         ids = torch.tensor([example.prompt_ids])
         theirs = model.generate(
@@ -188,9 +206,16 @@ def test_samples_follow_the_softmax(models):
     """First tokens of 3,000 samples against the model's own distribution at temperature 0.7."""
     model, (example,) = models("llama"), make_examples([1])
     decoding = natural(samples=3000, temperature=0.7, max_new_tokens=1)
-    drawn = torch.tensor([answer.token_ids[0] for answer in ours(model, [example], decoding)[0]]).bincount(minlength=96) / 3000
+    drawn = (
+        torch.tensor(
+            [answer.token_ids[0] for answer in ours(model, [example], decoding)[0]]
+        ).bincount(minlength=96)
+        / 3000
+    )
     with torch.inference_mode():
-        expected = (model(input_ids=torch.tensor([example.prompt_ids])).logits[0, -1] / 0.7).softmax(-1)
+        expected = (
+            model(input_ids=torch.tensor([example.prompt_ids])).logits[0, -1] / 0.7
+        ).softmax(-1)
     assert (drawn - expected).abs().max() < 4 * (0.25 / 3000) ** 0.5
 
 
@@ -208,7 +233,9 @@ def test_out_of_memory_halves_the_batch(models, monkeypatch, capsys):
     monkeypatch.setattr(type(model), "forward", limited)
     assert_same(ours(model, examples, natural(), tokens=8000), [answer for (answer,) in expected])
     assert max(seen) > 100 >= seen[-1]
-    assert re.search(r"out of memory with (\d+) tokens in a batch: going on with \d+", capsys.readouterr().out)
+    assert re.search(
+        r"out of memory with (\d+) tokens in a batch: going on with \d+", capsys.readouterr().out
+    )
 
 
 def test_one_question_out_of_memory_is_refused_with_a_way_out(models, monkeypatch):
@@ -226,18 +253,27 @@ def test_one_question_out_of_memory_is_refused_with_a_way_out(models, monkeypatc
 @pytest.mark.parametrize("whole", [True, False])
 def test_choices_equal_plain_forwards(models, family, whole):
     model, examples, rng = models(family), make_examples([3, 1, 2]), random.Random(0)
-    choices = [[[rng.randint(3, 95) for _ in range(rng.randint(1, 4))] + [1] for _ in range(3)] for _ in examples]
+    choices = [
+        [[rng.randint(3, 95) for _ in range(rng.randint(1, 4))] + [1] for _ in range(3)]
+        for _ in examples
+    ]
     choices[0][1] = choices[0][0]  # the same twice
     for tokens in (1, PLENTY):
         got = dict(
             score_choices(
-                model, examples, [[ids if whole else ids[:1] for ids in of] for of in choices], pad_id=0, tokens_per_batch=tokens
+                model,
+                examples,
+                [[ids if whole else ids[:1] for ids in of] for of in choices],
+                pad_id=0,
+                tokens_per_batch=tokens,
             )
         )
         for index, example in enumerate(examples):
             for ids, score in zip(choices[index], got[index], strict=True):
                 ids = ids if whole else ids[:1]
                 with torch.inference_mode():
-                    logits = model(input_ids=torch.tensor([example.prompt_ids + ids])).logits[0, len(example.prompt_ids) - 1 : -1]
+                    logits = model(input_ids=torch.tensor([example.prompt_ids + ids])).logits[
+                        0, len(example.prompt_ids) - 1 : -1
+                    ]
                 expected = logits.log_softmax(-1)[range(len(ids)), ids].sum().item()
                 assert score == pytest.approx(expected, abs=1e-4)

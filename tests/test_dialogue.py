@@ -28,7 +28,14 @@ from tools.demo_dialogues import make_dialogues, numbered
 
 TASK = TASKS["dialogue_inference"]
 SAMPLES = Path("data/sample")
-TEMPLATES = ["dialogue", "dialogue_term", "dialogue_definition", "dialogue_instruction", "dialogue_detailed", "dialogue_letter"]
+TEMPLATES = [
+    "dialogue",
+    "dialogue_term",
+    "dialogue_definition",
+    "dialogue_instruction",
+    "dialogue_detailed",
+    "dialogue_letter",
+]
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +81,31 @@ def test_what_is_written_is_the_file_with_output_filled(items, tmp_path, layout)
     for number, item in enumerate(test):
         item["output"] = ""
         item["unknown"] = {"나": [1, None, True], **{name: f"{name}!" for name in SCORES}}
-        item["input"]["conversation"][0]["utterance_id"] = ["x", item["input"]["conversation"][0]["utterance_id"]]
+        item["input"]["conversation"][0]["utterance_id"] = [
+            "x",
+            item["input"]["conversation"][0]["utterance_id"],
+        ]
         item["input"]["extra"] = number
     path = write(tmp_path / "test.json", test, **layout)
     text = path.read_text(encoding="utf-8")
     for marker, digits in SCORES.items():
-        text = text.replace(f'"{marker}!"', digits)  # written again from floats these would lose a 0, or digits
+        text = text.replace(
+            f'"{marker}!"', digits
+        )  # written again from floats these would lose a 0, or digits
     path.write_text(text, encoding="utf-8")
     rows = nikl.read([path], need_answers=False).rows
     assert rows[0].answers == ()
     letters = ["ABC"[n % 3] for n in range(20)]
-    written, _ = TASK.submit(make_recipe({}, "test"), tmp_path, path, answered(rows, letters), SubmissionForm())
+    written, _ = TASK.submit(
+        make_recipe({}, "test"), tmp_path, path, answered(rows, letters), SubmissionForm()
+    )
     text = written.read_text(encoding="utf-8")
     expected = path.read_text(encoding="utf-8")
     for letter in letters:
         name = nikl.INFERENCES["ABC".index(letter)]
-        expected = expected.replace('"output": ""', f'"output": "{name}"', 1).replace('"output":""', f'"output":"{name}"', 1)
+        expected = expected.replace('"output": ""', f'"output": "{name}"', 1).replace(
+            '"output":""', f'"output":"{name}"', 1
+        )
     assert text == expected
 
 
@@ -103,9 +119,15 @@ BROKEN = {
     "no list": (lambda items: {}, "expected a JSON list"),
     "no items": (lambda items: [], "at least one item"),
     "no input": (lambda items: [{"id": "a"}], "item 1 (a): it is no object, or lacks 'input'"),
-    "no speaker": (lambda items: broken(items, lambda i: i["input"]["conversation"][0].pop("speaker")), "it lacks 'speaker'"),
+    "no speaker": (
+        lambda items: broken(items, lambda i: i["input"]["conversation"][0].pop("speaker")),
+        "it lacks 'speaker'",
+    ),
     "an item that is none": (lambda items: [3], "item 1"),
-    "another category": (lambda items: broken(items, lambda i: i["input"].update(category="결과")), "got the category '결과'"),
+    "another category": (
+        lambda items: broken(items, lambda i: i["input"].update(category="결과")),
+        "got the category '결과'",
+    ),
     "an inference that is empty": (
         lambda items: broken(items, lambda i: i["input"].update(inference_2=" ")),
         "is empty or no text",
@@ -114,9 +136,18 @@ BROKEN = {
         lambda items: broken(items, lambda i: i["input"].update(reference_id=["u"])),
         "names the utterance u",
     ),
-    "another output": (lambda items: broken(items, lambda i: i.update(output="A")), "got the output 'A'"),
-    "an empty conversation": (lambda items: broken(items, lambda i: i["input"].update(conversation=[])), "conversation is empty"),
-    "no output": (lambda items: broken(items, lambda i: i.update(output="")), "1 items have no output"),
+    "another output": (
+        lambda items: broken(items, lambda i: i.update(output="A")),
+        "got the output 'A'",
+    ),
+    "an empty conversation": (
+        lambda items: broken(items, lambda i: i["input"].update(conversation=[])),
+        "conversation is empty",
+    ),
+    "no output": (
+        lambda items: broken(items, lambda i: i.update(output="")),
+        "1 items have no output",
+    ),
 }
 
 
@@ -151,7 +182,12 @@ def test_a_prompt_holds_everything_for_every_category(items, template, category)
     fields = TASK.fields(row.context, row, row.answers[0])
     text = get_template(template, "dialogue_inference")["prompt"].format_map(fields)
     assert row.context in text
-    assert text.index(row.context) < text.index("[대상 발화]") < text.index("[질문]") < text.index("[선택지]")
+    assert (
+        text.index(row.context)
+        < text.index("[대상 발화]")
+        < text.index("[질문]")
+        < text.index("[선택지]")
+    )
     assert all(f"{letter}. {row.fields[f'option_{letter}']}" in text for letter in "ABC")
     names = {"dialogue": with_ro(category), "dialogue_letter": with_ro(category)}
     names |= dict.fromkeys(("dialogue_definition", "dialogue_instruction"), DEFINITIONS[category])
@@ -165,14 +201,20 @@ def test_the_terms_particle_stands_after_the_english(items):
     assert "전제 조건(prerequisite)으로 가장" in TASK.fields("", row, "A")["question_term"]
 
 
-@pytest.mark.parametrize(("template", "learned"), [("dialogue", "{letter}. {text}"), ("dialogue_letter", "{letter}")])
+@pytest.mark.parametrize(
+    ("template", "learned"), [("dialogue", "{letter}. {text}"), ("dialogue_letter", "{letter}")]
+)
 def test_what_is_learned_is_the_option_or_its_letter(items, template, learned):
     row = nikl.to_row(items[0])
-    recipe = make_recipe({"model": "data/demo_model", "task": "dialogue_inference", "template": template}, "test")
+    recipe = make_recipe(
+        {"model": "data/demo_model", "task": "dialogue_inference", "template": template}, "test"
+    )
     encoder = make_encoder(recipe, get_template(template, recipe.task), load_tokenizer(recipe))
     (example,) = encoder.encode_rows([row], 1000, answers=True)
     letter = row.answers[0]
-    assert encoder.decode(example.answer_ids) == learned.format(letter=letter, text=row.fields[f"option_{letter}"])
+    assert encoder.decode(example.answer_ids) == learned.format(
+        letter=letter, text=row.fields[f"option_{letter}"]
+    )
 
 
 def test_an_economic_template_does_not_fit():
@@ -180,7 +222,11 @@ def test_an_economic_template_does_not_fit():
         get_template("concise", "dialogue_inference")
 
 
-POLAR_2, POLAR_5, SOLAR = "x2bee/POLAR-14B-v0.2", "x2bee/POLAR-14B-v0.5", "beomi/Solar-Ko-Recovery-11B"
+POLAR_2, POLAR_5, SOLAR = (
+    "x2bee/POLAR-14B-v0.2",
+    "x2bee/POLAR-14B-v0.5",
+    "beomi/Solar-Ko-Recovery-11B",
+)
 TABLE = {  # model, method, learning rate, prompt set, cleaned: the published table
     1: (POLAR_2, "QLoRA", 2e-4, "dialogue_term", False),
     2: (POLAR_5, "QLoRA", 2e-4, "dialogue_detailed", True),
@@ -195,10 +241,36 @@ TABLE = {  # model, method, learning rate, prompt set, cleaned: the published ta
     11: ("chihoonlee10/T3Q-ko-solar-dpo-v7.0", "LoRA", 2e-4, "dialogue_instruction", False),
 }
 COMMON = {
-    **{"task": "dialogue_inference", "compute_dtype": "bfloat16", "seed": 42, "epochs": 4, "questions_per_step": 64},
-    **{"weight_decay": 0.1, "lr_scheduler_type": "cosine", "warmup_steps": 20, "neftune_noise_alpha": None},
-    **{"gradient_checkpointing": True, "max_length": 1024, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.01},
-    "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"],
+    **{
+        "task": "dialogue_inference",
+        "compute_dtype": "bfloat16",
+        "seed": 42,
+        "epochs": 4,
+        "questions_per_step": 64,
+    },
+    **{
+        "weight_decay": 0.1,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 20,
+        "neftune_noise_alpha": None,
+    },
+    **{
+        "gradient_checkpointing": True,
+        "max_length": 1024,
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0.01,
+    },
+    "lora_target_modules": [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "lm_head",
+    ],
 }
 
 
@@ -208,7 +280,9 @@ def test_the_published_table_cell_by_cell(number):
     model, method, learning_rate, template, cleaned = TABLE[number]
     assert (recipe.model, recipe.learning_rate, recipe.template) == (model, learning_rate, template)
     assert recipe.quantization == {"QLoRA": "nf4", "LoRA": "none"}[method]
-    assert ["refined" in file for file in (*recipe.train_file.split(","), recipe.test_file)] == [cleaned] * 3
+    assert ["refined" in file for file in (*recipe.train_file.split(","), recipe.test_file)] == [
+        cleaned
+    ] * 3
     assert {name: getattr(recipe, name) for name in COMMON} == COMMON
 
 
@@ -225,7 +299,9 @@ def work(tmp_path_factory):
     write(folder / "train.json", numbered(dialogues[:6], "train"), indent=4)
     test = numbered(dialogues[6:8], "test")
     (folder / "test_answers.csv").write_text(
-        "id,answer\n" + "".join(f"{item['id']},{'ABC'[int(item['output'][-1]) - 1]}\n" for item in test), encoding="utf-8"
+        "id,answer\n"
+        + "".join(f"{item['id']},{'ABC'[int(item['output'][-1]) - 1]}\n" for item in test),
+        encoding="utf-8",
     )
     write(folder / "test.json", [{**item, "output": ""} for item in test], indent=4)
     fine_tune.main([*options(folder), "--recipe", "dialogue-demo", "--run_name", "run"])
@@ -234,7 +310,15 @@ def work(tmp_path_factory):
 
 def options(folder):
     files = ["--train_file", str(folder / "train.json"), "--test_file", str(folder / "test.json")]
-    return [*files, "--output_dir", str(folder / "outputs"), "--epochs", "1", "--questions_per_step", "10"]
+    return [
+        *files,
+        "--output_dir",
+        str(folder / "outputs"),
+        "--epochs",
+        "1",
+        "--questions_per_step",
+        "10",
+    ]
 
 
 def test_from_training_to_a_filled_test_file(work, capsys):
@@ -256,7 +340,9 @@ def test_a_hard_vote_is_written_as_the_final_result(work):
     for _ in range(2):
         inference.main(["--run", str(work / "outputs" / "run")])
     answers = sorted((work / "outputs" / "run" / "answers").glob("test-*"))[-2:]
-    result = ensemble.main([*map(str, answers), "--method", "hard", "--output_dir", str(work / "outputs")])
+    result = ensemble.main(
+        [*map(str, answers), "--method", "hard", "--output_dir", str(work / "outputs")]
+    )
     assert Path(result["submission"]).name == "final-result.json"
     final = json.loads(Path(result["submission"]).read_text(encoding="utf-8"))
     assert final == json.loads((answers[0] / "submission.json").read_text(encoding="utf-8"))
@@ -267,7 +353,9 @@ def test_gold_answers_are_letters_before_anything_is_answered(work, tmp_path):
         text = (work / name).read_text(encoding="utf-8")
         (tmp_path / name).write_text(text.replace(",A\n", ",inference_1\n"), encoding="utf-8")
     with pytest.raises(InputError, match="is 'inference_1'; expected one of A, B, C"):
-        inference.main(["--run", str(work / "outputs" / "run"), "--test_file", str(tmp_path / "test.json")])
+        inference.main(
+            ["--run", str(work / "outputs" / "run"), "--test_file", str(tmp_path / "test.json")]
+        )
 
 
 def test_columns_are_for_economic_qa(work):
@@ -278,10 +366,22 @@ def test_columns_are_for_economic_qa(work):
 @pytest.mark.slow
 def test_every_published_recipe_trains_answers_and_votes(work):
     """Two steps each, the demo's base in the place of theirs, in one command."""
-    environment = os.environ | {"OUTPUT_DIR": str(work / "all"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = ["recipes/dialogue-all.sh", *options(work)[:4], "--model", "data/demo_model", "--compute_dtype", "auto"]
+    environment = os.environ | {
+        "OUTPUT_DIR": str(work / "all"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = [
+        "recipes/dialogue-all.sh",
+        *options(work)[:4],
+        "--model",
+        "data/demo_model",
+        "--compute_dtype",
+        "auto",
+    ]
     more = ["--epochs", "0.6", "--questions_per_step", "10", "--validation_fraction", "0"]
-    done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(
+        [*command, *more], env=environment, capture_output=True, text=True, timeout=1500
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.strip().splitlines()[-1])["questions"] == 10
     recipes = [yaml.safe_load(file.read_text()) for file in (work / "all").glob("*/recipe.yaml")]

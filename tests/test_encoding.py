@@ -25,7 +25,10 @@ def tokenizer():
 def encoder(tokenizer, template="concise"):
     parts = get_template(template) if isinstance(template, str) else template
     return Encoder(
-        tokenizer, lambda context, row, answer: render(parts, {"context": context, "question": row.question, "answer": answer})
+        tokenizer,
+        lambda context, row, answer: render(
+            parts, {"context": context, "question": row.question, "answer": answer}
+        ),
     )
 
 
@@ -52,7 +55,11 @@ def test_a_question_that_cannot_fit_is_named(tokenizer):
 
 
 def test_results_keep_the_rows_order(tokenizer):
-    assert [e.row.id for e in encoder(tokenizer).encode_rows(ROWS, 10_000, answers=False)] == ["a", "other", "b"]
+    assert [e.row.id for e in encoder(tokenizer).encode_rows(ROWS, 10_000, answers=False)] == [
+        "a",
+        "other",
+        "b",
+    ]
 
 
 def test_bos_once_in_plain_and_chat_prompts(tokenizer):
@@ -65,9 +72,7 @@ def test_bos_once_in_plain_and_chat_prompts(tokenizer):
 def test_a_chat_template_without_a_turn_end_gets_the_stop_token(tokenizer):
     """Its assistant turn ends in text; the answer must still learn to stop."""
     plain = AutoTokenizer.from_pretrained("data/demo_model")
-    plain.chat_template = (
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-    )
+    plain.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     example = encoder(plain).encode_rows(ROWS[1:2], 1000, answers=True)[0]
     assert example.answer_ids[-1] == plain.eos_token_id
     assert plain.decode(example.answer_ids[:-1]) == "짧은 기사"
@@ -92,7 +97,9 @@ def test_chat_turns_need_a_chat_template():
 def test_a_refused_system_turn_is_explained():
     gemma = AutoTokenizer.from_pretrained("data/demo_model")
     gemma.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    with pytest.raises(InputError, match="System role not supported.*Choose a template without a system turn"):
+    with pytest.raises(
+        InputError, match="System role not supported.*Choose a template without a system turn"
+    ):
         encoder(gemma, "context_bot_system").encode_prompt("기사", SAMPLE)
 
 

@@ -41,7 +41,12 @@ def work(tmp_path_factory):
     train, test, gold = [HEADER], [TEST_HEADER], [["id", "answer"]]
     for number in range(20):
         train.append(
-            [f"TRAIN_{number:05d}", article(number // 2), ("매출은?", "본사는 어디인가?")[number % 2], ("답", "부산")[number % 2]]
+            [
+                f"TRAIN_{number:05d}",
+                article(number // 2),
+                ("매출은?", "본사는 어디인가?")[number % 2],
+                ("답", "부산")[number % 2],
+            ]
         )
     for number in range(4):
         test.append([f"TEST_{number:04d}", article(50 + number), "본사는 어디인가?"])
@@ -54,8 +59,24 @@ def work(tmp_path_factory):
 
 
 def train_options(folder, *more):
-    options = ["--recipe", "demo", "--train_file", str(folder / "train.csv"), "--test_file", str(folder / "test.csv")]
-    return [*options, "--output_dir", str(folder / "outputs"), "--questions_per_step", "8", "--epochs", "1", *more]
+    options = [
+        "--recipe",
+        "demo",
+        "--train_file",
+        str(folder / "train.csv"),
+        "--test_file",
+        str(folder / "test.csv"),
+    ]
+    return [
+        *options,
+        "--output_dir",
+        str(folder / "outputs"),
+        "--questions_per_step",
+        "8",
+        "--epochs",
+        "1",
+        *more,
+    ]
 
 
 def answer(folder, *more):
@@ -68,7 +89,9 @@ def test_a_run_leaves_everything(work):
     assert run.load_recipe().train_file == str(work / "train.csv")
     assert run.load_template() == ("concise", prompts.TEMPLATES["concise"])
     environment = json.loads(run.environment_file.read_text())
-    assert torch.__version__.startswith(environment["packages"]["torch"])  # the wheel may not name its "+cu130"
+    assert torch.__version__.startswith(
+        environment["packages"]["torch"]
+    )  # the wheel may not name its "+cu130"
     assert len(next(iter(environment["data"].values()))) == 64
     lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     assert lines[0]["step"] > 0
@@ -82,7 +105,9 @@ def test_a_run_leaves_everything(work):
     adapter = load_file(run.adapter / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     assert all("lora_" in name for name in adapter)
-    assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name), "nothing was learned"
+    assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name), (
+        "nothing was learned"
+    )
     assert any(run.checkpoints.iterdir())
 
 
@@ -91,7 +116,10 @@ def test_inference_writes_and_scores(work, capsys):
     folder = next((work / "outputs" / "first" / "answers").glob("test-*"))
     submission = pd.read_csv(folder / "submission.csv", dtype=str, keep_default_na=False)
     assert submission["id"].tolist() == [f"TEST_{n:04d}" for n in range(4)]
-    records = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = [
+        json.loads(line)
+        for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert {record["ended"] for record in records} <= {"stopped", "cut"}
     table = pd.read_csv(folder / "predictions.csv", dtype=str, keep_default_na=False)
     assert list(table.columns[:5]) == ["id", "question", "prediction", "gold", "char_f1"]
@@ -106,12 +134,20 @@ def test_inference_writes_and_scores(work, capsys):
 
 def test_runs_are_compared_and_joined(work):
     """The adapter, the same grounded, and the base alone, from the command line's words on; only like ones are joined."""
-    greedy, grounded = (Path(answer(work, *more)["submission"]).parent for more in ([], ["--grounded", "true"]))
-    base = Path(answer(work, "--recipe", "demo", "--no_adapter", "--test_file", str(work / "test.csv"))["submission"]).parent
+    greedy, grounded = (
+        Path(answer(work, *more)["submission"]).parent for more in ([], ["--grounded", "true"])
+    )
+    base = Path(
+        answer(work, "--recipe", "demo", "--no_adapter", "--test_file", str(work / "test.csv"))[
+            "submission"
+        ]
+    ).parent
     names = list(map(str, (greedy, grounded, base)))
     compared = compare.main([*names, "--output_dir", str(work / "outputs")])
     assert {"grounded", "adapter"} <= set(compared["recipes"])
-    with pytest.raises(InputError, match=r"answered in different ways: grounded False and True\. Name folders"):
+    with pytest.raises(
+        InputError, match=r"answered in different ways: grounded False and True\. Name folders"
+    ):
         ensemble.main([*names, "--output_dir", str(work / "outputs")])
     joined = ensemble.main([names[0], names[2], "--output_dir", str(work / "outputs")])
     assert joined["questions"] == 4
@@ -131,8 +167,14 @@ def test_every_inference_keeps_its_own_folder(work):
 
 
 def newest_records(work):
-    newest = max((work / "outputs" / "first" / "answers").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
-    return [json.loads(line) for line in (newest / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    newest = max(
+        (work / "outputs" / "first" / "answers").iterdir(),
+        key=lambda folder: folder.stat().st_mtime_ns,
+    )
+    return [
+        json.loads(line)
+        for line in (newest / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_a_record_says_how_its_answer_came_about(work):
@@ -191,16 +233,23 @@ def test_validation_is_rescored_to_the_same_answers(work):
     trained = json.loads(run.metrics_file.read_text().splitlines()[-1])["validation"]
     assert result["char_f1"] == pytest.approx(trained["char_f1"], abs=1e-12)
     again = next((run.answers).glob("validation-*")) / "predictions.csv"
-    assert again.read_text(encoding="utf-8-sig") == run.validation_file.read_text(encoding="utf-8-sig")
+    assert again.read_text(encoding="utf-8-sig") == run.validation_file.read_text(
+        encoding="utf-8-sig"
+    )
 
 
 def test_batches_answer_as_single_prompts_do(work):
     """Left padding must not change an answer."""
-    source = inference.choose(inference.parse(inference.command_line(), ["--output_dir", str(work / "outputs")]))
+    source = inference.choose(
+        inference.parse(inference.command_line(), ["--output_dir", str(work / "outputs")])
+    )
     answerer = open_model(source.recipe, source.template, source.run, prompts.make_encoder).answerer
     encoder, model = answerer.encoder, answerer.model
     texts = ["본사는?", "한빛전자가 지난해에 기록한 매출은 모두 얼마인가?", "몇 호인가?"]
-    ids = [encoder.encode_prompt(article(n) * (n + 1), Row("q", "", question)) for n, question in enumerate(texts)]
+    ids = [
+        encoder.encode_prompt(article(n) * (n + 1), Row("q", "", question))
+        for n, question in enumerate(texts)
+    ]
     stops = encoder.stop_ids(model.generation_config)
 
     decoding = Decoding(stops, encoder.tokenizer.pad_token_id, max_new_tokens=12)
@@ -241,8 +290,14 @@ def test_trimmed_articles_are_told_and_recorded(work, capsys, monkeypatch):
     monkeypatch.setattr(inference.Recipe, "prompt_limit", 75)
     answer(work)
     assert "4 questions have their article cut to the sentences nearest" in capsys.readouterr().out
-    newest = max((work / "outputs" / "first" / "answers").glob("test-*"), key=lambda path: path.stat().st_mtime_ns)
-    assert all(json.loads(line)["trimmed_characters"] > 0 for line in (newest / "predictions.jsonl").read_text().splitlines())
+    newest = max(
+        (work / "outputs" / "first" / "answers").glob("test-*"),
+        key=lambda path: path.stat().st_mtime_ns,
+    )
+    assert all(
+        json.loads(line)["trimmed_characters"] > 0
+        for line in (newest / "predictions.jsonl").read_text().splitlines()
+    )
 
 
 def test_another_template_is_told(work, capsys):
@@ -259,7 +314,9 @@ def test_a_changed_template_is_told_and_the_trained_one_used(work, capsys, monke
 
 def test_preview_shows_the_answer_tokens_and_trains_nothing(work, capsys):
     before = list_runs(work / "outputs")
-    fine_tune.main(train_options(work, "--preview", "--max_length", "120", "--max_new_tokens", "30"))
+    fine_tune.main(
+        train_options(work, "--preview", "--max_length", "120", "--max_new_tokens", "30")
+    )
     printed = capsys.readouterr().out
     assert "answer tokens (the only ones in the loss" in printed
     assert "'</s>'" in printed
@@ -268,12 +325,16 @@ def test_preview_shows_the_answer_tokens_and_trains_nothing(work, capsys):
 
 def test_resume_continues_to_the_same_adapter(work):
     """Plain resume: a run cut after its first checkpoint ends where the uninterrupted one did."""
-    options = train_options(work, "--save_steps", "1", "--epochs", "2", "--validation_fraction", "0")
+    options = train_options(
+        work, "--save_steps", "1", "--epochs", "2", "--validation_fraction", "0"
+    )
     fine_tune.main([*options, "--run_name", "whole"])
     whole, cut = RunFolder(work / "outputs" / "whole"), RunFolder(work / "outputs" / "cut")
     shutil.copytree(whole.path, cut.path)
     shutil.rmtree(cut.adapter)
-    steps = sorted(cut.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    steps = sorted(
+        cut.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
+    )
     shutil.rmtree(steps[-1])
     fine_tune.main(["--resume", str(cut.path), "--output_dir", str(work / "outputs")])
     expected, got = (load_file(run.adapter / "adapter_model.safetensors") for run in (whole, cut))
@@ -287,17 +348,34 @@ def test_two_processes_train_what_one_does(work):
     """
     how = ["--optim", "sgd", "--learning_rate", "0.05", "--epochs", "2"]
     fine_tune.main(train_options(work, "--run_name", "one", *how))
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
     plain = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     done = subprocess.run(
-        [sys.executable, *launch, *plain, "fine_tune.py", *train_options(work, "--run_name", "two", *how)],
+        [
+            sys.executable,
+            *launch,
+            *plain,
+            "fine_tune.py",
+            *train_options(work, "--run_name", "two", *how),
+        ],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("validation: char F1") == 1, "one process speaks"
-    one, two = (load_file(work / "outputs" / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
+    one, two = (
+        load_file(work / "outputs" / name / "adapter" / "adapter_model.safetensors")
+        for name in ("one", "two")
+    )
     for name in one:
         assert one[name].norm() > 0
         assert (one[name] - two[name]).norm() <= 1e-5 * one[name].norm()
@@ -324,35 +402,87 @@ def test_a_taken_run_name_is_refused(work):
 
 BAD_CALLS = {
     "no run yet": (inference.main, ["--output_dir", "{empty}"], "holds no finished run"),
-    "a run whose training has not finished": (inference.main, ["--run", "{unfinished}"], "holds no adapter.*--resume"),
-    "an unknown run": (inference.main, ["--run", "nobody", "--output_dir", "{outputs}"], "no such folder.*first"),
+    "a run whose training has not finished": (
+        inference.main,
+        ["--run", "{unfinished}"],
+        "holds no adapter.*--resume",
+    ),
+    "an unknown run": (
+        inference.main,
+        ["--run", "nobody", "--output_dir", "{outputs}"],
+        "no such folder.*first",
+    ),
     "a run without adapter": (inference.main, ["--run", "{empty}"], "no run folder"),
     "a missing test file": (
         inference.main,
         ["--test_file", "nowhere.csv", "--output_dir", "{outputs}"],
         "no file at nowhere.csv",
     ),
-    "a header-only test file": (inference.main, ["--test_file", "{header}", "--output_dir", "{outputs}"], "holds no questions"),
-    "an unknown template": (inference.main, ["--template", "consise", "--output_dir", "{outputs}"], "Did you mean 'concise'"),
+    "a header-only test file": (
+        inference.main,
+        ["--test_file", "{header}", "--output_dir", "{outputs}"],
+        "holds no questions",
+    ),
+    "an unknown template": (
+        inference.main,
+        ["--template", "consise", "--output_dir", "{outputs}"],
+        "Did you mean 'concise'",
+    ),
     "a recipe without --no_adapter": (inference.main, ["--recipe", "demo"], "add --no_adapter"),
     "an unknown option": (inference.main, ["--tets_file", "x"], "Did you mean 'test_file'"),
-    "an option of the other script": (inference.main, ["--batch_size", "8"], "unknown option '--batch_size'. See"),
+    "an option of the other script": (
+        inference.main,
+        ["--batch_size", "8"],
+        "unknown option '--batch_size'. See",
+    ),
     "out of range": (fine_tune.main, ["--recipe", "demo", "--lora_r", "0"], "lora_r: got '0'"),
-    "a negative learning rate": (fine_tune.main, ["--recipe", "demo", "--learning_rate=-1"], "learning_rate: got '-1'"),
-    "a value that looks like an option": (fine_tune.main, ["--learning_rate", "-1e-4"], "--option=-1"),
-    "several processes": (inference.main, ["--output_dir", "{outputs}"], "a launcher started inference.py as 2 processes"),
+    "a negative learning rate": (
+        fine_tune.main,
+        ["--recipe", "demo", "--learning_rate=-1"],
+        "learning_rate: got '-1'",
+    ),
+    "a value that looks like an option": (
+        fine_tune.main,
+        ["--learning_rate", "-1e-4"],
+        "--option=-1",
+    ),
+    "several processes": (
+        inference.main,
+        ["--output_dir", "{outputs}"],
+        "a launcher started inference.py as 2 processes",
+    ),
     "a limit of zero": (inference.main, ["--limit", "0"], "--limit: got '0'"),
-    "split and file": (inference.main, ["--split", "validation", "--test_file", "x", "--output_dir", "{outputs}"], "give one"),
+    "split and file": (
+        inference.main,
+        ["--split", "validation", "--test_file", "x", "--output_dir", "{outputs}"],
+        "give one",
+    ),
     "an unknown recipe": (fine_tune.main, ["--recipe", "dmeo"], "Did you mean 'demo'"),
     "an unknown task": (
         fine_tune.main,
         ["--recipe", "demo", "--task", "wallpaper"],
         "expected one of dialogue_inference, economic_qa",
     ),
-    "an unknown template in training": (fine_tune.main, ["--recipe", "demo", "--template", "x"], "expected one of concise"),
-    "a missing train file": (fine_tune.main, ["--recipe", "demo", "--train_file", "nowhere.csv"], "no file at nowhere.csv"),
-    "a model that is nowhere": (fine_tune.main, ["--recipe", "demo", "--model", "no/where"], "'no/where' cannot be loaded"),
-    "nothing to resume": (fine_tune.main, ["--resume", "--output_dir", "{empty}"], "no unfinished run"),
+    "an unknown template in training": (
+        fine_tune.main,
+        ["--recipe", "demo", "--template", "x"],
+        "expected one of concise",
+    ),
+    "a missing train file": (
+        fine_tune.main,
+        ["--recipe", "demo", "--train_file", "nowhere.csv"],
+        "no file at nowhere.csv",
+    ),
+    "a model that is nowhere": (
+        fine_tune.main,
+        ["--recipe", "demo", "--model", "no/where"],
+        "'no/where' cannot be loaded",
+    ),
+    "nothing to resume": (
+        fine_tune.main,
+        ["--resume", "--output_dir", "{empty}"],
+        "no unfinished run",
+    ),
     "a stray argument": (fine_tune.main, ["demo"], "argument 'demo'"),
 }
 
@@ -362,7 +492,11 @@ def test_bad_calls_are_clear_and_lose_nothing(work, tmp_path, name, monkeypatch)
     main, argv, message = BAD_CALLS[name]
     (tmp_path / "header.csv").write_text("id,context,question\n")
     (tmp_path / "empty").mkdir()
-    shutil.copytree(work / "outputs" / "first", tmp_path / "unfinished", ignore=shutil.ignore_patterns("adapter"))
+    shutil.copytree(
+        work / "outputs" / "first",
+        tmp_path / "unfinished",
+        ignore=shutil.ignore_patterns("adapter"),
+    )
     places = {
         "unfinished": tmp_path / "unfinished",
         "empty": tmp_path / "empty",
@@ -392,7 +526,16 @@ def test_bad_training_data_starts_no_run(tmp_path, name):
     text, message = BAD_DATA[name]
     (tmp_path / "train.csv").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
-        fine_tune.main(["--recipe", "demo", "--train_file", str(tmp_path / "train.csv"), "--output_dir", str(tmp_path / "out")])
+        fine_tune.main(
+            [
+                "--recipe",
+                "demo",
+                "--train_file",
+                str(tmp_path / "train.csv"),
+                "--output_dir",
+                str(tmp_path / "out"),
+            ]
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -405,7 +548,17 @@ def test_a_model_that_fails_to_load_leaves_no_run(work, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(work):
     """transformers logs it as 0.0 and the run would "succeed"."""
-    options = train_options(work, "--learning_rate", "1e30", "--max_grad_norm", "1e30", "--epochs", "20", "--run_name", "broken")
+    options = train_options(
+        work,
+        "--learning_rate",
+        "1e30",
+        "--max_grad_norm",
+        "1e30",
+        "--epochs",
+        "20",
+        "--run_name",
+        "broken",
+    )
     with pytest.raises(InputError, match="nan in step .* nothing more is saved"):
         fine_tune.main(options)
     assert not RunFolder(work / "outputs" / "broken").finished
@@ -422,7 +575,11 @@ def test_the_newest_demo_run_does_not_answer_real_data_unasked(work, monkeypatch
 
 def test_the_bare_command_is_decided_by_data_and_machine(tmp_path, monkeypatch, capsys):
     bare = fine_tune.parse(fine_tune.command_line(), [])
-    monkeypatch.setitem(fine_tune.Recipe.model_fields, "train_file", fine_tune.Recipe.model_fields["train_file"]._copy())
+    monkeypatch.setitem(
+        fine_tune.Recipe.model_fields,
+        "train_file",
+        fine_tune.Recipe.model_fields["train_file"]._copy(),
+    )
     fine_tune.Recipe.model_fields["train_file"].default = str(tmp_path / "train.csv")
     begun = start.choose(bare)
     assert (begun.name, begun.recipe.model) == ("demo", "data/demo_model")
@@ -435,7 +592,9 @@ def test_the_bare_command_is_decided_by_data_and_machine(tmp_path, monkeypatch, 
     assert start.choose(bare).recipe.model.startswith("yanolja/EEVE")
 
 
-@pytest.mark.parametrize(("name", "expected"), [("../../etc", "etc"), ("a b/c", "a-b-c"), ("한글-1.2", "한글-1.2")])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("../../etc", "etc"), ("a b/c", "a-b-c"), ("한글-1.2", "한글-1.2")]
+)
 def test_names_become_one_folder(name, expected):
     assert safe_name(name) == expected
 

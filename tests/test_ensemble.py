@@ -55,7 +55,11 @@ def test_the_published_pairwise_f1(question, expected):
         ("vote", ("가", "나", "나"), 1),
         ("vote", ("가", "나", "나", "가"), 0),
         ("vote", ("가나", "다라", "'다라'"), 1),  # equal by the metric's rules
-        ("vote_f1", ("가", "나다", "나라"), 1),  # a tie: the one with more in common, the first of equals
+        (
+            "vote_f1",
+            ("가", "나다", "나라"),
+            1,
+        ),  # a tie: the one with more in common, the first of equals
         ("f1_sum", ("가", "나"), 0),  # two members: always the first
         ("f1_sum", ("", "나"), 1),  # but an empty answer never scores
         ("f1_sum", ("가", ""), 0),
@@ -74,14 +78,20 @@ def test_a_hard_vote_breaks_ties_by_summed_probability():
     assert ensemble.hard([chose("A", A=-1, B=-5), chose("B", A=-9, B=-0.1)]) == 1
     assert ensemble.hard([chose("A", A=-0.1, B=-9), chose("B", A=-1, B=-0.9)]) == 0
     assert ensemble.hard([chose("A", A=-1, B=-1), chose("B", A=-1, B=-1)]) == 0
-    assert ensemble.hard([chose("A", A=-1, B=-9), chose("B", A=-3, B=-1), chose("B", A=-3, B=-1)]) == 1
+    assert (
+        ensemble.hard([chose("A", A=-1, B=-9), chose("B", A=-3, B=-1), chose("B", A=-3, B=-1)]) == 1
+    )
     with pytest.raises(InputError, match="--choices"):
         ensemble.hard(records("A", "B"))
 
 
 def test_agreement_counts_patterns():
     answers = [("가", "가", "가"), ("가", "나", "가"), ("가", "나", "다"), ("가", "가", "'가'")]
-    assert ensemble.agreement([records(*each) for each in answers]) == {"3:0": 2, "2:1": 1, "1:1:1": 1}
+    assert ensemble.agreement([records(*each) for each in answers]) == {
+        "3:0": 2,
+        "2:1": 1,
+        "1:1:1": 1,
+    }
 
 
 @pytest.fixture
@@ -89,8 +99,16 @@ def write(tmp_path):
     def write(name, answers, gold=None, **more):
         lines = []
         for number, answer in enumerate(answers):
-            record = {"id": f"TEST_{number:04d}", "question": "무엇?", "prediction": answer, "article": f"a{number // 2}", **more}
-            lines.append(json.dumps(record | ({"gold": [gold[number]]} if gold else {}), ensure_ascii=False))
+            record = {
+                "id": f"TEST_{number:04d}",
+                "question": "무엇?",
+                "prediction": answer,
+                "article": f"a{number // 2}",
+                **more,
+            }
+            lines.append(
+                json.dumps(record | ({"gold": [gold[number]]} if gold else {}), ensure_ascii=False)
+            )
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -106,7 +124,9 @@ def test_the_command_writes_a_submission_and_tells_scores(write, tmp_path, capsy
         write("b.jsonl", ["서울", "부산", "25명", "15일"]),
         write("c.jsonl", ["인천", "부산", "25명", "14일"]),
     ]
-    result = ensemble.main([*files, "--output_dir", str(tmp_path / "o"), "--output", str(tmp_path / "mine.csv")])
+    result = ensemble.main(
+        [*files, "--output_dir", str(tmp_path / "o"), "--output", str(tmp_path / "mine.csv")]
+    )
     assert result["char_f1"] == 1.0
     table = pd.read_csv(tmp_path / "mine.csv", dtype=str, encoding="utf-8-sig")
     assert table["answer"].tolist() == gold
@@ -123,7 +143,9 @@ def test_the_command_writes_a_submission_and_tells_scores(write, tmp_path, capsy
 
 def test_submissions_are_members_too(tmp_path):
     for name, answer in (("a", "서울"), ("b", "NA"), ("c", "NA")):
-        (tmp_path / f"{name}.csv").write_text(f'ID,정답\nTEST_0000,{answer}\nTEST_0001,"가\r나"\n', encoding="utf-8")
+        (tmp_path / f"{name}.csv").write_text(
+            f'ID,정답\nTEST_0000,{answer}\nTEST_0001,"가\r나"\n', encoding="utf-8"
+        )
     names = [str(tmp_path / f"{name}.csv") for name in "abc"]
     result = ensemble.main([*names, "--output_dir", str(tmp_path), "--method", "vote"])
     assert result["char_f1"] is None
@@ -138,14 +160,21 @@ def test_the_submission_keeps_the_order_of_the_first_members(tmp_path, capsys):
         (tmp_path / name).mkdir()
         lines = [json.dumps({"id": row, "prediction": row}) for row in ("a", "b", "c")]
         (tmp_path / name / "predictions.jsonl").write_text("\n".join(lines))
-        (tmp_path / name / "submission.csv").write_text("sep=,\nID,정답\nc,c\na,a\nb,b\n", encoding="utf-8")
+        (tmp_path / name / "submission.csv").write_text(
+            "sep=,\nID,정답\nc,c\na,a\nb,b\n", encoding="utf-8"
+        )
     members = [str(tmp_path / name) for name in ("one", "two")]
     result = ensemble.main([*members, "--output_dir", str(tmp_path / "out")])
     assert Path(result["submission"]).read_text(encoding="utf-8") == "ID,정답\nc,c\na,a\nb,b\n"
-    assert f"the submission's rows stand in the order of {tmp_path / 'one' / 'submission.csv'}" in capsys.readouterr().out
+    assert (
+        f"the submission's rows stand in the order of {tmp_path / 'one' / 'submission.csv'}"
+        in capsys.readouterr().out
+    )
     (tmp_path / "one" / "submission.csv").write_text("ID,정답\nx,c\na,a\nb,b\n", encoding="utf-8")
     result = ensemble.main([*members, "--output_dir", str(tmp_path / "out")])
-    assert Path(result["submission"]).read_text(encoding="utf-8") == "ID,정답\na,a\nb,b\nc,c\n", "it is of other questions"
+    assert Path(result["submission"]).read_text(encoding="utf-8") == "ID,정답\na,a\nb,b\nc,c\n", (
+        "it is of other questions"
+    )
 
 
 def test_a_review_is_read_without_its_apostrophes(tmp_path):
@@ -185,9 +214,15 @@ BAD = {
     "an id twice": (["a.jsonl", "twice.jsonl"], "2 answers to 1 ids"),
     "a score that is no number": (["a.jsonl", "odd.jsonl"], "line 1: expected a JSON object"),
     "gold that is no text": (["a.jsonl", "odd2.jsonl"], "line 1: expected a JSON object"),
-    "columns that say nothing": (["a.jsonl", "three.csv"], "expected id and prediction, or id and answer"),
+    "columns that say nothing": (
+        ["a.jsonl", "three.csv"],
+        "expected id and prediction, or id and answer",
+    ),
     "a column twice": (["a.jsonl", "same.csv"], "expected id and prediction"),
-    "an output that is a folder": (["a.jsonl", "b.jsonl", "--output", ".", "--overwrite"], "is a folder"),
+    "an output that is a folder": (
+        ["a.jsonl", "b.jsonl", "--output", ".", "--overwrite"],
+        "is a folder",
+    ),
     "a ragged CSV": (["a.jsonl", "ragged.csv"], "as many cells"),
 }
 
@@ -227,10 +262,16 @@ def test_a_run_in_use_is_not_begun_again(tmp_path):
     run = tmp_path / "x-demo"
     run.mkdir()
     command = ["recipes/all.sh", "x", "vote", "demo", "--", "--no_such_option"]
-    environment = os.environ | {"OUTPUT_DIR": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = os.environ | {
+        "OUTPUT_DIR": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     with locked(run):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-        assert (done.returncode, done.stderr) == (2, f"error: {run} is in use; wait until it ends\n")
+        assert (done.returncode, done.stderr) == (
+            2,
+            f"error: {run} is in use; wait until it ends\n",
+        )
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert "unknown option '--no_such_option'" in done.stderr, "now it begins"
     assert not run.exists()
@@ -240,9 +281,23 @@ def test_a_run_in_use_is_not_begun_again(tmp_path):
 def test_the_published_system_in_one_command(tmp_path, small_train):
     """With the demo's base in the place of all three, two steps each; started again it trains and answers nothing twice."""
     test = tmp_path / "test.csv"
-    test.write_text("id,context,question\nTEST_0000,한빛전자는 부산에 있다.,본사는?\n", encoding="utf-8")
-    options = ["--model", "data/demo_model", "--train_file", str(small_train), "--test_file", str(test), "--epochs", "0.1"]
-    environment = os.environ | {"OUTPUT_DIR": str(tmp_path / "o"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    test.write_text(
+        "id,context,question\nTEST_0000,한빛전자는 부산에 있다.,본사는?\n", encoding="utf-8"
+    )
+    options = [
+        "--model",
+        "data/demo_model",
+        "--train_file",
+        str(small_train),
+        "--test_file",
+        str(test),
+        "--epochs",
+        "0.1",
+    ]
+    environment = os.environ | {
+        "OUTPUT_DIR": str(tmp_path / "o"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     command = ["recipes/economic-all.sh", *options, "--optim", "adamw_torch"]
     for _ in range(2):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
@@ -250,6 +305,10 @@ def test_the_published_system_in_one_command(tmp_path, small_train):
         assert json.loads(done.stdout.strip().splitlines()[-1])["questions"] == 1
     assert "step" not in done.stdout, "the second time only the vote is made"
     recipes = [yaml.safe_load(file.read_text()) for file in (tmp_path / "o").glob("*/recipe.yaml")]
-    assert sorted(recipe["template"] for recipe in recipes) == ["context_bot", "context_bot_system", "system_context"]
+    assert sorted(recipe["template"] for recipe in recipes) == [
+        "context_bot",
+        "context_bot_system",
+        "system_context",
+    ]
     assert len(list((tmp_path / "o").glob("*/answers/*/scores.json"))) == 3
     assert len(list((tmp_path / "o").glob("ensemble-vote_f1-*"))) == 2

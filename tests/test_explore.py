@@ -12,7 +12,11 @@ from tools import explore
 from tools.demo_dialogues import make_dialogues, numbered
 
 PUBLISHED = {
-    *("category_distribution.png", "conversation_length_distribution.png", "output_distribution.png"),
+    *(
+        "category_distribution.png",
+        "conversation_length_distribution.png",
+        "output_distribution.png",
+    ),
     *("total_utterance_length_distribution.png", "wordcloud.png", "total_utterance_lengths.csv"),
 }
 
@@ -35,8 +39,18 @@ def test_economic_qa(small_train, tmp_path):
     assert 1.2 < every / once < 2
     assert tables["Answers"]["share that stand in their article as written"] == ("100.0%",)
     names = {path.name for path in folder.iterdir()}
-    pictures = {"answer_length", "questions_per_article", "article_length", "question_length", "kinds", "correlations"}
-    assert {f"{name}.png" for name in pictures | {"question_similarity", "wordcloud"}} | {"rows.csv", "report.html"} <= names
+    pictures = {
+        "answer_length",
+        "questions_per_article",
+        "article_length",
+        "question_length",
+        "kinds",
+        "correlations",
+    }
+    assert {f"{name}.png" for name in pictures | {"question_similarity", "wordcloud"}} | {
+        "rows.csv",
+        "report.html",
+    } <= names
     table = pd.read_csv(folder / "rows.csv", encoding="utf-8-sig")
     assert len(table) == 20
     assert table["is_span"].eq(1).all()
@@ -48,7 +62,9 @@ def test_economic_qa(small_train, tmp_path):
 @pytest.mark.parametrize("refined", [False, True])
 def test_dialogues_have_the_published_pictures(tmp_path, refined):
     path = tmp_path / "train.json"
-    path.write_text(json.dumps(numbered(make_dialogues()[:8], "train"), ensure_ascii=False), encoding="utf-8")
+    path.write_text(
+        json.dumps(numbered(make_dialogues()[:8], "train"), ensure_ascii=False), encoding="utf-8"
+    )
     tables, folder = run(tmp_path / "o", path, *(["--refined"] if refined else []))
     assert {path.name for path in folder.iterdir()} == PUBLISHED | {"report.html"}
     assert folder.name.startswith("explore-train-refined-") == refined
@@ -68,7 +84,10 @@ def test_wallpaper_qa(tmp_path):
 
 
 def test_squad_json(tmp_path):
-    qas = [{"id": f"q{n}", "question": f"매출은 {n}?", "answers": [{"text": "백억 원"}]} for n in range(3)]
+    qas = [
+        {"id": f"q{n}", "question": f"매출은 {n}?", "answers": [{"text": "백억 원"}]}
+        for n in range(3)
+    ]
     content = {"data": [{"paragraphs": [{"context": "매출은 백억 원이다.", "qas": qas}]}]}
     (tmp_path / "dev.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     tables, _ = run(tmp_path / "o", tmp_path / "dev.json")

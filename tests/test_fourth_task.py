@@ -83,34 +83,70 @@ def claims(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path / "tasks")])
     for name, task in tasks.find_tasks(tasks.__path__).items():
         monkeypatch.setitem(tasks.TASKS, name, task)
-    monkeypatch.setitem(prompts.TEMPLATES, "claim", {"user": "{context}\n\n이 말은 참인가? {claim}"})
+    monkeypatch.setitem(
+        prompts.TEMPLATES, "claim", {"user": "{context}\n\n이 말은 참인가? {claim}"}
+    )
     for name, count in (("train", 24), ("test", 6)):
         lines = []
         for number in range(count):
             where, said = ("부산", "서울")[number % 2], ("부산", "서울")[number // 2 % 2]
-            claim = {"name": f"{name}-{number}", "article": f"한빛전자 {number}호는 {where}에 있다.", "claim": f"{said}에 있다."}
-            lines.append(json.dumps(claim | {"verdict": "참" if where == said else "거짓"}, ensure_ascii=False))
+            claim = {
+                "name": f"{name}-{number}",
+                "article": f"한빛전자 {number}호는 {where}에 있다.",
+                "claim": f"{said}에 있다.",
+            }
+            lines.append(
+                json.dumps(
+                    claim | {"verdict": "참" if where == said else "거짓"}, ensure_ascii=False
+                )
+            )
         (tmp_path / f"{name}.claims").write_text("\n".join(lines), encoding="utf-8")
     return tmp_path
 
 
 def test_a_task_is_one_file_and_one_template(claims, capsys):
-    recipe = ["--recipe", "demo", "--task", "claim_check", "--template", "claim", "--output_dir", str(claims / "outputs")]
-    files = ["--train_file", str(claims / "train.claims"), "--test_file", str(claims / "test.claims")]
-    fine_tune.main([*recipe, *files, "--epochs", "1", "--run_name", "one", "--validation_fraction", "0.2"])
+    recipe = [
+        "--recipe",
+        "demo",
+        "--task",
+        "claim_check",
+        "--template",
+        "claim",
+        "--output_dir",
+        str(claims / "outputs"),
+    ]
+    files = [
+        "--train_file",
+        str(claims / "train.claims"),
+        "--test_file",
+        str(claims / "test.claims"),
+    ]
+    fine_tune.main(
+        [*recipe, *files, "--epochs", "1", "--run_name", "one", "--validation_fraction", "0.2"]
+    )
     out = capsys.readouterr().out
     assert "claims were read" in out
     assert "validation: share right" in out
-    assert "  share right " in next(line for line in out.splitlines() if line.startswith("step") and "stopped" in line)
-    results = [inference.main(["--run", str(claims / "outputs" / "one"), *more]) for more in ([], ["--seed", "1"])]
+    assert "  share right " in next(
+        line for line in out.splitlines() if line.startswith("step") and "stopped" in line
+    )
+    results = [
+        inference.main(["--run", str(claims / "outputs" / "one"), *more])
+        for more in ([], ["--seed", "1"])
+    ]
     out = capsys.readouterr().out
     assert "test: 6 claims were judged" in out
     assert "verdicts are text" in out
     assert set(results[0]) == {"share_right", "questions", "seconds", "submission"}
     folders = [Path(result["submission"]).parent for result in results]
-    assert set((folders[0] / "verdicts.txt").read_text(encoding="utf-8").split("\n")) <= {"참", "거짓"}
+    assert set((folders[0] / "verdicts.txt").read_text(encoding="utf-8").split("\n")) <= {
+        "참",
+        "거짓",
+    }
     assert "6 claims were judged" in (folders[0] / "report.html").read_text(encoding="utf-8")
-    joined = ensemble.main([*map(str, folders), "--output_dir", str(claims / "outputs"), "--method", "hard"])
+    joined = ensemble.main(
+        [*map(str, folders), "--output_dir", str(claims / "outputs"), "--method", "hard"]
+    )
     assert Path(joined["submission"]).name == "verdicts.txt"
     assert "share right" in capsys.readouterr().out
     explore.main([str(claims / "train.claims"), "--output_dir", str(claims / "outputs")])

@@ -30,7 +30,9 @@ def test_flex_has_the_plain_kernels_loss_and_gradients(name):
     model = AutoModelForCausalLM.from_config(named_config(name), attn_implementation=plain).cuda()
     for length in (100, 300, 700):
         pairs = [([*range(10, 10 + length), q, q + 1], [5, q, 2]) for q in range(20, 24)]
-        batch = {k: v.cuda() for k, v in collate([grow(pairs)], pad_id=0, multiple_of=BLOCK).items()}
+        batch = {
+            k: v.cuda() for k, v in collate([grow(pairs)], pad_id=0, multiple_of=BLOCK).items()
+        }
         results = []
         for flex in (False, True):
             model.set_attn_implementation(plain)
@@ -38,9 +40,14 @@ def test_flex_has_the_plain_kernels_loss_and_gradients(name):
                 use_tree_attention(model)
             mask = tree_masks(model.config, batch, torch.float32, flex)
             logits = model(
-                batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask, logits_to_keep=batch["predicts"]
+                batch["input_ids"],
+                position_ids=batch["position_ids"],
+                attention_mask=mask,
+                logits_to_keep=batch["predicts"],
             ).logits
-            loss = torch.nn.functional.cross_entropy(logits[batch["predictor"]], batch["target_ids"])
+            loss = torch.nn.functional.cross_entropy(
+                logits[batch["predictor"]], batch["target_ids"]
+            )
             model.zero_grad()
             loss.backward()
             results.append((loss.item(), [p.grad.clone() for p in model.parameters()]))
@@ -56,7 +63,13 @@ def test_answers_from_trees_are_those_of_generate(name, tokens):
     config = named_config(name)
     config.initializer_range = 0.2
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if "gemma" in name else "sdpa").cuda().eval()
+    model = (
+        AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager" if "gemma" in name else "sdpa"
+        )
+        .cuda()
+        .eval()
+    )
     examples = []
     for article, questions in enumerate((1, 3, 8, 1)):
         context = torch.randint(3, 90, (20 + 30 * article,)).tolist()

@@ -40,12 +40,23 @@ def demo():
 def byte_level(articles):
     """A GPT-2 kind of vocabulary, most of whose tokens are parts of Korean characters, and a model of no sense."""
     inner = ByteLevelBPETokenizer()
-    inner.train_from_iterator(articles, vocab_size=600, special_tokens=["<pad>", "</s>"], show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner._tokenizer, pad_token="<pad>", eos_token="</s>")
+    inner.train_from_iterator(
+        articles, vocab_size=600, special_tokens=["<pad>", "</s>"], show_progress=False
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner._tokenizer, pad_token="<pad>", eos_token="</s>"
+    )
     tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }}\n{% endfor %}"
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes)).eval(), tokenizer
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+    }
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes)
+    ).eval(), tokenizer
 
 
 def answers(model, tokenizer, rows, grounded, **options):
@@ -54,21 +65,36 @@ def answers(model, tokenizer, rows, grounded, **options):
     examples = encoder.encode_rows(rows, 1500, answers=False)
     grounding = Grounding(tokenizer, encoder.control_ids)
     stops = encoder.stop_ids(model.generation_config)
-    decoding = Decoding(**({"stop_ids": stops, "pad_id": tokenizer.pad_token_id, "max_new_tokens": 4} | options))
-    found = dict(answer_examples(model, examples, decoding, 20_000, grounding if grounded else None))
+    decoding = Decoding(
+        **({"stop_ids": stops, "pad_id": tokenizer.pad_token_id, "max_new_tokens": 4} | options)
+    )
+    found = dict(
+        answer_examples(model, examples, decoding, 20_000, grounding if grounded else None)
+    )
     text_of = grounding.text if grounded else encoder.decode
-    return [(examples[index], text_of(found[index][0].said), found[index][0]) for index in range(len(rows))]
+    return [
+        (examples[index], text_of(found[index][0].said), found[index][0])
+        for index in range(len(rows))
+    ]
 
 
 @pytest.mark.parametrize("kind", ["demo", "byte_level"])
-def test_a_grounded_answer_is_a_span_and_equals_greedy_where_greedy_is_one(kind, questions, request):
+def test_a_grounded_answer_is_a_span_and_equals_greedy_where_greedy_is_one(
+    kind, questions, request
+):
     """100 cases each: random questions on articles that are cut at random places, so that spans end anywhere."""
     model, tokenizer = request.getfixturevalue(kind)
     rng = random.Random(0)
     rows = []
     for number in range(100):
         row = rng.choice(questions)
-        rows.append(Row(str(number), row.context[rng.randrange(8) :][: rng.randrange(40, 400)].strip(), row.question))
+        rows.append(
+            Row(
+                str(number),
+                row.context[rng.randrange(8) :][: rng.randrange(40, 400)].strip(),
+                row.question,
+            )
+        )
     greedy = answers(model, tokenizer, rows, grounded=False)
     grounded = answers(model, tokenizer, rows, grounded=True)
     spans = 0
@@ -78,7 +104,9 @@ def test_a_grounded_answer_is_a_span_and_equals_greedy_where_greedy_is_one(kind,
         if said and said in example.context:
             spans += 1
             assert (text, answer.token_ids) == (said, free.token_ids)
-    assert spans > 5 or kind == "byte_level", "greedy answers that are spans are what the comparison is about"
+    assert spans > 5 or kind == "byte_level", (
+        "greedy answers that are spans are what the comparison is about"
+    )
     assert spans < 100, "nothing had to be grounded"
 
 
@@ -88,7 +116,9 @@ def test_samples_are_grounded_too(demo, articles):
     (example, _, _), model = answers(*demo, rows, grounded=True)[0], demo[0]
     encoder = make_encoder(DEMO, prompts.get_template(DEMO.template), demo[1])
     grounding = Grounding(demo[1], encoder.control_ids)
-    decoding = Decoding(stop_ids=[demo[1].eos_token_id], pad_id=demo[1].pad_token_id, max_new_tokens=8, **options)
+    decoding = Decoding(
+        stop_ids=[demo[1].eos_token_id], pad_id=demo[1].pad_token_id, max_new_tokens=8, **options
+    )
     ((_, samples),) = answer_examples(model, [example], decoding, 4096, grounding)
     texts = [grounding.text(sample.said) for sample in samples]
     assert all(text and text in articles[0] for text in texts)
@@ -118,8 +148,12 @@ def test_a_span_may_not_begin_or_end_within_a_character(byte_level):
     eos = tokenizer.eos_token_id
     first, second, third = "뷁".encode()
     context = "가 뷁 나"
-    assert grounding.pick([], context, [eos], 8, ranked(tokenizer, eos, byte(second), byte(first))) == byte(first)
-    assert grounding.pick([byte(first)], context, [eos], 8, ranked(tokenizer, eos, byte(third), byte(second))) == byte(second)
+    assert grounding.pick(
+        [], context, [eos], 8, ranked(tokenizer, eos, byte(second), byte(first))
+    ) == byte(first)
+    assert grounding.pick(
+        [byte(first)], context, [eos], 8, ranked(tokenizer, eos, byte(third), byte(second))
+    ) == byte(second)
     whole = [byte(first), byte(second), byte(third)]
     assert grounding.pick(whole, context, [eos], 8, ranked(tokenizer, byte(third), eos)) == eos
     assert grounding.text(whole) == "뷁"
@@ -142,9 +176,15 @@ def test_other_white_space_is_white_space_too(byte_level):
     """An answer may not end after a no-break space alone, as scraped articles have them."""
     _, tokenizer = byte_level
     grounding = Grounding(tokenizer, set(tokenizer.all_special_ids))
-    ids = {value: next(t for t, b in grounding.bytes_of.items() if b == bytes([value])) for value in "\u00a0a".encode()}
+    ids = {
+        value: next(t for t, b in grounding.bytes_of.items() if b == bytes([value]))
+        for value in "\u00a0a".encode()
+    }
     eos, no_break = tokenizer.eos_token_id, [ids[value] for value in "\u00a0".encode()]
-    assert grounding.pick(no_break, "b\u00a0a", [eos], 8, ranked(tokenizer, eos, ids[ord("a")])) == ids[ord("a")]
+    assert (
+        grounding.pick(no_break, "b\u00a0a", [eos], 8, ranked(tokenizer, eos, ids[ord("a")]))
+        == ids[ord("a")]
+    )
     assert grounding.text([*no_break, ids[ord("a")], *no_break]) == "a"
 
 
@@ -153,7 +193,12 @@ def test_the_first_character_is_always_said(byte_level):
     _, tokenizer = byte_level
     grounding = Grounding(tokenizer, set(tokenizer.all_special_ids))
     byte = lambda value: next(t for t, b in grounding.bytes_of.items() if b == bytes([value]))  # noqa: E731
-    eos, space, letter, (first, second, _) = tokenizer.eos_token_id, byte(ord(" ")), byte(ord("a")), map(byte, "뷁".encode())
+    eos, space, letter, (first, second, _) = (
+        tokenizer.eos_token_id,
+        byte(ord(" ")),
+        byte(ord("a")),
+        map(byte, "뷁".encode()),
+    )
     context = "뷁 a"
 
     def pick(said, left, *likeliest):
@@ -179,8 +224,14 @@ def test_few_tokens_and_high_temperatures_still_give_spans(demo, most, temperatu
     articles = ["😀😀😀", "x", "\t\n 뷁\t쀍\n", "\u3000\u3000뷁", "가\u00a0나"]
     rows = [Row(str(n), article, "무엇인가?") for n, article in enumerate(articles)]
     known = Grounding(demo[1], set(demo[1].all_special_ids)).known
-    for example, text, _ in answers(*demo, rows, grounded=True, max_new_tokens=most, temperature=temperature):
-        sizes = [len(c.encode()) for c in example.context if c.strip()]  # a character outside the vocabulary takes a token a byte
-        easiest = 1 if any(c.encode() in known for c in example.context if c.strip()) else min(sizes)
+    for example, text, _ in answers(
+        *demo, rows, grounded=True, max_new_tokens=most, temperature=temperature
+    ):
+        sizes = [
+            len(c.encode()) for c in example.context if c.strip()
+        ]  # a character outside the vocabulary takes a token a byte
+        easiest = (
+            1 if any(c.encode() in known for c in example.context if c.strip()) else min(sizes)
+        )
         assert text or easiest > most
         assert text in example.context

@@ -30,15 +30,25 @@ def test_template_stop_token_and_targets(name):
     assert example.answer_ids[-1] in encoder.stop_ids()
     assert row.answers[0] in encoder.decode(example.answer_ids)
     model = empty_model(config)
-    names = ["q_proj", "v_proj"] if recipe.lora_target_modules == "all-linear" else recipe.lora_target_modules
+    names = (
+        ["q_proj", "v_proj"]
+        if recipe.lora_target_modules == "all-linear"
+        else recipe.lora_target_modules
+    )
     assert len(resolve_targets(model, names)) == len(names)
     generation = GenerationConfig.from_pretrained(recipe.model, revision=recipe.revision)
-    configured = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    configured = (
+        generation.eos_token_id
+        if isinstance(generation.eos_token_id, list)
+        else [generation.eos_token_id]
+    )
     assert example.answer_ids[-1] in {*configured, tokenizer.eos_token_id}
     special = [i for i in example.prompt_ids if i in tokenizer.all_special_ids]
     clean = encoder.encode_rows([sample], recipe.prompt_limit, answers=False)[0]
     assert special == [i for i in clean.prompt_ids if i in tokenizer.all_special_ids]
-    estimate = estimate_training(recipe, model, recipe.max_length, checkpointing=True, bytes_each=torch.bfloat16.itemsize)
+    estimate = estimate_training(
+        recipe, model, recipe.max_length, checkpointing=True, bytes_each=torch.bfloat16.itemsize
+    )
     print(
         f"{name}: {estimate.parameters:,} parameters, {estimate}, stops at {tokenizer.convert_ids_to_tokens(encoder.stop_ids())}"
     )

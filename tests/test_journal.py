@@ -28,8 +28,9 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
     text = {"train": [",".join(HEADER)], "test": [",".join(HEADER[:3])]}
     for number in range(60):
-        article = f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. " + "본사는 부산에 있다. " * (
-            1 + number // 8
+        article = (
+            f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. "
+            + "본사는 부산에 있다. " * (1 + number // 8)
         )
         question = ("매출은?", "본사는 어디인가?")[number % 2]
         text["test"].append(f"TEST_{number:04d},{article},{question}")
@@ -37,8 +38,28 @@ def work(tmp_path_factory):
     for name, lines in text.items():
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     paths = ["--train_file", str(folder / "train.csv"), "--test_file", str(folder / "test.csv")]
-    short = ["--epochs", "0.3", "--tokens_per_batch", "600", "--max_new_tokens", "8", "--validation_fraction", "0"]
-    fine_tune.main(["--recipe", "demo", *paths, *short, "--output_dir", str(folder / "outputs"), "--run_name", "run"])
+    short = [
+        "--epochs",
+        "0.3",
+        "--tokens_per_batch",
+        "600",
+        "--max_new_tokens",
+        "8",
+        "--validation_fraction",
+        "0",
+    ]
+    fine_tune.main(
+        [
+            "--recipe",
+            "demo",
+            *paths,
+            *short,
+            "--output_dir",
+            str(folder / "outputs"),
+            "--run_name",
+            "run",
+        ]
+    )
     answer(folder)
     return folder
 
@@ -64,12 +85,23 @@ def cut_off(folder, name, lines, torn=b""):
     path.mkdir()
     whole = answers(folder)[0]
     shutil.copy(whole / "settings.json", path)
-    kept = (whole / "predictions.jsonl").read_bytes().splitlines(keepends=True)[-lines:] if lines else []
+    kept = (
+        (whole / "predictions.jsonl").read_bytes().splitlines(keepends=True)[-lines:]
+        if lines
+        else []
+    )
     (path / "predictions.jsonl").write_bytes(b"".join(kept) + torn)
     return path
 
 
-CUTS = [(0, b""), (1, b'{"id": "TEST_0003", "predi'), (17, b""), (17, b"\x00\xff\n"), (59, b"null\n[]\n3\n"), (60, b"")]
+CUTS = [
+    (0, b""),
+    (1, b'{"id": "TEST_0003", "predi'),
+    (17, b""),
+    (17, b"\x00\xff\n"),
+    (59, b"null\n[]\n3\n"),
+    (60, b""),
+]
 
 
 @pytest.mark.parametrize(("lines", "torn"), CUTS)
@@ -85,13 +117,23 @@ def test_answered_questions_are_not_answered_again(work, monkeypatch):
     """A journal with other words in it: what is kept is kept, whole batches of it are not forwarded."""
     path = cut_off(work, "kept", 60)
     lines = (path / "predictions.jsonl").read_text(encoding="utf-8")
-    (path / "predictions.jsonl").write_text(lines.replace('"prediction": "', '"prediction": "이미 '), encoding="utf-8")
+    (path / "predictions.jsonl").write_text(
+        lines.replace('"prediction": "', '"prediction": "이미 '), encoding="utf-8"
+    )
     answer(work)
-    assert (path / "predictions.jsonl").read_text(encoding="utf-8").count('"prediction": "이미 ') == 60
+    assert (path / "predictions.jsonl").read_text(encoding="utf-8").count(
+        '"prediction": "이미 '
+    ) == 60
 
 
 @pytest.mark.parametrize(
-    "more", [["--max_new_tokens", "7"], ["--grounded", "true"], ["--template", "context_bot"], ["--limit", "9"]]
+    "more",
+    [
+        ["--max_new_tokens", "7"],
+        ["--grounded", "true"],
+        ["--template", "context_bot"],
+        ["--limit", "9"],
+    ],
 )
 def test_other_settings_never_reuse_answers(work, more):
     path = cut_off(work, f"other-{more[0]}", 30)
@@ -112,7 +154,9 @@ def test_another_adapter_never_reuses_answers(work):
     manifest = weights.with_name("manifest.json")
     sealed = manifest.read_bytes()
     try:
-        with pytest.raises(InputError, match=r"adapter_model.safetensors is damaged .* remove .*manifest.json"):
+        with pytest.raises(
+            InputError, match=r"adapter_model.safetensors is damaged .* remove .*manifest.json"
+        ):
             answer(work)
         manifest.unlink()  # the change was meant
         result = answer(work)
@@ -142,7 +186,9 @@ def test_two_at_once_on_one_folder_are_refused(work):
     path = cut_off(work, "locked", 3)
     hold = f"import time; from pathlib import Path; from dandap.runs.files import locked\nwith locked(Path({str(path)!r})):\n"
     owner = subprocess.Popen(
-        [sys.executable, "-c", hold + " print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE, cwd=ROOT
+        [sys.executable, "-c", hold + " print(1, flush=True); time.sleep(60)"],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
     )
     owner.stdout.readline()
     with pytest.raises(InputError, match="in use by process"):
@@ -159,7 +205,9 @@ def test_a_killed_inference_goes_on_to_the_same_bytes(work, after):
     """SIGKILL once so many answers are there."""
     count = len(answers(work))
     child = subprocess.Popen(
-        [sys.executable, "inference.py", "--output_dir", str(work / "outputs")], cwd=ROOT, stdout=subprocess.DEVNULL
+        [sys.executable, "inference.py", "--output_dir", str(work / "outputs")],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
     )
     deadline = time.time() + 120
     while child.poll() is None and time.time() < deadline:

@@ -77,7 +77,11 @@ def test_there_are_no_circles():
 
 
 def test_every_package_says_what_lives_there():
-    for package in ("dandap", *(f"dandap.{name}" for name in ("data", "runs", "tree", "base", "training", "answering")), "tasks"):
+    for package in (
+        "dandap",
+        *(f"dandap.{name}" for name in ("data", "runs", "tree", "base", "training", "answering")),
+        "tasks",
+    ):
         assert len((ast.get_docstring(TREES[package]) or "").split()) > 10, package
 
 
@@ -94,13 +98,19 @@ LIGHT = {
 @pytest.mark.parametrize("name", LIGHT)
 def test_light_imports_load_neither_torch_nor_transformers(name):
     code = f"import atexit, sys\natexit.register(lambda: print('loaded', 'torch' in sys.modules, 'transformers' in sys.modules))\n{LIGHT[name]}"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8"
+    )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1] == "loaded False False"
 
 
 def functions(module):
-    return [node for node in ast.walk(TREES[module]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [
+        node
+        for node in ast.walk(TREES[module])
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -129,19 +139,30 @@ def test_lambdas_are_sort_keys(module):
         for keyword in node.keywords
         if keyword.arg == "key"
     }
-    odd = [node.lineno for node in ast.walk(TREES[module]) if isinstance(node, ast.Lambda) and id(node) not in keys]
+    odd = [
+        node.lineno
+        for node in ast.walk(TREES[module])
+        if isinstance(node, ast.Lambda) and id(node) not in keys
+    ]
     assert not odd, f"{module}: lambdas in lines {odd}"
 
 
 TASK_NAMES = ("economic_qa", "dialogue_inference", "wallpaper_qa")
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith(("tasks", "tools.make_demo", "benchmarks"))])
+@pytest.mark.parametrize(
+    "module",
+    [name for name in MODULES if not name.startswith(("tasks", "tools.make_demo", "benchmarks"))],
+)
 def test_nothing_outside_tasks_asks_which_task_it_is(module):
     """A task's name may be a default or stand in a text; it is compared with nothing."""
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Compare):
-            texts = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
-            assert not {*TASK_NAMES, "accuracy", "confusion", "similarity", "rouge_l"} & set(texts), (
-                f"{module}, line {node.lineno}"
-            )
+            texts = [
+                each.value
+                for each in ast.walk(node)
+                if isinstance(each, ast.Constant) and isinstance(each.value, str)
+            ]
+            assert not {*TASK_NAMES, "accuracy", "confusion", "similarity", "rouge_l"} & set(
+                texts
+            ), f"{module}, line {node.lineno}"

@@ -8,7 +8,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import fine_tune
 from dandap.base.adapter import add_adapter
-from dandap.base.memory import GB, _layer_bytes, empty_model, estimate_training, parse_size, plan_for_size
+from dandap.base.memory import (
+    GB,
+    _layer_bytes,
+    empty_model,
+    estimate_training,
+    parse_size,
+    plan_for_size,
+)
 from dandap.base.model import load_base, load_config
 from dandap.base.shapes import NAMES, SHAPES, make_config
 from dandap.errors import InputError
@@ -43,20 +50,28 @@ def kept_by_autograd(model: PreTrainedModel, batch: dict, dtype: torch.dtype) ->
     def pack(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor too, so that its place is not used again
+            kept[storage.data_ptr()] = (
+                storage.nbytes(),
+                tensor,
+            )  # the tensor too, so that its place is not used again
         return tensor
 
     mixed = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), mixed:
         mask = tree_masks(model.config, batch, dtype, flex=False)
         ids, positions, keep = batch["input_ids"], batch["position_ids"], batch["predicts"]
-        model(ids, position_ids=positions, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits.sum()
+        model(
+            ids, position_ids=positions, attention_mask=mask, logits_to_keep=keep, use_cache=False
+        ).logits.sum()
     return sum(size for size, _ in kept.values())
 
 
 CASES = {
     "llama nf4": ("tiny-llama", {}),
-    "llama nf4, one module": ("tiny-llama", {"lora_target_modules": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"}),
+    "llama nf4, one module": (
+        "tiny-llama",
+        {"lora_target_modules": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"},
+    ),
     "llama float32": ("tiny-llama", {"compute_dtype": "float32"}),
     "llama 16 bit": ("tiny-llama", {"quantization": "none"}),
     "llama eager": ("tiny-llama", {"attention": "eager"}),
@@ -70,13 +85,18 @@ CASES = {
 def test_a_layers_activations_are_what_autograd_keeps(case, tmp_path, monkeypatch):
     """Within 5%: the difference of a model with four layers and one with two, per token."""
     name, options = CASES[case]
-    recipe = Recipe(model=str(tmp_path), **({"compute_dtype": "bfloat16", "max_length": TOKENS, "max_new_tokens": 8} | options))
+    recipe = Recipe(
+        model=str(tmp_path),
+        **({"compute_dtype": "bfloat16", "max_length": TOKENS, "max_new_tokens": 8} | options),
+    )
     dtype = getattr(torch, recipe.compute_dtype)
     checkpointing = recipe.gradient_checkpointing is True
     if not checkpointing:
         # PEFT asks for CUDA's autocast (no device named), and casts inputs of its own where that is off.
         real = torch.is_autocast_enabled
-        monkeypatch.setattr(torch, "is_autocast_enabled", lambda *on: real(*on) if on else dtype is torch.bfloat16)
+        monkeypatch.setattr(
+            torch, "is_autocast_enabled", lambda *on: real(*on) if on else dtype is torch.bfloat16
+        )
     batch = collate([grow([(list(range(10, 9 + TOKENS)), [1, 2])])], pad_id=0)
     kept = []
     for layers in (2, 4):
@@ -87,7 +107,9 @@ def test_a_layers_activations_are_what_autograd_keeps(case, tmp_path, monkeypatc
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable()
         kept.append(kept_by_autograd(model, batch, dtype))
-        if dtype is torch.bfloat16 and not checkpointing:  # autocast's copies of the adapter are counted with the adapter
+        if (
+            dtype is torch.bfloat16 and not checkpointing
+        ):  # autocast's copies of the adapter are counted with the adapter
             kept[-1] -= 2 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     measured = (kept[1] - kept[0]) / 2 / batch["input_ids"].numel()
     expected = config.hidden_size * dtype.itemsize
@@ -98,7 +120,9 @@ def test_a_layers_activations_are_what_autograd_keeps(case, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_shapes_have_the_published_parameters(name):
-    parameters = sum(parameter.numel() for parameter in empty_model(make_config(SHAPES[name])).parameters())
+    parameters = sum(
+        parameter.numel() for parameter in empty_model(make_config(SHAPES[name])).parameters()
+    )
     if name in PARAMETERS:
         assert parameters == PARAMETERS[name]
     assert 1e8 < parameters < 15e9
@@ -106,7 +130,10 @@ def test_shapes_have_the_published_parameters(name):
 
 def test_flex_repeats_no_keys_and_makes_no_mask():
     model = empty_model(make_config(NAMES["EEVE-10.8B"]))
-    sdpa, flex = (estimate_training(Recipe(), model, 4096, False, 2, flex).activations for flex in (False, True))
+    sdpa, flex = (
+        estimate_training(Recipe(), model, 4096, False, 2, flex).activations
+        for flex in (False, True)
+    )
     repeated, mask = 48 * 4096 * 2 * (4096 - 1024) * 2, 4096 * 2048 * 2
     assert sdpa - flex == pytest.approx(repeated + mask)
 
@@ -117,7 +144,11 @@ def test_every_recipe_has_a_plan(capsys):
     lines = capsys.readouterr().out.splitlines()
     recipes = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
     assert [line.split()[0] for line in lines[:-1]] == recipes
-    known = [line for line in lines[:-1] if Path(m := load_recipe(line.split()[0], {}).model).is_dir() or m in SHAPES]
+    known = [
+        line
+        for line in lines[:-1]
+        if Path(m := load_recipe(line.split()[0], {}).model).is_dir() or m in SHAPES
+    ]
     assert len(known) >= 12
     assert all("tokens per batch" in line and "base" in line for line in known)
     assert "not measured on a GPU" in lines[-1]
@@ -146,7 +177,10 @@ def test_more_memory_never_means_a_smaller_choice():
 
 def test_one_question_a_step_needs_no_large_batches():
     recipe = load_recipe("eeve-10.8b", {})
-    assert plan_for_size(recipe, make_config(SHAPES[recipe.model]), 80 * GB).tokens_per_batch == recipe.max_length
+    assert (
+        plan_for_size(recipe, make_config(SHAPES[recipe.model]), 80 * GB).tokens_per_batch
+        == recipe.max_length
+    )
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "0GB", "", "nan"])
@@ -161,4 +195,6 @@ def test_sizes():
 
 def test_the_demo_is_small():
     recipe = load_recipe("demo", {})
-    assert estimate_training(recipe, empty_model(load_config(recipe)), 4096, False, 4).total < 3 * GB
+    assert (
+        estimate_training(recipe, empty_model(load_config(recipe)), 4096, False, 4).total < 3 * GB
+    )

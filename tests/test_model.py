@@ -10,7 +10,14 @@ from dandap.base import device as model_module
 from dandap.base.adapter import add_adapter, resolve_targets
 from dandap.base.device import pick_compute_dtype, pick_device, why_no_gpu
 from dandap.base.hub import confirm_remote_code
-from dandap.base.memory import Machine, empty_model, estimate_inference, estimate_training, fit_plan, make_plan
+from dandap.base.memory import (
+    Machine,
+    empty_model,
+    estimate_inference,
+    estimate_training,
+    fit_plan,
+    make_plan,
+)
 from dandap.base.model import load_base, load_config, load_tokenizer, pick_attention
 from dandap.errors import InputError
 from dandap.recipe import Recipe, load_recipe
@@ -45,18 +52,24 @@ def test_the_base_is_nf4_with_double_quantisation(adapted):
 
 def test_weights_are_never_repacked(adapted):
     """bitsandbytes repacks 4-bit weights on AVX512-BF16 CPUs in eval mode and corrupts later gradients."""
-    assert hasattr(Linear4bit(64, 64), "support_avx512bf16_for_cpu"), "bitsandbytes renamed the switch"
+    assert hasattr(Linear4bit(64, 64), "support_avx512bf16_for_cpu"), (
+        "bitsandbytes renamed the switch"
+    )
     layers = [module for module in adapted.modules() if isinstance(module, Linear4bit)]
     before = [layer.weight.data.clone() for layer in layers]
     with torch.no_grad():
         adapted.eval()(torch.arange(20)[None])
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
-    assert all(torch.equal(old, layer.weight.data) for old, layer in zip(before, layers, strict=True))
+    assert all(
+        torch.equal(old, layer.weight.data) for old, layer in zip(before, layers, strict=True)
+    )
 
 
 def test_fused_projections_under_nf4(tmp_path):
     """GPT-2's Conv1D becomes Linear4bit, whose weights are the other way round."""
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=64, n_head=2, vocab_size=50)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=64, n_head=2, vocab_size=50)).save_pretrained(
+        tmp_path
+    )
     recipe = Recipe(model=str(tmp_path), lora_target_modules=["q_proj"])
     model = add_adapter(load_base(recipe, CPU), recipe)
     loss = model(input_ids=torch.arange(10)[None], labels=torch.arange(10)[None]).loss
@@ -74,7 +87,11 @@ def test_only_the_adapter_trains_in_float32(adapted):
 def test_the_adapter_follows_the_seed():
     def first(seed):
         recipe = load_recipe("demo", {"seed": seed})
-        return next(p for n, p in add_adapter(load_base(recipe, CPU), recipe).named_parameters() if "lora_A" in n)
+        return next(
+            p
+            for n, p in add_adapter(load_base(recipe, CPU), recipe).named_parameters()
+            if "lora_A" in n
+        )
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
@@ -99,25 +116,39 @@ def test_targets_that_do_not_exist_name_those_that_do(adapted):
 
 
 def test_eeve_estimate_matches_arithmetic():
-    estimate = estimate_training(Recipe(), empty_model(EEVE), tokens=2048, checkpointing=True, bytes_each=2)
+    estimate = estimate_training(
+        Recipe(), empty_model(EEVE), tokens=2048, checkpointing=True, bytes_each=2
+    )
     assert estimate.parameters == 10_804_924_416
     linear = 48 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     others = estimate.parameters - linear
     largest = 4096 * 14336 * 2
-    assert estimate.weights == pytest.approx(linear * (0.5 + 1 / 64 + 4 / (64 * 256)) + others * 2 + largest)
-    adapters = 16 * 48 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))  # rank x (in + out)
-    assert estimate.adapter == 18 * adapters  # float32 weight, gradient, two moments, the copy in bf16
+    assert estimate.weights == pytest.approx(
+        linear * (0.5 + 1 / 64 + 4 / (64 * 256)) + others * 2 + largest
+    )
+    adapters = (
+        16 * 48 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    )  # rank x (in + out)
+    assert (
+        estimate.adapter == 18 * adapters
+    )  # float32 weight, gradient, two moments, the copy in bf16
 
 
 def test_no_checkpointing_takes_more():
     model = empty_model(EEVE)
-    on, off = (estimate_training(Recipe(), model, 2048, checkpointing, 2).activations for checkpointing in (True, False))
+    on, off = (
+        estimate_training(Recipe(), model, 2048, checkpointing, 2).activations
+        for checkpointing in (True, False)
+    )
     assert off > 5 * on
 
 
 def test_the_plan_prefers_speed_and_falls_back():
     model = empty_model(EEVE)
-    large, small = (fit_plan(Recipe(), model, Machine(CUDA, torch.bfloat16, free * 1e9), training=True) for free in (139, 12))
+    large, small = (
+        fit_plan(Recipe(), model, Machine(CUDA, torch.bfloat16, free * 1e9), training=True)
+        for free in (139, 12)
+    )
     assert not large.gradient_checkpointing
     assert large.tokens_per_batch > small.tokens_per_batch
     assert small.gradient_checkpointing
@@ -125,8 +156,16 @@ def test_the_plan_prefers_speed_and_falls_back():
 
 
 def test_what_cannot_fit_is_refused_with_a_way_out():
-    with pytest.raises(InputError, match=r"needs about .* GB .*8\.0 GB are free\. Way out: free the GPU.*--quantization nf4"):
-        fit_plan(Recipe(quantization="none"), empty_model(EEVE), Machine(CUDA, torch.bfloat16, 8e9), training=True)
+    with pytest.raises(
+        InputError,
+        match=r"needs about .* GB .*8\.0 GB are free\. Way out: free the GPU.*--quantization nf4",
+    ):
+        fit_plan(
+            Recipe(quantization="none"),
+            empty_model(EEVE),
+            Machine(CUDA, torch.bfloat16, 8e9),
+            training=True,
+        )
 
 
 def test_a_large_model_on_cpu_is_refused(monkeypatch):
@@ -138,7 +177,9 @@ def test_a_large_model_on_cpu_is_refused(monkeypatch):
 def test_compute_dtype(monkeypatch):
     """A T4 emulates bfloat16 and says it is supported, unless asked not to count emulation."""
     assert pick_compute_dtype(Recipe(), CPU) is torch.float32
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
     assert pick_compute_dtype(Recipe(), CUDA) is torch.float16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert pick_compute_dtype(Recipe(), CUDA) is torch.bfloat16
@@ -173,7 +214,9 @@ def test_a_gpu_too_old_for_this_torch_is_named(monkeypatch):
     """Kaggle's P100 is visible, and every kernel fails with "no kernel image"."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90", "sm_120", "compute_120"])
+    monkeypatch.setattr(
+        torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90", "sm_120", "compute_120"]
+    )
     assert "sm_75 on and this one is sm_60" in why_no_gpu()
 
 
@@ -186,12 +229,19 @@ def test_answering_needs_less_than_training():
 
 
 def test_eager_attention_holds_its_scores():
-    eager, sdpa = (estimate_training(Recipe(attention=a), empty_model(EEVE), 2048, True, 2) for a in ("eager", "sdpa"))
-    assert eager.activations - sdpa.activations == 2048 * 32 * (2048 * 6 - 4)  # sdpa keeps a float32 sum per head
+    eager, sdpa = (
+        estimate_training(Recipe(attention=a), empty_model(EEVE), 2048, True, 2)
+        for a in ("eager", "sdpa")
+    )
+    assert eager.activations - sdpa.activations == 2048 * 32 * (
+        2048 * 6 - 4
+    )  # sdpa keeps a float32 sum per head
 
 
 def broken_folder(tmp_path, name):
-    (tmp_path / "config.json").write_bytes(b"{" if name == "config" else (load_config(DEMO).to_json_string()).encode())
+    (tmp_path / "config.json").write_bytes(
+        b"{" if name == "config" else (load_config(DEMO).to_json_string()).encode()
+    )
     if name == "bin":
         (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     return str(tmp_path)
@@ -215,7 +265,10 @@ def test_a_hub_name_without_network_is_explained():
         load_tokenizer(Recipe(model="nobody/nothing"))
 
 
-@pytest.mark.parametrize(("questions", "most", "expected"), [(16, 100, (16, 1)), (16, 5, (4, 4)), (7, 3, (1, 7)), (4, 0, (1, 4))])
+@pytest.mark.parametrize(
+    ("questions", "most", "expected"),
+    [(16, 100, (16, 1)), (16, 5, (4, 4)), (7, 3, (1, 7)), (4, 0, (1, 4))],
+)
 def test_a_step_is_split_exactly(questions, most, expected):
     assert split_step(questions, most) == expected
 

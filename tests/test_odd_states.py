@@ -68,7 +68,9 @@ def test_a_file_of_the_users_that_ends_in_partial_stays(tmp_path):
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space"):
         write_text(tmp_path / "a", "x")
     assert not list(tmp_path.iterdir())
@@ -81,7 +83,11 @@ def test_a_folder_that_leads_nowhere_is_refused_and_never_waited_for(tmp_path, k
         place.write_text("x")
     else:
         place.symlink_to(tmp_path / "nowhere" if kind == "dangling" else place)
-    for make in (lambda: new_folder(place, "a"), lambda: free_folder(place / "a"), lambda: check_writable(place / "a", "Other.")):
+    for make in (
+        lambda: new_folder(place, "a"),
+        lambda: free_folder(place / "a"),
+        lambda: check_writable(place / "a", "Other."),
+    ):
         with pytest.raises((InputError, OSError)):
             make()
 
@@ -114,16 +120,23 @@ def test_names_longer_than_a_file_system_takes(tmp_path):
 
 def run_at(folder, environment, **recipe):
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(make_recipe({"model": "data/demo_model"} | recipe, "test").to_yaml())
+    (folder / "recipe.yaml").write_text(
+        make_recipe({"model": "data/demo_model"} | recipe, "test").to_yaml()
+    )
     text = environment if isinstance(environment, str) else json.dumps(environment)
     (folder / "environment.json").write_text(text)
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_text("x")
-    (folder / "template.json").write_text('{"name": "concise", "template": {"user": "{context} {question}"}}')
+    (folder / "template.json").write_text(
+        '{"name": "concise", "template": {"user": "{context} {question}"}}'
+    )
     return RunFolder(folder)
 
 
-@pytest.mark.parametrize("broken", ["", "null", "[]", '{"finished": ', "\x00", '{"finished": []}', '{"finished": "soon"}'])
+@pytest.mark.parametrize(
+    "broken",
+    ["", "null", "[]", '{"finished": ', "\x00", '{"finished": []}', '{"finished": "soon"}'],
+)
 def test_a_broken_neighbour_is_passed_over_and_named(tmp_path, capsys, broken):
     run_at(tmp_path / "good", {"started": "2026-01-01", "finished": "2026-01-02"})
     run_at(tmp_path / "odd", broken)
@@ -147,7 +160,10 @@ def test_the_newest_run_is_told_where_clock_and_files_disagree(tmp_path, capsys)
     run_at(tmp_path / "old", {"started": "2026-11-25T09", "finished": "2026-11-25T10"})
     run_at(tmp_path / "new", {"started": "1970-01-01T00", "finished": "1970-01-01T01"})
     assert find_run(None, str(tmp_path)).path.name == "old"
-    assert "new was written to later and says 1970-01-01T01. If a clock was wrong, name the run" in capsys.readouterr().out
+    assert (
+        "new was written to later and says 1970-01-01T01. If a clock was wrong, name the run"
+        in capsys.readouterr().out
+    )
 
 
 def test_runs_are_in_the_order_of_their_starts_wherever_they_were_moved(tmp_path):
@@ -169,7 +185,9 @@ def test_the_name_of_a_start_that_left_nothing_is_free(tmp_path):
         refuse_taken(str(tmp_path), "mine")
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"name": "concise"}', '{"name": "a", "template": {"user": 1}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"name": "concise"}', '{"name": "a", "template": {"user": 1}}']
+)
 def test_a_damaged_template_is_named(tmp_path, text):
     (tmp_path / "template.json").write_text(text)
     with pytest.raises(InputError, match=r"template.json"):
@@ -178,7 +196,10 @@ def test_a_damaged_template_is_named(tmp_path, text):
         read_json(tmp_path / "nowhere.json")
 
 
-@pytest.mark.parametrize("part", ["{context:>2000000000}{question}", "{context!r}{question}", "{context.__class__}{question}"])
+@pytest.mark.parametrize(
+    "part",
+    ["{context:>2000000000}{question}", "{context!r}{question}", "{context.__class__}{question}"],
+)
 def test_a_templates_field_is_a_name_and_nothing_else(part):
     with pytest.raises(InputError, match="template 'x'"):
         check_template({"user": part}, "x", TASKS["economic_qa"])
@@ -190,7 +211,10 @@ def test_another_runs_checkpoint_is_skipped(tmp_path):
     (folder / "adapter_model.safetensors").write_text("x")
     seal(folder, "this run")
     assert newest_valid(tmp_path, "this run") == (folder, [])
-    assert newest_valid(tmp_path, "another") == (None, ["checkpoint-5 is skipped: it is another run's"])
+    assert newest_valid(tmp_path, "another") == (
+        None,
+        ["checkpoint-5 is skipped: it is another run's"],
+    )
     assert fault(folder) is None, "an adapter is looked at without a run"
 
 
@@ -206,7 +230,9 @@ def changed_run(tmp_path, **before):
 
 def tell(run, monkeypatch, anyway=False):
     monkeypatch.setattr(start, "base_identity", lambda recipe: {"model": "m", "files": "f"})
-    start.tell_what_changed(run, make_recipe({}, "test"), Table(Path("train.csv"), [], "hash", []), anyway)
+    start.tell_what_changed(
+        run, make_recipe({}, "test"), Table(Path("train.csv"), [], "hash", []), anyway
+    )
 
 
 def test_the_same_data_base_and_versions_are_resumed_without_a_word(tmp_path, monkeypatch, capsys):
@@ -216,9 +242,14 @@ def test_the_same_data_base_and_versions_are_resumed_without_a_word(tmp_path, mo
 
 @pytest.mark.parametrize(
     ("before", "message"),
-    [({"data": {"old.csv": "other"}}, "the data train.csv"), ({"base": {"model": "m", "files": "g"}}, "the base")],
+    [
+        ({"data": {"old.csv": "other"}}, "the data train.csv"),
+        ({"base": {"model": "m", "files": "g"}}, "the base"),
+    ],
 )
-def test_other_data_or_another_base_is_refused_and_what_was_insisted_on_is_noted(tmp_path, monkeypatch, before, message):
+def test_other_data_or_another_base_is_refused_and_what_was_insisted_on_is_noted(
+    tmp_path, monkeypatch, before, message
+):
     run = changed_run(tmp_path, **before)
     with pytest.raises(InputError, match=f"{message}.* differ from what .* was started with"):
         tell(run, monkeypatch)
@@ -264,7 +295,10 @@ def tokenizer():
 
 def test_the_bases_limits_are_compared_before_anything_is_loaded(tokenizer, capsys):
     recipe, size = make_recipe({"model": "some/base"}, "test"), len(tokenizer)
-    with pytest.raises(InputError, match="max_length=2048 is more than the 64 positions of some/base: it cannot read further"):
+    with pytest.raises(
+        InputError,
+        match="max_length=2048 is more than the 64 positions of some/base: it cannot read further",
+    ):
         check_base(recipe, GPT2Config(n_positions=64, vocab_size=size), tokenizer)
     check_base(recipe, LlamaConfig(max_position_embeddings=64, vocab_size=size), tokenizer)
     assert "WARNING: max_length=2048 is more than the 64 positions" in capsys.readouterr().out
@@ -273,14 +307,19 @@ def test_the_bases_limits_are_compared_before_anything_is_loaded(tokenizer, caps
     check_base(recipe, LlamaConfig(vocab_size=size), tokenizer)
     assert capsys.readouterr().out == ""
     with pytest.raises(InputError, match="question a: the token .* has the id 9999"):
-        check_ids([Example(Row("a", "", ""), [1, 9999], [])], LlamaConfig(vocab_size=size), tokenizer)
+        check_ids(
+            [Example(Row("a", "", ""), [1, 9999], [])], LlamaConfig(vocab_size=size), tokenizer
+        )
 
 
 def test_what_is_too_long_for_the_memory_plan_is_left_out_by_name(capsys):
     recipe = make_recipe({"max_length": 20, "max_new_tokens": 4}, "test")
     short, long = (Example(Row(str(n), "", ""), [1] * 10, [1] * n) for n in (10, 11))
     assert without_too_long(recipe, [short, long]) == [short]
-    assert "1 questions are left out of training: with their answers (up to 11 tokens)" in capsys.readouterr().out
+    assert (
+        "1 questions are left out of training: with their answers (up to 11 tokens)"
+        in capsys.readouterr().out
+    )
     with pytest.raises(InputError, match="every answer is too long"):
         without_too_long(recipe, [long])
 
@@ -357,7 +396,12 @@ def script(code, tmp_path, **environment):
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&- <&-"])
 def test_closed_streams_stop_nothing_and_no_file_takes_their_place(tmp_path, closed):
     done = tmp_path / "done"
-    lines = [f"  file = open({str(done)!r}, 'w')", "  print('a')", "  print('b', file=sys.stderr)", "  file.write('x')"]
+    lines = [
+        f"  file = open({str(done)!r}, 'w')",
+        "  print('a')",
+        "  print('b', file=sys.stderr)",
+        "  file.write('x')",
+    ]
     code = "\n".join(["import sys", "def main():", *lines])
     command, environment = script(code, tmp_path)
     ended = subprocess.run(["bash", "-c", f'exec "$@" {closed}', "bash", *command], env=environment)
@@ -376,7 +420,9 @@ def test_a_full_disk_behind_standard_error_changes_no_exit_code(tmp_path):
 def test_a_full_disk_behind_standard_output_ends_in_one_sentence(tmp_path):
     command, environment = script("def main(): print('a')", tmp_path)
     with Path("/dev/full").open("w") as full:
-        ended = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+        ended = subprocess.run(
+            command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True
+        )
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: no space is left on the disk (standard output).")
     assert ended.stderr.count("\n") == 1
@@ -384,13 +430,17 @@ def test_a_full_disk_behind_standard_output_ends_in_one_sentence(tmp_path):
 
 def test_tools_name_their_own_argument(tmp_path):
     (tmp_path / "out").write_text("x")
-    with pytest.raises(InputError, match=f"^OUT {tmp_path / 'out'} exists already. Choose another name.$"):
+    with pytest.raises(
+        InputError, match=f"^OUT {tmp_path / 'out'} exists already. Choose another name.$"
+    ):
         refuse_existing(tmp_path / "out", False, "OUT", "Choose another name.")
 
 
 def test_compare_names_an_output_folder_that_leads_nowhere(tmp_path):
     (tmp_path / "out").symlink_to("nowhere")
-    with pytest.raises(InputError, match=r"out is a link that leads nowhere. Name another --output_dir"):
+    with pytest.raises(
+        InputError, match=r"out is a link that leads nowhere. Name another --output_dir"
+    ):
         compare.main(["a", "b", "--output_dir", str(tmp_path / "out")])
 
 
@@ -398,7 +448,9 @@ def test_work_goes_on_after_its_reader_has_left(tmp_path):
     done = tmp_path / "done"
     code = f"def main():\n  for n in range(20000): print('line', n, flush=True)\n  Path({str(done)!r}).write_text('x')"
     command, environment = script(code, tmp_path)
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         process.stdout.readline()
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == (b"", 0)
@@ -407,9 +459,13 @@ def test_work_goes_on_after_its_reader_has_left(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["cp949", "ascii"])
 def test_a_console_shows_what_it_can(tmp_path, encoding):
-    command, environment = script("def main(): print('가\\u2581\\x1b[2J')", tmp_path, PYTHONIOENCODING=encoding)
+    command, environment = script(
+        "def main(): print('가\\u2581\\x1b[2J')", tmp_path, PYTHONIOENCODING=encoding
+    )
     done = subprocess.run(command, env=environment, capture_output=True, check=True)
-    assert done.stdout.decode(encoding).strip() == ("가\\u2581\\x1b[2J" if encoding == "cp949" else "\\uac00\\u2581\\x1b[2J")
+    assert done.stdout.decode(encoding).strip() == (
+        "가\\u2581\\x1b[2J" if encoding == "cp949" else "\\uac00\\u2581\\x1b[2J"
+    )
 
 
 @pytest.mark.parametrize(
@@ -417,8 +473,16 @@ def test_a_console_shows_what_it_can(tmp_path, encoding):
     [
         ("def main(): raise InputError('got \\x1b[2J')", 2, "error: got \\x1b[2J"),
         ("def main(): raise InputError('x' * 10**7)", 2, "error: xxx"),
-        ("def main(): raise OSError(28, 'No space left on device', '/a/b')", 2, "error: no space is left on the disk (/a/b)"),
-        ("def main(): Path('/proc/nowhere').write_text('')", 2, "error: No such file or directory (/proc/nowhere)"),
+        (
+            "def main(): raise OSError(28, 'No space left on device', '/a/b')",
+            2,
+            "error: no space is left on the disk (/a/b)",
+        ),
+        (
+            "def main(): Path('/proc/nowhere').write_text('')",
+            2,
+            "error: No such file or directory (/proc/nowhere)",
+        ),
         ("raise KeyboardInterrupt", 130, "stopped"),
         ("def main(): raise KeyboardInterrupt", 130, "stopped"),
     ],
@@ -434,14 +498,22 @@ def test_a_script_ends_in_one_sentence(tmp_path, code, status, message):
 
 def test_another_working_directory_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"this folder holds neither data.train.csv nor the demo's data. Start the script in"):
+    with pytest.raises(
+        InputError,
+        match=r"this folder holds neither data.train.csv nor the demo's data. Start the script in",
+    ):
         start.choose(Namespace(recipe=None, resume=None, preview=False))
 
 
 @pytest.mark.parametrize("name", ["compare", "refine", "augment", "explore"])
 def test_a_tool_may_be_started_by_its_path(name, tmp_path):
     root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, root / "tools" / f"{name}.py", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, root / "tools" / f"{name}.py", "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -458,7 +530,10 @@ def test_the_hub_is_asked_once_and_not_for_a_minute(monkeypatch, capsys):
     hub.find_hub.cache_clear()
     with pytest.raises(InputError, match="cannot be loaded"):
         load_tokenizer(make_recipe({"model": "nobody/nothing"}, "test"))
-    assert "cannot be reached (OSError: no route to host): only models already downloaded" in capsys.readouterr().out
+    assert (
+        "cannot be reached (OSError: no route to host): only models already downloaded"
+        in capsys.readouterr().out
+    )
     hub.find_hub.cache_clear()
 
 
@@ -466,8 +541,14 @@ def test_the_hub_is_asked_once_and_not_for_a_minute(monkeypatch, capsys):
 
 
 def test_options_may_have_hyphens():
-    arguments = parse(fine_tune.command_line(), ["--learning-rate", "1e-4", "--lora-r=8", "--resume-anyway"])
-    assert (arguments.learning_rate, arguments.lora_r, arguments.resume_anyway) == ("1e-4", "8", True)
+    arguments = parse(
+        fine_tune.command_line(), ["--learning-rate", "1e-4", "--lora-r=8", "--resume-anyway"]
+    )
+    assert (arguments.learning_rate, arguments.lora_r, arguments.resume_anyway) == (
+        "1e-4",
+        "8",
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -509,7 +590,10 @@ def test_the_sample_is_read_before_anything_is_answered(tmp_path):
     for text in forms:
         sample.write_text(text, encoding="utf-8")
         assert submission_form(test, ["a", "b"]).order == ("b", "a")
-    assert submission_form(Path(f"{tmp_path}/one.csv,{tmp_path}/two.csv"), ["a", "b"]).order == ("b", "a"), "of a folder"
+    assert submission_form(Path(f"{tmp_path}/one.csv,{tmp_path}/two.csv"), ["a", "b"]).order == (
+        "b",
+        "a",
+    ), "of a folder"
     sample.write_bytes("id,answer\na,x\nb,x\n".encode("utf-16"))
     form = submission_form(test, ["a", "b"])
     assert (form.columns, form.encoding) == (("id", "answer"), "utf-8-sig")
@@ -518,7 +602,10 @@ def test_the_sample_is_read_before_anything_is_answered(tmp_path):
     form = submission_form(test, ["a", "b"])
     assert (form.columns, form.order) == (("ID", "정답"), ("a", "b"))
     assert "is not separated by commas; the submission is" in form.note
-    for header, message in (("id,id", "expected two different names"), ("id, ", "got 'id', expected the columns' names")):
+    for header, message in (
+        ("id,id", "expected two different names"),
+        ("id, ", "got 'id', expected the columns' names"),
+    ):
         sample.write_text(f"{header}\na,x\nb,x\n", encoding="utf-8")
         with pytest.raises(InputError, match=message):
             submission_form(test, ["a", "b"])
@@ -538,6 +625,8 @@ def test_ids_reach_the_submission_as_the_test_file_has_them(tmp_path):
 
 
 def test_the_same_ids_on_other_questions_are_not_compared():
-    one, other = ([{"id": "r0", "prediction": "가", "question": question}] for question in ("왜?", "언제?"))
+    one, other = (
+        [{"id": "r0", "prediction": "가", "question": question}] for question in ("왜?", "언제?")
+    )
     with pytest.raises(InputError, match="question of r0 is not the same in both"):
         same_questions({"one": one, "other": other})

@@ -29,14 +29,18 @@ def encoder(tokenizer, name):
 @pytest.mark.parametrize("name", ECONOMIC)
 def test_the_inference_prompt_is_the_training_prompt(tokenizer, name):
     trained = encoder(tokenizer, name).encode_rows([ROW], 1000, answers=True)[0]
-    asked = encoder(tokenizer, name).encode_rows([Row(ROW.id, ROW.context, ROW.question)], 1000, answers=False)[0]
+    asked = encoder(tokenizer, name).encode_rows(
+        [Row(ROW.id, ROW.context, ROW.question)], 1000, answers=False
+    )[0]
     labelled = supervised([trained])[0]
     assert labelled["input_ids"][: len(asked.prompt_ids)] == asked.prompt_ids
     assert labelled["labels"][: len(asked.prompt_ids)] == [-100] * len(asked.prompt_ids)
     assert labelled["labels"][len(asked.prompt_ids) :] == trained.answer_ids
     parts = render(TEMPLATES[name], {"context": ROW.context, "question": ROW.question})
     if "user" in parts:
-        turns = [{"role": r, "content": parts[r]} for r in parts] + [{"role": "assistant", "content": ROW.answers[0]}]
+        turns = [{"role": r, "content": parts[r]} for r in parts] + [
+            {"role": "assistant", "content": ROW.answers[0]}
+        ]
         assert labelled["input_ids"] == tokenizer.apply_chat_template(turns, return_dict=False)
     assert asked.answer_ids == []
 
@@ -56,7 +60,9 @@ def test_the_last_supervised_token_stops_generation(tokenizer, name):
 def test_special_tokens_in_a_row_stay_text(tokenizer, name, where):
     texts = {"context": ROW.context, "question": ROW.question, "answer": ROW.answers[0]}
     plain, spelled = [
-        encoder(tokenizer, name).encode_rows([Row("a", t["context"], t["question"], (t["answer"],))], 1000, answers=True)[0]
+        encoder(tokenizer, name).encode_rows(
+            [Row("a", t["context"], t["question"], (t["answer"],))], 1000, answers=True
+        )[0]
         for t in (texts, texts | {where: SPELLED})
     ]
     special = set(tokenizer.all_special_ids)
@@ -75,7 +81,10 @@ def test_every_template_fits_a_task(name):
 
 
 def test_a_row_is_never_read_as_a_template():
-    filled = render({"prompt": "{context}|{question}"}, {"context": "{question} {0} {{x}}", "question": "{context}"})
+    filled = render(
+        {"prompt": "{context}|{question}"},
+        {"context": "{question} {0} {{x}}", "question": "{context}"},
+    )
     assert filled == {"prompt": "{question} {0} {{x}}|{context}"}
 
 
@@ -117,7 +126,10 @@ def test_published_prompts_stand_verbatim():
     assert render(get_template("answer_bot"), fields)["prompt"] == "글\n" + a
     b = "너는 주어진 Context를 토대로 Question에 답하는 챗봇이야. Question에 대한 답변만 가급적 한 단어로 최대한 간결하게 답변하도록 해.:\n\n글\n\nQuestion:\n물음"
     assert render(get_template("context_bot"), fields) == {"user": b}
-    assert render(get_template("system_context"), fields)["prompt"] == "### System:\n글\n\n### User:\n물음\n### Assistant:\n"
+    assert (
+        render(get_template("system_context"), fields)["prompt"]
+        == "### System:\n글\n\n### User:\n물음\n### Assistant:\n"
+    )
     d = (
         "너는 주어진 Context를 토대로 Question에 답하는 챗봇이야. Question에 대한 답변만 최대한 한 단어로, 명사들로만 답변해줘. 예를 들면 누구(사람에 대한 질문)-> 김철수(사람 이름만, 직무 회사 제외), 물건 -> 사과, 시간 -> 1시, 속력 -> 1m/s, 이런식으로 딱 간단하게만 나타내줘. "
         "### System:\n글\n\n## User:\n물음\n\n"

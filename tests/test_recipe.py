@@ -16,9 +16,15 @@ RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("**/*.yaml"))
 
 
 def test_there_are_recipes():
-    assert {"demo", "solar-10.7b-r8", "ko-gemma-2-9b", "eeve-10.8b", "nous-solar-10.7b", "kosolar-10.7b", "llama-2-ko-7b"} < set(
-        RECIPES
-    )
+    assert {
+        "demo",
+        "solar-10.7b-r8",
+        "ko-gemma-2-9b",
+        "eeve-10.8b",
+        "nous-solar-10.7b",
+        "kosolar-10.7b",
+        "llama-2-ko-7b",
+    } < set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -27,20 +33,33 @@ def test_every_recipe_resolves(name):
     get_template(recipe.template, recipe.task)
     written = yaml.safe_load((RECIPES_DIR / f"{name}.yaml").read_text(encoding="utf-8"))
     parent = load_recipe(written.pop("extends"), {}) if "extends" in written else Recipe()
-    same = [key for key, value in written.items() if getattr(parent, key) == value and key not in ("model", "max_length")]
-    assert not same, "a recipe holds only what differs from the defaults, or from the recipe it extends"
+    same = [
+        key
+        for key, value in written.items()
+        if getattr(parent, key) == value and key not in ("model", "max_length")
+    ]
+    assert not same, (
+        "a recipe holds only what differs from the defaults, or from the recipe it extends"
+    )
 
 
 def test_a_recipe_extends_another(tmp_path):
     (tmp_path / "mine.yaml").write_text("extends: dialogue-01\nlora_r: 4\n")
     recipe = load_recipe(str(tmp_path / "mine.yaml"), {"lora_alpha": "8"})
-    assert (recipe.lora_r, recipe.lora_alpha, recipe.template, recipe.epochs) == (4, 8, "dialogue_term", 4)
+    assert (recipe.lora_r, recipe.lora_alpha, recipe.template, recipe.epochs) == (
+        4,
+        8,
+        "dialogue_term",
+        4,
+    )
     (tmp_path / "lost.yaml").write_text("extends: dialgue\n")
     with pytest.raises(InputError, match="Did you mean 'dialogue'"):
         load_recipe(str(tmp_path / "lost.yaml"), {})
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if load_recipe(name, {}).model in SHAPES])
+@pytest.mark.parametrize(
+    "name", [name for name in RECIPES if load_recipe(name, {}).model in SHAPES]
+)
 def test_a_recipe_tells_its_source_and_that_it_never_ran(name):
     comment = (RECIPES_DIR / f"{name}.yaml").read_text(encoding="utf-8")
     assert f"--recipe {name}" in comment
@@ -53,18 +72,35 @@ def test_a_recipe_tells_its_source_and_that_it_never_ran(name):
     assert "Source: " in comment
     recipe = load_recipe(name, {})
     model = empty_model(make_config(SHAPES[recipe.model]))
-    least = estimate_training(recipe, model, recipe.max_length, checkpointing=True, bytes_each=2).total / GB
+    least = (
+        estimate_training(recipe, model, recipe.max_length, checkpointing=True, bytes_each=2).total
+        / GB
+    )
     assert f"Memory: about {least:.0f} GB at least" in comment
 
 
 def test_published_values():
     """Cells of the published systems' table that transcription could lose."""
     solar = load_recipe("solar-10.7b-r8", {})
-    assert (solar.lora_r, solar.lora_alpha, solar.lora_dropout, solar.max_length) == (8, 16, 0.1, 512)
+    assert (solar.lora_r, solar.lora_alpha, solar.lora_dropout, solar.max_length) == (
+        8,
+        16,
+        0.1,
+        512,
+    )
     for name in ("ko-gemma-2-9b", "eeve-10.8b", "nous-solar-10.7b"):
         recipe = load_recipe(name, {})
-        assert (recipe.lora_r, recipe.lora_alpha, recipe.questions_per_step, recipe.epochs) == (6, 8, 1, 1)
-        assert (recipe.learning_rate, recipe.optim, recipe.compute_dtype) == (2e-4, "paged_adamw_32bit", "float16")
+        assert (recipe.lora_r, recipe.lora_alpha, recipe.questions_per_step, recipe.epochs) == (
+            6,
+            8,
+            1,
+            1,
+        )
+        assert (recipe.learning_rate, recipe.optim, recipe.compute_dtype) == (
+            2e-4,
+            "paged_adamw_32bit",
+            "float16",
+        )
         assert not recipe.double_quantization
 
 
@@ -83,7 +119,15 @@ def options(*argv):
 
 def test_the_command_line_wins_over_the_file():
     recipe = load_recipe(
-        "demo", options("--learning_rate", "1e-4", "--lora_target_modules", "q_proj,v_proj", "--columns", "context=본문")
+        "demo",
+        options(
+            "--learning_rate",
+            "1e-4",
+            "--lora_target_modules",
+            "q_proj,v_proj",
+            "--columns",
+            "context=본문",
+        ),
     )
     assert recipe.learning_rate == 1e-4
     assert recipe.lora_target_modules == ["q_proj", "v_proj"]
@@ -92,7 +136,10 @@ def test_the_command_line_wins_over_the_file():
 
 
 def test_none_clears_an_option():
-    assert load_recipe(None, {"neftune_noise_alpha": "none", "quantization": "none"}).quantization == "none"
+    assert (
+        load_recipe(None, {"neftune_noise_alpha": "none", "quantization": "none"}).quantization
+        == "none"
+    )
 
 
 @pytest.mark.parametrize(

@@ -57,16 +57,35 @@ def test_turns_of_one_speaker_merge_but_never_with_a_referred_one():
 
 
 def item(*turns, reference):
-    content = {"conversation": list(turns), "reference_id": reference, "category": "원인", "more": 1}
-    return {"id": "a", "input": content | {f"inference_{n}": f"추론{n}" for n in (1, 2, 3)}, "output": "inference_1", "x": [1]}
+    content = {
+        "conversation": list(turns),
+        "reference_id": reference,
+        "category": "원인",
+        "more": 1,
+    }
+    return {
+        "id": "a",
+        "input": content | {f"inference_{n}": f"추론{n}" for n in (1, 2, 3)},
+        "output": "inference_1",
+        "x": [1],
+    }
 
 
 def test_a_referred_utterance_is_never_lost():
     counts = {}
     cleaned = refine.refine(
-        item(turn(1, "ㅋㅋㅋ", "u1"), turn(1, "ㅠㅠ", "u2"), turn(1, "안녕", "u3"), reference=["u2", "u3"]), counts
+        item(
+            turn(1, "ㅋㅋㅋ", "u1"),
+            turn(1, "ㅠㅠ", "u2"),
+            turn(1, "안녕", "u3"),
+            reference=["u2", "u3"],
+        ),
+        counts,
     )
-    assert [(t["utterance"], t["utterance_id"]) for t in cleaned["input"]["conversation"]] == [("ㅠㅠ", "u2"), ("안녕", "u3")]
+    assert [(t["utterance"], t["utterance_id"]) for t in cleaned["input"]["conversation"]] == [
+        ("ㅠㅠ", "u2"),
+        ("안녕", "u3"),
+    ]
     assert counts["dropped"] == 1
     assert cleaned["x"] == [1]
     assert cleaned["input"]["more"] == 1
@@ -74,25 +93,34 @@ def test_a_referred_utterance_is_never_lost():
 
 def test_a_referred_utterance_that_is_empty_stays_and_the_file_is_read_again(tmp_path):
     (tmp_path / "in.json").write_text(
-        json.dumps([item(turn(1, "", "u1"), turn(2, "나", "u2"), reference=["u1"])]), encoding="utf-8"
+        json.dumps([item(turn(1, "", "u1"), turn(2, "나", "u2"), reference=["u1"])]),
+        encoding="utf-8",
     )
     refine.main([str(tmp_path / "in.json"), str(tmp_path / "out.json")])
     assert load_items(tmp_path / "out.json")[0]["input"]["conversation"][0]["utterance_id"] == "u1"
 
 
 def test_cp949_and_windows_line_ends(tmp_path):
-    text = json.dumps([item(turn(1, "가~", "u1"), reference=["u1"])], ensure_ascii=False, indent=4).replace("\n", "\r\n")
+    text = json.dumps(
+        [item(turn(1, "가~", "u1"), reference=["u1"])], ensure_ascii=False, indent=4
+    ).replace("\n", "\r\n")
     (tmp_path / "in.json").write_bytes(text.encode("cp949"))
     refine.main([str(tmp_path / "in.json"), str(tmp_path / "out.json")])
-    assert (tmp_path / "out.json").read_text(encoding="utf-8") == text.replace("\r\n", "\n").replace("가~", "가")
+    assert (tmp_path / "out.json").read_text(encoding="utf-8") == text.replace(
+        "\r\n", "\n"
+    ).replace("가~", "가")
 
 
 def test_the_sample_dialogues(tmp_path, capsys):
-    (tmp_path / "in.json").write_text(json.dumps(numbered(make_dialogues()[:20], "train"), ensure_ascii=False, indent=4))
+    (tmp_path / "in.json").write_text(
+        json.dumps(numbered(make_dialogues()[:20], "train"), ensure_ascii=False, indent=4)
+    )
     counts = refine.main([str(tmp_path / "in.json"), str(tmp_path / "out.json"), "--report"])
     before, after = load_items(tmp_path / "in.json"), load_items(tmp_path / "out.json")
     assert [i["id"] for i in before] == [i["id"] for i in after]
-    assert [i["input"]["reference_id"] for i in before] == [i["input"]["reference_id"] for i in after]
+    assert [i["input"]["reference_id"] for i in before] == [
+        i["input"]["reference_id"] for i in after
+    ]
     assert counts["shorten_marks"] > 0
     assert "2 spell_yes" in capsys.readouterr().out
     assert (tmp_path / "out.json").read_text().startswith("[\n    {"), "the layout is the file's"

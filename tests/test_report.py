@@ -45,7 +45,11 @@ TASK = TASKS["economic_qa"]
 
 
 def make_report(records, contexts=None, **more):
-    scores = metrics.score([r["prediction"] for r in records], [r["gold"] for r in records], [r["article"] for r in records])
+    scores = metrics.score(
+        [r["prediction"] for r in records],
+        [r["gold"] for r in records],
+        [r["article"] for r in records],
+    )
     shape = {"mean_length": 3.0, "stopped": 1.0, "spans": 0.5, "repeating": 0.0}
     return Report(
         title="한글 run",
@@ -67,7 +71,16 @@ def make_report(records, contexts=None, **more):
 HISTORY = [
     *({"step": step, "loss": 2 / step, "grad_norm": 1.0} for step in range(1, 9)),
     *(
-        {"step": s, "evaluation": {"char_f1": f, "char_f1_interval": (f - 0.1, f), "exact_match": f, "questions": 4, **SHAPE}}
+        {
+            "step": s,
+            "evaluation": {
+                "char_f1": f,
+                "char_f1_interval": (f - 0.1, f),
+                "exact_match": f,
+                "questions": 4,
+                **SHAPE,
+            },
+        }
         for SHAPE in [{"mean_length": 3.0, "stopped": 1.0, "spans": 1.0, "repeating": 0.0}]
         for s, f in ((4, 0.7), (8, 0.6))
     ),
@@ -82,31 +95,58 @@ def test_a_page_with_everything_and_no_network(tmp_path):
         record(2, "이영희", "김철수", "대표는 누구인가?"),
         record(3, "36.70%", "36.7%"),
     ]
-    findings = {"contradictions": [{"ids": ["q0", "q1"], "question": "매출은?", "answers": ["가", "나"]}], "not_in_article": []}
-    page = write_report(tmp_path, make_report(records, history=HISTORY, findings=findings)).read_text(encoding="utf-8")
+    findings = {
+        "contradictions": [{"ids": ["q0", "q1"], "question": "매출은?", "answers": ["가", "나"]}],
+        "not_in_article": [],
+    }
+    page = write_report(
+        tmp_path, make_report(records, history=HISTORY, findings=findings)
+    ).read_text(encoding="utf-8")
     names = {"training", "kinds", "answer_length", "article_length", "confidence"}
     assert {path.stem for path in (tmp_path / "plots").glob("*.png")} == names
     assert page.count("data:image/png;base64,") == 5
-    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!data:)|@import|url\(", page), "nothing is fetched"
-    for text in ("form of a number", "36.70% → 36.7%", "unit", "questions asked twice", "가 · 나", "데모", "torch 2"):
+    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!data:)|@import|url\(", page), (
+        "nothing is fetched"
+    )
+    for text in (
+        "form of a number",
+        "36.70% → 36.7%",
+        "unit",
+        "questions asked twice",
+        "가 · 나",
+        "데모",
+        "torch 2",
+    ):
         assert text in page
     assert '<tr class="best"><td class="n">4</td>' in page
     assert '<mark class="gold">김철수</mark>' in page
 
 
 def test_hostile_texts_stay_text(tmp_path):
-    texts = [*HOSTILE, "<script>alert(1)</script>", "{{ 7 * 7 }}", "</style><img src=x onerror=alert(1)>"]
+    texts = [
+        *HOSTILE,
+        "<script>alert(1)</script>",
+        "{{ 7 * 7 }}",
+        "</style><img src=x onerror=alert(1)>",
+    ]
     records = [record(n, text, f"정답{n}", text) for n, text in enumerate(texts)]
-    page = write_report(tmp_path, make_report(records[-30:], {r["id"]: t for r, t in zip(records, texts, strict=True)}))
+    page = write_report(
+        tmp_path,
+        make_report(records[-30:], {r["id"]: t for r, t in zip(records, texts, strict=True)}),
+    )
     text = page.read_text(encoding="utf-8")
     assert "<script" not in text
     assert "<img src=x" not in text
     assert "{{ 7 * 7 }}" in text
-    write_report(tmp_path, make_report(records, {r["id"]: t for r, t in zip(records, texts, strict=True)}))
+    write_report(
+        tmp_path, make_report(records, {r["id"]: t for r, t in zip(records, texts, strict=True)})
+    )
 
 
 def test_one_right_answer_makes_a_report_too(tmp_path):
-    page = write_report(tmp_path, make_report([record(0, "부산", "부산")])).read_text(encoding="utf-8")
+    page = write_report(tmp_path, make_report([record(0, "부산", "부산")])).read_text(
+        encoding="utf-8"
+    )
     assert "every answer is the gold answer to the letter" in page
     assert "every answer has an F1 of 1" in page
 
@@ -115,7 +155,9 @@ def test_korean_has_glyphs_in_plots(tmp_path):
     """matplotlib warns of every character that its fonts lack, and draws a box."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        path = plots.draw(tmp_path / "a.png", lambda axes: axes.set_title("한글 똠방각하 “따옴표” −1 · ㎡ 36.7%"))
+        path = plots.draw(
+            tmp_path / "a.png", lambda axes: axes.set_title("한글 똠방각하 “따옴표” −1 · ㎡ 36.7%")
+        )
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -126,13 +168,22 @@ def test_groups():
         record(2, "가", "가" * 20, "언제인가?"),
     ]
     assert {name: len(group) for name, group in by_kind(records).items()} == {"who": 2, "when": 1}
-    assert {name: len(group) for name, group in by_answer_length(records).items()} == {"1-2": 1, "3-4": 1, "17 or more": 1}
+    assert {name: len(group) for name, group in by_answer_length(records).items()} == {
+        "1-2": 1,
+        "3-4": 1,
+        "17 or more": 1,
+    }
     contexts = {"q0": "가" * 10, "q1": "가" * 2000, "q2": "가" * 30}
     assert list(by_article_length(records, contexts)) == ["10-10", "30-30", "2,000-2,000"]
 
 
 def test_near_misses_are_counted_by_what_they_cost():
-    records = [record(0, "서울", "부산"), record(1, "부산에", "부산"), record(2, "부산은", "부산"), record(3, "부산", "부산")]
+    records = [
+        record(0, "서울", "부산"),
+        record(1, "부산에", "부산"),
+        record(2, "부산은", "부산"),
+        record(3, "부산", "부산"),
+    ]
     rows = near_misses(records, metrics.char_f1)
     assert [(row["kind"], row["count"]) for row in rows] == [("wrong", 1), ("particle", 2)]
     assert rows[0]["lost"] == 0.25

@@ -27,7 +27,13 @@ from tests.test_checkpoints import At
     ("written", "steps"),
     [
         *[("200 steps", 200), ("200", 200), ("1 step", 1), ("none", None)],
-        *[("0.25 epochs", 2), (".36 epochs", 4), ("1 epoch", 10), ("2 epochs", 20), ("0.01 epochs", 1)],
+        *[
+            ("0.25 epochs", 2),
+            (".36 epochs", 4),
+            ("1 epoch", 10),
+            ("2 epochs", 20),
+            ("0.01 epochs", 1),
+        ],
     ],
 )
 def test_every_so_many_steps_or_epochs(written, steps):
@@ -35,14 +41,20 @@ def test_every_so_many_steps_or_epochs(written, steps):
     assert steps_between(recipe, questions=100) == steps
 
 
-@pytest.mark.parametrize("written", ["often", "0", "0 epochs", "-1 steps", "1.5 steps", "1.5", "epochs"])
+@pytest.mark.parametrize(
+    "written", ["often", "0", "0 epochs", "-1 steps", "1.5 steps", "1.5", "epochs"]
+)
 def test_other_words_are_refused(written):
     with pytest.raises(InputError, match="expected a number of steps or epochs above 0"):
         make_recipe({"evaluate_every": written}, "test")
 
 
 def examples(*sizes):
-    rows = [Row(f"{article}-{i}", f"기사 {article}", "?") for article, size in enumerate(sizes) for i in range(size)]
+    rows = [
+        Row(f"{article}-{i}", f"기사 {article}", "?")
+        for article, size in enumerate(sizes)
+        for i in range(size)
+    ]
     return [Example(row, [], []) for row in rows]
 
 
@@ -51,7 +63,9 @@ def test_a_part_of_the_questions_is_whole_articles_whatever_their_order():
     chosen = some_of(every, 8)
     assert 5 <= len(chosen) <= 8
     ids = {e.row.id for e in chosen}
-    assert all(len({e.row.id for e in every if e.row.article == c.row.article} - ids) == 0 for c in chosen)
+    assert all(
+        len({e.row.id for e in every if e.row.article == c.row.article} - ids) == 0 for c in chosen
+    )
     assert {e.row.id for e in some_of(every[::-1], 8)} == ids
     assert some_of(every, 100) == every
     assert len(some_of(examples(5), 3)) == 3, "one article larger than the limit"
@@ -64,7 +78,13 @@ def play(folder, f1s, every=1, patience=None, max_steps=None):
 
     def evaluate():
         evaluated.append(state.global_step)
-        shape = {"mean_length": 3.0, "stopped": 1.0, "spans": 1.0, "repeating": 0.0, "exact_match": 0.5}
+        shape = {
+            "mean_length": 3.0,
+            "stopped": 1.0,
+            "spans": 1.0,
+            "repeating": 0.0,
+            "exact_match": 0.5,
+        }
         value = next(values)
         return {"char_f1": value, "char_f1_interval": (value, value), **shape}
 
@@ -90,7 +110,12 @@ def test_the_last_step_is_always_evaluated_and_not_twice_in_a_row(tmp_path):
 
 
 def test_patience_ends_training(tmp_path):
-    assert play(tmp_path, [0.2, 0.5, 0.4, 0.5, 0.6, 0.7], patience=2) == ([1, 2, 3, 4], [1, 2, 4], 4, 4)
+    assert play(tmp_path, [0.2, 0.5, 0.4, 0.5, 0.6, 0.7], patience=2) == (
+        [1, 2, 3, 4],
+        [1, 2, 4],
+        4,
+        4,
+    )
     assert play(tmp_path, [0.1, 0.2, 0.3], patience=1)[3] == 3
 
 
@@ -103,7 +128,9 @@ def work(tmp_path_factory):
     rows = [HEADER]
     for number in range(24):
         article = f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. 본사는 부산에 있다."
-        question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[number % 2]
+        question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[
+            number % 2
+        ]
         rows.append([f"TRAIN_{number:05d}", article, question, answer])
     with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
@@ -111,7 +138,14 @@ def work(tmp_path_factory):
 
 
 def options(folder, *more):
-    paths = ["--recipe", "demo", "--train_file", str(folder / "train.csv"), "--output_dir", str(folder / "outputs")]
+    paths = [
+        "--recipe",
+        "demo",
+        "--train_file",
+        str(folder / "train.csv"),
+        "--output_dir",
+        str(folder / "outputs"),
+    ]
     return [
         *paths,
         "--validation_fraction",
@@ -146,11 +180,19 @@ def test_the_adapter_of_the_best_evaluation_is_kept(work, monkeypatch, capsys):
     fine_tune.main(options(work, "--run_name", "best", "--save_steps", "1"))
     run = RunFolder(work / "outputs" / "best")
     kept = sorted(path.name for path in run.checkpoints.iterdir())
-    last = json.loads((run.checkpoints / max(kept, key=lambda n: int(n[11:])) / "trainer_state.json").read_text())["max_steps"]
-    assert kept == sorted(["checkpoint-4", f"checkpoint-{last - 1}", f"checkpoint-{last}"]), "the best and the two newest"
+    last = json.loads(
+        (run.checkpoints / max(kept, key=lambda n: int(n[11:])) / "trainer_state.json").read_text()
+    )["max_steps"]
+    assert kept == sorted(["checkpoint-4", f"checkpoint-{last - 1}", f"checkpoint-{last}"]), (
+        "the best and the two newest"
+    )
     best, ours, final = (
         load_file(folder / "adapter_model.safetensors")
-        for folder in (run.checkpoints / "checkpoint-4", run.adapter, run.checkpoints / f"checkpoint-{last}")
+        for folder in (
+            run.checkpoints / "checkpoint-4",
+            run.adapter,
+            run.checkpoints / f"checkpoint-{last}",
+        )
     )
     assert all(torch.equal(best[name], ours[name]) for name in best)
     assert any(not torch.equal(final[name], ours[name]) for name in final)
@@ -180,7 +222,9 @@ def test_a_run_that_was_cut_evaluates_and_decides_the_same(work, monkeypatch, st
 
     def make(*args, **kwargs):
         trainer = real(*args, **kwargs)
-        trainer.callback_handler.callbacks.insert(0, At(step, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        trainer.callback_handler.callbacks.insert(
+            0, At(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        )
         return trainer
 
     monkeypatch.setattr(session, "make_read_once_trainer", make)
@@ -192,7 +236,10 @@ def test_a_run_that_was_cut_evaluates_and_decides_the_same(work, monkeypatch, st
 
     def lines(run):
         records = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
-        return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+        return [
+            {name: value for name, value in record.items() if name != "seconds"}
+            for record in records
+        ]
 
     assert lines(cut) == lines(whole)
     expected, got = (load_file(run.adapter / "adapter_model.safetensors") for run in (whole, cut))
@@ -202,11 +249,17 @@ def test_a_run_that_was_cut_evaluates_and_decides_the_same(work, monkeypatch, st
 
 def test_evaluating_changes_no_training(work):
     """Losses and gradients are those of a run that never evaluates."""
-    fine_tune.main(options(work, "--run_name", "never", "--evaluate_every", "none", "--lora_dropout", "0.1"))
-    fine_tune.main(options(work, "--run_name", "often", "--evaluate_every", "1", "--lora_dropout", "0.1"))
+    fine_tune.main(
+        options(work, "--run_name", "never", "--evaluate_every", "none", "--lora_dropout", "0.1")
+    )
+    fine_tune.main(
+        options(work, "--run_name", "often", "--evaluate_every", "1", "--lora_dropout", "0.1")
+    )
 
     def losses(name):
-        lines = map(json.loads, RunFolder(work / "outputs" / name).metrics_file.read_text().splitlines())
+        lines = map(
+            json.loads, RunFolder(work / "outputs" / name).metrics_file.read_text().splitlines()
+        )
         return [(record["loss"], record["grad_norm"]) for record in lines if "loss" in record]
 
     assert losses("never") == losses("often")

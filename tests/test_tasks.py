@@ -12,7 +12,12 @@ from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.recipe import Recipe
 from dandap.runs.predictions import write_predictions
-from dandap.runs.submission import SubmissionForm, check_submission, submission_form, write_submission
+from dandap.runs.submission import (
+    SubmissionForm,
+    check_submission,
+    submission_form,
+    write_submission,
+)
 from tasks import TASKS, get_task
 
 TASK = TASKS["economic_qa"]
@@ -115,16 +120,24 @@ def test_a_sample_in_cp949_reads(tmp_path):
 
 def test_a_test_file_needs_no_answer_column_even_when_training_maps_one(write_csv):
     test = write_csv([["id", "본문", "question"], ["a", "기사", "질문?"]], "test.csv")
-    assert TASK.read_test(Recipe(columns={"context": "본문", "answer": "정답"}), test).rows[0].answers == ()
+    assert (
+        TASK.read_test(Recipe(columns={"context": "본문", "answer": "정답"}), test).rows[0].answers
+        == ()
+    )
 
 
 def test_predictions_keep_every_text(tmp_path):
     records = [
-        TASK.record(Example(Row(str(n), "기사", "질문?", ("답", "정답")), [1], []), [Answer([1, 2], True, -0.5, text)])
+        TASK.record(
+            Example(Row(str(n), "기사", "질문?", ("답", "정답")), [1], []),
+            [Answer([1, 2], True, -0.5, text)],
+        )
         for n, text in enumerate(NASTY)
     ]
     write_predictions(tmp_path / "predictions.csv", records)
-    table = pd.read_csv(tmp_path / "predictions.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    table = pd.read_csv(
+        tmp_path / "predictions.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig"
+    )
     assert table["prediction"].tolist() == NASTY
     assert table["gold"].tolist() == ["답 | 정답"] * len(NASTY)
 

@@ -34,7 +34,9 @@ def tokenizer():
     from tokenizers import Tokenizer, models
 
     inner = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def make_examples(seed=0, articles=20, questions=2, answers=1, length=(15, 40)):
@@ -49,7 +51,9 @@ def make_examples(seed=0, articles=20, questions=2, answers=1, length=(15, 40)):
             first = draw(1, 1)
             for _ in range(answers):
                 answer = first + draw(0, 4) + [1]
-                examples.append(Example(Row(str(len(examples)), length_of, "q"), context + question, answer))
+                examples.append(
+                    Example(Row(str(len(examples)), length_of, "q"), context + question, answer)
+                )
     return examples
 
 
@@ -59,7 +63,13 @@ def make_recipe(folder, **options):
     A step of warm-up, because AdamW's first step is the gradient's sign, and that of an element whose gradient lies
     below float32's rounding (2e-10 where its neighbours have 1e-2) is noise.
     """
-    defaults = {"quantization": "none", "questions_per_step": 4, "max_grad_norm": 1e9, "learning_rate": 2e-4, "lora_r": 4}
+    defaults = {
+        "quantization": "none",
+        "questions_per_step": 4,
+        "max_grad_norm": 1e9,
+        "learning_rate": 2e-4,
+        "lora_r": 4,
+    }
     schedule = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 1}
     return Recipe(model=str(folder), **(defaults | schedule | options))
 
@@ -75,7 +85,9 @@ class Record(TrainerCallback):
         self.losses, self.gradients = [], []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+        self.gradients.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+        )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
@@ -115,7 +127,16 @@ def run(make, recipe, plan, examples, tokenizer, folder, sequential=False):
 
 def in_the_order_of(trainer, examples):
     """The examples as the trainer's first epoch had them, its steps as sets of ids beside them."""
-    keys = list(StepSampler(examples, trainer.args.per_device_train_batch_size, trainer.args.seed, 0, 1, step=lambda: 0))
+    keys = list(
+        StepSampler(
+            examples,
+            trainer.args.per_device_train_batch_size,
+            trainer.args.seed,
+            0,
+            1,
+            step=lambda: 0,
+        )
+    )
     return [[examples[key.index] for key in step] for step in keys]
 
 
@@ -148,10 +169,20 @@ def compare(recipe, plan, examples, tokenizer, tmp_path, weights_tolerance):
     """Ours against TRL's trainer, one example at a time, on the same steps."""
     ours = run(make_read_once_trainer, recipe, plan, examples, tokenizer, tmp_path / "ours")
     steps = in_the_order_of(ours[2], examples)
-    assert {len(step) for step in steps} == {recipe.questions_per_step}, "TRL's steps all have the same size"
+    assert {len(step) for step in steps} == {recipe.questions_per_step}, (
+        "TRL's steps all have the same size"
+    )
     one_at_a_time = Plan(CPU, torch.float32, 1, plan.gradient_checkpointing, plan.estimate, None)
     ordered = [example for step in steps for example in step]
-    theirs = run(make_trainer, recipe, one_at_a_time, ordered, tokenizer, tmp_path / "theirs", sequential=True)
+    theirs = run(
+        make_trainer,
+        recipe,
+        one_at_a_time,
+        ordered,
+        tokenizer,
+        tmp_path / "theirs",
+        sequential=True,
+    )
     assert theirs[2].args.per_device_train_batch_size == 1
     assert_same(ours, theirs, weights_tolerance)
 
@@ -160,7 +191,13 @@ def compare(recipe, plan, examples, tokenizer, tmp_path, weights_tolerance):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sgd_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization):
     """Two articles a step in padded rows, two questions with two answers each, gradient checkpointing."""
-    recipe = make_recipe(bases / family, quantization=quantization, optim="sgd", learning_rate=1e-2, questions_per_step=8)
+    recipe = make_recipe(
+        bases / family,
+        quantization=quantization,
+        optim="sgd",
+        learning_rate=1e-2,
+        questions_per_step=8,
+    )
     recipe = recipe.model_copy(update={"lr_scheduler_type": "constant"})
     examples = make_examples(articles=20, questions=2, answers=2)
     compare(recipe, make_plan(checkpointing=True), examples, tokenizer, tmp_path, relative_weights)
@@ -170,7 +207,9 @@ def test_sgd_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adamw_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization):
     """Nested trees, two questions with five answers each, no checkpointing."""
-    recipe = make_recipe(bases / family, quantization=quantization, optim="adamw_torch", questions_per_step=10)
+    recipe = make_recipe(
+        bases / family, quantization=quantization, optim="adamw_torch", questions_per_step=10
+    )
     examples = make_examples(articles=10, questions=2, answers=5)
     compare(recipe, make_plan(), examples, tokenizer, tmp_path, absolute_weights)
 
@@ -189,7 +228,12 @@ def plain_gradients(model, examples):
     for example in examples:
         ids = torch.tensor([example.prompt_ids + example.answer_ids])
         logits = model(input_ids=ids).logits[0, len(example.prompt_ids) - 1 : -1]
-        loss = torch.nn.functional.cross_entropy(logits.float(), torch.tensor(example.answer_ids), reduction="sum") / targets
+        loss = (
+            torch.nn.functional.cross_entropy(
+                logits.float(), torch.tensor(example.answer_ids), reduction="sum"
+            )
+            / targets
+        )
         loss.backward()
         total += loss.item()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -216,7 +260,9 @@ def trainers(bases, tokenizer, tmp_path_factory):
         if key not in made:
             recipe = make_recipe(bases / family, **options)
             folder = str(tmp_path_factory.mktemp("trainer"))
-            trainer = make_read_once_trainer(Job(recipe, make_plan(200), tokenizer, make_examples()), adapted(recipe), folder, [])
+            trainer = make_read_once_trainer(
+                Job(recipe, make_plan(200), tokenizer, make_examples()), adapted(recipe), folder, []
+            )
             made[key] = in_padded_rows(trainer)
         return made[key]
 
@@ -238,9 +284,14 @@ questions = st.lists(st.tuples(st.integers(0, 2), ids.filter(len), ids), min_siz
 def test_trees_grown_at_random(trainers, family, drawn):
     """Few different tokens, so that prompts and answers share beginnings in every way, duplicates included."""
     stems = [[*range(10 + 30 * a, 10 + 30 * a + 5 + 9 * a)] for a in range(3)]
-    examples = [Example(Row(str(i), f"{a}", "q"), stems[a] + p, [*x, 1]) for i, (a, p, x) in enumerate(drawn)]
+    examples = [
+        Example(Row(str(i), f"{a}", "q"), stems[a] + p, [*x, 1])
+        for i, (a, p, x) in enumerate(drawn)
+    ]
     trainer = trainers(family)
-    assert_same_gradients(tree_gradients(trainer, examples), plain_gradients(trainer.model, examples))
+    assert_same_gradients(
+        tree_gradients(trainer, examples), plain_gradients(trainer.model, examples)
+    )
 
 
 def test_an_adapter_on_the_head_trains(trainers):
@@ -256,7 +307,9 @@ def test_an_adapter_on_the_head_trains(trainers):
 def test_checkpoints_hold_lora_tensors_only(bases, tokenizer, tmp_path):
     """PEFT writes the whole head beside its adapter, 262 MB for SOLAR."""
     recipe = make_recipe(bases / "llama", lora_target_modules="q_proj,lm_head")
-    trainer = make_read_once_trainer(Job(recipe, make_plan(), tokenizer, make_examples()), adapted(recipe), str(tmp_path), [])
+    trainer = make_read_once_trainer(
+        Job(recipe, make_plan(), tokenizer, make_examples()), adapted(recipe), str(tmp_path), []
+    )
     trainer.train()
     saved = load_file(next(tmp_path.glob("checkpoint-*")) / "adapter_model.safetensors")
     assert any("lm_head.lora_B" in name for name in saved)
@@ -271,12 +324,17 @@ def test_an_evaluation_between_steps_changes_nothing(bases, tokenizer, tmp_path)
             with torch.no_grad():
                 model.eval()(input_ids=torch.arange(3, 40)[None])
 
-    recipe, examples = make_recipe(bases / "llama", quantization="nf4", optim="adamw_torch"), make_examples()
+    recipe, examples = (
+        make_recipe(bases / "llama", quantization="nf4", optim="adamw_torch"),
+        make_examples(),
+    )
     results = []
     for callbacks in ([], [Evaluate()]):
         model = adapted(recipe)
         assert any(isinstance(module, Linear4bit) for module in model.modules())
-        make_read_once_trainer(Job(recipe, make_plan(), tokenizer, examples), model, str(tmp_path), callbacks).train()
+        make_read_once_trainer(
+            Job(recipe, make_plan(), tokenizer, examples), model, str(tmp_path), callbacks
+        ).train()
         results.append({n: p.data for n, p in model.named_parameters() if p.requires_grad})
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
@@ -285,7 +343,9 @@ def test_dropout_draws_once_per_shared_token(bases, tokenizer, tmp_path):
     """Two equal questions under dropout have one loss: they are one branch. TRL would draw twice."""
     recipe = make_recipe(bases / "llama", lora_dropout=0.5)
     one = make_examples(articles=1, questions=1)
-    trainer = make_read_once_trainer(Job(recipe, make_plan(), tokenizer, one), adapted(recipe), str(tmp_path), [])
+    trainer = make_read_once_trainer(
+        Job(recipe, make_plan(), tokenizer, one), adapted(recipe), str(tmp_path), []
+    )
     losses = []
     for examples in (one, one * 2):
         torch.manual_seed(0)
@@ -307,7 +367,9 @@ def test_dealing(sizes, questions_per_step, seed):
     steps = deal(articles, questions_per_step, random.Random(seed))
     assert len(steps) == math.ceil(total / questions_per_step)
     assert all(steps)
-    assert Counter(question for step in steps for piece in step for question in piece) == Counter(range(total))
+    assert Counter(question for step in steps for piece in step for question in piece) == Counter(
+        range(total)
+    )
     assert max(len(piece) for step in steps for piece in step) <= questions_per_step
     pieces = sum(len(step) for step in steps)
     assert pieces == sum(math.ceil(size / questions_per_step) for size in sizes)
@@ -321,7 +383,9 @@ def test_steps_are_near_their_size():
 
 
 def test_one_question_a_step_is_ordinary_training():
-    assert all(len(step) == len(step[0]) == 1 for step in deal([[0, 1, 2], [3]], 1, random.Random(0)))
+    assert all(
+        len(step) == len(step[0]) == 1 for step in deal([[0, 1, 2], [3]], 1, random.Random(0))
+    )
 
 
 @given(articles_of, st.integers(1, 4), st.integers(0, 100))
@@ -339,7 +403,9 @@ def test_processes_share_a_step(sizes, processes, seed):
 
 def test_a_process_without_a_question_reads_one_of_the_step_without_learning_it():
     examples = make_examples(articles=1, questions=2)
-    steps = [next(iter(StepSampler(examples, 2, 42, process, 3, step=lambda: 0))) for process in range(3)]
+    steps = [
+        next(iter(StepSampler(examples, 2, 42, process, 3, step=lambda: 0))) for process in range(3)
+    ]
     (idle,) = [step for step in steps if not step[0].learned]
     assert sorted(step[0].index for step in steps if step is not idle) == [0, 1]
     assert idle[0].index in (0, 1)
@@ -366,7 +432,9 @@ def test_the_order_changes_every_epoch_and_comes_back():
     examples = make_examples(articles=30)
 
     def order(epoch, seed=42):
-        return list(StepSampler(examples, 4, seed, 0, 1, step=lambda: epoch * math.ceil(len(examples) / 4)))
+        return list(
+            StepSampler(examples, 4, seed, 0, 1, step=lambda: epoch * math.ceil(len(examples) / 4))
+        )
 
     assert order(0) == order(0)
     assert order(0) != order(1)
@@ -378,13 +446,24 @@ def test_micro_batches_keep_to_their_size():
     for one_row in (False, True):
         batching = Batching(150, one_row, pad_id=0)
         batches = batching.micro_batches(examples)
-        assert sorted(e.row.id for batch in batches for part, _ in batch for e in part) == sorted(e.row.id for e in examples)
+        assert sorted(e.row.id for batch in batches for part, _ in batch for e in part) == sorted(
+            e.row.id for e in examples
+        )
         assert all(sum(len(tree) for _, tree in batch) <= 150 for batch in batches)
         assert any(len(batch) > 1 for batch in batches)
-        rows = [batching.collate_step([e for part, _ in batch for e in part])["batches"] for batch in batches]
-        assert all((b["input_ids"].shape[0] == 1) == one_row or not one_row for r in rows for b in r)
+        rows = [
+            batching.collate_step([e for part, _ in batch for e in part])["batches"]
+            for batch in batches
+        ]
+        assert all(
+            (b["input_ids"].shape[0] == 1) == one_row or not one_row for r in rows for b in r
+        )
     small = Batching(60, False, pad_id=0).micro_batches(examples)
-    assert any(len({e.row.article for e in part}) == 1 and len(part) < 3 for batch in small for part, _ in batch), "split"
+    assert any(
+        len({e.row.article for e in part}) == 1 and len(part) < 3
+        for batch in small
+        for part, _ in batch
+    ), "split"
 
 
 def test_what_reading_once_saves():

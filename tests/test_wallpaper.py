@@ -29,7 +29,10 @@ ROW = ["TRAIN_000", "왜 생기나?", "원인은?", "곰팡이", "답1", "답2",
 
 def test_a_row_is_two_questions_and_ten_pairs(write_csv):
     table = wallpaper.read([write_csv([HEADER, ROW])], need_answers=True)
-    assert [(row.id, row.question) for row in table.rows] == [("TRAIN_000-1", "왜 생기나?"), ("TRAIN_000-2", "원인은?")]
+    assert [(row.id, row.question) for row in table.rows] == [
+        ("TRAIN_000-1", "왜 생기나?"),
+        ("TRAIN_000-2", "원인은?"),
+    ]
     assert table.rows[0].answers == ("답1", "답2", "답3", "답4", "답5")
     assert table.rows[0].article == table.rows[1].article, "they stay together in a split"
     pairs = wallpaper.one_per_answer(table.rows)
@@ -42,9 +45,12 @@ def test_a_row_is_two_questions_and_ten_pairs(write_csv):
 
 def test_a_test_file(write_csv):
     table = wallpaper.read(
-        [write_csv([["id", "질문"], ["TEST_000", "왜? 또한, 어떻게?"]], encoding="utf-8-sig")], need_answers=False
+        [write_csv([["id", "질문"], ["TEST_000", "왜? 또한, 어떻게?"]], encoding="utf-8-sig")],
+        need_answers=False,
     )
-    assert [(row.id, row.question, row.answers) for row in table.rows] == [("TEST_000", "왜? 또한, 어떻게?", ())]
+    assert [(row.id, row.question, row.answers) for row in table.rows] == [
+        ("TEST_000", "왜? 또한, 어떻게?", ())
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +103,11 @@ def test_published_prompts_stand_verbatim():
 )
 def test_the_seeds_recipes(name, model, target):
     recipe = load_recipe(name, {})
-    assert (recipe.model, recipe.lora_target_modules, recipe.task) == (model, target, "wallpaper_qa")
+    assert (recipe.model, recipe.lora_target_modules, recipe.task) == (
+        model,
+        target,
+        "wallpaper_qa",
+    )
     assert 200 <= recipe.max_new_tokens <= 300
     assert recipe.repetition_penalty > 1
     assert "non-commercial" in (RECIPES_DIR / f"{name}.yaml").read_text(encoding="utf-8")
@@ -111,20 +121,43 @@ def encoder(tmp_path_factory):
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("encoder")
-    characters = sorted({c for row in make_rows(40) for text in row.values() for c in text if c.strip()})
+    characters = sorted(
+        {c for row in make_rows(40) for text in row.values() for c in text if c.strip()}
+    )
     (folder / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]), encoding="utf-8"
+        "\n".join(
+            [
+                "[PAD]",
+                "[UNK]",
+                "[CLS]",
+                "[SEP]",
+                "[MASK]",
+                *characters,
+                *(f"##{c}" for c in characters),
+            ]
+        ),
+        encoding="utf-8",
     )
     tokenizer = BertTokenizerFast(
-        str(folder / "vocab.txt"), tokenize_chinese_chars=False, do_lower_case=False, strip_accents=False
+        str(folder / "vocab.txt"),
+        tokenize_chinese_chars=False,
+        do_lower_case=False,
+        strip_accents=False,
     )
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")
     bert = models.Transformer(str(folder / "bert"))
     dense = models.Dense(32, 512)
-    SentenceTransformer(modules=[bert, models.Pooling(32), dense], device="cpu").save(str(folder / "encoder"))
+    SentenceTransformer(modules=[bert, models.Pooling(32), dense], device="cpu").save(
+        str(folder / "encoder")
+    )
     return str(folder / "encoder")
 
 
@@ -155,22 +188,35 @@ def work(tmp_path_factory):
 
 def test_training_reads_a_question_once_for_its_five_answers(write_csv):
     recipe = load_recipe("wallpaper-demo", {})
-    rows = wallpaper.one_per_answer(wallpaper.read([write_csv([HEADER, ROW])], need_answers=True).rows)
-    encoder = make_encoder(recipe, get_template(recipe.template, recipe.task), load_tokenizer(recipe))
+    rows = wallpaper.one_per_answer(
+        wallpaper.read([write_csv([HEADER, ROW])], need_answers=True).rows
+    )
+    encoder = make_encoder(
+        recipe, get_template(recipe.template, recipe.task), load_tokenizer(recipe)
+    )
     examples = encoder.encode_rows(rows, recipe.prompt_limit, answers=True)
-    (batch,) = make_batching(Plan(torch.device("cpu"), torch.float32, 4096, False, None, None), pad_id=0).micro_batches(examples)
+    (batch,) = make_batching(
+        Plan(torch.device("cpu"), torch.float32, 4096, False, None, None), pad_id=0
+    ).micro_batches(examples)
     (part,) = batch
     every_time = sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
     prompts = {tuple(example.prompt_ids) for example in examples}
     assert len(prompts) == 2
-    assert len(part.tree) <= sum(map(len, prompts)) + sum(len(example.answer_ids) for example in examples) < every_time / 3
+    assert (
+        len(part.tree)
+        <= sum(map(len, prompts)) + sum(len(example.answer_ids) for example in examples)
+        < every_time / 3
+    )
 
 
 def test_without_the_embedding_model_the_answers_are_written_and_it_is_told(work, capsys):
     result = inference.main(["--run", str(work / "outputs" / "run")])
     assert Path(result["submission"]).name == "answers.csv"
     out = capsys.readouterr().out
-    assert "no submission of sentence embeddings: the embedding model 'nowhere' cannot be loaded" in out
+    assert (
+        "no submission of sentence embeddings: the embedding model 'nowhere' cannot be loaded"
+        in out
+    )
     assert result["rouge_l"] is None, "there are no gold answers"
 
 
@@ -187,25 +233,35 @@ def test_without_the_library_the_way_to_it_is_told(monkeypatch):
 def test_the_submission_holds_the_answers_vectors(work, encoder, tmp_path, capsys):
     test = pd.read_csv(work / "test.csv", dtype=str, encoding="utf-8-sig")
     (work / "test_answers.csv").write_text(
-        "id,answers\n" + "".join(f'{i},"[""답"", ""습기""]"\n' for i in test["id"]), encoding="utf-8"
+        "id,answers\n" + "".join(f'{i},"[""답"", ""습기""]"\n' for i in test["id"]),
+        encoding="utf-8",
     )
     result = inference.main(["--run", str(work / "outputs" / "run"), "--embedding_model", encoder])
     table = pd.read_csv(result["submission"], encoding="utf-8-sig")
     assert list(table.columns) == ["id", *(f"vec_{n}" for n in range(512))]
     assert table["id"].tolist() == test["id"].tolist()
-    answers = pd.read_csv(Path(result["submission"]).with_name("answers.csv"), dtype=str, keep_default_na=False)["답변"].tolist()
-    assert table.iloc[0, 1:].tolist() == pytest.approx(similarity.embed(answers[:1], encoder)[0], abs=1e-6)
+    answers = pd.read_csv(
+        Path(result["submission"]).with_name("answers.csv"), dtype=str, keep_default_na=False
+    )["답변"].tolist()
+    assert table.iloc[0, 1:].tolist() == pytest.approx(
+        similarity.embed(answers[:1], encoder)[0], abs=1e-6
+    )
     out = capsys.readouterr().out
     assert f"by {encoder}" in out, "the score names its model"
     assert "rouge l" in out
 
 
 def test_parquet_and_capitals_are_read_by_the_tools_too(tmp_path):
-    frame = pd.DataFrame([ROW, ROW], columns=[*HEADER[:3], "Category", *HEADER[4:]]).assign(id=[1, 2])
+    frame = pd.DataFrame([ROW, ROW], columns=[*HEADER[:3], "Category", *HEADER[4:]]).assign(
+        id=[1, 2]
+    )
     frame.loc[1, "답변_5"] = None
     frame.to_parquet(tmp_path / "a.parquet")
     assert augment.main(["pairs", str(tmp_path / "a.parquet"), str(tmp_path / "out.csv")]) == 18
-    assert {row.fields["category"] for row in wallpaper.read([tmp_path / "out.csv"], need_answers=True).rows} == {ROW[3]}
+    assert {
+        row.fields["category"]
+        for row in wallpaper.read([tmp_path / "out.csv"], need_answers=True).rows
+    } == {ROW[3]}
 
 
 def test_ids_of_the_files_own_may_hold_a_hash(write_csv):

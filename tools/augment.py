@@ -12,7 +12,9 @@ Train on several files with commas between them: --train_file data/wallpaper/tra
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/NAME.py` works like `python -m tools.NAME`
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # `python tools/NAME.py` works like `python -m tools.NAME`
 
 import dandap.start  # noqa: F401
 
@@ -39,22 +41,28 @@ from dandap.data.tables import read_table
 from dandap.data.texts import trim
 from dandap.errors import InputError, first_line, short_list
 from dandap.recipe import Recipe, load_recipe, make_recipe
-from dandap.runs.files import append_json, read_json_lines, refuse_existing, write_json_lines, write_text
+from dandap.runs.files import (
+    append_json,
+    read_json_lines,
+    refuse_existing,
+    write_json_lines,
+    write_text,
+)
 from dandap.runs.folder import find_run
 from dandap.runs.submission import active, inert
 from tasks.wallpaper_qa import ANSWERS, QUESTIONS, read_lines
 
 COLUMNS = ("id", "질문", "category", *ANSWERS, "generated", "sources")
-ALIKE = 0.7  # of two questions' character pairs, the share in both from which they count as the same
+ALIKE = (
+    0.7  # of two questions' character pairs, the share in both from which they count as the same
+)
 LONGEST_SOURCE = 1500  # characters of a document that go into a prompt
 Record = dict[str, str]
 Ask = Callable[[str], str]  # prompt -> what the model says
 
 QUESTION_PROMPT = "도배와 마감재의 하자에 관해 일반인이 물어볼 만한 질문 하나를 한 문장으로만 써라.\n\n{kind}: {source}\n\n질문:"
 # Published (Hansol Deco season 2).
-ANSWER_PROMPT = (
-    "너는 도배업계에서 일하는 전문가야 일반인을 대상으로 {question}에 대한 전문적인 답변 5가지를 200글자 내로 생성해줘"
-)
+ANSWER_PROMPT = "너는 도배업계에서 일하는 전문가야 일반인을 대상으로 {question}에 대한 전문적인 답변 5가지를 200글자 내로 생성해줘"
 
 
 def pairs(rows: list[Record]) -> list[Record]:
@@ -63,7 +71,12 @@ def pairs(rows: list[Record]) -> list[Record]:
     for row in rows:
         texts = [(question, answer) for question in _questions(row) for answer in _answers(row)]
         made += [
-            {"id": f"{row['id']}#{number}", "질문": question, "category": row.get("category", ""), "답변_1": answer}
+            {
+                "id": f"{row['id']}#{number}",
+                "질문": question,
+                "category": row.get("category", ""),
+                "답변_1": answer,
+            }
             for number, (question, answer) in enumerate(texts, 1)
         ]
     return made
@@ -77,7 +90,9 @@ def join(rows: list[Record], count: int, seed: int) -> list[Record]:
         by_category.setdefault(row.get("category", ""), []).append(row)
     groups = [group for group in by_category.values() if len(group) > 1]
     if not groups:
-        raise InputError("no category has two rows to join. Expected a category column with several rows of a kind.")
+        raise InputError(
+            "no category has two rows to join. Expected a category column with several rows of a kind."
+        )
     for _ in range(20 * count):
         if len(made) == count:
             break
@@ -85,9 +100,18 @@ def join(rows: list[Record], count: int, seed: int) -> list[Record]:
         question = f"{rng.choice(_questions(one))} 또한, {rng.choice(_questions(other))}"
         if question not in seen:
             seen.add(question)
-            answers = {name: f"{a} {b}" for name, a, b in zip(ANSWERS, _answers(one), _answers(other), strict=False)}
-            named = {"id": f"JOIN_{len(made):05d}", "질문": question, "category": one.get("category", "")}
-            made.append({**named, **answers, "generated": "join", "sources": f"{one['id']} {other['id']}"})
+            answers = {
+                name: f"{a} {b}"
+                for name, a, b in zip(ANSWERS, _answers(one), _answers(other), strict=False)
+            }
+            named = {
+                "id": f"JOIN_{len(made):05d}",
+                "질문": question,
+                "category": one.get("category", ""),
+            }
+            made.append(
+                {**named, **answers, "generated": "join", "sources": f"{one['id']} {other['id']}"}
+            )
     return made
 
 
@@ -99,7 +123,9 @@ def _answers(row: Record) -> list[str]:
     return [row[name] for name in ANSWERS if row.get(name, "").strip()]
 
 
-def generate(sources: list[tuple[str, str]], known: list[str], who: str, ask: Ask, journal: Path) -> tuple[list[Record], int]:
+def generate(
+    sources: list[tuple[str, str]], known: list[str], who: str, ask: Ask, journal: Path
+) -> tuple[list[Record], int]:
     """(rows of a question and five answers, how many were too like a known question), for sources as (kind, text).
 
     What the model (`who`) said is kept in `journal`, so that a run that was cut off goes on where it was.
@@ -116,27 +142,43 @@ def generate(sources: list[tuple[str, str]], known: list[str], who: str, ask: As
     made, alike = [], 0
     pairs_of_known = [_pairs(question) for question in known]
     for kind, source in sources:
-        question = _first_line(remembered(QUESTION_PROMPT.format(kind=kind, source=source[:LONGEST_SOURCE])))
-        if not question or any(likeness(_pairs(question), other) >= ALIKE for other in pairs_of_known):
+        question = _first_line(
+            remembered(QUESTION_PROMPT.format(kind=kind, source=source[:LONGEST_SOURCE]))
+        )
+        if not question or any(
+            likeness(_pairs(question), other) >= ALIKE for other in pairs_of_known
+        ):
             alike += 1
             continue
         pairs_of_known.append(_pairs(question))
         answers = split_answers(remembered(ANSWER_PROMPT.format(question=question)))
-        record = {"id": f"GEN_{len(made):05d}", "질문": question, "category": "", **dict(zip(ANSWERS, answers, strict=False))}
-        made.append({**record, "generated": "model", "sources": "", "source": source[:80], "accept": ""})
+        record = {
+            "id": f"GEN_{len(made):05d}",
+            "질문": question,
+            "category": "",
+            **dict(zip(ANSWERS, answers, strict=False)),
+        }
+        made.append(
+            {**record, "generated": "model", "sources": "", "source": source[:80], "accept": ""}
+        )
     return made, alike
 
 
 def _read_journal(path: Path) -> dict[str, str]:
     """key -> what was said; a torn last line is dropped, and so asked again."""
-    kept = [record for record in read_json_lines(path) if {"key", "prompt", "said"} <= record.keys()]
+    kept = [
+        record for record in read_json_lines(path) if {"key", "prompt", "said"} <= record.keys()
+    ]
     if kept:
         write_json_lines(path, kept)
     return {record["key"]: record["said"] for record in kept}
 
 
 def _first_line(text: str) -> str:
-    return next((line.strip().removeprefix("질문:").strip() for line in text.splitlines() if line.strip()), "")
+    return next(
+        (line.strip().removeprefix("질문:").strip() for line in text.splitlines() if line.strip()),
+        "",
+    )
 
 
 def split_answers(text: str) -> list[str]:
@@ -158,14 +200,27 @@ def local_model(arguments: argparse.Namespace) -> Ask:
     """A run's model, or a recipe's base alone, as its chat template has it."""
     run = find_run(arguments.run, arguments.output_dir) if arguments.run else None
     recipe = run.load_recipe() if run else load_recipe(arguments.recipe, {})
-    plain = {"samples": 1, "temperature": 0, "choices": [], "grounded": False, "beams": 1, "on_overflow": "error"}
-    long = {"max_new_tokens": 400, "max_length": max(recipe.max_length, 2048), "repetition_penalty": 1.1}
+    plain = {
+        "samples": 1,
+        "temperature": 0,
+        "choices": [],
+        "grounded": False,
+        "beams": 1,
+        "on_overflow": "error",
+    }
+    long = {
+        "max_new_tokens": 400,
+        "max_length": max(recipe.max_length, 2048),
+        "repetition_penalty": 1.1,
+    }
     recipe = make_recipe(recipe.model_dump() | plain | long, "tools.augment")
     confirm_remote_code(recipe, arguments.trust_remote_code == "true")
     answerer = open_model(recipe, {}, run, encoder_of_prompts).answerer
 
     def ask(prompt: str) -> str:
-        examples = answerer.encoder.encode_rows([Row("prompt", "", prompt)], recipe.prompt_limit, answers=False)
+        examples = answerer.encoder.encode_rows(
+            [Row("prompt", "", prompt)], recipe.prompt_limit, answers=False
+        )
         ((_, (answer,)),) = answerer.answers(examples)
         return answer.text
 
@@ -187,17 +242,25 @@ def endpoint(url: str, model: str) -> Ask:
     # Without a key of its own the client would send the hub's token.
     key = os.environ.get("OPENAI_API_KEY", "none")
     set_client_factory(Client)  # the hub's own refuses every address where HF_HUB_OFFLINE is set
-    client = InferenceClient(base_url=f"{url.rstrip('/')}/chat/completions", api_key=key, timeout=300)
+    client = InferenceClient(
+        base_url=f"{url.rstrip('/')}/chat/completions", api_key=key, timeout=300
+    )
 
     def ask(prompt: str) -> str:
         try:
-            said = client.chat_completion([{"role": "user", "content": prompt}], model=model).choices[0].message.content
+            said = (
+                client.chat_completion([{"role": "user", "content": prompt}], model=model)
+                .choices[0]
+                .message.content
+            )
         except (OSError, ValueError, LookupError, TypeError, AttributeError, HTTPError) as error:
             raise InputError(
                 f"{url} did not answer as a chat endpoint does ({first_line(error)}). Check --url and --model."
             ) from error
         if not isinstance(said, str):
-            raise InputError(f"{url} did not answer as a chat endpoint does (got {said!r}). Check --url and --model.")
+            raise InputError(
+                f"{url} did not answer as a chat endpoint does (got {said!r}). Check --url and --model."
+            )
         return said
 
     return ask
@@ -207,17 +270,27 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns how many rows were written."""
     arguments = parse(command_line(), argv)
     source, target = Path(arguments.source), Path(arguments.target)
-    refuse_existing(target, arguments.do == "generate", "OUT", "Choose another name.")  # generate looks at what it would replace
+    refuse_existing(
+        target, arguments.do == "generate", "OUT", "Choose another name."
+    )  # generate looks at what it would replace
     rows = read_rows(source)
     if arguments.do == "pairs":
         return write_rows(target, pairs(rows), COLUMNS)
     if arguments.do == "join":
         return write_rows(target, join(rows, arguments.count, arguments.seed), COLUMNS)
     if arguments.do == "accept":
-        accepted = [row for row in rows if row.get("accept", "").strip().lower() in ("y", "yes", "o", "1")]
+        accepted = [
+            row for row in rows if row.get("accept", "").strip().lower() in ("y", "yes", "o", "1")
+        ]
         if not accepted:
-            raise InputError(f"{source} has no row whose accept is y. Read it, and set accept to y or n in every row.")
-        return write_rows(target, [{name: active(value) for name, value in row.items()} for row in accepted], COLUMNS)
+            raise InputError(
+                f"{source} has no row whose accept is y. Read it, and set accept to y or n in every row."
+            )
+        return write_rows(
+            target,
+            [{name: active(value) for name, value in row.items()} for row in accepted],
+            COLUMNS,
+        )
     return generate_rows(arguments, rows, target)
 
 
@@ -234,9 +307,13 @@ def read_rows(path: Path) -> list[Record]:
     for place, cells in lines:
         name = cells.get("id", "")
         if not trim(name) or name in seen:
-            raise InputError(f"{path}, {place}: the id {name!r} is empty or stands there twice. Every row needs its own.")
+            raise InputError(
+                f"{path}, {place}: the id {name!r} is empty or stands there twice. Every row needs its own."
+            )
         if not _questions(cells) or not _answers(cells):
-            raise InputError(f"{path}, {place} (id {name}): it has no question or no answer. Fill it in or delete the row.")
+            raise InputError(
+                f"{path}, {place} (id {name}): it has no question or no answer. Fill it in or delete the row."
+            )
         seen.add(name)
     return [cells for _, cells in lines]
 
@@ -250,17 +327,33 @@ def generate_rows(arguments: argparse.Namespace, rows: list[Record], target: Pat
         print(ANSWER_PROMPT.format(question="{question}"))
         return 0
     if sum(map(bool, (arguments.run, arguments.recipe, arguments.url))) != 1:
-        raise InputError("name one model: --run RUN, --recipe NAME, or --url URL with --model NAME.")
+        raise InputError(
+            "name one model: --run RUN, --recipe NAME, or --url URL with --model NAME."
+        )
     refuse_reviewed(target)
-    ask = endpoint(arguments.url, arguments.model or "default") if arguments.url else local_model(arguments)
-    who = f"{arguments.url} {arguments.model}" if arguments.url else f"{arguments.run} {arguments.recipe}"
+    ask = (
+        endpoint(arguments.url, arguments.model or "default")
+        if arguments.url
+        else local_model(arguments)
+    )
+    who = (
+        f"{arguments.url} {arguments.model}"
+        if arguments.url
+        else f"{arguments.run} {arguments.recipe}"
+    )
     known = [question for row in rows for question in _questions(row)]
     made, alike = generate(sources, known, who, ask, target.with_suffix(".journal.jsonl"))
     print(f"{alike} questions were empty or too like another and were left out")
     count = write_rows(
-        target, [{name: inert(value) for name, value in row.items()} for row in made], (*COLUMNS, "source", "accept")
+        target,
+        [{name: inert(value) for name, value in row.items()} for row in made],
+        (*COLUMNS, "source", "accept"),
     )
-    print("set accept to y or n in every row, then: python -m tools.augment accept " + str(target) + " OUT")
+    print(
+        "set accept to y or n in every row, then: python -m tools.augment accept "
+        + str(target)
+        + " OUT"
+    )
     return count
 
 
@@ -269,8 +362,12 @@ def refuse_reviewed(target: Path) -> None:
     if not target.exists():
         return
     sheet = read_table(target, read_bytes(target)[0])
-    if "accept" not in sheet.header or any(cells.get("accept", "").strip() for _, cells in sheet.rows):
-        raise InputError(f"{target} has been reviewed in part, or is no review; choose another name, so that nothing is lost.")
+    if "accept" not in sheet.header or any(
+        cells.get("accept", "").strip() for _, cells in sheet.rows
+    ):
+        raise InputError(
+            f"{target} has been reviewed in part, or is no review; choose another name, so that nothing is lost."
+        )
 
 
 def read_sources(arguments: argparse.Namespace) -> list[tuple[str, str]]:
@@ -287,7 +384,9 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({first_line(error)}); expected a UTF-8 text file.") from error
+        raise InputError(
+            f"{path} cannot be read ({first_line(error)}); expected a UTF-8 text file."
+        ) from error
 
 
 def write_rows(path: Path, rows: Iterable[Record], columns: tuple[str, ...]) -> int:
@@ -305,19 +404,46 @@ def command_line() -> Parser:
     """What to do, with which files."""
     parser = Parser(__doc__)
     parser.add_argument("do", choices=["pairs", "join", "generate", "accept"])
-    parser.add_argument("source", metavar="IN", help="wallpaper-QA rows; of accept the reviewed file")
+    parser.add_argument(
+        "source", metavar="IN", help="wallpaper-QA rows; of accept the reviewed file"
+    )
     parser.add_argument("target", metavar="OUT", help="the file to write")
-    parser.add_argument("--count", type=positive, default=500, help="join: how many rows (default: 500)")
-    parser.add_argument("--seed", type=int, default=42, help="join: of the random pairs (default: 42)")
+    parser.add_argument(
+        "--count", type=positive, default=500, help="join: how many rows (default: 500)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=42, help="join: of the random pairs (default: 42)"
+    )
     parser.add_argument("--keywords", metavar="FILE", help="generate: a keyword a line")
-    parser.add_argument("--from", dest="documents", nargs="+", metavar="FILE", help="generate: text files to ask about")
+    parser.add_argument(
+        "--from",
+        dest="documents",
+        nargs="+",
+        metavar="FILE",
+        help="generate: text files to ask about",
+    )
     parser.add_argument("--run", metavar="RUN", help="generate: with a run's model")
     parser.add_argument("--recipe", metavar="NAME", help="generate: with a recipe's base model")
-    parser.add_argument("--url", metavar="URL", help="generate: with an OpenAI-compatible endpoint, as http://host/v1")
+    parser.add_argument(
+        "--url",
+        metavar="URL",
+        help="generate: with an OpenAI-compatible endpoint, as http://host/v1",
+    )
     parser.add_argument("--model", metavar="NAME", help="generate: the model's name at --url")
-    parser.add_argument("--output_dir", metavar="DIR", default="outputs", help="generate: where runs are (default: outputs)")
-    parser.add_argument("--trust_remote_code", metavar="VALUE", help="generate: true to run code of the model's repository")
-    parser.add_argument("--dry_run", action="store_true", help="generate: print the prompts and stop")
+    parser.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        default="outputs",
+        help="generate: where runs are (default: outputs)",
+    )
+    parser.add_argument(
+        "--trust_remote_code",
+        metavar="VALUE",
+        help="generate: true to run code of the model's repository",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="generate: print the prompts and stop"
+    )
     return parser
 
 

@@ -195,7 +195,10 @@ def make_dialogues(seed: int = 0) -> list[list[Item]]:
     """Dialogues in random order, each as its five items, all with `output`."""
     rng = random.Random(seed)
     dialogues = [fill(situation, rng) for situation in SITUATIONS for _ in range(PER_SITUATION)]
-    different = {str([turn["utterance"] for turn in items[0]["input"]["conversation"]]): items for items in dialogues}
+    different = {
+        str([turn["utterance"] for turn in items[0]["input"]["conversation"]]): items
+        for items in dialogues
+    }
     dialogues = list(different.values())
     rng.shuffle(dialogues)
     return dialogues
@@ -204,7 +207,10 @@ def make_dialogues(seed: int = 0) -> list[list[Item]]:
 def fill(situation: dict, rng: random.Random) -> list[Item]:
     """One dialogue of a situation: an item per category, the options in random order."""
     slots = {name: rng.choice(values) for name, values in situation["slots"].items()}
-    conversation = [{"speaker": speaker, "utterance": text.format(**slots)} for speaker, text in situation["turns"]]
+    conversation = [
+        {"speaker": speaker, "utterance": text.format(**slots)}
+        for speaker, text in situation["turns"]
+    ]
     items = []
     for category in CATEGORIES:
         turn, right, wrong = situation["items"][category]
@@ -227,12 +233,20 @@ def numbered(dialogues: list[list[Item]], split: str) -> list[Item]:
         name = f"dandap.{split}.{number:03d}"
         for item in dialogue:
             turns = [
-                {"speaker": turn["speaker"], "utterance": turn["utterance"], "utterance_id": f"{name}.{place}"}
+                {
+                    "speaker": turn["speaker"],
+                    "utterance": turn["utterance"],
+                    "utterance_id": f"{name}.{place}",
+                }
                 for place, turn in enumerate(item["input"]["conversation"], 1)
             ]
             referred = [f"{name}.{place + 1}" for place in item["input"]["reference_id"]]
             content = {**item["input"], "conversation": turns, "reference_id": referred}
             items.append(
-                {"id": f"dandap-대화 맥락 추론-{split}-{len(items) + 1:06d}", "input": content, "output": item["output"]}
+                {
+                    "id": f"dandap-대화 맥락 추론-{split}-{len(items) + 1:06d}",
+                    "input": content,
+                    "output": item["output"],
+                }
             )
     return items

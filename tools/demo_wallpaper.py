@@ -41,10 +41,15 @@ def make_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
         for place in PLACES
         for kind in (0, 1)
     ]
-    return [make_row(number, *subject, rng) for number, subject in enumerate(rng.sample(subjects, count))]
+    return [
+        make_row(number, *subject, rng)
+        for number, subject in enumerate(rng.sample(subjects, count))
+    ]
 
 
-def make_row(number: int, category: str, what: str, place: str, kind: int, rng: random.Random) -> dict[str, str]:
+def make_row(
+    number: int, category: str, what: str, place: str, kind: int, rng: random.Random
+) -> dict[str, str]:
     """One row on one thing in one place; kind 0 asks why, 1 how."""
     _, causes, remedies = DEFECTS[category]
     words = {"place": place, "what": Word(what)}
@@ -54,7 +59,13 @@ def make_row(number: int, category: str, what: str, place: str, kind: int, rng: 
         for text in rng.sample(BECAUSE, len(BECAUSE))
     ]
     numbered = {f"답변_{place}": answer for place, answer in enumerate(answers, 1)}
-    return {"id": f"TRAIN_{number:03d}", "질문_1": questions[0], "질문_2": questions[1], "category": category, **numbered}
+    return {
+        "id": f"TRAIN_{number:03d}",
+        "질문_1": questions[0],
+        "질문_2": questions[1],
+        "category": category,
+        **numbered,
+    }
 
 
 def make_test(rows: list[dict[str, str]], seed: int = 1) -> list[tuple[str, str, list[str]]]:

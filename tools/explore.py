@@ -7,7 +7,9 @@ dialogues and wallpaper QA are told apart by their fields. --refined cleans dial
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/NAME.py` works like `python -m tools.NAME`
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # `python tools/NAME.py` works like `python -m tools.NAME`
 
 import dandap.start  # noqa: F401
 
@@ -41,7 +43,25 @@ from tools.refine import refine
 PAGE = Path(__file__).with_name("explore.html.jinja")
 DEMO_TOKENIZER = "data/demo_model"
 LIMITS = (512, 1024, 2048)  # tokens
-VERB_ENDINGS = ("다", "는", "한", "된", "해", "고", "며", "면", "서", "요", "지", "할", "될", "나", "어", "게", "네")
+VERB_ENDINGS = (
+    "다",
+    "는",
+    "한",
+    "된",
+    "해",
+    "고",
+    "며",
+    "면",
+    "서",
+    "요",
+    "지",
+    "할",
+    "될",
+    "나",
+    "어",
+    "게",
+    "네",
+)
 COMMON_WORDS = set(
     "이번 지난 대한 때문 이상 모두 가장 등을 있을 다른 많은 같은 것이 것은 것으 함께 아주 정말 오늘 어제 내일".split()
 )
@@ -56,13 +76,18 @@ class Findings:
     tables: dict[str, list[tuple]] = field(default_factory=dict)
     pictures: dict[str, Path] = field(default_factory=dict)
 
-    def picture(self, name: str, title: str, fill: Callable[[Axes], None], height: float = 3.2) -> None:
+    def picture(
+        self, name: str, title: str, fill: Callable[[Axes], None], height: float = 3.2
+    ) -> None:
         """Draw one."""
         self.pictures[title] = draw(self.folder / f"{name}.png", fill, height=height)
 
     def length(self, of: str, table: pd.DataFrame) -> None:
         """The histogram of one text's characters."""
-        values, label = table[f"{of}_characters"], f"characters of {'an' if of[0] == 'a' else 'a'} {of}"
+        values, label = (
+            table[f"{of}_characters"],
+            f"characters of {'an' if of[0] == 'a' else 'a'} {of}",
+        )
         self.picture(f"{of}_length", label, partial(histogram, values=values, label=label))
 
 
@@ -70,12 +95,22 @@ def main(argv: list[str] | None = None) -> dict:
     """The command line; returns the tables."""
     parser = Parser(__doc__)
     parser.add_argument("file", metavar="FILE", help="questions, with or without answers")
-    parser.add_argument("--test", metavar="FILE", help="a test file, to look for leaks and compare lengths")
     parser.add_argument(
-        "--tokenizer", metavar="NAME", default=DEMO_TOKENIZER, help=f"whose tokens are counted (default: {DEMO_TOKENIZER})"
+        "--test", metavar="FILE", help="a test file, to look for leaks and compare lengths"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        default=DEMO_TOKENIZER,
+        help=f"whose tokens are counted (default: {DEMO_TOKENIZER})",
     )
     parser.add_argument("--refined", action="store_true", help="clean dialogues first")
-    parser.add_argument("--output_dir", metavar="DIR", default="outputs", help="where the folder goes (default: outputs)")
+    parser.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        default="outputs",
+        help="where the folder goes (default: outputs)",
+    )
     arguments = parse(parser, argv)
     path = Path(arguments.file)
     task = task_of(path)
@@ -96,11 +131,15 @@ def main(argv: list[str] | None = None) -> dict:
     else:
         explore_questions(findings, task, rows, count)
     splits = {"file": rows} | ({"test": test} if test else {})
-    findings.tables["Data checks"] = [(len(found), TOLD[kind]) for kind, found in check_data(splits).items()]
+    findings.tables["Data checks"] = [
+        (len(found), TOLD[kind]) for kind, found in check_data(splits).items()
+    ]
     if test:
         findings.tables["The test file"] = lengths(test)
     title = f"{path.name}{' (refined)' if arguments.refined else ''}: {task.name}"
-    report = write_page(findings.folder, PAGE, findings.pictures, title=title, tables=findings.tables, cell=_cell)
+    report = write_page(
+        findings.folder, PAGE, findings.pictures, title=title, tables=findings.tables, cell=_cell
+    )
     for title, rows in findings.tables.items():
         print(title)
         for row in rows:
@@ -131,10 +170,17 @@ def lengths(rows: Sequence[Row]) -> list[tuple]:
 
 
 def _spread(sizes: pd.Series) -> tuple:
-    return round(float(sizes.mean()), 1), int(sizes.median()), int(sizes.quantile(0.95)), int(sizes.max())
+    return (
+        round(float(sizes.mean()), 1),
+        int(sizes.median()),
+        int(sizes.quantile(0.95)),
+        int(sizes.max()),
+    )
 
 
-def explore_questions(findings: Findings, task: Task, rows: list[Row], count: Callable[[str], int]) -> None:
+def explore_questions(
+    findings: Findings, task: Task, rows: list[Row], count: Callable[[str], int]
+) -> None:
     """Economic and wallpaper QA."""
     table = describe_rows(task, rows, count)
     table.to_csv(findings.folder / "rows.csv", index=False, encoding="utf-8-sig")
@@ -156,7 +202,9 @@ def explore_articles(findings: Findings, table: pd.DataFrame, groups: list[list[
     )
     if table["article_tokens"].any():
         shared = [table["article_tokens"][group[0]] for group in groups]
-        findings.tables |= token_tables(shared, [table["question_tokens"][group].tolist() for group in groups])
+        findings.tables |= token_tables(
+            shared, [table["question_tokens"][group].tolist() for group in groups]
+        )
         findings.length("article", table)
     findings.length("question", table)
 
@@ -175,17 +223,33 @@ def explore_answers(findings: Findings, answered: pd.DataFrame) -> None:
 def explore_kinds(findings: Findings, table: pd.DataFrame) -> None:
     """What is asked, and how lengths go with it and with one another."""
     kinds = table["kind"].value_counts()
-    findings.picture("kinds", "what is asked", partial(shares, counts=kinds.to_dict()), height=1 + 0.35 * len(kinds))
+    findings.picture(
+        "kinds",
+        "what is asked",
+        partial(shares, counts=kinds.to_dict()),
+        height=1 + 0.35 * len(kinds),
+    )
     numbers = table.select_dtypes("number")
     numbers = numbers.loc[:, numbers.nunique() > 1]
-    findings.picture("correlations", "correlations of lengths", partial(heatmap, correlations=numbers.corr()), height=4.2)
-    by_kind = table.groupby("kind")[["question_characters", "answer_characters", "article_characters"]].mean().round(1)
+    findings.picture(
+        "correlations",
+        "correlations of lengths",
+        partial(heatmap, correlations=numbers.corr()),
+        height=4.2,
+    )
+    by_kind = (
+        table.groupby("kind")[["question_characters", "answer_characters", "article_characters"]]
+        .mean()
+        .round(1)
+    )
     by_kind.to_csv(findings.folder / "lengths_by_kind.csv", encoding="utf-8-sig")
     findings.tables["Mean characters by kind: question, answer, article"] = [
-        (kind, *values) for kind, values in zip(by_kind.index, by_kind.to_numpy().tolist(), strict=True)
+        (kind, *values)
+        for kind, values in zip(by_kind.index, by_kind.to_numpy().tolist(), strict=True)
     ]
     findings.tables["Share of a length's variance that lies between kinds"] = [
-        (name.replace("_", " "), round(explained(table[name], table["kind"]), 3)) for name in by_kind.columns
+        (name.replace("_", " "), round(explained(table[name], table["kind"]), 3))
+        for name in by_kind.columns
     ]
 
 
@@ -205,7 +269,13 @@ def explore_likeness(findings: Findings, questions: list[str]) -> None:
 
 def token_tables(shared: list[int], own: list[list[int]]) -> dict[str, list[tuple]]:
     """What reading once saves, and the share of long prompts: of each article its tokens, and those of each of its questions."""
-    lengths = pd.Series([article + tokens for article, questions in zip(shared, own, strict=True) for tokens in questions])
+    lengths = pd.Series(
+        [
+            article + tokens
+            for article, questions in zip(shared, own, strict=True)
+            for tokens in questions
+        ]
+    )
     every, once = int(lengths.sum()), int(sum(shared) + sum(map(sum, own)))
     return {
         "Reading once": [
@@ -214,7 +284,9 @@ def token_tables(shared: list[int], own: list[list[int]]) -> dict[str, list[tupl
             ("the same, each article read once", once),
             ("times fewer", round(every / once, 2)),
         ],
-        "Tokens of article and question": [(f"share above {limit:,}", f"{(lengths > limit).mean():.1%}") for limit in LIMITS],
+        "Tokens of article and question": [
+            (f"share above {limit:,}", f"{(lengths > limit).mean():.1%}") for limit in LIMITS
+        ],
     }
 
 
@@ -227,7 +299,8 @@ def explained(values: pd.Series, kinds: pd.Series) -> float:
 def describe_rows(task: Task, rows: list[Row], count: Callable[[str], int]) -> pd.DataFrame:
     """A line per question: its lengths, kind and whether its answer is a span."""
     tokens = {
-        article: count(context) if context else 0 for article, context in {row.article: row.context for row in rows}.items()
+        article: count(context) if context else 0
+        for article, context in {row.article: row.context for row in rows}.items()
     }
     return pd.DataFrame(
         {
@@ -239,14 +312,20 @@ def describe_rows(task: Task, rows: list[Row], count: Callable[[str], int]) -> p
             "question_tokens": [count(row.question) for row in rows],
             "answer_characters": [len(row.answers[0]) if row.answers else 0 for row in rows],
             "answer_words": [len(row.answers[0].split()) if row.answers else 0 for row in rows],
-            "is_span": [float(any(answer in row.context for answer in row.answers)) for row in rows],
+            "is_span": [
+                float(any(answer in row.context for answer in row.answers)) for row in rows
+            ],
         }
     )
 
 
 def texts_size(rows: list[Row]) -> list[tuple]:
     """Bytes, syllables and sentences of all texts, each article and question once."""
-    texts = [*{row.context for row in rows}, *{row.question for row in rows}, *{answer for row in rows for answer in row.answers}]
+    texts = [
+        *{row.context for row in rows},
+        *{row.question for row in rows},
+        *{answer for row in rows for answer in row.answers},
+    ]
     return [
         ("bytes (UTF-8)", sum(len(text.encode()) for text in texts)),
         ("syllables (Hangul)", sum(len(re.findall("[가-힣]", text)) for text in texts)),
@@ -265,13 +344,19 @@ def nearest_questions(questions: list[str]) -> pd.Series:
     return pd.Series(best)
 
 
-def explore_described(findings: Findings, described: Description, count: Callable[[str], int]) -> None:
+def explore_described(
+    findings: Findings, described: Description, count: Callable[[str], int]
+) -> None:
     """Show what a task says of its file: tables, sizes, pictures, lists and words."""
     findings.tables |= described.tables
     for what, sizes in described.sizes.items():
-        findings.tables["Size"].append((f"{what}: mean, median, 95%, longest", *_spread(pd.Series(sizes))))
+        findings.tables["Size"].append(
+            (f"{what}: mean, median, 95%, longest", *_spread(pd.Series(sizes)))
+        )
     tokens = [count(text) for text, _ in described.shared]
-    findings.tables |= token_tables(tokens, [[count(text) for text in after] for _, after in described.shared])
+    findings.tables |= token_tables(
+        tokens, [[count(text) for text in after] for _, after in described.shared]
+    )
     for name, rows in described.lists.items():
         table = pd.DataFrame(rows).map(inert)
         table.to_csv(findings.folder / f"{name}.csv", index=False, encoding="utf-8-sig")
@@ -290,7 +375,13 @@ def chart_filler(chart: Chart) -> Callable[[Axes], None]:
 def histogram(axes: Axes, values: pd.Series, label: str) -> None:
     """With its median."""
     axes.hist(values, bins=min(40, max(5, values.nunique())), color=BLUE)
-    axes.axvline(values.median(), color="black", linewidth=1, linestyle=":", label=f"median {values.median():g}")
+    axes.axvline(
+        values.median(),
+        color="black",
+        linewidth=1,
+        linestyle=":",
+        label=f"median {values.median():g}",
+    )
     axes.set_xlabel(label)
     axes.legend(frameon=False)
 
@@ -319,22 +410,40 @@ def heatmap(axes: Axes, correlations: pd.DataFrame) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=8)
     for i, row in enumerate(correlations.to_numpy()):
         for j, value in enumerate(row):
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if abs(value) > 0.6 else "black")
+            axes.text(
+                j,
+                i,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if abs(value) > 0.6 else "black",
+            )
 
 
 def cloud(findings: Findings, texts: list[str]) -> None:
     """wordcloud.png of the words of two characters and more, without their particles."""
-    every = (without_particle(word) for text in texts for word in re.findall(r"[가-힣A-Za-z]+", text))
-    words = Counter(word for word in every if len(word) > 1 and not word.endswith(VERB_ENDINGS) and word not in COMMON_WORDS)
+    every = (
+        without_particle(word) for text in texts for word in re.findall(r"[가-힣A-Za-z]+", text)
+    )
+    words = Counter(
+        word
+        for word in every
+        if len(word) > 1 and not word.endswith(VERB_ENDINGS) and word not in COMMON_WORDS
+    )
     path = findings.folder / "wordcloud.png"
-    picture = WordCloud(font_path=font_file(), width=1000, height=500, background_color="white", random_state=0)
+    picture = WordCloud(
+        font_path=font_file(), width=1000, height=500, background_color="white", random_state=0
+    )
     picture.generate_from_frequencies(dict(words.most_common(200)) or {"-": 1}).to_file(str(path))
     findings.pictures["words"] = path
 
 
 def without_particle(word: str) -> str:
     """The word without the longest particle at its end, if two characters are left."""
-    particle = max((p for p in PARTICLES if word.endswith(p) and len(word) - len(p) > 1), key=len, default="")
+    particle = max(
+        (p for p in PARTICLES if word.endswith(p) and len(word) - len(p) > 1), key=len, default=""
+    )
     return word[: len(word) - len(particle)]
 
 

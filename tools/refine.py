@@ -6,7 +6,9 @@ Referred utterances are never merged away, dropped or emptied: what reference_id
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/NAME.py` works like `python -m tools.NAME`
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # `python tools/NAME.py` works like `python -m tools.NAME`
 
 import dandap.start  # noqa: F401
 
@@ -82,7 +84,11 @@ def merge_turns(turns: list[Turn], referred: set[str]) -> list[Turn]:
             merged.append(turn)
             continue
         ids = [*utterance_ids(before), *utterance_ids(turn)]
-        merged[-1] = {**before, "utterance": f"{before['utterance']} {turn['utterance']}", "utterance_id": ids}
+        merged[-1] = {
+            **before,
+            "utterance": f"{before['utterance']} {turn['utterance']}",
+            "utterance_id": ids,
+        }
     return merged
 
 
@@ -90,7 +96,10 @@ def refine(item: Item, counts: dict[str, int]) -> Item:
     """The item cleaned; `counts` gains what each step changed, in utterances."""
     content = item["input"]
     referred = set(content["reference_id"])
-    turns = [refine_turn(turn, bool(referred & set(utterance_ids(turn))), counts) for turn in content["conversation"]]
+    turns = [
+        refine_turn(turn, bool(referred & set(utterance_ids(turn))), counts)
+        for turn in content["conversation"]
+    ]
     kept = [turn for turn in turns if turn["utterance"] or referred & set(utterance_ids(turn))]
     merged = merge_turns(kept, referred)
     counts["dropped"] = counts.get("dropped", 0) + len(turns) - len(kept)
@@ -125,7 +134,9 @@ def main(argv: list[str] | None = None) -> dict[str, int]:
     print(f"{target}: {len(cleaned):,} items")
     if arguments.report:
         for number, step in enumerate((*TEXT_STEPS, merge_turns), 1):
-            print(f"  {number} {step.__name__:<16} {counts.get(step.__name__, 0):>6} utterances   {step.__doc__[3:].strip()}")
+            print(
+                f"  {number} {step.__name__:<16} {counts.get(step.__name__, 0):>6} utterances   {step.__doc__[3:].strip()}"
+            )
         print(f"  dropped, because nothing was left: {counts['dropped']}")
     return counts
 

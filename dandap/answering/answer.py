@@ -22,12 +22,18 @@ class Decoding:
 class Answer:
     """What the model says to a question. A decoder fills the first three fields, `Answerer` the text and its place."""
 
-    token_ids: list[int] = field(default_factory=list)  # without padding; the stop token included if it came
+    token_ids: list[int] = field(
+        default_factory=list
+    )  # without padding; the stop token included if it came
     stopped: bool = False  # False: cut at max_new_tokens
     log_probability: float = 0.0  # of a token, on average; the model's own, at temperature 1
     text: str = ""
-    span: tuple[int, int] | None = None  # its first place in the article as the model read it, in characters
-    choices: dict[str, float] | None = None  # log-probability of every choice, where there were choices
+    span: tuple[int, int] | None = (
+        None  # its first place in the article as the model read it, in characters
+    )
+    choices: dict[str, float] | None = (
+        None  # log-probability of every choice, where there were choices
+    )
 
     @property
     def said(self) -> list[int]:

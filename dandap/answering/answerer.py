@@ -32,12 +32,18 @@ class Answerer:
             beams=recipe.beams,
             repetition_penalty=recipe.repetition_penalty,
         )
-        self.grounding = Grounding(encoder.tokenizer, encoder.control_ids) if recipe.grounded else None
-        self.why_no_tree = f"beams={recipe.beams}" if recipe.beams > 1 else why_no_tree(model, self.decoding)
+        self.grounding = (
+            Grounding(encoder.tokenizer, encoder.control_ids) if recipe.grounded else None
+        )
+        self.why_no_tree = (
+            f"beams={recipe.beams}" if recipe.beams > 1 else why_no_tree(model, self.decoding)
+        )
         if self.why_no_tree:
             print(f"reading the article for every question, by generate ({self.why_no_tree})")
         if recipe.samples > 1 and not recipe.temperature:
-            print(f"the {recipe.samples} samples are all alike at temperature 0; --temperature 0.7 lets them differ")
+            print(
+                f"the {recipe.samples} samples are all alike at temperature 0; --temperature 0.7 lets them differ"
+            )
 
     def check(self, examples: list[Example]) -> None:
         """Refuse what the recipe asks for and this model cannot do, before training or hours of answering."""
@@ -45,7 +51,9 @@ class Answerer:
             self._refuse_what_needs_trees(examples)
         encode_choices(self.encoder, examples[:1], self.recipe)
 
-    def answers(self, examples: list[Example], known: Container[str] = ()) -> Iterator[tuple[Example, list[Answer]]]:
+    def answers(
+        self, examples: list[Example], known: Container[str] = ()
+    ) -> Iterator[tuple[Example, list[Answer]]]:
         """Yield (example, its answers: one, or as many as the recipe's samples) as batches finish, but for known ids."""
         self.check(examples)
         done = {index for index, example in enumerate(examples) if example.row.id in known}
@@ -60,29 +68,45 @@ class Answerer:
                 answer.span = place(answer.text, examples[index].context)
             yield examples[index], answers
 
-    def _by_trees(self, examples: list[Example], done: set[int]) -> Iterator[tuple[int, list[Answer]]]:
+    def _by_trees(
+        self, examples: list[Example], done: set[int]
+    ) -> Iterator[tuple[int, list[Answer]]]:
         text_of = self.grounding.text if self.grounding else self.encoder.decode
         tokens = self.tokens_per_batch
-        for index, answers in answer_examples(self.model, examples, self.decoding, tokens, self.grounding, done):
+        for index, answers in answer_examples(
+            self.model, examples, self.decoding, tokens, self.grounding, done
+        ):
             for answer in answers:
                 answer.text = text_of(answer.said)
             yield index, answers
 
-    def _by_generate(self, examples: list[Example], done: set[int]) -> Iterator[tuple[int, list[Answer]]]:
-        prompts, tokens = [example.prompt_ids for example in examples], min(self.tokens_per_batch, READ_TOKENS)
+    def _by_generate(
+        self, examples: list[Example], done: set[int]
+    ) -> Iterator[tuple[int, list[Answer]]]:
+        prompts, tokens = (
+            [example.prompt_ids for example in examples],
+            min(self.tokens_per_batch, READ_TOKENS),
+        )
         for index, answer in generate_answers(self.model, prompts, self.decoding, tokens, done):
             answer.text = self.encoder.decode(answer.said)
             yield index, [answer]
 
-    def _by_choice(self, examples: list[Example], done: set[int]) -> Iterator[tuple[int, list[Answer]]]:
+    def _by_choice(
+        self, examples: list[Example], done: set[int]
+    ) -> Iterator[tuple[int, list[Answer]]]:
         """Take the likeliest of the question's own choices, or of the recipe's."""
         ids = encode_choices(self.encoder, examples, self.recipe)
-        for index, scores in score_choices(self.model, examples, ids, self.decoding.pad_id, self.tokens_per_batch, done):
+        for index, scores in score_choices(
+            self.model, examples, ids, self.decoding.pad_id, self.tokens_per_batch, done
+        ):
             texts = offered(examples[index], self.recipe)
             best = max(range(len(scores)), key=scores.__getitem__)
             said = ids[index][best]
             compared = dict(zip(texts, scores, strict=True))
-            yield index, [Answer(said, True, scores[best] / len(said), texts[best], choices=compared)]
+            yield (
+                index,
+                [Answer(said, True, scores[best] / len(said), texts[best], choices=compared)],
+            )
 
     def _refuse_what_needs_trees(self, examples: list[Example]) -> None:
         asked = {

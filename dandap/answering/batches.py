@@ -30,7 +30,11 @@ class Batching(Protocol[Batch]):
 
 
 def run_batches(
-    batching: Batching[Batch], count: int, tokens: int, work: Callable[[Batch], dict[int, T]], done: Container[int]
+    batching: Batching[Batch],
+    count: int,
+    tokens: int,
+    work: Callable[[Batch], dict[int, T]],
+    done: Container[int],
 ) -> Iterator[tuple[int, T]]:
     """Yield (number of the question, result) batch by batch; out of memory halves the batches that are left.
 
@@ -49,7 +53,9 @@ def run_batches(
                 raise InputError(out_of_memory(f"one question of {size} tokens"))
             too_many, tokens = min(tokens, size), min(tokens, size) // 2
             print(f"out of memory with {too_many} tokens in a batch: going on with {tokens}")
-            left = batching.batches(sorted(index for batch in left for index in batching.members(batch)), tokens)
+            left = batching.batches(
+                sorted(index for batch in left for index in batching.members(batch)), tokens
+            )
             continue
         left.pop(0)
         yield from ((index, result) for index, result in results.items() if index not in done)

@@ -34,7 +34,9 @@ def score_choices(
 
     @torch.inference_mode()
     def score(batch: list[Part]) -> dict[int, list[float]]:
-        tensors = collate([part.tree for part in batch], pad_id, device=next(model.parameters()).device)
+        tensors = collate(
+            [part.tree for part in batch], pad_id, device=next(model.parameters()).device
+        )
         with computing(model):
             logits = model(
                 input_ids=tensors["input_ids"],
@@ -44,7 +46,10 @@ def score_choices(
                 use_cache=False,
             ).logits
         logits = logits.float()
-        each = logits[tensors["predictor"], tensors["target_ids"]] - logits.logsumexp(-1)[tensors["predictor"]]
+        each = (
+            logits[tensors["predictor"], tensors["target_ids"]]
+            - logits.logsumexp(-1)[tensors["predictor"]]
+        )
         owners = [index for part in batch for index in part.members]
         lengths = [len(ids) for index in owners for _, ids in sequences(index)]
         sums = iter([float(piece.sum()) for piece in each.cpu().split(lengths)])
@@ -59,14 +64,29 @@ def offered(example: Example, recipe: Recipe) -> tuple[str, ...]:
     return example.row.choices or tuple(recipe.choices)
 
 
-def encode_choices(encoder: Encoder, examples: list[Example], recipe: Recipe) -> list[list[list[int]]]:
+def encode_choices(
+    encoder: Encoder, examples: list[Example], recipe: Recipe
+) -> list[list[list[int]]]:
     """Return the token ids of every example's choices: whole, or as many of the first as tell them apart."""
-    encoded = [[encoder.encode_answer(e.context, e.row, choice, e.prompt_ids) for choice in offered(e, recipe)] for e in examples]
+    encoded = [
+        [
+            encoder.encode_answer(e.context, e.row, choice, e.prompt_ids)
+            for choice in offered(e, recipe)
+        ]
+        for e in examples
+    ]
     return encoded if recipe.choices_by == "whole" else [_beginnings(ids) for ids in encoded]
 
 
 def _beginnings(ids: list[list[int]]) -> list[list[int]]:
     """The shortest beginnings, of the same length, that all differ: mostly of one token."""
     longest = max(map(len, ids), default=0)
-    count = next((n for n in range(1, longest + 1) if len({tuple(choice[:n]) for choice in ids}) == len(ids)), longest)
+    count = next(
+        (
+            n
+            for n in range(1, longest + 1)
+            if len({tuple(choice[:n]) for choice in ids}) == len(ids)
+        ),
+        longest,
+    )
     return [choice[:count] for choice in ids]

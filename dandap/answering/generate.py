@@ -24,9 +24,13 @@ def generate_answers(
     model.eval()
 
     def work(batch: list[int]) -> dict[int, Answer]:
-        return dict(zip(batch, _generate(model, [prompts[index] for index in batch], decoding), strict=True))
+        return dict(
+            zip(batch, _generate(model, [prompts[index] for index in batch], decoding), strict=True)
+        )
 
-    yield from run_batches(PromptBatching(prompts, decoding), len(prompts), tokens_per_batch, work, done)
+    yield from run_batches(
+        PromptBatching(prompts, decoding), len(prompts), tokens_per_batch, work, done
+    )
 
 
 class PromptBatching:
@@ -86,16 +90,25 @@ class _Penalty(LogitsProcessor):
         self.decoding = decoding
 
     def __call__(self, input_ids, scores):
-        seen = [ids[self.start[row // self.decoding.beams] :] for row, ids in enumerate(input_ids.tolist())]
+        seen = [
+            ids[self.start[row // self.decoding.beams] :]
+            for row, ids in enumerate(input_ids.tolist())
+        ]
         return penalized(scores, seen, self.decoding.repetition_penalty)
 
 
-def _generate(model: PreTrainedModel | PeftModel, prompts: list[list[int]], decoding: Decoding) -> list[Answer]:
+def _generate(
+    model: PreTrainedModel | PeftModel, prompts: list[list[int]], decoding: Decoding
+) -> list[Answer]:
     """One call of `generate` on prompts padded on the left."""
     device = next(model.parameters()).device
     length = max(map(len, prompts))
-    ids = torch.tensor([[decoding.pad_id] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    ids = torch.tensor(
+        [[decoding.pad_id] * (length - len(prompt)) + prompt for prompt in prompts], device=device
+    )
+    mask = torch.tensor(
+        [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
+    )
     with computing(model), _no_generation_defaults(model):
         out = model.generate(
             input_ids=ids,
@@ -104,7 +117,9 @@ def _generate(model: PreTrainedModel | PeftModel, prompts: list[list[int]], deco
             min_new_tokens=decoding.min_new_tokens or None,
             do_sample=False,
             num_beams=decoding.beams,
-            logits_processor=[_Penalty(prompts, decoding)] if decoding.repetition_penalty != 1 else None,
+            logits_processor=[_Penalty(prompts, decoding)]
+            if decoding.repetition_penalty != 1
+            else None,
             eos_token_id=decoding.stop_ids,
             pad_token_id=decoding.pad_id,
             return_dict_in_generate=True,
@@ -116,8 +131,14 @@ def _generate(model: PreTrainedModel | PeftModel, prompts: list[list[int]], deco
     else:  # scores would be the logits after generate has struck out stops
         steps = model.compute_transition_scores(out.sequences, out.logits, normalize_logits=True)
     answers = []
-    for new, log_probabilities in zip(out.sequences[:, length:].tolist(), steps.float().tolist(), strict=True):
-        stop = next((position for position, token in enumerate(new) if token in decoding.stop_ids), None)
+    for new, log_probabilities in zip(
+        out.sequences[:, length:].tolist(), steps.float().tolist(), strict=True
+    ):
+        stop = next(
+            (position for position, token in enumerate(new) if token in decoding.stop_ids), None
+        )
         count = len(new) if stop is None else stop + 1
-        answers.append(Answer(new[:count], stop is not None, sum(log_probabilities[:count]) / count))
+        answers.append(
+            Answer(new[:count], stop is not None, sum(log_probabilities[:count]) / count)
+        )
     return answers

@@ -20,14 +20,28 @@ class Grounding:
         self.bytes_of = token_bytes(tokenizer, control_ids)
         self.known = set(self.bytes_of.values())
 
-    def pick(self, token_ids: list[int], context: str, stop_ids: list[int], left: int, likeliest: list[int]) -> int | None:
+    def pick(
+        self,
+        token_ids: list[int],
+        context: str,
+        stop_ids: list[int],
+        left: int,
+        likeliest: list[int],
+    ) -> int | None:
         """The first of some tokens that keeps the answer `token_ids` a span of the context, or ends it; None if none does.
 
         `left` tokens may still be said, this one included: enough must remain for the span's first character.
         """
         said = self._said(token_ids)
         may_end = _is_span(said, context)
-        return next((t for t in likeliest if (may_end if t in stop_ids else self._may_say(said, t, context, left - 1))), None)
+        return next(
+            (
+                t
+                for t in likeliest
+                if (may_end if t in stop_ids else self._may_say(said, t, context, left - 1))
+            ),
+            None,
+        )
 
     def text(self, token_ids: list[int]) -> str:
         """The answer; a character that was cut in the middle is left out."""
@@ -45,7 +59,11 @@ class Grounding:
             return False
         if not text.strip() and left < (_missing(rest) if rest else self._to_a_character(context)):
             return False
-        if not text.strip() and rest and not any(c.encode().startswith(rest) for c in context if c.strip()):
+        if (
+            not text.strip()
+            and rest
+            and not any(c.encode().startswith(rest) for c in context if c.strip())
+        ):
             return False  # it could only become white space
         if not new or (said and not text.strip() and not rest):
             return False
@@ -54,7 +72,13 @@ class Grounding:
 
     def _to_a_character(self, context: str) -> int:
         """How many tokens the article's easiest character takes."""
-        return 1 if any(character.encode() in self.known for character in set(context) if character.strip()) else MOST_BYTES
+        return (
+            1
+            if any(
+                character.encode() in self.known for character in set(context) if character.strip()
+            )
+            else MOST_BYTES
+        )
 
 
 def _missing(begun: bytes) -> int:

@@ -30,7 +30,10 @@ class OpenModel:
 
 
 def open_model(
-    recipe: Recipe, template: dict[str, str], run: RunFolder | None, make_encoder: Callable[..., Encoder]
+    recipe: Recipe,
+    template: dict[str, str],
+    run: RunFolder | None,
+    make_encoder: Callable[..., Encoder],
 ) -> OpenModel:
     """Load a run's model, or with no run the recipe's base alone.
 
@@ -43,7 +46,9 @@ def open_model(
     base = base_identity(recipe)
     trained_on = run.environment().get("base", base) if run else base
     if not same_base(trained_on, base):
-        print(f"WARNING: the base {recipe.model} is not the one that {run.path} was trained on; its answers will differ")
+        print(
+            f"WARNING: the base {recipe.model} is not the one that {run.path} was trained on; its answers will differ"
+        )
     encoder = make_encoder(recipe, template, tokenizer)
     print(plan)
     model = load_base(recipe, plan.device, config)

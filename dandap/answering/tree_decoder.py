@@ -31,7 +31,9 @@ from dandap.tree.masks import additive, sliding_windows, tree_masks
 from dandap.tree.packing import Part
 from dandap.tree.token_tree import collate
 
-EXPECTED_LENGTH = 1 / 4  # of max_new_tokens; short answers stop long before it, and what grows too large is halved
+EXPECTED_LENGTH = (
+    1 / 4
+)  # of max_new_tokens; short answers stop long before it, and what grows too large is halved
 FIRST_TRIED = 16  # tokens that may keep an answer grounded; nearly always one of them does
 
 
@@ -43,7 +45,9 @@ class Branch:
     sample: int
     row: int  # of the batch
     slot: int  # within the row
-    answer: Answer = field(default_factory=Answer)  # its log-probability is a sum until it has ended
+    answer: Answer = field(
+        default_factory=Answer
+    )  # its log-probability is a sum until it has ended
 
 
 def answer_examples(
@@ -61,7 +65,9 @@ def answer_examples(
     model.eval()
 
     def sequences(index: int) -> Sequences:
-        return [(examples[index].prompt_ids, decoding.stop_ids[:1])]  # any answer: it marks the prompt's end as predicting
+        return [
+            (examples[index].prompt_ids, decoding.stop_ids[:1])
+        ]  # any answer: it marks the prompt's end as predicting
 
     def work(batch: list[Part]) -> dict[int, list[Answer]]:
         return TreeDecoder(model, batch, examples, decoding, grounding).run()
@@ -81,7 +87,9 @@ class TreeCache(DynamicCache):
     def __init__(self, rows: int, length: int):
         super().__init__()  # not of a config: sliding layers would drop keys by index; the masks window by position
         self.rows, self.length = rows, length
-        self.reading: slice | None = None  # the rows whose trees are being forwarded; None: branches are
+        self.reading: slice | None = (
+            None  # the rows whose trees are being forwarded; None: branches are
+        )
         self.trunk: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values
         self.own: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -90,15 +98,21 @@ class TreeCache(DynamicCache):
         new = (key_states, value_states)
         if self.reading:
             if layer_idx == len(self.trunk):
-                self.trunk.append(tuple(x.new_zeros(self.rows, x.shape[1], self.length, x.shape[3]) for x in new))
+                self.trunk.append(
+                    tuple(x.new_zeros(self.rows, x.shape[1], self.length, x.shape[3]) for x in new)
+                )
             for whole, states in zip(self.trunk[layer_idx], new, strict=True):
                 whole[self.reading, :, : states.shape[2]] = states
             return new
-        grown = tuple(states[:, :, :, None] for states in new)  # (rows, kv_heads, branches, 1 step, size)
+        grown = tuple(
+            states[:, :, :, None] for states in new
+        )  # (rows, kv_heads, branches, 1 step, size)
         if layer_idx == len(self.own):
             self.own.append(grown)
         else:
-            self.own[layer_idx] = tuple(torch.cat(pair, dim=3) for pair in zip(self.own[layer_idx], grown, strict=True))
+            self.own[layer_idx] = tuple(
+                torch.cat(pair, dim=3) for pair in zip(self.own[layer_idx], grown, strict=True)
+            )
         return tuple(map(Branched, self.trunk[layer_idx], self.own[layer_idx]))
 
     def keep_branches(self, row: torch.Tensor, slot: torch.Tensor) -> None:
@@ -116,9 +130,19 @@ class TreeDecoder:
     """A batch of trees, a row each, whose branches grow. A branch has a slot in its row: tensors are (rows, slots)."""
 
     def __init__(
-        self, model: PreTrainedModel, batch: list[Part], examples: list[Example], decoding: Decoding, grounding: Grounding | None
+        self,
+        model: PreTrainedModel,
+        batch: list[Part],
+        examples: list[Example],
+        decoding: Decoding,
+        grounding: Grounding | None,
     ):
-        self.model, self.examples, self.decoding, self.grounding = model, examples, decoding, grounding
+        self.model, self.examples, self.decoding, self.grounding = (
+            model,
+            examples,
+            decoding,
+            grounding,
+        )
         self.device = next(model.parameters()).device
         self.windows = sliding_windows(model.config)
         self.parts = batch
@@ -156,7 +180,9 @@ class TreeDecoder:
             self.cache.reading = slice(first, first + rows)
             batch = self._collate(self.parts[first : first + rows])
             mask = tree_masks(self.model.config, batch, self.model.dtype, flex=False)
-            predicted = self._forward(batch["input_ids"], batch["position_ids"], mask, batch["predicts"])
+            predicted = self._forward(
+                batch["input_ids"], batch["position_ids"], mask, batch["predicts"]
+            )
             logits.append(predicted[batch["predictor"].repeat_interleave(self.decoding.samples)])
         self.cache.reading = None
         return torch.cat(logits)
@@ -168,17 +194,27 @@ class TreeDecoder:
         """A branch per sample; `sees` (rows, slots, columns) is what of the tree it sees, `position` that of its last token."""
         branches = []
         for row, part in enumerate(self.parts):
-            owners = [(index, sample) for index in part.members for sample in range(self.decoding.samples)]
-            branches += [Branch(index, sample, row, slot) for slot, (index, sample) in enumerate(owners)]
-        ends = torch.zeros(len(self.parts), 1 + max(branch.slot for branch in branches), dtype=torch.long)
+            owners = [
+                (index, sample) for index in part.members for sample in range(self.decoding.samples)
+            ]
+            branches += [
+                Branch(index, sample, row, slot) for slot, (index, sample) in enumerate(owners)
+            ]
+        ends = torch.zeros(
+            len(self.parts), 1 + max(branch.slot for branch in branches), dtype=torch.long
+        )
         samples = self.decoding.samples
         for row, part in enumerate(self.parts):
-            ends[row, : len(part.members) * samples] = torch.tensor(part.tree.prompt_end).repeat_interleave(samples)
+            ends[row, : len(part.members) * samples] = torch.tensor(
+                part.tree.prompt_end
+            ).repeat_interleave(samples)
         ends = ends.to(self.device)
         batch = self._collate(self.parts)
         self.column_position = batch["position_ids"]
         column = torch.arange(self.cache.length, device=self.device)
-        self.sees = (column <= ends[:, :, None]) & (ends[:, :, None] <= batch["subtree_end"][:, None])
+        self.sees = (column <= ends[:, :, None]) & (
+            ends[:, :, None] <= batch["subtree_end"][:, None]
+        )
         self.position = self.column_position.gather(1, ends)
         return branches
 
@@ -193,7 +229,9 @@ class TreeDecoder:
             members[number[branch.row]].append(branch.slot)
             branch.row, branch.slot = number[branch.row], len(members[number[branch.row]]) - 1
         width = max(map(len, members))
-        slot = torch.tensor([slots + [0] * (width - len(slots)) for slots in members], device=self.device)
+        slot = torch.tensor(
+            [slots + [0] * (width - len(slots)) for slots in members], device=self.device
+        )
         kept = torch.tensor(rows, device=self.device)
         row = kept[:, None].expand_as(slot)
         self.sees, self.position = self.sees[row, slot], self.position[row, slot]
@@ -204,13 +242,18 @@ class TreeDecoder:
 
     def _feed(self, live: list[Branch], step: int) -> torch.Tensor:
         """Forward the last token of every live branch; logits (branches, vocab)."""
-        at = torch.tensor([(branch.row, branch.slot) for branch in live], device=self.device).unbind(1)
+        at = torch.tensor(
+            [(branch.row, branch.slot) for branch in live], device=self.device
+        ).unbind(1)
         ids = torch.full_like(self.position, self.decoding.pad_id)
         ids[at] = torch.tensor([branch.answer.token_ids[-1] for branch in live], device=self.device)
         is_live = torch.zeros_like(ids, dtype=torch.bool)
         is_live[at] = True
         self.position = self.position + 1
-        masks = {kind: additive(self._sees_within(window, step), self.model.dtype) for kind, window in self.windows.items()}
+        masks = {
+            kind: additive(self._sees_within(window, step), self.model.dtype)
+            for kind, window in self.windows.items()
+        }
         return self._forward(ids, self.position, masks.get("", masks), is_live)
 
     def _sees_within(self, window: int | None, step: int) -> torch.Tensor:
@@ -239,7 +282,9 @@ class TreeDecoder:
         stop_ids = self.decoding.stop_ids
         allowed = logits
         if self.decoding.repetition_penalty != 1:
-            seen = [self.examples[branch.index].prompt_ids + branch.answer.token_ids for branch in live]
+            seen = [
+                self.examples[branch.index].prompt_ids + branch.answer.token_ids for branch in live
+            ]
             allowed = penalized(logits, seen, self.decoding.repetition_penalty)
         if step < self.decoding.min_new_tokens:
             allowed = allowed.clone()
@@ -251,7 +296,9 @@ class TreeDecoder:
         else:
             chosen = allowed.argmax(-1)
         log_probabilities = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
-        for branch, token, log_probability in zip(live, chosen.tolist(), log_probabilities.tolist(), strict=True):
+        for branch, token, log_probability in zip(
+            live, chosen.tolist(), log_probabilities.tolist(), strict=True
+        ):
             branch.answer.token_ids.append(token)
             branch.answer.log_probability += log_probability
             branch.answer.stopped = token in stop_ids
@@ -263,7 +310,9 @@ class TreeDecoder:
         for number, (branch, first) in enumerate(zip(live, likeliest, strict=True)):
             context = self.examples[branch.index].context
             left = self.decoding.max_new_tokens - len(branch.answer.token_ids)
-            pick = partial(self.grounding.pick, branch.answer.token_ids, context, self.decoding.stop_ids, left)
+            pick = partial(
+                self.grounding.pick, branch.answer.token_ids, context, self.decoding.stop_ids, left
+            )
             token = pick(first)
             if token is None:
                 token = pick(scores[number].argsort(descending=True).tolist())
@@ -273,7 +322,9 @@ class TreeDecoder:
 
     def _sampled(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
         """Tokens of the softmax at the decoding's temperature: where a uniform number falls in its cumulative sum."""
-        drawn = [(self._seed(branch, step) >> 32) / 2**24 for branch in live]  # below 1, and exact in float32
+        drawn = [
+            (self._seed(branch, step) >> 32) / 2**24 for branch in live
+        ]  # below 1, and exact in float32
         reached = self._tempered(logits).softmax(-1).cumsum(-1)
         at = torch.tensor(drawn, device=self.device)[:, None] * reached[:, -1:]
         return torch.searchsorted(reached, at, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
@@ -284,7 +335,9 @@ class TreeDecoder:
             return logits
         noise = torch.empty_like(logits)
         for row, branch in zip(noise, live, strict=True):
-            row.exponential_(generator=torch.Generator(self.device).manual_seed(self._seed(branch, step)))
+            row.exponential_(
+                generator=torch.Generator(self.device).manual_seed(self._seed(branch, step))
+            )
         return self._tempered(logits) - noise.log()
 
     def _tempered(self, logits: torch.Tensor) -> torch.Tensor:

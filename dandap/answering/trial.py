@@ -15,7 +15,9 @@ from dandap.errors import InputError, first_line
 from dandap.tree.packing import Part
 from dandap.tree.token_tree import grow
 
-TRIAL_TOLERANCE = 0.1  # of a log-probability; 16-bit rounding is a tenth of that, a wrong mask ten times
+TRIAL_TOLERANCE = (
+    0.1  # of a log-probability; 16-bit rounding is a tenth of that, a wrong mask ten times
+)
 
 
 def why_no_tree(model: PreTrainedModel, decoding: Decoding) -> str | None:
@@ -26,7 +28,14 @@ def why_no_tree(model: PreTrainedModel, decoding: Decoding) -> str | None:
     """
     shared = [decoding.pad_id, *range(3, 20)]
     examples = [Example(Row(str(end), "trial", ""), [*shared, end], []) for end in (7, 11)]
-    trial = replace(decoding, max_new_tokens=3, min_new_tokens=3, samples=1, temperature=0.0, repetition_penalty=1.0)
+    trial = replace(
+        decoding,
+        max_new_tokens=3,
+        min_new_tokens=3,
+        samples=1,
+        temperature=0.0,
+        repetition_penalty=1.0,
+    )
     part = Part([0, 1], grow((example.prompt_ids, decoding.stop_ids[:1]) for example in examples))
     try:
         answers = TreeDecoder(model.eval(), [part], examples, trial, None).run()
@@ -44,7 +53,9 @@ def why_no_tree(model: PreTrainedModel, decoding: Decoding) -> str | None:
 
 
 @torch.inference_mode()
-def _plain_log_probability(model: PreTrainedModel, prompt_ids: list[int], answer_ids: list[int]) -> float:
+def _plain_log_probability(
+    model: PreTrainedModel, prompt_ids: list[int], answer_ids: list[int]
+) -> float:
     """Of an answer's token, on average, by a forward over prompt and answer."""
     ids = torch.tensor([prompt_ids + answer_ids], device=next(model.parameters()).device)
     with computing(model):

@@ -4,7 +4,13 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -16,7 +22,9 @@ from dandap.runs.manifest import MANIFEST, fault
 
 # Projections that some architectures fuse into one module.
 FUSED = {
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), ("c_attn", "qkv_proj", "query_key_value", "Wqkv")),
+    **dict.fromkeys(
+        ("q_proj", "k_proj", "v_proj"), ("c_attn", "qkv_proj", "query_key_value", "Wqkv")
+    ),
     **dict.fromkeys(("gate_proj", "up_proj"), ("gate_up_proj", "c_fc", "dense_h_to_4h")),
     "o_proj": ("attn.c_proj", "attention.dense"),
     "down_proj": ("mlp.c_proj", "dense_4h_to_h"),
@@ -43,7 +51,11 @@ def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | li
     if wanted == "all-linear":
         return wanted
     wanted = [wanted] if isinstance(wanted, str) else wanted
-    linear = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D))
+    ]
 
     def present(target: str) -> bool:
         return any(f".{name}".endswith(f".{target}") for name in linear)
@@ -79,7 +91,9 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     else:
         print(f"{folder} has no {MANIFEST}: whether it is whole cannot be told")
     with _loading(str(folder), "adapter"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below, by name
+        warnings.filterwarnings(
+            "ignore", message="Found missing adapter keys"
+        )  # refused below, by name
         try:
             adapted = PeftModel.from_pretrained(model, str(folder)).eval()
             found = set(load_file(folder / "adapter_model.safetensors"))
@@ -96,7 +110,12 @@ def _refuse_other_keys(model: PeftModel, found: set[str], folder: Path) -> None:
     if missing or unknown:
         parts = [
             f"{len(names)} tensors {what}, as {names[0]}"
-            for names, what in ((unknown, "of it are not in the model"), (missing, "are missing in it"))
+            for names, what in (
+                (unknown, "of it are not in the model"),
+                (missing, "are missing in it"),
+            )
             if names
         ]
-        raise InputError(f"the adapter {folder} is not this base's: {'; '.join(parts)}. Name the run's own base, or train again.")
+        raise InputError(
+            f"the adapter {folder} is not this base's: {'; '.join(parts)}. Name the run's own base, or train again."
+        )

@@ -30,7 +30,11 @@ def why_no_gpu() -> str | None:
     """The reason why torch cannot use a GPU here, or None if it can."""
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        built_for = [name.removeprefix("sm_").rstrip("af") for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+        built_for = [
+            name.removeprefix("sm_").rstrip("af")
+            for name in torch.cuda.get_arch_list()
+            if name.startswith("sm_")
+        ]
         oldest = min(map(int, built_for), default=0)
         if major * 10 + minor < oldest:
             return f"this torch is built for GPUs from sm_{oldest} on and this one is sm_{major}{minor}; choose a newer GPU"
@@ -51,7 +55,9 @@ def pick_compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
         return getattr(torch, recipe.compute_dtype)
     if device.type == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return (
+        torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    )
 
 
 def computing(model: PreTrainedModel | PeftModel) -> torch.autocast:

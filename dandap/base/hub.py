@@ -38,7 +38,9 @@ def find_hub() -> None:
     except HTTPError:
         pass  # it answers
     except OSError as error:
-        print(f"{constants.ENDPOINT} cannot be reached ({first_line(error)}): only models already downloaded can be used")
+        print(
+            f"{constants.ENDPOINT} cannot be reached ({first_line(error)}): only models already downloaded can be used"
+        )
         constants.HF_HUB_OFFLINE = True
 
 
@@ -56,7 +58,9 @@ class _loading:
         if not isinstance(error, kinds) or isinstance(error, InputError):
             return False
         message = str(error).strip() or type(error).__name__
-        raise InputError(f"the {self.what} {self.source!r} cannot be loaded: {self._advice(message)}") from error
+        raise InputError(
+            f"the {self.what} {self.source!r} cannot be loaded: {self._advice(message)}"
+        ) from error
 
     def _advice(self, message: str) -> str:
         folder = Path(self.source)

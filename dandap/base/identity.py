@@ -19,7 +19,10 @@ def base_identity(recipe: Recipe) -> dict[str, str]:
     if folder.is_dir():
         return {"model": recipe.model, "files": folder_hash(folder)}
     found = try_to_load_from_cache(recipe.model, "config.json", revision=recipe.revision or "main")
-    return {"model": recipe.model, "commit": Path(found).parent.name if isinstance(found, str) else (recipe.revision or "")}
+    return {
+        "model": recipe.model,
+        "commit": Path(found).parent.name if isinstance(found, str) else (recipe.revision or ""),
+    }
 
 
 def same_base(one: dict[str, str], other: dict[str, str]) -> bool:

@@ -16,7 +16,9 @@ from dandap.tree.attention import why_no_flex
 GB = 1e9
 CPU_LIMIT = 1e9  # parameters; above it a CPU would train for weeks
 CPU_TOKENS, CPU_ANSWERING_TOKENS = 4096, 16384  # per batch
-ANSWER_SHARE = 1 / 16  # of a batch's tokens predict an answer: twice what 5 questions on 500 tokens come to
+ANSWER_SHARE = (
+    1 / 16
+)  # of a batch's tokens predict an answer: twice what 5 questions on 500 tokens come to
 GPU_TOKENS = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512)
 MOST_TRAINING_TOKENS = 16384
 QUESTION_TOKENS = 100  # of a prompt that is not shared, with a share of the article
@@ -46,12 +48,19 @@ class MemoryEstimate:
 
 def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """The architecture without weights (meta device)."""
-    with torch.device("meta"):  # tied embeddings stay one tensor, which accelerate's init_empty_weights unties
+    with torch.device(
+        "meta"
+    ):  # tied embeddings stay one tensor, which accelerate's init_empty_weights unties
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def estimate_training(
-    recipe: Recipe, model: PreTrainedModel, tokens: int, checkpointing: bool, bytes_each: int, flex: bool = False
+    recipe: Recipe,
+    model: PreTrainedModel,
+    tokens: int,
+    checkpointing: bool,
+    bytes_each: int,
+    flex: bool = False,
 ) -> MemoryEstimate:
     """Training on batches of `tokens` tokens; `model` may be empty, `bytes_each` is the compute dtype's size.
 
@@ -61,14 +70,29 @@ def estimate_training(
     config = model.config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
     one_layer = tokens * _layer_bytes(recipe, model, bytes_each, flex)
-    kept = layers * tokens * hidden * bytes_each + one_layer if checkpointing else layers * one_layer
+    kept = (
+        layers * tokens * hidden * bytes_each + one_layer if checkpointing else layers * one_layer
+    )
     ends = tokens * hidden * (4 + bytes_each)  # embeddings and the last norm
-    logits = tokens * ANSWER_SHARE * config.vocab_size * (bytes_each + 8)  # as computed, as float32, and their gradient
-    masks = 0 if flex else tokens * recipe.max_length * bytes_each * (2 if _has_sliding_layers(config) else 1)
+    logits = (
+        tokens * ANSWER_SHARE * config.vocab_size * (bytes_each + 8)
+    )  # as computed, as float32, and their gradient
+    masks = (
+        0
+        if flex
+        else tokens * recipe.max_length * bytes_each * (2 if _has_sliding_layers(config) else 1)
+    )
     backward = tokens * (2 * _inner_size(config) + 4 * hidden) * bytes_each  # the layer at hand
     weights, total = _weights(recipe, model, bytes_each)
-    each = 16 + (bytes_each if bytes_each < 4 else 0)  # float32 weight, gradient, AdamW's two moments; autocast's copy
-    return MemoryEstimate(weights, each * _adapter_parameters(recipe, model), kept + ends + logits + masks + backward, total)
+    each = 16 + (
+        bytes_each if bytes_each < 4 else 0
+    )  # float32 weight, gradient, AdamW's two moments; autocast's copy
+    return MemoryEstimate(
+        weights,
+        each * _adapter_parameters(recipe, model),
+        kept + ends + logits + masks + backward,
+        total,
+    )
 
 
 def _layer_bytes(recipe: Recipe, model: PreTrainedModel, bytes_each: int, flex: bool) -> float:
@@ -86,7 +110,9 @@ def _layer_bytes(recipe: Recipe, model: PreTrainedModel, bytes_each: int, flex: 
     adapter_inputs = 2 * hidden + inner
     if own_copies:
         adapter_inputs = sum(_in_features(module) for _, module in layer_linear)
-    dropout_masks = sum(_in_features(module) for _, module in layer_linear) if recipe.lora_dropout else 0
+    dropout_masks = (
+        sum(_in_features(module) for _, module in layer_linear) if recipe.lora_dropout else 0
+    )
     repeated = keys if flex else queries
     attention = 2 * queries + 2 * repeated
     if pick_attention(recipe, config) == "eager" and not flex:
@@ -105,9 +131,14 @@ def _normed(model: PreTrainedModel, queries: int, keys: int) -> int:
     sizes = [
         (name, module.weight.numel())
         for name, module in model.named_modules()
-        if ".0." in name and "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is not None
+        if ".0." in name
+        and "norm" in type(module).__name__.lower()
+        and getattr(module, "weight", None) is not None
     ]
-    return sum({"q": queries, "k": keys}.get(name.rsplit(".", 1)[-1][0], n) if n == head_size else n for name, n in sizes)
+    return sum(
+        {"q": queries, "k": keys}.get(name.rsplit(".", 1)[-1][0], n) if n == head_size else n
+        for name, n in sizes
+    )
 
 
 def _inner_size(config: PretrainedConfig) -> int:
@@ -126,13 +157,19 @@ def _has_sliding_layers(config: PretrainedConfig) -> bool:
     return "sliding_attention" in (getattr(config, "layer_types", None) or ())
 
 
-def estimate_inference(recipe: Recipe, model: PreTrainedModel, tokens: int, bytes_each: int) -> MemoryEstimate:
+def estimate_inference(
+    recipe: Recipe, model: PreTrainedModel, tokens: int, bytes_each: int
+) -> MemoryEstimate:
     """Answering batches of `tokens` tokens: base, adapter, KV cache, and one layer's work on the prompts read at once."""
     config = model.config.get_text_config()
-    cache = 2 * config.num_hidden_layers * tokens * _kv_heads(config) * _head_size(config) * bytes_each
+    cache = (
+        2 * config.num_hidden_layers * tokens * _kv_heads(config) * _head_size(config) * bytes_each
+    )
     read = min(tokens, READ_TOKENS)
     layer = read * (6 * config.hidden_size + 4 * _inner_size(config)) * bytes_each
-    layer += read * recipe.max_length * bytes_each * (2 if _has_sliding_layers(config) else 1)  # masks
+    layer += (
+        read * recipe.max_length * bytes_each * (2 if _has_sliding_layers(config) else 1)
+    )  # masks
     samples, new = recipe.samples, recipe.samples * recipe.max_new_tokens / 4
     branches = tokens * samples / (QUESTION_TOKENS + new)
     layer += branches * config.vocab_size * 4 * 3  # logits, without what may not come, with noise
@@ -149,13 +186,19 @@ def _weights(recipe: Recipe, model: PreTrainedModel, bytes_each: int) -> tuple[f
         return total * bytes_each, total
     sizes = [module.weight.numel() for _, module in _linear(model)]
     constants = 8 / 64 / 8 + 32 / (64 * 256) / 8 if recipe.double_quantization else 32 / 64 / 8
-    return sum(sizes) * (0.5 + constants) + (total - sum(sizes)) * bytes_each + max(sizes) * bytes_each, total
+    return sum(sizes) * (0.5 + constants) + (total - sum(sizes)) * bytes_each + max(
+        sizes
+    ) * bytes_each, total
 
 
 def _linear(model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
     """The modules that are quantised and can get an adapter: all linear ones but the LM head."""
     head = model.get_output_embeddings()
-    return [(n, m) for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head]
+    return [
+        (n, m)
+        for n, m in model.named_modules()
+        if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head
+    ]
 
 
 def _adapted(recipe: Recipe, model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
@@ -206,17 +249,25 @@ class Machine:
     flex: bool = False  # FlexAttention in training; otherwise the kernel the model is loaded with
 
 
-def make_plan(recipe: Recipe, config: PretrainedConfig, device: torch.device, training: bool) -> Plan:
+def make_plan(
+    recipe: Recipe, config: PretrainedConfig, device: torch.device, training: bool
+) -> Plan:
     """Choose attention, batch size and checkpointing for this machine; refuse what cannot fit, with a way out."""
     dtype, model = pick_compute_dtype(recipe, device), empty_model(config, recipe.trust_remote_code)
     flex = False
     if training:
         reason = why_no_flex(recipe, config, device, dtype)
         flex = reason is None
-        print("attention: flex" if flex else f"attention: {pick_attention(recipe, config)} ({reason})")
+        print(
+            "attention: flex" if flex else f"attention: {pick_attention(recipe, config)} ({reason})"
+        )
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     machine = Machine(device, dtype, free, flex)
-    return fit_plan(recipe, model, machine, training) if device.type == "cuda" else cpu_plan(recipe, model, machine, training)
+    return (
+        fit_plan(recipe, model, machine, training)
+        if device.type == "cuda"
+        else cpu_plan(recipe, model, machine, training)
+    )
 
 
 def cpu_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training: bool) -> Plan:
@@ -237,21 +288,43 @@ def cpu_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training:
 def fit_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training: bool) -> Plan:
     """Return the largest batch, without checkpointing if possible, that the estimate fits into the memory that is free."""
     sizes = (recipe.tokens_per_batch,)
-    if recipe.tokens_per_batch == "auto":  # a batch holds at least one whole example, in training at most a step
-        most = min(recipe.questions_per_step * recipe.max_length, MOST_TRAINING_TOKENS) if training else max(GPU_TOKENS)
-        sizes = (*(size for size in GPU_TOKENS if recipe.max_length < size <= most), recipe.max_length)
-    checkpointing = (False, True) if recipe.gradient_checkpointing == "auto" else (recipe.gradient_checkpointing,)
+    if (
+        recipe.tokens_per_batch == "auto"
+    ):  # a batch holds at least one whole example, in training at most a step
+        most = (
+            min(recipe.questions_per_step * recipe.max_length, MOST_TRAINING_TOKENS)
+            if training
+            else max(GPU_TOKENS)
+        )
+        sizes = (
+            *(size for size in GPU_TOKENS if recipe.max_length < size <= most),
+            recipe.max_length,
+        )
+    checkpointing = (
+        (False, True)
+        if recipe.gradient_checkpointing == "auto"
+        else (recipe.gradient_checkpointing,)
+    )
     for on in checkpointing if training else (False,):
         for tokens in sizes:
             estimate = _estimate(recipe, model, machine, tokens, on, training)
             if estimate.total <= machine.free:
-                return Plan(machine.device, machine.dtype, tokens, on, estimate, machine.free, machine.flex)
+                return Plan(
+                    machine.device, machine.dtype, tokens, on, estimate, machine.free, machine.flex
+                )
     way_out = _way_out(recipe, estimate, machine.free, training)
-    raise InputError(f"{recipe.model} needs about {estimate}; {machine.free / GB:.1f} GB are free. Way out: {way_out}.")
+    raise InputError(
+        f"{recipe.model} needs about {estimate}; {machine.free / GB:.1f} GB are free. Way out: {way_out}."
+    )
 
 
 def _estimate(
-    recipe: Recipe, model: PreTrainedModel, machine: Machine, tokens: int, checkpointing: bool, training: bool
+    recipe: Recipe,
+    model: PreTrainedModel,
+    machine: Machine,
+    tokens: int,
+    checkpointing: bool,
+    training: bool,
 ) -> MemoryEstimate:
     bytes_each = machine.dtype.itemsize
     if training:
@@ -261,7 +334,9 @@ def _estimate(
 
 def plan_for_size(recipe: Recipe, config: PretrainedConfig, gpu_memory: float) -> Plan:
     """Return the plan for a GPU that is not here: all of its memory free, bfloat16; FlexAttention above 16 GB (no T4 has more)."""
-    dtype = torch.bfloat16 if recipe.compute_dtype == "auto" else getattr(torch, recipe.compute_dtype)
+    dtype = (
+        torch.bfloat16 if recipe.compute_dtype == "auto" else getattr(torch, recipe.compute_dtype)
+    )
     flex = recipe.read_once and recipe.attention in ("auto", "flex") and gpu_memory > 16 * GB
     machine = Machine(torch.device("cuda"), dtype, gpu_memory, flex)
     return fit_plan(recipe, empty_model(config, recipe.trust_remote_code), machine, training=True)

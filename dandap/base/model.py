@@ -32,17 +32,26 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedToke
         find_hub()
     options = {} if folder else {"revision": recipe.revision}
     with _loading(source, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=recipe.trust_remote_code, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=recipe.trust_remote_code, **options
+        )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         # Only a filler: padding is masked, and answers' own stop tokens stay in the loss. A stop token is taken where there
         # is nothing else.
-        before, tokenizer.pad_token = tokenizer.pad_token, tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
+        before, tokenizer.pad_token = (
+            tokenizer.pad_token,
+            tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token,
+        )
         if before and before != tokenizer.pad_token:
-            print(f"the base pads with its stop token {before!r}; {tokenizer.pad_token!r} is used instead, and masked")
+            print(
+                f"the base pads with its stop token {before!r}; {tokenizer.pad_token!r} is used instead, and masked"
+            )
     return tokenizer
 
 
-def check_base(recipe: Recipe, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_base(
+    recipe: Recipe, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Compare the recipe with the base's limits before any weight is loaded.
 
     Beyond learned positions (GPT-2, KoGPT2) there is nothing to look up, which CUDA reports as a device-side assert; beyond
@@ -55,7 +64,9 @@ def check_base(recipe: Recipe, config: PretrainedConfig, tokenizer: PreTrainedTo
         rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
         if not rotary:
             raise InputError(f"{told}: it cannot read further. Use --max_length {positions}.")
-        print(f"WARNING: {told}, which was not trained beyond them; --max_length {positions} stays within")
+        print(
+            f"WARNING: {told}, which was not trained beyond them; --max_length {positions} stays within"
+        )
     size = getattr(config, "vocab_size", None)
     if size and tokenizer.vocab_size > size:
         raise InputError(
@@ -67,7 +78,9 @@ def check_base(recipe: Recipe, config: PretrainedConfig, tokenizer: PreTrainedTo
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
 
 
-def check_ids(examples: list[Example], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_ids(
+    examples: list[Example], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Refuse token ids that the base has no embedding for; on CUDA they end in a device-side assert."""
     size = getattr(config.get_text_config(), "vocab_size", None)
     for example in examples if size else ():
@@ -85,10 +98,14 @@ def load_config(recipe: Recipe) -> PretrainedConfig:
     if not Path(recipe.model).is_dir():
         find_hub()
     with _loading(recipe.model, "model"):
-        return AutoConfig.from_pretrained(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
+        return AutoConfig.from_pretrained(
+            recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
+        )
 
 
-def load_base(recipe: Recipe, device: torch.device, config: PretrainedConfig | None = None) -> PreTrainedModel:
+def load_base(
+    recipe: Recipe, device: torch.device, config: PretrainedConfig | None = None
+) -> PreTrainedModel:
     """Load the base model on `device`, 4-bit NF4 by default, frozen; only safetensors are read."""
     dtype = pick_compute_dtype(recipe, device)
     config = config or load_config(recipe)

@@ -18,7 +18,11 @@ from dandap.recipe import RECIPES_DIR, Recipe, find_recipe, load_recipe
 def show_plans(arguments: argparse.Namespace) -> None:
     """Print a line per recipe and GPU size: what the estimate comes to with the batch and checkpointing it leads to."""
     options = chosen_options(arguments)
-    names = [arguments.recipe] if arguments.recipe else sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+    names = (
+        [arguments.recipe]
+        if arguments.recipe
+        else sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+    )
     sizes = [parse_size(arguments.gpu_memory)] if arguments.gpu_memory else sizes_of_interest()
     width = max(map(len, names))
     unknown = []
@@ -29,16 +33,22 @@ def show_plans(arguments: argparse.Namespace) -> None:
             unknown.append(name)
             continue
         for size in sizes:
-            print(f"{find_recipe(name).stem:<{width}} {size / GB:>4.0f} GB  {plan_line(recipe, size)}")
+            print(
+                f"{find_recipe(name).stem:<{width}} {size / GB:>4.0f} GB  {plan_line(recipe, size)}"
+            )
     if unknown:
         print(f"not known here: {', '.join(unknown)}; --plan --recipe NAME asks the hub for one")
-    print("Estimated, not measured on a GPU. Above 16 GB the GPU is taken to run FlexAttention (sm_80 and newer).")
+    print(
+        "Estimated, not measured on a GPU. Above 16 GB the GPU is taken to run FlexAttention (sm_80 and newer)."
+    )
 
 
 def plan_line(recipe: Recipe, size: float) -> str:
     """Return what would be chosen on a GPU of `size` bytes, or why it cannot be used."""
     try:
-        config = make_config(SHAPES[recipe.model]) if recipe.model in SHAPES else load_config(recipe)
+        config = (
+            make_config(SHAPES[recipe.model]) if recipe.model in SHAPES else load_config(recipe)
+        )
         plan = plan_for_size(recipe, config, size)
     except InputError as error:
         return str(error)

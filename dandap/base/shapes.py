@@ -7,9 +7,25 @@ from transformers import AutoConfig, PretrainedConfig
 
 from dandap.errors import InputError, nearest
 
-COMMON = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096}
-SOLAR = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 48, **COMMON}
-LLAMA_3_8B = {**SOLAR, "num_hidden_layers": 32, "vocab_size": 128256, "max_position_embeddings": 8192}
+COMMON = {
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 4096,
+}
+SOLAR = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 48,
+    **COMMON,
+}
+LLAMA_3_8B = {
+    **SOLAR,
+    "num_hidden_layers": 32,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+}
 GEMMA_2_9B = {
     "model_type": "gemma2",
     "hidden_size": 3584,
@@ -80,12 +96,27 @@ SHAPES = {
         "n_positions": 1024,
         "vocab_size": 51200,
     },
-    "Qwen/Qwen3-4B-Instruct-2507": {**QWEN3, "hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True},
+    "Qwen/Qwen3-4B-Instruct-2507": {
+        **QWEN3,
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "tie_word_embeddings": True,
+    },
     "Qwen/Qwen3-8B": {**QWEN3, "hidden_size": 4096, "intermediate_size": 12288},
 }
-NAMES = {"EEVE-10.8B": SHAPES["yanolja/EEVE-Korean-Instruct-10.8B-v1.0"], "Gemma-2-9B": GEMMA_2_9B, "Llama-3-8B": LLAMA_3_8B}
+NAMES = {
+    "EEVE-10.8B": SHAPES["yanolja/EEVE-Korean-Instruct-10.8B-v1.0"],
+    "Gemma-2-9B": GEMMA_2_9B,
+    "Llama-3-8B": LLAMA_3_8B,
+}
 # Small enough for a CPU, with the same parts: grouped queries, normed queries, sliding window and soft-capping.
-TINY = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "head_dim": 32, "vocab_size": 4096}
+TINY = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
+    "head_dim": 32,
+    "vocab_size": 4096,
+}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 NAMES |= {f"tiny-{kind}": {"model_type": kind, **TINY} for kind in ("llama", "qwen3", "gemma2")}
 
@@ -98,5 +129,7 @@ def make_config(shape: dict) -> PretrainedConfig:
 def named_config(name: str) -> PretrainedConfig:
     """The config of a shape by its short name; InputError lists them."""
     if name not in NAMES:
-        raise InputError(f"got {name!r}; expected a model folder or one of {', '.join(NAMES)}.{nearest(name, NAMES)}")
+        raise InputError(
+            f"got {name!r}; expected a model folder or one of {', '.join(NAMES)}.{nearest(name, NAMES)}"
+        )
     return make_config(NAMES[name])

@@ -42,8 +42,19 @@ DAY = dict(
     ).split("|")
 )
 # What a template may do wrong: raise, divide by zero, index, loop beyond the sandbox's limit, nest too deeply.
-FAULTS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError)
-MARKER = re.compile(r"[<>|#\uff5c]|^\[[\x21-\x7e]+\]$")  # <|im_end|>, </think>, [INST]; not a word that is an added token
+FAULTS = (
+    TemplateError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+)
+MARKER = re.compile(
+    r"[<>|#\uff5c]|^\[[\x21-\x7e]+\]$"
+)  # <|im_end|>, </think>, [INST]; not a word that is an added token
 
 
 class Chat:
@@ -52,10 +63,14 @@ class Chat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, messages: Messages):
         """Probe and mend the template with a sample's turns; InputError says what it does wrong."""
         self.tokenizer = tokenizer
-        if isinstance(tokenizer.chat_template, dict):  # several by name, as "default" and "tool_use"
+        if isinstance(
+            tokenizer.chat_template, dict
+        ):  # several by name, as "default" and "tool_use"
             tokenizer.chat_template = tokenizer.chat_template.get("default")
         self.control_ids = mark_control_tokens(tokenizer)
-        self.blocks = False  # whether a turn's content is a list of blocks, as multimodal bases have it
+        self.blocks = (
+            False  # whether a turn's content is a list of blocks, as multimodal bases have it
+        )
         if not tokenizer.chat_template:
             raise InputError(
                 "the model's tokenizer has no chat template and this template is made of chat turns. "
@@ -73,7 +88,9 @@ class Chat:
     def check(self, messages: Messages, name: str) -> None:
         """Refuse a template that leaves out what it was given, for instance the article."""
         text = self._apply(messages, add_generation_prompt=True, tokenize=False)
-        lost = [message["role"] for message in messages if not self._holds(text, message["content"])]
+        lost = [
+            message["role"] for message in messages if not self._holds(text, message["content"])
+        ]
         if lost:
             raise InputError(
                 f"the model's chat template leaves out the text of the {lost[0]}'s turn (question {name}): the article or the "
@@ -107,26 +124,41 @@ class Chat:
             )
         if before.startswith(prompt):
             if opening := before[len(prompt) :]:
-                literal = json.dumps(opening, ensure_ascii=False)  # Jinja's texts are written as JSON's
+                literal = json.dumps(
+                    opening, ensure_ascii=False
+                )  # Jinja's texts are written as JSON's
                 # Jinja drops a template's last line end, and would keep it within.
                 template = self.tokenizer.chat_template.removesuffix("\n").removesuffix("\r")
-                self.tokenizer.chat_template = template + "{{ " + literal + " if add_generation_prompt else '' }}"
+                self.tokenizer.chat_template = (
+                    template + "{{ " + literal + " if add_generation_prompt else '' }}"
+                )
                 if self._apply(messages, add_generation_prompt=True, tokenize=False) != before:
                     raise InputError(
                         f"the model's chat template writes {opening[:80]!r} before an answer, and its generation prompt cannot "
                         "be made to end so. Choose a plain template (--template, one with a 'prompt')."
                     )
-        elif not prompt.startswith(before):  # a thinking block may stand in the generation prompt alone
+        elif not prompt.startswith(
+            before
+        ):  # a thinking block may stand in the generation prompt alone
             raise InputError(
                 f"the model's chat template ends its generation prompt in {prompt[-80:]!r}, but writes {before[-80:]!r} before "
                 "an answer: training and answering would differ. Choose a plain template (--template, one with a 'prompt')."
             )
-        stops = [token for token in self.tokenizer(after, add_special_tokens=False).input_ids if token in self.control_ids]
+        stops = [
+            token
+            for token in self.tokenizer(after, add_special_tokens=False).input_ids
+            if token in self.control_ids
+        ]
         self.stop_id = stops[0] if stops else None  # None: the turn ends without a token of its own
 
-    def _apply(self, messages: Messages, add_generation_prompt: bool = False, tokenize: bool = True):
+    def _apply(
+        self, messages: Messages, add_generation_prompt: bool = False, tokenize: bool = True
+    ):
         if self.blocks:
-            messages = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
+            messages = [
+                {**each, "content": [{"type": "text", "text": each["content"]}]}
+                for each in messages
+            ]
         try:
             return self.tokenizer.apply_chat_template(
                 messages,
@@ -143,7 +175,11 @@ class Chat:
                     "'prompt'), or another base."
                 ) from error
             has_system = any(message["role"] == "system" for message in messages)
-            hint = "a template without a system turn (Gemma takes none)" if has_system else "a plain one, with a 'prompt'"
+            hint = (
+                "a template without a system turn (Gemma takes none)"
+                if has_system
+                else "a plain one, with a 'prompt'"
+            )
             raise InputError(
                 f"the model's chat template refuses these turns ({first_line(error)}). Choose {hint} (--template), "
                 "or another base."
@@ -160,7 +196,9 @@ def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     markers = {
         token_id: token.content
         for token_id, token in tokenizer.added_tokens_decoder.items()
-        if not token.special and token.content in chat_template and MARKER.search(token.content.strip())
+        if not token.special
+        and token.content in chat_template
+        and MARKER.search(token.content.strip())
     }
     tokenizer.chat_control_tokens = sorted(markers.values())
     return (
@@ -176,7 +214,13 @@ def with_fixed_day(chat_template: str) -> str:
         return chat_template
     filled = "format" + "".join(f" | replace('%{name}', '{value}')" for name, value in DAY.items())
     unknown = "{% if '%' in day %}{{ raise_exception('strftime_now does not know ' + format) }}{% endif %}"
-    macro = "{% macro strftime_now(format) %}{% set day = " + filled + " %}" + unknown + "{{ day }}{% endmacro %}"
+    macro = (
+        "{% macro strftime_now(format) %}{% set day = "
+        + filled
+        + " %}"
+        + unknown
+        + "{{ day }}{% endmacro %}"
+    )
     return macro + chat_template
 
 

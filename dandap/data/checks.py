@@ -32,7 +32,11 @@ def check_data(splits: dict[str, list[Row]]) -> dict[str, list[Finding]]:
 
 def tell_findings(findings: dict[str, list[Finding]]) -> list[str]:
     """A line per kind of finding that there is, with the first ids."""
-    return [f"{len(found)} {TOLD[name]}, first {', '.join(found[0]['ids'][:2])}" for name, found in findings.items() if found]
+    return [
+        f"{len(found)} {TOLD[name]}, first {', '.join(found[0]['ids'][:2])}"
+        for name, found in findings.items()
+        if found
+    ]
 
 
 def _contradictions(rows: Iterable[Row]) -> list[Finding]:
@@ -41,7 +45,11 @@ def _contradictions(rows: Iterable[Row]) -> list[Finding]:
         if row.answers and not row.choices:
             asked[row.article, bare(row.question).rstrip("?")].append(row)
     return [
-        {"ids": [row.id for row in same], "question": same[0].question, "answers": [row.answers[0] for row in same]}
+        {
+            "ids": [row.id for row in same],
+            "question": same[0].question,
+            "answers": [row.answers[0] for row in same],
+        }
         for same in asked.values()
         if not set.intersection(*({bare(answer) for answer in row.answers} for row in same))
     ]
@@ -51,7 +59,10 @@ def _not_in_article(rows: Iterable[Row]) -> list[Finding]:
     return [
         {"ids": [row.id], "question": row.question, "answers": list(row.answers)}
         for row in rows
-        if row.context and not row.choices and row.answers and not any(answer in row.context for answer in row.answers)
+        if row.context
+        and not row.choices
+        and row.answers
+        and not any(answer in row.context for answer in row.answers)
     ]
 
 
@@ -61,16 +72,36 @@ def _shared(splits: dict[str, list[Row]]) -> list[Finding]:
         for row in rows:
             if row.context or row.group:
                 first[row.story].setdefault(split, row.id)
-    return [{"ids": list(where.values()), "splits": list(where)} for where in first.values() if len(where) > 1]
+    return [
+        {"ids": list(where.values()), "splits": list(where)}
+        for where in first.values()
+        if len(where) > 1
+    ]
 
 
 def _near_duplicates(splits: dict[str, list[Row]]) -> list[Finding]:
     """Groups of different texts that are nearly the same."""
-    articles = {row.article: (split, row) for split, rows in reversed(splits.items()) for row in reversed(rows) if row.context}
+    articles = {
+        row.article: (split, row)
+        for split, rows in reversed(splits.items())
+        for row in reversed(rows)
+        if row.context
+    }
     groups = group_near_copies({article: row.context for article, (_, row) in articles.items()})
-    return sorted((_group_finding(splits, articles, members) for members in groups), key=lambda found: found["ids"])
+    return sorted(
+        (_group_finding(splits, articles, members) for members in groups),
+        key=lambda found: found["ids"],
+    )
 
 
-def _group_finding(splits: dict[str, list[Row]], articles: dict[str, tuple[str, Row]], members: set[str]) -> Finding:
-    found = sorted((list(splits).index(split), row.id) for split, row in (articles[article] for article in members))
-    return {"ids": [name for _, name in found], "splits": [list(splits)[place] for place, _ in found]}
+def _group_finding(
+    splits: dict[str, list[Row]], articles: dict[str, tuple[str, Row]], members: set[str]
+) -> Finding:
+    found = sorted(
+        (list(splits).index(split), row.id)
+        for split, row in (articles[article] for article in members)
+    )
+    return {
+        "ids": [name for _, name in found],
+        "splits": [list(splits)[place] for place, _ in found],
+    }

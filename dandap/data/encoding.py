@@ -43,16 +43,25 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, render: Renderer, sample: Row = SAMPLE):
         self.tokenizer, self.render, self.sample = tokenizer, render, sample
         if tokenizer.eos_token_id is None:
-            raise InputError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json.")
+            raise InputError(
+                "the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json."
+            )
         parts = render(sample.context, sample, "")
         self.chat = None if "prompt" in parts else Chat(tokenizer, _messages(parts))
         self.control_ids = self.chat.control_ids if self.chat else mark_control_tokens(tokenizer)
         # A tokenizer that starts texts with BOS does so in prompts too; asked with an empty text.
-        starts_with_bos = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer("").input_ids[:1]
+        starts_with_bos = (
+            tokenizer.bos_token_id is not None
+            and tokenizer.bos_token_id in tokenizer("").input_ids[:1]
+        )
         self._bos = [tokenizer.bos_token_id] if starts_with_bos else []
         prompt_ids = self.encode_prompt(sample.context, sample)
         for answer in sample.answers[:1]:
-            self._check_answer(sample, sample.context, self.encode_answer(sample.context, sample, answer, prompt_ids))
+            self._check_answer(
+                sample,
+                sample.context,
+                self.encode_answer(sample.context, sample, answer, prompt_ids),
+            )
 
     def encode_prompt(self, context: str, row: Row) -> list[int]:
         """Ids up to where the answer starts."""
@@ -61,7 +70,9 @@ class Encoder:
             return self._bos + self._plain_ids(parts["prompt"])
         return self.chat.ids(_messages(parts), add_generation_prompt=True)
 
-    def encode_answer(self, context: str, row: Row, answer: str, prompt_ids: list[int]) -> list[int]:
+    def encode_answer(
+        self, context: str, row: Row, answer: str, prompt_ids: list[int]
+    ) -> list[int]:
         """Ids that follow `prompt_ids`, the stop token last."""
         parts = self.render(context, row, answer)
         answer = parts.get("answer", answer)
@@ -79,7 +90,9 @@ class Encoder:
     def stop_ids(self, generation_config: GenerationConfig | None = None) -> list[int]:
         """Every id that ends an answer: the template's, the tokenizer's and the model's own."""
         prompt_ids = self.encode_prompt(self.sample.context, self.sample)
-        learned = self.encode_answer(self.sample.context, self.sample, self.sample.answers[0], prompt_ids)[-1]
+        learned = self.encode_answer(
+            self.sample.context, self.sample, self.sample.answers[0], prompt_ids
+        )[-1]
         configured = getattr(generation_config, "eos_token_id", None) or []
         configured = [configured] if isinstance(configured, int) else configured
         return sorted({learned, self.tokenizer.eos_token_id, *configured})
@@ -112,7 +125,11 @@ class Encoder:
         return ordered
 
     def _encode_article(
-        self, rows: list[Row], prompt_limit: int, answers: bool, shorten: Callable[[list[Row], int], str] | None
+        self,
+        rows: list[Row],
+        prompt_limit: int,
+        answers: bool,
+        shorten: Callable[[list[Row], int], str] | None,
     ) -> list[Example]:
         context = rows[0].context
         whole = len(context.strip())
@@ -121,10 +138,17 @@ class Encoder:
             context = shorten(rows, prompt_limit)
             prompts = [self.encode_prompt(context, row) for row in rows]
         trimmed = whole - len(context.strip())
-        examples = [Example(row, ids, [], trimmed, context) for row, ids in zip(rows, prompts, strict=True)]
+        examples = [
+            Example(row, ids, [], trimmed, context) for row, ids in zip(rows, prompts, strict=True)
+        ]
         if not answers:
             return examples
-        return [replace(e, answer_ids=self.encode_answer(context, e.row, e.row.answers[0], e.prompt_ids)) for e in examples]
+        return [
+            replace(
+                e, answer_ids=self.encode_answer(context, e.row, e.row.answers[0], e.prompt_ids)
+            )
+            for e in examples
+        ]
 
     def _trim(self, rows: list[Row], prompt_limit: int) -> str:
         """The longest beginning of the article with which every question's prompt fits: text is cut, ids never."""
@@ -144,13 +168,19 @@ class Encoder:
             return "".join(sentences[i] for i in sorted(order[:count])).strip()
 
         selected = self._longest(rows, prompt_limit, len(order), nearest)
-        return selected or self._trim([replace(row, context=sentences[order[0]]) for row in rows], prompt_limit)
+        return selected or self._trim(
+            [replace(row, context=sentences[order[0]]) for row in rows], prompt_limit
+        )
 
-    def _longest(self, rows: list[Row], prompt_limit: int, whole: int, shortened: Callable[[int], str]) -> str:
+    def _longest(
+        self, rows: list[Row], prompt_limit: int, whole: int, shortened: Callable[[int], str]
+    ) -> str:
         """`shortened(n)` for the largest n below `whole` with which every question's prompt fits."""
 
         def fits(size: int) -> bool:
-            return all(len(self.encode_prompt(shortened(size), row)) <= prompt_limit for row in rows)
+            return all(
+                len(self.encode_prompt(shortened(size), row)) <= prompt_limit for row in rows
+            )
 
         if not fits(0):
             longest = max(rows, key=lambda row: len(row.question))
@@ -190,7 +220,9 @@ class Encoder:
         meant = self.render(context, row, row.answers[0]).get("answer", row.answers[0])
         said = self.decode(taught[:-1])
         # What a vocabulary cannot say is lost either way.
-        is_said = _bare(said) == _bare(meant) or _bare(said) == _bare(self.decode(self._plain_ids(meant)))
+        is_said = _bare(said) == _bare(meant) or _bare(said) == _bare(
+            self.decode(self._plain_ids(meant))
+        )
         if not is_said or any(token in self.control_ids for token in taught[:-1]):
             raise InputError(
                 f"question {row.id}: the answer is {meant!r}, but with this tokenizer and template {said!r} would be learned "

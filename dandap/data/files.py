@@ -28,15 +28,23 @@ ISO_2022_KR = b"\x1b$)C"
 def find_files(path: Path, expected: str = READABLE) -> list[Path]:
     """Return the path, or the files of a folder that can be read; InputError if there are none."""
     if path.is_dir():
-        inside = sorted(p for p in path.iterdir() if not p.name.startswith(".") and not NO_DATA.match(p.name))
+        inside = sorted(
+            p for p in path.iterdir() if not p.name.startswith(".") and not NO_DATA.match(p.name)
+        )
         found = [p for p in inside if p.suffix.lower() in TABLES + JSONS and p.is_file()]
         if not found:
             parts = [p.name for p in inside if p.is_dir()]
             hint = f" It holds the folders {short_list(parts)}; name one of them." if parts else ""
-            raise InputError(f"the folder {path} holds no file that can be read. Expected {expected}.{hint}")
+            raise InputError(
+                f"the folder {path} holds no file that can be read. Expected {expected}.{hint}"
+            )
         return found
     if not path.is_file():
-        there = f" There is one in {ROOT}: start the script in that folder." if (ROOT / path).is_file() else ""
+        there = (
+            f" There is one in {ROOT}: start the script in that folder."
+            if (ROOT / path).is_file()
+            else ""
+        )
         raise InputError(f"no file at {path}. Expected {expected}; check the path.{there}")
     return [path]
 
@@ -63,7 +71,9 @@ def decode(data: bytes, path: Path) -> tuple[str, str]:
         except UnicodeDecodeError as error:
             failures[encoding] = error.start
     if data.count(b"\0") > len(data) / 10:
-        raise InputError(f"{path} is no text, or UTF-16 without a byte-order mark. Save it as CSV UTF-8.")
+        raise InputError(
+            f"{path} is no text, or UTF-16 without a byte-order mark. Save it as CSV UTF-8."
+        )
     # The encoding that went on furthest is the file's: the other one failed at its first Hangul letter.
     encoding, start = max(failures.items(), key=lambda failure: failure[1])
     line = data.count(b"\n", 0, start) + 1
@@ -98,7 +108,9 @@ def refuse_other_text(text: str, path: Path) -> None:
     """Name the texts that downloads leave under the name of a data file."""
     beginning = text.lstrip()[:200]
     if beginning.startswith("version https://git-lfs"):
-        raise InputError(f"{path} is a pointer of Git LFS, not the file itself. Fetch it: git lfs pull.")
+        raise InputError(
+            f"{path} is a pointer of Git LFS, not the file itself. Fetch it: git lfs pull."
+        )
     if re.match(r"<(?:!doctype html|html)\b", beginning, re.IGNORECASE):
         raise InputError(
             f"{path} is a web page (of a login, or of an error), not the data. Download it again, signed in. Expected {READABLE}."

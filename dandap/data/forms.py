@@ -18,7 +18,9 @@ Required = tuple[str, ...]
 Record = tuple[str, dict[str, Any]]  # (its place, for messages; our names -> what the file holds)
 
 
-def column_names(found: Iterable[str], columns: dict[str, str], path: Path, required: Required) -> dict[str, str]:
+def column_names(
+    found: Iterable[str], columns: dict[str, str], path: Path, required: Required
+) -> dict[str, str]:
     """Our names -> the file's names, for those that the file has; case, spaces and decomposed Hangul do not count."""
     found = list(found)
     by_key: dict[str, list[str]] = {}
@@ -28,7 +30,9 @@ def column_names(found: Iterable[str], columns: dict[str, str], path: Path, requ
     def find(wanted: str) -> str | None:
         same = by_key.get(column_key(wanted), [])
         if len(same) > 1 and same.count(wanted) != 1:
-            raise InputError(f"{path} has the column {same[0]!r} more than once. Rename or remove one.")
+            raise InputError(
+                f"{path} has the column {same[0]!r} more than once. Rename or remove one."
+            )
         return wanted if wanted in same else next(iter(same), None)
 
     names = {ours: find(columns.get(ours, ours)) for ours in COLUMNS}
@@ -46,7 +50,9 @@ def column_names(found: Iterable[str], columns: dict[str, str], path: Path, requ
     return {ours: theirs for ours, theirs in names.items() if theirs is not None}
 
 
-def json_records(content: Any, path: Path, columns: dict[str, str], required: Required) -> Iterator[Record]:
+def json_records(
+    content: Any, path: Path, columns: dict[str, str], required: Required
+) -> Iterator[Record]:
     """Records of JSON in the forms that people have.
 
     Lines or a list of flat records; pandas' columns of cells; SQuAD 1 and 2 and their relatives, documents -> paragraphs ->
@@ -55,7 +61,9 @@ def json_records(content: Any, path: Path, columns: dict[str, str], required: Re
     for place, value in _entries(content, path, columns):
         if isinstance(value, dict) and ("paragraphs" in value or "qas" in value):
             yield from _squad_records(value, path, place)
-        elif isinstance(value, dict) and not (isinstance(value.get("data"), list | dict) and "question" not in value):
+        elif isinstance(value, dict) and not (
+            isinstance(value.get("data"), list | dict) and "question" not in value
+        ):
             names = column_names(value, columns, path, required)
             yield place, {ours: value[theirs] for ours, theirs in names.items()}
         else:
@@ -78,12 +86,25 @@ def _entries(content: Any, path: Path, columns: dict[str, str]) -> list[tuple[st
     values = list(content.values())
     named = _has_our_names(content, columns)
     if all(isinstance(cells, dict) for cells in values):
-        return _from_columns(content) if named else [(f"entry {name}", value) for name, value in content.items()]
+        return (
+            _from_columns(content)
+            if named
+            else [(f"entry {name}", value) for name, value in content.items()]
+        )
     lists = [name for name, value in content.items() if isinstance(value, list)]
-    of_records = [name for name in lists if content[name] and all(isinstance(each, dict) for each in content[name])]
-    if len(lists) == len(values) and not of_records and len(set(map(len, values))) == 1:  # datasets' to_dict
+    of_records = [
+        name
+        for name in lists
+        if content[name] and all(isinstance(each, dict) for each in content[name])
+    ]
+    if (
+        len(lists) == len(values) and not of_records and len(set(map(len, values))) == 1
+    ):  # datasets' to_dict
         rows = zip(*values, strict=True)
-        return [(f"index {number}", dict(zip(content, cells, strict=True))) for number, cells in enumerate(rows)]
+        return [
+            (f"index {number}", dict(zip(content, cells, strict=True)))
+            for number, cells in enumerate(rows)
+        ]
     if named:
         return [("its beginning", content)]  # one record
     if len(of_records) > 1 and "rows" in of_records:
@@ -93,13 +114,20 @@ def _entries(content: Any, path: Path, columns: dict[str, str]) -> list[tuple[st
             f"{path} holds several lists, {short_list(of_records)}. Save the one that is meant as a file of its own."
         )
     for name in of_records or lists[:1]:
-        return [(f"{name}, entry {number}", _unrowed(value)) for number, value in enumerate(content[name], 1)]
+        return [
+            (f"{name}, entry {number}", _unrowed(value))
+            for number, value in enumerate(content[name], 1)
+        ]
     return [("its beginning", content)]
 
 
 def _line_entries(lines: Lines, path: Path, columns: dict[str, str]) -> list[tuple[str, Any]]:
     """Return the entries of JSON lines: a record each, a document each, or the whole of a .json on one line."""
-    if len(lines) == 1 and isinstance(lines[0][1], dict) and not _has_our_names(lines[0][1], columns, text=True):
+    if (
+        len(lines) == 1
+        and isinstance(lines[0][1], dict)
+        and not _has_our_names(lines[0][1], columns, text=True)
+    ):
         return _entries(lines[0][1], path, columns)
     entries = []
     for number, value in lines:
@@ -122,18 +150,26 @@ def _unrowed(value: Any) -> Any:
 
 def _wrapped(content: Any) -> list[tuple[str, Any]] | None:
     """The entries of {"data": [...]}, SQuAD's or pandas' with "columns"; None where it is not so."""
-    if not isinstance(content, dict) or not isinstance(content.get("data"), list) or "question" in content:
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("data"), list)
+        or "question" in content
+    ):
         return None
     data = content["data"]
     if isinstance(content.get("columns"), list) and all(isinstance(row, list) for row in data):
-        data = [dict(zip(content["columns"], row, strict=False)) for row in data]  # pandas' orient="split"
+        data = [
+            dict(zip(content["columns"], row, strict=False)) for row in data
+        ]  # pandas' orient="split"
     return [(f"data, entry {number}", value) for number, value in enumerate(data, 1)]
 
 
 def _from_columns(content: dict) -> list[tuple[str, Any]]:
     """pandas' own JSON, {column: {index: cell}}, as records."""
     index = dict.fromkeys(key for cells in content.values() for key in cells)
-    return [(f"index {key}", {name: cells.get(key) for name, cells in content.items()}) for key in index]
+    return [
+        (f"index {key}", {name: cells.get(key) for name, cells in content.items()}) for key in index
+    ]
 
 
 def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
@@ -144,7 +180,9 @@ def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
             for qa in paragraph["qas"]:
                 answers = answer_texts(qa.get("answers", qa.get("answer")), f"{path}, {place}")
                 record = {
-                    "id": next((qa[name] for name in ("id", *ALSO_IDS) if qa.get(name) is not None), None),
+                    "id": next(
+                        (qa[name] for name in ("id", *ALSO_IDS) if qa.get(name) is not None), None
+                    ),
                     "context": context,
                     "question": qa["question"],
                     "answers": answers,
@@ -169,9 +207,13 @@ def answer_texts(value: Any, where: str) -> list[str]:
         return answer_texts(value["text"], where)
     if isinstance(value, list | tuple):
         return [text for each in value for text in answer_texts(each, where)]
-    if isinstance(value, str) or (isinstance(value, int | float | Decimal) and not isinstance(value, bool)):
+    if isinstance(value, str) or (
+        isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    ):
         return [str(value)]
-    raise InputError(f"{where}: an answer is {str(value)[:100]!r}; expected a text, {{'text': ...}}, or a list of these.")
+    raise InputError(
+        f"{where}: an answer is {str(value)[:100]!r}; expected a text, {{'text': ...}}, or a list of these."
+    )
 
 
 LISTED = re.compile(r"""\[\s*['"].*['"]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
@@ -197,10 +239,18 @@ def _python_value(node: ast.AST, source: str) -> Any:
     """The value of a literal; numpy's `array([...], dtype=...)` is the list in it."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "array":
         return _python_value(node.args[0], source)
-    if isinstance(node, ast.Constant) and len(_QUOTED.findall(ast.get_source_segment(source, node) or "")) > 1:
-        raise ValueError("a list without commas")  # numpy writes ['전주' '서울'], which Python joins to one text
+    if (
+        isinstance(node, ast.Constant)
+        and len(_QUOTED.findall(ast.get_source_segment(source, node) or "")) > 1
+    ):
+        raise ValueError(
+            "a list without commas"
+        )  # numpy writes ['전주' '서울'], which Python joins to one text
     if isinstance(node, ast.Dict):
-        return {_python_value(k, source): _python_value(v, source) for k, v in zip(node.keys, node.values, strict=True)}
+        return {
+            _python_value(k, source): _python_value(v, source)
+            for k, v in zip(node.keys, node.values, strict=True)
+        }
     if isinstance(node, ast.List | ast.Tuple):
         return [_python_value(each, source) for each in node.elts]
     value = ast.literal_eval(node)

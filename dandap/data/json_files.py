@@ -13,7 +13,9 @@ def parse_json(text: str, where: str, **options) -> Any:
     try:
         return json.loads(text, **options)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({first_line(error)}). Correct it or export the file again.") from error
+        raise InputError(
+            f"{where}: not valid JSON ({first_line(error)}). Correct it or export the file again."
+        ) from error
 
 
 # Numbers are kept as they are written (36.70 stays 36.70), and what is none is nothing.
@@ -33,13 +35,20 @@ def read_json(path: Path, data: bytes) -> tuple[Any, list[str]]:
         try:
             return json.loads(content, **AS_WRITTEN), notes
         except json.JSONDecodeError as error:
-            by_line = "Extra data" in error.msg and not content.startswith("[")  # lines, named .json
+            by_line = "Extra data" in error.msg and not content.startswith(
+                "["
+            )  # lines, named .json
         except (ValueError, RecursionError):
             pass  # said below
     if not by_line:
         return parse_json(content, str(path), **AS_WRITTEN), notes
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return Lines([(number, parse_json(line, f"{path}, line {number}", **AS_WRITTEN)) for number, line in lines]), notes
+    return Lines(
+        [
+            (number, parse_json(line, f"{path}, line {number}", **AS_WRITTEN))
+            for number, line in lines
+        ]
+    ), notes
 
 
 class Lines(list):

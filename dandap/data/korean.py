@@ -36,7 +36,26 @@ def question_kind(question: str) -> str:
 
 
 PARTICLES = (
-    *("은", "는", "이", "가", "을", "를", "의", "에", "에서", "에게", "로", "으로", "와", "과", "도", "만", "부터", "까지"),
+    *(
+        "은",
+        "는",
+        "이",
+        "가",
+        "을",
+        "를",
+        "의",
+        "에",
+        "에서",
+        "에게",
+        "로",
+        "으로",
+        "와",
+        "과",
+        "도",
+        "만",
+        "부터",
+        "까지",
+    ),
     *("이다", "다", "입니다", "이라고", "라고", "라는", "이라는", "에는", "에서는", "께서"),
 )
 _NUMBER = r"(?<![\d.])[-+−]?\d[\d,]*(?:\.\d+)?"  # a lost sign is another number
@@ -63,7 +82,11 @@ def near_miss(prediction: str, gold: str) -> str | None:
     if bare == gold_bare:
         return "white space"
     if _letters(bare) == _letters(gold_bare) and _numbers(bare) == _numbers(gold_bare):
-        return "quotation marks" if re.findall(_NUMBER, bare) == re.findall(_NUMBER, gold_bare) else "form of a number"
+        return (
+            "quotation marks"
+            if re.findall(_NUMBER, bare) == re.findall(_NUMBER, gold_bare)
+            else "form of a number"
+        )
     return _number_miss(bare, gold_bare) or _text_miss(bare, gold_bare)
 
 
@@ -72,7 +95,9 @@ def _letters(text: str) -> str:
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(number.replace(",", "").replace("−", "-")) for number in re.findall(_NUMBER, text)]
+    return [
+        float(number.replace(",", "").replace("−", "-")) for number in re.findall(_NUMBER, text)
+    ]
 
 
 def _number_miss(ours: str, theirs: str) -> str | None:
@@ -84,7 +109,13 @@ def _number_miss(ours: str, theirs: str) -> str | None:
             return "form of a number"
         if _particle_between(ours, theirs):
             return "particle"
-        return "unit" if len(_numbers(ours)) == 1 and _starts_with_number(ours) and _starts_with_number(theirs) else None
+        return (
+            "unit"
+            if len(_numbers(ours)) == 1
+            and _starts_with_number(ours)
+            and _starts_with_number(theirs)
+            else None
+        )
     return "another number" if same_rest else None
 
 

@@ -10,20 +10,30 @@ def loses_answer(example: Example) -> bool:
     row = example.row
     if not example.trimmed or row.choices:
         return False
-    return any(a in row.context for a in row.answers) and not any(a in example.context for a in row.answers)
+    return any(a in row.context for a in row.answers) and not any(
+        a in example.context for a in row.answers
+    )
 
 
 def tell_cut(recipe: Recipe, examples: list[Example]) -> None:
     """Tell whose article is not whole, and whose answer went with it."""
     cut = [example.row.id for example in examples if example.trimmed]
     if cut:
-        how = "trimmed" if recipe.on_overflow == "trim" else "cut to the sentences nearest to its questions"
+        how = (
+            "trimmed"
+            if recipe.on_overflow == "trim"
+            else "cut to the sentences nearest to its questions"
+        )
         print(
             f"{len(cut)} questions have their article {how}, for max_length={recipe.max_length}: {short_list(cut, 5, quoted=False)}"
         )
     lost = [example.row.id for example in examples if loses_answer(example)]
     if lost:
-        way_out = "a larger --max_length" if recipe.on_overflow == "select" else "--on_overflow select, or a larger --max_length"
+        way_out = (
+            "a larger --max_length"
+            if recipe.on_overflow == "select"
+            else "--on_overflow select, or a larger --max_length"
+        )
         print(
             f"WARNING: {len(lost)} of {len(examples):,} answers are no longer in what is left of their article, which teaches to "
             f"invent; the way out: {way_out}: {short_list(lost, 5, quoted=False)}"
@@ -34,9 +44,13 @@ def tell_lengths(recipe: Recipe, examples: list[Example]) -> None:
     """Token counts, what was trimmed, and answers that inference could not finish."""
     lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
     mean = sum(lengths) / len(lengths)
-    print(f"{len(examples):,} training examples, {sum(lengths):,} tokens (mean {mean:.0f}, longest {max(lengths)})")
+    print(
+        f"{len(examples):,} training examples, {sum(lengths):,} tokens (mean {mean:.0f}, longest {max(lengths)})"
+    )
     tell_cut(recipe, examples)
-    long_answers = [example.row.id for example in examples if len(example.answer_ids) > recipe.max_new_tokens]
+    long_answers = [
+        example.row.id for example in examples if len(example.answer_ids) > recipe.max_new_tokens
+    ]
     if long_answers:
         print(
             f"{len(long_answers)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens: {short_list(long_answers, 5, quoted=False)}"
@@ -59,7 +73,9 @@ def without_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
             f"max_length={recipe.max_length}: {short_list([example.row.id for example in long], 5, quoted=False)}"
         )
     if not kept:
-        raise InputError(f"every answer is too long for max_length={recipe.max_length}. Raise max_length.")
+        raise InputError(
+            f"every answer is too long for max_length={recipe.max_length}. Raise max_length."
+        )
     return kept
 
 

@@ -19,7 +19,10 @@ MEMBERS_HELD = 16  # of a group, those that later texts are held against: a thou
 
 def group_near_copies(texts: Mapping[str, str]) -> list[set[str]]:
     """Return the groups of names whose texts are near copies of one another, directly or through others."""
-    from datasketch import MinHash, MinHashLSH  # with scipy: 0.5 s, which reading a recipe need not take
+    from datasketch import (
+        MinHash,
+        MinHashLSH,
+    )  # with scipy: 0.5 s, which reading a recipe need not take
 
     index = MinHashLSH(threshold=MAY_BE_ALIKE, num_perm=SIGNATURE)
     group: dict[str, set[str]] = {}
@@ -50,11 +53,15 @@ def _merge(group: dict[str, set[str]], one: str, other: str) -> None:
 
 def _pieces(text: str) -> np.ndarray:
     """Return hashes of all runs of PIECE characters, each once; a shorter text is one piece."""
-    codes = np.frombuffer(bare(text).encode("utf-32-le", "replace"), dtype=np.uint32).astype(np.uint64)
+    codes = np.frombuffer(bare(text).encode("utf-32-le", "replace"), dtype=np.uint32).astype(
+        np.uint64
+    )
     count = max(1, len(codes) - PIECE + 1)
     hashes = np.zeros(count, dtype=np.uint64)
     for offset in range(min(PIECE, len(codes))):
-        hashes = (hashes + codes[offset : offset + count]) * np.uint64(0x9E3779B97F4A7C15)  # modulo 2**64
+        hashes = (hashes + codes[offset : offset + count]) * np.uint64(
+            0x9E3779B97F4A7C15
+        )  # modulo 2**64
     return np.unique(hashes)
 
 

@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from dandap.data.files import JSONS, find_files, read_bytes
-from dandap.data.forms import COLUMNS, LISTED, REQUIRED, Record, answer_texts, column_names, is_true, json_records, structured
+from dandap.data.forms import (
+    COLUMNS,
+    LISTED,
+    REQUIRED,
+    Record,
+    answer_texts,
+    column_names,
+    is_true,
+    json_records,
+    structured,
+)
 from dandap.data.json_files import read_json
 from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
 from dandap.data.tables import read_table
@@ -18,11 +28,17 @@ LONGEST_ID = 1000  # characters; ids are printed and name lines of files
 EXCEL_CELL = 32_767  # characters, the most that a cell of Excel holds
 # What a decoder put for bytes it could not read; what shifts the code in old mail; and UTF-8 Hangul (three bytes from 0xEA to
 # 0xED) read as Latin-1.
-GARBLED = re.compile("[\ufffd\x0e\x0f\x1b]|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122][\u0080-\u00bf\u0152-\u2122]){2}")
+GARBLED = re.compile(
+    "[\ufffd\x0e\x0f\x1b]|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122][\u0080-\u00bf\u0152-\u2122]){2}"
+)
 ENTITY = re.compile("&(?:amp|lt|gt|quot|nbsp|#\\d{2,5});")
 
 
-def read(paths: str | Path | list[Path], columns: dict[str, str] | None = None, need_answers: bool = False) -> Table:
+def read(
+    paths: str | Path | list[Path],
+    columns: dict[str, str] | None = None,
+    need_answers: bool = False,
+) -> Table:
     """Read data files, or folders of them, by what they hold.
 
     `columns` maps our names to the file's ("context" -> "본문"). With `need_answers` (training) every row needs all its
@@ -31,7 +47,9 @@ def read(paths: str | Path | list[Path], columns: dict[str, str] | None = None, 
     """
     for name in columns or {}:
         if name not in COLUMNS:
-            raise InputError(f"columns: {name!r} is none of {', '.join(COLUMNS)}.{nearest(name, COLUMNS)}")
+            raise InputError(
+                f"columns: {name!r} is none of {', '.join(COLUMNS)}.{nearest(name, COLUMNS)}"
+            )
     paths = [Path(path) for path in (paths if isinstance(paths, list) else [paths])]
     files = [file for path in paths for file in find_files(path)]
     tables = [_read_one(file, columns or {}, need_answers, len(files) > 1) for file in files]
@@ -48,16 +66,22 @@ def _read_one(path: Path, columns: dict[str, str], need_answers: bool, several: 
         sheet = read_table(path, data)
         notes, names = sheet.notes, column_names(sheet.header, columns, path, required)
         sheet.refuse_unclear(names.values())
-        records = [(place, _named(path, place, cells, names, sheet.header)) for place, cells in sheet.rows]
+        records = [
+            (place, _named(path, place, cells, names, sheet.header)) for place, cells in sheet.rows
+        ]
     if not records:
-        raise InputError(f"{path} holds no questions (only a header, or nothing). Expected at least one row.")
+        raise InputError(
+            f"{path} holds no questions (only a header, or nothing). Expected at least one row."
+        )
     _number_rows(records, f"{path.name}-" if several else "", path, notes)
     rows = _Cleaner(path, need_answers, notes).rows(records)
     refuse_duplicate_ids(rows, path)
     return Table(path, rows, digest, notes)
 
 
-def _named(path: Path, place: str, cells: dict[str, Any], names: dict[str, str], header: list[str]) -> dict[str, Any]:
+def _named(
+    path: Path, place: str, cells: dict[str, Any], names: dict[str, str], header: list[str]
+) -> dict[str, Any]:
     """A row's cells by our names. Cells that are missing at its end must be none of ours."""
     missing = [ours for ours, theirs in names.items() if theirs not in cells]
     if set(missing) - {"is_impossible"}:
@@ -74,7 +98,9 @@ def _number_rows(records: list[Record], prefix: str, path: Path, notes: list[str
         return
     for number, (_, record) in enumerate(records, 1):
         record["id"] = f"{prefix}{number}"
-    notes.append(f"{path.name} has no column 'id'; its rows are called {prefix}1 to {prefix}{len(records)}")
+    notes.append(
+        f"{path.name} has no column 'id'; its rows are called {prefix}1 to {prefix}{len(records)}"
+    )
 
 
 _page_text = lru_cache(maxsize=8)(html_text)  # a page's questions follow one another
@@ -96,29 +122,53 @@ class _Cleaner:
 
     def rows(self, records: list[Record]) -> list[Row]:
         """Return the rows; notes say what was changed or left out."""
-        rows = [row for place, record in records if (row := self._row(f"{self.path}, {place}", record))]
+        rows = [
+            row for place, record in records if (row := self._row(f"{self.path}, {place}", record))
+        ]
         if self.composed:
-            self._note(len(self.composed), "texts held decomposed Hangul, which was composed", self.composed)
+            self._note(
+                len(self.composed),
+                "texts held decomposed Hangul, which was composed",
+                self.composed,
+            )
         if self.blank:
             self._note(
-                len(self.blank), "questions lack their article or their text, and are answered as well as can be", self.blank
+                len(self.blank),
+                "questions lack their article or their text, and are answered as well as can be",
+                self.blank,
             )
         if self.numbers:
-            self._note(len(self.numbers), "answers are numbers in the file and were read as they stand there", self.numbers)
+            self._note(
+                len(self.numbers),
+                "answers are numbers in the file and were read as they stand there",
+                self.numbers,
+            )
         if self.garbled:
             what = "rows hold signs of a wrong encoding (\ufffd, or Latin letters for Hangul): look at them before you train"
             self._note(len(self.garbled), what, self.garbled)
         if self.entities:
-            what = "rows hold HTML entities (&amp; for &), which are read, and learned, as they stand"
+            what = (
+                "rows hold HTML entities (&amp; for &), which are read, and learned, as they stand"
+            )
             self._note(len(self.entities), what, self.entities)
         if self.pages:
-            self._note(len(self.pages), "articles are HTML, and are read as a reader sees them", self.pages)
+            self._note(
+                len(self.pages), "articles are HTML, and are read as a reader sees them", self.pages
+            )
         if self.cut:
-            self._note(len(self.cut), "articles have exactly 32,767 characters, where Excel cuts a cell", self.cut)
+            self._note(
+                len(self.cut),
+                "articles have exactly 32,767 characters, where Excel cuts a cell",
+                self.cut,
+            )
         if self.unanswerable and self.need_answers:
-            self.notes.append(f"{self.unanswerable} questions without an answer were left out (is_impossible, or none given)")
+            self.notes.append(
+                f"{self.unanswerable} questions without an answer were left out (is_impossible, or none given)"
+            )
         if not rows:
-            raise InputError(f"{self.path}: none of its {len(records)} questions has an answer. Training needs some.")
+            raise InputError(
+                f"{self.path}: none of its {len(records)} questions has an answer. Training needs some."
+            )
         return rows
 
     def _note(self, count: int, what: str, ids: list[str]) -> None:
@@ -140,7 +190,9 @@ class _Cleaner:
             self.unanswerable += 1
             return None
         if self.need_answers and not answers:
-            raise InputError(f"{where} (id {name}): no answer. Training needs one in every row; fill it in or delete the row.")
+            raise InputError(
+                f"{where} (id {name}): no answer. Training needs one in every row; fill it in or delete the row."
+            )
         if any(GARBLED.search(text) for text in (context, question, *answers)):
             self.garbled.append(name)
         if any(ENTITY.search(text) for text in (context, question, *answers)):
@@ -156,9 +208,13 @@ class _Cleaner:
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, str) or not trim(value):
-            raise InputError(f"{where}: id is empty or no text (got {value!r}). Fill it in or delete the row.")
+            raise InputError(
+                f"{where}: id is empty or no text (got {value!r}). Fill it in or delete the row."
+            )
         if len(value) > LONGEST_ID:
-            raise InputError(f"{where}: the id has {len(value):,} characters; expected at most {LONGEST_ID:,}.")
+            raise InputError(
+                f"{where}: the id has {len(value):,} characters; expected at most {LONGEST_ID:,}."
+            )
         return writable(value)
 
     def _text(self, where: str, name: str, part: str, value: Any) -> str:
@@ -172,10 +228,16 @@ class _Cleaner:
                 self.blank.append(name)
                 return ""
             # An article keeps its white space, of which its layout is made.
-            return trim(text) if part == "question" else text.strip("\ufeff\u200b\u200c\u200d\u2060")
-        raise InputError(f"{where}: {part} is empty or no text (got {str(value)[:100]!r}). Fill it in or delete the row.")
+            return (
+                trim(text) if part == "question" else text.strip("\ufeff\u200b\u200c\u200d\u2060")
+            )
+        raise InputError(
+            f"{where}: {part} is empty or no text (got {str(value)[:100]!r}). Fill it in or delete the row."
+        )
 
-    def _answers(self, where: str, name: str, record: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
+    def _answers(
+        self, where: str, name: str, record: dict[str, Any]
+    ) -> tuple[tuple[str, ...], bool]:
         """(gold answers, whether they came as a list): `answers` if given, else `answer`."""
         value = record.get("answers")
         if isinstance(value, str):
@@ -202,8 +264,12 @@ def read_answers(path: Path) -> dict[str, tuple[str, ...]]:
         record = _named(path, place, cells, names, sheet.header)
         name = record["id"]
         if name in golds:
-            raise InputError(f"{path}, {place}: the id {name} stands there twice. Every question needs one line.")
+            raise InputError(
+                f"{path}, {place}: the id {name} stands there twice. Every question needs one line."
+            )
         golds[name] = _Cleaner(path, True, [])._answers(f"{path}, {place}", name, record)[0]
         if not golds[name]:
-            raise InputError(f"{path}, {place}: no answer for {name}. Fill it in or remove the file.")
+            raise InputError(
+                f"{path}, {place}: no answer for {name}. Fill it in or remove the file."
+            )
     return golds

@@ -21,7 +21,9 @@ class Row:
     question: str
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()  # the answers to choose from; none: any text
-    fields: Mapping[str, str] = field(default_factory=dict, hash=False)  # what a task's templates may use besides
+    fields: Mapping[str, str] = field(
+        default_factory=dict, hash=False
+    )  # what a task's templates may use besides
     group: str = ""  # what belongs together where there is no article
 
     @cached_property
@@ -104,11 +106,15 @@ def split_by_article(rows: list[Row], fraction: float) -> tuple[list[Row], list[
         )
     family = families(rows)
     share = {name: int(name, 16) / 16**16 for name in set(family.values())}
-    chosen = {name for name, value in share.items() if value < fraction} or {min(share, key=share.__getitem__)}
+    chosen = {name for name, value in share.items() if value < fraction} or {
+        min(share, key=share.__getitem__)
+    }
     held = [row for row in rows if family[row.article] in chosen]
     # Rows that a tool has made are trained on, unless one that they were made of is measured on.
     held_out = {row.group for row in held}
-    generated = [row for row in generated if not held_out & set(row.fields.get("sources", "").split())]
+    generated = [
+        row for row in generated if not held_out & set(row.fields.get("sources", "").split())
+    ]
     train = [row for row in rows if family[row.article] not in chosen] + generated
     if not train:
         raise InputError(

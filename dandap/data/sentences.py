@@ -24,10 +24,18 @@ def nearest_first(sentences: list[str], questions: list[str]) -> list[int]:
     rarity = {pair: math.log(1 + len(sentences) / count) for pair, count in frequency.items()}
     room = [max(len(sentence.strip()), SHORT) for sentence in sentences]
     asked = [_pairs(question) for question in questions]
-    nearness = [[sum(rarity[p] for p in each & ask) / size for each, size in zip(pairs, room, strict=True)] for ask in asked]
+    nearness = [
+        [sum(rarity[p] for p in each & ask) / size for each, size in zip(pairs, room, strict=True)]
+        for ask in asked
+    ]
     every = range(len(sentences))
-    places = [{i: place for place, i in enumerate(sorted(every, key=lambda i: -near[i]))} for near in nearness]
-    return sorted(every, key=lambda i: (min(place[i] for place in places), -max(near[i] for near in nearness)))
+    places = [
+        {i: place for place, i in enumerate(sorted(every, key=lambda i: -near[i]))}
+        for near in nearness
+    ]
+    return sorted(
+        every, key=lambda i: (min(place[i] for place in places), -max(near[i] for near in nearness))
+    )
 
 
 def _pairs(text: str) -> set[str]:

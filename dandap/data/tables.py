@@ -27,7 +27,9 @@ class Sheet:
     rows: list[tuple[Place, dict[str, Any]]]
     notes: list[str] = field(default_factory=list)  # what was decided, in sentences for people
     separator: str = ","
-    unclear: dict[tuple[Place, str], str] = field(default_factory=dict)  # cells whose text is not certain: why
+    unclear: dict[tuple[Place, str], str] = field(
+        default_factory=dict
+    )  # cells whose text is not certain: why
 
     def refuse_unclear(self, columns: Collection[str]) -> None:
         """Name the first cell of these columns whose text is not certain; InputError."""
@@ -38,7 +40,13 @@ class Sheet:
 
 def column_key(name: str) -> str:
     """Return what column names are compared by: composed, without invisible characters and white space, in one case."""
-    return unicodedata.normalize("NFC", re.sub(f"[{INVISIBLE}\u00a0]", "", name)).strip().strip('"').strip().casefold()
+    return (
+        unicodedata.normalize("NFC", re.sub(f"[{INVISIBLE}\u00a0]", "", name))
+        .strip()
+        .strip('"')
+        .strip()
+        .casefold()
+    )
 
 
 def is_excel(data: bytes, path: Path) -> bool:
@@ -71,7 +79,9 @@ def read_cells(text: str, path: Path) -> Sheet:
         text = text[declared.end() :]
     separator = declared[1] if declared else _separator(text)
     spaced = _has_spaces(text, separator)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator, skipinitialspace=spaced)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), strict=True, delimiter=separator, skipinitialspace=spaced
+    )
     first = 1 if declared else 0  # lines before the reader's
     try:
         header = next((cells for cells in reader if any(map(trim, cells))), None)
@@ -86,11 +96,21 @@ def read_cells(text: str, path: Path) -> Sheet:
             f"{path}, line {reader.line_num + first}: {error}. A quotation mark is not closed, or stands unescaped inside a "
             'cell; write it as "" inside a quoted cell.'
         ) from error
-    notes = [] if separator == "," else [f"{path.name}: the cells are separated by {SEPARATORS.get(separator, repr(separator))}"]
+    notes = (
+        []
+        if separator == ","
+        else [
+            f"{path.name}: the cells are separated by {SEPARATORS.get(separator, repr(separator))}"
+        ]
+    )
     if spaced:
         notes.append(f"{path.name}: the spaces after its separators do not belong to the cells")
     _refuse_title(path, header, header_line, lines)
-    swallowed = [line for line, cells in lines if any(_holds_row(cell, len(header), separator) for cell in cells)]
+    swallowed = [
+        line
+        for line, cells in lines
+        if any(_holds_row(cell, len(header), separator) for cell in cells)
+    ]
     if swallowed:
         notes.append(
             f"WARNING: {path.name}, line {swallowed[0]} ends a cell that holds what looks like rows ({len(swallowed)} such): "
@@ -103,8 +123,13 @@ def _holds_row(cell: str, width: int, separator: str) -> bool:
     """Whether a line within a cell looks like a row of the table: an id, and as many separators as between columns."""
     if width < 3 or "\n" not in cell:
         return False
-    inner = cell.split("\n")[1:-1]  # the first and the last line are the cell's own, at least in part
-    return any(line.count(separator) >= width - 1 and re.match(r"[\w-]*\d" + re.escape(separator), line) for line in inner)
+    inner = cell.split("\n")[
+        1:-1
+    ]  # the first and the last line are the cell's own, at least in part
+    return any(
+        line.count(separator) >= width - 1 and re.match(r"[\w-]*\d" + re.escape(separator), line)
+        for line in inner
+    )
 
 
 def _separator(text: str) -> str:
@@ -132,7 +157,9 @@ def _has_spaces(text: str, separator: str) -> bool:
     return len(header) > 1 and all(name.startswith(" ") for name in header[1:])
 
 
-def _refuse_title(path: Path, header: list[str], line: int, lines: list[tuple[int, list[str]]]) -> None:
+def _refuse_title(
+    path: Path, header: list[str], line: int, lines: list[tuple[int, list[str]]]
+) -> None:
     """Name a title or a comment above the header, which would make every row too long."""
     filled = sum(bool(trim(name)) for name in header)
     below = max((sum(bool(trim(cell)) for cell in cells) for _, cells in lines[:5]), default=0)
@@ -155,7 +182,9 @@ def _rows(
             continue
         keys = [column_key(cell) for cell in cells]
         if keys[:width] == names and not any(keys[width:]):
-            notes.append(f"{path.name}, line {line} is the header again (glued files); it was left out")
+            notes.append(
+                f"{path.name}, line {line} is the header again (glued files); it was left out"
+            )
             continue
         same = set(keys) & set(names) - {""}
         other_names = (
@@ -175,7 +204,15 @@ def _rows(
 
 
 # Of a torn zip or XML (SyntaxError), and of workbooks whose styles or names openpyxl does not expect.
-EXCEL_FAULTS = (BadZipFile, LookupError, ValueError, OSError, SyntaxError, TypeError, AttributeError)
+EXCEL_FAULTS = (
+    BadZipFile,
+    LookupError,
+    ValueError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    AttributeError,
+)
 
 
 def _read_excel(path: Path, data: bytes) -> Sheet:
@@ -192,12 +229,22 @@ def _read_excel(path: Path, data: bytes) -> Sheet:
         first.reset_dimensions()  # some programs write A1:A1 for every sheet, and only that would be read
         lines = [(number, list(cells)) for number, cells in enumerate(first.iter_rows(), 1)]
     except EXCEL_FAULTS as error:
-        raise InputError(f"{path} is an Excel workbook that cannot be read ({first_line(error)}). Save it again.") from error
-    lines = [(number, cells) for number, cells in lines if any(trim(_excel_text(cell)) for cell in cells)]
+        raise InputError(
+            f"{path} is an Excel workbook that cannot be read ({first_line(error)}). Save it again."
+        ) from error
+    lines = [
+        (number, cells) for number, cells in lines if any(trim(_excel_text(cell)) for cell in cells)
+    ]
     if not lines:
-        raise InputError(f"{path} is empty. Expected a header and a row per question in its first sheet.")
+        raise InputError(
+            f"{path} is empty. Expected a header and a row per question in its first sheet."
+        )
     others = [sheet.title for sheet in book.worksheets[1:]]
-    notes = [f"{path.name}: the sheet {first.title!r} was read, not {short_list(others)}"] if others else []
+    notes = (
+        [f"{path.name}: the sheet {first.title!r} was read, not {short_list(others)}"]
+        if others
+        else []
+    )
     header = list(map(_excel_text, lines[0][1]))
     while header and not header[-1].strip():
         header.pop()
@@ -243,7 +290,9 @@ def _read_parquet(path: Path, data: bytes) -> Sheet:
     try:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} is a Parquet file that cannot be read ({first_line(error)}). Export it again.") from error
+        raise InputError(
+            f"{path} is a Parquet file that cannot be read ({first_line(error)}). Export it again."
+        ) from error
     return _from_arrow(table)
 
 
@@ -255,7 +304,9 @@ def _read_arrow(path: Path, data: bytes) -> Sheet:
     try:
         return _from_arrow(opened(pyarrow.BufferReader(data)).read_all())
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} is an Arrow file that cannot be read ({first_line(error)}). Export it again.") from error
+        raise InputError(
+            f"{path} is an Arrow file that cannot be read ({first_line(error)}). Export it again."
+        ) from error
 
 
 def _from_arrow(table) -> Sheet:
@@ -266,7 +317,9 @@ def _from_arrow(table) -> Sheet:
     labels = _label_names(table.schema.metadata or {})
     rows = table.to_pylist()
     for name in table.column_names:
-        is_narrow = table.schema.field(name).type == pyarrow.float32()  # 36.7 would be 36.70000076293945
+        is_narrow = (
+            table.schema.field(name).type == pyarrow.float32()
+        )  # 36.7 would be 36.70000076293945
         for row in rows:
             if name in labels and row[name] is not None:
                 row[name] = labels[name][row[name]]
@@ -281,4 +334,8 @@ def _label_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError):
         return {}
-    return {name: of["names"] for name, of in features.items() if isinstance(of, dict) and of.get("_type") == "ClassLabel"}
+    return {
+        name: of["names"]
+        for name, of in features.items()
+        if isinstance(of, dict) and of.get("_type") == "ClassLabel"
+    }

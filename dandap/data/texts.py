@@ -55,7 +55,9 @@ class _Page(HTMLParser):
     """Collects what a reader of a page sees."""
 
     HIDDEN = ("script", "style", "title", "template", "noscript")
-    BREAKS = tuple("p div br li tr table ul ol h1 h2 h3 h4 h5 h6 section article dt dd blockquote title".split())
+    BREAKS = tuple(
+        "p div br li tr table ul ol h1 h2 h3 h4 h5 h6 section article dt dd blockquote title".split()
+    )
 
     def __init__(self):
         super().__init__(convert_charrefs=True)

@@ -29,16 +29,22 @@ def locked(folder: Path):
         lock.acquire(timeout=0)
     except Timeout:
         owner = note.read_text(encoding="utf-8") if note.is_file() else "another process"
-        raise InputError(f"{folder} is in use by {shown(owner[:100])}. Wait until it ends, or stop it.") from None
+        raise InputError(
+            f"{folder} is in use by {shown(owner[:100])}. Wait until it ends, or stop it."
+        ) from None
     try:
-        write_text(note, f"process {os.getpid()}")  # a host's name is nobody's business where the folder is published
+        write_text(
+            note, f"process {os.getpid()}"
+        )  # a host's name is nobody's business where the folder is published
         yield
     finally:
         note.unlink(missing_ok=True)
         lock.release()
 
 
-LONGEST_NAME = 180  # bytes of a folder's name; file systems take 255, and a time and -2 come after it
+LONGEST_NAME = (
+    180  # bytes of a folder's name; file systems take 255, and a time and -2 come after it
+)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -46,7 +52,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     A link at `path` is replaced, what it points to stays; so does a file of the user's that ends in .partial.
     """
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent)
+    handle, partial = tempfile.mkstemp(
+        prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent
+    )
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -85,7 +93,9 @@ def write_table(path: Path, records: list[dict], columns: Sequence[str] | None =
     """Write records as a CSV for people, UTF-8 with a byte-order mark, every text in quotation marks."""
     import pandas as pd  # 0.4 s, which no script should take before it is needed
 
-    text = pd.DataFrame(records, columns=columns).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    text = pd.DataFrame(records, columns=columns).to_csv(
+        index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+    )
     write_text(path, text, encoding="utf-8-sig")
 
 
@@ -113,11 +123,17 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} is missing. Put it back from a copy of the folder, or make the folder again.") from None
+        raise InputError(
+            f"{path} is missing. Put it back from a copy of the folder, or make the folder again."
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({str(error)[:80]}). Put it back from a copy, or make the folder again.") from error
+        raise InputError(
+            f"{path} is damaged ({str(error)[:80]}). Put it back from a copy, or make the folder again."
+        ) from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} holds {type(value).__name__}; expected a JSON object. Put it back from a copy.")
+        raise InputError(
+            f"{path} holds {type(value).__name__}; expected a JSON object. Put it back from a copy."
+        )
     return value
 
 
@@ -172,7 +188,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{folder} cannot be a folder: {error.filename} is a file, or a link that leads nowhere.") from error
+        raise InputError(
+            f"{folder} cannot be a folder: {error.filename} is a file, or a link that leads nowhere."
+        ) from error
 
 
 def check_writable(folder: Path, way_out: str) -> None:
@@ -180,7 +198,9 @@ def check_writable(folder: Path, way_out: str) -> None:
     existing = folder.absolute()
     while not existing.exists():
         if existing.is_symlink():
-            raise InputError(f"{folder} cannot be a folder: {existing} is a link that leads nowhere. {way_out}")
+            raise InputError(
+                f"{folder} cannot be a folder: {existing} is a link that leads nowhere. {way_out}"
+            )
         existing = existing.parent
     if not existing.is_dir():
         raise InputError(f"{folder} cannot be a folder: {existing} is a file. {way_out}")
@@ -194,17 +214,25 @@ def check_writable(folder: Path, way_out: str) -> None:
 def refuse_output(output: str | None, overwrite: bool) -> None:
     """Refuse an --output that cannot be written under its name, before the hours of answering; none given is right."""
     if output:
-        refuse_existing(Path(output), overwrite, "--output", "Choose another name, or add --overwrite.")
+        refuse_existing(
+            Path(output), overwrite, "--output", "Choose another name, or add --overwrite."
+        )
 
 
 def refuse_existing(target: Path, overwrite: bool, name: str, way_out: str) -> None:
     """Refuse a place where a file cannot be written; `name` is what the user calls it, `way_out` what to do if it exists."""
     if len(target.name.encode()) > 255:
-        raise InputError(f"{name}: the name {target.name[:20]!r}... has more than the 255 bytes that file systems take.")
+        raise InputError(
+            f"{name}: the name {target.name[:20]!r}... has more than the 255 bytes that file systems take."
+        )
     if not target.absolute().parent.is_dir():
-        raise InputError(f"{name} {target}: there is no folder {target.parent}. Make it, or name another.")
+        raise InputError(
+            f"{name} {target}: there is no folder {target.parent}. Make it, or name another."
+        )
     if target.is_symlink():
-        raise InputError(f"{name} {target} is a link; expected a file's name. Name what it points to.")
+        raise InputError(
+            f"{name} {target} is a link; expected a file's name. Name what it points to."
+        )
     if target.is_dir():
         raise InputError(f"{name} {target} is a folder; expected a file's name.")
     if target.exists() and not target.is_file():

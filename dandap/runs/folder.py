@@ -11,11 +11,37 @@ from dandap import ROOT
 from dandap.data.rows import Table
 from dandap.errors import InputError, short_list
 from dandap.recipe import Recipe, load_recipe
-from dandap.runs.files import checked_name, free_folder, locked, read_json, shortened, timestamp, write_json, write_text
+from dandap.runs.files import (
+    checked_name,
+    free_folder,
+    locked,
+    read_json,
+    shortened,
+    timestamp,
+    write_json,
+    write_text,
+)
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "pandas", "tokenizers")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "datasets",
+    "pandas",
+    "tokenizers",
+)
 # What a start leaves before there is anything to go on from: such a folder's name is free to start again.
-BEGUN = {"recipe.yaml", "template.json", "environment.json", "data_checks.json", "trimmed.json", "metrics.jsonl"}
+BEGUN = {
+    "recipe.yaml",
+    "template.json",
+    "environment.json",
+    "data_checks.json",
+    "trimmed.json",
+    "metrics.jsonl",
+}
 
 
 class RunFolder:
@@ -44,7 +70,9 @@ class RunFolder:
     def check_finished(self) -> None:
         """Raise InputError where what a finished run needs to answer cannot be read."""
         if not self.finished:
-            raise InputError(f"{self.adapter} holds an empty adapter. Train again, or put it back from a copy.")
+            raise InputError(
+                f"{self.adapter} holds an empty adapter. Train again, or put it back from a copy."
+            )
         self.load_recipe()
         self.load_template()
 
@@ -65,7 +93,9 @@ class RunFolder:
             if value is not None:
                 datetime.fromisoformat(value)
         except (TypeError, ValueError):
-            raise InputError(f"{self.environment_file}: {what!r} is {str(value)[:60]!r}, expected a time.") from None
+            raise InputError(
+                f"{self.environment_file}: {what!r} is {str(value)[:60]!r}, expected a time."
+            ) from None
         return value or ""
 
     @property
@@ -80,7 +110,9 @@ class RunFolder:
     def load_recipe(self) -> Recipe:
         """Read the recipe as it was resolved when the run started."""
         if not self.recipe_file.is_file():
-            raise InputError(f"{self.path} is no run folder (no recipe.yaml). Expected a folder that fine_tune.py made.")
+            raise InputError(
+                f"{self.path} is no run folder (no recipe.yaml). Expected a folder that fine_tune.py made."
+            )
         return load_recipe(str(self.recipe_file), {})
 
     def load_template(self) -> tuple[str, dict[str, str]]:
@@ -88,9 +120,13 @@ class RunFolder:
         saved = read_json(self.template_file)
         template = saved.get("template")
         if not isinstance(saved.get("name"), str) or not isinstance(template, dict):
-            raise InputError(f"{self.template_file} holds no name and template. Put it back from a copy of the folder.")
+            raise InputError(
+                f"{self.template_file} holds no name and template. Put it back from a copy of the folder."
+            )
         if not all(isinstance(part, str) for part in template.values()):
-            raise InputError(f"{self.template_file}: a part of the template is no text. Put it back from a copy of the folder.")
+            raise InputError(
+                f"{self.template_file}: a part of the template is no text. Put it back from a copy of the folder."
+            )
         return saved["name"], template
 
     def save_recipe(self, recipe: Recipe, template: dict[str, str]) -> None:
@@ -104,7 +140,11 @@ def new_run(output_dir: str, name: str | None, made_from: str) -> RunFolder:
     refuse_taken(output_dir, name)
     if name and (Path(output_dir) / checked_name(name)).is_dir():  # of a start that left nothing
         return RunFolder(Path(output_dir) / checked_name(name))
-    return RunFolder(free_folder(Path(output_dir) / checked_name(name or f"{shortened(made_from)}-{timestamp()}")))
+    return RunFolder(
+        free_folder(
+            Path(output_dir) / checked_name(name or f"{shortened(made_from)}-{timestamp()}")
+        )
+    )
 
 
 def refuse_taken(output_dir: str, name: str | None) -> None:
@@ -116,7 +156,9 @@ def refuse_taken(output_dir: str, name: str | None) -> None:
         with locked(folder):  # unless it is being trained right now, and has no checkpoint yet
             return
     if folder.exists() or folder.is_symlink():
-        raise InputError(f"{folder} exists already. Choose another --run_name, or continue it with --resume.")
+        raise InputError(
+            f"{folder} exists already. Choose another --run_name, or continue it with --resume."
+        )
 
 
 def named(name: str, output_dir: str) -> Path | None:
@@ -130,11 +172,15 @@ def find_run(name: str | None, output_dir: str) -> RunFolder:
         folder = named(name, output_dir)
         if folder is None or not folder.is_dir():
             known = short_list(run.path.name for run in list_runs(output_dir)) or "none"
-            raise InputError(f"got run {name[:200]!r}; there is no such folder. Runs in {output_dir}: {known}.")
+            raise InputError(
+                f"got run {name[:200]!r}; there is no such folder. Runs in {output_dir}: {known}."
+            )
         return RunFolder(folder)
     finished = [run for run in list_runs(output_dir) if run.finished]
     if not finished:
-        raise InputError(f"{output_dir} holds no finished run. Train one with `python fine_tune.py`, or name one with --run.")
+        raise InputError(
+            f"{output_dir} holds no finished run. Train one with `python fine_tune.py`, or name one with --run."
+        )
     return newest(finished, "finished")
 
 
@@ -196,7 +242,9 @@ def _commit() -> str | None:
     """Return the project's commit, with "+changes" if files differ; None without git or in somebody else's checkout."""
     git = {"capture_output": True, "text": True, "check": True, "cwd": ROOT}
     try:
-        top, commit = subprocess.run(["git", "rev-parse", "--show-toplevel", "HEAD"], **git).stdout.split("\n")[:2]
+        top, commit = subprocess.run(
+            ["git", "rev-parse", "--show-toplevel", "HEAD"], **git
+        ).stdout.split("\n")[:2]
         if not ROOT.samefile(top):
             return None
         changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **git).stdout

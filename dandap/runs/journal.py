@@ -6,7 +6,14 @@ from pathlib import Path
 
 from dandap.data.encoding import Example
 from dandap.errors import InputError
-from dandap.runs.files import append_json, new_folder, read_json, read_json_lines, write_json, write_json_lines
+from dandap.runs.files import (
+    append_json,
+    new_folder,
+    read_json,
+    read_json_lines,
+    write_json,
+    write_json_lines,
+)
 from dandap.runs.manifest import folder_hash
 
 RECORD = "predictions.jsonl"  # in every folder of answers
@@ -51,18 +58,26 @@ class Journal:
 
 
 def _key(settings: str, example: Example) -> str:
-    return hashlib.sha256(f"{settings} {example.row.id} {example.prompt_ids}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{settings} {example.row.id} {example.prompt_ids}".encode()).hexdigest()[
+        :16
+    ]
 
 
 def hash_settings(settings: dict, adapter: Path | None) -> str:
     """Return a hash of what all answers of an inference depend on, the adapter's files and tokenizer included."""
-    text = json.dumps({**settings, "adapter": folder_hash(adapter) if adapter else None}, sort_keys=True, ensure_ascii=True)
+    text = json.dumps(
+        {**settings, "adapter": folder_hash(adapter) if adapter else None},
+        sort_keys=True,
+        ensure_ascii=True,
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def answers_folder(parent: Path, test_file: Path, settings: str) -> Path:
     """Return the newest folder of an unfinished inference with the same settings, or a new one."""
-    for file in sorted(parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+    for file in sorted(
+        parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime, reverse=True
+    ):
         try:
             same = read_json(file).get("settings") == settings
         except (InputError, OSError) as error:

@@ -11,7 +11,10 @@ MANIFEST, STAGING = "manifest.json", ".saving"
 def seal(folder: Path, run: str | None = None) -> None:
     """Write the manifest of a folder's files, all flushed to the disk; the manifest last. `run` signs it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    manifest = {path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    manifest = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in files
+    }
     for path in files:
         _flush(path)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:

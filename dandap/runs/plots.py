@@ -46,15 +46,27 @@ def draw(path: Path, fill: Callable[[Axes], None], width: float = 7.0, height: f
     return path
 
 
-def bars(axes: Axes, labels: list[str], values: list[float], intervals: list[tuple[float, float]], counts: list[int]) -> None:
+def bars(
+    axes: Axes,
+    labels: list[str],
+    values: list[float],
+    intervals: list[tuple[float, float]],
+    counts: list[int],
+) -> None:
     """Horizontal bars with intervals, the first on top, each with its value and the number of questions."""
     places = range(len(labels))
     below = [max(value - low, 0) for value, (low, _) in zip(values, intervals, strict=True)]
     above = [max(high - value, 0) for value, (_, high) in zip(values, intervals, strict=True)]
-    axes.barh(places, values, color=BLUE, xerr=[below, above], error_kw={"ecolor": GREY, "capsize": 3})
+    axes.barh(
+        places, values, color=BLUE, xerr=[below, above], error_kw={"ecolor": GREY, "capsize": 3}
+    )
     for place, value, (_, high), count in zip(places, values, intervals, counts, strict=True):
-        axes.text(max(value, high) + 0.015, place, f"{value:.3f}  (n={count})", va="center", fontsize=9)
-    axes.set_yticks(places, ["\n".join(wrap(label, 45)).replace("$", r"\$") for label in labels])  # $ would begin a formula
+        axes.text(
+            max(value, high) + 0.015, place, f"{value:.3f}  (n={count})", va="center", fontsize=9
+        )
+    axes.set_yticks(
+        places, ["\n".join(wrap(label, 45)).replace("$", r"\$") for label in labels]
+    )  # $ would begin a formula
     axes.invert_yaxis()
     axes.set_xlim(0, 1.22)
     axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])

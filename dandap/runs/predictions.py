@@ -37,7 +37,9 @@ def _in_a_cell(value):
 
 def write_predictions(path: Path, records: list[dict]) -> None:
     """predictions.csv: the records, their lists (gold answers, samples, token ids) joined with " | ", choices as JSON."""
-    write_table(path, [{name: _in_a_cell(value) for name, value in record.items()} for record in records])
+    write_table(
+        path, [{name: _in_a_cell(value) for name, value in record.items()} for record in records]
+    )
 
 
 def find_predictions(name: str, output_dir: str, split: str | None = None) -> Path:
@@ -59,12 +61,21 @@ def find_predictions(name: str, output_dir: str, split: str | None = None) -> Pa
         raise InputError(
             f"{path} holds no answers{how and ' to its validation questions'}: python inference.py --run {path}{how}"
         )
-    return max(whole, key=lambda file: (str(read_json(file).get("started", "")), file.parent.name)).with_name(RECORD)
+    return max(
+        whole, key=lambda file: (str(read_json(file).get("started", "")), file.parent.name)
+    ).with_name(RECORD)
 
 
 def run_of(path: Path) -> RunFolder | None:
     """The run that a file of answers lies in, if it lies in one."""
-    return next((RunFolder(folder) for folder in path.resolve().parents if RunFolder(folder).recipe_file.is_file()), None)
+    return next(
+        (
+            RunFolder(folder)
+            for folder in path.resolve().parents
+            if RunFolder(folder).recipe_file.is_file()
+        ),
+        None,
+    )
 
 
 def _is_of(scores_file: Path, split: str | None) -> bool:
@@ -86,7 +97,9 @@ def load_predictions(path: Path) -> list[dict]:
     records = _from_csv(text, path) if path.suffix.lower() == ".csv" else _from_jsonl(text, path)
     ids = [record["id"] for record in records]
     if not ids or len(set(ids)) < len(ids):
-        raise InputError(f"{path} holds {len(ids)} answers to {len(set(ids))} ids; expected at least one, each id once.")
+        raise InputError(
+            f"{path} holds {len(ids)} answers to {len(set(ids))} ids; expected at least one, each id once."
+        )
     return records
 
 
@@ -115,10 +128,17 @@ def _checked(record: dict) -> dict:
         *(record.get("gold") or []),
     ]
     numbers = [record.get("log_probability", 0.0), *(record.get("choices") or {}).values()]
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int | float) for n in numbers):
+    if not all(isinstance(text, str) for text in texts) or not all(
+        isinstance(n, int | float) for n in numbers
+    ):
         raise ValueError("a text or a number is something else")
     gold = {"gold": [clean(text) for text in record["gold"]]} if record.get("gold") else {}
-    return {**record, **gold, "id": writable(record["id"]), "prediction": clean(record["prediction"])}
+    return {
+        **record,
+        **gold,
+        "id": writable(record["id"]),
+        "prediction": clean(record["prediction"]),
+    }
 
 
 def _from_csv(text: str, path: Path) -> list[dict]:
@@ -126,7 +146,9 @@ def _from_csv(text: str, path: Path) -> list[dict]:
     try:
         table = [cells for cells in csv.reader(io.StringIO(text, newline=""), strict=True) if cells]
     except csv.Error as error:
-        raise InputError(f"{path} is not a CSV file that can be read ({error}). Name the one that inference.py wrote.") from error
+        raise InputError(
+            f"{path} is not a CSV file that can be read ({error}). Name the one that inference.py wrote."
+        ) from error
     header = table[0] if table else []
     name, answer = _columns(header)
     if answer is None or any(len(cells) != len(header) for cells in table):
@@ -135,14 +157,18 @@ def _from_csv(text: str, path: Path) -> list[dict]:
         )
     # A review's texts have an apostrophe before what a spreadsheet would run as a formula.
     text_of = active if tuple(header) == REVIEW_COLUMNS else str
-    return [{"id": text_of(cells[name]), "prediction": text_of(cells[answer])} for cells in table[1:]]
+    return [
+        {"id": text_of(cells[name]), "prediction": text_of(cells[answer])} for cells in table[1:]
+    ]
 
 
 def _columns(header: list[str]) -> tuple[int, int | None]:
     """Where the id and the answer stand; of two columns with other names the first is the id."""
     if len(set(header)) < len(header) or not all(header):
         return 0, None
-    answer = next((header.index(known) for known in ("prediction", "answer") if known in header), None)
+    answer = next(
+        (header.index(known) for known in ("prediction", "answer") if known in header), None
+    )
     if answer is None or "id" not in header:
         return 0, 1 if len(header) == 2 and answer != 0 else None
     return header.index("id"), answer
@@ -158,12 +184,20 @@ def same_questions(members: dict[str, list[dict]]) -> list[list[dict]]:
         by_id = {record["id"]: record for record in members[name]}
         missing, more = [i for i in order if i not in by_id], [i for i in by_id if i not in known]
         if missing or more:
-            told = [f"{len(ids)} are only in {where}, as {ids[0]}" for ids, where in ((missing, first), (more, name)) if ids]
-            raise InputError(f"{first} and {name} answer different questions: {'; '.join(told)}. Name answers to the same file.")
+            told = [
+                f"{len(ids)} are only in {where}, as {ids[0]}"
+                for ids, where in ((missing, first), (more, name))
+                if ids
+            ]
+            raise InputError(
+                f"{first} and {name} answer different questions: {'; '.join(told)}. Name answers to the same file."
+            )
         aligned.append([by_id[i] for i in order])
         for mine, other in zip(members[first], aligned[-1], strict=True):
             # A dialogue may have been cleaned for one member and not for another.
-            for what in ("question", "gold") if mine.get("choices") else ("question", "article", "gold"):
+            for what in (
+                ("question", "gold") if mine.get("choices") else ("question", "article", "gold")
+            ):
                 if mine.get(what) and other.get(what) and mine[what] != other[what]:
                     raise InputError(
                         f"{first} and {name} answer different questions: {what} of {mine['id']} is not the same in both. "

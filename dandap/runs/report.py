@@ -20,7 +20,9 @@ from dandap.runs.plots import BLUE, GREY, ORANGE, bars, draw
 
 PAGE = Path(__file__).with_name("report.html.jinja")
 WORST, LISTED = 30, 20
-Interval = Callable[[Sequence[float], Sequence[str]], tuple[float, float]]  # (values, their articles) -> 95% of the mean
+Interval = Callable[
+    [Sequence[float], Sequence[str]], tuple[float, float]
+]  # (values, their articles) -> 95% of the mean
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ def write_report(folder: Path, report: Report) -> Path:
     """Write report.html and plots/*.png into a folder."""
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
-    drawn = {name: draw(plots / f"{name}.png", fill, height=height) for name, fill, height in _plots(report)}
+    drawn = {
+        name: draw(plots / f"{name}.png", fill, height=height)
+        for name, fill, height in _plots(report)
+    }
     evaluations = [line for line in report.history if "evaluation" in line]
     return write_page(
         folder,
@@ -57,7 +62,10 @@ def write_report(folder: Path, report: Report) -> Path:
         evaluations=[{**line["evaluation"], "step": line["step"]} for line in evaluations],
         best=kept_step(report.history),
         misses=near_misses(report.records, report.likeness),
-        worst=[worst_answer(record, report.contexts[record["id"]]) for record in worst_records(report.records)],
+        worst=[
+            worst_answer(record, report.contexts[record["id"]])
+            for record in worst_records(report.records)
+        ],
         label=report.label,
         told=TOLD,
         listed=LISTED,
@@ -66,7 +74,9 @@ def write_report(folder: Path, report: Report) -> Path:
 
 def write_page(folder: Path, template: Path, pictures: dict[str, Path], **values) -> Path:
     """report.html from a Jinja template, texts escaped; it finds the PNGs as `images`, in base64, by their names."""
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template.read_text(encoding="utf-8"))
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        template.read_text(encoding="utf-8")
+    )
     images = {name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()}
     write_text(folder / "report.html", page.render(images=images, **values))
     return folder / "report.html"
@@ -117,7 +127,10 @@ def by_answer_length(records: list[dict]) -> Groups:
     def group(low: float, high: float) -> list[dict]:
         return [record for record in records if low <= len(record["gold"][0]) <= high]
 
-    named = {f"{low}-{high}" if high < math.inf else f"{low} or more": group(low, high) for low, high in edges}
+    named = {
+        f"{low}-{high}" if high < math.inf else f"{low} or more": group(low, high)
+        for low, high in edges
+    }
     return {name: members for name, members in named.items() if members}
 
 
@@ -136,14 +149,19 @@ def by_article_length(records: list[dict], contexts: dict[str, str]) -> Groups:
 def group_bars(axes: Axes, groups: Groups, label: str, interval: Interval) -> None:
     """A bar per group, with its interval."""
     values = [[record["char_f1"] for record in group] for group in groups.values()]
-    intervals = [interval(v, [r["article"] for r in group]) for v, group in zip(values, groups.values(), strict=True)]
+    intervals = [
+        interval(v, [r["article"] for r in group])
+        for v, group in zip(values, groups.values(), strict=True)
+    ]
     bars(axes, list(groups), [sum(v) / len(v) for v in values], intervals, list(map(len, values)))
     axes.set_xlabel(f"{label}, 95% interval")
 
 
 def training_curves(axes: Axes, history: list[dict]) -> None:
     """The loss of every step and its running mean; the F1 of every evaluation with its interval, on an axis of its own."""
-    steps, losses = zip(*((line["step"], line["loss"]) for line in history if "loss" in line), strict=True)
+    steps, losses = zip(
+        *((line["step"], line["loss"]) for line in history if "loss" in line), strict=True
+    )
     axes.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=0.8)
     axes.plot(steps, _smooth(losses), color=BLUE, label="loss (running mean)")
     axes.set_xlabel("step")
@@ -155,13 +173,24 @@ def training_curves(axes: Axes, history: list[dict]) -> None:
     right = axes.twinx()
     right.spines["right"].set_visible(True)
     right.grid(visible=False)
-    at, f1 = [line["step"] for line in evaluations], [line["evaluation"]["char_f1"] for line in evaluations]
+    at, f1 = (
+        [line["step"] for line in evaluations],
+        [line["evaluation"]["char_f1"] for line in evaluations],
+    )
     low, high = zip(*(line["evaluation"]["char_f1_interval"] for line in evaluations), strict=True)
     right.fill_between(at, low, high, color=ORANGE, alpha=0.15)
     right.plot(at, f1, color=ORANGE, marker="o", label="validation")
     best = kept_step(history)
     if best in at:
-        right.plot([best], [f1[at.index(best)]], marker="*", markersize=16, color=ORANGE, linestyle="none", label="kept")
+        right.plot(
+            [best],
+            [f1[at.index(best)]],
+            marker="*",
+            markersize=16,
+            color=ORANGE,
+            linestyle="none",
+            label="kept",
+        )
     right.set_ylabel("score, 95% interval", color=ORANGE)
     right.set_ylim(0, 1.03)
     right.legend(loc="lower right", frameon=False)
@@ -170,7 +199,10 @@ def training_curves(axes: Axes, history: list[dict]) -> None:
 def _smooth(values: Sequence[float], share: float = 0.1) -> list[float]:
     """Mean of each value and those before it, over a tenth of the run."""
     width = max(1, round(len(values) * share))
-    return [sum(values[max(0, i + 1 - width) : i + 1]) / len(values[max(0, i + 1 - width) : i + 1]) for i in range(len(values))]
+    return [
+        sum(values[max(0, i + 1 - width) : i + 1]) / len(values[max(0, i + 1 - width) : i + 1])
+        for i in range(len(values))
+    ]
 
 
 def confidence_curve(axes: Axes, records: list[dict]) -> None:
@@ -182,7 +214,13 @@ def confidence_curve(axes: Axes, records: list[dict]) -> None:
     f1 = [sum(r["char_f1"] for r in part) / len(part) for part in parts]
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     axes.plot(sure, f1, color=BLUE, marker="o")
-    axes.scatter([math.exp(r["log_probability"]) for r in records], [r["char_f1"] for r in records], s=6, color=BLUE, alpha=0.15)
+    axes.scatter(
+        [math.exp(r["log_probability"]) for r in records],
+        [r["char_f1"] for r in records],
+        s=6,
+        color=BLUE,
+        alpha=0.15,
+    )
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.04)
     axes.set_xlabel("confidence (geometric mean of token probabilities)")
@@ -224,7 +262,10 @@ def worst_records(records: list[dict]) -> list[dict]:
 
 def worst_answer(record: dict, context: str) -> dict:
     """A record with its article in pieces: (text, "gold" | "prediction" | "evidence" | "")."""
-    return {**record, "pieces": mark(context, record["gold"], record["prediction"], record["question"])}
+    return {
+        **record,
+        "pieces": mark(context, record["gold"], record["prediction"], record["question"]),
+    }
 
 
 def mark(context: str, golds: list[str], prediction: str, question: str) -> list[tuple[str, str]]:
@@ -234,7 +275,10 @@ def mark(context: str, golds: list[str], prediction: str, question: str) -> list
     """
     sentences = split_sentences(context)
     order = nearest_first(sentences, [f"{question} {golds[0]}"])
-    evidence = next((i for i in order if any(gold in sentences[i] for gold in golds)), order[0] if order else None)
+    evidence = next(
+        (i for i in order if any(gold in sentences[i] for gold in golds)),
+        order[0] if order else None,
+    )
     kinds = [""] * len(context)
     if evidence is not None:
         start = sum(map(len, sentences[:evidence]))

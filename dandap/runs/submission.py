@@ -15,12 +15,23 @@ from dandap.runs.files import write_table, write_text
 
 SUBMISSION_COLUMNS = ("id", "answer")  # where the organiser's sample is not there
 REVIEW_COLUMNS = ("id", "question", "prediction", "gold", "char_f1", "log_probability", "ended")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for one (OWASP, CSV injection)
+FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+)  # what a spreadsheet takes for one (OWASP, CSV injection)
 
 
 def write_review(path: Path, records: list[dict]) -> None:
     """Write review.csv, for a spreadsheet: what a person compares, with an apostrophe before what would run as a formula."""
-    write_table(path, [{name: inert(record[name]) for name in REVIEW_COLUMNS} for record in records], REVIEW_COLUMNS)
+    write_table(
+        path,
+        [{name: inert(record[name]) for name in REVIEW_COLUMNS} for record in records],
+        REVIEW_COLUMNS,
+    )
 
 
 def _runs(text: str) -> bool:
@@ -45,7 +56,9 @@ class SubmissionForm:
 
     columns: tuple[str, str] = SUBMISSION_COLUMNS
     encoding: str = "utf-8-sig"
-    order: tuple[str, ...] = ()  # the test file's ids as the sample has them; empty: as the test file has them
+    order: tuple[
+        str, ...
+    ] = ()  # the test file's ids as the sample has them; empty: as the test file has them
     note: str | None = None
 
 
@@ -59,13 +72,19 @@ def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
         test_file = Path(str(test_file).split(",")[0])
     sample = test_file.with_name("sample_submission.csv")
     if not sample.is_file():
-        others = [path.name for path in test_file.parent.glob("*.[cC][sS][vV]") if "sample" in path.name.lower()]
+        others = [
+            path.name
+            for path in test_file.parent.glob("*.[cC][sS][vV]")
+            if "sample" in path.name.lower()
+        ]
         hint = f"{short_list(others)} beside {test_file} is not read; name it sample_submission.csv if it is the organiser's"
         return SubmissionForm(note=hint if others else None)
     text, encoding = decode(sample.read_bytes(), sample)
     sheet = read_cells(text, sample)
     if len(sheet.header) == 2 and len({name.strip() for name in sheet.header} - {""}) < 2:
-        raise InputError(f"{sample} has the header {sheet.header}; expected two different names. Correct it, or remove it.")
+        raise InputError(
+            f"{sample} has the header {sheet.header}; expected two different names. Correct it, or remove it."
+        )
     found = [cells.get(sheet.header[0], "") for _, cells in sheet.rows] if sheet.header else []
     find = match_ids(ids, found)
     places = {name: place for place, name in enumerate(found)}
@@ -75,16 +94,26 @@ def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
             note=f"{sample} is not of this test file (its ids or columns differ); the columns are {', '.join(SUBMISSION_COLUMNS)}"
         )
     has_mark = encoding != "utf-8" or sample.read_bytes().startswith(codecs.BOM_UTF8)
-    notes = [] if encoding == "utf-8" else [f"{sample} is {encoding}; the submission is written as UTF-8"]
+    notes = (
+        []
+        if encoding == "utf-8"
+        else [f"{sample} is {encoding}; the submission is written as UTF-8"]
+    )
     if sheet.separator != ",":
         notes.append(f"{sample} is not separated by commas; the submission is")
     order = tuple(sorted(ids, key=matched.__getitem__))
     if order != tuple(ids):
-        notes.append(f"the submission's rows stand in the order of {sample}, which is not the test file's")
+        notes.append(
+            f"the submission's rows stand in the order of {sample}, which is not the test file's"
+        )
     if any(name not in places for name in ids):
-        notes.append(f"{sample} writes some ids in another way; the submission has them as the test file does")
+        notes.append(
+            f"{sample} writes some ids in another way; the submission has them as the test file does"
+        )
     columns = (sheet.header[0], sheet.header[1])
-    return SubmissionForm(columns, "utf-8-sig" if has_mark else "utf-8", order, "; ".join(notes) or None)
+    return SubmissionForm(
+        columns, "utf-8-sig" if has_mark else "utf-8", order, "; ".join(notes) or None
+    )
 
 
 def form_of(submission: Path) -> SubmissionForm | None:
@@ -96,10 +125,14 @@ def form_of(submission: Path) -> SubmissionForm | None:
         return None
     has_mark = data.startswith(codecs.BOM_UTF8) or encoding != "utf-8"
     order = tuple(cells.get(sheet.header[0], "") for _, cells in sheet.rows)
-    return SubmissionForm((sheet.header[0], sheet.header[1]), "utf-8-sig" if has_mark else "utf-8", order)
+    return SubmissionForm(
+        (sheet.header[0], sheet.header[1]), "utf-8-sig" if has_mark else "utf-8", order
+    )
 
 
-def write_submission(path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]) -> None:
+def write_submission(
+    path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]
+) -> None:
     """Write the submission in the form's order; whole, read back and checked."""
     answer_of = dict(zip(ids, answers, strict=True))
     ids = list(form.order or ids)
@@ -114,15 +147,24 @@ def write_submission(path: Path, form: SubmissionForm, ids: Sequence[str], answe
     check_submission(path, form, ids, answers)
 
 
-def check_submission(path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]) -> None:
+def check_submission(
+    path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]
+) -> None:
     """Read a written submission as the organiser would; RuntimeError if it is not what was meant."""
     import pandas as pd  # what organisers read with; 0.4 s
 
     table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     has_bom = path.read_bytes().startswith(codecs.BOM_UTF8)
     meant = (list(form.columns), list(ids), list(answers), form.encoding == "utf-8-sig")
-    if (list(table.columns), table.iloc[:, 0].tolist(), table.iloc[:, 1].tolist(), has_bom) != meant:
-        raise RuntimeError(f"{path} reads back differently from what was written ({len(table)} rows, {list(table.columns)})")
+    if (
+        list(table.columns),
+        table.iloc[:, 0].tolist(),
+        table.iloc[:, 1].tolist(),
+        has_bom,
+    ) != meant:
+        raise RuntimeError(
+            f"{path} reads back differently from what was written ({len(table)} rows, {list(table.columns)})"
+        )
 
 
 def submission_like(member: Path, ids: Sequence[str]) -> SubmissionForm:
@@ -132,6 +174,10 @@ def submission_like(member: Path, ids: Sequence[str]) -> SubmissionForm:
             continue
         if sorted(form.order) != sorted(ids):
             return replace(form, order=())
-        told = f"the submission's rows stand in the order of {path}" if list(form.order) != list(ids) else None
+        told = (
+            f"the submission's rows stand in the order of {path}"
+            if list(form.order) != list(ids)
+            else None
+        )
         return replace(form, note=told)
     return SubmissionForm()

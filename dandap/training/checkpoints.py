@@ -27,7 +27,11 @@ def step_of(checkpoint: Path) -> int:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Newest first, valid or not."""
-    return sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of, reverse=True)
+    return sorted(
+        (path for path in folder.glob("checkpoint-*") if step_of(path) >= 0),
+        key=step_of,
+        reverse=True,
+    )
 
 
 def newest_valid(folder: Path, run: str | None = None) -> tuple[Path | None, list[str]]:
@@ -65,13 +69,20 @@ class CrashProof(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                for unread in ("training_args.bin", "README.md"):  # a pickle, and PEFT's empty model card
+                for unread in (
+                    "training_args.bin",
+                    "README.md",
+                ):  # a pickle, and PEFT's empty model card
                     (staging / name / unread).unlink(missing_ok=True)
                 seal(staging / name, self.run)
                 _put_in_place(staging / name, checkpoints / name)
                 _drop_old(checkpoints, best_step(self.state))
             self.accelerator.wait_for_everyone()  # a process that leaves first has the launcher stop the one that writes
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have errors of their own
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch.save and safetensors have errors of their own
             raise InputError(
                 f"the checkpoint of step {self.state.global_step} could not be written: {str(error).splitlines()[0]}. Free some "
                 f"space in {checkpoints}, then continue from the last good one with --resume."
@@ -84,14 +95,22 @@ class CrashProof(Trainer):
     def _get_grad_norm(self, model, grad_norm=None):
         """The gradient's length; stops a run whose gradient is not finite, before the optimizer sees it."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if self.accelerator.scaler is None and not math.isfinite(float(norm)):  # fp16's scaler skips such steps by itself
-            raise InputError(self._gone_wrong(f"the gradient's length is {float(norm)}", self.state.global_step + 1))
+        if self.accelerator.scaler is None and not math.isfinite(
+            float(norm)
+        ):  # fp16's scaler skips such steps by itself
+            raise InputError(
+                self._gone_wrong(
+                    f"the gradient's length is {float(norm)}", self.state.global_step + 1
+                )
+            )
         return norm
 
     def log(self, logs, *args, **kwargs):
         """Every step comes by here before it is saved; stops a run whose loss is not finite."""
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise InputError(self._gone_wrong(f"the loss is {logs['loss']}", self.state.global_step))
+            raise InputError(
+                self._gone_wrong(f"the loss is {logs['loss']}", self.state.global_step)
+            )
         super().log(logs, *args, **kwargs)
 
     def _gone_wrong(self, what: str, step: int) -> str:
@@ -129,7 +148,9 @@ def check_space(folder: Path, trained_parameters: int) -> None:
     """Refuse a disk too full for a checkpoint (float32 weights and AdamW's two moments) beside those that are kept."""
     most = KEPT + 2  # the best, and the one that is being written
     each = 12 * trained_parameters + 1e6
-    there = min(len(list_checkpoints(folder / "checkpoints")), KEPT + 1)  # they will give way to the new ones
+    there = min(
+        len(list_checkpoints(folder / "checkpoints")), KEPT + 1
+    )  # they will give way to the new ones
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(existing).free
     if free < (most - there) * each:

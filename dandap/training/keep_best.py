@@ -15,7 +15,10 @@ from dandap.runs.files import append_json
 
 def some_of(examples: list[Example], most: int) -> list[Example]:
     """At most so many questions, of whole articles where possible; the same for every run on the same data."""
-    articles = sorted(by_article(e.row.article for e in examples), key=lambda article: examples[article[0]].row.article)
+    articles = sorted(
+        by_article(e.row.article for e in examples),
+        key=lambda article: examples[article[0]].row.article,
+    )
     chosen: list[int] = []
     for article in articles:
         if len(chosen) + len(article) <= most:
@@ -35,7 +38,11 @@ def steps_between(recipe: Recipe, questions: int) -> int | None:
 def best_step(state: TrainerState) -> int | None:
     """The step whose answers had the highest score, of equals the last; None before the first evaluation."""
     evaluated = _evaluations(state)
-    return max(evaluated, key=lambda record: (record["evaluation"], record["step"]))["step"] if evaluated else None
+    return (
+        max(evaluated, key=lambda record: (record["evaluation"], record["step"]))["step"]
+        if evaluated
+        else None
+    )
 
 
 def evaluated_steps(state: TrainerState) -> set[int]:
@@ -55,13 +62,24 @@ class KeepBest(TrainerCallback):
     a higher one, None for no end.
     """
 
-    def __init__(self, evaluate: Callable[[], dict], every: int, patience: int | None, metrics_file: Path, task):
+    def __init__(
+        self,
+        evaluate: Callable[[], dict],
+        every: int,
+        patience: int | None,
+        metrics_file: Path,
+        task,
+    ):
         self.evaluate, self.every, self.patience = evaluate, every, patience
         self.metrics_file, self.task, self.metric = metrics_file, task, task.headline[0]
 
     def on_train_begin(self, args, state, control, **kwargs):
         """A run that was told to stop did not wait for the evaluation of its last step."""
-        if state.global_step and self._is_due(state) and state.global_step not in evaluated_steps(state):
+        if (
+            state.global_step
+            and self._is_due(state)
+            and state.global_step not in evaluated_steps(state)
+        ):
             self._evaluate(state, control, loss=None)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -78,18 +96,26 @@ class KeepBest(TrainerCallback):
         scores = from_first(self.evaluate)
         state.log_history.append({"step": state.global_step, "evaluation": scores[self.metric]})
         if is_first():
-            append_json(self.metrics_file, {"step": state.global_step, "epoch": round(state.epoch, 4), "evaluation": scores})
+            append_json(
+                self.metrics_file,
+                {"step": state.global_step, "epoch": round(state.epoch, 4), "evaluation": scores},
+            )
             print(evaluation_line(state, self.task.evaluation(scores), scores, loss))
         if best_step(state) == state.global_step:
             control.should_save = True
         if self.has_ended(state):
-            print(f"no higher {self.task.label(self.metric)} in {self.patience} evaluations (patience): training ends")
+            print(
+                f"no higher {self.task.label(self.metric)} in {self.patience} evaluations (patience): training ends"
+            )
             control.should_save = control.should_training_stop = True
 
     def has_ended(self, state: TrainerState) -> bool:
         """Whether there has been no gain for as long as patience allows."""
         scores = [record["evaluation"] for record in _evaluations(state)]
-        return bool(self.patience and scores) and len(scores) - 1 - scores.index(max(scores)) >= self.patience
+        return (
+            bool(self.patience and scores)
+            and len(scores) - 1 - scores.index(max(scores)) >= self.patience
+        )
 
 
 def evaluation_line(state: TrainerState, told: str, scores: dict, loss: float | None) -> str:

@@ -18,7 +18,9 @@ from dandap.training.checkpoints import CrashProof
 from dandap.training.job import Job
 
 
-def make_trainer(job: Job, model: PeftModel, checkpoints: str, callbacks: list[TrainerCallback]) -> SFTTrainer:
+def make_trainer(
+    job: Job, model: PeftModel, checkpoints: str, callbacks: list[TrainerCallback]
+) -> SFTTrainer:
     """Return an SFTTrainer over encoded examples, the loss on their answer tokens, the adapter in float32."""
     recipe, plan, examples = job.recipe, job.plan, job.examples
     longest = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
@@ -32,8 +34,12 @@ def make_trainer(job: Job, model: PeftModel, checkpoints: str, callbacks: list[T
     config = training_config(recipe, plan, checkpoints, len(examples), micro, accumulation)
     data = supervised(examples)
     with float32_adapters(model):
-        trainer = PlainTrainer(model, config, train_dataset=data, processing_class=job.tokenizer, callbacks=callbacks)
-    trainer.ids = {tuple(ids): example.row.id for ids, example in zip(data["input_ids"], examples, strict=True)}
+        trainer = PlainTrainer(
+            model, config, train_dataset=data, processing_class=job.tokenizer, callbacks=callbacks
+        )
+    trainer.ids = {
+        tuple(ids): example.row.id for ids, example in zip(data["input_ids"], examples, strict=True)
+    }
     trainer.remove_callback(PrinterCallback)  # ours prints a line with fixed fields
     return trainer
 
@@ -46,19 +52,29 @@ class PlainTrainer(CrashProof, SFTTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """TRL's; the step's rows are remembered for an error's message."""
-        self.rows = (*self.rows, *inputs["input_ids"])[-self.args.gradient_accumulation_steps * self._train_batch_size :]
+        self.rows = (*self.rows, *inputs["input_ids"])[
+            -self.args.gradient_accumulation_steps * self._train_batch_size :
+        ]
         return super().training_step(model, inputs, num_items_in_batch)
 
     def questions_of_step(self) -> list[str]:
         """Rows may be padded on the right."""
         rows = [row.tolist() for row in self.rows]
-        return [name for ids, name in self.ids.items() if any(row[: len(ids)] == list(ids) for row in rows)]
+        return [
+            name
+            for ids, name in self.ids.items()
+            if any(row[: len(ids)] == list(ids) for row in rows)
+        ]
 
 
 @contextmanager
 def float32_adapters(model: PeftModel):
     """Keeps adapters as they are: SFTTrainer's constructor casts those of every 4-bit model to bf16."""
-    adapters = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+    adapters = {
+        name: parameter.data
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
     yield
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -86,7 +102,9 @@ def warmup_steps(recipe: Recipe, questions: int) -> int:
     return min(math.ceil(recipe.warmup_steps * steps), steps // 10)
 
 
-def training_config(recipe: Recipe, plan: Plan, checkpoints: str, questions: int, micro: int, accumulation: int) -> SFTConfig:
+def training_config(
+    recipe: Recipe, plan: Plan, checkpoints: str, questions: int, micro: int, accumulation: int
+) -> SFTConfig:
     """The recipe in TRL's words for so many questions; a step is `accumulation` batches of `micro`."""
     on_gpu = plan.device.type == "cuda"
     config = SFTConfig(
@@ -126,5 +144,8 @@ def training_config(recipe: Recipe, plan: Plan, checkpoints: str, questions: int
 
 def split_step(questions: int, most_rows: int) -> tuple[int, int]:
     """(rows per batch, batches) of a step: the largest batch that divides the step and fits."""
-    micro = max((rows for rows in range(1, questions + 1) if questions % rows == 0 and rows <= most_rows), default=1)
+    micro = max(
+        (rows for rows in range(1, questions + 1) if questions % rows == 0 and rows <= most_rows),
+        default=1,
+    )
     return micro, questions // micro

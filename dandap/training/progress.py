@@ -10,7 +10,10 @@ from dandap.bars import bars
 from dandap.runs.files import append_json, read_json_lines, write_json_lines
 
 PRINTED_EVERY = 10  # steps
-ESTIMATE_AFTER, WARM_UP = 20, 5  # steps; the first ones are slower (kernels load, memory is allocated)
+ESTIMATE_AFTER, WARM_UP = (
+    20,
+    5,
+)  # steps; the first ones are slower (kernels load, memory is allocated)
 
 
 class TrainingProgress(TrainerCallback):
@@ -22,7 +25,9 @@ class TrainingProgress(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first_step = time.perf_counter(), state.global_step
         self.progress = bars("steps")
-        self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step)
+        self.task = self.progress.add_task(
+            "training", total=state.max_steps, completed=state.global_step
+        )
         self.progress.start()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -33,7 +38,9 @@ class TrainingProgress(TrainerCallback):
         if done == ESTIMATE_AFTER and state.max_steps > state.global_step:
             seconds_a_step = (time.perf_counter() - self.warm) / (ESTIMATE_AFTER - WARM_UP)
             hours = seconds_a_step * (state.max_steps - self.first_step) / 3600
-            self.progress.console.print(f"at this speed the {state.max_steps - self.first_step} steps take {_duration(hours)}")
+            self.progress.console.print(
+                f"at this speed the {state.max_steps - self.first_step} steps take {_duration(hours)}"
+            )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in (logs or {}):
@@ -43,7 +50,9 @@ class TrainingProgress(TrainerCallback):
             "step": state.global_step,
             "epoch": round(state.epoch, 4),
             "loss": logs["loss"],
-            "grad_norm": logs["grad_norm"] if math.isfinite(logs["grad_norm"]) else None,  # fp16 scaling skips such steps
+            "grad_norm": logs["grad_norm"]
+            if math.isfinite(logs["grad_norm"])
+            else None,  # fp16 scaling skips such steps
             "learning_rate": logs["learning_rate"],
             "seconds": round(elapsed, 1),
         }

@@ -22,11 +22,15 @@ from dandap.tree.attention import use_tree_attention
 from dandap.tree.masks import tree_masks
 
 
-def make_read_once_trainer(job: Job, model: PeftModel, checkpoints: str, callbacks: list[TrainerCallback]) -> "ReadOnceTrainer":
+def make_read_once_trainer(
+    job: Job, model: PeftModel, checkpoints: str, callbacks: list[TrainerCallback]
+) -> "ReadOnceTrainer":
     """Return a ReadOnceTrainer over encoded examples, the loss on their answer tokens, the adapter in float32."""
     recipe, plan, examples = job.recipe, job.plan, job.examples
     # Trainer takes one dataloader item for one step, and that is what ours are.
-    config = training_config(recipe, plan, checkpoints, len(examples), micro=recipe.questions_per_step, accumulation=1)
+    config = training_config(
+        recipe, plan, checkpoints, len(examples), micro=recipe.questions_per_step, accumulation=1
+    )
     if plan.flex:
         use_tree_attention(model.get_base_model())
     with float32_adapters(model), _head_adapter_hidden(model):
@@ -36,7 +40,9 @@ def make_read_once_trainer(job: Job, model: PeftModel, checkpoints: str, callbac
             examples=examples,
             batching=make_batching(plan, job.tokenizer.pad_token_id),
             mask_dtype=plan.compute_dtype,
-            train_dataset=supervised(examples[:1]),  # asked for by SFTTrainer; the examples are what is trained on
+            train_dataset=supervised(
+                examples[:1]
+            ),  # asked for by SFTTrainer; the examples are what is trained on
             processing_class=job.tokenizer,
             callbacks=callbacks,
         )
@@ -64,19 +70,36 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
     The loss is the mean over all answer tokens of the step, on all processes, as SFTTrainer's is.
     """
 
-    def __init__(self, model, args, examples: list[Example], batching: "Batching", mask_dtype: torch.dtype, **others):
+    def __init__(
+        self,
+        model,
+        args,
+        examples: list[Example],
+        batching: "Batching",
+        mask_dtype: torch.dtype,
+        **others,
+    ):
         super().__init__(model, args, **others)
         self.examples, self.batching, self.mask_dtype = examples, batching, mask_dtype
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's share of every step. Not prepared by accelerate, which would deal it out once more."""
-        return DataLoader(Questions(self.examples), batch_sampler=self.steps(), collate_fn=self.batching.collate_step)
+        return DataLoader(
+            Questions(self.examples),
+            batch_sampler=self.steps(),
+            collate_fn=self.batching.collate_step,
+        )
 
     def steps(self) -> "StepSampler":
         """The sampler; it asks the trainer's own counter for the epoch, so that a resumed run has the same order."""
         args = self.args
         return StepSampler(
-            self.examples, args.per_device_train_batch_size, args.seed, args.process_index, args.world_size, step=self._step
+            self.examples,
+            args.per_device_train_batch_size,
+            args.seed,
+            args.process_index,
+            args.world_size,
+            step=self._step,
         )
 
     def _step(self) -> int:
@@ -92,7 +115,9 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
             last = number == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, self._prepare_inputs(batch), num_items_in_batch=num_items_in_batch)
+                    loss = self.compute_loss(
+                        model, self._prepare_inputs(batch), num_items_in_batch=num_items_in_batch
+                    )
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
         return torch.stack(losses).sum()
@@ -108,7 +133,9 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
         outputs = model(
             input_ids=inputs["input_ids"],
             position_ids=inputs["position_ids"],
-            attention_mask=tree_masks(self.model.config, inputs, self.mask_dtype, flex=self.batching.one_row),
+            attention_mask=tree_masks(
+                self.model.config, inputs, self.mask_dtype, flex=self.batching.one_row
+            ),
             logits_to_keep=inputs["predicts"],
             use_cache=False,
         )
@@ -121,7 +148,11 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
     def _save(self, output_dir=None, state_dict=None):
         """Checkpoints hold the adapter's tensors; PEFT would add a copy of an LM head that has an adapter."""
         if self.args.should_save:
-            self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict, save_embedding_layers=False)
+            self.model.save_pretrained(
+                output_dir or self.args.output_dir,
+                state_dict=state_dict,
+                save_embedding_layers=False,
+            )
 
 
 def _first() -> int:
@@ -131,7 +162,9 @@ def _first() -> int:
 def count_tokens(examples: list[Example], recipe: Recipe, plan: Plan) -> tuple[int, int]:
     """(tokens of an epoch that reads the article for every question, tokens of one that reads it once a step)."""
     batching = replace(make_batching(plan, pad_id=0), one_row=False)
-    sampler = StepSampler(examples, recipe.questions_per_step, recipe.seed, process=0, processes=1, step=_first)
+    sampler = StepSampler(
+        examples, recipe.questions_per_step, recipe.seed, process=0, processes=1, step=_first
+    )
     steps = (batching.micro_batches([examples[key.index] for key in step]) for step in sampler)
     once = sum(len(part.tree) for step in steps for batch in step for part in batch)
     return sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples), once

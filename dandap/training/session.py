@@ -57,7 +57,9 @@ def open_base(start: Start, table: Table, arguments: argparse.Namespace) -> Base
     """
     recipe, preview = start.recipe, arguments.preview
     if why_no_gpu() and recipe.model in SHAPES and not preview:
-        make_plan(recipe, make_config(SHAPES[recipe.model]), pick_device(), training=True)  # says so before anything is fetched
+        make_plan(
+            recipe, make_config(SHAPES[recipe.model]), pick_device(), training=True
+        )  # says so before anything is fetched
     tokenizer, config = load_tokenizer(recipe), load_config(recipe)
     check_base(recipe, config, tokenizer)
     if start.run:
@@ -117,7 +119,10 @@ def start_run(name: str, job: Job, template: dict[str, str], table: Table) -> Ru
     trimmed = {example.row.id: example.trimmed for example in examples if example.trimmed}
     if trimmed:
         lost = [example.row.id for example in examples if loses_answer(example)]
-        said = {"characters cut from the article, by question": trimmed, "whose answer was cut off with it": lost}
+        said = {
+            "characters cut from the article, by question": trimmed,
+            "whose answer was cut off with it": lost,
+        }
         write_json(run.path / "trimmed.json", said)
     return run
 
@@ -129,7 +134,13 @@ def held(run: RunFolder):
         yield
 
 
-def train_run(run: RunFolder, job: Job, model: PeftModel, validation: Validation | None, checkpoint: Path | None) -> None:
+def train_run(
+    run: RunFolder,
+    job: Job,
+    model: PeftModel,
+    validation: Validation | None,
+    checkpoint: Path | None,
+) -> None:
     """Train the run's adapter to its end, and save it; from here on there is one process."""
     if run.finished:
         print(f"{run.path} is trained; its validation was cut off and is done now")
@@ -143,7 +154,13 @@ def train_run(run: RunFolder, job: Job, model: PeftModel, validation: Validation
     save_adapter(model, run, job)
 
 
-def train(run: RunFolder, job: Job, model: PeftModel, validation: Validation | None, checkpoint: Path | None) -> Path | None:
+def train(
+    run: RunFolder,
+    job: Job,
+    model: PeftModel,
+    validation: Validation | None,
+    checkpoint: Path | None,
+) -> Path | None:
     """Train the adapter, from a checkpoint if there is one, and return the best evaluation's unless it is the last step."""
     keepers = validation.callbacks(run, len(job.examples)) if validation else []
     if checkpoint and keepers and keepers[0].has_ended(state := load_state(checkpoint)):
@@ -184,7 +201,9 @@ def find_checkpoint(run: RunFolder, model: PeftModel) -> Path | None:
     for line in skipped:
         print(line)
     if checkpoint is None:
-        raise InputError(f"{run.path} has no valid checkpoint to resume from; start it again without --resume.")
+        raise InputError(
+            f"{run.path} has no valid checkpoint to resume from; start it again without --resume."
+        )
     _refuse_other_shape(model, checkpoint)
     print(f"resuming {run.path} from {checkpoint.name}")
     if is_first():
@@ -194,11 +213,18 @@ def find_checkpoint(run: RunFolder, model: PeftModel) -> Path | None:
 
 def _refuse_other_shape(model: PeftModel, checkpoint: Path) -> None:
     """Refuse a recipe whose adapter is not the checkpoint's (--resume_anyway with another rank or other modules)."""
-    ours = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    ours = {
+        name: tuple(tensor.shape)
+        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
     with safe_open(checkpoint / "adapter_model.safetensors", "pt") as file:
         theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     if ours != theirs:
-        name = next(name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name))
+        name = next(
+            name
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
+        )
         raise InputError(
             f"the recipe's adapter is not that of {checkpoint}: {name} is {ours.get(name)}, there {theirs.get(name)}. lora_r and "
             "lora_target_modules cannot change in a run; start a new one."
@@ -225,7 +251,9 @@ def find_best(run: RunFolder, state: TrainerState) -> Path | None:
         return None
     checkpoint = run.checkpoints / f"checkpoint-{step}"
     if reason := fault(checkpoint):
-        print(f"WARNING: the best adapter, of step {step}, cannot be used ({reason}); the last one is kept")
+        print(
+            f"WARNING: the best adapter, of step {step}, cannot be used ({reason}); the last one is kept"
+        )
         return None
     print(f"the adapter of step {step} is kept, whose evaluation had the highest score")
     return checkpoint
@@ -240,13 +268,19 @@ def save_adapter(model: PeftModel, run: RunFolder, job: Job) -> None:
         model.peft_config["default"].base_model_name_or_path = (
             Path(recipe.model).name if Path(recipe.model).is_dir() else recipe.model
         )
-        model.save_pretrained(str(folder), save_embedding_layers=False)  # else a copy of an adapted LM head goes along
+        model.save_pretrained(
+            str(folder), save_embedding_layers=False
+        )  # else a copy of an adapted LM head goes along
         job.tokenizer.save_pretrained(str(folder))
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card names the base by its path
+        (folder / "README.md").unlink(
+            missing_ok=True
+        )  # PEFT's empty model card names the base by its path
         seal(folder, run.name_of_run)
         if run.adapter.exists():  # damaged, or the run would count as finished
             os.replace(run.adapter, Path(tempfile.mkdtemp(prefix="adapter-damaged-", dir=run.path)))
-        run.note(finished=now())  # the time; what counts is the adapter's folder, which appears whole
+        run.note(
+            finished=now()
+        )  # the time; what counts is the adapter's folder, which appears whole
         folder.chmod(run.path.stat().st_mode)
         os.replace(folder, run.adapter)
     except (OSError, SafetensorError) as error:  # safetensors has errors of its own for a full disk

@@ -56,7 +56,9 @@ def choose_demo(options: dict[str, str], train_file: Path) -> Start:
     """Return the demo, and say loudly that it is one."""
     demo = load_recipe("demo", options)
     if not Path(demo.train_file).is_file():
-        raise InputError(f"this folder holds neither {train_file} nor the demo's data. Start the script in {ROOT}: cd {ROOT}")
+        raise InputError(
+            f"this folder holds neither {train_file} nor the demo's data. Start the script in {ROOT}: cd {ROOT}"
+        )
     Console(file=obeyed_output(), soft_wrap=True).print(
         "[bold yellow]DEMO: there is no data/train.csv, so this trains the bundled tiny model on made-up articles. For the "
         "real job put train.csv (id, context, question, answer) and test.csv (id, context, question) into data/.[/]"
@@ -70,9 +72,15 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
     run = find_unfinished(arguments.resume, output_dir)
     saved = run.load_recipe()
     changed = (
-        load_recipe(arguments.recipe, options) if arguments.recipe else make_recipe(saved.model_dump() | options, "--resume")
+        load_recipe(arguments.recipe, options)
+        if arguments.recipe
+        else make_recipe(saved.model_dump() | options, "--resume")
     )
-    different = [field for field in type(saved).model_fields if getattr(saved, field) != getattr(changed, field)]
+    different = [
+        field
+        for field in type(saved).model_fields
+        if getattr(saved, field) != getattr(changed, field)
+    ]
     different = [field for field in different if field not in ("output_dir", "run_name")]
     if different and arguments.resume_anyway:
         print(f"resuming with another recipe (--resume_anyway): {', '.join(different)}")
@@ -80,7 +88,10 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
     if different:
         raise InputError(
             f"{run.path} was started with "
-            + ", ".join(f"{field}={getattr(saved, field)!r} (now {getattr(changed, field)!r})" for field in different)
+            + ", ".join(
+                f"{field}={getattr(saved, field)!r} (now {getattr(changed, field)!r})"
+                for field in different
+            )
             + ". A resumed run keeps its recipe: drop these options, insist with --resume_anyway, or start a new run."
         )
     return Start(run.path.name, saved, run)
@@ -93,7 +104,9 @@ def find_unfinished(name: str, output_dir: str) -> RunFolder:
     else:
         unfinished = [run for run in list_runs(output_dir) if is_unfinished(run)]
         if not unfinished:
-            raise InputError(f"{output_dir} holds no unfinished run with a checkpoint. Start one without --resume.")
+            raise InputError(
+                f"{output_dir} holds no unfinished run with a checkpoint. Start one without --resume."
+            )
         run = newest(unfinished, "started")
     if run.finished and not lacks_validation(run):
         raise InputError(
@@ -127,7 +140,9 @@ def tell_what_changed(run: RunFolder, recipe: Recipe, table: Table, anyway: bool
     before, today = run.environment(), begin([table], base_identity(recipe))
     changed = []
     if table.sha256 not in before.get("data", {}).values():
-        was = ", ".join(f"{path} {digest[:12]}..." for path, digest in before.get("data", {}).items())
+        was = ", ".join(
+            f"{path} {digest[:12]}..." for path, digest in before.get("data", {}).items()
+        )
         changed.append(f"the data {table.path} (SHA-256 {table.sha256[:12]}..., then {was})")
     if "base" in before and not same_base(before["base"], today["base"]):
         changed.append(f"the base {recipe.model}")
@@ -144,10 +159,16 @@ def tell_what_changed(run: RunFolder, recipe: Recipe, table: Table, anyway: bool
         if before.get("packages", {}).get(name) != version
     }
     for name, (old, new) in packages.items():
-        print(f"WARNING: {name} is {new}, and was {old} when the run started; its steps may come out differently")
+        print(
+            f"WARNING: {name} is {new}, and was {old} when the run started; its steps may come out differently"
+        )
     if before.get("commit") != today["commit"]:
-        print(f"WARNING: the project is at {today['commit']}, and was at {before.get('commit')} when the run started")
+        print(
+            f"WARNING: the project is at {today['commit']}, and was at {before.get('commit')} when the run started"
+        )
     if not is_first():
         return
-    again = {name: today[name] for name in ("packages", "commit", "data", "base", "platform", "gpu")} | {"when": today["started"]}
+    again = {
+        name: today[name] for name in ("packages", "commit", "data", "base", "platform", "gpu")
+    } | {"when": today["started"]}
     run.note(resumed=[*before.get("resumed", []), again])

@@ -16,7 +16,9 @@ from dandap.tree.packing import Part, pack
 from dandap.tree.token_tree import TokenTree, collate, grow
 
 SIMILAR = 0.9  # the shortest tree of a padded micro-batch, as a share of the longest
-Piece = list[int]  # questions of one article that go through the model together, as indices of examples
+Piece = list[
+    int
+]  # questions of one article that go through the model together, as indices of examples
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,21 @@ class Batching:
     tokens_per_batch: int
     one_row: bool
     pad_id: int
-    alone: bool = False  # one tree a micro-batch: on a CPU larger ones take more memory and no less time
+    alone: bool = (
+        False  # one tree a micro-batch: on a CPU larger ones take more memory and no less time
+    )
 
     def collate_step(self, examples: list[Example]) -> dict:
         """The dataloader's collate: micro-batches, and labels by which Trainer counts the step's answer tokens."""
         batches = [self._collate(batch) for batch in self.micro_batches(examples)]
         labels = torch.cat([batch["target_ids"] for batch in batches])
         ids = [example.row.id for example in examples]
-        return {"batches": batches, "labels": labels, "shift_labels": labels, "ids": ids}  # shift_labels are counted unshifted
+        return {
+            "batches": batches,
+            "labels": labels,
+            "shift_labels": labels,
+            "ids": ids,
+        }  # shift_labels are counted unshifted
 
     def micro_batches(self, examples: list[Example]) -> list[list[Part]]:
         """Questions that share an article, with their tree, the largest first; an article too large for a batch is split."""
@@ -53,13 +62,17 @@ class Batching:
 
     def _collate(self, batch: list[Part]) -> dict[str, torch.Tensor]:
         if self.one_row:  # articles share the instruction before them
-            return collate([_grow([e for part in batch for e in part.members])], self.pad_id, multiple_of=BLOCK)
+            return collate(
+                [_grow([e for part in batch for e in part.members])], self.pad_id, multiple_of=BLOCK
+            )
         return collate([part.tree for part in batch], self.pad_id)
 
 
 def make_batching(plan: Plan, pad_id: int) -> Batching:
     """The layout that suits the plan's kernel and device."""
-    return Batching(plan.tokens_per_batch, one_row=plan.flex, pad_id=pad_id, alone=plan.device.type == "cpu")
+    return Batching(
+        plan.tokens_per_batch, one_row=plan.flex, pad_id=pad_id, alone=plan.device.type == "cpu"
+    )
 
 
 def _grow(examples: list[Example]) -> TokenTree:
@@ -94,7 +107,13 @@ class StepSampler:
     """
 
     def __init__(
-        self, examples: list[Example], questions_per_step: int, seed: int, process: int, processes: int, step: Callable[[], int]
+        self,
+        examples: list[Example],
+        questions_per_step: int,
+        seed: int,
+        process: int,
+        processes: int,
+        step: Callable[[], int],
     ):
         self.articles = by_article(example.row.article for example in examples)
         self.cost = [len(example.prompt_ids) for example in examples]
@@ -125,7 +144,9 @@ def deal(articles: list[Piece], questions_per_step: int, rng: random.Random) -> 
     for steps_left in range(math.ceil(left / questions_per_step), 0, -1):
         step, size, goal = [], 0, left / steps_left
         # One piece at least, and at least one left for each later step; pieces no larger than a step are always enough.
-        while not step or (len(pieces) >= steps_left and abs(size + len(pieces[-1]) - goal) <= abs(size - goal)):
+        while not step or (
+            len(pieces) >= steps_left and abs(size + len(pieces[-1]) - goal) <= abs(size - goal)
+        ):
             step.append(pieces.pop())
             size += len(step[-1])
         left -= size

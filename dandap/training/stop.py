@@ -32,7 +32,10 @@ class StopSignals(TrainerCallback):
         if self.received:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        print(f"{self.received.name}: finishing this step and saving; once more to stop at once", flush=True)
+        print(
+            f"{self.received.name}: finishing this step and saving; once more to stop at once",
+            flush=True,
+        )
 
     def on_step_end(self, args, state, control, **kwargs):
         number = _on_any_process(self.received or 0, args.device)

@@ -24,7 +24,9 @@ class Validation:
         if doing:
             shown = track(shown, doing, "questions", total=len(examples))
         records = {example.row.id: self.task.record(example, answers) for example, answers in shown}
-        return Answered([example.row for example in examples], [records[example.row.id] for example in examples])
+        return Answered(
+            [example.row for example in examples], [records[example.row.id] for example in examples]
+        )
 
     def callbacks(self, run: RunFolder, questions: int) -> list[KeepBest]:
         """Return what evaluates on some of the questions while training on so many; nothing if that is not wanted."""
@@ -49,6 +51,11 @@ class Validation:
         write_predictions(run.validation_file, answered.records)
         append_json(run.metrics_file, {"validation": scores})
         self.task.tell("validation", scores)
-        more = {"history": list(read_json_lines(run.metrics_file)), "findings": read_json(run.findings_file)}
+        more = {
+            "history": list(read_json_lines(run.metrics_file)),
+            "findings": read_json(run.findings_file),
+        }
         title = f"{run.path.name}: validation"
-        self.task.report(run.path, title, recipe, answered, scores, environment=run.environment(), **more)
+        self.task.report(
+            run.path, title, recipe, answered, scores, environment=run.environment(), **more
+        )

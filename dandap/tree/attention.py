@@ -8,7 +8,12 @@ from typing import NamedTuple
 import torch
 from peft import PeftModel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
@@ -21,7 +26,9 @@ from dandap.tree.token_tree import collate, grow
 NAME = "tree"  # how transformers knows our attention function
 
 
-def why_no_flex(recipe: Recipe, config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+def why_no_flex(
+    recipe: Recipe, config: PretrainedConfig, device: torch.device, dtype: torch.dtype
+) -> str | None:
     """The reason why training cannot use FlexAttention here, or None if it can; raises if the recipe insists on it."""
     reason = _obstacle(recipe, config.get_text_config(), device, dtype)
     if reason and recipe.attention == "flex":
@@ -29,7 +36,9 @@ def why_no_flex(recipe: Recipe, config: PretrainedConfig, device: torch.device, 
     return reason
 
 
-def _obstacle(recipe: Recipe, config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+def _obstacle(
+    recipe: Recipe, config: PretrainedConfig, device: torch.device, dtype: torch.dtype
+) -> str | None:
     if recipe.attention not in ("auto", "flex"):
         return f"attention={recipe.attention} was asked for"
     if not recipe.read_once:
@@ -74,14 +83,25 @@ def branching(model: PreTrainedModel) -> Iterator[None]:
 
 def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
     """A forward and backward at the model's heads and head size, compared with the plain formula; raises if it fails."""
-    heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads, kv_heads = (
+        config.num_attention_heads,
+        getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+    )
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     softcap = getattr(config, "attn_logit_softcapping", None)
-    batch = collate([grow([([*range(9, 300), q], [1, 2]) for q in range(4)])], pad_id=0, multiple_of=BLOCK, device=device)
+    batch = collate(
+        [grow([([*range(9, 300), q], [1, 2]) for q in range(4)])],
+        pad_id=0,
+        multiple_of=BLOCK,
+        device=device,
+    )
     length = batch["input_ids"].shape[1]
     generator = torch.Generator(device).manual_seed(0)
     shapes = [(1, heads, length, size), (1, kv_heads, length, size), (1, kv_heads, length, size)]
-    inputs = [torch.randn(s, device=device, dtype=dtype, generator=generator).requires_grad_() for s in shapes]
+    inputs = [
+        torch.randn(s, device=device, dtype=dtype, generator=generator).requires_grad_()
+        for s in shapes
+    ]
     plain_config, module, results = PretrainedConfig(), torch.nn.Module(), []
     module.num_key_value_groups = heads // kv_heads
     for flex in (True, False):
@@ -92,7 +112,9 @@ def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) ->
         torch.testing.assert_close(got, expected, rtol=0.1, atol=0.1)
 
 
-def tree_attention(module, query, key, value, attention_mask, *, softcap=None, **options) -> tuple[torch.Tensor, None]:
+def tree_attention(
+    module, query, key, value, attention_mask, *, softcap=None, **options
+) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: BlockMasks go to FlexAttention, branches to their own, the rest to SDPA or eager.
 
     query (batch, heads, length, size), key and value with their own number of heads -> (batch, length, heads, size).
@@ -102,7 +124,13 @@ def tree_attention(module, query, key, value, attention_mask, *, softcap=None, *
         return _branch_attention(query, key, value, attention_mask, scaling, softcap), None
     if isinstance(attention_mask, BlockMask):
         output = _compiled()(
-            query, key, value, _capped(softcap), attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+            query,
+            key,
+            value,
+            _capped(softcap),
+            attention_mask,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
         return output.transpose(1, 2).contiguous(), None
     plain = eager_attention_forward if softcap else sdpa_attention_forward
@@ -112,7 +140,12 @@ def tree_attention(module, query, key, value, attention_mask, *, softcap=None, *
 
 
 def _branch_attention(
-    query: torch.Tensor, key: Branched, value: Branched, mask: torch.Tensor, scaling: float | None, softcap: float | None
+    query: torch.Tensor,
+    key: Branched,
+    value: Branched,
+    mask: torch.Tensor,
+    scaling: float | None,
+    softcap: float | None,
 ) -> torch.Tensor:
     """One new token per branch over its row's trunk and its own tokens, which stand last in the mask's columns.
 
@@ -124,7 +157,9 @@ def _branch_attention(
     if query.device.type == "cpu" and not softcap and heads == kv_heads:
         return _branch_attention_on_cpu(query, key, value, mask, scaling)
     grouped = (query * scaling).view(rows, kv_heads, heads // kv_heads, width, size)
-    to_trunk = (grouped.flatten(2, 3) @ key.trunk.transpose(-1, -2)).view(*grouped.shape[:4], length)
+    to_trunk = (grouped.flatten(2, 3) @ key.trunk.transpose(-1, -2)).view(
+        *grouped.shape[:4], length
+    )
     to_own = torch.einsum("rkgwd,rkwtd->rkgwt", grouped, key.own)
     scores = torch.cat([to_trunk, to_own], dim=-1).float()
     if softcap:
@@ -141,11 +176,15 @@ def _branch_attention_on_cpu(
     """The same by torch's fused CPU kernel, which keeps no scores; its sums of exponentials join the two parts."""
     length = key.trunk.shape[2]
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    from_trunk, sums = fused(query, key.trunk, value.trunk, attn_mask=mask[..., :length], scale=scaling)
+    from_trunk, sums = fused(
+        query, key.trunk, value.trunk, attn_mask=mask[..., :length], scale=scaling
+    )
     scores = torch.einsum("rhwd,rhwtd->rhwt", query * scaling, key.own) + mask[..., length:]
     own_sums = scores.logsumexp(-1)
     from_own = torch.einsum("rhwt,rhwtd->rhwd", (scores - own_sums[..., None]).exp(), value.own)
-    share = torch.sigmoid(own_sums - sums)[..., None]  # of the softmax, what falls on the branch's own tokens
+    share = torch.sigmoid(own_sums - sums)[
+        ..., None
+    ]  # of the softmax, what falls on the branch's own tokens
     return (from_trunk + share * (from_own - from_trunk)).transpose(1, 2).contiguous()
 
 

@@ -30,19 +30,26 @@ def sliding_windows(config: PretrainedConfig) -> dict[str, int | None]:
     return {"": window}
 
 
-def tree_masks(config: PretrainedConfig, batch: dict[str, torch.Tensor], dtype: torch.dtype, flex: bool) -> Masks:
+def tree_masks(
+    config: PretrainedConfig, batch: dict[str, torch.Tensor], dtype: torch.dtype, flex: bool
+) -> Masks:
     """What the model takes as `attention_mask` for a collated batch: one mask, or a dict where its layers differ."""
     make = _block_mask if flex else _dense_mask
     masks = {
-        kind: make(batch["subtree_end"], batch["position_ids"], window, dtype) for kind, window in sliding_windows(config).items()
+        kind: make(batch["subtree_end"], batch["position_ids"], window, dtype)
+        for kind, window in sliding_windows(config).items()
     }
     return masks.get("", masks)
 
 
-def _dense_mask(subtree_end: torch.Tensor, position_ids: torch.Tensor, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+def _dense_mask(
+    subtree_end: torch.Tensor, position_ids: torch.Tensor, window: int | None, dtype: torch.dtype
+) -> torch.Tensor:
     """Additive mask, (rows, 1, length, length): 0 where a query sees a key. The window counts positions, not indices."""
     index = torch.arange(subtree_end.shape[1], device=subtree_end.device)
-    sees = (index <= index[:, None]) & (index[:, None] <= subtree_end[:, None, :])  # (rows, query, key)
+    sees = (index <= index[:, None]) & (
+        index[:, None] <= subtree_end[:, None, :]
+    )  # (rows, query, key)
     if window is not None:
         sees &= position_ids[:, :, None] - position_ids[:, None, :] < window
     return additive(sees, dtype)
@@ -54,7 +61,9 @@ def additive(sees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return mask.masked_fill_(sees, 0)[:, None]
 
 
-def _block_mask(subtree_end: torch.Tensor, position_ids: torch.Tensor, window: int | None, dtype: torch.dtype) -> BlockMask:
+def _block_mask(
+    subtree_end: torch.Tensor, position_ids: torch.Tensor, window: int | None, dtype: torch.dtype
+) -> BlockMask:
     """The same rule for FlexAttention, which skips blocks of keys that no query of a block sees.
 
     Which blocks are seen follows from each key's reach, [k, subtree_end[k]]: the (length, length) mask is never made.
@@ -78,6 +87,11 @@ def _block_mask(subtree_end: torch.Tensor, position_ids: torch.Tensor, window: i
     if window is not None:
         positions = position_ids.view(rows, -1, BLOCK)
         full &= positions.amax(-1)[:, :, None] - positions.amin(-1)[:, None] < window
-    kinds = [(kind.sum(-1), kind.int().argsort(dim=-1, descending=True, stable=True)) for kind in (seen & ~full, full)]
-    partial_blocks, full_blocks = [(count[:, None].int(), order[:, None].int()) for count, order in kinds]
+    kinds = [
+        (kind.sum(-1), kind.int().argsort(dim=-1, descending=True, stable=True))
+        for kind in (seen & ~full, full)
+    ]
+    partial_blocks, full_blocks = [
+        (count[:, None].int(), order[:, None].int()) for count, order in kinds
+    ]
     return BlockMask.from_kv_blocks(*partial_blocks, *full_blocks, BLOCK, sees, (length, length))

@@ -13,7 +13,9 @@ class Part(NamedTuple):
     tree: TokenTree
 
 
-def pack(groups: Iterable[list], tree_of: Callable[[list], TokenTree], fits: Callable[[list[Part]], bool]) -> list[list[Part]]:
+def pack(
+    groups: Iterable[list], tree_of: Callable[[list], TokenTree], fits: Callable[[list[Part]], bool]
+) -> list[list[Part]]:
     """Batches of parts that fit, the largest tree first; a group too large for a batch is split by its members."""
 
     def split(group: list) -> list[Part]:
@@ -24,7 +26,9 @@ def pack(groups: Iterable[list], tree_of: Callable[[list], TokenTree], fits: Cal
         return split(group[:middle]) + split(group[middle:])
 
     batches: list[list[Part]] = []
-    for part in sorted((part for group in groups for part in split(group)), key=lambda part: -len(part.tree)):
+    for part in sorted(
+        (part for group in groups for part in split(group)), key=lambda part: -len(part.tree)
+    ):
         if batches and fits([*batches[-1], part]):
             batches[-1].append(part)
         else:

@@ -27,8 +27,12 @@ class TokenTree:
     input_ids: list[int]
     position_ids: list[int]
     subtree_end: list[int]
-    prompt_end: list[int]  # per sequence the index of its last prompt token, which predicts the first answer token
-    targets: list[tuple[int, int]]  # (index that predicts, token predicted); equal answers repeat their pairs
+    prompt_end: list[
+        int
+    ]  # per sequence the index of its last prompt token, which predicts the first answer token
+    targets: list[
+        tuple[int, int]
+    ]  # (index that predicts, token predicted); equal answers repeat their pairs
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -40,11 +44,17 @@ def grow(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:
     An answer's last token is predicted and predicts nothing, so it is a target and no part of the tree. Time and memory
     are linear in the tokens given.
     """
-    children: list[dict[int, int]] = [{}]  # node -> {token: node below}; node 0 stands above every first token
-    paths: list[tuple[list[int], Sequence[int]]] = []  # the nodes that predict the answer's tokens, and the answer
+    children: list[dict[int, int]] = [
+        {}
+    ]  # node -> {token: node below}; node 0 stands above every first token
+    paths: list[
+        tuple[list[int], Sequence[int]]
+    ] = []  # the nodes that predict the answer's tokens, and the answer
     for prompt_ids, answer_ids in sequences:
         if not prompt_ids:
-            raise ValueError("got an empty prompt; expected at least one token, which predicts the answer's first.")
+            raise ValueError(
+                "got an empty prompt; expected at least one token, which predicts the answer's first."
+            )
         node, path = 0, []
         for token in chain(prompt_ids, answer_ids[:-1]):
             below = children[node]
@@ -60,7 +70,11 @@ def grow(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:
         position_ids,
         subtree_end,
         [index_of[path[0]] for path, _ in paths],
-        [(index_of[node], token) for path, answer_ids in paths for node, token in zip(path, answer_ids, strict=False)],
+        [
+            (index_of[node], token)
+            for path, answer_ids in paths
+            for node, token in zip(path, answer_ids, strict=False)
+        ],
     )
 
 
@@ -101,11 +115,21 @@ def collate(
     for row, indices in enumerate(marked):
         predicts[row, indices] = True
         number |= {(row, index): len(number) + i for i, index in enumerate(indices)}
-    pairs = [(number[row, index], target) for row, tree in enumerate(trees) for index, target in tree.targets]
+    pairs = [
+        (number[row, index], target)
+        for row, tree in enumerate(trees)
+        for index, target in tree.targets
+    ]
     tensors = {
-        "input_ids": torch.tensor([tree.input_ids + [pad_id] * len(pad) for tree, pad in zip(trees, padding, strict=True)]),
-        "position_ids": torch.tensor([tree.position_ids + [0] * len(pad) for tree, pad in zip(trees, padding, strict=True)]),
-        "subtree_end": torch.tensor([tree.subtree_end + pad for tree, pad in zip(trees, padding, strict=True)]),
+        "input_ids": torch.tensor(
+            [tree.input_ids + [pad_id] * len(pad) for tree, pad in zip(trees, padding, strict=True)]
+        ),
+        "position_ids": torch.tensor(
+            [tree.position_ids + [0] * len(pad) for tree, pad in zip(trees, padding, strict=True)]
+        ),
+        "subtree_end": torch.tensor(
+            [tree.subtree_end + pad for tree, pad in zip(trees, padding, strict=True)]
+        ),
         "predicts": predicts,
         "predictor": torch.tensor([pair[0] for pair in pairs], dtype=torch.long),
         "target_ids": torch.tensor([pair[1] for pair in pairs], dtype=torch.long),

@@ -27,7 +27,16 @@ HOSTILE = [
         "[/INST]",
         "<<SYS>>",
     ),
-    *("### User:", "### Assistant:\n", "\nAnswer:", "<think>", "</think>", "[|endofturn|]", "<0x0A>", "▁▁"),
+    *(
+        "### User:",
+        "### Assistant:\n",
+        "\nAnswer:",
+        "<think>",
+        "</think>",
+        "[|endofturn|]",
+        "<0x0A>",
+        "▁▁",
+    ),
     # templates
     *(
         "{question}",
@@ -68,7 +77,22 @@ HOSTILE = [
     ),
     *("\u3000전각 공백\u3000", "a\u00a0b", "ﷺ", "\U0010ffff", "\ufffd", "뷁쀍뙇"),
     # files
-    *('"', '""', "'", ",", "a,b\nc", "a\rb", "a\r\nb", "\t", ";", "|", "=1+1", "@SUM(A1)", "-2+3", "+cmd|' /C calc'!A0"),
+    *(
+        '"',
+        '""',
+        "'",
+        ",",
+        "a,b\nc",
+        "a\rb",
+        "a\r\nb",
+        "\t",
+        ";",
+        "|",
+        "=1+1",
+        "@SUM(A1)",
+        "-2+3",
+        "+cmd|' /C calc'!A0",
+    ),
     *(
         "NA",
         "nan",

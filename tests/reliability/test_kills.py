@@ -24,15 +24,33 @@ def work(tmp_path_factory):
     lines = [",".join(HEADER)]
     for number in range(60):
         question = ("매출은?", "본사는?")[number % 2]
-        lines.append(f"TRAIN_{number:04d},한빛전자 {number // 2}호는 본사가 부산에 있다.,{question},부산")
+        lines.append(
+            f"TRAIN_{number:04d},한빛전자 {number // 2}호는 본사가 부산에 있다.,{question},부산"
+        )
     (folder / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     fine_tune.main([*options(folder, "whole"), "--run_name", "run"])
     return folder
 
 
 def options(folder, output):
-    paths = ["--train_file", str(folder / "train.csv"), "--output_dir", str(folder / output), "--validation_fraction", "0.1"]
-    how = ["--questions_per_step", "4", "--epochs", "2", "--save_steps", "1", "--evaluate_every", "6 steps"]
+    paths = [
+        "--train_file",
+        str(folder / "train.csv"),
+        "--output_dir",
+        str(folder / output),
+        "--validation_fraction",
+        "0.1",
+    ]
+    how = [
+        "--questions_per_step",
+        "4",
+        "--epochs",
+        "2",
+        "--save_steps",
+        "1",
+        "--evaluate_every",
+        "6 steps",
+    ]
     return ["--recipe", "demo", *paths, *how]
 
 
@@ -66,7 +84,9 @@ def wait_for_step(folder, child):
 
 
 def newest_change(folder):
-    checkpoints = [path for run in list_runs(folder) if run.checkpoints.is_dir() for path in [run.checkpoints]]
+    checkpoints = [
+        path for run in list_runs(folder) if run.checkpoints.is_dir() for path in [run.checkpoints]
+    ]
     return max((path.stat().st_mtime_ns for path in checkpoints), default=0)
 
 
@@ -76,11 +96,14 @@ def test_a_killed_run_ends_as_if_it_never_had_been(work, kills):
     assert train_until_done(work, output, kills, random.Random(kills)) > 0
     run = next(run for run in list_runs(work / output) if run.finished)
     expected, got = (
-        load_file(path / "adapter_model.safetensors") for path in (RunFolder(work / "whole" / "run").adapter, run.adapter)
+        load_file(path / "adapter_model.safetensors")
+        for path in (RunFolder(work / "whole" / "run").adapter, run.adapter)
     )
     assert all(expected[name].equal(got[name]) for name in expected)
     assert not (run.checkpoints / ".saving").exists()
-    assert history(run) == history(RunFolder(work / "whole" / "run")), "losses, gradients, evaluations and the validation score"
+    assert history(run) == history(RunFolder(work / "whole" / "run")), (
+        "losses, gradients, evaluations and the validation score"
+    )
 
 
 def history(run):

@@ -50,7 +50,9 @@ def test_no_text_becomes_control(encode, text):
     """A prompt with it has the control tokens of one without, in the article, the question and the answer alike."""
 
     def encoded(context, question, answer):
-        row = Row("0", ARTICLE.replace("{}", context), QUESTION.replace("{}", question), ("답" + answer,))
+        row = Row(
+            "0", ARTICLE.replace("{}", context), QUESTION.replace("{}", question), ("답" + answer,)
+        )
         (example,) = encode.encode_rows([row], 40_000, answers=True)
         return controls(encode, example.prompt_ids), controls(encode, example.answer_ids)
 
@@ -63,19 +65,45 @@ def hostile_run(tmp_path_factory):
     """Trained on hostile rows for a step, hostile questions answered; everything but the longest text."""
     folder = tmp_path_factory.mktemp("hostile")
     texts = [text for text in HOSTILE if len(text) < 1000]
-    rows = [[f"행 {n}", ARTICLE.replace("{}", text), QUESTION.replace("{}", text), f"답 {text}"] for n, text in enumerate(texts)]
+    rows = [
+        [f"행 {n}", ARTICLE.replace("{}", text), QUESTION.replace("{}", text), f"답 {text}"]
+        for n, text in enumerate(texts)
+    ]
     for name, columns in (("train", 4), ("test", 3)):
         with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, quoting=csv.QUOTE_ALL).writerows([HEADER[:columns], *(row[:columns] for row in rows)])
-    paths = ["--train_file", str(folder / "train.csv"), "--test_file", str(folder / "test.csv"), "--output_dir", str(folder)]
-    fine_tune.main(["--recipe", "demo", *paths, "--epochs", "0.1", "--max_new_tokens", "8", "--run_name", "run"])
+            csv.writer(file, quoting=csv.QUOTE_ALL).writerows(
+                [HEADER[:columns], *(row[:columns] for row in rows)]
+            )
+    paths = [
+        "--train_file",
+        str(folder / "train.csv"),
+        "--test_file",
+        str(folder / "test.csv"),
+        "--output_dir",
+        str(folder),
+    ]
+    fine_tune.main(
+        [
+            "--recipe",
+            "demo",
+            *paths,
+            "--epochs",
+            "0.1",
+            "--max_new_tokens",
+            "8",
+            "--run_name",
+            "run",
+        ]
+    )
     return folder, texts
 
 
 def test_hostile_rows_run_from_end_to_end(hostile_run):
     folder, texts = hostile_run
     result = inference.main(["--output_dir", str(folder)])
-    submission = pd.read_csv(result["submission"], dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    submission = pd.read_csv(
+        result["submission"], dtype=str, keep_default_na=False, encoding="utf-8-sig"
+    )
     assert submission["id"].tolist() == [f"행 {n}" for n in range(len(texts))]
 
 
@@ -83,31 +111,53 @@ def test_hostile_answers_survive_the_round_trip(tmp_path):
     rows = [Row(str(n), "기사", "질문?") for n in range(len(HOSTILE))]
     for encoding in ("utf-8", "utf-8-sig"):
         write_submission(
-            tmp_path / "submission.csv", SubmissionForm(("id", "answer"), encoding), [row.id for row in rows], HOSTILE
+            tmp_path / "submission.csv",
+            SubmissionForm(("id", "answer"), encoding),
+            [row.id for row in rows],
+            HOSTILE,
         )
-        table = pd.read_csv(tmp_path / "submission.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(
+            tmp_path / "submission.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig"
+        )
         assert table["answer"].tolist() == HOSTILE
 
 
 def test_the_review_runs_no_formula(tmp_path):
-    record = {"id": "1", "question": "=1+1", "gold": ["@x", "b"], "char_f1": None, "log_probability": -0.5, "ended": "stopped"}
+    record = {
+        "id": "1",
+        "question": "=1+1",
+        "gold": ["@x", "b"],
+        "char_f1": None,
+        "log_probability": -0.5,
+        "ended": "stopped",
+    }
     write_review(tmp_path / "review.csv", [record | {"prediction": text} for text in HOSTILE])
     with (tmp_path / "review.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(HOSTILE)
-    assert all(not row[name].startswith(("=", "+", "@", "\t", "\r")) for row in rows for name in row)
-    assert all(row["prediction"].lstrip("'") in text or not text for row, text in zip(rows, HOSTILE, strict=True))
+    assert all(
+        not row[name].startswith(("=", "+", "@", "\t", "\r")) for row in rows for name in row
+    )
+    assert all(
+        row["prediction"].lstrip("'") in text or not text
+        for row, text in zip(rows, HOSTILE, strict=True)
+    )
     assert {row["question"] for row in rows} == {"'=1+1"}
 
 
 def test_lone_surrogates_become_question_marks(tmp_path):
     """No tokenizer or file can hold them."""
     path = tmp_path / "train.jsonl"
-    path.write_text(json.dumps({"id": "1", "context": "기사 \ud800", "question": "질문?", "answer": "답"}) + "\n")
+    path.write_text(
+        json.dumps({"id": "1", "context": "기사 \ud800", "question": "질문?", "answer": "답"})
+        + "\n"
+    )
     assert read(path, need_answers=True).rows[0].context == "기사 ?"
 
 
-@pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "a/b", "..", ".", "C:\\x", "con\x00", "한글 이름"])
+@pytest.mark.parametrize(
+    "name", ["../../etc", "/etc/passwd", "a/b", "..", ".", "C:\\x", "con\x00", "한글 이름"]
+)
 def test_names_stay_one_folder(name, tmp_path):
     try:
         folder = tmp_path / safe_name(name)
@@ -120,7 +170,14 @@ def test_a_token_in_the_environment_reaches_no_file(hostile_run, tmp_path):
     folder, _ = hostile_run
     canary = "hf_CANARY0123456789abcdefghijklmnopqr"
     environment = os.environ | {"HF_TOKEN": canary, "HUGGING_FACE_HUB_TOKEN": canary}
-    options = ["--recipe", "demo", "--train_file", str(folder / "train.csv"), "--test_file", str(folder / "test.csv")]
+    options = [
+        "--recipe",
+        "demo",
+        "--train_file",
+        str(folder / "train.csv"),
+        "--test_file",
+        str(folder / "test.csv"),
+    ]
     script = "import sys, fine_tune, inference; fine_tune.main(sys.argv[1:-2]); inference.main(sys.argv[-2:])"
     command = [
         sys.executable,
@@ -153,7 +210,18 @@ READERS = {
     "wallpaper.csv": lambda path: wallpaper.read([path], need_answers=True),
 }
 PIECES = {
-    "csv": ["id,context,question,answer\n", "1,기사,질문,답\n", '"', ",", "\n", "\r", "a", "답", "\x00", "\ufeff"],
+    "csv": [
+        "id,context,question,answer\n",
+        "1,기사,질문,답\n",
+        '"',
+        ",",
+        "\n",
+        "\r",
+        "a",
+        "답",
+        "\x00",
+        "\ufeff",
+    ],
     "jsonl": [
         '{"id": "1", "context": "기사", "question": "질문", "answer": "답"}\n',
         "{",
@@ -180,12 +248,34 @@ PIECES = {
         '{"id": 1, "prediction": null}',
         *("{", "}", "[", '"', ":", "\\ud800", "\n", "null"),
     ],
-    "predictions.csv": ["id,prediction\n", "id,answer\n", "1,답\n", '"', ",", "\n", "\r", "\u2028", "\x00", "\ufeff"],
+    "predictions.csv": [
+        "id,prediction\n",
+        "id,answer\n",
+        "1,답\n",
+        '"',
+        ",",
+        "\n",
+        "\r",
+        "\u2028",
+        "\x00",
+        "\ufeff",
+    ],
     "nikl.json": [
         '[{"id": "1", "input": {"conversation": [{"speaker": 1, "utterance": "가", "utterance_id": "u"}], ',
         '"reference_id": ["u"], "category": "원인", "inference_1": "a", "inference_2": "b", "inference_3": "c"}, ',
         '"output": "inference_1"}]',
-        *('"reference_id": 3', '"category": []', '"utterance_id": {}', "null", "[", "]", "{", "}", ",", '"'),
+        *(
+            '"reference_id": 3',
+            '"category": []',
+            '"utterance_id": {}',
+            "null",
+            "[",
+            "]",
+            "{",
+            "}",
+            ",",
+            '"',
+        ),
     ],
     "wallpaper.csv": [
         "id,질문_1,질문_2,category,답변_1,답변_2,답변_3,답변_4,답변_5\n",
