@@ -1,9 +1,14 @@
-"""Several files of answers -> one: python ensemble.py A B C, each a run, a folder of answers, or a .csv or .jsonl file.
+"""Join several files of answers into one: python ensemble.py A B C.
 
---method f1_sum   the answer most like all others: the highest sum of pairwise character F1 (minimum Bayes risk); the default
-         vote     the answer most members gave (equal by the metric's rules); ties go to the member listed first
+A, B and C are each a run, a folder of answers, or a .csv or .jsonl file.
+
+--method f1_sum   the answer most like all others: the highest sum of pairwise character F1
+                  (minimum Bayes risk); the default
+         vote     the answer most members gave (equal by the metric's rules); ties go to the
+                  member listed first
          vote_f1  the same; ties go by the sum of F1, then to the member listed first
-         hard     a vote over choices; ties go to the largest summed probability, then to the member listed first
+         hard     a vote over choices; ties go to the largest summed probability, then to the
+                  member listed first
 """
 
 import dandap.start  # noqa: F401
@@ -37,33 +42,39 @@ from dandap.runs.predictions import (
 )
 from tasks import get_task
 
-Pick = Callable[
-    [Sequence[dict]], int
-]  # the members' records of one question -> whose answer is taken
+# The members' records of one question -> the index of the member whose answer is taken.
+Pick = Callable[[Sequence[dict]], int]
 
 
 def f1_sum(records: Sequence[dict]) -> int:
-    """Whose answer has the highest summed F1 with the others'; the first of equals."""
+    """Return whose answer has the highest summed F1 with the others'; the first of equals."""
     return metrics.consensus(_answers(records))
 
 
 def vote(records: Sequence[dict]) -> int:
-    """Whose answer most members gave; the first listed of equals."""
+    """Return whose answer most members gave; the first listed of equals."""
     return _most_common(records)[0]
 
 
 def vote_f1(records: Sequence[dict]) -> int:
-    """Whose answer most members gave; ties by the summed F1 with all members' answers, then the first listed."""
+    """Return whose answer most members gave.
+
+    Ties go to the largest summed F1 with all members' answers, then to the member listed first.
+    """
     answers = _answers(records)
     gains = [sum(metrics.char_f1(mine, other) for other in answers) for mine in answers]
     return max(_most_common(records), key=lambda index: (gains[index], -index))
 
 
 def hard(records: Sequence[dict]) -> int:
-    """Which choice most members made; ties by the choices' summed probabilities, then the first listed."""
+    """Return who made the choice that most members made.
+
+    Ties go to the choice with the largest summed probability, then to the member listed first.
+    """
     if not all(record.get("choices") for record in records):
         raise InputError(
-            "hard votes over choices, and a member's answers have none: answer with --choices, or use --method vote."
+            "hard votes over choices, and a member's answers have none: answer with --choices, "
+            "or use --method vote."
         )
     chances = [_probabilities(record["choices"]) for record in records]
     summed = [
@@ -77,7 +88,8 @@ def _answers(records: Sequence[dict]) -> list[str]:
 
 
 def _groups(records: Sequence[dict]) -> list[list[int]]:
-    """Members with the same answer by the metric's rules, in the order of their first."""
+    """Return the members with the same answer by the metric's rules, in the order of the first."""
+    # Spaces go too: character F1 does not count them, so answers that differ in them are equal.
     groups: dict[str, list[int]] = {}
     for index, answer in enumerate(_answers(records)):
         groups.setdefault(metrics.normalize(answer).replace(" ", ""), []).append(index)
@@ -92,7 +104,8 @@ def _most_common(records: Sequence[dict]) -> list[int]:
 
 
 def _probabilities(log_probabilities: dict[str, float]) -> dict[str, float]:
-    """Of choices, summing to 1."""
+    """Return the probabilities of the choices, which sum to 1."""
+    # The highest is taken off before exp, or very unlikely choices would all become 0, a sum of 0.
     highest = max(log_probabilities.values())
     chances = {choice: math.exp(value - highest) for choice, value in log_probabilities.items()}
     return {choice: chance / sum(chances.values()) for choice, chance in chances.items()}
@@ -102,23 +115,27 @@ METHODS: dict[str, Pick] = {"f1_sum": f1_sum, "vote": vote, "vote_f1": vote_f1, 
 
 
 def agreement(questions: Sequence[Sequence[dict]]) -> dict[str, int]:
-    """How often the members agreed: {"3:0": all three, "2:1": ..., "1:1:1": three answers}, the fullest agreement first."""
+    """Return how often the members agreed, the fullest agreement first.
+
+    Of three members: {"3:0": all three, "2:1": two against one, "1:1:1": three different answers}.
+    """
 
     def pattern(records: Sequence[dict]) -> str:
         sizes = sorted((len(group) for group in _groups(records)), reverse=True)
+        # All of one mind are "3:0", so that the pattern is never a single number.
         return ":".join(map(str, sizes if len(sizes) > 1 else [*sizes, 0]))
 
+    def sizes_of(name: str) -> list[int]:
+        return [int(size) for size in name.split(":")]
+
     counts = Counter(map(pattern, questions))
-    return {
-        name: counts[name]
-        for name in sorted(
-            counts, key=lambda name: [int(size) for size in name.split(":")], reverse=True
-        )
-    }
+    # By numbers, because as texts "10:0" would come after "9:1".
+    fullest_first = sorted(counts, key=sizes_of, reverse=True)
+    return {name: counts[name] for name in fullest_first}
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """The command line; returns the result that its last line prints as JSON."""
+    """Run the command line; return the result that its last line prints as JSON."""
     arguments = parse(command_line(), argv)
     refuse_output(arguments.output, arguments.overwrite)
     check_writable(Path(arguments.output_dir), "Name another --output_dir.")
@@ -130,9 +147,11 @@ def main(argv: list[str] | None = None) -> dict:
     members = same_questions({str(path): load_predictions(path) for path in _all_different(paths)})
     refuse_other_settings(paths)
     questions = list(zip(*members, strict=True))
+    # Character F1 is symmetric, so of two members each gains the same from the other.
     if arguments.method == "f1_sum" and len(members) == 2:
         print(
-            f"two members' answers are as like to one another: f1_sum must take the first, if it is not empty ({paths[0]})"
+            "two members' answers are as like to one another: f1_sum must take the first, "
+            f"if it is not empty ({paths[0]})"
         )
     pick = METHODS[arguments.method]
     picked = [pick(records) for records in questions]
@@ -144,6 +163,7 @@ def main(argv: list[str] | None = None) -> dict:
     folder = new_folder(arguments.output_dir, f"ensemble-{arguments.method}")
     write_json_lines(folder / RECORD, records)
     write_predictions(folder / "predictions.csv", records)
+    # Answers to validation questions are submitted nowhere.
     submission = None if arguments.split else write_joined(folder, paths[0], records)
     made_of = {
         "method": arguments.method,
@@ -153,6 +173,7 @@ def main(argv: list[str] | None = None) -> dict:
     write_json(folder / "ensemble.json", made_of | {"agreement": counts, "scores": scores})
     if submission:
         print(f"submission: {submission} ({len(records):,} rows, read back and checked)")
+    # --output is written last, as in inference.py: what is cut off before leaves it as it was.
     if submission and arguments.output:
         copy_whole(submission, Path(arguments.output))
     result = {
@@ -166,7 +187,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def command_line() -> Parser:
-    """Which answers, and how they become one."""
+    """Return the options: which answers are joined, and how they become one."""
     parser = Parser(__doc__)
     parser.add_argument(
         "members",
@@ -200,6 +221,7 @@ def _all_different(paths: list[Path]) -> list[Path]:
     return paths
 
 
+# Fields of a recipe that decide what kind of text an answer is.
 ANSWERED_ALIKE = (
     "task",
     "samples",
@@ -213,8 +235,10 @@ ANSWERED_ALIKE = (
 
 
 def refuse_other_settings(paths: list[Path]) -> None:
-    """Refuse members that were answered in different ways: a vote of free texts with 예 and 아니오 means nothing."""
+    """Refuse members that were answered in different ways, such as free texts beside choices."""
     settings = {path: _settings(path) for path in paths}
+    # A vote of free texts with 예 and 아니오 means nothing. Files whose settings are not known (a
+    # submission from elsewhere) are let through.
     known = {path: found for path, found in settings.items() if found}
     for path, found in known.items():
         first, expected = next(iter(known.items()))
@@ -225,12 +249,16 @@ def refuse_other_settings(paths: list[Path]) -> None:
                 + ", ".join(
                     f"{name} {expected.get(name)!r} and {found.get(name)!r}" for name in odd
                 )
-                + ". Name folders of answers (RUN/answers/...) that were made alike, or answer again."
+                + ". Name folders of answers (RUN/answers/...) that were made alike, "
+                "or answer again."
             )
 
 
 def _settings(path: Path) -> dict:
-    """How answers were made: of an inference beside them, of validation answers in their run's recipe; {} where unknown."""
+    """Return the recipe that a file's answers were made with; {} where it is unknown.
+
+    An inference noted it beside its answers; validation answers were made with their run's recipe.
+    """
     noted = path.with_name("scores.json")
     if noted.is_file():
         return read_json(noted).get("recipe") or {}
@@ -239,9 +267,14 @@ def _settings(path: Path) -> dict:
 
 
 def _merge(records: Sequence[dict], index: int) -> dict:
-    """The record that was taken, with what a sparser file may lack, and all members' answers."""
+    """Return the record that was taken, with all members' answers and its number, from 1.
+
+    The question, gold answers and article come from the first member that has them, because the
+    file whose answer is taken may lack them (a submission has ids and answers alone).
+    """
     known: dict = {}
     for record in records:
+        # What is known already stands on the right, and so wins.
         known = {
             name: record[name] for name in ("question", "gold", "article") if record.get(name)
         } | known
@@ -262,7 +295,7 @@ def _merge(records: Sequence[dict], index: int) -> dict:
 
 
 def tell_scores(paths: list[Path], members: list[list[dict]], records: list[dict]) -> dict | None:
-    """Each member's score and the ensemble's, where gold answers are known."""
+    """Print and return each member's score and the ensemble's; None without all gold answers."""
     if not all(record.get("gold") and record.get("article") for record in records):
         print("no score: not every question has a known gold answer")
         return None
@@ -273,17 +306,20 @@ def tell_scores(paths: list[Path], members: list[list[dict]], records: list[dict
         for name, answers in (answered | {"ensemble": _answers(records)}).items()
     }
     task = get_task(make_recipe(_settings(paths[0]), str(paths[0])).task)
-    label = task.label(task.headline[0])  # of single letters character F1 is accuracy
+    # Of single letters character F1 is accuracy, and the task calls it so.
+    label = task.label(task.headline[0])
     for name, score in scores.items():
         low, high = score["char_f1_interval"]
         print(
-            f"  {label} {score['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  exact match {score['exact_match']:.4f}  {name}"
+            f"  {label} {score['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  "
+            f"exact match {score['exact_match']:.4f}  {name}"
         )
     return scores
 
 
 def write_joined(folder: Path, member: Path, records: list[dict]) -> Path:
-    """Write the submission in the way of the first member's task; a file without a noted recipe is economic QA's."""
+    """Write the submission in the way of the first member's task, and return its path."""
+    # Without a noted recipe this is the default one, whose task is economic QA.
     recipe = make_recipe(_settings(member), str(member))
     path, note = get_task(recipe.task).submit_joined(recipe, folder, member, records)
     if note:

@@ -1,9 +1,13 @@
-"""Fine-tune a Korean LLM to answer in a few words: recipe -> rows -> model -> train -> adapter and validation score.
+"""Fine-tune a Korean LLM to answer in a few words.
 
-python fine_tune.py                       the demo, or the default recipe once data/train.csv is there
+recipe -> rows -> model -> train -> adapter and validation score
+
+python fine_tune.py                       the demo, or the default recipe once data/train.csv
+                                          is there
 python fine_tune.py --recipe kanana-1.5-8b --epochs 2
 python fine_tune.py --preview             one encoded example, token counts, what would be trimmed
-python fine_tune.py --plan                memory of every recipe, or of --recipe, and what would be chosen
+python fine_tune.py --plan                memory of every recipe, or of --recipe, and what
+                                          would be chosen
 python fine_tune.py --resume              continue the newest unfinished run
 """
 
@@ -27,8 +31,9 @@ from tasks import get_task
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line; InputError for what cannot be used."""
+    """Run the command line; raise InputError for what cannot be used."""
     arguments = parse(command_line(), argv)
+    # Under a launcher (accelerate launch, torchrun) every process comes here; all would print.
     with first_one_speaks():
         if arguments.plan:
             from dandap.base.plans import show_plans  # with torch, as below
@@ -39,10 +44,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def fine_tune(arguments: argparse.Namespace) -> None:
-    """Tell the story, from the recipe to the validation score."""
-    from dandap.answering.answerer import (
-        Answerer,
-    )  # torch takes 10 s: after the command line is understood
+    """Train as the command line says, from the choice of the recipe to the validation score."""
+    # These load torch, which takes 10 s: not before the command line is understood.
+    from dandap.answering.answerer import Answerer
     from dandap.training import session
     from dandap.training.start import choose
 
@@ -60,10 +64,14 @@ def fine_tune(arguments: argparse.Namespace) -> None:
 
     job = session.Job(recipe, base.plan, base.tokenizer, examples)
     model = session.make_model(job, base.config, start.folder)
+    # The run's folder is made only now, when model and data have proved usable: what fails
+    # before leaves no empty run behind.
     run = session.begin_run(start, job, template, data.table)
+    # Two processes on one run would write over each other's checkpoints.
     with session.held(run):
         checkpoint = session.find_checkpoint(run, model) if start.run else None
         note(run, data, recipe, template)
+        # With validation_fraction 0 there is nothing to answer, and the last step is kept.
         answerer = Answerer(recipe, encoder, model, base.answering) if held_out else None
         validation = session.Validation(task, answerer, held_out) if held_out else None
         session.train_run(run, job, model, validation, checkpoint)
@@ -108,7 +116,10 @@ def command_line() -> Parser:
 def choose_template(
     run: RunFolder | None, arguments: argparse.Namespace, recipe: Recipe
 ) -> prompts.Template:
-    """Return the wording, checked; and refuse what a new run could not be written under, before anything is read."""
+    """Return the checked wording, and refuse an output folder that no new run can be written to.
+
+    Both are settled before any data are read.
+    """
     from dandap.base.hub import confirm_remote_code
 
     confirm_remote_code(recipe, "trust_remote_code" in chosen_options(arguments))
@@ -123,7 +134,10 @@ def choose_template(
 
 
 def trained_template(run: RunFolder, recipe: Recipe) -> prompts.Template:
-    """Return the wording a run was started with, unless it goes on with another (--resume_anyway)."""
+    """Return the wording that a run was started with, or the recipe's if that is another now.
+
+    The recipe can differ from the run's only with --resume_anyway.
+    """
     name, template = run.load_template()
     return (
         template if name == recipe.template else prompts.get_template(recipe.template, recipe.task)
@@ -132,7 +146,7 @@ def trained_template(run: RunFolder, recipe: Recipe) -> prompts.Template:
 
 @dataclass(frozen=True)
 class Data:
-    """The training file, split, and what is wrong with it."""
+    """Hold the training file, its split, and the findings of the data checks by kind."""
 
     table: Table
     train: list[Row]
@@ -141,7 +155,7 @@ class Data:
 
 
 def read_data(recipe: Recipe) -> Data:
-    """Read, split and check the training file; what was found is told."""
+    """Read, split and check the training file, and print what was found."""
     table = get_task(recipe.task).read_train(recipe)
     tell_data(recipe, table)
     train, validation = split_by_article(table.rows, recipe.validation_fraction)
@@ -149,6 +163,7 @@ def read_data(recipe: Recipe) -> Data:
 
 
 def tell_data(recipe: Recipe, table: Table) -> None:
+    """Print the size of the training file, the notes of its reading, and the recipe's options."""
     articles = len({row.article for row in table.rows})
     print(f"{table.path}: {len(table.rows):,} questions on {articles:,} articles")
     for note in table.notes:
@@ -163,7 +178,8 @@ def tell_data(recipe: Recipe, table: Table) -> None:
 def check_rows(
     recipe: Recipe, train_rows: list[Row], validation_rows: list[Row]
 ) -> dict[str, list[dict]]:
-    """What is wrong with the data, told; large data take some seconds, so one process looks."""
+    """Return what is wrong with the data, by kind, and print it."""
+    # Large data take some seconds, so one process of several checks them for all.
     if not is_first():
         return {}
     findings = check_data(
@@ -175,18 +191,20 @@ def check_rows(
 
 
 def test_rows(recipe: Recipe) -> list[Row]:
-    """Of the test file, for the checks; it need not be there yet."""
+    """Return the rows of the test file for the data checks; none if it is missing or unusable."""
     if not Path(recipe.test_file).is_file():
         return []
     try:
         return get_task(recipe.task).read_test(recipe, Path(recipe.test_file)).rows
     except InputError as error:
+        # Training does not need the test file, so a bad one stops only inference.py.
         print(f"WARNING: the test file cannot be used yet: {error}")
         return []
 
 
 def note(run: RunFolder, data: Data, recipe: Recipe, template: prompts.Template) -> None:
-    """Write what the run is trained with into its folder; --resume_anyway may have changed it."""
+    """Write the data's findings, the recipe and the wording into the run's folder."""
+    # A continued run is written again, because --resume_anyway may have changed its recipe.
     if is_first():
         write_json(run.findings_file, data.findings)
         run.save_recipe(recipe, template)

@@ -1,9 +1,12 @@
-"""Answer a test file: run + test file -> answers -> submission.csv and, where gold answers are known, a score.
+"""Answer a test file with a trained run or with a base model alone.
+
+run + test file -> answers -> submission.csv and, where gold answers are known, a score
 
 python inference.py                              the newest finished run, that run's test file
 python inference.py --run outputs/demo-... --test_file data/test.csv
 python inference.py --split validation           rescore the run's validation questions
-python inference.py --recipe eeve-10.8b --no_adapter --template context_bot    zero-shot: the base alone
+python inference.py --recipe eeve-10.8b --no_adapter --template context_bot
+                                                 zero-shot: the base alone
 """
 
 import dandap.start  # noqa: F401
@@ -34,7 +37,7 @@ DEMO_TEST = "data/sample/test.csv"
 
 @dataclass(frozen=True)
 class Source:
-    """What answers: a run's adapter on its base, or (`run` None) a base alone; with which recipe and wording."""
+    """Hold what answers: a run's adapter on its base, or a base alone where `run` is None."""
 
     run: RunFolder | None
     recipe: Recipe
@@ -43,7 +46,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Questions:
-    """What is answered: `rows` of the table's, and the form of a submission, None where there will be none."""
+    """Hold what is answered: `rows`, which are the table's or its first ones, and a form.
+
+    The form is that of the submission; None where no submission will be written.
+    """
 
     table: Table
     rows: list[Row]
@@ -61,15 +67,17 @@ def main(argv: list[str] | None = None) -> dict:
     check_writable(parent, "Name another with --answers_dir.")
 
     started = time.perf_counter()
-    from dandap.answering.session import (
-        open_model,
-    )  # torch takes 10 s to load: not before the input is known to be right
+    # This loads torch, which takes 10 s: not before the input is known to be right.
+    from dandap.answering.session import open_model
 
     model = open_model(source.recipe, source.template, source.run, prompts.make_encoder)
+    # Only now, because the folder of a base alone notes which files of the base were loaded.
     if not source.run and not arguments.answers_dir:
         parent = start_base_run(arguments, source, questions, model.base).answers
     settings = settings_of(arguments, source, questions, model.base)
+    # An unfinished inference with the same settings is gone on with, so its folder may exist.
     folder = answers_folder(parent, Path(arguments.split or questions.table.path), settings)
+    # Two processes on one folder would write over each other's journal.
     with locked(folder):
         examples = encode(source.recipe, model.answerer.encoder, questions)
         model.check(examples)
@@ -133,44 +141,52 @@ def command_line() -> Parser:
 
 
 def choose_parent(arguments: argparse.Namespace, run: RunFolder | None) -> Path:
-    """Return where the folder of these answers goes; a run that is only read (Kaggle's inputs) needs another place."""
+    """Return the folder that the folder of these answers goes into.
+
+    A run that is only read (one of Kaggle's inputs) needs --answers_dir.
+    """
     if arguments.answers_dir:
         return Path(arguments.answers_dir)
     return run.answers if run else Path(arguments.output_dir)
 
 
 def choose(arguments: argparse.Namespace) -> Source:
-    """Return what answers; no run with --no_adapter."""
+    """Return what answers: a finished run, or with --no_adapter a base model alone."""
     if arguments.no_adapter:
         return choose_base(arguments)
     if arguments.recipe:
         raise InputError(
-            "--recipe names a base model to answer without training: add --no_adapter. A trained run is named with --run."
+            "--recipe names a base model to answer without training: add --no_adapter. "
+            "A trained run is named with --run."
         )
     run = find_run(arguments.run, arguments.output_dir)
     recipe = run.load_recipe()
     if not run.finished:
         raise InputError(
-            f"{run.path} holds no adapter: its training has not finished, or it is a zero-shot run (--no_adapter). "
+            f"{run.path} holds no adapter: its training has not finished, or it is a zero-shot "
+            "run (--no_adapter). "
             f"Continue training with fine_tune.py --resume {run.path}, or name another --run."
         )
     trained_name, template = run.load_template()
     if arguments.template:
         print(
-            f"template: {arguments.template} (--template) instead of {trained_name}, which the run was trained with"
+            f"template: {arguments.template} (--template) instead of {trained_name}, "
+            "which the run was trained with"
         )
         template = prompts.get_template(arguments.template, recipe.task)
         recipe = make_recipe(recipe.model_dump() | {"template": arguments.template}, "--template")
+    # prompts.py may have been edited since; the adapter has learned the wording that was saved.
     elif prompts.TEMPLATES.get(trained_name) != template:
         print(
-            f"WARNING: template {trained_name!r} in prompts.py is not what it was at training; the one saved with the run is used"
+            f"WARNING: template {trained_name!r} in prompts.py is not what it was at training; "
+            "the one saved with the run is used"
         )
     print(f"run: {run.path}")
     return Source(run, recipe, template)
 
 
 def choose_base(arguments: argparse.Namespace) -> Source:
-    """Return a base model alone: of a recipe, or of a run's recipe."""
+    """Return a base model alone: that of --recipe, else that of a run's recipe."""
     if arguments.run and arguments.recipe:
         raise InputError("got --run and --recipe; with --no_adapter give one of them.")
     if arguments.recipe:
@@ -184,22 +200,22 @@ def choose_base(arguments: argparse.Namespace) -> Source:
 
 
 def with_options(source: Source, arguments: argparse.Namespace) -> Source:
-    """Put the command line's ways of answering over the recipe's, and check the wording."""
-    from dandap.base.hub import (
-        confirm_remote_code,
-    )  # with the hub's library, which --help need not wait for
+    """Return the source with the command line's ways of answering, its wording checked."""
+    # This loads the hub's library, which --help need not wait for.
+    from dandap.base.hub import confirm_remote_code
 
     options = {
         name: value for name, value in chosen_options(arguments).items() if name in ANSWERING
     }
     recipe = make_recipe(source.recipe.model_dump() | options, "the command line")
+    # A recipe or somebody's run folder alone must not start code of a repository.
     confirm_remote_code(recipe, "trust_remote_code" in options)
     prompts.check_template(source.template, recipe.template, get_task(recipe.task))
     return replace(source, recipe=recipe)
 
 
 def read_questions(recipe: Recipe, arguments: argparse.Namespace) -> Questions:
-    """Read what is to be answered, and the organiser's sample: found bad after hours of answering it would cost them."""
+    """Read the questions, and the form of the submission from the organiser's sample."""
     table = read_rows(recipe, arguments)
     rows = table.rows[: arguments.limit]
     print(
@@ -208,6 +224,7 @@ def read_questions(recipe: Recipe, arguments: argparse.Namespace) -> Questions:
     for note in table.notes:
         print(f"  {note}")
     answers_all = arguments.limit is None and not arguments.split
+    # Read now, because a bad sample that is found after hours of answering would cost them.
     form = get_task(recipe.task).form(table.path, rows) if answers_all else None
     if form and form.note:
         print(form.note)
@@ -215,12 +232,13 @@ def read_questions(recipe: Recipe, arguments: argparse.Namespace) -> Questions:
 
 
 def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
-    """Return the questions to answer."""
+    """Return the questions to answer: a test file's, or with --split the run's held-out rows."""
     if arguments.split and arguments.test_file:
         raise InputError("got --split and --test_file; give one of them.")
     task = get_task(recipe.task)
     test_file = Path(arguments.test_file or recipe.test_file)
     is_demo = recipe.test_file == DEMO_TEST
+    # Whoever puts data/test.csv there and forgets to train would get the demo's answers to it.
     if (
         is_demo
         and not arguments.run
@@ -228,8 +246,8 @@ def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
         and test_file.resolve() == Path(Recipe().test_file).resolve()
     ):
         raise InputError(
-            f"the newest finished run is the demo, which cannot answer {test_file} well. Train on your data first, "
-            "or name the demo run with --run to answer all the same."
+            f"the newest finished run is the demo, which cannot answer {test_file} well. "
+            "Train on your data first, or name the demo run with --run to answer all the same."
         )
     if not arguments.split:
         return task.read_test(recipe, test_file)
@@ -245,7 +263,11 @@ def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
 def start_base_run(
     arguments: argparse.Namespace, source: Source, questions: Questions, base: dict
 ) -> RunFolder:
-    """Return a run folder without an adapter, which the bare command skips; the one there is for this recipe and template."""
+    """Return a run folder without an adapter for the answers of a base model alone.
+
+    An earlier one with the same recipe and template is taken again. The bare command passes such
+    folders over, because they hold no finished training.
+    """
     recipe, template = source.recipe, source.template
     for run in list_runs(arguments.output_dir):
         try:
@@ -268,7 +290,10 @@ def start_base_run(
 def settings_of(
     arguments: argparse.Namespace, source: Source, questions: Questions, base: dict
 ) -> str:
-    """Return a hash of all that answers depend on, so that an inference goes on only with what it was begun with."""
+    """Return a hash of all that the answers depend on.
+
+    An inference that was cut off is gone on with only where this hash is the same.
+    """
     return hash_settings(
         {
             "recipe": source.recipe.model_dump(),
@@ -285,8 +310,10 @@ def settings_of(
 
 
 def encode(recipe: Recipe, encoder, questions: Questions) -> list:
-    """Encode the questions; what is cut of an article depends on all its questions, those that are not answered included."""
+    """Return the encoded questions, in their order, and print what was cut of long articles."""
     articles, ids = {row.article for row in questions.rows}, {row.id for row in questions.rows}
+    # What is cut of an article depends on all its questions, also on those that --limit leaves
+    # out: with them a limited run gives the answers of a whole one.
     neighbours = [
         row for row in questions.table.rows if row.article in articles and row.id not in ids
     ]
@@ -298,12 +325,13 @@ def encode(recipe: Recipe, encoder, questions: Questions) -> list:
 
 
 def answer(task, answerer, examples: list, journal: Journal) -> list[dict]:
-    """Answer what the journal does not hold yet, and return all records in the questions' order."""
+    """Answer what the journal does not hold yet; return all records in the questions' order."""
     kept = journal.read()
     if kept:
         print(
             f"going on in {journal.file.parent}, which holds {kept:,} of {len(examples):,} answers"
         )
+    # Batches of which the journal holds every answer are not read by the model again.
     answers = answerer.answers(examples, known=set(journal.records))
     for example, said in track(answers, "answering", "questions", total=len(examples), done=kept):
         journal.add(task.record(example, said))
@@ -318,7 +346,7 @@ def report(
     folder: Path,
     seconds: float,
 ) -> dict:
-    """Write the submission, the score and what shows them; print the last line."""
+    """Write the submission, scores.json and the report; print and return the result."""
     recipe, task, run = source.recipe, get_task(source.recipe.task), source.run
     scores = task.final_scores(recipe, answered)
     write_predictions(folder / "predictions.csv", answered.records)
@@ -326,12 +354,14 @@ def report(
     submission = write_submission(arguments, recipe, questions, answered, folder)
     cut = sum(record["ended"] == "cut" for record in answered.records)
     print(
-        f"{len(answered.rows):,} answers in {seconds:.1f} s, {cut} cut at max_new_tokens={recipe.max_new_tokens}"
+        f"{len(answered.rows):,} answers in {seconds:.1f} s, "
+        f"{cut} cut at max_new_tokens={recipe.max_new_tokens}"
     )
     print(f"record: {folder}/predictions.jsonl")
     tell_scores(task, scores, Path(arguments.split or questions.table.path).stem, answered.rows)
     environment = describe_environment([questions.table])
     if scores:
+        # A file may know gold answers for some of its questions only; the report shows those.
         judged = [(row, record) for row, record in zip(*answered, strict=True) if row.answers]
         title = f"{run.path.name if run else recipe.model}: {folder.name}"
         task.report(
@@ -345,9 +375,8 @@ def report(
     made_by = {"run": run and str(run.path), "model": recipe.model, "template": source.template}
     made_as = {"limit": arguments.limit, "split": arguments.split, "recipe": recipe.model_dump()}
     write_json(folder / "scores.json", {"scores": scores, **made_as, **made_by, **environment})
-    if (
-        submission and arguments.output
-    ):  # the last thing: an inference that is cut off before may go on
+    # --output is written last: an inference that is cut off before may go on.
+    if submission and arguments.output:
         copy_whole(submission, Path(arguments.output))
     result = {
         **{name: scores and scores[name] for name in task.headline},
@@ -366,7 +395,10 @@ def write_submission(
     answered: Answered,
     folder: Path,
 ) -> Path | None:
-    """Write the submission where all questions were answered, and tell it."""
+    """Write the submission, print where it is, and return its path.
+
+    None is returned, and nothing written, where only some questions were answered.
+    """
     if not questions.form:
         if arguments.output:
             print("no submission was written: --limit and --split answer only some questions")
@@ -382,6 +414,7 @@ def write_submission(
 
 def tell_scores(task, scores: dict | None, name: str, rows: list[Row]) -> None:
     """Print the scores, or why there are none although some gold answers are known."""
+    # An unanswerable question (SQuAD 2) has no gold answer and lacks none.
     without_gold = sum(not row.answers and not row.fields.get("impossible") for row in rows)
     if scores:
         task.tell(name, scores)

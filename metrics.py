@@ -1,8 +1,9 @@
-"""Scores of short answers: character F1 and exact match by KorQuAD 1.0's rules, with bootstrap intervals.
+"""Score short answers by character F1 and exact match, with bootstrap intervals.
 
-The rules (Lim, Kim and Lee, 2019, as the official evaluator applies them): replace brackets and quotation marks with
-spaces, lower-case, delete ASCII punctuation, collapse white space. Exact match compares the results; character F1
-compares their non-space characters as multisets. Several gold answers: the best counts.
+The rules are those of KorQuAD 1.0 (Lim, Kim and Lee, 2019), as its official evaluator applies
+them: replace brackets and quotation marks with spaces, lower-case, delete ASCII punctuation,
+collapse white space. Exact match compares the results; character F1 compares their non-space
+characters as multisets. Of several gold answers the one that scores best counts.
 """
 
 import random
@@ -11,26 +12,27 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-METRIC_VERSION = (
-    "korquad-1.0/char-f1"  # stands beside every saved score; changes when a score could
-)
+# This stands beside every saved score, and must change whenever a score could.
+METRIC_VERSION = "korquad-1.0/char-f1"
 
+# “ ” · … are kept, as the official evaluator keeps them.
 _TO_SPACE = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))
 _DELETE = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
-    """The text that both metrics compare; “ ” · … are kept, as the official evaluator keeps them."""
+    """Return the text that both metrics compare, its words separated by single spaces."""
+    # Brackets and quotation marks come first: as ASCII punctuation they would join their words.
     return " ".join(text.translate(_TO_SPACE).lower().translate(_DELETE).split())
 
 
 def exact_match(prediction: str, gold: str | Sequence[str]) -> float:
-    """1.0 if the normalised prediction equals a normalised gold answer, else 0.0."""
+    """Return 1.0 if the normalised prediction equals a normalised gold answer, else 0.0."""
     return float(any(normalize(prediction) == normalize(answer) for answer in _golds(gold)))
 
 
 def char_f1(prediction: str, gold: str | Sequence[str]) -> float:
-    """Character F1 in [0, 1]; no common character scores 0, even when both sides are empty."""
+    """Return character F1 in [0, 1]; without a common character 0, even when both are empty."""
     return max(_f1(_characters(prediction), _characters(answer)) for answer in _golds(gold))
 
 
@@ -54,16 +56,19 @@ def _f1(prediction: Counter[str], gold: Counter[str]) -> float:
 
 
 def rouge_l(prediction: str, gold: str | Sequence[str]) -> float:
-    """Character ROUGE-L in [0, 1] (Lin, 2004): the F measure of the longest common subsequence, white space left out."""
+    """Return character ROUGE-L in [0, 1] (Lin, 2004), white space left out.
+
+    It is the F measure of the longest common subsequence; of several gold answers the best counts.
+    """
     return max(
         _rouge_l("".join(prediction.split()), "".join(answer.split())) for answer in _golds(gold)
     )
 
 
 def _rouge_l(prediction: str, gold: str) -> float:
-    row = [0] * (
-        len(gold) + 1
-    )  # row[j]: longest common subsequence of what was read of the prediction and gold[:j]
+    # row[j] is the length of the longest common subsequence of gold[:j] and of what was read of the
+    # prediction so far; `diagonal` is row[j - 1] as it was one character before.
+    row = [0] * (len(gold) + 1)
     for character in prediction:
         diagonal = 0
         for j, other in enumerate(gold, 1):
@@ -75,10 +80,10 @@ def _rouge_l(prediction: str, gold: str) -> float:
 
 
 def consensus(answers: Sequence[str]) -> int:
-    """Return which of several answers to a question has the most character F1 with all of them; the first of equals.
+    """Return the index of the answer with the most character F1 with all; the first of equals.
 
-    Minimum Bayes risk decoding (Kumar and Byrne, 2004) with character F1 as the gain. An answer is wholly like
-    itself, unless it is empty: that never scores.
+    This is minimum Bayes risk decoding (Kumar and Byrne, 2004) with character F1 as the gain. An
+    answer is wholly like itself, unless it is empty: an empty answer never scores.
     """
     characters = [_characters(answer) for answer in answers]
 
@@ -94,20 +99,28 @@ def consensus(answers: Sequence[str]) -> int:
 
 
 def repeats(text: str) -> bool:
-    """Whether some piece of at least two characters stands three times in a row, as in answers that never end."""
+    """Say whether a piece of two characters or more stands three times in a row.
+
+    Answers that never end look so.
+    """
+    # Pieces of at most 62 characters: the search tries each length at each place, and so takes time
+    # linear in the text.
     return re.search(r"(\S.{0,60}?\S)(\s*\1){2}", text) is not None
 
 
 def score(
     predictions: Sequence[str], golds: Sequence[str | Sequence[str]], articles: Sequence[str]
 ) -> dict:
-    """Means over a file with 95% intervals: {"char_f1", "char_f1_interval", "exact_match", ..., "metric"}.
+    """Return the means over a file with their 95% intervals, the counts and the metric's version.
 
-    `articles` names the article of each question: questions on one article are resampled together.
+    The keys are "metric", "questions", "articles", "char_f1", "char_f1_interval", "exact_match" and
+    "exact_match_interval". `articles` names the article of each question: questions on one article
+    are resampled together.
     """
     if not len(predictions) == len(golds) == len(articles):
         raise ValueError(
-            f"got {len(predictions)} predictions, {len(golds)} golds, {len(articles)} articles; need as many of each"
+            f"got {len(predictions)} predictions, {len(golds)} golds, {len(articles)} articles; "
+            "need as many of each"
         )
     result: dict = {
         "metric": METRIC_VERSION,
@@ -122,7 +135,11 @@ def score(
 
 
 def compare(ours: Sequence[float], theirs: Sequence[float], articles: Sequence[str]) -> dict:
-    """{"difference", "interval"} of two answerers' values on the same questions: paired, whole articles resampled."""
+    """Return the mean of `ours` minus `theirs` and its interval, for the same questions in order.
+
+    The keys are "difference" and "interval". Whole articles are resampled.
+    """
+    # Pairs take out how hard each question is, which two separate intervals hold twice.
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     return {
         "difference": sum(differences) / len(differences),
@@ -133,7 +150,12 @@ def compare(ours: Sequence[float], theirs: Sequence[float], articles: Sequence[s
 def bootstrap_interval(
     values: Sequence[float], articles: Sequence[str], samples: int = 1000
 ) -> tuple[float, float]:
-    """95% percentile interval of the mean, resampling whole articles (Efron, 1979); seeded, so it repeats."""
+    """Return the 95% percentile interval of the mean, resampling whole articles (Efron, 1979).
+
+    The draws are seeded, so the interval is the same every time.
+    """
+    # Questions on one article are not independent; drawn one by one they would give an interval
+    # that is too narrow. Sums and counts per article are all that a draw needs.
     totals: dict[str, list[float]] = {}
     for value, article in zip(values, articles, strict=True):
         total = totals.setdefault(article, [0.0, 0])

@@ -1,14 +1,19 @@
-"""The wording. Add an entry to TEMPLATES to try a new one: python fine_tune.py --template NAME.
+"""Say how articles and questions are put to a model: the templates.
+
+Add an entry to TEMPLATES to try a new wording: python fine_tune.py --template NAME.
 
 A template is a dict of strings with {context} and {question} where a row's texts go:
 
-    "system", "user"   a chat turn, wrapped by the model's own chat template ("system" may be left out)
+    "system", "user"   a chat turn, wrapped by the model's own chat template ("system" may be left
+                       out)
     "prompt"           plain text, exactly as the model will see it; the answer follows it directly
     "answer"           what is learned, where that is more than {answer}
 
-Those are economic_qa's fields; other tasks have others (`fields` in tasks.py; a wrong one is refused with the list of them).
+Those are economic_qa's fields; other tasks have others (`fields` in tasks/; a wrong one is
+refused with the list of them).
 
-Put {context} before {question}: what the questions of an article share is read once. Write {{ for a literal brace.
+Put {context} before {question}: what the questions of an article share is read once. Write {{ for
+a literal brace.
 `python prompts.py [TEMPLATE]` prints what a template makes of a sample row.
 """
 
@@ -26,16 +31,19 @@ from tasks.task import Task
 
 Template = dict[str, str]
 
-# The published instruction that prompts A and B share (2024 Inha AI Challenge); see recipes/ for who used which.
+# The published instruction that prompts A and B share (2024 Inha AI Challenge); recipes/ says who
+# used which.
 _CONCISE_BOT = "Question에 대한 답변만 가급적 한 단어로 최대한 간결하게 답변하도록 해."
 
 _DIALOGUE = "[대화]\n{context}\n\n[대상 발화]\n{reference}\n\n[질문]\n"
 _OPTIONS = "\n\n[선택지]\n{options}\n\n[답]\n"
 
 TEMPLATES: dict[str, Template] = {
-    # Ours, the default: the rule stands before the article, where it is read once for all questions.
+    # Ours, the default: the rule stands before the article, where it is read once for all
+    # questions. At the end its 36 tokens were read for each question.
     "concise": {
-        "user": "다음 기사를 읽고 질문에 답하라. 기사에 나온 표현을 그대로 써서 되도록 한 단어로, 설명 없이 답만 적어라."
+        "user": "다음 기사를 읽고 질문에 답하라. "
+        "기사에 나온 표현을 그대로 써서 되도록 한 단어로, 설명 없이 답만 적어라."
         "\n\n기사:\n{context}\n\n질문: {question}",
     },
     # Prompt A: a SOLAR-10.7B, 0.8142 public F1.
@@ -56,7 +64,8 @@ TEMPLATES: dict[str, Template] = {
         + _CONCISE_BOT
         + ":\n\n{context}\n\nQuestion:\n{question}",
     },
-    # Dialogue inference: the five prompt sets of the 2024 winner by what they hold, in words of ours; the dialogue stands first.
+    # Dialogue inference: the five prompt sets of the 2024 winner by what they hold, in words of
+    # ours. The dialogue stands first, so that the questions on it share it.
     "dialogue": {
         "prompt": _DIALOGUE + "{question}" + _OPTIONS,
         "answer": "{answer}. {answer_text}",
@@ -75,17 +84,19 @@ TEMPLATES: dict[str, Template] = {
     },
     "dialogue_detailed": {
         "prompt": "너는 한국어 대화를 읽고 드러나지 않은 맥락을 추론하는 전문가다.\n"
-        "1. 대화를 끝까지 읽고 누가 무엇을 했는지 파악한다.\n2. 대상 발화가 대화에서 하는 역할을 생각한다.\n"
-        "3. 질문에 맞지 않는 선택지를 하나씩 지운다.\n4. 남은 선택지의 기호와 내용을 '기호. 내용'의 꼴로만 적는다.\n\n"
+        "1. 대화를 끝까지 읽고 누가 무엇을 했는지 파악한다.\n"
+        "2. 대상 발화가 대화에서 하는 역할을 생각한다.\n"
+        "3. 질문에 맞지 않는 선택지를 하나씩 지운다.\n"
+        "4. 남은 선택지의 기호와 내용을 '기호. 내용'의 꼴로만 적는다.\n\n"
         + _DIALOGUE
         + "{question_term}"
         + _OPTIONS,
         "answer": "{answer}. {answer_text}",
     },
-    "dialogue_letter": {
-        "prompt": _DIALOGUE + "{question}" + _OPTIONS
-    },  # the letter alone is learned
-    # Wallpaper QA: the two published ones, the bare question against an instruction, and one for chat models.
+    # Without "answer" the letter alone is learned.
+    "dialogue_letter": {"prompt": _DIALOGUE + "{question}" + _OPTIONS},
+    # Wallpaper QA: the two published ones, the bare question against an instruction, and one for
+    # chat models.
     "wallpaper_bare": {"prompt": "{question}"},
     "wallpaper_instruction": {"prompt": "주어진 질문에 대한 답을 출력 질문: {question} 답:"},
     "wallpaper_chat": {
@@ -97,18 +108,24 @@ TEMPLATES: dict[str, Template] = {
     },
     # Prompt D: the same model's wording at inference; a variant to try with --template.
     "nouns_only": {
-        "prompt": "너는 주어진 Context를 토대로 Question에 답하는 챗봇이야. Question에 대한 답변만 최대한 한 단어로, 명사들로만 답변해줘. "
-        "예를 들면 누구(사람에 대한 질문)-> 김철수(사람 이름만, 직무 회사 제외), 물건 -> 사과, 시간 -> 1시, 속력 -> 1m/s, "
+        "prompt": "너는 주어진 Context를 토대로 Question에 답하는 챗봇이야. "
+        "Question에 대한 답변만 최대한 한 단어로, 명사들로만 답변해줘. "
+        "예를 들면 누구(사람에 대한 질문)-> 김철수(사람 이름만, 직무 회사 제외), "
+        "물건 -> 사과, 시간 -> 1시, 속력 -> 1m/s, "
         "이런식으로 딱 간단하게만 나타내줘. ### System:\n{context}\n\n## User:\n{question}\n\n",
     },
 }
 
 
 def get_template(name: str, task: str = "economic_qa") -> Template:
-    """The template of this name, checked against the task's fields; InputError names the nearest known one."""
+    """Return the template of this name, checked against the task's fields.
+
+    An unknown name is an InputError that names the nearest known one.
+    """
     if name not in TEMPLATES:
         raise InputError(
-            f"got template {name!r}; expected one of {', '.join(TEMPLATES)}.{nearest(name, TEMPLATES)}"
+            f"got template {name!r}; expected one of {', '.join(TEMPLATES)}."
+            f"{nearest(name, TEMPLATES)}"
         )
     check_template(TEMPLATES[name], name, get_task(task))
     return TEMPLATES[name]
@@ -118,16 +135,16 @@ def check_template(template: Template, name: str, task: Task) -> None:
     """Refuse a template that `render` could not fill, or that leaves out what the task is about."""
     if set(template) - {"answer"} not in ({"prompt"}, {"user"}, {"system", "user"}):
         raise InputError(
-            f"template {name!r} has the parts {sorted(template)}; expected 'prompt', or 'user' with or without 'system', and "
-            "'answer' if the answer is to be more than itself."
+            f"template {name!r} has the parts {sorted(template)}; expected 'prompt', "
+            "or 'user' with or without 'system', and 'answer' if the answer is to be more than "
+            "itself."
         )
+    found = []
     try:
-        found = [
-            parsed
-            for part in template.values()
-            for parsed in string.Formatter().parse(part)
-            if parsed[1] is not None
-        ]
+        for part in template.values():
+            # Each parsed piece is (text before, field, format, conversion); no field: None.
+            pieces = string.Formatter().parse(part)
+            found += [piece for piece in pieces if piece[1] is not None]
     except ValueError as error:
         raise InputError(
             f"template {name!r}: {error}. Write {{{{ and }}}} for literal braces."
@@ -135,24 +152,27 @@ def check_template(template: Template, name: str, task: Task) -> None:
     fields, known = [field for _, field, _, _ in found], sample_fields(task)
     if any(width or conversion for _, _, width, conversion in found):
         raise InputError(
-            f"template {name!r}: a field is its name in braces and nothing else, as {{context}}; no width, no !r."
+            f"template {name!r}: a field is its name in braces and nothing else, as {{context}}; "
+            "no width, no !r."
         )
     if not set(task.needs) <= set(fields) <= set(known):
         raise InputError(
             f"template {name!r} has the fields {sorted(set(fields))}; {task.name} needs "
-            f"{' and '.join(f'{{{needed}}}' for needed in task.needs)}, and knows {', '.join(known)}."
+            f"{' and '.join(f'{{{needed}}}' for needed in task.needs)}, "
+            f"and knows {', '.join(known)}."
         )
 
 
 def sample_fields(task: Task) -> dict[str, str]:
-    """What a task's templates may use, of its sample row."""
+    """Return what a task's templates may use, filled from its sample row."""
     return task.fields(task.sample.context, task.sample, task.sample.answers[0])
 
 
 def render(template: Template, fields: dict[str, str]) -> Template:
     """Fill a template's parts with a row's texts, for training, validation and inference alike.
 
-    Texts are put in once and never read as templates: an article that spells {question} keeps it as it is.
+    Texts are put in once and never read as templates: an article that spells {question} keeps it as
+    it is.
     """
     try:
         return {part: text.format_map(fields) for part, text in template.items()}
@@ -188,14 +208,15 @@ def show(argv: list[str] | None = None) -> None:
 
 
 def task_of(name: str) -> Task:
-    """The first task whose fields the template of this name uses."""
+    """Return the first task whose fields the template of this name uses."""
     for task in TASKS.values():
         try:
             get_template(name, task.name)
         except InputError:
             continue
         return task
-    get_template(name)  # says what is wrong with it
+    # No task takes it: this raises, and says what economic QA misses in it.
+    get_template(name)
     raise AssertionError(name)
 
 

@@ -1,18 +1,22 @@
-"""How fast answering is, the ways side by side in one process on the same questions.
+"""Measure how fast answering is, the ways side by side in one process on the same questions.
 
-python -m benchmarks.inference --data KorQuAD_v1.0_dev.json          the demo's base on real data
-python -m benchmarks.inference --model EEVE-10.8B --article 500 --questions_per_article 5     a true shape, random weights
-python -m benchmarks.inference --growth                               1, 2, 4, 8, 16 questions on an article
+python -m benchmarks.inference --data KorQuAD_v1.0_dev.json     the demo's base on real data
+python -m benchmarks.inference --model EEVE-10.8B --article 500 --questions_per_article 5
+                                                                a true shape, random weights
+python -m benchmarks.inference --growth                         1, 2, 4, 8, 16 questions on an
+                                                                article
 
-(a) loop: one prompt at a time.  (b) batched: generate on prompts of similar length, at its fastest batch size.
-(c) continuous: transformers' generate_batch.  (d) tree: ours.  vLLM where it is installed. Each with answers that stop as
-the model likes, and with 16 forced tokens. The last line is JSON, for forced tokens.
+The ways: (a) loop: one prompt at a time. (b) batched: generate on prompts of similar length, at its
+fastest batch size. (c) continuous: transformers' generate_batch. (d) tree: ours. vLLM where it is
+installed. Each is measured with answers that stop as the model likes, and with 16 forced tokens.
+The last line is JSON, for forced tokens.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
+# So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.start  # noqa: F401
 
@@ -48,12 +52,13 @@ from dandap.data.encoding import Encoder, Example
 from dandap.data.rows import Row
 
 BATCHES = (1, 4, 8, 32)
+# With forced tokens all ways generate as much, whatever the model says: their speeds compare.
 FORCED = 16
-Answers = dict[int, list[int]]
+Answers = dict[int, list[int]]  # index of the example -> token ids
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """The command line; returns the JSON of the last line."""
+    """Run the command line; return the JSON of the last line."""
     arguments = parse(command_line(), argv)
     material = load_material(arguments, {})
     if not arguments.no_adapter:
@@ -71,6 +76,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def command_line() -> Parser:
+    """Return the options: model, questions, and how each way is measured."""
     parser = Parser(__doc__)
     add_material_options(parser)
     parser.add_argument("--no_adapter", action="store_true", help="the base alone")
@@ -110,7 +116,7 @@ def command_line() -> Parser:
 
 @dataclass
 class Way:
-    """One way of answering the same questions, and what was measured."""
+    """Hold one way of answering the same questions, and what was measured of it."""
 
     name: str
     answer: Callable[[Decoding], Answers]
@@ -120,10 +126,11 @@ class Way:
     answers: Answers = field(default_factory=dict)
 
     def run(self, material: Material, decoding: Decoding) -> None:
-        """A round: every question once."""
+        """Answer every question once, and measure this round."""
         with counted_tokens(material.model) as counted, peak_memory(material.device) as peak:
             started = time.perf_counter()
             self.answers = self.answer(decoding)
+            # CUDA computes behind Python's back; the clock must wait for it.
             if material.device.type == "cuda":
                 torch.cuda.synchronize()
             self.seconds.append(time.perf_counter() - started)
@@ -133,7 +140,7 @@ class Way:
 def tree_way(
     material: Material, examples: list[Example], tokens_per_batch: int, name: str = "tree"
 ) -> Way:
-    """Ours."""
+    """Return our way: an article's questions are answered from one tree of tokens."""
 
     def answer(decoding: Decoding) -> Answers:
         found = answer_examples(material.model, examples, decoding, tokens_per_batch)
@@ -143,8 +150,10 @@ def tree_way(
 
 
 def batched_way(material: Material, examples: list[Example], rows: int) -> Way:
-    """generate on `rows` prompts of similar length."""
+    """Return the way of `generate` on `rows` prompts of similar length."""
     prompts = [example.prompt_ids for example in examples]
+    # By length, so that little is padded; the longest first, so that what does not fit into memory
+    # fails at once.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
 
     def answer(decoding: Decoding) -> Answers:
@@ -155,6 +164,7 @@ def batched_way(material: Material, examples: list[Example], rows: int) -> Way:
                 material.model,
                 [prompts[index] for index in batch],
                 decoding,
+                # `rows` alone decide the batch.
                 tokens_per_batch=2**60,
             )
             answers |= {batch[index]: answer.token_ids for index, answer in found}
@@ -164,24 +174,26 @@ def batched_way(material: Material, examples: list[Example], rows: int) -> Way:
 
 
 def loop_way(material: Material, examples: list[Example]) -> Way:
-    """One prompt at a time."""
+    """Return the way of one prompt at a time."""
     return replace(batched_way(material, examples, 1), name="loop")
 
 
 def continuous_way(material: Material, examples: list[Example]) -> Way:
-    """generate_batch. It shares what finished requests have read: each article's first question goes ahead of the others."""
+    """Return the way of transformers' generate_batch, its batching continuous."""
+    # It shares what finished requests have read, so each article's first question goes ahead of
+    # the others.
     seen: set[str] = set()
-    first = [
-        i
-        for i, example in enumerate(examples)
-        if not (example.row.article in seen or seen.add(example.row.article))
-    ]
-    waves = [first, [index for index in range(len(examples)) if index not in set(first)]]
+    first, others = [], []
+    for index, example in enumerate(examples):
+        (others if example.row.article in seen else first).append(index)
+        seen.add(example.row.article)
+    waves = [first, others]
 
     def answer(decoding: Decoding) -> Answers:
         config = GenerationConfig(
             max_new_tokens=decoding.max_new_tokens,
-            # It knows no min_new_tokens: with a stop id outside the vocabulary answers run to their full length.
+            # It knows no min_new_tokens: with a stop id outside the vocabulary answers run to
+            # their full length.
             eos_token_id=-1 if decoding.min_new_tokens else decoding.stop_ids,
             pad_token_id=decoding.pad_id,
             do_sample=False,
@@ -195,11 +207,12 @@ def continuous_way(material: Material, examples: list[Example]) -> Way:
                     continuous_batching_config=ContinuousBatchingConfig(page_size=32),
                     persistent_manager=True,
                 )
-            said = [
-                results[key].generated_tokens
-                for key in sorted(results, key=lambda key: int(key.rsplit("_", 1)[-1]))
-            ]
+            # Results come as they end; the number at the end of a key is the prompt's place.
+            in_order = sorted(results, key=lambda key: int(key.rsplit("_", 1)[-1]))
+            said = [results[key].generated_tokens for key in in_order]
             answers |= dict(zip(wave, said, strict=True))
+        # The manager lived from wave to wave, so that what was read was still there. It takes its
+        # pages beforehand (9.0 GB with the demo's base), which nothing else could use.
         material.model.destroy_cached_continuous_batching_manager()
         return answers
 
@@ -207,7 +220,7 @@ def continuous_way(material: Material, examples: list[Example]) -> Way:
 
 
 def decodings(material: Material, examples: list[Example]) -> dict[str, Decoding]:
-    """Natural stops, and FORCED tokens whatever the model would say."""
+    """Return how answers end: "natural", at the model's stops, and "forced", at FORCED tokens."""
     tokenizer = material.tokenizer
     stop_ids = Encoder(tokenizer, _render).stop_ids(material.model.generation_config)
     natural = Decoding(stop_ids, tokenizer.pad_token_id, material.recipe.max_new_tokens)
@@ -222,26 +235,31 @@ def _render(context: str, row: Row, answer: str) -> dict[str, str]:
 
 
 def compare(arguments: argparse.Namespace, material: Material, examples: list[Example]) -> dict:
-    """Run the ways in turn with both kinds of stops, print what each came to; the result is of forced tokens."""
+    """Run the ways in turn with both kinds of stops, and print what each came to.
+
+    The result is that of forced tokens, with that of natural stops under "natural".
+    """
     articles = len({example.row.article for example in examples})
     tokens = sum(len(example.prompt_ids) for example in examples)
     print(
-        f"{arguments.model}, {arguments.quantization}: {len(examples)} questions on {articles} articles, {tokens:,} prompt tokens"
+        f"{arguments.model}, {arguments.quantization}: {len(examples)} questions "
+        f"on {articles} articles, {tokens:,} prompt tokens"
     )
     results = {}
     for name, decoding in decodings(material, examples).items():
         print(f"{name} stops, at most {decoding.max_new_tokens} tokens")
         ways = make_ways(arguments, material, examples, decoding)
+        # Ours was not run yet; its first round, in which kernels load, does not count.
         ways[-1].run(material, decoding)
         ways[-1].seconds.clear()
+        # In turn, because machines are shared: other work on them slows all ways alike.
         for _ in range(arguments.rounds):
             for way in ways:
                 way.run(material, decoding)
         if not arguments.no_continuous:
             ways.append(continuous_way(material, examples))
-            for _ in range(
-                1 + arguments.rounds if material.device.type == "cuda" else 1
-            ):  # on a CPU it is far slower
+            # One round on a CPU, where it is far slower (0.6 questions/s against 4.8 of the tree).
+            for _ in range(1 + arguments.rounds if material.device.type == "cuda" else 1):
                 ways[-1].run(material, decoding)
         for way in ways:
             report(way, ways[0], len(examples))
@@ -254,7 +272,7 @@ def compare(arguments: argparse.Namespace, material: Material, examples: list[Ex
 
 
 def peer_job(arguments: argparse.Namespace, examples: list[Example]) -> dict:
-    """What a peer needs to answer the same with as many tokens."""
+    """Return what a peer needs to answer the same prompts with as many tokens."""
     prompts = [example.prompt_ids for example in examples]
     return {
         "model": arguments.model,
@@ -268,15 +286,17 @@ def peer_job(arguments: argparse.Namespace, examples: list[Example]) -> dict:
 def make_ways(
     arguments: argparse.Namespace, material: Material, examples: list[Example], decoding: Decoding
 ) -> list[Way]:
-    """The loop, generate at its fastest batch size, ours."""
+    """Return the loop, `generate` at its fastest batch size, and ours, in this order."""
     sizes = [arguments.batch] if arguments.batch else BATCHES
     batched = [batched_way(material, examples, rows) for rows in sizes]
-    batched[0].run(material, decoding)  # kernels load, allocators grow
+    # In the first round kernels load and allocators grow, so it does not count.
+    batched[0].run(material, decoding)
     batched[0].seconds.clear()
     for way in batched if len(batched) > 1 else []:
         way.run(material, decoding)
         print(
-            f"  trying {way.name}: {len(examples) / way.seconds[0]:.1f} questions/s, {way.tokens:,} tokens with padding"
+            f"  trying {way.name}: {len(examples) / way.seconds[0]:.1f} questions/s, "
+            f"{way.tokens:,} tokens with padding"
         )
     fastest = batched[0] if len(batched) == 1 else min(batched, key=lambda way: way.seconds[0])
     fastest.seconds.clear()
@@ -288,7 +308,7 @@ def make_ways(
 
 
 def summary(ways: list[Way], examples: list[Example]) -> dict:
-    """Ratios of the rounds, medians, and how many of ours are the loop's answers."""
+    """Return ratios of the rounds, medians, and the share of our answers that are the loop's."""
     loop, batched, tree = ways[:3]
     equal = sum(tree.answers[index] == loop.answers[index] for index in range(len(examples)))
     names = {way.name: way.name.split(",")[0] for way in ways}
@@ -309,7 +329,10 @@ def summary(ways: list[Way], examples: list[Example]) -> dict:
 def samples_cost(
     arguments: argparse.Namespace, material: Material, examples: list[Example]
 ) -> float:
-    """Time of several samples per question over time of one, forced tokens; the median of rounds in turn."""
+    """Return the time of several samples per question over that of one, with forced tokens.
+
+    It is the median of rounds that are run in turn.
+    """
     forced = decodings(material, examples)["forced"]
     one, many = (
         tree_way(material, examples, arguments.tokens_per_batch, name) for name in ("one", "many")
@@ -323,26 +346,30 @@ def samples_cost(
 
 
 def report(way: Way, loop: Way, questions: int) -> None:
+    """Print a way's speed, tokens and memory, and how many of its answers are the loop's."""
     equal = sum(way.answers[index] == loop.answers[index] for index in range(questions)) / questions
     length = statistics.mean(len(ids) for ids in way.answers.values())
     print(
-        f"{way.name:<16} {questions / statistics.median(way.seconds):>7.1f} questions/s  {way.tokens:>9,} tokens  "
-        f"peak {way.peak_mb:>7,.0f} MB  {length:4.1f} tokens an answer  {equal:.1%} as the loop"
+        f"{way.name:<16} {questions / statistics.median(way.seconds):>7.1f} questions/s  "
+        f"{way.tokens:>9,} tokens  peak {way.peak_mb:>7,.0f} MB  {length:4.1f} tokens an answer  "
+        f"{equal:.1%} as the loop"
     )
 
 
 def growth(arguments: argparse.Namespace, material: Material) -> dict:
-    """A table of questions/s at 1 to 16 questions on an article of --article tokens."""
+    """Print and return questions/s at 1 to 16 questions on an article of --article tokens."""
     arguments.article, arguments.no_continuous = arguments.article or 300, True
     rows = []
     for count in GROWTH:
+        # A multiple of 16, so that every count in GROWTH divides it and no article has fewer.
         questions = max(arguments.questions // 16, 1) * 16
         rows.append(
             {"questions_per_article": count}
             | compare(arguments, material, made_up(arguments.article, count, questions))
         )
     print(
-        f"\n| questions on an article of {arguments.article} tokens | loop | batched | tree | against loop | against batched |"
+        f"\n| questions on an article of {arguments.article} tokens | loop | batched | tree "
+        "| against loop | against batched |"
     )
     print("|---|---|---|---|---|---|")
     for row in rows:

@@ -1,4 +1,4 @@
-"""The machine under a benchmark: what it is, how much memory a stretch of work takes, models of true shapes."""
+"""Describe the machine under a benchmark, measure memory, and make models of true shapes."""
 
 import ctypes
 import functools
@@ -18,7 +18,7 @@ from dandap.recipe import Recipe
 
 
 def describe_machine(device: torch.device) -> str:
-    """One line for RESULTS.md."""
+    """Return the machine and the versions of libraries in one line, for RESULTS.md."""
     names = " ".join(
         f"{name} {version(name)}"
         for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")
@@ -43,18 +43,24 @@ def _cpu_name() -> str:
 
 @contextmanager
 def peak_memory(device: torch.device):
-    """Yields a list whose first entry becomes the peak in MB: of the allocator on CUDA, of the whole process on CPU."""
+    """Yield a list whose first entry becomes the peak of memory in MB when this ends.
+
+    On CUDA it is that of the allocator, on a CPU that of the whole process (Linux alone, else 0).
+    """
     peak = [0.0]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield peak
         peak[0] = torch.cuda.max_memory_allocated(device) / 1e6
         return
-    if not Path("/proc/self/clear_refs").exists():  # not Linux
+    # Other systems than Linux have no such file.
+    if not Path("/proc/self/clear_refs").exists():
         yield peak
         return
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed is given back
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
+    # What earlier work has freed is given back first, or it would count as this work's.
+    ctypes.CDLL(None).malloc_trim(0)
+    # 5 lets VmHWM, the peak in kB, start again from what is resident now.
+    Path("/proc/self/clear_refs").write_text("5")
     yield peak
     status = Path("/proc/self/status").read_text()
     peak[0] = int(status.split("VmHWM:")[1].split()[0]) / 1e3
@@ -62,8 +68,12 @@ def peak_memory(device: torch.device):
 
 @functools.cache
 def matmul_flops() -> float:
-    """FLOP/s of a large bf16 matrix product on random data: the ceiling that training is held against."""
+    """Return the FLOP/s of a large bf16 matrix product, which is the ceiling of training.
+
+    The data are random.
+    """
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    # Three that do not count: the library loads and picks its kernel.
     for _ in range(3):
         a @ b
     torch.cuda.synchronize()
@@ -77,7 +87,10 @@ def matmul_flops() -> float:
 def random_model(
     config: PretrainedConfig, recipe: Recipe, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """A frozen base of this shape with random weights, quantised as load_base would; needs room for it in 16 bit once."""
+    """Return a frozen base of this shape with random weights, quantised as load_base would.
+
+    The whole base in `dtype`, before it is quantised, must fit into the device's memory once.
+    """
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(
@@ -92,11 +105,13 @@ def random_model(
 def _quantize(
     model: PreTrainedModel, recipe: Recipe, device: torch.device, dtype: torch.dtype
 ) -> None:
+    # As transformers does it: every linear layer but the output head.
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             if type(module) is torch.nn.Linear and module is not head:
                 setattr(parent, name, _quantized(module, recipe, device, dtype))
+    # PEFT takes this for the sign of a quantised base.
     model.is_loaded_in_4bit = True
     keep_weights_in_place(model)
 
@@ -114,6 +129,7 @@ def _quantized(
         quant_type="nf4",
         device="meta",
     )
+    # Params4bit quantises what is moved to its device.
     weight = linear.weight.data.cpu()
     new.weight = Params4bit(
         weight, requires_grad=False, compress_statistics=double, quant_type="nf4"

@@ -1,4 +1,7 @@
-"""What benchmarks work on: a model, real or of a true shape with random weights, and questions, real or made up."""
+"""Load what benchmarks work on: a model and questions.
+
+The model is real or of a true shape with random weights, the questions are real or made up.
+"""
 
 import argparse
 import random
@@ -28,7 +31,7 @@ DEMO_MODEL, DEMO_DATA = "data/demo_model", "data/sample/train.csv"
 
 
 def add_material_options(parser: Parser) -> None:
-    """Which model, which questions."""
+    """Add the options that say which model and which questions."""
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -69,7 +72,7 @@ def add_material_options(parser: Parser) -> None:
 
 @dataclass
 class Material:
-    """A base and where it computes."""
+    """Hold a base, its tokenizer, and where and in what precision it computes."""
 
     recipe: Recipe
     device: torch.device
@@ -79,9 +82,10 @@ class Material:
 
 
 def load_material(arguments: argparse.Namespace, options: dict) -> Material:
-    """Load the model, or make one of a true shape with random weights (its tokens come from the demo's tokenizer)."""
+    """Load the model, or make one of a true shape with random weights."""
     device = pick_device()
     shaped = not Path(arguments.model).is_dir()
+    # A shape has no tokenizer of its own, so that of the demo stands in for it.
     model = DEMO_MODEL if shaped else arguments.model
     recipe = make_recipe(
         {"model": model, "quantization": arguments.quantization, **options}, "the command line"
@@ -95,7 +99,7 @@ def load_material(arguments: argparse.Namespace, options: dict) -> Material:
 def make_examples(
     arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
 ) -> list[Example]:
-    """Whole articles in random order, until there are --questions questions."""
+    """Return whole articles in random order, until there are --questions questions."""
     if arguments.article:
         return made_up(arguments.article, arguments.questions_per_article, arguments.questions)
     template = prompts.get_template(recipe.template)
@@ -108,9 +112,10 @@ def make_examples(
 
 
 def made_up(article_tokens: int, questions_per_article: int, questions: int) -> list[Example]:
-    """Random ids: articles, questions of 35 tokens around them, answers of 5 and a stop token."""
+    """Return examples of random ids: articles, questions of 35 tokens, answers of 5 and a stop."""
     rng = random.Random(0)
-    draw = partial(rng.choices, range(10, 1900))  # ids that every vocabulary has
+    # Ids that every vocabulary has, the smallest shapes' included.
+    draw = partial(rng.choices, range(10, 1900))
     examples = []
     while len(examples) < questions:
         article, name = draw(k=article_tokens), str(len(examples))
@@ -123,7 +128,7 @@ def made_up(article_tokens: int, questions_per_article: int, questions: int) -> 
 
 @contextmanager
 def counted_tokens(model):
-    """How many tokens pass through the embedding."""
+    """Yield a list whose entry counts the tokens that pass through the embedding."""
     counted = [0]
 
     def count(module, inputs):
@@ -137,5 +142,6 @@ def counted_tokens(model):
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
-    """Median of the ratios of two ways' seconds, round by round."""
+    """Return the median of the ratios of two ways' seconds, round by round."""
+    # Of ratios and not of medians: both ways of a round had the same other work beside them.
     return round(statistics.median(s / f for s, f in zip(slow, fast, strict=True)), 3)

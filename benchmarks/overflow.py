@@ -1,13 +1,18 @@
-"""What is left of articles cut to half their length: trimmed at the end, or selected by the sentences nearest to the questions.
+"""Measure what is left of articles that are cut to half their length.
 
-python -m benchmarks.overflow --data FILE             share of questions whose gold answer is still in the text
-python -m benchmarks.overflow --data FILE --run RUN   and the F1 of a run's answers, with the paired difference
+They are trimmed at the end, or the sentences nearest to the questions are selected.
+
+python -m benchmarks.overflow --data FILE             share of questions whose gold answer is still
+                                                      in the text
+python -m benchmarks.overflow --data FILE --run RUN   and the F1 of a run's answers, with the paired
+                                                      difference
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
+# So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.start  # noqa: F401
 
@@ -31,7 +36,7 @@ WAYS = ("trim", "select")
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """The command line; returns the result that its last line prints as JSON."""
+    """Run the command line; return the result that its last line prints as JSON."""
     parser = Parser(__doc__)
     parser.add_argument(
         "--data",
@@ -52,10 +57,9 @@ def main(argv: list[str] | None = None) -> dict:
 
     cut = {way: cut_in_half(encoder, rows, way) for way in WAYS}
     articles = [row.article for row in rows]
-    kept = {
-        way: [float(any(a in e.context for a in e.row.answers)) for e in examples]
-        for way, examples in cut.items()
-    }
+    kept = {}
+    for way, examples in cut.items():
+        kept[way] = [float(any(a in e.context for a in e.row.answers)) for e in examples]
     result = {
         "questions": len(rows),
         "articles": len(set(articles)),
@@ -70,7 +74,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def read_rows(recipe: Recipe, path: str) -> list[Row]:
-    """With gold answers, which a test file has beside it."""
+    """Return the rows with their gold answers, which a test file has in a file beside it."""
     table = read(path)
     return (
         table.rows
@@ -80,11 +84,12 @@ def read_rows(recipe: Recipe, path: str) -> list[Row]:
 
 
 def cut_in_half(encoder: Encoder, rows: list[Row], way: str) -> list[Example]:
-    """Each article cut to half its own tokens."""
+    """Return the encoded rows, each article cut to half its own tokens in the way named."""
     examples: dict[str, Example] = {}
     for indices in track(by_article(row.article for row in rows), way, "articles"):
         group = [rows[index] for index in indices]
         tokens = len(encoder.tokenizer(group[0].context).input_ids)
+        # What is given is a limit for prompts: that of the longest question, less half the article.
         longest = max(len(encoder.encode_prompt(row.context, row)) for row in group)
         examples |= {
             e.row.id: e for e in encoder.encode_rows(group, longest - tokens // 2, False, way)
@@ -93,16 +98,17 @@ def cut_in_half(encoder: Encoder, rows: list[Row], way: str) -> list[Example]:
 
 
 def answer(run: RunFolder, recipe: Recipe, examples: list[Example]) -> list[float]:
-    """F1 of the run's answers."""
+    """Return the character F1 of the run's answers, in the order of the examples."""
     answerer = open_model(recipe, run.load_template()[1], run, make_encoder).answerer
     task = get_task(recipe.task)
     answers = track(answerer.answers(examples), "answering", "questions", total=len(examples))
+    # Answers come as batches end, so they are put in order by their ids.
     f1 = {example.row.id: task.record(example, said)["char_f1"] for example, said in answers}
     return [f1[example.row.id] for example in examples]
 
 
 def compared(values: dict[str, list[float]], articles: list[str]) -> dict:
-    """Means, and the difference of select to trim with its interval."""
+    """Return each way's mean, and the difference of select to trim with its interval."""
     means = {way: round(sum(value) / len(value), 4) for way, value in values.items()}
     return means | metrics.compare(values["select"], values["trim"], articles)
 

@@ -1,14 +1,17 @@
-"""Other systems, run where they are installed, each in a process of its own because they patch the libraries they use.
+"""Run other systems where they are installed, each in a process of its own.
 
-Trainers get the same base folder, the same token ids and labels (answers only), rank, batch and step, and train an epoch.
-vLLM gets the same prompts and answers each with as many tokens, its prefix cache on and empty at the start. Written against
-their documentation (Unsloth's FastLanguageModel, LLaMA-Factory's `tokenized_path`, vLLM's LLM); never run by us.
+They have processes of their own because they patch the libraries they use. Trainers get the same
+base folder, the same token ids and labels (answers only), rank, batch and step, and train an epoch.
+vLLM gets the same prompts and answers each with as many tokens, its prefix cache on and empty at
+the start. This is written against their documentation (Unsloth's FastLanguageModel, LLaMA-Factory's
+`tokenized_path`, vLLM's LLM); it was never run by us.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
+# So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.start  # noqa: F401
 
@@ -25,7 +28,10 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def run_peers(names: tuple[str, ...], job: dict) -> dict[str, float]:
-    """questions/s of each peer that is installed; `job` as the workers below read it. A peer that fails is told."""
+    """Return the questions/s of each peer that is installed and does not fail; print the others.
+
+    `job` holds what the workers below read from it.
+    """
     speeds = {}
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -51,10 +57,11 @@ def _run_worker(name: str, job: dict) -> float | None:
             text=True,
         )
         if done.returncode:
-            print(
-                f"{name:<14} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}"
-            )
+            # The last line of a traceback says what went wrong.
+            said = done.stderr.strip().splitlines()
+            print(f"{name:<14} failed: {said[-1] if said else done.returncode}")
             return None
+        # The worker prints its questions/s last, after whatever its libraries print.
         return float(done.stdout.strip().splitlines()[-1])
 
 
@@ -88,6 +95,7 @@ def _unsloth(job: dict) -> float:
     trainer = SFTTrainer(
         model, args=config, train_dataset=Dataset.from_list(job["rows"]), processing_class=tokenizer
     )
+    # The first epoch warms up and does not count, as with the ways of benchmarks.training.
     trainer.train()
     started = time.perf_counter()
     trainer.train()
@@ -144,6 +152,7 @@ def _vllm(job: dict) -> float:
     how = SamplingParams(
         temperature=0, max_tokens=job["new_tokens"], min_tokens=job["new_tokens"], ignore_eos=True
     )
+    # The first round warms up; what it left in the prefix cache must not answer the second.
     llm.generate(prompts, how)
     llm.reset_prefix_cache()
     started = time.perf_counter()

@@ -1,17 +1,21 @@
-"""How fast training is, the ways side by side in one process on the same questions.
+"""Measure how fast training is, the ways side by side in one process on the same questions.
 
-python -m benchmarks.training --data KorQuAD_v1.0_dev.json           the demo's base on real data
-python -m benchmarks.training --model EEVE-10.8B --article 1000 --questions_per_article 5     a true shape, random weights
-python -m benchmarks.training --growth --plot growth.svg              1, 2, 4, 8, 16 questions on an article
+python -m benchmarks.training --data KorQuAD_v1.0_dev.json     the demo's base on real data
+python -m benchmarks.training --model EEVE-10.8B --article 1000 --questions_per_article 5
+                                                               a true shape, random weights
+python -m benchmarks.training --growth --plot growth.svg       1, 2, 4, 8, 16 questions on an
+                                                               article
 
-(a) seed: batch 1, loss on the whole sequence.  (b) trl: loss on answers, grouped by length, at its fastest batch size.
-(c) read_once: ours.  unsloth and llamafactory where they are installed. The last line is JSON.
+The ways: (a) seed: batch 1, loss on the whole sequence, as the published notebooks train. (b) trl:
+loss on answers, grouped by length, at its fastest batch size. (c) read_once: ours. unsloth and
+llamafactory where they are installed. The last line is JSON.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
+# So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.start  # noqa: F401
 
@@ -51,14 +55,14 @@ TRL_BATCHES = (1, 2, 4, 8)
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """The command line; returns the JSON of the last line."""
+    """Run the command line; return the JSON of the last line."""
     arguments = parse(command_line(), argv)
     with tempfile.TemporaryDirectory() as folder:
         return run(arguments, prepare(arguments, folder))
 
 
 def run(arguments: argparse.Namespace, setting: "Setting") -> dict:
-    """What the options ask for."""
+    """Measure what the options ask for: how cost grows, or the ways on one set of questions."""
     print(describe_machine(setting.plan.device))
     if arguments.growth:
         return growth(arguments, setting)
@@ -69,6 +73,7 @@ def run(arguments: argparse.Namespace, setting: "Setting") -> dict:
 
 
 def command_line() -> Parser:
+    """Return the options: model, questions, and how each way is measured."""
     parser = Parser(__doc__)
     add_material_options(parser)
     parser.add_argument(
@@ -110,7 +115,7 @@ def command_line() -> Parser:
 
 @dataclass
 class Setting:
-    """What all ways share: one model with one adapter, one plan."""
+    """Hold what all ways share: one model with one adapter, one plan."""
 
     recipe: Recipe
     plan: Plan
@@ -122,7 +127,7 @@ class Setting:
 
 
 def prepare(arguments: argparse.Namespace, folder: str) -> Setting:
-    """Load the model, or make one of a true shape with random weights (its tokens come from the demo's tokenizer)."""
+    """Load the model, or make one of a true shape with random weights, and add an adapter."""
     options = {
         "questions_per_step": arguments.questions_per_step,
         "attention": arguments.attention,
@@ -131,6 +136,7 @@ def prepare(arguments: argparse.Namespace, folder: str) -> Setting:
     base = load_material(arguments, options)
     reason = why_no_flex(base.recipe, base.model.config, base.device, base.dtype)
     print(f"attention of ours: {'flex' if reason is None else f'the plain kernel ({reason})'}")
+    # The plan is given by the options, so the estimate that would pick one is left empty.
     plan = Plan(
         base.device,
         base.dtype,
@@ -148,7 +154,7 @@ def prepare(arguments: argparse.Namespace, folder: str) -> Setting:
 
 @dataclass
 class Way:
-    """One way of training the same questions, and what was measured."""
+    """Hold one way of training the same questions, and what was measured of it."""
 
     name: str
     trainer: SFTTrainer
@@ -157,11 +163,12 @@ class Way:
     peak_mb: float = 0.0
 
     def run(self, setting: Setting) -> None:
-        """A round: an epoch of the questions, optimizer steps included."""
+        """Train an epoch of the questions, optimizer steps included, and measure this round."""
         setting.model.train()
         with counted_tokens(setting.model) as counted, peak_memory(setting.plan.device) as peak:
             started = time.perf_counter()
             self.trainer.train()
+            # CUDA computes behind Python's back; the clock must wait for it.
             if setting.plan.device.type == "cuda":
                 torch.cuda.synchronize()
             self.seconds.append(time.perf_counter() - started)
@@ -169,8 +176,9 @@ class Way:
 
 
 def make_ways(setting: Setting, examples: list[Example]) -> list[Way]:
-    """The seeds' way, TRL at its fastest, ours."""
+    """Return the seeds' way, TRL at its fastest batch size, and ours, in this order."""
     seed = Way("seed", make_seed_trainer(setting, examples))
+    # A step must be whole batches, so that every way takes steps of as many questions.
     batches = (
         [setting.trl_batch]
         if setting.trl_batch
@@ -179,14 +187,17 @@ def make_ways(setting: Setting, examples: list[Example]) -> list[Way]:
     trl = [
         Way(f"trl, batch {batch}", make_trl_trainer(setting, examples, batch)) for batch in batches
     ]
-    trl[0].run(setting)  # kernels load, allocators grow
+    # In the first round kernels load and allocators grow, so it does not count.
+    trl[0].run(setting)
     trl[0].seconds.clear()
     if len(trl) > 1:
         for way in trl:
             way.run(setting)
             print(
-                f"  trying {way.name}: {len(examples) / way.seconds[0]:.1f} questions/s, {way.tokens:,} tokens with padding"
+                f"  trying {way.name}: {len(examples) / way.seconds[0]:.1f} questions/s, "
+                f"{way.tokens:,} tokens with padding"
             )
+    # A single batch size was not timed; it is the fastest of one.
     fastest = min(trl, key=lambda way: way.seconds or [0])
     fastest.seconds.clear()
     ours = make_read_once_trainer(
@@ -203,8 +214,9 @@ def _learned_whole(row: dict) -> dict:
 
 
 def make_trl_trainer(setting: Setting, examples: list[Example], batch: int) -> SFTTrainer:
-    """SFTTrainer with the loss on answers, its batches grouped by length."""
+    """Return TRL's trainer with the loss on answers, its batches grouped by length."""
     longest = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
+    # make_trainer takes as many rows as fit the longest example into tokens_per_batch.
     plan = replace(setting.plan, tokens_per_batch=batch * longest, flex=False)
     trainer = make_trainer(
         Job(setting.recipe, plan, setting.tokenizer, examples), setting.model, setting.folder, []
@@ -214,7 +226,7 @@ def make_trl_trainer(setting: Setting, examples: list[Example], batch: int) -> S
 
 
 def make_seed_trainer(setting: Setting, examples: list[Example]) -> SFTTrainer:
-    """Batch 1 in random order, the loss on prompt and answer alike."""
+    """Return a trainer with batch 1 in random order, the loss on prompt and answer alike."""
     plan = replace(setting.plan, tokens_per_batch=1, flex=False)
     trainer = make_trainer(
         Job(setting.recipe, plan, setting.tokenizer, examples), setting.model, setting.folder, []
@@ -224,7 +236,7 @@ def make_seed_trainer(setting: Setting, examples: list[Example]) -> SFTTrainer:
 
 
 def quiet(trainer: SFTTrainer) -> SFTTrainer:
-    """No checkpoints and no log lines in a round."""
+    """Return the trainer without checkpoints and log lines, which a round is not to measure."""
     trainer.args.save_strategy = "no"
     trainer.args.logging_strategy = "no"
     return trainer
@@ -232,12 +244,17 @@ def quiet(trainer: SFTTrainer) -> SFTTrainer:
 
 @torch.no_grad()
 def loss_difference(setting: Setting, trl: Way, ours: Way, examples: list[Example]) -> float:
-    """Largest relative difference between the two ways' losses of a step, over all steps, at the same weights."""
+    """Return the largest relative difference between the two ways' losses of a step.
+
+    It is taken over all steps, at the same weights.
+    """
+    # Without dropout, which draws differently where an article is read once.
     setting.model.eval()
     largest = 0.0
     for keys in ours.trainer.steps():
         step = [examples[key.index] for key in keys]
         trees = ours.trainer.batching.collate_step(step)
+        # One row a batch, so that no padding takes part in the loss that is expected.
         rows = [trl.trainer.data_collator([row]) for row in supervised(step)]
         got = summed_loss(ours.trainer, trees["batches"], trees["labels"].numel())
         expected = summed_loss(trl.trainer, rows, trees["labels"].numel())
@@ -246,7 +263,10 @@ def loss_difference(setting: Setting, trl: Way, ours: Way, examples: list[Exampl
 
 
 def summed_loss(trainer: SFTTrainer, batches: list[dict], targets: int) -> float:
-    """The loss of a step, from its batches, in the trainer's precision."""
+    """Return the loss of a step from its batches, in the trainer's precision.
+
+    `targets` is the number of answer tokens of the whole step, by which each batch is divided.
+    """
     total = 0.0
     for batch in batches:
         with trainer.compute_loss_context_manager():
@@ -262,13 +282,16 @@ def compare(setting: Setting, examples: list[Example], rounds: int) -> dict:
     every_time, once = count_tokens(examples, setting.recipe, setting.plan)
     articles = len({example.row.article for example in examples})
     print(
-        f"{setting.model_name}, {setting.recipe.quantization}: {len(examples)} questions on {articles} articles, "
+        f"{setting.model_name}, {setting.recipe.quantization}: {len(examples)} questions "
+        f"on {articles} articles, "
         f"{every_time:,} tokens, read once {once:,} ({every_time / once:.2f}x fewer)"
     )
     ways = make_ways(setting, examples)
     seed, trl, ours = ways
+    # The first round of ours, in which kernels load, does not count.
     ours.run(setting)
     ours.seconds.clear()
+    # In turn, because machines are shared: other work on them slows all ways alike.
     for _ in range(rounds):
         for way in ways:
             way.run(setting)
@@ -297,7 +320,7 @@ def compare(setting: Setting, examples: list[Example], rounds: int) -> dict:
 
 
 def peer_job(setting: Setting, examples: list[Example], batch: int) -> dict:
-    """What a peer needs to train the same."""
+    """Return what a peer needs to train the same."""
     recipe = setting.recipe
     return {
         "model": setting.model_name,
@@ -313,8 +336,12 @@ def peer_job(setting: Setting, examples: list[Example], batch: int) -> dict:
 
 
 def report(setting: Setting, way: Way, questions: int) -> None:
+    """Print a way's speed, tokens and memory, and on a GPU the share of its ceiling."""
     seconds = statistics.median(way.seconds)
-    line = f"{way.name:<14} {questions / seconds:>7.1f} questions/s  {way.tokens:>9,} tokens  peak {way.peak_mb:>7,.0f} MB"
+    line = (
+        f"{way.name:<14} {questions / seconds:>7.1f} questions/s  {way.tokens:>9,} tokens  "
+        f"peak {way.peak_mb:>7,.0f} MB"
+    )
     if setting.plan.device.type == "cuda":
         head = setting.model.get_output_embeddings()
         linear = sum(
@@ -322,26 +349,37 @@ def report(setting: Setting, way: Way, questions: int) -> None:
             for m in setting.model.modules()
             if _is_base_linear(m) and m is not head
         )
+        # A weight costs a token 2 FLOP forwards and 2 backwards, because the frozen base has no
+        # gradient of its own; checkpointing goes forwards once more. Attention, the head and the
+        # adapter are left out.
         flops = (6 if setting.plan.gradient_checkpointing else 4) * linear * way.tokens
         line += f"  {flops / seconds / matmul_flops():.0%} of the bf16 matmul ceiling"
     print(line)
 
 
 def _is_base_linear(module: torch.nn.Module) -> bool:
-    """A linear module of the base; those of adapters, (features, rank), are left out of the count."""
+    """Say whether a module is a linear layer of the base and none of an adapter.
+
+    An adapter's layers are (features, rank): what has a side of at most 64 is taken for one.
+    """
     return isinstance(module, torch.nn.Linear) and min(module.in_features, module.out_features) > 64
 
 
 def growth(arguments: argparse.Namespace, setting: Setting) -> dict:
-    """questions/s of TRL and ours at 1 to 16 questions on an article; the article has --article tokens."""
+    """Print and return questions/s of TRL and ours at 1 to 16 questions on an article.
+
+    The article has --article tokens.
+    """
     rows = []
     for count in GROWTH:
         length = arguments.article or 300
+        # A multiple of 16, so that every count in GROWTH divides it and no article has fewer.
         examples = made_up(length, count, max(arguments.questions // 16, 1) * 16)
         result = compare(setting, examples, arguments.rounds)
         rows.append({"questions_per_article": count, **result})
     print(
-        f"\n| questions on an article of {length} tokens | TRL, questions/s | read once, questions/s | times | token ratio |"
+        f"\n| questions on an article of {length} tokens | TRL, questions/s "
+        "| read once, questions/s | times | token ratio |"
     )
     print("|---|---|---|---|---|")
     for row in rows:
@@ -361,9 +399,10 @@ def growth(arguments: argparse.Namespace, setting: Setting) -> dict:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Questions a second against questions on an article."""
+    """Draw questions a second against questions on an article, for TRL and for ours."""
     import matplotlib
 
+    # Without a window, which a server has none of; set before pyplot is loaded.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -1,4 +1,4 @@
-"""What a script shows while it works: a bar in a terminal, a line now and then in a log."""
+"""Show how far a script is: with a bar in a terminal, with a line now and then in a log."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,10 @@ T = TypeVar("T")
 def track(
     items: Iterable[T], description: str, unit: str, total: int | None = None, done: int = 0
 ) -> Iterator[T]:
-    """Yield the items under a bar; `total` says how many there are where they cannot, `done` how many there were before."""
+    """Yield the items under a bar, or with lines in a log.
+
+    `total` says how many there are where the items cannot say it, `done` how many came before.
+    """
     total = len(items) if total is None else total
     lines = Lines(description, total, unit)
     with bars(unit) as progress:
@@ -35,6 +38,7 @@ def track(
             yield item
             done += 1
             progress.update(task, completed=done)
+            # Outside a terminal the bar shows nothing, so that a log gets its line here.
             if progress.disable:
                 lines.tell(done)
 
@@ -72,15 +76,16 @@ def is_terminal() -> bool:
 
 
 class Lines:
-    """For logs: a line after LINE_EVERY seconds, and so on, and one at the end of what took so long."""
+    """Prints progress to a log: a line every LINE_EVERY seconds, one at the end of long work."""
 
     def __init__(self, description: str, total: int, unit: str):
         self.description, self.total, self.unit = description, total, unit
         self.started = self.told = time.perf_counter()
 
     def tell(self, done: int) -> None:
-        """Print how far it is, if it is time to."""
+        """Print how far the work is, if it is time to."""
         now = time.perf_counter()
+        # Work that ends before its first line is short and gets none at its end either.
         if now - self.told >= LINE_EVERY or (done == self.total and self.told > self.started):
             self.told = now
             rate = done / max(now - self.started, 1e-9)

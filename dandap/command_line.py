@@ -1,4 +1,8 @@
-"""The command line of every script: options from the recipe's fields, mistakes as errors, one sentence at the end."""
+"""Build the command line of every script.
+
+Options come from the recipe's fields, mistakes are InputErrors, and a script that fails ends in one
+sentence.
+"""
 
 import argparse
 import sys
@@ -12,14 +16,18 @@ LONGEST_MESSAGE = 4000  # characters; what was got may be a file of a million co
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; what people can mend ends it with one sentence and exit code 2, without a traceback."""
+    """Run a script's `main`; end it in one sentence, without a traceback, where people can mend it.
+
+    The exit code then is 2; it is 130 after Ctrl-C, and `Stopped` brings its own.
+    """
     try:
         with shown_output():
             main()
     except InputError as error:
         _end(f"error: {error}", 2)
     except OSError as error:
-        if error.errno is None:  # a library's own, as of a connection
+        # Libraries raise OSErrors of their own, as of a connection: these need their traceback.
+        if error.errno is None:
             raise
         _end(f"error: {disk_message(error)}", 2)
     except Stopped as stopped:
@@ -30,6 +38,7 @@ def run_script(main: Callable[[], None]) -> None:
 
 def _end(message: str, code: int) -> None:
     if len(message) > LONGEST_MESSAGE:
+        # Both ends are kept: messages begin with what was got and end with what to do.
         message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
     try:
         print(shown(message), file=sys.stderr, flush=True)
@@ -39,18 +48,20 @@ def _end(message: str, code: int) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser, title: str, names: Iterable[str] = ()) -> None:
-    """Give `parser` an option per field of Recipe, or for those named, with its default and reason."""
+    """Give `parser` an option per field of Recipe, or per name, with its default and reason."""
     group = parser.add_argument_group(title)
     for name, field in Recipe.model_fields.items():
         if names and name not in names:
             continue
         default = "none" if field.default in (None, {}, []) else field.default
+        # argparse formats help texts with %, so that a percent sign of ours must be doubled.
         help_text = f"{field.description} (default: {default})".replace("%", "%%")
+        # An option that is not given leaves no attribute: `chosen_options` finds what was set.
         group.add_argument(f"--{name}", metavar="VALUE", default=argparse.SUPPRESS, help=help_text)
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are InputErrors, as all others."""
+    """Parses a command line; its mistakes are InputErrors, as all others are."""
 
     def __init__(self, description: str = ""):
         super().__init__(
@@ -60,6 +71,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
+        # argparse takes most values that start with - for options, and then misses an argument.
         hint = (
             " A value that starts with - is written --option=-1."
             if "expected one argument" in message
@@ -69,14 +81,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """A count for argparse."""
+    """Return the whole number of at least 1 that the text of an argparse option holds."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
     return int(text)
 
 
 def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
-    """Parse a command line; unknown options are an InputError that names the right one."""
+    """Parse a command line; for an unknown option raise an InputError that names the right one."""
     options = {option for action in parser._actions for option in action.option_strings}
     arguments, unknown = parser.parse_known_args(
         [_underscored(word, options) for word in (sys.argv[1:] if argv is None else argv)]
@@ -96,12 +108,13 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
 
 
 def _underscored(word: str, options: set[str]) -> str:
-    """An option with hyphens as it is declared: --learning-rate is --learning_rate."""
+    """Return an option with hyphens as it is declared: --learning_rate for --learning-rate."""
     name, equals, value = word.partition("=")
+    # The two hyphens in front became underscores, too, and are put back.
     declared = name.replace("-", "_").replace("__", "--", 1)
     return declared + equals + value if name.startswith("--") and declared in options else word
 
 
 def chosen_options(arguments: argparse.Namespace) -> dict[str, str]:
-    """The recipe fields that the command line set."""
+    """Return the recipe fields that the command line set, with their texts."""
     return {name: value for name, value in vars(arguments).items() if name in Recipe.model_fields}

@@ -1,17 +1,23 @@
-"""The one error that people are meant to see, and the words that messages share."""
+"""Define the errors that people are meant to see, and the words that messages share."""
 
 import errno
 from difflib import get_close_matches
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # a full disk, or a user's quota of one
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message says what was got, what was expected and what to do."""
+    """Says that something the user gave cannot be used.
+
+    The message says what was got, what was expected and what to do.
+    """
 
 
 class Stopped(Exception):
-    """A run that ended early because it was asked to; the message says how to go on, `code` is the exit code."""
+    """Ends a run early because it was asked to.
+
+    The message says how to go on; `code` is the exit code.
+    """
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -20,6 +26,7 @@ class Stopped(Exception):
 
 def nearest(name: str, known) -> str:
     """Return " Did you mean 'x'?" for the known name most like `name`, or "" when none is."""
+    # difflib's time grows with the product of the lengths, and a name may be a whole pasted text.
     matches = get_close_matches(
         name[:100], [each for each in known if len(each) <= 100], n=1, cutoff=0.6
     )
@@ -27,7 +34,7 @@ def nearest(name: str, known) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what kind of error it is and the beginning of its message, for a line of ours."""
+    """Return an error's kind and the beginning of its message, to stand in a line of ours."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
 
@@ -37,16 +44,21 @@ def disk_message(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in NO_SPACE:
         return (
-            f"no space is left on the disk{where}. Free some and start the same command again; what was saved is kept, and "
-            "training goes on with --resume."
+            f"no space is left on the disk{where}. Free some and start the same command again; "
+            "what was saved is kept, and training goes on with --resume."
         )
+    # What is not listed here gets the system's words and a general hint.
     way_out = {
-        errno.EROFS: "It cannot be written to; name another folder (--output_dir, for answers --answers_dir).",
+        errno.EROFS: "It cannot be written to; name another folder (--output_dir, "
+        "for answers --answers_dir).",
         errno.EACCES: "This user may not do that; name another folder, or change its permissions.",
         errno.ENAMETOOLONG: "The name is longer than the file system takes; choose a shorter one.",
         errno.ELOOP: "It is a link that leads nowhere; name what it was meant to point to.",
     }
-    return f"{error.strerror or error}{where}. {way_out.get(error.errno, 'Check that path, then start again.')}"
+    return (
+        f"{error.strerror or error}{where}. "
+        f"{way_out.get(error.errno, 'Check that path, then start again.')}"
+    )
 
 
 def short_list(names, most: int = 8, quoted: bool = True) -> str:

@@ -1,4 +1,7 @@
-"""Every option once: its type, default and reason. YAML files, the command line and --help all come from `Recipe`."""
+"""Declare every option once, with its type, its default and its reason.
+
+YAML files, the command line and --help all come from `Recipe`.
+"""
 
 import re
 from pathlib import Path
@@ -75,13 +78,17 @@ def _field(default: Any, reason: str, **limits: Any) -> Any:
 
 
 class Recipe(BaseModel):
-    """One experiment. A YAML file under recipes/ holds what differs from these defaults, and why."""
+    """Describes one experiment.
+
+    A YAML file under recipes/ holds what differs from these defaults, and why.
+    """
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     model: str = _field(
         "yanolja/EEVE-Korean-Instruct-10.8B-v1.0",
-        "hub id or folder of the base model; the Korean-trained one of the 0.9025 system whose licence is open",
+        "hub id or folder of the base model; "
+        "the Korean-trained one of the 0.9025 system whose licence is open",
         min_length=1,
     )
     revision: str | None = _field(
@@ -94,11 +101,13 @@ class Recipe(BaseModel):
     template: str = _field("concise", "wording, by its name in prompts.py")
     train_file: str = _field(
         "data/train.csv",
-        "questions with answers: a table or JSON (README), or a folder of them; several with commas",
+        "questions with answers: a table or JSON (README), or a folder of them; "
+        "several with commas",
     )
     test_file: str = _field(
         "data/test.csv",
-        "questions to answer; gold answers are taken from its own columns or from <name>_answers.csv beside it",
+        "questions to answer; gold answers are taken from its own columns or from "
+        "<name>_answers.csv beside it",
     )
     columns: dict[str, str] = _field(
         {}, "the files' column names where they differ: context=본문,question=질문"
@@ -111,11 +120,13 @@ class Recipe(BaseModel):
     )
     evaluate_every: str | None = _field(
         "0.25 epochs",
-        "validation while training, as `200 steps` or `0.25 epochs`; the adapter with the best score is kept; or none",
+        "validation while training, as `200 steps` or `0.25 epochs`; "
+        "the adapter with the best score is kept; or none",
     )
     evaluate_questions: int = _field(
         500,
-        "most validation questions of one evaluation, whole articles; after training all are answered",
+        "most validation questions of one evaluation, whole articles; "
+        "after training all are answered",
         ge=1,
     )
     patience: int | None = _field(
@@ -123,12 +134,14 @@ class Recipe(BaseModel):
     )
     max_length: int = _field(
         2048,
-        "tokens of prompt and answer; max_length - max_new_tokens is the prompt's limit, in training and inference",
+        "tokens of prompt and answer; max_length - max_new_tokens is the prompt's limit, "
+        "in training and inference",
         ge=16,
     )
     on_overflow: Literal["trim", "select", "error"] = _field(
         "select",
-        "an article too long for max_length: trim its end, select the sentences nearest to its questions, or stop",
+        "an article too long for max_length: trim its end, "
+        "select the sentences nearest to its questions, or stop",
     )
     max_new_tokens: int = _field(
         64,
@@ -149,11 +162,13 @@ class Recipe(BaseModel):
     )
     choices_by: Literal["whole", "first_token"] = _field(
         "whole",
-        "choices are compared by the log-probability of the whole text, or of the first token that tells them apart",
+        "choices are compared by the log-probability of the whole text, "
+        "or of the first token that tells them apart",
     )
     repetition_penalty: float = _field(
         1.0,
-        "tokens that stand in the prompt or were said already are that much less likely; 1.2 is usual for long answers",
+        "tokens that stand in the prompt or were said already are that much less likely; "
+        "1.2 is usual for long answers",
         ge=1,
     )
     embedding_model: str = _field(
@@ -192,11 +207,13 @@ class Recipe(BaseModel):
     epochs: float = _field(1, "passes over the training questions", gt=0)
     read_once: bool = _field(
         True,
-        "read an article once for all its questions of a step; false: TRL's way, the article again for each question",
+        "read an article once for all its questions of a step; "
+        "false: TRL's way, the article again for each question",
     )
     questions_per_step: int = _field(
         16,
-        "questions per optimizer step, on average where whole articles are read once (batch size x accumulation)",
+        "questions per optimizer step, on average where whole articles are read once (batch size x "
+        "accumulation)",
         ge=1,
     )
     tokens_per_batch: Literal["auto"] | int = _field(
@@ -218,15 +235,18 @@ class Recipe(BaseModel):
     max_grad_norm: float = _field(1.0, "gradients longer than this are shortened to it", gt=0)
     gradient_checkpointing: Literal["auto"] | bool = _field(
         "auto",
-        "recompute activations in the backward pass: a third slower, much less memory; auto: on CUDA when the estimate needs it",
+        "recompute activations in the backward pass: a third slower, much less memory; auto: on "
+        "CUDA when the estimate needs it",
     )
     attention: Literal["auto", "flex", "sdpa", "eager"] = _field(
         "auto",
-        "attention kernel; auto: flex in training on GPUs from sm_80 where it works, else sdpa, eager for soft-capping",
+        "attention kernel; auto: flex in training on GPUs from sm_80 where it works, else sdpa, "
+        "eager for soft-capping",
     )
     neftune_noise_alpha: float | None = _field(
         None, "noise on embeddings while training (NEFTune); 5 is usual", gt=0
     )
+    # numpy takes no seed of 2**32 or more.
     seed: int = _field(42, "seeds adapter, data order and dropout", ge=0, lt=2**32)
     output_dir: str = _field(
         "outputs", "folder of run folders; a mounted drive survives a lost machine", min_length=1
@@ -239,7 +259,7 @@ class Recipe(BaseModel):
     @field_validator("evaluate_every", mode="before")
     @classmethod
     def _steps_or_epochs(cls, value: Any) -> str | None:
-        """`200 steps`, `1 epoch`, `200`."""
+        """Return `200 steps`, `1 epoch` or `200` as a number and its unit in the plural."""
         if value is None or value == "none":
             return None
         match = re.fullmatch(r"(\d+)(?: steps?)?|(\d+|\d*\.\d+) epochs?", str(value).strip())
@@ -252,7 +272,7 @@ class Recipe(BaseModel):
     @field_validator("columns", mode="before")
     @classmethod
     def _columns_from_text(cls, value: Any) -> Any:
-        """`context=본문,question=질문` from the command line."""
+        """Read `context=본문,question=질문`, as the command line has it."""
         if not isinstance(value, str):
             return value
         pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
@@ -263,7 +283,7 @@ class Recipe(BaseModel):
     @field_validator("lora_target_modules", mode="before")
     @classmethod
     def _modules_from_text(cls, value: Any) -> Any:
-        """`q_proj,v_proj` from the command line."""
+        """Read `q_proj,v_proj`, as the command line has it; refuse an empty list."""
         if isinstance(value, str) and value != "all-linear":
             value = [name.strip() for name in value.split(",") if name.strip()]
         if value == []:
@@ -273,7 +293,7 @@ class Recipe(BaseModel):
     @field_validator("choices", mode="before")
     @classmethod
     def _choices_from_text(cls, value: Any) -> Any:
-        """`예,아니오` from the command line."""
+        """Read `예,아니오`, as the command line has it; none is an empty list."""
         if not isinstance(value, str):
             return value or []
         choices = [choice.strip() for choice in value.split(",") if choice.strip()]
@@ -284,6 +304,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _one_way_of_answering(self) -> "Recipe":
         ways = {"beams": self.beams > 1, "choices": bool(self.choices), "grounded": self.grounded}
+        # Drawing is no way of its own: grounded answers can be drawn, beams and choices cannot.
         drawn = self.samples > 1 or self.temperature > 0
         chosen = [name for name, is_chosen in ways.items() if is_chosen]
         if len(chosen) > 1 or (drawn and ways["beams"] | ways["choices"]):
@@ -294,6 +315,7 @@ class Recipe(BaseModel):
     @field_validator("tokens_per_batch")
     @classmethod
     def _tokens_positive(cls, value: Any) -> Any:
+        # A limit of the field would be compared with the word auto, too.
         if value != "auto" and value < 1:
             raise ValueError("expected auto or at least 1")
         return value
@@ -302,7 +324,8 @@ class Recipe(BaseModel):
     def _room_for_a_prompt(self) -> "Recipe":
         if self.max_new_tokens >= self.max_length:
             raise ValueError(
-                f"max_new_tokens ({self.max_new_tokens}) leaves no room for a prompt in max_length ({self.max_length})"
+                f"max_new_tokens ({self.max_new_tokens}) leaves no room for a prompt in max_length "
+                f"({self.max_length})"
             )
         return self
 
@@ -310,17 +333,18 @@ class Recipe(BaseModel):
     def _head_adapter_needs_read_once(self) -> "Recipe":
         if "lm_head" in self.lora_target_modules and not self.read_once:
             raise ValueError(
-                "lora_target_modules holds lm_head, whose adapter TRL's trainer would bypass; drop it, or use read_once true"
+                "lora_target_modules holds lm_head, whose adapter TRL's trainer would bypass; "
+                "drop it, or use read_once true"
             )
         return self
 
     @property
     def prompt_limit(self) -> int:
-        """Most tokens of a prompt, in training and in inference."""
+        """Return the most tokens that a prompt may have, in training and in inference."""
         return self.max_length - self.max_new_tokens
 
     def differences(self) -> dict[str, Any]:
-        """What this recipe changes, field -> value."""
+        """Return what this recipe changes of the defaults: field -> value."""
         return {
             name: value
             for name, value in self.model_dump().items()
@@ -328,10 +352,11 @@ class Recipe(BaseModel):
         }
 
     def to_yaml(self) -> str:
-        """Every field, as `load_recipe` reads it back."""
+        """Return every field as YAML, which `load_recipe` reads back."""
         return yaml.safe_dump(self.model_dump(), allow_unicode=True, sort_keys=False)
 
 
+# inference.py may change these of a run's recipe.
 ANSWERING = (
     *(
         "max_length",
@@ -344,18 +369,24 @@ ANSWERING = (
         "choices",
     ),
     *("choices_by", "beams", "repetition_penalty", "embedding_model", "seed", "trust_remote_code"),
-)  # what inference.py may change of a run's recipe
+)
 
 
 def load_recipe(name: str | None, options: dict[str, Any]) -> Recipe:
-    """Defaults, then the YAML of `name` (a file, or a name under recipes/), then `options` from the command line."""
+    """Return the recipe of `name`, a YAML file or a name under recipes/, changed by `options`.
+
+    What neither the file nor the command line's options set is as the defaults have it.
+    """
     return make_recipe(
         {**(_resolved(find_recipe(name)) if name else {}), **options}, name or "the command line"
     )
 
 
 def _resolved(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe file's fields over those of the recipe it extends."""
+    """Read a recipe file's fields, over those of the recipe it extends.
+
+    `below` are the files that extend this one; one of them among its parents would be a circle.
+    """
     fields = _read_yaml(path)
     parent = fields.pop("extends", None)
     if parent is None:
@@ -373,23 +404,26 @@ def _resolved(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe named by path or by its name under recipes/."""
+    """Return the file of a recipe, which is named by path or by its name under recipes/."""
     for path in (Path(name), RECIPES_DIR / f"{name}.yaml"):
+        # File systems take names of 255 bytes; is_file fails with an OSError on a longer one.
         if len(path.name.encode()) <= 255 and path.is_file():
             return path
     known = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
     raise InputError(
-        f"got recipe {name[:100]!r}; expected a YAML file or one of {', '.join(known)}.{nearest(name, known)}"
+        f"got recipe {name[:100]!r}; expected a YAML file or one of "
+        f"{', '.join(known)}.{nearest(name, known)}"
     )
 
 
 def make_recipe(values: dict[str, Any], where: str) -> Recipe:
-    """A checked Recipe; InputError says what was got and expected for each wrong value."""
+    """Return a checked Recipe; an InputError says of each wrong value what was got and expected."""
     for key in values:
         if key not in Recipe.model_fields:
             raise InputError(
                 f"{where}: got the unknown key {key!r}.{_right_name(str(key), Recipe.model_fields)}"
             )
+    # `none` clears an option, but is one of quantization's own values.
     values = {
         key: None if value in ("none", "null") and key not in ("quantization",) else value
         for key, value in values.items()
@@ -403,7 +437,8 @@ def make_recipe(values: dict[str, Any], where: str) -> Recipe:
 
 
 def _problem(details: dict) -> str:
-    """One of pydantic's errors in our words: field, got, expected."""
+    """Say one of pydantic's errors in our words: the field, what was got and what was expected."""
+    # An error of the whole recipe has no field; its message says all.
     field = str(details["loc"][0]) if details["loc"] else ""
     expected = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if not field:
@@ -418,7 +453,7 @@ def _problem(details: dict) -> str:
 
 
 def _is_short(value: Any) -> bool:
-    """Whether a value can be shown: YAML's aliases make lists of lists whose text has 700 MB."""
+    """Say whether a value can be shown: YAML's aliases make lists whose text has 700 MB."""
     return not isinstance(value, list | dict) or (
         len(value) <= 20 and not any(isinstance(v, list | dict) for v in value)
     )
@@ -427,15 +462,11 @@ def _is_short(value: Any) -> bool:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-        TypeError,
-        AttributeError,
-    ) as error:  # a date or a number that is none
+    # yaml itself raises all but the first, as for a date or a number that is none (`!!int x`).
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} is not valid YAML ({str(error)[:300]}). Expected lines like `learning_rate: 1e-4`."
+            f"{path} is not valid YAML ({str(error)[:300]}). "
+            "Expected lines like `learning_rate: 1e-4`."
         ) from error
     if values is None:
         return {}
@@ -447,7 +478,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _right_name(name: str, known) -> str:
-    """The option that people mean by `name`: a translation, else the nearest."""
+    """Return a hint at the option that people mean by `name`: a translation, else the nearest."""
+    # An entry may hold a remark after the name, as "warmup_steps (a fraction or a count)".
     if KNOWN_AS.get(name, "").split(" ")[0] in known:
         return f" Here it is {KNOWN_AS[name]}."
     return nearest(name, known)

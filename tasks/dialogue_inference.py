@@ -1,4 +1,7 @@
-"""Dialogue inference (NIKL): what follows from an utterance, chosen from three statements; submitted as the file, filled."""
+"""Ask what follows from an utterance of a dialogue, chosen from three statements (NIKL).
+
+A submission is the test file with its outputs filled in.
+"""
 
 import codecs
 import json
@@ -22,7 +25,7 @@ from tasks.task import Chart, Description, Task, refuse_columns
 LETTERS = ("A", "B", "C")
 INFERENCES = ("inference_1", "inference_2", "inference_3")
 CATEGORIES = ("원인", "후행사건", "전제", "동기", "반응")
-# A category's official term, and what it means in words of ours. The particle follows the Korean word's last syllable.
+# A category's official term in English and Korean, and what it means in words of ours.
 TERMS = {
     "원인": "cause",
     "후행사건": "subsequent event",
@@ -45,13 +48,14 @@ DEFINITIONS = {
     "반응": "대상 발화의 일을 두고 화자나 듣는 사람이 느낄 법한 감정",
 }
 
-
-NUMBER = "\ue000"  # stands around the digits of a number with a point, which would be written in another way
+# A sign of the private use area around the digits of a number with a point: Python would write the
+# number in another way, as 1.0 for 1.00.
+NUMBER = "\ue000"
 Item = dict  # as the file has it; what is not known here is kept
 
 
 def load_items(path: Path) -> list[Item]:
-    """The file's items, checked; InputError says which item lacks what."""
+    """Read a file's items and check them; the InputError says which item lacks what."""
     find_files(path, "the NIKL dialogue JSON")
     items = parse_json(decode(path.read_bytes(), path)[0], str(path), parse_float=_marked)
     if not isinstance(items, list) or not items:
@@ -63,13 +67,15 @@ def load_items(path: Path) -> list[Item]:
         if fault:
             name = item.get("id", "") if isinstance(item, dict) else ""
             raise InputError(
-                f"{path}, item {number} ({shown(str(name))}): {fault}. Expected id, input (conversation, reference_id, category, "
-                "inference_1, inference_2, inference_3) and output."
+                f"{path}, item {number} ({shown(str(name))}): {fault}. Expected id, input "
+                "(conversation, reference_id, category, inference_1, inference_2, inference_3) "
+                "and output."
             )
     return items
 
 
 def _fault(item: Item) -> str | None:
+    """Say what is wrong with an item, or return None."""
     if not isinstance(item, dict) or not isinstance(item.get("input"), dict):
         return "it is no object, or lacks 'input'"
     try:
@@ -85,31 +91,46 @@ def _fault(item: Item) -> str | None:
         if not turns or not all(isinstance(text, str) for _, text in turns):
             return "the conversation is empty, or an utterance is no text"
         if not isinstance(content["reference_id"], list):
-            return f"reference_id is {type(content['reference_id']).__name__}, expected a list of utterance ids"
+            return (
+                f"reference_id is {type(content['reference_id']).__name__}, "
+                "expected a list of utterance ids"
+            )
         known = {name for turn in content["conversation"] for name in utterance_ids(turn)}
         missing = [name for name in content["reference_id"] if name not in known]
         if missing:
-            return f"reference_id names the utterance {missing[0]}, which the conversation does not have"
+            return (
+                f"reference_id names the utterance {missing[0]}, "
+                "which the conversation does not have"
+            )
+        # Test files have no output, an empty one or null.
         if (item.get("output") or "") not in ("", *INFERENCES):
-            return f"got the output {item['output']!r}; expected one of {', '.join(INFERENCES)}, or nothing in a test file"
+            return (
+                f"got the output {item['output']!r}; "
+                f"expected one of {', '.join(INFERENCES)}, or nothing in a test file"
+            )
+    # Besides a key that is missing, what should be an object or a list and is not.
     except (KeyError, TypeError, AttributeError) as error:
         return f"it lacks {error}"
     return None
 
 
 def category_of(content: dict) -> str:
-    """The category in its usual form: composed Hangul, no space around."""
+    """Return the category in its usual form: composed Hangul, no space around."""
+    # Decomposed, as files from a Mac may have it, 원인 would equal no name of CATEGORIES.
     return trim(unicodedata.normalize("NFC", content["category"]))
 
 
 def utterance_ids(turn: dict) -> list[str]:
-    """Of one turn; after cleaning a merged turn has a list of them."""
+    """Return the ids of one turn's utterances; a turn that cleaning merged has several."""
     ids = turn["utterance_id"]
     return ids if isinstance(ids, list) else [ids]
 
 
 def read(paths: list[Path], need_answers: bool) -> Table:
-    """One row per item of all files: the dialogue is the article, the letter of the right inference the answer."""
+    """Read one row per item of all files.
+
+    The dialogue is the article, and the letter of the right inference the answer.
+    """
     tables = [_read_one(path, need_answers) for path in paths]
     return tables[0] if len(tables) == 1 else join(tables)
 
@@ -123,18 +144,20 @@ def _read_one(path: Path, need_answers: bool) -> Table:
     ]
     if need_answers and blank:
         raise InputError(
-            f"{path}: an inference is empty or no text in {len(blank)} items, first {blank[0]}. Fill it in."
+            f"{path}: an inference is empty or no text in {len(blank)} items, first {blank[0]}. "
+            "Fill it in."
         )
     if need_answers and without:
         raise InputError(
-            f"{path}: {len(without)} items have no output, first {without[0]}. Training needs one in every item."
+            f"{path}: {len(without)} items have no output, first {without[0]}. "
+            "Training needs one in every item."
         )
     data, digest = read_bytes(path)
     return Table(path, rows, digest, encoding_notes(path, decode(data, path)[1]))
 
 
 def to_row(item: Item) -> Row:
-    """An item as a question; the dialogue is its article."""
+    """Return an item as a question; the dialogue is its article."""
     content, output = item["input"], item.get("output") or ""
     category = category_of(content)
     options = dict(zip(LETTERS, (trim(clean(content[name])) for name in INFERENCES), strict=True))
@@ -149,15 +172,17 @@ def to_row(item: Item) -> Row:
 
 
 def referred(content: dict) -> list[dict]:
-    """The turns that reference_id names."""
+    """Return the turns that reference_id names."""
     names = set(content["reference_id"])
     return [turn for turn in content["conversation"] if names & set(utterance_ids(turn))]
 
 
 def _line(turn: dict) -> str:
+    """Return a turn as templates show it, "화자1: ..." with 화자 for speaker."""
     return f"화자{turn['speaker']}: {clean(turn['utterance']).strip()}"
 
 
+# Templates are tried on this made-up item before any file is read.
 SAMPLE = to_row(
     {
         "id": "sample",
@@ -186,7 +211,7 @@ SAMPLE = to_row(
 
 
 def filled(items: list[Item], letters: list[str]) -> list[Item]:
-    """The items with `output` filled from the letters, all else as it was."""
+    """Return the items with `output` filled from the letters, and all else as it was."""
     return [
         {**item, "output": INFERENCES[LETTERS.index(letter)]}
         for item, letter in zip(items, letters, strict=True)
@@ -194,26 +219,27 @@ def filled(items: list[Item], letters: list[str]) -> list[Item]:
 
 
 def to_json(items: list[Item], like: bytes, path: Path) -> bytes:
-    """JSON in the layout of the bytes of a file at `path`, from which the items were read."""
+    """Return JSON in the layout of `like`, the bytes of the file at `path` that held the items."""
     text = decode(like, path)[0]
+    # The layout is the style of json.dumps that makes the file's own text of what it holds; for a
+    # file that no style makes it is an indent of two.
     unix, indent, options = text.replace("\r\n", "\n"), 2, {"ensure_ascii": False}
     read = json.loads(unix, parse_float=_marked)
-    for indent_of, separators in [
-        *((None, pair) for pair in ((", ", ": "), (",", ":"))),
-        *((i, None) for i in (1, 2, 4, "\t")),
-    ]:
+    styles = [(None, (", ", ": ")), (None, (",", ":"))]
+    styles += [(width, None) for width in (1, 2, 4, "\t")]
+    for indent_of, separators in styles:
         for ascii_only in (False, True):
             style = {"indent": indent_of, "separators": separators, "ensure_ascii": ascii_only}
             if _dump(read, **style) == unix.strip():
                 indent, options = indent_of, {"separators": separators, "ensure_ascii": ascii_only}
     written = _dump(items, indent=indent, **options) + "\n" * unix.endswith("\n")
-    written = (
-        written.replace("\n", "\r\n") if "\r\n" in text else written
-    )  # within texts a line feed is escaped
+    # Within texts a line feed is escaped, so that all others end lines.
+    written = written.replace("\n", "\r\n") if "\r\n" in text else written
     return like.startswith(codecs.BOM_UTF8) * codecs.BOM_UTF8 + written.encode()
 
 
 def _marked(digits: str) -> str:
+    """Return a number's digits as a text, which `_dump` makes a number again."""
     return f"{NUMBER}{digits}{NUMBER}"
 
 
@@ -222,17 +248,22 @@ def _escaped(half: re.Match) -> str:
 
 
 def _dump(value, **style) -> str:
-    """As json.dumps has it; halves of surrogate pairs stay escaped, since no UTF-8 file can hold them."""
+    """Return JSON as json.dumps has it, with marked numbers as their digits.
+
+    Halves of surrogate pairs stay escaped, since no UTF-8 file can hold them.
+    """
     text = SURROGATE.sub(_escaped, json.dumps(value, **style))
+    # With ensure_ascii the mark itself is escaped.
     return re.sub(rf'"(?:{NUMBER}|\\ue000)([^"]*?)(?:{NUMBER}|\\ue000)"', r"\1", text)
 
 
 def write_filled(path: Path, like: Path, letters: list[str]) -> Path:
-    """Write the file `like` with `output` filled, in its layout; read it back, and return the path."""
+    """Write the file `like` with `output` filled in its layout, read it back, return the path."""
     items = load_items(like)
     if len(items) != len(letters):
         raise InputError(
-            f"{like} holds {len(items)} items, and {len(letters)} were answered. Name answers to that file."
+            f"{like} holds {len(items)} items, and {len(letters)} were answered. "
+            "Name answers to that file."
         )
     write_bytes(path, to_json(filled(items, letters), like.read_bytes(), like))
     back = [(row.id, row.answers) for row in read([path], need_answers=True).rows]
@@ -246,7 +277,7 @@ def write_filled(path: Path, like: Path, letters: list[str]) -> Path:
 
 
 class DialogueInference(Task):
-    """Questions of five categories on an utterance of a dialogue, with three statements to choose from."""
+    """Asks questions of five categories on an utterance, with three statements to choose from."""
 
     name = "dialogue_inference"
     needs = ("context", "options")
@@ -255,6 +286,7 @@ class DialogueInference(Task):
     cleans = True
 
     def recognises(self, path):
+        # The first 100,000 bytes tell, without parsing a file of megabytes.
         return (
             path.is_file()
             and path.suffix.lower() not in TABLES
@@ -268,14 +300,18 @@ class DialogueInference(Task):
     def fields(self, context, row, answer):
         category, definition = row.fields["category"], DEFINITIONS[row.fields["category"]]
         options = {letter: row.fields[f"option_{letter}"] for letter in LETTERS}
+        # The template chooses how a question names its category: by the file's term, the official
+        # one or the definition. with_ro adds 로 or 으로: 전제로, 원인으로.
         return {
             "context": context,
             "reference": row.fields["reference"],
             "options": "\n".join(f"{letter}. {text}" for letter, text in options.items()),
             "question": f"대상 발화의 {with_ro(category)} 가장 알맞은 것은 무엇인가?",
-            "question_term": f"대상 발화의 {with_ro(TERMS_KO[category], TERMS[category])} 가장 알맞은 것은 무엇인가?",
+            "question_term": f"대상 발화의 {with_ro(TERMS_KO[category], TERMS[category])} "
+            "가장 알맞은 것은 무엇인가?",
             "question_definition": f"다음 설명에 가장 알맞은 것은 무엇인가? 설명: {definition}",
-            "instruction_definition": f"아래 설명에 가장 알맞은 선택지를 골라 그 기호와 내용을 적어라. 설명: {definition}",
+            "instruction_definition": "아래 설명에 가장 알맞은 선택지를 골라 그 기호와 내용을 "
+            f"적어라. 설명: {definition}",
             "answer": answer,
             "answer_text": options.get(answer, ""),
         }
@@ -284,12 +320,16 @@ class DialogueInference(Task):
         return row.fields["category"]
 
     def score(self, rows, predictions):
-        """Return accuracy with its interval over dialogues, per category, and which letter was said for which."""
+        """Return accuracy with its interval over dialogues, and what was said for which answer.
+
+        Accuracy is exact match under its usual name, and told for each category, too.
+        """
         scores = super().score(rows, predictions)
         categories, confusion = {}, {gold: dict.fromkeys(LETTERS, 0) for gold in LETTERS}
         for row, prediction in zip(rows, predictions, strict=True):
             hits, count = categories.get(row.fields["category"], (0, 0))
             categories[row.fields["category"]] = (hits + (prediction in row.answers), count + 1)
+            # What is said and is no letter is counted, too, beside the letters.
             confusion[row.answers[0]][prediction] = confusion[row.answers[0]].get(prediction, 0) + 1
         return scores | {
             "metric": f"accuracy, {metrics.METRIC_VERSION}",
@@ -307,6 +347,7 @@ class DialogueInference(Task):
 
     def submit_joined(self, recipe, folder, member, records):
         letters = [record["prediction"] for record in records]
+        # The member's submission is the test file, filled: it has the items, and its layout.
         return write_filled(
             folder / "final-result.json", member.with_name("submission.json"), letters
         ), None
@@ -329,66 +370,73 @@ class DialogueInference(Task):
 
 
 def describe(items: list[Item], clean: Callable[[Item, Counter], Item] | None) -> Description:
-    """Return the pictures and tables that the winner of 2024 published, by their names; `clean` is tools.refine's, or None."""
+    """Return the pictures and tables that the winner of 2024 published, by their names.
+
+    `clean` is tools.refine's, or None.
+    """
     tables, counts = {}, Counter()
     if clean:
         items = [clean(item, counts) for item in items]
         tables["Cleaning, utterances changed"] = [(count, name) for name, count in counts.items()]
+    # Items on one dialogue repeat it; equal utterances make them one.
     dialogues = {
         json.dumps([turn["utterance"] for turn in item["input"]["conversation"]]): item
         for item in items
     }
     turns = [len(item["input"]["conversation"]) for item in dialogues.values()]
-    totals = [
-        sum(len(turn["utterance"]) for turn in item["input"]["conversation"]) for item in items
-    ]
+    totals = []
+    for item in items:
+        totals.append(sum(len(turn["utterance"]) for turn in item["input"]["conversation"]))
     categories = Counter(item["input"]["category"] for item in items)
     outputs = Counter(item.get("output") or "(none)" for item in items)
     tables["Size"] = [("items", len(items)), ("dialogues", len(dialogues))]
     tables["Category and output"] = [*categories.most_common(), *sorted(outputs.items())]
     rows = list(map(to_row, items))
-    shared = []
-    for group in by_article(row.article for row in rows):
-        asked = [
-            " ".join(
-                [
-                    rows[i].fields["reference"],
-                    *(rows[i].fields[f"option_{letter}"] for letter in LETTERS),
-                ]
-            )
-            for i in group
-        ]
-        shared.append((rows[group[0]].context, asked))
     return Description(
         rows,
         tables,
         sizes={"turns of a dialogue": turns, "characters of all utterances": totals},
-        charts=[
-            Chart(
-                "category_distribution", "categories", dict(categories.most_common()), "category"
-            ),
-            Chart("conversation_length_distribution", "turns of a dialogue", turns, "turns"),
-            Chart("output_distribution", "outputs", dict(sorted(outputs.items())), "output"),
-            Chart(
-                "total_utterance_length_distribution",
-                "characters of all utterances",
-                totals,
-                "characters",
-            ),
-        ],
+        charts=_charts(categories, outputs, turns, totals),
         lists={
             "total_utterance_lengths": [
                 {"id": item["id"], "total_utterance_length": total}
                 for item, total in zip(items, totals, strict=True)
             ]
         },
-        shared=shared,
+        shared=_shared(rows),
         texts=[
             turn["utterance"]
             for item in dialogues.values()
             for turn in item["input"]["conversation"]
         ],
     )
+
+
+def _charts(
+    categories: Counter, outputs: Counter, turns: list[int], totals: list[int]
+) -> list[Chart]:
+    """Return charts of what was counted; `totals` are characters of all utterances of an item."""
+    sorted_outputs = dict(sorted(outputs.items()))
+    total_length = "total_utterance_length_distribution"
+    return [
+        Chart("category_distribution", "categories", dict(categories.most_common()), "category"),
+        Chart("conversation_length_distribution", "turns of a dialogue", turns, "turns"),
+        Chart("output_distribution", "outputs", sorted_outputs, "output"),
+        Chart(total_length, "characters of all utterances", totals, "characters"),
+    ]
+
+
+def _shared(rows: list[Row]) -> list[tuple[str, list[str]]]:
+    """Return each dialogue, which is read once, with what is read after it for each question."""
+    shared = []
+    for group in by_article(row.article for row in rows):
+        asked = []
+        for index in group:
+            fields = rows[index].fields
+            options = [fields[f"option_{letter}"] for letter in LETTERS]
+            asked.append(" ".join([fields["reference"], *options]))
+        shared.append((rows[group[0]].context, asked))
+    return shared
 
 
 TASK = DialogueInference()

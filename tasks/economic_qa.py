@@ -1,4 +1,7 @@
-"""Questions on economic news, answered in a few words of the article; scored by character F1, submitted as a CSV."""
+"""Ask questions on economic news, which are answered in a few words of the article.
+
+Answers are scored by character F1 and submitted as a CSV.
+"""
 
 from pathlib import Path
 
@@ -10,7 +13,10 @@ from tasks.task import Task
 
 
 class EconomicQA(Task):
-    """Short questions and answers on articles: tables of id, context, question and answer, SQuAD and its relatives."""
+    """Asks short questions on articles.
+
+    Files are tables of id, context, question and answer, or SQuAD and its relatives.
+    """
 
     name = "economic_qa"
     needs = ("context", "question")
@@ -41,8 +47,12 @@ class EconomicQA(Task):
         import pandas as pd  # 0.4 s, which `import tasks` need not take
 
         path, _ = super().submit(recipe, folder, test_file, answered, form)
+        # The organiser may read the file so, and would score "None" or "NA" as no answer.
         lost = pd.read_csv(path, encoding="utf-8-sig").iloc[:, 1].isna().sum()
-        told = f"{lost} answers are empty or words as NA, which pandas' plain read_csv takes for nothing: review.csv shows them"
+        told = (
+            f"{lost} answers are empty or words as NA, which pandas' plain read_csv takes for "
+            "nothing: review.csv shows them"
+        )
         return path, told if lost else None
 
 

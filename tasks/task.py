@@ -1,4 +1,7 @@
-"""What a task is: everything that reading, training, answering, scoring and reporting ask about a kind of question."""
+"""Define what a task is: all that is asked about a kind of question.
+
+Reading, training, answering, scoring and reporting ask it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +20,7 @@ from dandap.runs.submission import SubmissionForm, submission_like, write_submis
 
 
 class Chart(NamedTuple):
-    """A picture for tools.explore: columns of counts by name, or the distribution of numbers."""
+    """Describes a picture for tools.explore: counts by name, or the distribution of numbers."""
 
     name: str
     title: str
@@ -27,7 +30,7 @@ class Chart(NamedTuple):
 
 @dataclass
 class Description:
-    """What tools.explore shows of a file that is more than questions on articles."""
+    """Holds what tools.explore shows of a file that is more than questions on articles."""
 
     rows: list[Row]
     tables: dict[str, list[tuple]]  # title -> rows of cells
@@ -39,18 +42,18 @@ class Description:
 
 
 class Task:
-    """One kind of question. A new one is a file of tasks/ that ends in TASK = ..., and a template in prompts.py.
+    """Describes one kind of question.
 
-    What every task must say stands first; the methods below have an answer that suits short answers on articles.
+    A new one is a file of tasks/ that ends in TASK = ..., and a template in prompts.py. What every
+    task must say stands first; the methods below have an answer that suits short answers on
+    articles.
     """
 
     name: str
     sample: Row
     needs: tuple[str, ...]  # the fields without which a template makes no sense
-    headline: tuple[str, ...] = (
-        "char_f1",
-        "exact_match",
-    )  # scores that count; the first decides which adapter is kept
+    # The scores that count; the first decides which adapter is kept.
+    headline: tuple[str, ...] = ("char_f1", "exact_match")
     cleans = False  # whether tools.refine cleans its files
 
     def recognises(self, path: Path) -> bool:
@@ -58,7 +61,10 @@ class Task:
         raise NotImplementedError
 
     def read(self, paths: list[Path], columns: dict[str, str], need_answers: bool) -> Table:
-        """Read files; `columns` maps names of fields to the file's, `need_answers` is for training."""
+        """Read files; `columns` maps names of fields to the file's names.
+
+        With `need_answers`, which is for training, refuse rows without an answer.
+        """
         raise NotImplementedError
 
     def fields(self, context: str, row: Row, answer: str) -> dict[str, str]:
@@ -74,11 +80,15 @@ class Task:
         return rows
 
     def join(self, texts: Sequence[str]) -> int:
-        """Return which of several answers to a question is taken: the one most like the others."""
+        """Return the index of the answer that is taken of several: the one most like the others."""
         return metrics.consensus(texts)
 
     def score(self, rows: Sequence[Row], predictions: Sequence[str]) -> dict:
-        """Return scores of answers whose gold answers are known; each of `headline` has an interval beside it."""
+        """Return scores of answers whose gold answers are known.
+
+        Each of `headline` has an interval beside it, named <score>_interval.
+        """
+        # Intervals are over articles, because the answers to one article hang together.
         return metrics.score(
             predictions, [row.answers for row in rows], [row.article for row in rows]
         )
@@ -108,6 +118,7 @@ class Task:
         self, recipe: Recipe, folder: Path, member: Path, records: list[dict]
     ) -> tuple[Path, str | None]:
         """Write the submission of an ensemble in the way of its first member, a file of answers."""
+        # A submission needs ids and answers alone, so that articles and questions may be empty.
         rows = [Row(record["id"], "", "") for record in records]
         form = submission_like(member, [row.id for row in rows])
         path, note = self.submit(recipe, folder, member, Answered(rows, records), form)
@@ -121,7 +132,8 @@ class Task:
         """Return lines on scored answers, for the terminal and the report."""
         return [
             f"{scores['mean_length']:.1f} characters an answer, {scores['stopped']:.1%} stopped, "
-            f"{scores['spans']:.1%} stand in their article, {scores['repeating']:.1%} repeat themselves"
+            f"{scores['spans']:.1%} stand in their article, "
+            f"{scores['repeating']:.1%} repeat themselves"
         ]
 
     def table(self, scores: dict) -> list[Sequence]:
@@ -130,7 +142,10 @@ class Task:
 
     def evaluation(self, scores: dict) -> str:
         """Return the scores of one evaluation while training, for a line."""
-        return f"{self.with_interval(self.headline[0], scores)}  exact match {scores['exact_match']:.4f}"
+        return (
+            f"{self.with_interval(self.headline[0], scores)}  exact match "
+            f"{scores['exact_match']:.4f}"
+        )
 
     def with_interval(self, score: str, scores: dict, share: str = "") -> str:
         """Return a score with its interval, as people read it."""
@@ -138,13 +153,17 @@ class Task:
         return f"{self.label(score)} {scores[score]:.4f} ({share}{low:.4f} to {high:.4f})"
 
     def describe(self, path: Path, clean) -> Description | None:
-        """Return what tools.explore shows of a file besides its questions; `clean` is tools.refine's, or None."""
+        """Return what tools.explore shows of a file besides its questions, or None.
+
+        `clean` is tools.refine's, or None.
+        """
         return None
 
     # What follows is the same for all tasks.
 
     def read_train(self, recipe: Recipe) -> Table:
-        """Read the training file, or several with commas between them; every row needs an answer."""
+        """Read the training file, or several with commas between them; each row needs an answer."""
+        # A comma may also stand in the name of a file.
         names = (
             [recipe.train_file]
             if Path(recipe.train_file).exists()
@@ -165,7 +184,10 @@ class Task:
         return with_answers(table, answers_file) if answers_file.is_file() else table
 
     def record(self, example: Example, answers: list[Answer]) -> dict:
-        """Return the line of predictions.jsonl for a question's answer, or the one taken of several samples."""
+        """Return the line of predictions.jsonl for a question's answer.
+
+        Of several samples it tells the one that `join` takes, and the texts of all.
+        """
         texts = [answer.text for answer in answers]
         answer, row = answers[self.join(texts)], example.row
         record = {
@@ -190,7 +212,7 @@ class Task:
         return record
 
     def scores_of(self, answered: Answered) -> dict | None:
-        """Return scores and what the answers look like, or None when not every row has a gold answer.
+        """Return scores and what the answers look like, or None if a row lacks a gold answer.
 
         Questions marked is_impossible are not scored.
         """
@@ -206,14 +228,17 @@ class Task:
         return scores | answer_shape(answered.records)
 
     def final_scores(self, recipe: Recipe, answered: Answered) -> dict | None:
-        """Return `scores_of`, and what is scored only at the end."""
+        """Return what `scores_of` does, and what is scored only at the end."""
         scores = self.scores_of(answered)
         return scores and scores | self.final_score(recipe, answered.rows, answered.predictions)
 
     def report(
         self, folder: Path, title: str, recipe: Recipe, answered: Answered, scores: dict, **more
     ) -> None:
-        """Write report.html of scored answers; `more` are the environment, and of a training its history and findings."""
+        """Write report.html of scored answers.
+
+        `more` are the environment, and of a training its history and findings.
+        """
         from dandap.runs.report import Report, write_report  # with matplotlib: 1 s
 
         report = Report(
@@ -236,6 +261,7 @@ class Task:
         """Print the scores of the answers called `name`."""
         for line in self.remarks(scores):
             print(f"{name}: {line}")
+        # A task without a table of its own has an empty header and no rows.
         header, *rows = self.table(scores) or [()]
         for right, *said in rows:
             print(
@@ -247,24 +273,30 @@ class Task:
             for number, score in enumerate(self.headline)
         ]
         print(
-            f"{name}: {'  '.join(said)}  {scores['questions']} questions, {scores['articles']} articles, {scores['metric']}"
+            f"{name}: {'  '.join(said)}  {scores['questions']} questions, "
+            f"{scores['articles']} articles, {scores['metric']}"
         )
 
 
 def with_answers(table: Table, answers_file: Path) -> Table:
-    """Give rows the gold answers of a file of their own; InputError where it lacks one, or has one that is no choice."""
+    """Return the table with the gold answers of a file of their own.
+
+    Raise InputError if the file lacks one, or has one that is not among a row's choices.
+    """
     given = read_answers(answers_file)
     find = match_ids([row.id for row in table.rows], given)
     golds = {row.id: given[name] for row in table.rows if (name := find(row.id)) is not None}
     missing = [row.id for row in table.rows if row.id not in golds]
     if missing:
         raise InputError(
-            f"{answers_file} has no answer for {len(missing)} ids of {table.path}, first {missing[0]}. Correct or remove it."
+            f"{answers_file} has no answer for {len(missing)} ids of {table.path}, first "
+            f"{missing[0]}. Correct or remove it."
         )
     for row in table.rows:
         if row.choices and not set(golds[row.id]) <= set(row.choices):
             raise InputError(
-                f"{answers_file}: the answer of {row.id} is {golds[row.id][0]!r}; expected one of {', '.join(row.choices)}."
+                f"{answers_file}: the answer of {row.id} is {golds[row.id][0]!r}; "
+                f"expected one of {', '.join(row.choices)}."
             )
     rows = [replace(row, answers=golds[row.id]) for row in table.rows]
     return Table(
@@ -273,7 +305,11 @@ def with_answers(table: Table, answers_file: Path) -> Table:
 
 
 def answer_shape(records: Sequence[dict]) -> dict:
-    """Return what answers look like whatever their score: {"mean_length" in characters, "stopped", "spans", "repeating" as shares}."""
+    """Return what answers look like, whatever their score.
+
+    It is {"mean_length", "stopped", "spans", "repeating"}: the first in characters, the others as
+    shares of the answers.
+    """
     return {
         "mean_length": sum(len(record["prediction"]) for record in records) / len(records),
         "stopped": sum(record["ended"] == "stopped" for record in records) / len(records),
@@ -287,5 +323,6 @@ def refuse_columns(columns: dict[str, str]) -> None:
     """Refuse a mapping of columns for files that have columns of their own."""
     if columns:
         raise InputError(
-            f"columns maps the columns of economic_qa; this task's files have their own. Got {columns}: leave it out."
+            "columns maps the columns of economic_qa; this task's files have their own. "
+            f"Got {columns}: leave it out."
         )

@@ -1,6 +1,7 @@
-"""Questions on wallpaper defects (Hansol Deco), answered in a sentence or two; submitted as sentence embeddings.
+"""Ask questions on wallpaper defects (Hansol Deco), which are answered in a sentence or two.
 
-The files have two questions and five answers a row to train on, and one question a row to answer.
+Answers are submitted as sentence embeddings. The files have two questions and five answers a row
+to train on, and one question a row to answer.
 """
 
 from collections import Counter
@@ -23,17 +24,23 @@ from tasks.task import Task, refuse_columns
 QUESTIONS = ("질문_1", "질문_2")
 ANSWERS = tuple(f"답변_{number}" for number in range(1, 6))
 KNOWN = ("id", "질문", "category", "generated", "sources", "source", "accept", *QUESTIONS, *ANSWERS)
-MOST_PAIRS = len(QUESTIONS) * len(ANSWERS)  # that tools.augment makes of a row
+MOST_PAIRS = len(QUESTIONS) * len(ANSWERS)  # tools.augment makes as many of a row
 
 
 def read(paths: list[Path], need_answers: bool) -> Table:
-    """One row per question. Those of one row of the file share its answers and stay together (`group`)."""
+    """Read one row per question; those of one row of the file share its answers.
+
+    They stay together on one side of the validation split (`group`).
+    """
     tables = [_read_one(path, need_answers) for path in paths]
     return tables[0] if len(tables) == 1 else join(tables)
 
 
 def read_lines(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]], Table]:
-    """Return (names of columns, rows as (place, cells), an empty Table) of a file, known columns under their own names."""
+    """Return (names of columns, rows as (place, cells), an empty Table) of a file.
+
+    Known columns are under the names that they have here, however the file writes them.
+    """
     (path,) = find_files(path, "a table of wallpaper-QA rows")
     data, digest = read_bytes(path)
     sheet = read_table(path, data)
@@ -53,20 +60,24 @@ def _read_one(path: Path, need_answers: bool) -> Table:
     header, lines, table = read_lines(path)
     if "accept" in header:
         raise InputError(
-            f"{path} is a review: python -m tools.augment accept {path} OUT writes the rows to train on."
+            f"{path} is a review: python -m tools.augment accept {path} OUT writes the rows to "
+            "train on."
         )
+    # Only files to train on have both questions in a row.
     to_answer = ("id", "질문", *(ANSWERS[:1] if need_answers else ()))
     needed = ("id", *QUESTIONS, *ANSWERS) if set(QUESTIONS) <= set(header) else to_answer
     missing = [name for name in needed if name not in header]
     if missing:
         raise InputError(
-            f"{path} has no column {missing[0]!r}; it has {short_list(header)}. Expected id, 질문_1, 질문_2, category, "
+            f"{path} has no column {missing[0]!r}; it has {short_list(header)}. "
+            "Expected id, 질문_1, 질문_2, category, "
             "답변_1 to 답변_5 to train on, or id, 질문 to answer."
         )
     made_of = Counter(cells["id"].split("#")[0] for _, cells in lines)
     rows = []
     for where, cells in lines:
-        # tools.augment numbers the up to ten pairs of a row (T1#3); ids with more numbers are the file's own.
+        # tools.augment numbers the up to ten pairs of a row (T1#3); ids with more numbers are the
+        # file's own.
         source = cells["id"].split("#")[0]
         group = source if made_of[source] <= MOST_PAIRS else cells["id"]
         rows += _rows(f"{path}, {where}", cells, need_answers, group)
@@ -75,7 +86,7 @@ def _read_one(path: Path, need_answers: bool) -> Table:
 
 
 def _text(cell) -> str:
-    """Return a cell as text; Parquet holds numbers, and None for an empty one."""
+    """Return a cell as text; Parquet files hold numbers, and None for an empty one."""
     return "" if cell is None else str(cell)
 
 
@@ -85,7 +96,8 @@ def _rows(where: str, cells: dict[str, str], need_answers: bool, group: str) -> 
     fields = {
         known: trim(clean(cells.get(known, ""))) for known in ("category", "generated", "sources")
     }
-    needed = ("id", *names) if need_answers else ("id",)  # a test row is answered as well as can be
+    # A test row without a question is answered as well as can be, since a submission has all rows.
+    needed = ("id", *names) if need_answers else ("id",)
     if any(not trim(cells.get(name, "")) for name in needed) or (
         need_answers and "답변_1" in cells and not answers
     ):
@@ -107,7 +119,7 @@ def _rows(where: str, cells: dict[str, str], need_answers: bool, group: str) -> 
 
 
 def one_per_answer(rows: list[Row]) -> list[Row]:
-    """A row for each answer of each question, to train on: 2 questions x 5 answers are 10 pairs."""
+    """Return a row for each answer of each question: 2 questions x 5 answers are 10 to train on."""
     return [
         Row(
             f"{row.id}#{number}",
@@ -126,7 +138,7 @@ MISSING = "sentence-transformers is not installed: pip install -r requirements-e
 
 
 def load_encoder(model: str):
-    """The embedding model; InputError if it, or the library, is not there."""
+    """Return the embedding model; raise InputError if it, or the library, is not there."""
     loaded = _load_once(model)
     if isinstance(loaded, InputError):
         raise loaded
@@ -135,10 +147,15 @@ def load_encoder(model: str):
 
 @cache
 def _load_once(model: str):
-    """The model, or why it cannot be had: a hub that is out of reach is tried for half a minute, once."""
+    """Return the model, or the InputError that says why it cannot be had.
+
+    The error is returned, and so cached: a hub that is out of reach is tried for half a minute,
+    once.
+    """
     try:
         from sentence_transformers import SentenceTransformer
     except ModuleNotFoundError as error:
+        # If a library is missing that it needs itself, to install it again would not help.
         if error.name != "sentence_transformers":
             raise
         return InputError(MISSING)
@@ -146,16 +163,18 @@ def _load_once(model: str):
         return SentenceTransformer(model)
     except (OSError, ValueError) as error:
         return InputError(
-            f"the embedding model {model!r} cannot be loaded ({first_line(error)}); name a folder or a hub id."
+            f"the embedding model {model!r} cannot be loaded ({first_line(error)}); "
+            "name a folder or a hub id."
         )
 
 
 def embed(texts: Sequence[str], model: str) -> list[list[float]]:
-    """A vector for each text, as the model gives it."""
+    """Return a vector for each text, as the model gives it."""
     return _embed(tuple(texts), model)
 
 
-@lru_cache(maxsize=2)  # a test file's answers are scored and submitted
+# The same answers are embedded twice, to be scored and to be submitted; the gold answers once.
+@lru_cache(maxsize=2)
 def _embed(texts: tuple[str, ...], model: str) -> list[list[float]]:
     return (
         load_encoder(model)
@@ -165,13 +184,13 @@ def _embed(texts: tuple[str, ...], model: str) -> list[list[float]]:
 
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    """Of two vectors; 0 if either is zero."""
+    """Return the cosine similarity of two vectors; 0 if either is zero."""
     lengths = (sum(x * x for x in one) * sum(y * y for y in other)) ** 0.5
     return sum(x * y for x, y in zip(one, other, strict=True)) / lengths if lengths else 0.0
 
 
 class WallpaperQA(Task):
-    """Questions without an article, and longer answers, of which each question has up to five."""
+    """Asks questions without an article; each has up to five gold answers, which are longer."""
 
     name = "wallpaper_qa"
     needs = ("question",)
@@ -183,6 +202,7 @@ class WallpaperQA(Task):
     def recognises(self, path):
         if not path.is_file() or path.suffix.lower() not in TABLES:
             return False
+        # A table of articles is another task's, in whatever language its other columns are.
         header = set(read_table(path, read_bytes(path)[0]).header)
         return "context" not in header and bool(header & {"질문", "질문_1"})
 
@@ -213,7 +233,10 @@ class WallpaperQA(Task):
         }
 
     def final_score(self, recipe, rows, predictions):
-        """Return the cosine similarity of sentence embeddings to the gold answers; nothing, and why, without the model."""
+        """Return the cosine similarity of sentence embeddings to the gold answers.
+
+        Without the model return nothing, and tell why.
+        """
         try:
             said = embed(predictions, recipe.embedding_model)
             golds = embed(
@@ -222,11 +245,11 @@ class WallpaperQA(Task):
         except InputError as error:
             print(f"no similarity of sentence embeddings: {error}")
             return {}
+        # `golds` is flat: each row takes as many vectors from it as it has answers.
         left = iter(golds)
-        each = [
-            [cosine(vector, next(left)) for _ in row.answers]
-            for row, vector in zip(rows, said, strict=True)
-        ]
+        each = []
+        for row, vector in zip(rows, said, strict=True):
+            each.append([cosine(vector, next(left)) for _ in row.answers])
         similarity = {
             "mean": fmean(map(fmean, each)),
             "best": fmean(map(max, each)),
@@ -244,7 +267,11 @@ class WallpaperQA(Task):
         return lines
 
     def submit(self, recipe, folder, test_file, answered, form):
-        """Write answers.csv, and submission.csv of sentence embeddings where their model can be loaded."""
+        """Write answers.csv, and where the embedding model can be loaded submission.csv.
+
+        The submission holds the sentence embeddings of the answers.
+        """
+        # The answers come first, because they are all there is if the model cannot be had.
         ids, answers = [row.id for row in answered.rows], folder / "answers.csv"
         write_submission(answers, SubmissionForm(("id", "답변")), ids, answered.predictions)
         try:
@@ -265,6 +292,7 @@ def write_vectors(path: Path, ids: list[str], vectors: list[list[float]]) -> Pat
         [[name, *vector] for name, vector in zip(ids, vectors, strict=True)], columns=columns
     )
     write_text(path, table.to_csv(index=False, lineterminator="\n"), encoding="utf-8-sig")
+    # Ids are read as texts: 007 would come back as 7.
     dtypes = {"id": str} | dict.fromkeys(columns[1:], float)
     back = pd.read_csv(path, dtype=dtypes, keep_default_na=False, encoding="utf-8-sig")
     same = list(back.columns) == columns and back["id"].tolist() == ids

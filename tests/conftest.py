@@ -52,7 +52,7 @@ def write_csv(tmp_path):
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
-    """A folder per family of tiny_models, with random weights."""
+    """Return a folder per family of tiny_models, with random weights."""
     import torch
     from tiny_models import FAMILIES
     from transformers import AutoModelForCausalLM
@@ -72,7 +72,10 @@ def small_train(write_csv):
     """Ten articles with two questions each."""
     rows = [HEADER]
     for number in range(20):
-        article = f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. 본사는 부산에 있다."
+        article = (
+            f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. "
+            "본사는 부산에 있다."
+        )
         question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[
             number % 2
         ]

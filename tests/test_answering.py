@@ -217,7 +217,10 @@ def test_out_of_memory_in_generate_halves_its_batches(model, encoder, monkeypatc
     [{"no_repeat_ngram_size": 1}, {"suppress_tokens": list(range(100, 2000))}, {"min_length": 300}],
 )
 def test_what_a_model_sets_for_generation_changes_neither_path(demo, encoder, monkeypatch, option):
-    """Penalties and forbidden words of a generation_config are not applied, by trees or by generate."""
+    """Penalties and forbidden words of a generation_config are not applied.
+
+    Neither trees nor generate apply them.
+    """
     (example,) = examples(encoder, "매출은?")
     decoding = Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 12)
     ((_, expected),) = generate_answers(demo, [example.prompt_ids], decoding, 1)

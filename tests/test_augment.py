@@ -1,4 +1,7 @@
-"""More rows: pairs, joined questions, generated ones under review; none of them is ever measured on."""
+"""Test more rows: pairs, joined questions, generated ones under review.
+
+None of them is ever measured on.
+"""
 
 import csv
 import http.server
@@ -75,7 +78,7 @@ def test_made_rows_never_reach_validation_nor_leak_what_does(source, tmp_path):
 
 @pytest.fixture
 def server():
-    """An OpenAI-compatible endpoint that asks about what it is given and gives five answers."""
+    """Serve an OpenAI-compatible endpoint: it asks about what it gets and gives five answers."""
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -95,7 +95,10 @@ def test_a_full_disk_is_refused_before_training(tmp_path, monkeypatch):
 
 
 def test_a_folder_in_use_is_refused_and_a_dead_owner_is_not(tmp_path):
-    hold = f"import time; from pathlib import Path; from dandap.runs.files import locked\nwith locked(Path({str(tmp_path)!r})):\n"
+    hold = (
+        "import time; from pathlib import Path; from dandap.runs.files import locked\n"
+        f"with locked(Path({str(tmp_path)!r})):\n"
+    )
     owner = subprocess.Popen(
         [sys.executable, "-c", hold + " print(1, flush=True); time.sleep(60)"],
         stdout=subprocess.PIPE,
@@ -127,7 +130,10 @@ def module_small_train(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "train.csv"
     rows = [HEADER]
     for number in range(24):
-        article = f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. 본사는 부산에 있다."
+        article = (
+            f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. "
+            "본사는 부산에 있다."
+        )
         question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[
             number % 2
         ]
@@ -304,7 +310,7 @@ CHECKPOINT_FILES = (
 @pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("name", CHECKPOINT_FILES)
 def test_every_file_of_a_real_checkpoint_counts(work, tmp_path, name, kind):
-    """transformers resumes without a word when optimizer, scheduler or RNG are missing or changed."""
+    """transformers resumes without a word where optimizer, scheduler or RNG are gone or changed."""
     shutil.copytree(RunFolder(work / "outputs" / "whole").checkpoints, tmp_path / "c")
     DAMAGE[kind](tmp_path / "c" / "checkpoint-12" / name)
     found, skipped = newest_valid(tmp_path / "c")
@@ -338,7 +344,10 @@ def test_batch_sizes_are_never_found_by_trying(work):
 
 
 def test_steps_that_a_float16_scaler_skips_are_no_error(work, monkeypatch):
-    """A scale that overflows float16 is halved until gradients fit; those steps change nothing and are no reason to stop."""
+    """A scale that overflows float16 is halved until gradients fit.
+
+    Those steps change nothing and are no reason to stop.
+    """
     real = session.make_read_once_trainer
 
     def make(*args, **kwargs):
@@ -443,7 +452,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(work, r
 
 
 def process_of(launcher, rank):
-    """The process id of a rank that a launcher started."""
+    """Return the process id of a rank that a launcher started."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment = (folder / "environ").read_bytes().split(b"\0")
@@ -562,7 +571,7 @@ def test_signals_are_given_back(work):
 
 
 def interrupted(folder, monkeypatch, name):
-    """A run that was stopped after its third step."""
+    """Return a run that was stopped after its third step."""
     with pytest.raises(Stopped):
         interrupt(
             folder, monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM), "--run_name", name
@@ -657,7 +666,10 @@ def test_the_plain_path_names_the_questions_of_a_bad_step(work, monkeypatch):
 
 
 def test_a_run_that_was_killed_in_its_validation_gets_its_report(work):
-    """kill -9 after the adapter was in place left a run that could neither be resumed nor ever had a report."""
+    """kill -9 after the adapter was in place once left a run without a report.
+
+    It could not be resumed either.
+    """
     run = RunFolder(work / "outputs" / "unvalidated")
     few = [
         "--validation_fraction",

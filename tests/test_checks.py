@@ -6,8 +6,14 @@ from dandap.data.checks import check_data, tell_findings
 from dandap.data.korean import KINDS, NEAR_MISSES, near_miss, question_kind
 from dandap.data.rows import Row
 
-LONG = "한빛전자는 올해 1분기 매출 1,240억 원을 기록했다고 4월 3일 밝혔다. 영업이익은 90억 원으로 지난해보다 12% 늘었다. "
-OTHER = "서울시는 내년부터 버스 요금을 올리지 않기로 했다. 시의회는 다음 달 이 안을 표결한다. 시민 단체는 환영했다."
+LONG = (
+    "한빛전자는 올해 1분기 매출 1,240억 원을 기록했다고 4월 3일 밝혔다. "
+    "영업이익은 90억 원으로 지난해보다 12% 늘었다. "
+)
+OTHER = (
+    "서울시는 내년부터 버스 요금을 올리지 않기로 했다. "
+    "시의회는 다음 달 이 안을 표결한다. 시민 단체는 환영했다."
+)
 
 
 def row(name, context=LONG, question="매출은?", *answers):

@@ -61,7 +61,7 @@ def test_scores_differences_recipes_and_chart(run, tmp_path, capsys):
 
 
 def test_the_pairing_shows_what_two_intervals_hide():
-    """A run that is a little better on every article: the intervals overlap, the difference is clear."""
+    """A run is a little better on every article: the intervals overlap, the difference is clear."""
     articles = [f"a{n}" for n in range(40)]
     first = [n % 10 / 10 for n in range(40)]
     second = [value + 0.02 for value in first]

@@ -24,7 +24,10 @@ PLENTY = 100_000
 
 
 def make_examples(shape, seed=0, longest=60):
-    """Random ids; shape: questions of each article. Questions of an article share a beginning of their own now and then."""
+    """Return examples of random ids; `shape` has the number of questions of each article.
+
+    Questions of an article share a beginning of their own now and then.
+    """
     rng = random.Random(seed)
     draw = lambda low, high: [rng.randint(3, 95) for _ in range(rng.randint(low, high))]  # noqa: E731
     examples = []
@@ -38,7 +41,7 @@ def make_examples(shape, seed=0, longest=60):
 
 @pytest.fixture(scope="module")
 def models(bases):
-    """A family's base or base and adapter, fp32 or NF4, loaded once."""
+    """Return what loads a family's base or base and adapter, fp32 or NF4, once."""
     made = {}
 
     def get(family, quantization="none", adapter=False):
@@ -58,7 +61,10 @@ def models(bases):
 
 
 def natural(**options):
-    """Stops as they come: a third of the vocabulary ends an answer, so that some end at once and some late."""
+    """Return stops as they come: a third of the vocabulary ends an answer.
+
+    So some answers end at once and some late.
+    """
     return Decoding(
         **({"stop_ids": [1, 2, *range(3, 15)], "pad_id": 0, "max_new_tokens": 20} | options)
     )
@@ -72,7 +78,7 @@ def forced(**options):
 
 
 def ours(model, examples, decoding, tokens=PLENTY, **more):
-    """The samples of each example, in the examples' order."""
+    """Return the samples of each example, in the examples' order."""
     answers = dict(answer_examples(model, examples, decoding, tokens, **more))
     assert sorted(answers) == list(range(len(examples)))
     return [answers[index] for index in range(len(examples))]
@@ -106,7 +112,7 @@ SHAPE = [1, 3, 20, 1]
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_equal_generate(models, family, quantization, adapter):
-    """One to twenty questions on an article, articles of very different lengths, several in a batch."""
+    """Articles have one to twenty questions and very different lengths, several are in a batch."""
     model, examples = models(family, quantization, adapter), make_examples(SHAPE)
     for decoding in (natural(), forced()):
         expected = one_at_a_time(model, examples, decoding)
@@ -118,7 +124,10 @@ def test_answers_equal_generate(models, family, quantization, adapter):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_repetition_penalty_is_that_of_transformers(models, family):
-    """Trees, padded batches, and transformers' own for a prompt alone; prompts count, padding does not."""
+    """Trees and padded batches are held against transformers' own penalty for a prompt alone.
+
+    Prompts count, padding does not.
+    """
     model, examples = models(family), make_examples(SHAPE)
     decoding = natural(repetition_penalty=1.3)
     expected = one_at_a_time(model, examples, decoding)

@@ -1,4 +1,7 @@
-"""Dialogue inference: the file's format, the prompts' particles, the published table, and the way from training to the vote."""
+"""Test dialogue inference: the file's format, the prompts' particles and the published table.
+
+The way from training to the vote is tested, too.
+"""
 
 import copy
 import json

@@ -72,7 +72,10 @@ def test_bos_once_in_plain_and_chat_prompts(tokenizer):
 def test_a_chat_template_without_a_turn_end_gets_the_stop_token(tokenizer):
     """Its assistant turn ends in text; the answer must still learn to stop."""
     plain = AutoTokenizer.from_pretrained("data/demo_model")
-    plain.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    plain.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     example = encoder(plain).encode_rows(ROWS[1:2], 1000, answers=True)[0]
     assert example.answer_ids[-1] == plain.eos_token_id
     assert plain.decode(example.answer_ids[:-1]) == "짧은 기사"
@@ -96,7 +99,10 @@ def test_chat_turns_need_a_chat_template():
 
 def test_a_refused_system_turn_is_explained():
     gemma = AutoTokenizer.from_pretrained("data/demo_model")
-    gemma.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    gemma.chat_template = (
+        "{% if messages[0].role == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
+    )
     with pytest.raises(
         InputError, match="System role not supported.*Choose a template without a system turn"
     ):

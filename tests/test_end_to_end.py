@@ -1,4 +1,7 @@
-"""Both scripts from the command line's words to the files, with the bundled model on a handful of rows."""
+"""Test both scripts from the command line's words to the files.
+
+The bundled model works on a handful of rows.
+"""
 
 import csv
 import json
@@ -36,7 +39,7 @@ def article(number):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder with train.csv (20 rows), test.csv (4 rows), test_answers.csv and one finished run."""
+    """Make a folder with train.csv (20 rows), test.csv (4), test_answers.csv and a finished run."""
     folder = tmp_path_factory.mktemp("work")
     train, test, gold = [HEADER], [TEST_HEADER], [["id", "answer"]]
     for number in range(20):
@@ -133,7 +136,10 @@ def test_inference_writes_and_scores(work, capsys):
 
 
 def test_runs_are_compared_and_joined(work):
-    """The adapter, the same grounded, and the base alone, from the command line's words on; only like ones are joined."""
+    """The adapter, the same grounded, and the base alone answer, as the command line says.
+
+    Only like ones are joined.
+    """
     greedy, grounded = (
         Path(answer(work, *more)["submission"]).parent for more in ([], ["--grounded", "true"])
     )
@@ -342,7 +348,7 @@ def test_resume_continues_to_the_same_adapter(work):
 
 
 def test_two_processes_train_what_one_does(work):
-    """`accelerate launch` with two CPU processes: each step's articles are shared out, gradients are summed.
+    """`accelerate launch` has two CPU processes share out each step's articles and sum gradients.
 
     By SGD: AdamW's first steps turn the rounding of gradients near zero into steps of full size.
     """

@@ -1,4 +1,7 @@
-"""Several answers to a question become one: the published worked example, ties, what is refused, and the whole command."""
+"""Test how several answers to a question become one.
+
+There are the published worked example, ties, what is refused, and the whole command.
+"""
 
 import json
 import os
@@ -22,7 +25,8 @@ def records(*answers, **more):
     return [{"id": "q", "prediction": answer, **more} for answer in answers]
 
 
-# The slides of Inha Wolminji (2024 Inha AI Challenge, 2nd): answers of Gemma, EEVE and Nous, and which was submitted.
+# The slides of Inha Wolminji (2024 Inha AI Challenge, 2nd): answers of Gemma, EEVE and Nous, and
+# which was submitted.
 WORKED = {
     "TEST_0001": (("중국과 일본", "중국과 일본", "중국과 일본"), "중국과 일본"),
     "TEST_0008": (("25명", "25명", "1710명"), "25명"),
@@ -279,7 +283,10 @@ def test_a_run_in_use_is_not_begun_again(tmp_path):
 
 @pytest.mark.slow
 def test_the_published_system_in_one_command(tmp_path, small_train):
-    """With the demo's base in the place of all three, two steps each; started again it trains and answers nothing twice."""
+    """The demo's base takes the place of all three, with two steps each.
+
+    Started again, the command trains and answers nothing twice.
+    """
     test = tmp_path / "test.csv"
     test.write_text(
         "id,context,question\nTEST_0000,한빛전자는 부산에 있다.,본사는?\n", encoding="utf-8"

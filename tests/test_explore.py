@@ -1,4 +1,7 @@
-"""Exploration of all three tasks' files: what is counted, which pictures there are, and that Korean shows in them."""
+"""Test the exploration of all three tasks' files: what is counted, and which pictures there are.
+
+Korean must show in them.
+"""
 
 import json
 import re

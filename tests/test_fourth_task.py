@@ -1,4 +1,7 @@
-"""A fourth task: one file of tasks/ and one template; it is trained, answered, scored, reported, explored and joined."""
+"""Test a fourth task: one file of tasks/ and one template.
+
+It is trained, answered, scored, reported, explored and joined.
+"""
 
 import json
 from pathlib import Path
@@ -30,7 +33,9 @@ class ClaimCheck(Task):
 
     name = "claim_check"
     needs = ("context", "claim")
-    sample = Row("sample", "한빛전자는 부산에 있다.", "한빛전자는 서울에 있다.", ("거짓",), choices=VERDICTS)
+    sample = Row(
+        "sample", "한빛전자는 부산에 있다.", "한빛전자는 서울에 있다.", ("거짓",), choices=VERDICTS
+    )
     headline = ("share_right",)
 
     def recognises(self, path):
@@ -43,7 +48,8 @@ class ClaimCheck(Task):
         for line in data.decode().splitlines():
             claim = json.loads(line)
             answers = (claim["verdict"],) if claim.get("verdict") else ()
-            rows.append(Row(claim["name"], claim["article"], claim["claim"], answers, choices=VERDICTS))
+            row = Row(claim["name"], claim["article"], claim["claim"], answers, choices=VERDICTS)
+            rows.append(row)
         return Table(path, rows, digest, ["claims were read"])
 
     def fields(self, context, row, answer):
@@ -77,7 +83,7 @@ TASK = ClaimCheck()
 
 @pytest.fixture
 def claims(tmp_path, monkeypatch):
-    """The task's file where tasks are found, its template, and files of claims."""
+    """Put the task's file where tasks are found, with its template and files of claims."""
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "claim_check.py").write_text(FILE, encoding="utf-8")
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path / "tasks")])

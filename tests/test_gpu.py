@@ -1,4 +1,7 @@
-"""`pytest -m gpu`: FlexAttention and answers from trees on a CUDA GPU. Not run by us so far, for want of one."""
+"""Test FlexAttention and answers from trees on a CUDA GPU: `pytest -m gpu`.
+
+This was not run by us so far, for want of a GPU.
+"""
 
 import pytest
 import torch

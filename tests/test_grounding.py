@@ -38,7 +38,10 @@ def demo():
 
 @pytest.fixture(scope="module")
 def byte_level(articles):
-    """A GPT-2 kind of vocabulary, most of whose tokens are parts of Korean characters, and a model of no sense."""
+    """Return a model of no sense and a GPT-2 kind of vocabulary.
+
+    Most of its tokens are parts of Korean characters.
+    """
     inner = ByteLevelBPETokenizer()
     inner.train_from_iterator(
         articles, vocab_size=600, special_tokens=["<pad>", "</s>"], show_progress=False
@@ -60,7 +63,7 @@ def byte_level(articles):
 
 
 def answers(model, tokenizer, rows, grounded, **options):
-    """(example, text, answer) of every row."""
+    """Return (example, text, answer) of every row."""
     encoder = make_encoder(DEMO, prompts.get_template(DEMO.template), tokenizer)
     examples = encoder.encode_rows(rows, 1500, answers=False)
     grounding = Grounding(tokenizer, encoder.control_ids)
@@ -82,7 +85,10 @@ def answers(model, tokenizer, rows, grounded, **options):
 def test_a_grounded_answer_is_a_span_and_equals_greedy_where_greedy_is_one(
     kind, questions, request
 ):
-    """100 cases each: random questions on articles that are cut at random places, so that spans end anywhere."""
+    """Random questions are answered on articles cut at random places, 100 cases each.
+
+    So spans end anywhere.
+    """
     model, tokenizer = request.getfixturevalue(kind)
     rng = random.Random(0)
     rows = []
@@ -127,7 +133,10 @@ def test_samples_are_grounded_too(demo, articles):
 
 @pytest.mark.parametrize("kind", ["demo", "byte_level"])
 def test_tokens_are_the_bytes_of_the_text(kind, request):
-    """Encoding a text and joining its tokens' bytes gives the text, syllables outside the vocabulary included."""
+    """Encoding a text and joining its tokens' bytes gives the text.
+
+    That holds for syllables outside the vocabulary, too.
+    """
     _, tokenizer = request.getfixturevalue(kind)
     bytes_of = token_bytes(tokenizer, set(tokenizer.all_special_ids))
     for text in ("한빛전자는 12.5% 늘었다.", "뷁 쀍 😀 漢字", 'a "b" <0xEA> ▁'):
@@ -189,7 +198,7 @@ def test_other_white_space_is_white_space_too(byte_level):
 
 
 def test_the_first_character_is_always_said(byte_level):
-    """However few tokens are left: no white space that would be all, no character that could not be ended."""
+    """However few tokens are left, white space is never all, and each character can be ended."""
     _, tokenizer = byte_level
     grounding = Grounding(tokenizer, set(tokenizer.all_special_ids))
     byte = lambda value: next(t for t, b in grounding.bytes_of.items() if b == bytes([value]))  # noqa: E731

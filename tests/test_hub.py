@@ -1,4 +1,7 @@
-"""`pytest -m hub`: every recipe's config and tokenizer, fetched from the Hugging Face hub; no weights. Not in CI."""
+"""Test every recipe's config and tokenizer, fetched from the Hugging Face hub: `pytest -m hub`.
+
+No weights are fetched. This does not run in CI.
+"""
 
 from dataclasses import replace
 
@@ -50,5 +53,6 @@ def test_template_stop_token_and_targets(name):
         recipe, model, recipe.max_length, checkpointing=True, bytes_each=torch.bfloat16.itemsize
     )
     print(
-        f"{name}: {estimate.parameters:,} parameters, {estimate}, stops at {tokenizer.convert_ids_to_tokens(encoder.stop_ids())}"
+        f"{name}: {estimate.parameters:,} parameters, {estimate}, "
+        f"stops at {tokenizer.convert_ids_to_tokens(encoder.stop_ids())}"
     )

@@ -24,7 +24,7 @@ FILES = ("predictions.jsonl", "predictions.csv", "submission.csv")
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A run of one step, a test file of 60 questions on 30 articles, and its answers."""
+    """Make a run of one step, a test file of 60 questions on 30 articles, and its answers."""
     folder = tmp_path_factory.mktemp("work")
     text = {"train": [",".join(HEADER)], "test": [",".join(HEADER[:3])]}
     for number in range(60):
@@ -80,7 +80,10 @@ def assert_as_uninterrupted(folder, path):
 
 
 def cut_off(folder, name, lines, torn=b""):
-    """As an inference leaves things that was killed after so many answers, in the order in which they came."""
+    """Leave things as an inference does that was killed after so many answers.
+
+    They are in the order in which they came.
+    """
     path = folder / "outputs" / "run" / "answers" / name
     path.mkdir()
     whole = answers(folder)[0]
@@ -114,7 +117,10 @@ def test_a_cut_off_inference_goes_on_to_the_same_bytes(work, capsys, lines, torn
 
 
 def test_answered_questions_are_not_answered_again(work, monkeypatch):
-    """A journal with other words in it: what is kept is kept, whole batches of it are not forwarded."""
+    """What a journal with other words in it holds is kept.
+
+    Whole batches of it are not forwarded.
+    """
     path = cut_off(work, "kept", 60)
     lines = (path / "predictions.jsonl").read_text(encoding="utf-8")
     (path / "predictions.jsonl").write_text(
@@ -184,7 +190,10 @@ def test_a_finished_inference_gets_a_new_folder(work):
 
 def test_two_at_once_on_one_folder_are_refused(work):
     path = cut_off(work, "locked", 3)
-    hold = f"import time; from pathlib import Path; from dandap.runs.files import locked\nwith locked(Path({str(path)!r})):\n"
+    hold = (
+        "import time; from pathlib import Path; from dandap.runs.files import locked\n"
+        f"with locked(Path({str(path)!r})):\n"
+    )
     owner = subprocess.Popen(
         [sys.executable, "-c", hold + " print(1, flush=True); time.sleep(60)"],
         stdout=subprocess.PIPE,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# From the ground up; a module imports from its own floor and those below. Two rooms of one floor do not know each other.
+# From the ground up; a module imports from its own floor and those below. Two rooms of one floor do
+# not know each other.
 FLOORS = (
     ("metrics",),
     ("dandap",),
@@ -33,7 +34,10 @@ OURS = [name for name in MODULES if not name.startswith(("tools.demo", "tools.ma
 
 
 def room_of(module):
-    """The package of dandap that a module lies in, "dandap" for those beside the packages, else its first name."""
+    """Return the package of dandap that a module lies in, else its first name.
+
+    It is "dandap" for modules beside the packages.
+    """
     parts = module.split(".")
     inside = parts[0] == "dandap" and (MODULES[module].name == "__init__.py" or len(parts) > 2)
     return ".".join(parts[:2]) if inside else parts[0]
@@ -44,7 +48,7 @@ def floor_of(room):
 
 
 def imports_of(module):
-    """The modules of ours that a module imports, wherever in it."""
+    """Return the modules of ours that a module imports, wherever in it."""
     found = set()
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.ImportFrom):
@@ -89,15 +93,25 @@ LIGHT = {
     "import prompts": "import prompts",
     "import metrics": "import metrics",
     "import tasks": "import tasks",
-    "ensemble.py --help": "import sys, ensemble; sys.argv[1:] = ['--help']; ensemble.run_script(ensemble.main)",
-    "fine_tune.py --help": "import sys, fine_tune; sys.argv[1:] = ['--help']; fine_tune.run_script(fine_tune.main)",
-    "inference.py --help": "import sys, inference; sys.argv[1:] = ['--help']; inference.run_script(inference.main)",
+    "ensemble.py --help": (
+        "import sys, ensemble; sys.argv[1:] = ['--help']; ensemble.run_script(ensemble.main)"
+    ),
+    "fine_tune.py --help": (
+        "import sys, fine_tune; sys.argv[1:] = ['--help']; fine_tune.run_script(fine_tune.main)"
+    ),
+    "inference.py --help": (
+        "import sys, inference; sys.argv[1:] = ['--help']; inference.run_script(inference.main)"
+    ),
 }
 
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_light_imports_load_neither_torch_nor_transformers(name):
-    code = f"import atexit, sys\natexit.register(lambda: print('loaded', 'torch' in sys.modules, 'transformers' in sys.modules))\n{LIGHT[name]}"
+    code = (
+        "import atexit, sys\natexit.register(lambda: "
+        "print('loaded', 'torch' in sys.modules, 'transformers' in sys.modules))\n"
+        f"{LIGHT[name]}"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8"
     )

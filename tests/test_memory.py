@@ -92,7 +92,8 @@ def test_a_layers_activations_are_what_autograd_keeps(case, tmp_path, monkeypatc
     dtype = getattr(torch, recipe.compute_dtype)
     checkpointing = recipe.gradient_checkpointing is True
     if not checkpointing:
-        # PEFT asks for CUDA's autocast (no device named), and casts inputs of its own where that is off.
+        # PEFT asks for CUDA's autocast (no device named), and casts inputs of its own where that is
+        # off.
         real = torch.is_autocast_enabled
         monkeypatch.setattr(
             torch, "is_autocast_enabled", lambda *on: real(*on) if on else dtype is torch.bfloat16

@@ -51,7 +51,10 @@ def test_the_base_is_nf4_with_double_quantisation(adapted):
 
 
 def test_weights_are_never_repacked(adapted):
-    """bitsandbytes repacks 4-bit weights on AVX512-BF16 CPUs in eval mode and corrupts later gradients."""
+    """bitsandbytes repacks 4-bit weights on AVX512-BF16 CPUs in eval mode.
+
+    That corrupts later gradients.
+    """
     assert hasattr(Linear4bit(64, 64), "support_avx512bf16_for_cpu"), (
         "bitsandbytes renamed the switch"
     )
@@ -274,7 +277,10 @@ def test_a_step_is_split_exactly(questions, most, expected):
 
 
 def test_code_of_a_repository_runs_only_if_the_command_says_so(capsys):
-    """Not because a recipe or somebody's run folder asks for it; and it is told before anything is loaded."""
+    """It does not run because a recipe or somebody's run folder asks for it.
+
+    It is told before anything is loaded.
+    """
     recipe = Recipe(model="owner/name", trust_remote_code=True)
     with pytest.raises(InputError, match=r"Read that code, then add --trust_remote_code true"):
         confirm_remote_code(recipe, on_command_line=False)

@@ -1,4 +1,7 @@
-"""Runs and machines in odd states: links, full or read-only places, closed pipes, broken neighbours, other bases."""
+"""Test runs and machines in odd states.
+
+These are links, full or read-only places, closed pipes, broken neighbours and other bases.
+"""
 
 import json
 import os
@@ -380,7 +383,7 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path):
 
 
 def script(code, tmp_path, **environment):
-    """A script that works as ours do, in a process of its own: (its command, its environment)."""
+    """Return (command, environment) of a script that works as ours do, in its own process."""
     lines = [
         "import dandap.start",
         "from dandap.command_line import run_script",
@@ -446,7 +449,10 @@ def test_compare_names_an_output_folder_that_leads_nowhere(tmp_path):
 
 def test_work_goes_on_after_its_reader_has_left(tmp_path):
     done = tmp_path / "done"
-    code = f"def main():\n  for n in range(20000): print('line', n, flush=True)\n  Path({str(done)!r}).write_text('x')"
+    code = (
+        "def main():\n  for n in range(20000): print('line', n, flush=True)\n"
+        f"  Path({str(done)!r}).write_text('x')"
+    )
     command, environment = script(code, tmp_path)
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -561,7 +567,10 @@ def test_options_may_have_hyphens():
         "run_name: !!timestamp x\n",
         "extends: {itself}\n",
         "extends: " + "a" * 300 + "\n",
-        "a: &a [x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\nchoices: [*b, *b, *b, *b, *b, *b, *b]\n",
+        (
+            "a: &a [x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\n"
+            "choices: [*b, *b, *b, *b, *b, *b, *b]\n"
+        ),
         "epochs: [&a [*a]]\n",
     ],
 )

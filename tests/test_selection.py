@@ -1,4 +1,7 @@
-"""Validation that decides: what is evaluated when, which adapter is kept, and that a resumed run decides the same."""
+"""Test the validation that decides: what is evaluated when, and which adapter is kept.
+
+A resumed run must decide the same.
+"""
 
 import json
 import os
@@ -72,7 +75,7 @@ def test_a_part_of_the_questions_is_whole_articles_whatever_their_order():
 
 
 def play(folder, f1s, every=1, patience=None, max_steps=None):
-    """(steps evaluated, steps saved, step at which it stopped) of a made-up run."""
+    """Return (steps evaluated, steps saved, step at which it stopped) of a made-up run."""
     values, evaluated, saved = iter(f1s), [], []
     state = TrainerState(max_steps=max_steps or len(f1s) * every, epoch=0.5)
 
@@ -127,7 +130,10 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("selection")
     rows = [HEADER]
     for number in range(24):
-        article = f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. 본사는 부산에 있다."
+        article = (
+            f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. "
+            "본사는 부산에 있다."
+        )
         question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[
             number % 2
         ]
@@ -161,7 +167,7 @@ def options(folder, *more):
 
 
 def f1_by_step(monkeypatch, f1s):
-    """Evaluations of a run say what the test says, by the step they are made at."""
+    """Let evaluations of a run say what the test says, by the step they are made at."""
     real = KeepBest._evaluate
 
     def evaluate(self, state, control, loss):

@@ -1,4 +1,7 @@
-"""The tree: a literal one to read, properties on trees grown at random, and masks against the plain definition."""
+"""Test the tree: a literal one to read, and properties on trees grown at random.
+
+Masks are held against the plain definition.
+"""
 
 import pytest
 import torch
@@ -37,7 +40,10 @@ def test_a_tree_small_enough_to_read():
 
 
 def test_a_batch_small_enough_to_read():
-    """Two rows; a padding token is its own end, a branch point predicts two tokens from one position."""
+    """There are two rows; a padding token is its own end.
+
+    A branch point predicts two tokens from one position.
+    """
     batch = collate([grow([([7], [1, 0]), ([7], [2, 0])]), grow([([8], [3])])], pad_id=9)
     assert batch["input_ids"].tolist() == [[7, 1, 2], [8, 9, 9]]
     assert batch["position_ids"].tolist() == [[0, 1, 1], [0, 0, 0]]
@@ -85,7 +91,7 @@ def test_each_beginning_stands_once_and_every_target_sees_its_own_sequence(pairs
 
 @given(st.lists(examples, min_size=1, max_size=3), st.sampled_from([None, 1, 3]))
 def test_masks_say_what_paths_say(groups, window):
-    """Dense mask against the definition: a token sees its path, within the window, counted on positions."""
+    """A token sees its path, within the window, counted on positions: the dense mask says so."""
     trees = [grow(pairs) for pairs in groups]
     batch = collate(trees, pad_id=0)
     config = MistralConfig(sliding_window=window, num_hidden_layers=1)
@@ -166,6 +172,9 @@ def test_an_empty_prompt_is_refused():
 
 
 def test_deep_trees_need_no_recursion():
-    """100,000 tokens deep is far beyond Python's recursion limit; anything quadratic in it would not end."""
+    """100,000 tokens deep is far beyond Python's recursion limit.
+
+    Anything quadratic in it would not end.
+    """
     tree = grow([([*range(100_000), -q], [1, 2]) for q in range(1, 5)])
     assert len(tree) == 100_008

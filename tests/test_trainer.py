@@ -1,4 +1,7 @@
-"""Reading once against ordinary training: losses, gradients and weights of the same steps, family by family."""
+"""Test reading once against ordinary training, family by family.
+
+Losses, gradients and weights of the same steps are compared.
+"""
 
 import math
 import random
@@ -40,7 +43,10 @@ def tokenizer():
 
 
 def make_examples(seed=0, articles=20, questions=2, answers=1, length=(15, 40)):
-    """Random ids; an article's questions differ, a question's answers share its prompt and sometimes a first token."""
+    """Return examples of random ids; an article's questions differ.
+
+    A question's answers share its prompt and sometimes a first token.
+    """
     rng = random.Random(seed)
     draw = lambda low, high: [rng.randint(3, 95) for _ in range(rng.randint(low, high))]  # noqa: E731
     examples = []
@@ -60,8 +66,8 @@ def make_examples(seed=0, articles=20, questions=2, answers=1, length=(15, 40)):
 def make_recipe(folder, **options):
     """All-linear LoRA; gradients are not clipped, so that they can be compared.
 
-    A step of warm-up, because AdamW's first step is the gradient's sign, and that of an element whose gradient lies
-    below float32's rounding (2e-10 where its neighbours have 1e-2) is noise.
+    A step of warm-up, because AdamW's first step is the gradient's sign, and that of an element
+    whose gradient lies below float32's rounding (2e-10 where its neighbours have 1e-2) is noise.
     """
     defaults = {
         "quantization": "none",
@@ -95,7 +101,10 @@ class Record(TrainerCallback):
 
 
 def adapted(recipe):
-    """The same base and adapter every time; lora_B is not left at zero, where half of the gradients would be."""
+    """Return the same base and adapter every time.
+
+    lora_B is not left at zero, where half of the gradients would be.
+    """
     model = add_adapter(load_base(recipe, CPU), recipe)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -105,7 +114,10 @@ def adapted(recipe):
 
 
 def in_padded_rows(trainer):
-    """Trees of similar size share a micro-batch, as they do on a GPU; on a CPU each would have its own."""
+    """Let trees of similar size share a micro-batch, as they do on a GPU.
+
+    On a CPU each would have its own.
+    """
     assert trainer.batching.alone
     trainer.batching = replace(trainer.batching, alone=False)
     return trainer
@@ -126,7 +138,7 @@ def run(make, recipe, plan, examples, tokenizer, folder, sequential=False):
 
 
 def in_the_order_of(trainer, examples):
-    """The examples as the trainer's first epoch had them, its steps as sets of ids beside them."""
+    """Return the examples as the trainer's first epoch had them, and its steps as sets of ids."""
     keys = list(
         StepSampler(
             examples,
@@ -145,7 +157,10 @@ def relative(got, expected):
 
 
 def assert_same(ours, theirs, weights_tolerance):
-    """Losses within 1e-6 and gradients within 1e-5, relative; weights within what is given, absolute or relative."""
+    """Assert losses within 1e-6 and gradients within 1e-5, relative.
+
+    Weights must be within what is given, absolute or relative.
+    """
     (record, weights, _), (expected, expected_weights, _) = ours, theirs
     assert len(record.losses) == len(expected.losses) == 10
     for got, want in zip(record.losses, expected.losses, strict=True):
@@ -190,7 +205,10 @@ def compare(recipe, plan, examples, tokenizer, tmp_path, weights_tolerance):
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sgd_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization):
-    """Two articles a step in padded rows, two questions with two answers each, gradient checkpointing."""
+    """Steps have two articles in padded rows, two questions with two answers each.
+
+    There is gradient checkpointing.
+    """
     recipe = make_recipe(
         bases / family,
         quantization=quantization,
@@ -223,7 +241,10 @@ def test_micro_batches_change_nothing(bases, tokenizer, tmp_path, tokens):
 
 
 def plain_gradients(model, examples):
-    """A plain loop: one example at a time, cross-entropy of its answer tokens over the number of all of them."""
+    """Return the loss and gradients of a plain loop over the examples, one at a time.
+
+    Cross-entropy of answer tokens is divided by the number of all of them.
+    """
     total, targets = 0.0, sum(len(example.answer_ids) for example in examples)
     for example in examples:
         ids = torch.tensor([example.prompt_ids + example.answer_ids])
@@ -242,7 +263,7 @@ def plain_gradients(model, examples):
 
 
 def tree_gradients(trainer, examples):
-    """The same by one training_step of ours."""
+    """Return the same by one training_step of ours."""
     step = trainer.batching.collate_step(examples)
     loss = trainer.training_step(trainer.model, step, step["labels"].numel()).item()
     gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
@@ -252,7 +273,7 @@ def tree_gradients(trainer, examples):
 
 @pytest.fixture(scope="module")
 def trainers(bases, tokenizer, tmp_path_factory):
-    """A trainer per family, fp32, never trained."""
+    """Return what makes a trainer per family, fp32, never trained."""
     made = {}
 
     def get(family, **options):
@@ -282,7 +303,10 @@ questions = st.lists(st.tuples(st.integers(0, 2), ids.filter(len), ids), min_siz
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=questions)
 def test_trees_grown_at_random(trainers, family, drawn):
-    """Few different tokens, so that prompts and answers share beginnings in every way, duplicates included."""
+    """There are few different tokens, so prompts and answers share beginnings in every way.
+
+    Duplicates are included.
+    """
     stems = [[*range(10 + 30 * a, 10 + 30 * a + 5 + 9 * a)] for a in range(3)]
     examples = [
         Example(Row(str(i), f"{a}", "q"), stems[a] + p, [*x, 1])
@@ -295,7 +319,10 @@ def test_trees_grown_at_random(trainers, family, drawn):
 
 
 def test_an_adapter_on_the_head_trains(trainers):
-    """TRL refuses it, so the comparison is the plain loop. Nothing of the refusal's detour is left."""
+    """TRL refuses it, so the comparison is the plain loop.
+
+    Nothing of the refusal's detour is left.
+    """
     trainer = trainers("llama", lora_target_modules="q_proj,lm_head")
     assert "get_output_embeddings" not in vars(trainer.model)
     examples = make_examples()[:8]
@@ -317,7 +344,10 @@ def test_checkpoints_hold_lora_tensors_only(bases, tokenizer, tmp_path):
 
 
 def test_an_evaluation_between_steps_changes_nothing(bases, tokenizer, tmp_path):
-    """On CPUs with AVX512-BF16 a forward in eval mode repacked 4-bit weights and spoilt all later gradients."""
+    """On CPUs with AVX512-BF16 a forward in eval mode once repacked 4-bit weights.
+
+    That spoilt all later gradients.
+    """
 
     class Evaluate(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -340,7 +370,10 @@ def test_an_evaluation_between_steps_changes_nothing(bases, tokenizer, tmp_path)
 
 
 def test_dropout_draws_once_per_shared_token(bases, tokenizer, tmp_path):
-    """Two equal questions under dropout have one loss: they are one branch. TRL would draw twice."""
+    """Two equal questions under dropout have one loss: they are one branch.
+
+    TRL would draw twice.
+    """
     recipe = make_recipe(bases / "llama", lora_dropout=0.5)
     one = make_examples(articles=1, questions=1)
     trainer = make_read_once_trainer(
@@ -360,7 +393,10 @@ articles_of = st.lists(st.integers(1, 30), min_size=1, max_size=40)
 
 @given(articles_of, st.integers(1, 20), st.integers(0, 2**32))
 def test_dealing(sizes, questions_per_step, seed):
-    """Every question once, the promised number of steps, none empty, whole articles unless larger than a step."""
+    """Every question comes once, in the promised number of steps, none of them empty.
+
+    Articles are whole unless they are larger than a step.
+    """
     total, articles = sum(sizes), []
     for size in sizes:
         articles.append(list(range(sum(map(len, articles)), sum(map(len, articles)) + size)))

@@ -1,4 +1,7 @@
-"""Wallpaper QA: the file's 2 questions x 5 answers, the scores, embeddings by a tiny encoder, and the way to the submission."""
+"""Test wallpaper QA: the file's 2 questions x 5 answers, the scores, and the submission.
+
+Embeddings come from a tiny encoder.
+"""
 
 import csv
 from pathlib import Path
@@ -115,7 +118,7 @@ def test_the_seeds_recipes(name, model, target):
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A sentence encoder of 512 numbers with random weights, on the disk."""
+    """Save a sentence encoder of 512 numbers with random weights."""
     import torch
     from sentence_transformers import SentenceTransformer, models
     from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -163,7 +166,7 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A finished run on a few rows."""
+    """Make a finished run on a few rows."""
     folder = tmp_path_factory.mktemp("wallpaper")
     rows = make_rows(14)
     with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:

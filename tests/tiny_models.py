@@ -1,4 +1,7 @@
-"""Model families in sizes that a test can afford, with random weights large enough that attention and answers matter."""
+"""Hold model families in sizes that a test can afford.
+
+Their random weights are large enough that attention and answers matter.
+"""
 
 from transformers import (
     Gemma2Config,

@@ -1,20 +1,26 @@
-"""More wallpaper-QA rows to train on. Made rows are marked (`generated`) and never reach a validation split.
+"""Make more wallpaper-QA rows to train on.
 
-python -m tools.augment pairs IN OUT                  2 questions x 5 answers of a row -> 10 rows of one question and one answer
-python -m tools.augment join IN OUT --count 500       two questions of one category with "또한,", as in the test file
+Joined and generated rows are marked (`generated`) and never reach a validation split.
+
+python -m tools.augment pairs IN OUT                  2 questions x 5 answers of a row -> 10 rows of
+                                                      one question and one answer
+python -m tools.augment join IN OUT --count 500       two questions of one category with "또한,", as
+                                                      in the test file
 python -m tools.augment generate IN REVIEW SOURCE MODEL
-                      SOURCE: --keywords FILE or --from docs/*.txt    MODEL: --run RUN, --recipe NAME or --url URL --model NAME
-                                                      questions and five answers each by a model; --dry_run prints the prompts
-python -m tools.augment accept REVIEW OUT             the rows of REVIEW whose `accept` a person has set to y
+                      SOURCE: --keywords FILE or --from docs/*.txt
+                      MODEL: --run RUN, --recipe NAME or --url URL --model NAME
+                                                      questions and five answers each by a model;
+                                                      --dry_run prints the prompts
+python -m tools.augment accept REVIEW OUT             the rows of REVIEW whose `accept` a person has
+                                                      set to y
 Train on several files with commas between them: --train_file data/wallpaper/train.csv,OUT
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # `python tools/NAME.py` works like `python -m tools.NAME`
+# So that `python tools/NAME.py` works like `python -m tools.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.start  # noqa: F401
 
@@ -53,20 +59,27 @@ from dandap.runs.submission import active, inert
 from tasks.wallpaper_qa import ANSWERS, QUESTIONS, read_lines
 
 COLUMNS = ("id", "질문", "category", *ANSWERS, "generated", "sources")
-ALIKE = (
-    0.7  # of two questions' character pairs, the share in both from which they count as the same
-)
+# Of two questions' character pairs, the share in both from which they count as the same.
+ALIKE = 0.7
 LONGEST_SOURCE = 1500  # characters of a document that go into a prompt
 Record = dict[str, str]
 Ask = Callable[[str], str]  # prompt -> what the model says
 
-QUESTION_PROMPT = "도배와 마감재의 하자에 관해 일반인이 물어볼 만한 질문 하나를 한 문장으로만 써라.\n\n{kind}: {source}\n\n질문:"
+QUESTION_PROMPT = (
+    "도배와 마감재의 하자에 관해 일반인이 물어볼 만한 질문 하나를 한 문장으로만 써라."
+    "\n\n{kind}: {source}\n\n질문:"
+)
 # Published (Hansol Deco season 2).
-ANSWER_PROMPT = "너는 도배업계에서 일하는 전문가야 일반인을 대상으로 {question}에 대한 전문적인 답변 5가지를 200글자 내로 생성해줘"
+ANSWER_PROMPT = (
+    "너는 도배업계에서 일하는 전문가야 일반인을 대상으로 "
+    "{question}에 대한 전문적인 답변 5가지를 200글자 내로 생성해줘"
+)
 
 
 def pairs(rows: list[Record]) -> list[Record]:
-    """Every question with every answer: the file's own words, so not marked; their ids keep them with their row in a split."""
+    """Return every question of a row with every answer of it, a row for each pair."""
+    # They are the file's own words, so they are not marked as generated. The part of the id before
+    # "#" keeps a row's pairs on one side of a split.
     made = []
     for row in rows:
         texts = [(question, answer) for question in _questions(row) for answer in _answers(row)]
@@ -83,7 +96,10 @@ def pairs(rows: list[Record]) -> list[Record]:
 
 
 def join(rows: list[Record], count: int, seed: int) -> list[Record]:
-    """So many different random pairs of questions of one category, answers joined in their order."""
+    """Return up to `count` random pairs of questions of one category, all different.
+
+    The answers are joined in their order, the first with the first.
+    """
     rng, made, seen = random.Random(seed), [], set()
     by_category: dict[str, list[Record]] = {}
     for row in rows:
@@ -91,11 +107,14 @@ def join(rows: list[Record], count: int, seed: int) -> list[Record]:
     groups = [group for group in by_category.values() if len(group) > 1]
     if not groups:
         raise InputError(
-            "no category has two rows to join. Expected a category column with several rows of a kind."
+            "no category has two rows to join. Expected a category column with several rows of a "
+            "kind."
         )
+    # A small file has fewer different pairs than are asked for; 20 draws for each end the search.
     for _ in range(20 * count):
         if len(made) == count:
             break
+        # Categories are drawn by their number of rows, so that every row has the same chance.
         one, other = rng.sample(rng.choices(groups, [len(group) for group in groups])[0], 2)
         question = f"{rng.choice(_questions(one))} 또한, {rng.choice(_questions(other))}"
         if question not in seen:
@@ -126,13 +145,16 @@ def _answers(row: Record) -> list[str]:
 def generate(
     sources: list[tuple[str, str]], known: list[str], who: str, ask: Ask, journal: Path
 ) -> tuple[list[Record], int]:
-    """(rows of a question and five answers, how many were too like a known question), for sources as (kind, text).
+    """Return rows of a question and five answers, and how many questions were left out.
 
-    What the model (`who`) said is kept in `journal`, so that a run that was cut off goes on where it was.
+    `sources` are (kind, text). A question is left out if it is empty, or too like a known one or
+    one made before. What the model (`who`) said is kept in `journal`, so that a run that was cut
+    off goes on where it was.
     """
     said = _read_journal(journal)
 
     def remembered(prompt: str) -> str:
+        # With the model's name in the key another model is asked anew over the same journal.
         key = hashlib.sha256(f"{who}\n{prompt}".encode()).hexdigest()[:16]
         if key not in said:
             said[key] = ask(prompt)
@@ -165,10 +187,11 @@ def generate(
 
 
 def _read_journal(path: Path) -> dict[str, str]:
-    """key -> what was said; a torn last line is dropped, and so asked again."""
+    """Return what was said by its key; a torn last line is dropped, and so asked again."""
     kept = [
         record for record in read_json_lines(path) if {"key", "prompt", "said"} <= record.keys()
     ]
+    # Written again without the torn line, because the next record would be glued to it.
     if kept:
         write_json_lines(path, kept)
     return {record["key"]: record["said"] for record in kept}
@@ -182,8 +205,9 @@ def _first_line(text: str) -> str:
 
 
 def split_answers(text: str) -> list[str]:
-    """Up to five answers: numbered or bulleted lines, else lines, else the whole."""
+    """Return up to five answers: the numbered or bulleted lines of a text, else its lines."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Where some lines are marked, the others are what a chat model says before and after its list.
     marked = [
         re.sub(r"^(?:\d+\s*[.):]|답변\s*\d*\s*[.:)]|[-*•])\s*", "", line)
         for line in lines
@@ -197,9 +221,11 @@ def _pairs(text: str) -> set[str]:
 
 
 def local_model(arguments: argparse.Namespace) -> Ask:
-    """A run's model, or a recipe's base alone, as its chat template has it."""
+    """Return what asks a run's model, or a recipe's base alone, in its chat template."""
     run = find_run(arguments.run, arguments.output_dir) if arguments.run else None
     recipe = run.load_recipe() if run else load_recipe(arguments.recipe, {})
+    # A recipe's way of answering is for short answers on articles: one greedy text of up to 400
+    # tokens is wanted here, and a prompt that does not fit must not be cut.
     plain = {
         "samples": 1,
         "temperature": 0,
@@ -228,7 +254,10 @@ def local_model(arguments: argparse.Namespace) -> Ask:
 
 
 def encoder_of_prompts(recipe: Recipe, template: dict[str, str], tokenizer) -> Encoder:
-    """Return what encodes a row's question as the whole prompt, in the model's chat template if it has one."""
+    """Return what encodes a row's question as the whole prompt.
+
+    It goes into the model's chat template if the model has one.
+    """
     part = "user" if tokenizer.chat_template else "prompt"
 
     def render(context: str, row: Row, answer: str) -> dict[str, str]:
@@ -238,10 +267,14 @@ def encoder_of_prompts(recipe: Recipe, template: dict[str, str], tokenizer) -> E
 
 
 def endpoint(url: str, model: str) -> Ask:
-    """Return what asks an OpenAI-compatible chat endpoint; a key is taken from OPENAI_API_KEY and goes nowhere else."""
+    """Return what asks an OpenAI-compatible chat endpoint.
+
+    A key is taken from OPENAI_API_KEY and goes nowhere else.
+    """
     # Without a key of its own the client would send the hub's token.
     key = os.environ.get("OPENAI_API_KEY", "none")
-    set_client_factory(Client)  # the hub's own refuses every address where HF_HUB_OFFLINE is set
+    # The hub's own client refuses every address where HF_HUB_OFFLINE is set.
+    set_client_factory(Client)
     client = InferenceClient(
         base_url=f"{url.rstrip('/')}/chat/completions", api_key=key, timeout=300
     )
@@ -253,13 +286,16 @@ def endpoint(url: str, model: str) -> Ask:
                 .choices[0]
                 .message.content
             )
+        # Which error it is depends on where an answer of another shape fails: JSON, keys, types.
         except (OSError, ValueError, LookupError, TypeError, AttributeError, HTTPError) as error:
             raise InputError(
-                f"{url} did not answer as a chat endpoint does ({first_line(error)}). Check --url and --model."
+                f"{url} did not answer as a chat endpoint does ({first_line(error)}). "
+                "Check --url and --model."
             ) from error
         if not isinstance(said, str):
             raise InputError(
-                f"{url} did not answer as a chat endpoint does (got {said!r}). Check --url and --model."
+                f"{url} did not answer as a chat endpoint does (got {said!r}). "
+                "Check --url and --model."
             )
         return said
 
@@ -267,12 +303,11 @@ def endpoint(url: str, model: str) -> Ask:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns how many rows were written."""
+    """Run the command line; return how many rows were written."""
     arguments = parse(command_line(), argv)
     source, target = Path(arguments.source), Path(arguments.target)
-    refuse_existing(
-        target, arguments.do == "generate", "OUT", "Choose another name."
-    )  # generate looks at what it would replace
+    # `generate` may replace an untouched review; refuse_reviewed looks at what it would replace.
+    refuse_existing(target, arguments.do == "generate", "OUT", "Choose another name.")
     rows = read_rows(source)
     if arguments.do == "pairs":
         return write_rows(target, pairs(rows), COLUMNS)
@@ -284,8 +319,10 @@ def main(argv: list[str] | None = None) -> int:
         ]
         if not accepted:
             raise InputError(
-                f"{source} has no row whose accept is y. Read it, and set accept to y or n in every row."
+                f"{source} has no row whose accept is y. Read it, and set accept to y or n in "
+                "every row."
             )
+        # The review has an apostrophe before what a spreadsheet would run; `active` takes it off.
         return write_rows(
             target,
             [{name: active(value) for name, value in row.items()} for row in accepted],
@@ -295,31 +332,36 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_rows(path: Path) -> list[Record]:
-    """Read wallpaper-QA rows, whole: ids that differ, and at least one question and one answer in each."""
+    """Read wallpaper-QA rows; each must have an id of its own, a question and an answer."""
     header, lines, _ = read_lines(path)
     lacking = [name for name in ("id", "답변_1") if name not in header]
     if lacking or not {"질문", "질문_1"} & set(header):
         raise InputError(
-            f"{path} has no column {(lacking or ['질문'])[0]!r}; it has {short_list(header)}. Expected wallpaper-QA rows: "
-            "id, 질문 or 질문_1 and 질문_2, and 답변_1 to 답변_5."
+            f"{path} has no column {(lacking or ['질문'])[0]!r}; it has {short_list(header)}. "
+            "Expected wallpaper-QA rows: id, 질문 or 질문_1 and 질문_2, and 답변_1 to 답변_5."
         )
     seen: set[str] = set()
     for place, cells in lines:
         name = cells.get("id", "")
         if not trim(name) or name in seen:
             raise InputError(
-                f"{path}, {place}: the id {name!r} is empty or stands there twice. Every row needs its own."
+                f"{path}, {place}: the id {name!r} is empty or stands there twice. "
+                "Every row needs its own."
             )
         if not _questions(cells) or not _answers(cells):
             raise InputError(
-                f"{path}, {place} (id {name}): it has no question or no answer. Fill it in or delete the row."
+                f"{path}, {place} (id {name}): it has no question or no answer. "
+                "Fill it in or delete the row."
             )
         seen.add(name)
     return [cells for _, cells in lines]
 
 
 def generate_rows(arguments: argparse.Namespace, rows: list[Record], target: Path) -> int:
-    """The story of `generate`."""
+    """Write the review file that a model fills, or with --dry_run print the prompts.
+
+    Return how many rows were written.
+    """
     sources = read_sources(arguments)
     if arguments.dry_run:
         for kind, text in sources:
@@ -336,6 +378,7 @@ def generate_rows(arguments: argparse.Namespace, rows: list[Record], target: Pat
         if arguments.url
         else local_model(arguments)
     )
+    # The journal tells models apart by this name.
     who = (
         f"{arguments.url} {arguments.model}"
         if arguments.url
@@ -358,7 +401,7 @@ def generate_rows(arguments: argparse.Namespace, rows: list[Record], target: Pat
 
 
 def refuse_reviewed(target: Path) -> None:
-    """A review that a person has begun, or another file, is not replaced."""
+    """Refuse to replace a review that a person has begun, or another file."""
     if not target.exists():
         return
     sheet = read_table(target, read_bytes(target)[0])
@@ -366,12 +409,13 @@ def refuse_reviewed(target: Path) -> None:
         cells.get("accept", "").strip() for _, cells in sheet.rows
     ):
         raise InputError(
-            f"{target} has been reviewed in part, or is no review; choose another name, so that nothing is lost."
+            f"{target} has been reviewed in part, or is no review; choose another name, "
+            "so that nothing is lost."
         )
 
 
 def read_sources(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    """(kind, text): a keyword a line, or a document a file."""
+    """Return what is asked about as (kind, text): a keyword a line, or a document a file."""
     if bool(arguments.keywords) == bool(arguments.documents):
         raise InputError("name either --keywords FILE or --from FILE...")
     if arguments.keywords:
@@ -390,7 +434,7 @@ def _text(path: Path) -> str:
 
 
 def write_rows(path: Path, rows: Iterable[Record], columns: tuple[str, ...]) -> int:
-    """A CSV with these columns, whole or not at all."""
+    """Write a CSV with these columns, whole or not at all, and return the number of rows."""
     rows, text = list(rows), io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -401,7 +445,7 @@ def write_rows(path: Path, rows: Iterable[Record], columns: tuple[str, ...]) -> 
 
 
 def command_line() -> Parser:
-    """What to do, with which files."""
+    """Return the options: what to do, with which files and which model."""
     parser = Parser(__doc__)
     parser.add_argument("do", choices=["pairs", "join", "generate", "accept"])
     parser.add_argument(

@@ -1,15 +1,15 @@
-"""Runs side by side on the same questions: python -m tools.compare RUN... (runs, folders of answers, prediction files).
+"""Compare runs on the same questions: python -m tools.compare RUN...
 
-Scores with intervals, the difference of every pair with a paired bootstrap over articles, what differs between the recipes,
+RUN is a run, a folder of answers or a prediction file. Shown are scores with intervals, the
+difference of every pair with a paired bootstrap over articles, what differs between the recipes,
 and a bar chart. A difference whose interval holds 0 is not one that these questions can show.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # `python tools/NAME.py` works like `python -m tools.NAME`
+# So that `python tools/NAME.py` works like `python -m tools.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.start  # noqa: F401
 
@@ -30,7 +30,7 @@ SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that change no
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """The command line; returns what compare.json holds."""
+    """Run the command line; return what compare.json holds."""
     parser = Parser(__doc__)
     parser.add_argument(
         "runs",
@@ -52,10 +52,12 @@ def main(argv: list[str] | None = None) -> dict:
     paths = [
         find_predictions(name, arguments.output_dir, arguments.split) for name in arguments.runs
     ]
+    # A run and its own folder of answers may be one file; it would be compared with itself.
     different = {path.resolve() for path in paths}
     if len(different) < max(len(paths), 2):
         raise InputError(
-            f"got {len(different)} different files of answers for {len(paths)} runs; expected two or more, each once."
+            f"got {len(different)} different files of answers for {len(paths)} runs; "
+            "expected two or more, each once."
         )
     names = short_names(paths)
     answers = dict(
@@ -67,16 +69,14 @@ def main(argv: list[str] | None = None) -> dict:
     )
     golds, articles = gold_of(list(answers.values()))
 
-    f1 = {
-        name: [
-            metrics.char_f1(r["prediction"], gold) for r, gold in zip(records, golds, strict=True)
-        ]
-        for name, records in answers.items()
-    }
-    scores = {
-        name: metrics.score([r["prediction"] for r in records], golds, articles)
-        for name, records in answers.items()
-    }
+    f1: dict[str, list[float]] = {}
+    scores: dict[str, dict] = {}
+    for name, records in answers.items():
+        predictions = [record["prediction"] for record in records]
+        f1[name] = list(map(metrics.char_f1, predictions, golds))
+        scores[name] = metrics.score(predictions, golds, articles)
+    # Paired, question by question: two runs' own intervals may overlap where one is better on every
+    # article.
     differences = [
         {"of": b, "to": a} | metrics.compare(f1[b], f1[a], articles)
         for a, b in combinations(answers, 2)
@@ -100,7 +100,11 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The run's name (outside of runs the folder's) where that tells the files apart, else with the folder, else the path."""
+    """Return the shortest names that tell the files apart.
+
+    These are the runs' names, else with the folder of answers, else the paths. A file that lies in
+    no run goes by the name of its folder, else by its path.
+    """
     runs = [run_of(path) for path in paths]
     short = [
         run.path.name if run else path.parent.name for path, run in zip(paths, runs, strict=True)
@@ -115,26 +119,27 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def gold_of(members: list[list[dict]]) -> tuple[list[list[str]], list[str]]:
-    """(gold answers, article) of every question, from whichever file has them."""
-    known = [
-        next((r for r in records if r.get("gold") and r.get("article")), None)
-        for records in zip(*members, strict=True)
-    ]
-    lacking = [
-        records[0]["id"]
-        for records, found in zip(zip(*members, strict=True), known, strict=True)
-        if found is None
-    ]
+    """Return the gold answers and the article of every question, from whichever file has them."""
+    golds, articles, lacking = [], [], []
+    for records in zip(*members, strict=True):
+        whole = [record for record in records if record.get("gold") and record.get("article")]
+        if whole:
+            golds.append(whole[0]["gold"])
+            articles.append(whole[0]["article"])
+        else:
+            lacking.append(records[0]["id"])
     if lacking:
         raise InputError(
-            f"no file has the gold answer and article of {len(lacking)} questions, first {lacking[0]}. Name runs that were "
-            "answered with gold answers (an answer column, or <name>_answers.csv beside the test file)."
+            f"no file has the gold answer and article of {len(lacking)} questions, "
+            f"first {lacking[0]}. Name runs that were answered with gold answers (an answer "
+            "column, or <name>_answers.csv beside the test file)."
         )
-    return [r["gold"] for r in known], [r["article"] for r in known]
+    return golds, articles
 
 
 def recipe_of(path: Path) -> dict:
-    """The recipe that answered: as inference noted it, else the run's; {} for a bare file."""
+    """Return the recipe that answered: what inference noted, else the run's; {} for a bare file."""
+    # Inference's note comes first, because its options (samples, grounded) are not in the run's.
     noted = path.with_name("scores.json")
     if noted.is_file():
         scores = read_json(noted)
@@ -151,36 +156,43 @@ def recipe_of(path: Path) -> dict:
 
 
 def different_fields(recipes: dict[str, dict]) -> dict[str, dict]:
-    """field -> {run: value} where the values are not all the same; of those that have a recipe."""
+    """Return the fields whose values differ between the recipes, each as {run: value}.
+
+    Runs without a known recipe are left out.
+    """
     recipes = {name: recipe for name, recipe in recipes.items() if recipe}
     fields = dict.fromkeys(
         field for recipe in recipes.values() for field in recipe if field not in SILENT
     )
-    values = {
-        field: {name: recipe.get(field) for name, recipe in recipes.items()} for field in fields
-    }
-    return {
-        field: by_run
-        for field, by_run in values.items()
-        if len({repr(value) for value in by_run.values()}) > 1
-    }
+    different = {}
+    for field in fields:
+        by_run = {name: recipe.get(field) for name, recipe in recipes.items()}
+        # Values may be lists, which no set takes; their spelling stands for them.
+        if len({repr(value) for value in by_run.values()}) > 1:
+            different[field] = by_run
+    return different
 
 
 def tell(scores: dict[str, dict], differences: list[dict], fields: dict[str, dict]) -> None:
     """Print the tables; runs are numbered as they were named."""
+    # Long names would break the lines of differences, so these have numbers.
     number = {name: f"[{place}]" for place, name in enumerate(scores, 1)}
     first = next(iter(scores.values()))
     print(f"{first['questions']} questions, {first['articles']} articles, {first['metric']}")
     for name, score in scores.items():
         low, high = score["char_f1_interval"]
-        said = f"char F1 {score['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  exact match {score['exact_match']:.4f}"
+        said = (
+            f"char F1 {score['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  "
+            f"exact match {score['exact_match']:.4f}"
+        )
         print(f"  {number[name]} {said}  {name}")
     print("differences in char F1, paired over articles:")
     for row in differences:
         low, high = row["interval"]
         verdict = "not shown" if low <= 0 <= high else "higher" if low > 0 else "lower"
         print(
-            f"  {number[row['of']]} - {number[row['to']]}  {row['difference']:+.4f} (95% {low:+.4f} to {high:+.4f})  {verdict}"
+            f"  {number[row['of']]} - {number[row['to']]}  {row['difference']:+.4f} "
+            f"(95% {low:+.4f} to {high:+.4f})  {verdict}"
         )
     print("recipes differ in:" if fields else "no field differs between the recipes that are known")
     for field, values in fields.items():
@@ -190,7 +202,7 @@ def tell(scores: dict[str, dict], differences: list[dict], fields: dict[str, dic
 
 
 def chart(axes, scores: dict[str, dict]) -> None:
-    """A bar per run."""
+    """Draw a bar per run with its interval."""
     values = [score["char_f1"] for score in scores.values()]
     labels = [f"[{place}] " + name.replace("/", "\n") for place, name in enumerate(scores, 1)]
     bars(

@@ -1,11 +1,14 @@
-"""Fictional dialogues for dialogue_inference: ten situations, filled in with things, places and people, five items each."""
+"""Make fictional dialogues for dialogue_inference.
+
+There are ten situations, filled in with things, places and people, with five items each.
+"""
 
 import random
 
 from tasks.dialogue_inference import CATEGORIES, INFERENCES, Item
 
-# A situation: what may stand for its slots; turns (speaker, text); per category the referred turn, the right inference
-# and wrong ones.
+# A situation: what may stand for its slots; turns (speaker, text); per category the referred turn,
+# counted from 0, the right inference and wrong ones.
 SITUATIONS = [
     {
         "slots": {"thing": ["노트북", "자전거", "카메라", "청소기", "에어컨"], "place": ["서비스 센터", "수리점", "대리점"]},
@@ -188,24 +191,30 @@ SITUATIONS = [
         },
     },
 ]  # fmt: skip
-PER_SITUATION = 8  # dialogues
+# Dialogues, before those that came out equal are dropped.
+PER_SITUATION = 8
 
 
 def make_dialogues(seed: int = 0) -> list[list[Item]]:
-    """Dialogues in random order, each as its five items, all with `output`."""
+    """Return dialogues in random order, each as its five items, all with `output`.
+
+    They are the same for a seed; no two have the same utterances.
+    """
     rng = random.Random(seed)
     dialogues = [fill(situation, rng) for situation in SITUATIONS for _ in range(PER_SITUATION)]
-    different = {
-        str([turn["utterance"] for turn in items[0]["input"]["conversation"]]): items
-        for items in dialogues
-    }
+    # A situation has few fillings, so some are drawn twice: one dialogue on both sides of a split
+    # would be a leak.
+    different = {}
+    for items in dialogues:
+        said = [turn["utterance"] for turn in items[0]["input"]["conversation"]]
+        different[str(said)] = items
     dialogues = list(different.values())
     rng.shuffle(dialogues)
     return dialogues
 
 
 def fill(situation: dict, rng: random.Random) -> list[Item]:
-    """One dialogue of a situation: an item per category, the options in random order."""
+    """Return one dialogue of a situation: an item per category, the options in random order."""
     slots = {name: rng.choice(values) for name, values in situation["slots"].items()}
     conversation = [
         {"speaker": speaker, "utterance": text.format(**slots)}
@@ -227,7 +236,7 @@ def fill(situation: dict, rng: random.Random) -> list[Item]:
 
 
 def numbered(dialogues: list[list[Item]], split: str) -> list[Item]:
-    """All items of a split, with the ids of items and utterances as NIKL writes them."""
+    """Return all items of a split, with the ids of items and utterances as NIKL writes them."""
     items = []
     for number, dialogue in enumerate(dialogues, 1):
         name = f"dandap.{split}.{number:03d}"

@@ -1,4 +1,7 @@
-"""Fictional questions and answers on wallpaper and finishing defects, in the competition's columns."""
+"""Make fictional questions and answers on wallpaper and finishing defects.
+
+They have the competition's columns.
+"""
 
 import random
 
@@ -18,10 +21,13 @@ DEFECTS = {
     "냄새": (["새 벽지의 냄새", "마루에서 나는 냄새"], ["접착제의 성분이 날아가는 중이라서", "젖은 자재가 마르지 않아서"], ["며칠 동안 환기를 충분히 하는 것", "친환경 자재로 바꾸는 것"]),
 }  # fmt: skip
 PLACES = ("거실", "안방", "주방", "욕실 앞", "베란다", "아이 방", "현관")
+# Of each kind (why, how) two wordings, which become the two questions of a row. {what:은/는} is
+# followed by the particle that fits, as in demo_articles.
 ASK = (
     ("{place} {what:은/는} 왜 생기나요?", "{place} {what}의 원인은 무엇인가요?"),
     ("{place} {what:은/는} 어떻게 고치나요?", "{place} {what:을/를} 없애는 방법은 무엇인가요?"),
 )
+# A row has five answers, and these are five: each is used once in every row.
 BECAUSE = (
     "{place} {what:은/는} {why} 생깁니다. {how}이 좋습니다.",
     "가장 흔한 원인은 {why} 그렇습니다. 먼저 {how}을 권합니다.",
@@ -32,7 +38,10 @@ BECAUSE = (
 
 
 def make_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """So many rows: id, 질문_1, 질문_2, category, 답변_1 to 답변_5; no two about the same thing in the same place."""
+    """Return `count` rows: id, 질문_1, 질문_2, category, 답변_1 to 답변_5.
+
+    No two ask the same of the same thing in the same place.
+    """
     rng = random.Random(seed)
     subjects = [
         (category, what, place, kind)
@@ -50,7 +59,7 @@ def make_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
 def make_row(
     number: int, category: str, what: str, place: str, kind: int, rng: random.Random
 ) -> dict[str, str]:
-    """One row on one thing in one place; kind 0 asks why, 1 how."""
+    """Return a row on one thing in one place; kind 0 asks why, 1 how."""
     _, causes, remedies = DEFECTS[category]
     words = {"place": place, "what": Word(what)}
     questions = [plain(text.format(**words)) for text in ASK[kind]]
@@ -69,7 +78,10 @@ def make_row(
 
 
 def make_test(rows: list[dict[str, str]], seed: int = 1) -> list[tuple[str, str, list[str]]]:
-    """(id, question, gold answers): every second joins two questions with "또한,"."""
+    """Return (id, question, gold answers) of each row, every second joined with another row's.
+
+    Two questions are joined with "또한,", as in the competition's test file.
+    """
     rng, test = random.Random(seed), []
     for number, row in enumerate(rows):
         question, answers = row["질문_1"], [row[f"답변_{n}"] for n in range(1, 6)]

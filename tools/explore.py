@@ -1,15 +1,17 @@
-"""What is in a data file: python -m tools.explore FILE [--test FILE] [--tokenizer NAME] [--refined].
+"""Show what is in a data file.
 
-Writes outputs/explore-<name>-<time>/ with report.html, pictures and tables. Economic QA (CSV, JSON lines, SQuAD JSON), NIKL
-dialogues and wallpaper QA are told apart by their fields. --refined cleans dialogues first (tools.refine).
+python -m tools.explore FILE [--test FILE] [--tokenizer NAME] [--refined]
+
+This writes outputs/explore-<name>-<time>/ with report.html, pictures and tables. Economic QA (CSV,
+JSON lines, SQuAD JSON), NIKL dialogues and wallpaper QA are told apart by their fields. --refined
+cleans dialogues first (tools.refine).
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # `python tools/NAME.py` works like `python -m tools.NAME`
+# So that `python tools/NAME.py` works like `python -m tools.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.start  # noqa: F401
 
@@ -43,6 +45,7 @@ from tools.refine import refine
 PAGE = Path(__file__).with_name("explore.html.jinja")
 DEMO_TOKENIZER = "data/demo_model"
 LIMITS = (512, 1024, 2048)  # tokens
+# Words that end so are verbs and adjectives, which say little of what a file is about.
 VERB_ENDINGS = (
     "다",
     "는",
@@ -63,14 +66,19 @@ VERB_ENDINGS = (
     "네",
 )
 COMMON_WORDS = set(
-    "이번 지난 대한 때문 이상 모두 가장 등을 있을 다른 많은 같은 것이 것은 것으 함께 아주 정말 오늘 어제 내일".split()
+    "이번 지난 대한 때문 이상 모두 가장 등을 있을 다른 많은 "
+    "같은 것이 것은 것으 함께 아주 정말 오늘 어제 내일".split()
 )
-COMPARED = 1000  # questions at most, each with each
+# Questions at most, because each is compared with each: these are half a million pairs.
+COMPARED = 1000
 
 
 @dataclass
 class Findings:
-    """What goes into the report: tables (title -> rows of cells) and pictures by title, in order."""
+    """Hold what goes into the report, in its order.
+
+    `tables` are rows of cells by title, `pictures` are files by title.
+    """
 
     folder: Path
     tables: dict[str, list[tuple]] = field(default_factory=dict)
@@ -79,11 +87,11 @@ class Findings:
     def picture(
         self, name: str, title: str, fill: Callable[[Axes], None], height: float = 3.2
     ) -> None:
-        """Draw one."""
+        """Draw a picture into the folder as <name>.png, and keep it under its title."""
         self.pictures[title] = draw(self.folder / f"{name}.png", fill, height=height)
 
     def length(self, of: str, table: pd.DataFrame) -> None:
-        """The histogram of one text's characters."""
+        """Draw the histogram of the characters of one text ("article", "question", "answer")."""
         values, label = (
             table[f"{of}_characters"],
             f"characters of {'an' if of[0] == 'a' else 'a'} {of}",
@@ -92,7 +100,7 @@ class Findings:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """The command line; returns the tables."""
+    """Run the command line; return the report's tables."""
     parser = Parser(__doc__)
     parser.add_argument("file", metavar="FILE", help="questions, with or without answers")
     parser.add_argument(
@@ -130,6 +138,7 @@ def main(argv: list[str] | None = None) -> dict:
         explore_described(findings, described, count)
     else:
         explore_questions(findings, task, rows, count)
+    # With the test file beside it the checks also look for questions that stand in both.
     splits = {"file": rows} | ({"test": test} if test else {})
     findings.tables["Data checks"] = [
         (len(found), TOLD[kind]) for kind, found in check_data(splits).items()
@@ -150,12 +159,13 @@ def main(argv: list[str] | None = None) -> dict:
 
 def task_of(path: Path) -> Task:
     """Return the task whose file it is, by its fields; economic QA takes what no other knows."""
+    # Raises if there is no such file, which `recognises` takes for granted.
     find_files(path)
     return next((task for task in TASKS.values() if task.recognises(path)), TASKS["economic_qa"])
 
 
 def lengths(rows: Sequence[Row]) -> list[tuple]:
-    """Rows, articles, and the lengths of their texts in characters."""
+    """Return the numbers of rows and articles, and the lengths of their texts in characters."""
     answers = [answer for row in rows for answer in row.answers[:1]]
     table = [("questions", len(rows)), ("articles or groups", len({row.article for row in rows}))]
     for name, texts in (
@@ -181,7 +191,7 @@ def _spread(sizes: pd.Series) -> tuple:
 def explore_questions(
     findings: Findings, task: Task, rows: list[Row], count: Callable[[str], int]
 ) -> None:
-    """Economic and wallpaper QA."""
+    """Find what there is to show of economic and wallpaper QA, and write rows.csv."""
     table = describe_rows(task, rows, count)
     table.to_csv(findings.folder / "rows.csv", index=False, encoding="utf-8-sig")
     findings.tables["Size"] = [*lengths(rows), *texts_size(rows)]
@@ -193,13 +203,17 @@ def explore_questions(
 
 
 def explore_articles(findings: Findings, table: pd.DataFrame, groups: list[list[int]]) -> None:
-    """What the questions of an article share, and how long they are."""
+    """Find what the questions of an article share, and how long they are.
+
+    `groups` are the rows' indices, a list for each article.
+    """
     sizes = Counter(len(group) for group in groups)
     findings.picture(
         "questions_per_article",
         "questions per article",
         partial(columns, counts=dict(sorted(sizes.items())), label="questions on an article"),
     )
+    # Wallpaper questions stand on no article, so nothing of them is read once.
     if table["article_tokens"].any():
         shared = [table["article_tokens"][group[0]] for group in groups]
         findings.tables |= token_tables(
@@ -210,7 +224,7 @@ def explore_articles(findings: Findings, table: pd.DataFrame, groups: list[list[
 
 
 def explore_answers(findings: Findings, answered: pd.DataFrame) -> None:
-    """Of rows that have answers."""
+    """Find how literal and how long the answers are; `answered` are the rows that have some."""
     if not len(answered):
         return
     findings.tables["Answers"] = [
@@ -221,7 +235,7 @@ def explore_answers(findings: Findings, answered: pd.DataFrame) -> None:
 
 
 def explore_kinds(findings: Findings, table: pd.DataFrame) -> None:
-    """What is asked, and how lengths go with it and with one another."""
+    """Find what is asked, and how lengths go with it and with one another."""
     kinds = table["kind"].value_counts()
     findings.picture(
         "kinds",
@@ -230,6 +244,7 @@ def explore_kinds(findings: Findings, table: pd.DataFrame) -> None:
         height=1 + 0.35 * len(kinds),
     )
     numbers = table.select_dtypes("number")
+    # A column of one value (articles of wallpaper QA) has no correlation.
     numbers = numbers.loc[:, numbers.nunique() > 1]
     findings.picture(
         "correlations",
@@ -254,7 +269,7 @@ def explore_kinds(findings: Findings, table: pd.DataFrame) -> None:
 
 
 def explore_likeness(findings: Findings, questions: list[str]) -> None:
-    """How alike questions are."""
+    """Find how alike questions are."""
     similar = nearest_questions(questions)
     spread = (similar.mean(), similar.median(), similar.quantile(0.95), similar.max())
     findings.tables["Likeness of a question to the most similar other (shared character pairs)"] = [
@@ -268,14 +283,14 @@ def explore_likeness(findings: Findings, questions: list[str]) -> None:
 
 
 def token_tables(shared: list[int], own: list[list[int]]) -> dict[str, list[tuple]]:
-    """What reading once saves, and the share of long prompts: of each article its tokens, and those of each of its questions."""
-    lengths = pd.Series(
-        [
-            article + tokens
-            for article, questions in zip(shared, own, strict=True)
-            for tokens in questions
-        ]
-    )
+    """Return the tables of what reading once saves, and of the share of long prompts.
+
+    `shared` are the tokens of each article, `own` those of each of its questions.
+    """
+    prompts = []
+    for article, questions in zip(shared, own, strict=True):
+        prompts += [article + tokens for tokens in questions]
+    lengths = pd.Series(prompts)
     every, once = int(lengths.sum()), int(sum(shared) + sum(map(sum, own)))
     return {
         "Reading once": [
@@ -291,19 +306,22 @@ def token_tables(shared: list[int], own: list[list[int]]) -> dict[str, list[tupl
 
 
 def explained(values: pd.Series, kinds: pd.Series) -> float:
-    """The share of the values' variance that lies between kinds (the squared correlation ratio)."""
+    """Return the share of the values' variance that lies between kinds, in [0, 1].
+
+    This is the squared correlation ratio.
+    """
     means = kinds.map(values.groupby(kinds).mean())
     return float(means.var(ddof=0) / values.var(ddof=0)) if values.nunique() > 1 else 0.0
 
 
 def describe_rows(task: Task, rows: list[Row], count: Callable[[str], int]) -> pd.DataFrame:
-    """A line per question: its lengths, kind and whether its answer is a span."""
-    tokens = {
-        article: count(context) if context else 0
-        for article, context in {row.article: row.context for row in rows}.items()
-    }
+    """Return a line per question: its lengths, its kind and whether its answer is a span."""
+    # Each article is counted once, however many questions stand on it.
+    contexts = {row.article: row.context for row in rows}
+    tokens = {article: count(text) if text else 0 for article, text in contexts.items()}
     return pd.DataFrame(
         {
+            # Texts of others, which a spreadsheet that opens rows.csv would run as formulas.
             "id": [inert(row.id) for row in rows],
             "kind": [inert(task.kind(row)) for row in rows],
             "article_characters": [len(row.context) for row in rows],
@@ -320,7 +338,7 @@ def describe_rows(task: Task, rows: list[Row], count: Callable[[str], int]) -> p
 
 
 def texts_size(rows: list[Row]) -> list[tuple]:
-    """Bytes, syllables and sentences of all texts, each article and question once."""
+    """Return the bytes, syllables and sentences of all texts, equal texts counted once."""
     texts = [
         *{row.context for row in rows},
         *{row.question for row in rows},
@@ -334,7 +352,11 @@ def texts_size(rows: list[Row]) -> list[tuple]:
 
 
 def nearest_questions(questions: list[str]) -> pd.Series:
-    """Of each of the first COMPARED different questions: the largest share of character pairs in common with another."""
+    """Return how alike each question is to the most similar other, in [0, 1].
+
+    Likeness is the share of character pairs in common. Equal questions are taken once, and of
+    different ones the first COMPARED.
+    """
     pairs = [character_pairs(question) for question in list(dict.fromkeys(questions))[:COMPARED]]
     best = [0.0] * len(pairs)
     for i, one in enumerate(pairs):
@@ -353,10 +375,11 @@ def explore_described(
         findings.tables["Size"].append(
             (f"{what}: mean, median, 95%, longest", *_spread(pd.Series(sizes)))
         )
-    tokens = [count(text) for text, _ in described.shared]
-    findings.tables |= token_tables(
-        tokens, [[count(text) for text in after] for _, after in described.shared]
-    )
+    shared, own = [], []
+    for text, after in described.shared:
+        shared.append(count(text))
+        own.append([count(question) for question in after])
+    findings.tables |= token_tables(shared, own)
     for name, rows in described.lists.items():
         table = pd.DataFrame(rows).map(inert)
         table.to_csv(findings.folder / f"{name}.csv", index=False, encoding="utf-8-sig")
@@ -373,7 +396,7 @@ def chart_filler(chart: Chart) -> Callable[[Axes], None]:
 
 
 def histogram(axes: Axes, values: pd.Series, label: str) -> None:
-    """With its median."""
+    """Draw the distribution of the values, with a dotted line at their median."""
     axes.hist(values, bins=min(40, max(5, values.nunique())), color=BLUE)
     axes.axvline(
         values.median(),
@@ -387,22 +410,23 @@ def histogram(axes: Axes, values: pd.Series, label: str) -> None:
 
 
 def columns(axes: Axes, counts: dict, label: str) -> None:
-    """A column per value, its count above it."""
+    """Draw a column per value, its count above it."""
     drawn = axes.bar([str(name) for name in counts], list(counts.values()), color=BLUE)
     axes.bar_label(drawn, fontsize=9)
     axes.set_xlabel(label)
 
 
 def shares(axes: Axes, counts: dict[str, int]) -> None:
-    """Horizontal bars of shares."""
+    """Draw horizontal bars of each kind's share of the questions."""
     total = sum(counts.values())
     values = [count / total for count in counts.values()]
+    # The shares have no interval: each one's begins and ends at its value.
     bars(axes, list(counts), values, [(value, value) for value in values], list(counts.values()))
     axes.set_xlabel("share of questions")
 
 
 def heatmap(axes: Axes, correlations: pd.DataFrame) -> None:
-    """Pearson's r of each pair of columns."""
+    """Draw Pearson's r of each pair of columns, with its number in its cell."""
     axes.imshow(correlations, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     axes.grid(visible=False)
     names = [name.replace("_", " ") for name in correlations.columns]
@@ -422,7 +446,7 @@ def heatmap(axes: Axes, correlations: pd.DataFrame) -> None:
 
 
 def cloud(findings: Findings, texts: list[str]) -> None:
-    """wordcloud.png of the words of two characters and more, without their particles."""
+    """Draw wordcloud.png of the words of two characters and more, without their particles."""
     every = (
         without_particle(word) for text in texts for word in re.findall(r"[가-힣A-Za-z]+", text)
     )
@@ -435,12 +459,13 @@ def cloud(findings: Findings, texts: list[str]) -> None:
     picture = WordCloud(
         font_path=font_file(), width=1000, height=500, background_color="white", random_state=0
     )
+    # WordCloud refuses an empty dict, which a file without words would give.
     picture.generate_from_frequencies(dict(words.most_common(200)) or {"-": 1}).to_file(str(path))
     findings.pictures["words"] = path
 
 
 def without_particle(word: str) -> str:
-    """The word without the longest particle at its end, if two characters are left."""
+    """Return a word without the longest particle at its end, if two characters are left."""
     particle = max(
         (p for p in PARTICLES if word.endswith(p) and len(word) - len(p) > 1), key=len, default=""
     )

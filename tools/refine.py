@@ -1,14 +1,14 @@
-"""Clean NIKL dialogues: python -m tools.refine IN OUT [--report]. Nine steps, in this order; --report says what each changed.
+"""Clean NIKL dialogues: python -m tools.refine IN OUT [--report].
 
-Referred utterances are never merged away, dropped or emptied: what reference_id names is there afterwards too.
+There are nine steps, in the order below; --report says what each changed. Referred utterances are
+never merged away, dropped or emptied: what reference_id names is there afterwards too.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # `python tools/NAME.py` works like `python -m tools.NAME`
+# So that `python tools/NAME.py` works like `python -m tools.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.start  # noqa: F401
 
@@ -20,6 +20,9 @@ from dandap.runs.files import refuse_existing, write_bytes
 from tasks.dialogue_inference import Item, load_items, to_json, utterance_ids
 
 Turn = dict
+
+
+# --report prints each step's docstring after its number, so these are phrases and no sentences.
 
 
 def join_lines(text: str) -> str:
@@ -75,7 +78,9 @@ TEXT_STEPS: tuple[Callable[[str], str], ...] = (
 
 
 def merge_turns(turns: list[Turn], referred: set[str]) -> list[Turn]:
-    """9: merge consecutive utterances of one speaker, never across a referred one; `utterance_id` becomes a list."""
+    """9: merge consecutive utterances of one speaker, never across a referred one; `utterance_id`
+    becomes a list.
+    """
     merged: list[Turn] = []
     for turn in turns:
         before = merged[-1] if merged else None
@@ -93,13 +98,14 @@ def merge_turns(turns: list[Turn], referred: set[str]) -> list[Turn]:
 
 
 def refine(item: Item, counts: dict[str, int]) -> Item:
-    """The item cleaned; `counts` gains what each step changed, in utterances."""
+    """Return the item cleaned; `counts` gains what each step changed, in utterances."""
     content = item["input"]
     referred = set(content["reference_id"])
     turns = [
         refine_turn(turn, bool(referred & set(utterance_ids(turn))), counts)
         for turn in content["conversation"]
     ]
+    # Dropped before merging, so that an emptied utterance does not keep two of a speaker apart.
     kept = [turn for turn in turns if turn["utterance"] or referred & set(utterance_ids(turn))]
     merged = merge_turns(kept, referred)
     counts["dropped"] = counts.get("dropped", 0) + len(turns) - len(kept)
@@ -108,8 +114,12 @@ def refine(item: Item, counts: dict[str, int]) -> Item:
 
 
 def refine_turn(turn: Turn, is_referred: bool, counts: dict[str, int]) -> Turn:
-    """One utterance through the steps; a referred one keeps its text where a step would leave nothing."""
+    """Take one utterance through the steps.
+
+    A referred one keeps its text where a step would leave nothing.
+    """
     text = turn["utterance"]
+    # The order counts: of "ㅋㅋ?" the seventh step leaves "?", which the eighth empties.
     for step in TEXT_STEPS:
         cleaned = step(text)
         if cleaned != text and (cleaned or not is_referred):
@@ -119,7 +129,7 @@ def refine_turn(turn: Turn, is_referred: bool, counts: dict[str, int]) -> Turn:
 
 
 def main(argv: list[str] | None = None) -> dict[str, int]:
-    """The command line; returns what each step changed."""
+    """Run the command line; return what each step changed, in utterances."""
     parser = Parser(__doc__)
     parser.add_argument("source", metavar="IN", help="NIKL dialogue JSON")
     parser.add_argument("target", metavar="OUT", help="where the cleaned file goes; must not exist")
@@ -134,8 +144,11 @@ def main(argv: list[str] | None = None) -> dict[str, int]:
     print(f"{target}: {len(cleaned):,} items")
     if arguments.report:
         for number, step in enumerate((*TEXT_STEPS, merge_turns), 1):
+            # A docstring may stand on several lines; it is printed on one.
+            what = " ".join(step.__doc__[3:].split())
             print(
-                f"  {number} {step.__name__:<16} {counts.get(step.__name__, 0):>6} utterances   {step.__doc__[3:].strip()}"
+                f"  {number} {step.__name__:<16} {counts.get(step.__name__, 0):>6} utterances   "
+                f"{what}"
             )
         print(f"  dropped, because nothing was left: {counts['dropped']}")
     return counts

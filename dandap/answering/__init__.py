@@ -1,4 +1,4 @@
 """Answers: from trees of prompts, by choices, or by transformers' generate; in one `Answerer`.
 
-Imports base, tree, runs and data; not training, which stands beside it.
+This package imports base, tree, runs and data; not training, which stands beside it.
 """

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Decoding:
-    """Says how answers are decoded. A temperature of 0 takes the likeliest token; beams are for `generate` alone."""
+    """Says how answers are decoded.
+
+    A temperature of 0 takes the likeliest token; beams are for `generate` alone.
+    """
 
     stop_ids: list[int]
     pad_id: int
@@ -20,28 +23,31 @@ class Decoding:
 
 @dataclass
 class Answer:
-    """What the model says to a question. A decoder fills the first three fields, `Answerer` the text and its place."""
+    """Holds what the model says to a question.
 
-    token_ids: list[int] = field(
-        default_factory=list
-    )  # without padding; the stop token included if it came
+    A decoder fills the first three fields, `Answerer` the text and its place.
+    """
+
+    # Without padding; the stop token is included if it came.
+    token_ids: list[int] = field(default_factory=list)
     stopped: bool = False  # False: cut at max_new_tokens
     log_probability: float = 0.0  # of a token, on average; the model's own, at temperature 1
     text: str = ""
-    span: tuple[int, int] | None = (
-        None  # its first place in the article as the model read it, in characters
-    )
-    choices: dict[str, float] | None = (
-        None  # log-probability of every choice, where there were choices
-    )
+    # Its first place in the article as the model read it, in characters.
+    span: tuple[int, int] | None = None
+    # The log-probability of every choice, where there were choices.
+    choices: dict[str, float] | None = None
 
     @property
     def said(self) -> list[int]:
-        """Return the ids without the stop token, which is no part of the text whether or not the tokenizer calls it special."""
+        """Return the ids without the stop token.
+
+        It is no part of the text, whether or not the tokenizer calls it special.
+        """
         return self.token_ids[:-1] if self.stopped else self.token_ids
 
 
 def place(text: str, context: str) -> tuple[int, int] | None:
-    """Return where a text first stands in the article, as [start, end) characters; None where it stands nowhere."""
+    """Return where a text first stands in the article, as [start, end) characters, or None."""
     start = context.find(text) if text else -1
     return None if start < 0 else (start, start + len(text))

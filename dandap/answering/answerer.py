@@ -1,4 +1,7 @@
-"""How a recipe's answers come about, decided once: from trees where the model can branch, else by generate; or by choices."""
+"""How a recipe's answers come about: from trees where the model can branch, else by generate.
+
+Where there are choices, the likeliest of them is taken.
+"""
 
 from collections.abc import Container, Iterator
 
@@ -17,7 +20,7 @@ from dandap.recipe import Recipe
 
 
 class Answerer:
-    """Answers questions with one model, in one way; whether its prompts can branch is tried when it is made."""
+    """Answers questions with one model; whether its prompts can branch is tried when it is made."""
 
     def __init__(self, recipe: Recipe, encoder: Encoder, model: PreTrainedModel, plan: Plan):
         self.recipe, self.encoder, self.model = recipe, encoder, model
@@ -42,20 +45,29 @@ class Answerer:
             print(f"reading the article for every question, by generate ({self.why_no_tree})")
         if recipe.samples > 1 and not recipe.temperature:
             print(
-                f"the {recipe.samples} samples are all alike at temperature 0; --temperature 0.7 lets them differ"
+                f"the {recipe.samples} samples are all alike at temperature 0; --temperature 0.7 "
+                "lets them differ"
             )
 
     def check(self, examples: list[Example]) -> None:
-        """Refuse what the recipe asks for and this model cannot do, before training or hours of answering."""
+        """Refuse what the recipe asks for and this model cannot do.
+
+        It is called before training or hours of answering, not after.
+        """
         if self.why_no_tree:
             self._refuse_what_needs_trees(examples)
+        # The first question's choices are encoded to see that template and tokenizer take them.
         encode_choices(self.encoder, examples[:1], self.recipe)
 
     def answers(
         self, examples: list[Example], known: Container[str] = ()
     ) -> Iterator[tuple[Example, list[Answer]]]:
-        """Yield (example, its answers: one, or as many as the recipe's samples) as batches finish, but for known ids."""
+        """Yield each example with its answers as batches finish, but for those with known ids.
+
+        There is one answer to a question, or as many as the recipe's samples.
+        """
         self.check(examples)
+        # By their numbers and not left out of `examples`: the others keep their batches.
         done = {index for index, example in enumerate(examples) if example.row.id in known}
         if self.why_no_tree:
             answered = self._by_generate(examples, done)
@@ -83,10 +95,9 @@ class Answerer:
     def _by_generate(
         self, examples: list[Example], done: set[int]
     ) -> Iterator[tuple[int, list[Answer]]]:
-        prompts, tokens = (
-            [example.prompt_ids for example in examples],
-            min(self.tokens_per_batch, READ_TOKENS),
-        )
+        prompts = [example.prompt_ids for example in examples]
+        # generate reads a batch's prompts all at once; the tree decoder reads some at a time.
+        tokens = min(self.tokens_per_batch, READ_TOKENS)
         for index, answer in generate_answers(self.model, prompts, self.decoding, tokens, done):
             answer.text = self.encoder.decode(answer.said)
             yield index, [answer]
@@ -103,10 +114,9 @@ class Answerer:
             best = max(range(len(scores)), key=scores.__getitem__)
             said = ids[index][best]
             compared = dict(zip(texts, scores, strict=True))
-            yield (
-                index,
-                [Answer(said, True, scores[best] / len(said), texts[best], choices=compared)],
-            )
+            # Scores are sums over the tokens that were compared; an answer's is their mean.
+            mean = scores[best] / len(said)
+            yield index, [Answer(said, True, mean, texts[best], choices=compared)]
 
     def _refuse_what_needs_trees(self, examples: list[Example]) -> None:
         asked = {
@@ -118,5 +128,6 @@ class Answerer:
         wanted = [name for name, is_wanted in asked.items() if is_wanted]
         if wanted:
             raise InputError(
-                f"{', '.join(wanted)}: not with this model, whose prompts cannot branch ({self.why_no_tree}). Leave them out."
+                f"{', '.join(wanted)}: not with this model, whose prompts cannot branch "
+                f"({self.why_no_tree}). Leave them out."
             )

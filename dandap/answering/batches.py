@@ -1,4 +1,4 @@
-"""Batches of questions that are answered together, the largest first, and halved where memory runs out."""
+"""Batches of questions that are answered together, halved where memory runs out."""
 
 from collections.abc import Callable, Container, Iterator
 from functools import partial
@@ -17,7 +17,7 @@ Sequences = list[tuple[list[int], list[int]]]  # (prompt, answer) pairs of a que
 
 
 class Batching(Protocol[Batch]):
-    """How questions, known by their numbers, are put into batches of at most so many tokens."""
+    """Describes how questions, known by their numbers, are put into batches of so many tokens."""
 
     def batches(self, indices: list[int], tokens: int) -> list[Batch]:
         """Return the batches, the largest first, so that memory peaks at the start."""
@@ -36,13 +36,16 @@ def run_batches(
     work: Callable[[Batch], dict[int, T]],
     done: Container[int],
 ) -> Iterator[tuple[int, T]]:
-    """Yield (number of the question, result) batch by batch; out of memory halves the batches that are left.
+    """Yield (number of the question, result) batch by batch.
 
-    Questions that are `done` are left out; the others keep their batches, so that their answers stay the same to the bit.
+    Where memory runs out, the batches that are left are halved; InputError is raised if a single
+    question is too large. Questions that are `done` are left out; the others keep their batches,
+    so that their answers stay the same to the bit.
     """
     left = batching.batches(list(range(count)), tokens)
     while left:
         members = batching.members(left[0])
+        # A batch is skipped only as a whole: another padding rounds differently.
         if all(index in done for index in members):
             left.pop(0)
             continue
@@ -51,26 +54,33 @@ def run_batches(
             size = batching.size(left[0])
             if len(members) == 1:
                 raise InputError(out_of_memory(f"one question of {size} tokens"))
+            # Half of what was tried, which may be far below the limit: half of the limit could be
+            # the same batch once more.
             too_many, tokens = min(tokens, size), min(tokens, size) // 2
             print(f"out of memory with {too_many} tokens in a batch: going on with {tokens}")
-            left = batching.batches(
-                sorted(index for batch in left for index in batching.members(batch)), tokens
-            )
+            indices: list[int] = []
+            for batch in left:
+                indices += batching.members(batch)
+            left = batching.batches(sorted(indices), tokens)
             continue
         left.pop(0)
-        yield from ((index, result) for index, result in results.items() if index not in done)
+        for index, result in results.items():
+            if index not in done:
+                yield index, result
 
 
 class TreeBatching:
     """Puts questions into trees, one an article, and trees into batches.
 
-    `sequences` gives a question's (prompt, answer) pairs; each question needs room for `new` further tokens.
+    `sequences` gives a question's (prompt, answer) pairs; each question needs room for `new`
+    further tokens.
     """
 
     def __init__(self, examples: list[Example], sequences: Callable[[int], Sequences], new: int):
         self.examples, self.sequences, self.new = examples, sequences, new
 
     def batches(self, indices: list[int], tokens: int) -> list[list[Part]]:
+        """Return batches of articles' trees, the largest first."""
         articles = by_article(self.examples[index].row.article for index in indices)
         groups = [[indices[i] for i in article] for article in articles]
 
@@ -80,9 +90,13 @@ class TreeBatching:
         return pack(groups, self._tree_of, fits)
 
     def members(self, batch: list[Part]) -> list[int]:
+        """Return a batch's questions, tree by tree."""
         return [index for part in batch for index in part.members]
 
     def size(self, batch: list[Part]) -> int:
+        """Return a batch's tokens, padding and the new ones included."""
+        # Tensors are rectangles: every row is as long as the longest tree, and has as many slots
+        # for branches as the row with the most questions.
         longest = max(len(part.tree) for part in batch)
         return len(batch) * (longest + max(len(part.members) for part in batch) * self.new)
 
@@ -91,7 +105,10 @@ class TreeBatching:
 
 
 def unless_out_of_memory(work: Callable[[], T]) -> T | None:
-    """Return what the work returns, or None; by then the failed attempt's tensors are gone."""
+    """Return what the work returns, or None where memory ran out.
+
+    By then the failed attempt's tensors are gone.
+    """
     try:
         return work()
     except torch.OutOfMemoryError:
@@ -102,6 +119,6 @@ def unless_out_of_memory(work: Callable[[], T]) -> T | None:
 
 
 def out_of_memory(what: str) -> str:
-    """Return the message for what cannot be made smaller."""
+    """Return the message that memory ran out on what cannot be made smaller."""
     way_out = "Free the GPU (nvidia-smi shows who uses it), or lower max_length, samples or beams."
     return f"out of memory while answering {what}. {way_out}"

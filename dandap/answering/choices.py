@@ -25,7 +25,8 @@ def score_choices(
 ) -> Iterator[tuple[int, list[float]]]:
     """Yield (number of the example, log-probability of each of its choices), but for the `done`.
 
-    choices[number] are ids as an answer's, or their beginnings. Batches have at most READ_TOKENS tokens.
+    choices[number] are ids as an answer's, or their beginnings. A log-probability is the sum over
+    a choice's tokens. Batches have at most READ_TOKENS tokens.
     """
     model.eval()
 
@@ -46,13 +47,15 @@ def score_choices(
                 use_cache=False,
             ).logits
         logits = logits.float()
-        each = (
-            logits[tensors["predictor"], tensors["target_ids"]]
-            - logits.logsumexp(-1)[tensors["predictor"]]
-        )
+        predictor = tensors["predictor"]
+        # Only the targets' log-probabilities: log_softmax would be a second (positions, vocab).
+        each = logits[predictor, tensors["target_ids"]] - logits.logsumexp(-1)[predictor]
+        # Targets stand in the order in which the trees got their sequences: question by question,
+        # choice by choice.
         owners = [index for part in batch for index in part.members]
-        lengths = [len(ids) for index in owners for _, ids in sequences(index)]
+        lengths = [len(ids) for index in owners for ids in choices[index]]
         sums = iter([float(piece.sum()) for piece in each.cpu().split(lengths)])
+        # Dealt out in the same order, as many to a question as it has choices.
         return {index: [next(sums) for _ in choices[index]] for index in owners}
 
     batching = TreeBatching(examples, sequences, new=0)
@@ -67,26 +70,21 @@ def offered(example: Example, recipe: Recipe) -> tuple[str, ...]:
 def encode_choices(
     encoder: Encoder, examples: list[Example], recipe: Recipe
 ) -> list[list[list[int]]]:
-    """Return the token ids of every example's choices: whole, or as many of the first as tell them apart."""
-    encoded = [
-        [
-            encoder.encode_answer(e.context, e.row, choice, e.prompt_ids)
-            for choice in offered(e, recipe)
-        ]
-        for e in examples
-    ]
+    """Return the token ids of every example's choices.
+
+    They are whole, or as many of the first as tell the choices apart.
+    """
+    encoded = []
+    for e in examples:
+        choices = offered(e, recipe)
+        encoded.append([encoder.encode_answer(e.context, e.row, c, e.prompt_ids) for c in choices])
     return encoded if recipe.choices_by == "whole" else [_beginnings(ids) for ids in encoded]
 
 
 def _beginnings(ids: list[list[int]]) -> list[list[int]]:
-    """The shortest beginnings, of the same length, that all differ: mostly of one token."""
+    """Return the shortest beginnings, of the same length, that all differ: mostly of one token."""
     longest = max(map(len, ids), default=0)
-    count = next(
-        (
-            n
-            for n in range(1, longest + 1)
-            if len({tuple(choice[:n]) for choice in ids}) == len(ids)
-        ),
-        longest,
-    )
-    return [choice[:count] for choice in ids]
+    for count in range(1, longest + 1):
+        if len({tuple(choice[:count]) for choice in ids}) == len(ids):
+            return [choice[:count] for choice in ids]
+    return [choice[:longest] for choice in ids]  # two choices are the same text

@@ -1,4 +1,7 @@
-"""The plain way: transformers' generate in batches sorted by length; the article is read once per question."""
+"""The plain way: transformers' generate in batches sorted by length.
+
+The article is read once per question.
+"""
 
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -20,13 +23,15 @@ def generate_answers(
     tokens_per_batch: int,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, Answer]]:
-    """Yield the likeliest answers as (number of the prompt, Answer), but for the `done`; see `run_batches`."""
+    """Yield the likeliest answers as (number of the prompt, Answer), but for the `done`.
+
+    `run_batches` says what happens where memory runs out.
+    """
     model.eval()
 
     def work(batch: list[int]) -> dict[int, Answer]:
-        return dict(
-            zip(batch, _generate(model, [prompts[index] for index in batch], decoding), strict=True)
-        )
+        answers = _generate(model, [prompts[index] for index in batch], decoding)
+        return dict(zip(batch, answers, strict=True))
 
     yield from run_batches(
         PromptBatching(prompts, decoding), len(prompts), tokens_per_batch, work, done
@@ -40,17 +45,21 @@ class PromptBatching:
         self.prompts, self.decoding = prompts, decoding
 
     def batches(self, indices: list[int], tokens: int) -> list[list[int]]:
+        """Return the prompts in batches, the longest first."""
         left, batches = sorted(indices, key=lambda index: -len(self.prompts[index])), []
         while left:
+            # The first one left is the longest: every row is padded to it.
             rows = max(1, tokens // self._room(left[0]))
             batches.append(left[:rows])
             left = left[rows:]
         return batches
 
     def members(self, batch: list[int]) -> list[int]:
+        """Return a batch's questions, which is the batch itself."""
         return batch
 
     def size(self, batch: list[int]) -> int:
+        """Return a batch's tokens: every row is as long as the first, the longest."""
         return len(batch) * self._room(batch[0])
 
     def _room(self, index: int) -> int:
@@ -60,7 +69,11 @@ class PromptBatching:
 
 @contextmanager
 def _no_generation_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """generate fills what it is not told from the model's generation_config: sampling, penalties, forbidden words."""
+    """Hide the model's generation_config from generate while this lasts.
+
+    generate fills what it is not told from there: sampling, penalties, forbidden words.
+    """
+    # PEFT's wrapper and the base each have one, and either may be asked.
     owners = {model, model.get_base_model()} if isinstance(model, PeftModel) else {model}
     before = {owner: owner.generation_config for owner in owners}
     for owner in owners:
@@ -73,42 +86,48 @@ def _no_generation_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None
 
 
 def penalized(logits: torch.Tensor, seen: list[list[int]], penalty: float) -> torch.Tensor:
-    """Logits (rows, vocab) lowered for the tokens that each row has seen, prompt included (Keskar et al., 2019)."""
+    """Return logits (rows, vocab) lowered for the tokens that each row has seen.
+
+    The prompt is seen, too (Keskar et al., 2019).
+    """
     lowered = logits.clone()
     for row, ids in enumerate(seen):
         at = torch.tensor(sorted(set(ids)), device=logits.device)
         values = logits[row, at]
+        # Both lower a logit for a penalty above 1: a negative one falls by multiplication.
         lowered[row, at] = torch.where(values < 0, values * penalty, values / penalty)
     return lowered
 
 
 class _Penalty(LogitsProcessor):
-    """`penalized` for generate; its own would also count the padding."""
+    """Does `penalized` for generate, whose own penalty would also count the padding."""
 
     def __init__(self, prompts: list[list[int]], decoding: Decoding):
         self.start = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
         self.decoding = decoding
 
     def __call__(self, input_ids, scores):
-        seen = [
-            ids[self.start[row // self.decoding.beams] :]
-            for row, ids in enumerate(input_ids.tolist())
-        ]
+        seen = []
+        for row, ids in enumerate(input_ids.tolist()):
+            prompt = row // self.decoding.beams  # a prompt's beams are neighbouring rows
+            seen.append(ids[self.start[prompt] :])
         return penalized(scores, seen, self.decoding.repetition_penalty)
 
 
 def _generate(
     model: PreTrainedModel | PeftModel, prompts: list[list[int]], decoding: Decoding
 ) -> list[Answer]:
-    """One call of `generate` on prompts padded on the left."""
+    """Return the answers of one call of `generate` on prompts padded on the left."""
     device = next(model.parameters()).device
     length = max(map(len, prompts))
+    # On the left, so that every row's next token comes after its last column.
     ids = torch.tensor(
         [[decoding.pad_id] * (length - len(prompt)) + prompt for prompt in prompts], device=device
     )
     mask = torch.tensor(
         [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
     )
+    penalize = [_Penalty(prompts, decoding)] if decoding.repetition_penalty != 1 else None
     with computing(model), _no_generation_defaults(model):
         out = model.generate(
             input_ids=ids,
@@ -117,9 +136,7 @@ def _generate(
             min_new_tokens=decoding.min_new_tokens or None,
             do_sample=False,
             num_beams=decoding.beams,
-            logits_processor=[_Penalty(prompts, decoding)]
-            if decoding.repetition_penalty != 1
-            else None,
+            logits_processor=penalize,
             eos_token_id=decoding.stop_ids,
             pad_token_id=decoding.pad_id,
             return_dict_in_generate=True,
@@ -131,14 +148,11 @@ def _generate(
     else:  # scores would be the logits after generate has struck out stops
         steps = model.compute_transition_scores(out.sequences, out.logits, normalize_logits=True)
     answers = []
-    for new, log_probabilities in zip(
-        out.sequences[:, length:].tolist(), steps.float().tolist(), strict=True
-    ):
-        stop = next(
-            (position for position, token in enumerate(new) if token in decoding.stop_ids), None
-        )
-        count = len(new) if stop is None else stop + 1
-        answers.append(
-            Answer(new[:count], stop is not None, sum(log_probabilities[:count]) / count)
-        )
+    said, scores = out.sequences[:, length:].tolist(), steps.float().tolist()
+    for new, log_probabilities in zip(said, scores, strict=True):
+        # What follows the first stop token is padding, to the batch's longest answer.
+        stops = [position for position, token in enumerate(new) if token in decoding.stop_ids]
+        count = stops[0] + 1 if stops else len(new)
+        mean = sum(log_probabilities[:count]) / count
+        answers.append(Answer(new[:count], bool(stops), mean))
     return answers

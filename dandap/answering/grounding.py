@@ -12,8 +12,8 @@ MOST_BYTES = 4  # of a character; a vocabulary may have to say it byte by byte
 class Grounding:
     """Chooses tokens so that an answer stays a span of its article.
 
-    Spans are followed in UTF-8 bytes, because a token may be a part of a character. White space around an answer does not
-    count, as it does not in answers that are not grounded.
+    Spans are followed in UTF-8 bytes, because a token may be a part of a character. White space
+    around an answer does not count, as it does not in answers that are not grounded.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control_ids: set[int]):
@@ -28,81 +28,86 @@ class Grounding:
         left: int,
         likeliest: list[int],
     ) -> int | None:
-        """The first of some tokens that keeps the answer `token_ids` a span of the context, or ends it; None if none does.
+        """Return the first of some tokens that keeps the answer a span of the context, or ends it.
 
-        `left` tokens may still be said, this one included: enough must remain for the span's first character.
+        `token_ids` is the answer so far; None is returned if none of the tokens will do. `left`
+        tokens may still be said, this one included: enough must remain for the span's first
+        character.
         """
         said = self._said(token_ids)
         may_end = _is_span(said, context)
-        return next(
-            (
-                t
-                for t in likeliest
-                if (may_end if t in stop_ids else self._may_say(said, t, context, left - 1))
-            ),
-            None,
-        )
+        for token in likeliest:
+            is_stop = token in stop_ids
+            if may_end if is_stop else self._may_say(said, token, context, left - 1):
+                return token
+        return None
 
     def text(self, token_ids: list[int]) -> str:
-        """The answer; a character that was cut in the middle is left out."""
+        """Return the answer; a character that was cut in the middle is left out."""
         return _characters(self._said(token_ids))[0].strip()
 
     def _said(self, token_ids: list[int]) -> bytes:
         return b"".join(self.bytes_of.get(token, b"") for token in token_ids)
 
     def _may_say(self, said: bytes, token: int, context: str, left: int) -> bool:
-        """Whether a token lengthens a span, or is white space around one: one such token before it, any after it."""
+        """Say whether a token lengthens a span, or is white space around one.
+
+        One token of white space may stand before a span, any number after it.
+        """
         new = self.bytes_of.get(token, b"")
         try:
             text, rest = _characters(said + new)
         except UnicodeDecodeError:  # it would start or break a span within a character
             return False
+        # Nothing but white space so far: the tokens that are left must do for a character, or the
+        # answer would end empty.
         if not text.strip() and left < (_missing(rest) if rest else self._to_a_character(context)):
             return False
-        if (
-            not text.strip()
-            and rest
-            and not any(c.encode().startswith(rest) for c in context if c.strip())
-        ):
-            return False  # it could only become white space
+        if not text.strip() and rest:
+            characters = (c.encode() for c in context if c.strip())
+            if not any(character.startswith(rest) for character in characters):
+                return False  # it could only become white space
+        # A token without bytes, or more white space before the span, leads nowhere: the likeliest
+        # could be said again until the limit.
         if not new or (said and not text.strip() and not rest):
             return False
+        # Bytes are compared because of `rest`; the other way is white space after a finished span.
         longer = text.lstrip().encode() + rest
         return longer in context.encode() or (not rest and text.strip() in context)
 
     def _to_a_character(self, context: str) -> int:
-        """How many tokens the article's easiest character takes."""
-        return (
-            1
-            if any(
-                character.encode() in self.known for character in set(context) if character.strip()
-            )
-            else MOST_BYTES
-        )
+        """Return how many tokens the article's easiest character takes, or their upper bound."""
+        for character in set(context):
+            if character.strip() and character.encode() in self.known:
+                return 1
+        return MOST_BYTES
 
 
 def _missing(begun: bytes) -> int:
-    """How many bytes a character lacks that has begun (RFC 3629, section 3)."""
+    """Return how many bytes a character lacks that has begun (RFC 3629, section 3)."""
     return (2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4) - len(begun)
 
 
 def _is_span(said: bytes, context: str) -> bool:
-    """At least one character, none of them in part."""
+    """Say whether bytes are a span of the context: one character or more, none of them in part."""
     text, rest = _characters(said)
     return not rest and bool(text.strip()) and text.strip() in context
 
 
 def _characters(data: bytes) -> tuple[str, bytes]:
-    """A text's whole characters, and the bytes of one that has only begun."""
+    """Return a text's whole characters, and the bytes of one that has only begun.
+
+    UnicodeDecodeError is raised for bytes that can never become a character.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     return decoder.decode(data), decoder.getstate()[0]
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, control_ids: set[int]) -> dict[int, bytes]:
-    """What each token adds to a text; control tokens add nothing and are left out.
+    """Return what each token adds to a text; control tokens add nothing and are left out.
 
-    Byte-level vocabularies (GPT-2, Llama 3, Qwen) write bytes as printable characters; the others (SentencePiece: Llama 2,
-    SOLAR, EEVE, Gemma) write a space as U+2581 and single bytes as <0xEA>.
+    Byte-level vocabularies (GPT-2, Llama 3, Qwen) write bytes as printable characters; the others
+    (SentencePiece: Llama 2, SOLAR, EEVE, Gemma) write a space as U+2581 and single bytes as <0xEA>.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     byte_level = backend is not None and "ByteLevel" in repr(backend.decoder)
@@ -112,6 +117,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, control_ids: set[int]) -> di
     for token, token_id in tokenizer.get_vocab().items():
         if token_id in control_ids:
             continue
+        # Tokens that were added later are written as they are, in vocabularies of either kind.
         if token_id in added or (byte_level and not set(token) <= byte_of.keys()):
             found[token_id] = token.encode()
         elif byte_level:

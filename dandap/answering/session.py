@@ -1,4 +1,4 @@
-"""A model opened for answering: base, adapter, tokenizer, and what says how its answers come about."""
+"""A model opened for answering: base, adapter, tokenizer, and how its answers come about."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from dandap.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class OpenModel:
-    """What answers, and the identity of its base."""
+    """Holds what answers, and the identity of its base."""
 
     answerer: Answerer
     base: dict[str, str]
@@ -37,17 +37,21 @@ def open_model(
 ) -> OpenModel:
     """Load a run's model, or with no run the recipe's base alone.
 
-    `make_encoder` makes an Encoder of (recipe, template, tokenizer); prompts.py has it, which is above this package.
+    `make_encoder` makes an Encoder of (recipe, template, tokenizer); prompts.py has it, which is
+    above this package.
     """
+    # What can be refused without the weights is refused before they are loaded.
     config = load_config(recipe)
     plan = make_plan(recipe, config, pick_device(), training=False)
     tokenizer = load_tokenizer(recipe, run.adapter if run else None)
     check_base(recipe, config, tokenizer)
     base = base_identity(recipe)
+    # Only a warning: the adapter's tensors may still fit, and load_adapter refuses them if not.
     trained_on = run.environment().get("base", base) if run else base
     if not same_base(trained_on, base):
         print(
-            f"WARNING: the base {recipe.model} is not the one that {run.path} was trained on; its answers will differ"
+            f"WARNING: the base {recipe.model} is not the one that {run.path} was trained on; its "
+            "answers will differ"
         )
     encoder = make_encoder(recipe, template, tokenizer)
     print(plan)

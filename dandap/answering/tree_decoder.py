@@ -1,13 +1,15 @@
-"""Answers for trees of prompts: a prompt's tokens are read once, then each step feeds one new token per live branch.
+"""Answers for trees of prompts: tokens are read once, then each step feeds a token per live branch.
 
-The prompts of an article are one tree, a row of the batch, and so are its keys and values, which stay where they are. A new
-token sees its prompt's ancestors in them and what its own branch has said, which is kept beside:
+The prompts of an article are one tree, a row of the batch, and so are its keys and values, which
+stay where they are. A new token sees its prompt's ancestors in them and what its own branch has
+said, which is kept beside:
 
     trunk (a row)             own (a slot per branch)
     article | q 1 | q 2       answer 1: 2 steps so far
                               answer 2: 2 steps so far
 
-Answers are those of `generate` (dandap/reference.py), token for token in float32; in 16 bit ties may fall otherwise.
+Answers are those of `generate` (dandap/answering/generate.py), token for token in float32; in 16
+bits ties may fall otherwise.
 """
 
 import hashlib
@@ -31,23 +33,21 @@ from dandap.tree.masks import additive, sliding_windows, tree_masks
 from dandap.tree.packing import Part
 from dandap.tree.token_tree import collate
 
-EXPECTED_LENGTH = (
-    1 / 4
-)  # of max_new_tokens; short answers stop long before it, and what grows too large is halved
+# Of max_new_tokens; short answers stop long before it, and what grows too large is halved.
+EXPECTED_LENGTH = 1 / 4
 FIRST_TRIED = 16  # tokens that may keep an answer grounded; nearly always one of them does
 
 
 @dataclass
 class Branch:
-    """One answer while it grows, and where it grows."""
+    """Holds one answer while it grows, and where it grows."""
 
     index: int  # of its example
     sample: int
     row: int  # of the batch
     slot: int  # within the row
-    answer: Answer = field(
-        default_factory=Answer
-    )  # its log-probability is a sum until it has ended
+    # Its log-probability is a sum until all answers have ended.
+    answer: Answer = field(default_factory=Answer)
 
 
 def answer_examples(
@@ -58,16 +58,16 @@ def answer_examples(
     grounding: Grounding | None = None,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, list[Answer]]]:
-    """Yield (number of the example, its samples) as batches finish, but for the `done`; see `run_batches`.
+    """Yield (number of the example, its samples) as batches finish, but for the `done`.
 
-    A batch has at most `tokens_per_batch` tokens, padding and a share of the new ones included.
+    A batch has at most `tokens_per_batch` tokens, padding and a share of the new ones included;
+    `run_batches` says what happens where memory runs out.
     """
     model.eval()
 
     def sequences(index: int) -> Sequences:
-        return [
-            (examples[index].prompt_ids, decoding.stop_ids[:1])
-        ]  # any answer: it marks the prompt's end as predicting
+        # Any answer of one token will do: it marks the prompt's end as predicting.
+        return [(examples[index].prompt_ids, decoding.stop_ids[:1])]
 
     def work(batch: list[Part]) -> dict[int, list[Answer]]:
         return TreeDecoder(model, batch, examples, decoding, grounding).run()
@@ -82,31 +82,37 @@ def new_tokens(decoding: Decoding) -> int:
 
 
 class TreeCache(DynamicCache):
-    """Keys and values of trees, and beside them those of the branches that grow from them (dandap/attention.py)."""
+    """Holds keys and values of trees, and beside them those of the branches that grow from them.
+
+    dandap/tree/attention.py draws the two parts and attends to them.
+    """
 
     def __init__(self, rows: int, length: int):
-        super().__init__()  # not of a config: sliding layers would drop keys by index; the masks window by position
+        # Not of a config: sliding layers would drop keys by index; the masks window by position.
+        super().__init__()
         self.rows, self.length = rows, length
-        self.reading: slice | None = (
-            None  # the rows whose trees are being forwarded; None: branches are
-        )
+        # The rows whose trees are being forwarded; None while branches are.
+        self.reading: slice | None = None
         self.trunk: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values
         self.own: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        """(rows, kv_heads, tokens, size) of new tokens -> what they attend to."""
+        """Keep the keys and values of new tokens, and return what these tokens attend to.
+
+        Both are (rows, kv_heads, tokens, size). A tree attends to itself, a branch to `Branched`.
+        """
         new = (key_states, value_states)
         if self.reading:
             if layer_idx == len(self.trunk):
+                # Room for all rows at once: concatenation would copy the rows read before.
                 self.trunk.append(
                     tuple(x.new_zeros(self.rows, x.shape[1], self.length, x.shape[3]) for x in new)
                 )
             for whole, states in zip(self.trunk[layer_idx], new, strict=True):
                 whole[self.reading, :, : states.shape[2]] = states
             return new
-        grown = tuple(
-            states[:, :, :, None] for states in new
-        )  # (rows, kv_heads, branches, 1 step, size)
+        # What came as tokens of a row are branches: (rows, kv_heads, branches, 1 step, size).
+        grown = tuple(states[:, :, :, None] for states in new)
         if layer_idx == len(self.own):
             self.own.append(grown)
         else:
@@ -116,18 +122,21 @@ class TreeCache(DynamicCache):
         return tuple(map(Branched, self.trunk[layer_idx], self.own[layer_idx]))
 
     def keep_branches(self, row: torch.Tensor, slot: torch.Tensor) -> None:
-        """Branches move: the one at [r, w] comes from row[r, w], slot[r, w]."""
+        """Move branches: the one at [r, w] comes from row[r, w], slot[r, w]."""
         for number, layer in enumerate(self.own):  # one by one, so that no second cache is held
             self.own[number] = tuple(states[row, :, slot].transpose(1, 2) for states in layer)
 
     def keep_trees(self, rows: torch.Tensor) -> None:
-        """Rows move; their branches have to be moved apart."""
+        """Keep these rows' trees alone; `keep_branches` has to move their branches."""
         for number, layer in enumerate(self.trunk):
             self.trunk[number] = tuple(states[rows] for states in layer)
 
 
 class TreeDecoder:
-    """A batch of trees, a row each, whose branches grow. A branch has a slot in its row: tensors are (rows, slots)."""
+    """Decodes a batch of trees, a row each, whose branches grow.
+
+    A branch has a slot in its row: tensors are (rows, slots).
+    """
 
     def __init__(
         self,
@@ -137,12 +146,8 @@ class TreeDecoder:
         decoding: Decoding,
         grounding: Grounding | None,
     ):
-        self.model, self.examples, self.decoding, self.grounding = (
-            model,
-            examples,
-            decoding,
-            grounding,
-        )
+        self.model, self.examples = model, examples
+        self.decoding, self.grounding = decoding, grounding
         self.device = next(model.parameters()).device
         self.windows = sliding_windows(model.config)
         self.parts = batch
@@ -150,7 +155,7 @@ class TreeDecoder:
 
     @torch.inference_mode()
     def run(self) -> dict[int, list[Answer]]:
-        """The samples of every example of the batch."""
+        """Return the samples of every example of the batch, by the example's number."""
         with branching(self.model):
             return self._run()
 
@@ -162,6 +167,7 @@ class TreeDecoder:
             going_on = [branch for branch in live if not branch.answer.stopped]
             if not going_on or step + 1 == self.decoding.max_new_tokens:
                 break
+            # Stopped branches are no longer fed; the answers before hold them until the end.
             if len(going_on) < len(live):
                 live = going_on
                 self._regroup(live)
@@ -173,7 +179,8 @@ class TreeDecoder:
         return answers
 
     def _read(self) -> torch.Tensor:
-        """Forward the trees, some at a time (on a CPU each by itself: padding costs there); logits (branches, vocab)."""
+        """Forward the trees, some at a time, and return logits (branches, vocab)."""
+        # On a CPU each by itself: padding costs there.
         rows = 1 if self.device.type == "cpu" else max(1, READ_TOKENS // self.cache.length)
         logits = []
         for first in range(0, len(self.parts), rows):
@@ -183,6 +190,8 @@ class TreeDecoder:
             predicted = self._forward(
                 batch["input_ids"], batch["position_ids"], mask, batch["predicts"]
             )
+            # Questions with the same prompt share the position that predicts, samples as well:
+            # `predictor` has a line for each question, in the order of the branches.
             logits.append(predicted[batch["predictor"].repeat_interleave(self.decoding.samples)])
         self.cache.reading = None
         return torch.cat(logits)
@@ -191,36 +200,39 @@ class TreeDecoder:
         return collate([part.tree for part in parts], self.decoding.pad_id, device=self.device)
 
     def _branch_off(self) -> list[Branch]:
-        """A branch per sample; `sees` (rows, slots, columns) is what of the tree it sees, `position` that of its last token."""
+        """Return a branch per sample, and set what the branches see and where they stand.
+
+        `sees`, (rows, slots, columns), is what of the tree a branch sees; `position`, (rows,
+        slots), is that of its last token.
+        """
         branches = []
-        for row, part in enumerate(self.parts):
-            owners = [
-                (index, sample) for index in part.members for sample in range(self.decoding.samples)
-            ]
-            branches += [
-                Branch(index, sample, row, slot) for slot, (index, sample) in enumerate(owners)
-            ]
-        ends = torch.zeros(
-            len(self.parts), 1 + max(branch.slot for branch in branches), dtype=torch.long
-        )
         samples = self.decoding.samples
         for row, part in enumerate(self.parts):
-            ends[row, : len(part.members) * samples] = torch.tensor(
-                part.tree.prompt_end
-            ).repeat_interleave(samples)
+            owners = [(index, sample) for index in part.members for sample in range(samples)]
+            for slot, (index, sample) in enumerate(owners):
+                branches.append(Branch(index, sample, row, slot))
+        # The index of a branch's last prompt token. Slots without a branch have 0: they see the
+        # first token, and what they compute is dropped.
+        width = 1 + max(branch.slot for branch in branches)
+        ends = torch.zeros(len(self.parts), width, dtype=torch.long)
+        for row, part in enumerate(self.parts):
+            row_ends = torch.tensor(part.tree.prompt_end).repeat_interleave(samples)
+            ends[row, : len(row_ends)] = row_ends
         ends = ends.to(self.device)
         batch = self._collate(self.parts)
         self.column_position = batch["position_ids"]
+        # A branch sees what its prompt's last token sees: that token's ancestors and itself.
         column = torch.arange(self.cache.length, device=self.device)
-        self.sees = (column <= ends[:, :, None]) & (
-            ends[:, :, None] <= batch["subtree_end"][:, None]
-        )
+        end = ends[:, :, None]
+        self.sees = (column <= end) & (end <= batch["subtree_end"][:, None])
         self.position = self.column_position.gather(1, ends)
         return branches
 
     def _regroup(self, live: list[Branch]) -> None:
-        """Close the gaps that stopped branches leave. Rows without branches go once they are half: that copies the cache."""
+        """Close the gaps that stopped branches leave, in tensors, cache and `live` itself."""
         rows = sorted({branch.row for branch in live})
+        # Rows without branches go once they are half: that copies the cache, and with every row
+        # that ends it would be copied as often as there are articles.
         if len(rows) > len(self.sees) / 2:
             rows = list(range(len(self.sees)))
         number = {row: new for new, row in enumerate(rows)}
@@ -228,6 +240,8 @@ class TreeDecoder:
         for branch in live:
             members[number[branch.row]].append(branch.slot)
             branch.row, branch.slot = number[branch.row], len(members[number[branch.row]]) - 1
+        # slot[r, w] is the old slot of what comes to [r, w]. Shorter rows are filled with copies
+        # of their old slot 0, which nobody reads.
         width = max(map(len, members))
         slot = torch.tensor(
             [slots + [0] * (width - len(slots)) for slots in members], device=self.device
@@ -241,7 +255,7 @@ class TreeDecoder:
             self.cache.keep_trees(kept)
 
     def _feed(self, live: list[Branch], step: int) -> torch.Tensor:
-        """Forward the last token of every live branch; logits (branches, vocab)."""
+        """Forward the last token of every live branch, and return logits (branches, vocab)."""
         at = torch.tensor(
             [(branch.row, branch.slot) for branch in live], device=self.device
         ).unbind(1)
@@ -249,6 +263,7 @@ class TreeDecoder:
         ids[at] = torch.tensor([branch.answer.token_ids[-1] for branch in live], device=self.device)
         is_live = torch.zeros_like(ids, dtype=torch.bool)
         is_live[at] = True
+        # Logits come back by row and slot, which is the order of `live`: `_regroup` keeps it.
         self.position = self.position + 1
         masks = {
             kind: additive(self._sees_within(window, step), self.model.dtype)
@@ -257,7 +272,11 @@ class TreeDecoder:
         return self._forward(ids, self.position, masks.get("", masks), is_live)
 
     def _sees_within(self, window: int | None, step: int) -> torch.Tensor:
-        """What the new tokens see, (rows, slots, columns and steps): of the tree, and all that their branch has said."""
+        """Return what the new tokens see, (rows, slots, columns and steps).
+
+        They see their part of the tree and all that their branch has said, both within the window.
+        """
+        # How many steps ago each own token was said, the oldest first; all branches are as old.
         age = torch.arange(step, -1, -1, device=self.device).expand(*self.position.shape, -1)
         if window is None:
             return torch.cat([self.sees, age >= 0], dim=-1)
@@ -265,7 +284,7 @@ class TreeDecoder:
         return torch.cat([self.sees & near, age < window], dim=-1)
 
     def _forward(self, ids, positions, mask, keep) -> torch.Tensor:
-        """Logits in float32, (kept positions, vocab)."""
+        """Return logits in float32, (kept positions, vocab)."""
         with computing(self.model):
             outputs = self.model(
                 input_ids=ids,
@@ -279,6 +298,7 @@ class TreeDecoder:
 
     def _take_tokens(self, live: list[Branch], logits: torch.Tensor, step: int) -> None:
         """Append each branch's next token, with what it adds to the log-probability."""
+        # Tokens are chosen by `allowed`, and counted by `logits`, which are the model's own.
         stop_ids = self.decoding.stop_ids
         allowed = logits
         if self.decoding.repetition_penalty != 1:
@@ -304,7 +324,10 @@ class TreeDecoder:
             branch.answer.stopped = token in stop_ids
 
     def _grounded(self, live: list[Branch], scores: torch.Tensor) -> torch.Tensor:
-        """The likeliest tokens that keep answers spans; the first few are tried before all are sorted."""
+        """Return the likeliest tokens that keep answers spans.
+
+        The first few are tried before a whole vocabulary is sorted.
+        """
         chosen = []
         likeliest = scores.topk(min(FIRST_TRIED, scores.shape[1])).indices.tolist()
         for number, (branch, first) in enumerate(zip(live, likeliest, strict=True)):
@@ -321,16 +344,23 @@ class TreeDecoder:
         return torch.tensor(chosen, device=self.device)
 
     def _sampled(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
-        """Tokens of the softmax at the decoding's temperature: where a uniform number falls in its cumulative sum."""
-        drawn = [
-            (self._seed(branch, step) >> 32) / 2**24 for branch in live
-        ]  # below 1, and exact in float32
+        """Draw tokens from the softmax at the decoding's temperature.
+
+        A token is where a uniform number falls in the softmax's cumulative sum.
+        """
+        # The upper 24 of the seed's 56 bits: below 1, and exact in float32.
+        drawn = [(self._seed(branch, step) >> 32) / 2**24 for branch in live]
         reached = self._tempered(logits).softmax(-1).cumsum(-1)
+        # Of the sum that was reached, which rounding keeps from being 1.
         at = torch.tensor(drawn, device=self.device)[:, None] * reached[:, -1:]
         return torch.searchsorted(reached, at, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
     def _perturbed(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
-        """With Gumbel noise, the largest of any choice of tokens is a sample of their softmax (Gumbel, 1954)."""
+        """Return logits with Gumbel noise, or as they are at temperature 0.
+
+        The largest of any choice of tokens then is a sample of their softmax (Gumbel, 1954), so
+        grounding can go down the order of scores and still sample.
+        """
         if not self.decoding.temperature:
             return logits
         noise = torch.empty_like(logits)
@@ -338,13 +368,16 @@ class TreeDecoder:
             row.exponential_(
                 generator=torch.Generator(self.device).manual_seed(self._seed(branch, step))
             )
-        return self._tempered(logits) - noise.log()
+        return self._tempered(logits) - noise.log()  # -log of an exponential is Gumbel noise
 
     def _tempered(self, logits: torch.Tensor) -> torch.Tensor:
-        """Over the temperature, the largest at 0, so that it stays finite at any temperature."""
+        """Return logits over the temperature, the largest at 0: finite at any temperature."""
         return (logits - logits.amax(-1, keepdim=True)) / self.decoding.temperature
 
     def _seed(self, branch: Branch, step: int) -> int:
-        """Of this question, sample and step alone, so that the batch a question is in changes nothing."""
+        """Return a seed of 56 bits that question, sample and step alone decide.
+
+        So the batch that a question is in changes nothing.
+        """
         name = f"{self.decoding.seed} {self.examples[branch.index].row.id} {branch.sample} {step}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")

@@ -1,4 +1,4 @@
 """The base model and the machine: device, memory, processes, loading, the adapter.
 
-Imports data, runs and tree.
+This package imports data, runs and tree.
 """

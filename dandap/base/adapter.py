@@ -32,7 +32,8 @@ FUSED = {
 
 
 def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
-    """A fresh LoRA adapter in float32 on the recipe's target modules."""
+    """Put a fresh LoRA adapter in float32 on the recipe's target modules."""
+    # LoRA's A matrices are drawn at random; the seed makes a run's start the same on every try.
     torch.manual_seed(recipe.seed)
     config = LoraConfig(
         r=recipe.lora_r,
@@ -40,14 +41,19 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
         lora_dropout=recipe.lora_dropout,
         target_modules=resolve_targets(model, recipe.lora_target_modules),
         task_type="CAUSAL_LM",
+        # GPT-2's Conv1D stores its weight as (in, out), the transpose of Linear's.
         fan_in_fan_out=any(type(module) is Conv1D for module in model.modules()),
     )
-    # PEFT makes adapters float32 on 16-bit bases too; a bf16 adapter answers differently once it is reloaded.
+    # PEFT makes adapters float32 on 16-bit bases too; a bf16 adapter answers differently once it
+    # is reloaded.
     return get_peft_model(model, config, autocast_adapter_dtype=True)
 
 
 def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | list[str]:
-    """LoRA targets that the model really has; q_proj on a model that fuses q, k and v becomes the fused module."""
+    """Return LoRA targets that the model really has; InputError names the modules if it has none.
+
+    q_proj on a model that fuses q, k and v becomes the fused module.
+    """
     if wanted == "all-linear":
         return wanted
     wanted = [wanted] if isinstance(wanted, str) else wanted
@@ -58,6 +64,7 @@ def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | li
     ]
 
     def present(target: str) -> bool:
+        # At a dot, as PEFT matches targets: "proj" must not find "q_proj".
         return any(f".{name}".endswith(f".{target}") for name in linear)
 
     found = []
@@ -66,11 +73,11 @@ def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | li
         if not candidates:
             known = sorted({name.rsplit(".", 1)[-1] for name in linear})
             raise InputError(
-                f"lora_target_modules: got {target!r}; this model's linear modules are {', '.join(known)}. "
-                "Name some of them, or all-linear."
+                f"lora_target_modules: got {target!r}; this model's linear modules are "
+                f"{', '.join(known)}. Name some of them, or all-linear."
             )
         found.append(candidates[0])
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found))  # each fused module once, in the order of the recipe
 
 
 def load_weights(model: PeftModel, checkpoint: Path) -> None:
@@ -81,19 +88,21 @@ def load_weights(model: PeftModel, checkpoint: Path) -> None:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The adapter of a run on its base, for answering; refused where it is damaged or another base's."""
+    """Return the base with a run's adapter on it, for answering.
+
+    InputError is raised where the adapter is damaged or another base's.
+    """
     if (folder / MANIFEST).is_file():
         if reason := fault(folder):
             raise InputError(
-                f"the adapter {folder} cannot be used: {reason}. Put it back from a copy, or train again; if the change was "
-                f"meant, remove {folder / MANIFEST}."
+                f"the adapter {folder} cannot be used: {reason}. Put it back from a copy, or train "
+                f"again; if the change was meant, remove {folder / MANIFEST}."
             )
     else:
         print(f"{folder} has no {MANIFEST}: whether it is whole cannot be told")
     with _loading(str(folder), "adapter"), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Found missing adapter keys"
-        )  # refused below, by name
+        # Missing keys are refused below, by name.
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
         try:
             adapted = PeftModel.from_pretrained(model, str(folder)).eval()
             found = set(load_file(folder / "adapter_model.safetensors"))
@@ -104,18 +113,20 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def _refuse_other_keys(model: PeftModel, found: set[str], folder: Path) -> None:
-    """Every tensor of an adapter must find its place, and every place its tensor; otherwise the bare base would answer."""
+    """Refuse an adapter whose tensors do not all find a place, or that leaves a place empty.
+
+    PEFT warns at most, and the bare base would answer.
+    """
+    # Without the embeddings, which PEFT would count where the LM head has an adapter.
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     missing, unknown = sorted(expected - found), sorted(found - expected)
     if missing or unknown:
-        parts = [
-            f"{len(names)} tensors {what}, as {names[0]}"
-            for names, what in (
-                (unknown, "of it are not in the model"),
-                (missing, "are missing in it"),
-            )
-            if names
-        ]
+        parts = []
+        if unknown:
+            parts.append(f"{len(unknown)} tensors of it are not in the model, as {unknown[0]}")
+        if missing:
+            parts.append(f"{len(missing)} tensors are missing in it, as {missing[0]}")
         raise InputError(
-            f"the adapter {folder} is not this base's: {'; '.join(parts)}. Name the run's own base, or train again."
+            f"the adapter {folder} is not this base's: {'; '.join(parts)}. Name the run's own "
+            "base, or train again."
         )

@@ -1,4 +1,4 @@
-"""What a run is made with: its base, tokenizer and adapter, told by their files, so that nothing goes on over another one."""
+"""The identity of a run's base, told by its files, so that no run goes on over another one."""
 
 from pathlib import Path
 
@@ -11,14 +11,16 @@ from dandap.runs.manifest import folder_hash
 def base_identity(recipe: Recipe) -> dict[str, str]:
     """Return the base's name and what tells its files from another's.
 
-    Of a hub model the commit that is in the cache; of a folder a hash of its config, tokenizer and weights. Weights of
-    more than WHOLE bytes are hashed in part (16 MB spread over each file), so that 20 GB take a second and not a minute:
-    another model or another training shows, a single flipped bit may not.
+    A hub model is told by the commit that is in the cache, a folder by a hash of its config,
+    tokenizer and weights. Weights of more than WHOLE bytes are hashed in part (16 MB spread over
+    each file), so that 20 GB take a second and not a minute: another model or another training
+    shows, a single flipped bit may not.
     """
     folder = Path(recipe.model)
     if folder.is_dir():
         return {"model": recipe.model, "files": folder_hash(folder)}
     found = try_to_load_from_cache(recipe.model, "config.json", revision=recipe.revision or "main")
+    # The cache's folders are called snapshots/<commit>/. Not a str: the file is not in the cache.
     return {
         "model": recipe.model,
         "commit": Path(found).parent.name if isinstance(found, str) else (recipe.revision or ""),
@@ -26,8 +28,9 @@ def base_identity(recipe: Recipe) -> dict[str, str]:
 
 
 def same_base(one: dict[str, str], other: dict[str, str]) -> bool:
-    """Whether two identities are of the same base; a folder may have been moved."""
+    """Say whether two identities are of the same base; a folder may have been moved."""
     if "files" in one and "files" in other:
         return one["files"] == other["files"]
+    # Without a commit only the names are left to compare.
     not_in_the_cache = "" in (one.get("commit"), other.get("commit"))
     return one == other or (not_in_the_cache and one["model"] == other["model"])

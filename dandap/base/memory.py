@@ -1,4 +1,7 @@
-"""What a model takes in memory, and how a run uses its device: batch size, checkpointing, or a refusal with a way out."""
+"""What a model takes in memory, and how a run uses its device.
+
+A plan has a batch size and checkpointing; what does not fit is refused with a way out.
+"""
 
 from dataclasses import dataclass
 
@@ -16,18 +19,19 @@ from dandap.tree.attention import why_no_flex
 GB = 1e9
 CPU_LIMIT = 1e9  # parameters; above it a CPU would train for weeks
 CPU_TOKENS, CPU_ANSWERING_TOKENS = 4096, 16384  # per batch
-ANSWER_SHARE = (
-    1 / 16
-)  # of a batch's tokens predict an answer: twice what 5 questions on 500 tokens come to
+# Of a batch's tokens, those that predict an answer: twice what 5 questions on 500 tokens come to.
+ANSWER_SHARE = 1 / 16
 GPU_TOKENS = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512)
 MOST_TRAINING_TOKENS = 16384
 QUESTION_TOKENS = 100  # of a prompt that is not shared, with a share of the article
-READ_TOKENS = 8192  # of prompts forwarded at once; a batch of answers may hold the keys and values of many more
+# Tokens of prompts that are forwarded at once; a batch of answers may hold the keys and values of
+# many more.
+READ_TOKENS = 8192
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device."""
+    """Holds what a model takes on one device, in bytes."""
 
     weights: float
     adapter: float  # in training with gradients and optimizer
@@ -36,21 +40,21 @@ class MemoryEstimate:
 
     @property
     def total(self) -> float:
-        """Everything, and a GB for the CUDA context, kernels' work space and fragments."""
+        """Return the sum, and a GB for the CUDA context, kernels' work space and fragments."""
         return self.weights + self.adapter + self.activations + GB
 
     def __str__(self) -> str:
         return (
-            f"{self.total / GB:.1f} GB (base {self.weights / GB:.1f}, adapter {self.adapter / GB:.1f}, "
-            f"activations {self.activations / GB:.1f}, overhead 1.0)"
+            f"{self.total / GB:.1f} GB (base {self.weights / GB:.1f}, adapter "
+            f"{self.adapter / GB:.1f}, activations {self.activations / GB:.1f}, overhead 1.0)"
         )
 
 
 def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The architecture without weights (meta device)."""
-    with torch.device(
-        "meta"
-    ):  # tied embeddings stay one tensor, which accelerate's init_empty_weights unties
+    """Return the architecture without weights, on the meta device."""
+    # Tied embeddings stay one tensor here, which accelerate's init_empty_weights unties: they
+    # would be counted twice.
+    with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
@@ -62,10 +66,11 @@ def estimate_training(
     bytes_each: int,
     flex: bool = False,
 ) -> MemoryEstimate:
-    """Training on batches of `tokens` tokens; `model` may be empty, `bytes_each` is the compute dtype's size.
+    """Estimate training on batches of `tokens` tokens.
 
-    Checkpointing keeps one hidden state a layer and one whole layer. The sum of what autograd keeps is held against a
-    count of it (tests/test_memory.py); peaks on a GPU have not been measured.
+    `model` may be empty; `bytes_each` is the compute dtype's size. Checkpointing keeps one hidden
+    state a layer and one whole layer. The sum of what autograd keeps is held against a count of it
+    (tests/test_memory.py); peaks on a GPU have not been measured.
     """
     config = model.config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
@@ -74,9 +79,9 @@ def estimate_training(
         layers * tokens * hidden * bytes_each + one_layer if checkpointing else layers * one_layer
     )
     ends = tokens * hidden * (4 + bytes_each)  # embeddings and the last norm
-    logits = (
-        tokens * ANSWER_SHARE * config.vocab_size * (bytes_each + 8)
-    )  # as computed, as float32, and their gradient
+    # As computed, as float32, and their gradient; only of the tokens that predict an answer.
+    logits = tokens * ANSWER_SHARE * config.vocab_size * (bytes_each + 8)
+    # Dense masks are (rows, length, length), one a kind of layer; a block mask is next to nothing.
     masks = (
         0
         if flex
@@ -84,9 +89,8 @@ def estimate_training(
     )
     backward = tokens * (2 * _inner_size(config) + 4 * hidden) * bytes_each  # the layer at hand
     weights, total = _weights(recipe, model, bytes_each)
-    each = 16 + (
-        bytes_each if bytes_each < 4 else 0
-    )  # float32 weight, gradient, AdamW's two moments; autocast's copy
+    # Of an adapter's parameter: float32 weight, gradient, AdamW's two moments; autocast's copy.
+    each = 16 + (bytes_each if bytes_each < 4 else 0)
     return MemoryEstimate(
         weights,
         each * _adapter_parameters(recipe, model),
@@ -96,17 +100,20 @@ def estimate_training(
 
 
 def _layer_bytes(recipe: Recipe, model: PreTrainedModel, bytes_each: int, flex: bool) -> float:
-    """What autograd keeps of one token in one decoder layer.
+    """Return what autograd keeps of one token in one decoder layer, in bytes.
 
-    Norms keep a float32 copy of their input; the MLP both halves, the activation and their product; attention query,
-    key, value (repeated to all heads where a mask is given) and output, eager also its scores; an adapter its input, and a
-    copy of its own under dropout or on a 16-bit base (PEFT casts it to float32 there, autocast back again).
+    Norms keep a float32 copy of their input; the MLP keeps both halves, the activation and their
+    product; attention keeps query, key, value (repeated to all heads where a mask is given) and
+    output, eager also its scores; an adapter keeps its input, and a copy of its own under dropout
+    or on a 16-bit base (PEFT casts it to float32 there, autocast back again).
     """
     config = model.config.get_text_config()
     hidden, inner, heads = config.hidden_size, _inner_size(config), config.num_attention_heads
     queries, keys = heads * _head_size(config), _kv_heads(config) * _head_size(config)
-    layer_linear = [(n, m) for n, m in _adapted(recipe, model) if ".0." in n]
+    layer_linear = [(n, m) for n, m in _adapted(recipe, model) if ".0." in n]  # the first layer's
     own_copies = recipe.lora_dropout > 0 or (bytes_each < 4 and recipe.quantization == "none")
+    # The inputs are three tensors, those of q, k, v and gate, up (hidden each) and of down (inner);
+    # with copies of their own every module counts.
     adapter_inputs = 2 * hidden + inner
     if own_copies:
         adapter_inputs = sum(_in_features(module) for _, module in layer_linear)
@@ -120,25 +127,25 @@ def _layer_bytes(recipe: Recipe, model: PreTrainedModel, bytes_each: int, flex: 
         cast = bytes_each if bytes_each < 4 else 0
         scores = recipe.max_length * heads * (4 + cast + capped)
     else:
-        scores = 4 * heads
+        scores = 4 * heads  # a float32 log-sum of exponentials a head, for the backward
     narrow = 3 * inner + attention + adapter_inputs + recipe.lora_r * len(layer_linear)
     return 4 * _normed(model, queries, keys) + narrow * bytes_each + dropout_masks + scores
 
 
 def _normed(model: PreTrainedModel, queries: int, keys: int) -> int:
-    """Elements of a token that pass through the first layer's norms."""
+    """Return how many elements of a token pass through the first layer's norms."""
     head_size = _head_size(model.config.get_text_config())
-    sizes = [
-        (name, module.weight.numel())
-        for name, module in model.named_modules()
-        if ".0." in name
-        and "norm" in type(module).__name__.lower()
-        and getattr(module, "weight", None) is not None
-    ]
-    return sum(
-        {"q": queries, "k": keys}.get(name.rsplit(".", 1)[-1][0], n) if n == head_size else n
-        for name, n in sizes
-    )
+    elements = 0
+    for name, module in model.named_modules():
+        is_norm = ".0." in name and "norm" in type(module).__name__.lower()
+        if not is_norm or getattr(module, "weight", None) is None:
+            continue
+        size = module.weight.numel()
+        if size == head_size:
+            # Qwen3's q_norm and k_norm have one head's weights, and norm every head with them.
+            size = {"q": queries, "k": keys}.get(name.rsplit(".", 1)[-1][0], size)
+        elements += size
+    return elements
 
 
 def _inner_size(config: PretrainedConfig) -> int:
@@ -160,16 +167,19 @@ def _has_sliding_layers(config: PretrainedConfig) -> bool:
 def estimate_inference(
     recipe: Recipe, model: PreTrainedModel, tokens: int, bytes_each: int
 ) -> MemoryEstimate:
-    """Answering batches of `tokens` tokens: base, adapter, KV cache, and one layer's work on the prompts read at once."""
+    """Estimate answering batches of `tokens` tokens.
+
+    It counts base, adapter, KV cache, and one layer's work on the prompts read at once.
+    """
     config = model.config.get_text_config()
     cache = (
         2 * config.num_hidden_layers * tokens * _kv_heads(config) * _head_size(config) * bytes_each
     )
     read = min(tokens, READ_TOKENS)
     layer = read * (6 * config.hidden_size + 4 * _inner_size(config)) * bytes_each
-    layer += (
-        read * recipe.max_length * bytes_each * (2 if _has_sliding_layers(config) else 1)
-    )  # masks
+    masks = 2 if _has_sliding_layers(config) else 1
+    layer += read * recipe.max_length * bytes_each * masks
+    # A quarter of max_new_tokens, as tree_decoder.EXPECTED_LENGTH has it.
     samples, new = recipe.samples, recipe.samples * recipe.max_new_tokens / 4
     branches = tokens * samples / (QUESTION_TOKENS + new)
     layer += branches * config.vocab_size * 4 * 3  # logits, without what may not come, with noise
@@ -180,19 +190,23 @@ def estimate_inference(
 
 
 def _weights(recipe: Recipe, model: PreTrainedModel, bytes_each: int) -> tuple[float, int]:
-    """(bytes of the base, its parameters). NF4: half a byte, a constant per 64 weights, one dequantised matrix at a time."""
+    """Return the bytes of the base and the number of its parameters.
+
+    NF4 takes half a byte a weight, a constant per 64 weights, and one dequantised matrix at a time.
+    """
     total = sum(parameter.numel() for parameter in model.parameters())
     if recipe.quantization == "none":
         return total * bytes_each, total
     sizes = [module.weight.numel() for _, module in _linear(model)]
+    # Bytes a weight of the constants: float32, or quantised once more to 8 bits, with a float32
+    # per 256 of them.
     constants = 8 / 64 / 8 + 32 / (64 * 256) / 8 if recipe.double_quantization else 32 / 64 / 8
-    return sum(sizes) * (0.5 + constants) + (total - sum(sizes)) * bytes_each + max(
-        sizes
-    ) * bytes_each, total
+    quantised, others = sum(sizes) * (0.5 + constants), (total - sum(sizes)) * bytes_each
+    return quantised + others + max(sizes) * bytes_each, total
 
 
 def _linear(model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
-    """The modules that are quantised and can get an adapter: all linear ones but the LM head."""
+    """Return the modules that are quantised and can get an adapter: all linear but the LM head."""
     head = model.get_output_embeddings()
     return [
         (n, m)
@@ -202,7 +216,7 @@ def _linear(model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
 
 
 def _adapted(recipe: Recipe, model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
-    """The modules that get an adapter; the LM head only when it is named."""
+    """Return the modules that get an adapter; the LM head is one only when it is named."""
     targets = resolve_targets(model, recipe.lora_target_modules)
     if targets == "all-linear":
         return _linear(model)
@@ -220,7 +234,7 @@ def _in_features(module: torch.nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run will use its device."""
+    """Holds how a run will use its device."""
 
     device: torch.device
     compute_dtype: torch.dtype
@@ -241,7 +255,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is made for."""
+    """Holds what a plan is made for."""
 
     device: torch.device
     dtype: torch.dtype  # of the arithmetic
@@ -252,7 +266,10 @@ class Machine:
 def make_plan(
     recipe: Recipe, config: PretrainedConfig, device: torch.device, training: bool
 ) -> Plan:
-    """Choose attention, batch size and checkpointing for this machine; refuse what cannot fit, with a way out."""
+    """Choose attention, batch size and checkpointing for this machine.
+
+    What cannot fit is refused with a way out.
+    """
     dtype, model = pick_compute_dtype(recipe, device), empty_model(config, recipe.trust_remote_code)
     flex = False
     if training:
@@ -279,18 +296,21 @@ def cpu_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training:
     estimate = _estimate(recipe, model, machine, tokens, checkpointing, training)
     if estimate.parameters > CPU_LIMIT:
         raise InputError(
-            f"{recipe.model} has {estimate.parameters / GB:.1f} B parameters and needs a GPU: {why_no_gpu()}. "
-            "`python fine_tune.py --recipe demo` runs on any machine."
+            f"{recipe.model} has {estimate.parameters / GB:.1f} B parameters and needs a GPU: "
+            f"{why_no_gpu()}. `python fine_tune.py --recipe demo` runs on any machine."
         )
     return Plan(machine.device, machine.dtype, tokens, checkpointing, estimate, None)
 
 
 def fit_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training: bool) -> Plan:
-    """Return the largest batch, without checkpointing if possible, that the estimate fits into the memory that is free."""
+    """Return the plan with the largest batch whose estimate fits into the memory that is free.
+
+    It goes without checkpointing if any batch fits so, because checkpointing computes every layer
+    twice.
+    """
     sizes = (recipe.tokens_per_batch,)
-    if (
-        recipe.tokens_per_batch == "auto"
-    ):  # a batch holds at least one whole example, in training at most a step
+    if recipe.tokens_per_batch == "auto":
+        # A batch holds at least one whole example, in training at most a step.
         most = (
             min(recipe.questions_per_step * recipe.max_length, MOST_TRAINING_TOKENS)
             if training
@@ -314,7 +334,8 @@ def fit_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training:
                 )
     way_out = _way_out(recipe, estimate, machine.free, training)
     raise InputError(
-        f"{recipe.model} needs about {estimate}; {machine.free / GB:.1f} GB are free. Way out: {way_out}."
+        f"{recipe.model} needs about {estimate}; {machine.free / GB:.1f} GB are free. Way out: "
+        f"{way_out}."
     )
 
 
@@ -333,7 +354,11 @@ def _estimate(
 
 
 def plan_for_size(recipe: Recipe, config: PretrainedConfig, gpu_memory: float) -> Plan:
-    """Return the plan for a GPU that is not here: all of its memory free, bfloat16; FlexAttention above 16 GB (no T4 has more)."""
+    """Return the plan for a GPU that is not here, with `gpu_memory` bytes.
+
+    All of its memory is taken to be free, and bfloat16 to be native; FlexAttention is counted on
+    above 16 GB, because no T4 has more.
+    """
     dtype = (
         torch.bfloat16 if recipe.compute_dtype == "auto" else getattr(torch, recipe.compute_dtype)
     )
@@ -343,7 +368,7 @@ def plan_for_size(recipe: Recipe, config: PretrainedConfig, gpu_memory: float) -
 
 
 def parse_size(text: str) -> float:
-    """Bytes of "16GB" or "16"."""
+    """Return the bytes of "16GB" or "16"."""
     number = text.upper().removesuffix("GB").strip()
     try:
         size = float(number) * GB
@@ -355,7 +380,10 @@ def parse_size(text: str) -> float:
 
 
 def lower_memory(recipe: Recipe, plan: Plan) -> str:
-    """The message of training that ran out of memory although the plan said it would fit."""
+    """Return the message of training that ran out of memory although the plan said it fits.
+
+    It names the one change that costs least: checkpointing, then a smaller batch, then articles.
+    """
     if not plan.gradient_checkpointing:
         change = "--gradient_checkpointing true"
     elif plan.tokens_per_batch > recipe.max_length:
@@ -363,19 +391,21 @@ def lower_memory(recipe: Recipe, plan: Plan) -> str:
     else:
         change = f"--max_length {recipe.max_length // 2}"
     return (
-        f"out of memory in training, with {plan} and gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}. "
-        f"Free the GPU (nvidia-smi shows who uses it), or start again with {change}; a saved checkpoint continues with "
-        f"--resume {change} --resume_anyway."
+        f"out of memory in training, with {plan} and gradient checkpointing "
+        f"{'on' if plan.gradient_checkpointing else 'off'}. Free the GPU (nvidia-smi shows who "
+        f"uses it), or start again with {change}; a saved checkpoint continues with --resume "
+        f"{change} --resume_anyway."
     )
 
 
 def _way_out(recipe: Recipe, estimate: MemoryEstimate, free: float, training: bool) -> str:
-    """What would lower the estimate, the strongest first."""
+    """Return what would lower the estimate, the strongest first."""
     steps = ["free the GPU (nvidia-smi shows who uses it)"]
     if training and recipe.quantization == "none":
         steps.append("--quantization nf4")
     if training and recipe.gradient_checkpointing is False:
         steps.append("--gradient_checkpointing true")
+    # A shorter batch helps only where base and adapter alone would fit.
     if training and estimate.total - estimate.activations < free:
         if recipe.tokens_per_batch != "auto":
             steps.append("--tokens_per_batch auto")

@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 
 
 def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, or the one saved in a run's adapter folder."""
+    """Return the base model's tokenizer, or the one saved in a run's adapter folder."""
     source = str(folder or recipe.model)
     if not folder and not Path(source).is_dir():
         find_hub()
@@ -36,15 +36,16 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedToke
             source, trust_remote_code=recipe.trust_remote_code, **options
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        # Only a filler: padding is masked, and answers' own stop tokens stay in the loss. A stop token is taken where there
-        # is nothing else.
+        # Only a filler: padding is masked, and answers' own stop tokens stay in the loss. A stop
+        # token is taken where there is nothing else.
         before, tokenizer.pad_token = (
             tokenizer.pad_token,
             tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token,
         )
         if before and before != tokenizer.pad_token:
             print(
-                f"the base pads with its stop token {before!r}; {tokenizer.pad_token!r} is used instead, and masked"
+                f"the base pads with its stop token {before!r}; {tokenizer.pad_token!r} is used "
+                "instead, and masked"
             )
     return tokenizer
 
@@ -54,24 +55,29 @@ def check_base(
 ) -> None:
     """Compare the recipe with the base's limits before any weight is loaded.
 
-    Beyond learned positions (GPT-2, KoGPT2) there is nothing to look up, which CUDA reports as a device-side assert; beyond
-    rotary ones a model answers, but was never trained there.
+    Beyond learned positions (GPT-2, KoGPT2) there is nothing to look up, which CUDA reports as a
+    device-side assert; beyond rotary ones a model answers, but was never trained there.
     """
     config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions and recipe.max_length > positions:
-        told = f"max_length={recipe.max_length} is more than the {positions} positions of {recipe.model}"
+        told = (
+            f"max_length={recipe.max_length} is more than the {positions} positions of "
+            f"{recipe.model}"
+        )
         rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
         if not rotary:
             raise InputError(f"{told}: it cannot read further. Use --max_length {positions}.")
         print(
-            f"WARNING: {told}, which was not trained beyond them; --max_length {positions} stays within"
+            f"WARNING: {told}, which was not trained beyond them; --max_length {positions} stays "
+            "within"
         )
     size = getattr(config, "vocab_size", None)
     if size and tokenizer.vocab_size > size:
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens and the base {recipe.model} embeddings for {size:,}: they do not "
-            "belong together. Use the tokenizer that came with the base."
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens and the base {recipe.model} "
+            f"embeddings for {size:,}: they do not belong together. Use the tokenizer that came "
+            "with the base."
         )
     if size and tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= size:
         # Added for training elsewhere, and the base was not enlarged (Llama 2 with [PAD]).
@@ -81,20 +87,21 @@ def check_base(
 def check_ids(
     examples: list[Example], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Refuse token ids that the base has no embedding for; on CUDA they end in a device-side assert."""
+    """Refuse token ids that have no embedding; on CUDA they would end in a device-side assert."""
     size = getattr(config.get_text_config(), "vocab_size", None)
     for example in examples if size else ():
         highest = max(max(example.prompt_ids), max(example.answer_ids, default=0))
         if highest >= size:
             token = tokenizer.convert_ids_to_tokens(highest)
             raise InputError(
-                f"question {example.row.id}: the token {token!r} has the id {highest} and the base embeddings for {size}. The "
-                "tokenizer was enlarged and the base was not; use the tokenizer that came with the base."
+                f"question {example.row.id}: the token {token!r} has the id {highest} and the base "
+                f"embeddings for {size}. The tokenizer was enlarged and the base was not; use the "
+                "tokenizer that came with the base."
             )
 
 
 def load_config(recipe: Recipe) -> PretrainedConfig:
-    """The base model's architecture; InputError if it cannot be had."""
+    """Return the base model's architecture; InputError if it cannot be had."""
     if not Path(recipe.model).is_dir():
         find_hub()
     with _loading(recipe.model, "model"):
@@ -128,6 +135,7 @@ def load_base(
             trust_remote_code=recipe.trust_remote_code,
         )
     keep_weights_in_place(model)
+    # Only the adapter is trained; the base takes no memory for gradients.
     model.requires_grad_(False)
     return model
 
@@ -135,7 +143,8 @@ def load_base(
 def keep_weights_in_place(model: torch.nn.Module) -> None:
     """Switch off bitsandbytes' repacking for CPUs with AVX512-BF16.
 
-    There one forward in eval mode repacks the 4-bit weights, and every later training gradient is silently wrong.
+    There one forward in eval mode repacks the 4-bit weights, and every later training gradient is
+    silently wrong.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -143,9 +152,10 @@ def keep_weights_in_place(model: torch.nn.Module) -> None:
 
 
 def pick_attention(recipe: Recipe, config: PretrainedConfig) -> str:
-    """The kernel to load with: the recipe's, or sdpa; eager where logits are soft-capped, which sdpa cannot do.
+    """Return the kernel to load with: the recipe's, or sdpa.
 
-    Training may go over to flex afterwards (dandap/attention.py).
+    It is eager where attention scores are soft-capped (Gemma 2), which sdpa cannot do. Training
+    may go over to flex afterwards (dandap/tree/attention.py).
     """
     if recipe.attention in ("sdpa", "eager"):
         return recipe.attention

@@ -1,4 +1,4 @@
-"""`fine_tune.py --plan`: what the recipes take on GPUs of several sizes, and what would be chosen for each."""
+"""`fine_tune.py --plan`: what recipes take on GPUs of several sizes, and what each leads to."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,7 @@ from dandap.recipe import RECIPES_DIR, Recipe, find_recipe, load_recipe
 
 
 def show_plans(arguments: argparse.Namespace) -> None:
-    """Print a line per recipe and GPU size: what the estimate comes to with the batch and checkpointing it leads to."""
+    """Print a line per recipe and GPU size: its batch and checkpointing, and the estimate."""
     options = chosen_options(arguments)
     names = (
         [arguments.recipe]
@@ -29,6 +29,7 @@ def show_plans(arguments: argparse.Namespace) -> None:
     for name in names:
         recipe = load_recipe(name, options)
         confirm_remote_code(recipe, "trust_remote_code" in options)
+        # Without a recipe's name the table is made offline, of bases whose shapes are known here.
         if not arguments.recipe and recipe.model not in SHAPES and not Path(recipe.model).is_dir():
             unknown.append(name)
             continue
@@ -39,7 +40,8 @@ def show_plans(arguments: argparse.Namespace) -> None:
     if unknown:
         print(f"not known here: {', '.join(unknown)}; --plan --recipe NAME asks the hub for one")
     print(
-        "Estimated, not measured on a GPU. Above 16 GB the GPU is taken to run FlexAttention (sm_80 and newer)."
+        "Estimated, not measured on a GPU. Above 16 GB the GPU is taken to run FlexAttention "
+        "(sm_80 and newer)."
     )
 
 

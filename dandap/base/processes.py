@@ -1,4 +1,7 @@
-"""Several processes started by a launcher (accelerate launch, torchrun): who speaks, who writes, what all must share."""
+"""Several processes started by a launcher (accelerate launch, torchrun).
+
+One of them speaks and writes, and some values must be the same in all.
+"""
 
 import os
 import sys
@@ -13,18 +16,18 @@ T = TypeVar("T")
 
 
 def process_count() -> int:
-    """How many processes the launcher started; 1 without one."""
+    """Return how many processes the launcher started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_first() -> bool:
-    """The process that speaks and writes."""
+    """Say whether this is the process that speaks and writes."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager
 def first_one_speaks():
-    """Nothing is printed by the others; their errors still are."""
+    """Let only the first process print while this lasts; the others' errors are still printed."""
     if is_first():
         yield
         return
@@ -46,15 +49,15 @@ def from_first(make: Callable[[], T]) -> T:
 def leave_together() -> None:
     """Close the connections between processes; the first one goes on alone, the others end here.
 
-    They end without Python's clean-up, in which gloo's threads may abort a process ("terminate called without an active
-    exception": 3 of 5 runs on a busy machine, none of 4 since; torch 2.13). The launcher would then stop the first one
-    while it saves.
+    They end without Python's clean-up, in which gloo's threads may abort a process ("terminate
+    called without an active exception": 3 of 5 runs on a busy machine, none of 4 since; torch
+    2.13). The launcher would then stop the first one while it saves.
     """
     if process_count() == 1:
         return
     from accelerate import PartialState  # with torch
 
-    sys.stdout.flush()
+    sys.stdout.flush()  # os._exit below flushes nothing
     PartialState().destroy_process_group()
     if not is_first():
         sys.stderr.flush()
@@ -62,8 +65,9 @@ def leave_together() -> None:
 
 
 def refuse_several(script: str) -> None:
-    """For scripts that run as one process."""
+    """Refuse a launcher's several processes, for scripts that run as one."""
     if process_count() > 1:
         raise InputError(
-            f"a launcher started {script} as {process_count()} processes; it runs as one. Start it with python {script}."
+            f"a launcher started {script} as {process_count()} processes; it runs as one. Start it "
+            f"with python {script}."
         )

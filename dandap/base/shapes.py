@@ -81,7 +81,8 @@ SHAPES = {
         "num_key_value_heads": 4,
         "vocab_size": 102400,
     },
-    # The bases of the dialogue and wallpaper systems. POLAR is SOLAR with 64 layers; 42dot's queries are not grouped.
+    # The bases of the dialogue and wallpaper systems. POLAR is SOLAR with 64 layers; 42dot's
+    # queries are not grouped.
     "x2bee/POLAR-14B-v0.2": {**SOLAR, "num_hidden_layers": 64, "vocab_size": 32000},
     "x2bee/POLAR-14B-v0.5": {**SOLAR, "num_hidden_layers": 64, "vocab_size": 32000},
     "beomi/Solar-Ko-Recovery-11B": {**SOLAR, "vocab_size": 64000},
@@ -104,12 +105,14 @@ SHAPES = {
     },
     "Qwen/Qwen3-8B": {**QWEN3, "hidden_size": 4096, "intermediate_size": 12288},
 }
+# The short names are for benchmarks' command lines.
 NAMES = {
     "EEVE-10.8B": SHAPES["yanolja/EEVE-Korean-Instruct-10.8B-v1.0"],
     "Gemma-2-9B": GEMMA_2_9B,
     "Llama-3-8B": LLAMA_3_8B,
 }
-# Small enough for a CPU, with the same parts: grouped queries, normed queries, sliding window and soft-capping.
+# Small enough for a CPU, with the same parts: grouped queries, normed queries, sliding window and
+# soft-capping.
 TINY = {
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -122,14 +125,15 @@ NAMES |= {f"tiny-{kind}": {"model_type": kind, **TINY} for kind in ("llama", "qw
 
 
 def make_config(shape: dict) -> PretrainedConfig:
-    """transformers' config of an entry."""
+    """Return transformers' config of an entry of SHAPES or NAMES."""
     return AutoConfig.for_model(**shape)
 
 
 def named_config(name: str) -> PretrainedConfig:
-    """The config of a shape by its short name; InputError lists them."""
+    """Return the config of a shape by its short name; InputError lists the names."""
     if name not in NAMES:
         raise InputError(
-            f"got {name!r}; expected a model folder or one of {', '.join(NAMES)}.{nearest(name, NAMES)}"
+            f"got {name!r}; expected a model folder or one of "
+            f"{', '.join(NAMES)}.{nearest(name, NAMES)}"
         )
     return make_config(NAMES[name])

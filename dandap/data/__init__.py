@@ -1,4 +1,4 @@
-"""Files -> rows -> token ids: what questions are, how they are read, checked, split and encoded.
+"""Files of questions become rows here, which are checked, split and encoded as token ids.
 
-Imports only the modules at the top of dandap (errors, recipe, terminal).
+The package imports only modules at the top of dandap (bars, errors, recipe).
 """

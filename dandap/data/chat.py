@@ -1,13 +1,15 @@
-"""A model's chat template, made fit to train and answer with: probed before anything is encoded, mended where that is certain.
+"""A model's chat template is made fit to train and answer with.
 
-What a template writes around an answer, and whose it is:
+It is probed before anything is encoded, and mended where that is certain. The drawing shows what a
+template writes around an answer, and to which part it belongs:
 
     ...article, question <end> <assistant> <channel> 답 <end> newline
     |---- generation prompt ----------------|           only where the template gives one
-    |---- prompt, in training and in inference --------| |--- answer and its stop token, which are learned
+    |---- prompt, in training and in inference --------| |--- answer and its stop token: learned
 
-What stands between the generation prompt and the answer (a header, a channel, an empty thinking block) belongs to the
-prompt. It is appended to the tokenizer's template, and so saved with the adapter: whoever loads that sends the same prompt.
+What stands between the generation prompt and the answer (a header, a channel, an empty thinking
+block) belongs to the prompt. It is appended to the tokenizer's template, and so saved with the
+adapter: whoever loads that sends the same prompt.
 """
 
 from __future__ import annotations
@@ -30,18 +32,21 @@ if TYPE_CHECKING:  # for annotations alone: transformers takes seconds to load
 Messages = list[dict[str, str]]
 PROBE = "단답의 자리 0729"  # an answer that no template says by itself
 SECONDS = 20  # for a template to render a sample; all real ones take milliseconds
-# What templates that tell today's date get, midnight of Friday 26 July 2024 in English: a prompt must not depend on the day
-# and the machine it is made on. By strftime's directives, the longer ones first; "-" leaves leading zeros out ("#" on Windows).
+# Templates that tell today's date get midnight of Friday 26 July 2024 in English, because a prompt
+# must not depend on the day and the machine it is made on. The keys are strftime's directives, the
+# longer ones first; "-" leaves leading zeros out ("#" on Windows).
 DAY = dict(
     pair.split("=")
     for pair in (
         "-d=26|-m=7|-H=0|-I=12|-M=0|-S=0|-j=208|-y=24|#d=26|#m=7|#H=0|#I=12|#M=0|#S=0|#j=208|#y=24|"
-        "a=Fri|A=Friday|b=Jul|h=Jul|B=July|d=26|e=26|m=07|y=24|Y=2024|C=20|j=208|u=5|w=5|G=2024|g=24|U=29|W=30|V=30|"
+        "a=Fri|A=Friday|b=Jul|h=Jul|B=July|d=26|e=26|m=07|y=24|Y=2024|C=20|j=208|u=5|w=5|"
+        "G=2024|g=24|U=29|W=30|V=30|"
         "H=00|k= 0|I=12|l=12|M=00|S=00|f=000000|p=AM|P=am|z=|Z=|F=2024-07-26|D=07/26/24|x=07/26/24|"
         "T=00:00:00|X=00:00:00|R=00:00|r=12:00:00 AM|c=Fri Jul 26 00:00:00 2024"
     ).split("|")
 )
-# What a template may do wrong: raise, divide by zero, index, loop beyond the sandbox's limit, nest too deeply.
+# A template may raise, divide by zero, index what is not there, loop beyond the sandbox's limit or
+# nest too deeply; each of these is told as a fault of the template, with what to do.
 FAULTS = (
     TemplateError,
     ArithmeticError,
@@ -52,29 +57,31 @@ FAULTS = (
     RuntimeError,
     MemoryError,
 )
-MARKER = re.compile(
-    r"[<>|#\uff5c]|^\[[\x21-\x7e]+\]$"
-)  # <|im_end|>, </think>, [INST]; not a word that is an added token
+# <|im_end|>, </think>, [INST]; not a word that is an added token.
+MARKER = re.compile(r"[<>|#\uff5c]|^\[[\x21-\x7e]+\]$")
 
 
 class Chat:
-    """Renders turns to token ids by a tokenizer's chat template; texts of rows never become control tokens."""
+    """Renders turns to token ids by a tokenizer's chat template.
+
+    Texts of rows never become control tokens. `control_ids` are the ids of those, `stop_id` is the
+    one that ends a turn, or None where a turn ends without a token of its own.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, messages: Messages):
         """Probe and mend the template with a sample's turns; InputError says what it does wrong."""
         self.tokenizer = tokenizer
-        if isinstance(
-            tokenizer.chat_template, dict
-        ):  # several by name, as "default" and "tool_use"
+        # Some bases have several templates by name, as "default" and "tool_use".
+        if isinstance(tokenizer.chat_template, dict):
             tokenizer.chat_template = tokenizer.chat_template.get("default")
         self.control_ids = mark_control_tokens(tokenizer)
-        self.blocks = (
-            False  # whether a turn's content is a list of blocks, as multimodal bases have it
-        )
+        # Whether a turn's content is a list of blocks, as multimodal bases have it.
+        self.blocks = False
         if not tokenizer.chat_template:
             raise InputError(
-                "the model's tokenizer has no chat template and this template is made of chat turns. "
-                "Choose a plain one with --template (an entry of prompts.py that has a 'prompt')."
+                "the model's tokenizer has no chat template and this template is made of chat "
+                "turns. Choose a plain one with --template (an entry of prompts.py that has a "
+                "'prompt')."
             )
         tokenizer.chat_template = with_fixed_day(tokenizer.chat_template)
         with _time_limit():
@@ -82,7 +89,7 @@ class Chat:
             self._mend(messages)
 
     def ids(self, messages: Messages, add_generation_prompt: bool = False) -> list[int]:
-        """Return the token ids of turns, up to where the answer starts with `add_generation_prompt`."""
+        """Return the token ids of turns, with `add_generation_prompt` up to an answer's start."""
         return self._apply(messages, add_generation_prompt, tokenize=True)
 
     def check(self, messages: Messages, name: str) -> None:
@@ -93,16 +100,20 @@ class Chat:
         ]
         if lost:
             raise InputError(
-                f"the model's chat template leaves out the text of the {lost[0]}'s turn (question {name}): the article or the "
-                "question would not reach the model. Choose a plain template (--template, one with a 'prompt'), or another base."
+                f"the model's chat template leaves out the text of the {lost[0]}'s turn (question "
+                f"{name}): the article or the question would not reach the model. Choose a plain "
+                "template (--template, one with a 'prompt'), or another base."
             )
 
     def _holds(self, text: str, content: str) -> bool:
-        """Whether a rendered text holds a turn's content; templates may trim it and change its line ends."""
+        """Say whether a rendered text holds a turn's content.
+
+        White space does not count: templates may trim a content and change its line ends.
+        """
         return "".join(content.split()) in "".join(text.split())
 
     def _choose_content(self, messages: Messages) -> None:
-        """Give content as text, or as blocks where the template reads only those."""
+        """Choose to give content as text, or as blocks where the template reads only those."""
         try:
             self.check(messages, "sample")
         except InputError as error:
@@ -110,23 +121,23 @@ class Chat:
             try:
                 self.check(messages, "sample")
             except InputError:
+                # Neither form holds; texts are the usual one, so their error is told.
                 raise error from None
 
     def _mend(self, messages: Messages) -> None:
-        """Let the generation prompt end where an answer starts."""
+        """Let the generation prompt end where an answer starts, and find what ends a turn."""
         prompt = self._apply(messages, add_generation_prompt=True, tokenize=False)
         whole = self._apply([*messages, {"role": "assistant", "content": PROBE}], tokenize=False)
         before, found, after = whole.partition(PROBE)
         if not found or PROBE in after:
             raise InputError(
-                f"the model's chat template does not show an answer once, as it is (got {whole[-200:]!r}). Choose a plain "
-                "template (--template, one with a 'prompt')."
+                "the model's chat template does not show an answer once, as it is (got "
+                f"{whole[-200:]!r}). Choose a plain template (--template, one with a 'prompt')."
             )
         if before.startswith(prompt):
             if opening := before[len(prompt) :]:
-                literal = json.dumps(
-                    opening, ensure_ascii=False
-                )  # Jinja's texts are written as JSON's
+                # Jinja's texts are written as JSON's.
+                literal = json.dumps(opening, ensure_ascii=False)
                 # Jinja drops a template's last line end, and would keep it within.
                 template = self.tokenizer.chat_template.removesuffix("\n").removesuffix("\r")
                 self.tokenizer.chat_template = (
@@ -134,22 +145,24 @@ class Chat:
                 )
                 if self._apply(messages, add_generation_prompt=True, tokenize=False) != before:
                     raise InputError(
-                        f"the model's chat template writes {opening[:80]!r} before an answer, and its generation prompt cannot "
-                        "be made to end so. Choose a plain template (--template, one with a 'prompt')."
+                        f"the model's chat template writes {opening[:80]!r} before an answer, and "
+                        "its generation prompt cannot be made to end so. Choose a plain template "
+                        "(--template, one with a 'prompt')."
                     )
-        elif not prompt.startswith(
-            before
-        ):  # a thinking block may stand in the generation prompt alone
+        # A thinking block may stand in the generation prompt alone; the prompt is longer then.
+        elif not prompt.startswith(before):
             raise InputError(
-                f"the model's chat template ends its generation prompt in {prompt[-80:]!r}, but writes {before[-80:]!r} before "
-                "an answer: training and answering would differ. Choose a plain template (--template, one with a 'prompt')."
+                f"the model's chat template ends its generation prompt in {prompt[-80:]!r}, but "
+                f"writes {before[-80:]!r} before an answer: training and answering would differ. "
+                "Choose a plain template (--template, one with a 'prompt')."
             )
         stops = [
             token
             for token in self.tokenizer(after, add_special_tokens=False).input_ids
             if token in self.control_ids
         ]
-        self.stop_id = stops[0] if stops else None  # None: the turn ends without a token of its own
+        # None: the turn ends without a token of its own.
+        self.stop_id = stops[0] if stops else None
 
     def _apply(
         self, messages: Messages, add_generation_prompt: bool = False, tokenize: bool = True
@@ -164,6 +177,7 @@ class Chat:
                 messages,
                 add_generation_prompt=add_generation_prompt,
                 tokenize=tokenize,
+                # A row's text that spells a control token is encoded as text; needs tokenize.
                 sanitize_control_tokens=tokenize,
                 return_dict=False,
                 enable_thinking=False,  # Qwen 3 would think first; other templates ignore it
@@ -171,8 +185,8 @@ class Chat:
         except FAULTS as error:
             if not isinstance(error, TemplateError):
                 raise InputError(
-                    f"the model's chat template fails ({first_line(error)}). Choose a plain one (--template, an entry with a "
-                    "'prompt'), or another base."
+                    f"the model's chat template fails ({first_line(error)}). Choose a plain one "
+                    "(--template, an entry with a 'prompt'), or another base."
                 ) from error
             has_system = any(message["role"] == "system" for message in messages)
             hint = (
@@ -181,16 +195,17 @@ class Chat:
                 else "a plain one, with a 'prompt'"
             )
             raise InputError(
-                f"the model's chat template refuses these turns ({first_line(error)}). Choose {hint} (--template), "
-                "or another base."
+                f"the model's chat template refuses these turns ({first_line(error)}). Choose "
+                f"{hint} (--template), or another base."
             ) from error
 
 
 def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Return the ids of control tokens, and have the tokenizer take text that spells one as text.
 
-    Those are its special tokens, and added tokens that the chat template writes and that look like a marker. An ordinary
-    word that somebody added to the vocabulary is a word, whether or not the template says it.
+    Control tokens are the special tokens, and those added tokens that the chat template writes and
+    that look like a marker. An ordinary word that somebody added to the vocabulary is a word,
+    whether or not the template says it.
     """
     chat_template = tokenizer.chat_template or ""
     markers = {
@@ -209,11 +224,20 @@ def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def with_fixed_day(chat_template: str) -> str:
-    """Give a template that tells the date DAY instead of today, by a macro of the function's name."""
+    """Return the template with a macro in front that gives it DAY where it asks for today's date.
+
+    The macro has the name of the function that such templates call, `strftime_now`. A template
+    that does not call it, or has the macro already, is returned as it is.
+    """
     if "strftime_now" not in chat_template or "macro strftime_now" in chat_template:
         return chat_template
     filled = "format" + "".join(f" | replace('%{name}', '{value}')" for name, value in DAY.items())
-    unknown = "{% if '%' in day %}{{ raise_exception('strftime_now does not know ' + format) }}{% endif %}"
+    # A directive that DAY lacks is left with its "%"; it is refused, not sent as a text.
+    unknown = (
+        "{% if '%' in day %}"
+        "{{ raise_exception('strftime_now does not know ' + format) }}"
+        "{% endif %}"
+    )
     macro = (
         "{% macro strftime_now(format) %}{% set day = "
         + filled
@@ -225,12 +249,15 @@ def with_fixed_day(chat_template: str) -> str:
 
 
 class _Late(Exception):
-    """The time is up."""
+    """Ends the rendering of a template whose time is up."""
 
 
 @contextmanager
 def _time_limit():
-    """End a template that loops: an exception is set in this thread, which Python code meets at its next step."""
+    """Let a template render for SECONDS; InputError if it loops for longer.
+
+    A timer sets an exception in this thread, which Python code meets at its next step.
+    """
     thread = ctypes.c_ulong(threading.get_ident())
     end = partial(ctypes.pythonapi.PyThreadState_SetAsyncExc, thread, ctypes.py_object(_Late))
     timer = threading.Timer(SECONDS, end)
@@ -240,7 +267,8 @@ def _time_limit():
         yield
     except _Late:
         raise InputError(
-            f"the model's chat template took more than {SECONDS} seconds for one question: it loops. Choose another base."
+            f"the model's chat template took more than {SECONDS} seconds for one question: it "
+            "loops. Choose another base."
         ) from None
     finally:
         timer.cancel()

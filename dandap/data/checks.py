@@ -1,4 +1,7 @@
-"""What is wrong with data before a model learns it: contradictions, answers that cannot be copied, leaks, near-duplicates."""
+"""Data are checked here before a model learns them.
+
+Found are contradictions, answers that cannot be copied, leaks between splits and near-duplicates.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -17,9 +20,10 @@ Finding = dict
 
 
 def check_data(splits: dict[str, list[Row]]) -> dict[str, list[Finding]]:
-    """Findings by the names in TOLD, of rows by split (train, validation, test); test rows may have no answers.
+    """Return the findings by the names in TOLD, for rows by split (train, validation, test).
 
-    Choices need not stand in their article, and what has no article is not compared.
+    Test rows may have no answers. Choices need not stand in their article, and what has no article
+    is not compared.
     """
     rows = [row for split in splits.values() for row in split]
     return {
@@ -31,7 +35,7 @@ def check_data(splits: dict[str, list[Row]]) -> dict[str, list[Finding]]:
 
 
 def tell_findings(findings: dict[str, list[Finding]]) -> list[str]:
-    """A line per kind of finding that there is, with the first ids."""
+    """Return a line for each kind of finding that there is, with the first ids."""
     return [
         f"{len(found)} {TOLD[name]}, first {', '.join(found[0]['ids'][:2])}"
         for name, found in findings.items()
@@ -42,32 +46,38 @@ def tell_findings(findings: dict[str, list[Finding]]) -> list[str]:
 def _contradictions(rows: Iterable[Row]) -> list[Finding]:
     asked: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
+        # A chosen answer is a letter, which stands for another text in every row.
         if row.answers and not row.choices:
             asked[row.article, bare(row.question).rstrip("?")].append(row)
-    return [
-        {
-            "ids": [row.id for row in same],
-            "question": same[0].question,
-            "answers": [row.answers[0] for row in same],
-        }
-        for same in asked.values()
-        if not set.intersection(*({bare(answer) for answer in row.answers} for row in same))
-    ]
+    found = []
+    for same in asked.values():
+        # One gold answer that all the rows have is enough: the others may be other wordings.
+        golds = [{bare(answer) for answer in row.answers} for row in same]
+        if set.intersection(*golds):
+            continue
+        found.append(
+            {
+                "ids": [row.id for row in same],
+                "question": same[0].question,
+                "answers": [row.answers[0] for row in same],
+            }
+        )
+    return found
 
 
 def _not_in_article(rows: Iterable[Row]) -> list[Finding]:
-    return [
-        {"ids": [row.id], "question": row.question, "answers": list(row.answers)}
-        for row in rows
-        if row.context
-        and not row.choices
-        and row.answers
-        and not any(answer in row.context for answer in row.answers)
-    ]
+    found = []
+    for row in rows:
+        if not row.context or row.choices or not row.answers:
+            continue
+        # As written, commas and spaces included: a grounded answer is copied letter for letter.
+        if not any(answer in row.context for answer in row.answers):
+            found.append({"ids": [row.id], "question": row.question, "answers": list(row.answers)})
+    return found
 
 
 def _shared(splits: dict[str, list[Row]]) -> list[Finding]:
-    first: dict[str, dict[str, str]] = defaultdict(dict)  # story -> split -> an id
+    first: dict[str, dict[str, str]] = defaultdict(dict)  # story -> split -> its first row's id
     for split, rows in splits.items():
         for row in rows:
             if row.context or row.group:
@@ -80,7 +90,8 @@ def _shared(splits: dict[str, list[Row]]) -> list[Finding]:
 
 
 def _near_duplicates(splits: dict[str, list[Row]]) -> list[Finding]:
-    """Groups of different texts that are nearly the same."""
+    """Return the groups of different texts that are nearly the same."""
+    # Backwards, so that an article in several rows stands under the first one's split and id.
     articles = {
         row.article: (split, row)
         for split, rows in reversed(splits.items())
@@ -97,6 +108,7 @@ def _near_duplicates(splits: dict[str, list[Row]]) -> list[Finding]:
 def _group_finding(
     splits: dict[str, list[Row]], articles: dict[str, tuple[str, Row]], members: set[str]
 ) -> Finding:
+    # By the order of the splits, so that a group's first id is one that is trained on, if any is.
     found = sorted(
         (list(splits).index(split), row.id)
         for split, row in (articles[article] for article in members)

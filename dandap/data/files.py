@@ -1,4 +1,7 @@
-"""The files that people have: found, decoded in the encodings of Korea, and named where they are something else."""
+"""The files that people have are found here, and decoded in the encodings of Korea.
+
+What is no data file, or no text, is refused by name.
+"""
 
 import codecs
 import hashlib
@@ -11,12 +14,15 @@ from dandap.errors import InputError, short_list
 TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet", ".arrow")
 JSONS = (".json", ".jsonl", ".ndjson")
 READABLE = "a .csv, .tsv, .xlsx, .parquet, .arrow, .jsonl or .json file, or a folder of them"
-# What lies in folders of data and holds none: a description, the hub's and datasets' notes, the organiser's sample.
+# What lies in folders of data and holds none: a description, the organiser's sample, the hub's and
+# datasets' notes, and the caches that datasets' map leaves beside what save_to_disk wrote.
 NO_DATA = re.compile(
-    r"(?:readme|licen[cs]e)(?:\.\w+)?$|sample_?submission\.\w+$|(?:dataset_infos?|dataset_dict|state|config)\.json$|cache-\w+\.arrow$",
+    r"(?:readme|licen[cs]e)(?:\.\w+)?$|sample_?submission\.\w+$"
+    r"|(?:dataset_infos?|dataset_dict|state|config)\.json$|cache-\w+\.arrow$",
     re.IGNORECASE,
 )
-BOMS = (  # UTF-32's begins with UTF-16's
+# UTF-32's little-endian mark begins with UTF-16's, so it is looked for first.
+BOMS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -50,16 +56,17 @@ def find_files(path: Path, expected: str = READABLE) -> list[Path]:
 
 
 def read_bytes(path: Path) -> tuple[bytes, str]:
-    """Return (a file's bytes, their SHA-256); InputError if it is not there."""
+    """Return a file's bytes and their SHA-256; InputError if the file is not there."""
     find_files(path)
     data = path.read_bytes()
     return data, hashlib.sha256(data).hexdigest()
 
 
 def decode(data: bytes, path: Path) -> tuple[str, str]:
-    """Return (text, encoding): what a byte-order mark says, else strict UTF-8, else cp949.
+    """Return a file's text and its encoding: what a byte-order mark says, else UTF-8, else cp949.
 
-    Detectors take short cp949 for Big5. The InputError names the first wrong byte and its line.
+    UTF-8 is strict. No detector is asked, because detectors take short cp949 for Big5. The
+    InputError names the first wrong byte and its line.
     """
     name = next((name for mark, name in BOMS if data.startswith(mark)), None)
     if ISO_2022_KR in data[:4096]:
@@ -67,19 +74,23 @@ def decode(data: bytes, path: Path) -> tuple[str, str]:
     failures = {}
     for encoding in [name] if name else ["utf-8", "cp949"]:
         try:
+            # A mark that is left, UTF-8's or a second one, would stand in the first column's name.
             return data.decode(encoding).lstrip("\ufeff"), encoding
         except UnicodeDecodeError as error:
             failures[encoding] = error.start
+    # UTF-16 has a zero byte in every digit, comma and line end; texts in UTF-8 have hardly any.
     if data.count(b"\0") > len(data) / 10:
         raise InputError(
             f"{path} is no text, or UTF-16 without a byte-order mark. Save it as CSV UTF-8."
         )
-    # The encoding that went on furthest is the file's: the other one failed at its first Hangul letter.
+    # The encoding that went on furthest is the file's: the other one failed at its first Hangul
+    # letter.
     encoding, start = max(failures.items(), key=lambda failure: failure[1])
     line = data.count(b"\n", 0, start) + 1
     raise InputError(
-        f"{path}, line {line}: the byte 0x{data[start]:02x} at {start} is wrong; up to there the file can be read as {encoding} "
-        "(neither UTF-8 nor cp949 holds to its end). Correct that place, or export the file again as UTF-8."
+        f"{path}, line {line}: the byte 0x{data[start]:02x} at {start} is wrong; up to there the "
+        f"file can be read as {encoding} (neither UTF-8 nor cp949 holds to its end). Correct that "
+        "place, or export the file again as UTF-8."
     )
 
 
@@ -89,7 +100,8 @@ def encoding_notes(path: Path, encoding: str) -> list[str]:
 
 
 def refuse_unreadable(data: bytes, path: Path) -> None:
-    """Name the kinds of file that people have and that are not read."""
+    """Refuse by name the kinds of file that people have and that are not read."""
+    # By their first bytes, whatever the ending: a gzip file named .csv is not a wrong encoding.
     kinds = {
         b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls); save it as .xlsx or as CSV UTF-8",
         b"\x1f\x8b": "compressed with gzip; unpack it",
@@ -105,7 +117,7 @@ def refuse_unreadable(data: bytes, path: Path) -> None:
 
 
 def refuse_other_text(text: str, path: Path) -> None:
-    """Name the texts that downloads leave under the name of a data file."""
+    """Refuse by name the texts that downloads leave under the name of a data file."""
     beginning = text.lstrip()[:200]
     if beginning.startswith("version https://git-lfs"):
         raise InputError(
@@ -113,9 +125,12 @@ def refuse_other_text(text: str, path: Path) -> None:
         )
     if re.match(r"<(?:!doctype html|html)\b", beginning, re.IGNORECASE):
         raise InputError(
-            f"{path} is a web page (of a login, or of an error), not the data. Download it again, signed in. Expected {READABLE}."
+            f"{path} is a web page (of a login, or of an error), not the data. Download it again, "
+            f"signed in. Expected {READABLE}."
         )
+    # One bracket is not JSON yet: the first cell of a table may begin so, as in [단독].
     if re.match(r'\{\s*"|\[\s*[\[{]', beginning) and path.suffix.lower() in TABLES:
         raise InputError(
-            f"{path} holds JSON under the name of a table. Rename it to .json, or .jsonl if every line is an object."
+            f"{path} holds JSON under the name of a table. Rename it to .json, or .jsonl if every "
+            "line is an object."
         )

@@ -1,4 +1,7 @@
-"""The forms in which JSON holds questions -> records: flat ones, SQuAD and its relatives, pandas' columns; answers in any form."""
+"""Records are read from every form in which JSON holds questions.
+
+These are flat records, SQuAD and its relatives, and pandas' columns; answers come in any form.
+"""
 
 import ast
 import re
@@ -21,7 +24,11 @@ Record = tuple[str, dict[str, Any]]  # (its place, for messages; our names -> wh
 def column_names(
     found: Iterable[str], columns: dict[str, str], path: Path, required: Required
 ) -> dict[str, str]:
-    """Our names -> the file's names, for those that the file has; case, spaces and decomposed Hangul do not count."""
+    """Return the file's names by our names, for those that the file has.
+
+    Case, spaces, invisible characters and decomposed Hangul do not count. InputError names a
+    required or mapped column that is missing, and one of ours that stands there twice.
+    """
     found = list(found)
     by_key: dict[str, list[str]] = {}
     for name in found:
@@ -29,6 +36,7 @@ def column_names(
 
     def find(wanted: str) -> str | None:
         same = by_key.get(column_key(wanted), [])
+        # Of "Answer" and "answer" the one that is written as wanted is meant, if there is just one.
         if len(same) > 1 and same.count(wanted) != 1:
             raise InputError(
                 f"{path} has the column {same[0]!r} more than once. Rename or remove one."
@@ -44,8 +52,9 @@ def column_names(
         wanted = columns.get(ours, ours)
         if theirs is None and (ours in required or ours in columns):
             raise InputError(
-                f"{path} has no column {wanted!r}; it has {short_list(found)}.{nearest(wanted, found[:1000])} "
-                f"Rename the column, or map it with columns: {{{ours}: NAME}} (--columns {ours}=NAME)."
+                f"{path} has no column {wanted!r}; it has {short_list(found)}."
+                f"{nearest(wanted, found[:1000])} Rename the column, or map it with columns: "
+                f"{{{ours}: NAME}} (--columns {ours}=NAME)."
             )
     return {ours: theirs for ours, theirs in names.items() if theirs is not None}
 
@@ -53,10 +62,12 @@ def column_names(
 def json_records(
     content: Any, path: Path, columns: dict[str, str], required: Required
 ) -> Iterator[Record]:
-    """Records of JSON in the forms that people have.
+    """Yield the records of JSON in the forms that people have.
 
-    Lines or a list of flat records; pandas' columns of cells; SQuAD 1 and 2 and their relatives, documents -> paragraphs ->
-    qas, in `data` or as a list (KorQuAD 1, KLUE-MRC, AI Hub); KorQuAD 2, whose documents have qas of their own, and HTML.
+    These are lines or a list of flat records; pandas' columns of cells; SQuAD 1 and 2 and their
+    relatives (KorQuAD 1, KLUE-MRC, AI Hub), documents -> paragraphs -> qas, in `data` or as a
+    list; and KorQuAD 2, whose documents have qas of their own, and HTML. InputError names the
+    place of what is none of them.
     """
     for place, value in _entries(content, path, columns):
         if isinstance(value, dict) and ("paragraphs" in value or "qas" in value):
@@ -68,13 +79,15 @@ def json_records(
             yield place, {ours: value[theirs] for ours, theirs in names.items()}
         else:
             raise InputError(
-                f"{path}, {place}: got {short_list(value) if isinstance(value, dict) else str(value)[:60]}; expected "
-                "an object with context, question and answer or answers, or SQuAD's data -> paragraphs -> qas."
+                f"{path}, {place}: got "
+                f"{short_list(value) if isinstance(value, dict) else str(value)[:60]}; expected "
+                "an object with context, question and answer or answers, or SQuAD's data -> "
+                "paragraphs -> qas."
             )
 
 
 def _entries(content: Any, path: Path, columns: dict[str, str]) -> list[tuple[str, Any]]:
-    """Return (place, value) of each record or document that JSON holds, whatever it is wrapped in."""
+    """Return place and value of each record or document that JSON holds, however it is wrapped."""
     if isinstance(content, Lines):
         return _line_entries(content, path, columns)
     if isinstance(content, list):
@@ -97,9 +110,8 @@ def _entries(content: Any, path: Path, columns: dict[str, str]) -> list[tuple[st
         for name in lists
         if content[name] and all(isinstance(each, dict) for each in content[name])
     ]
-    if (
-        len(lists) == len(values) and not of_records and len(set(map(len, values))) == 1
-    ):  # datasets' to_dict
+    # datasets' to_dict: a list of cells for each column, all of one length.
+    if len(lists) == len(values) and not of_records and len(set(map(len, values))) == 1:
         rows = zip(*values, strict=True)
         return [
             (f"index {number}", dict(zip(content, cells, strict=True)))
@@ -111,7 +123,8 @@ def _entries(content: Any, path: Path, columns: dict[str, str]) -> list[tuple[st
         of_records = ["rows"]  # the hub's viewer, which tells the features beside them
     if len(of_records) > 1:
         raise InputError(
-            f"{path} holds several lists, {short_list(of_records)}. Save the one that is meant as a file of its own."
+            f"{path} holds several lists, {short_list(of_records)}. Save the one that is meant as "
+            "a file of its own."
         )
     for name in of_records or lists[:1]:
         return [
@@ -122,7 +135,11 @@ def _entries(content: Any, path: Path, columns: dict[str, str]) -> list[tuple[st
 
 
 def _line_entries(lines: Lines, path: Path, columns: dict[str, str]) -> list[tuple[str, Any]]:
-    """Return the entries of JSON lines: a record each, a document each, or the whole of a .json on one line."""
+    """Return the entries of JSON lines.
+
+    A line is a record, or a document, or all that a .json would hold, if it is the only one.
+    """
+    # With `text`, because to_dict on one line has our names too, over lists of cells.
     if (
         len(lines) == 1
         and isinstance(lines[0][1], dict)
@@ -137,7 +154,10 @@ def _line_entries(lines: Lines, path: Path, columns: dict[str, str]) -> list[tup
 
 
 def _has_our_names(record: dict[str, Any], columns: dict[str, str], text: bool = False) -> bool:
-    """Return whether an object has a context and a question under the names that are looked for; with `text`, as texts."""
+    """Say whether an object has a context and a question under the names that are looked for.
+
+    With `text` both must be texts.
+    """
     by_key = {column_key(name): value for name, value in record.items()}
     values = [by_key.get(column_key(columns.get(name, name))) for name in REQUIRED]
     return all(isinstance(value, str) if text else value is not None for value in values)
@@ -149,7 +169,7 @@ def _unrowed(value: Any) -> Any:
 
 
 def _wrapped(content: Any) -> list[tuple[str, Any]] | None:
-    """The entries of {"data": [...]}, SQuAD's or pandas' with "columns"; None where it is not so."""
+    """Return the entries of {"data": [...]}, SQuAD's or pandas' with "columns"; else None."""
     if (
         not isinstance(content, dict)
         or not isinstance(content.get("data"), list)
@@ -158,14 +178,14 @@ def _wrapped(content: Any) -> list[tuple[str, Any]] | None:
         return None
     data = content["data"]
     if isinstance(content.get("columns"), list) and all(isinstance(row, list) for row in data):
-        data = [
-            dict(zip(content["columns"], row, strict=False)) for row in data
-        ]  # pandas' orient="split"
+        # pandas' orient="split".
+        data = [dict(zip(content["columns"], row, strict=False)) for row in data]
     return [(f"data, entry {number}", value) for number, value in enumerate(data, 1)]
 
 
 def _from_columns(content: dict) -> list[tuple[str, Any]]:
-    """pandas' own JSON, {column: {index: cell}}, as records."""
+    """Return pandas' own JSON, {column: {index: cell}}, as records."""
+    # A dict and not a set: rows stay in the file's order.
     index = dict.fromkeys(key for cells in content.values() for key in cells)
     return [
         (f"index {key}", {name: cells.get(key) for name, cells in content.items()}) for key in index
@@ -173,16 +193,16 @@ def _from_columns(content: dict) -> list[tuple[str, Any]]:
 
 
 def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
-    """The questions of one document of SQuAD or a relative."""
+    """Yield the questions of one document of SQuAD or a relative."""
     try:
+        # KorQuAD 2's document is its own paragraph.
         for paragraph in document.get("paragraphs", [document]):
             context = paragraph["context"]
             for qa in paragraph["qas"]:
                 answers = answer_texts(qa.get("answers", qa.get("answer")), f"{path}, {place}")
+                ids = (qa[name] for name in ("id", *ALSO_IDS) if qa.get(name) is not None)
                 record = {
-                    "id": next(
-                        (qa[name] for name in ("id", *ALSO_IDS) if qa.get(name) is not None), None
-                    ),
+                    "id": next(ids, None),
                     "context": context,
                     "question": qa["question"],
                     "answers": answers,
@@ -191,17 +211,20 @@ def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
                 yield f"{place}, question {record['id']}", record
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}, {place}: it is not SQuAD-format JSON ({error!r}). Expected data -> paragraphs -> (context, qas -> "
-            "(id, question, answers)), or one object with context, question and answers for each question."
+            f"{path}, {place}: it is not SQuAD-format JSON ({error!r}). Expected data -> "
+            "paragraphs -> (context, qas -> (id, question, answers)), or one object with context, "
+            "question and answers for each question."
         ) from error
 
 
 def answer_texts(value: Any, where: str) -> list[str]:
     """Return the answers in any form that people's files have; an empty list where there is none.
 
-    A text, a number, {"text": one or several} (SQuAD, Hugging Face, AI Hub), or a list of these.
+    The forms are a text, a number, {"text": one or several} (SQuAD, Hugging Face, AI Hub), and a
+    list of these. InputError says what else was found at `where`.
     """
-    if value is None or value != value:  # NaN
+    # NaN, which pandas puts for a missing cell, is unlike itself.
+    if value is None or value != value:
         return []
     if isinstance(value, dict) and "text" in value:
         return answer_texts(value["text"], where)
@@ -212,40 +235,47 @@ def answer_texts(value: Any, where: str) -> list[str]:
     ):
         return [str(value)]
     raise InputError(
-        f"{where}: an answer is {str(value)[:100]!r}; expected a text, {{'text': ...}}, or a list of these."
+        f"{where}: an answer is {str(value)[:100]!r}; expected a text, {{'text': ...}}, or a list "
+        "of these."
     )
 
 
+# What a list, or {"text": ...}, looks like that was saved as its text. Other texts that begin with
+# a bracket, as "[단독] 보도", are answers as they stand.
 LISTED = re.compile(r"""\[\s*['"].*['"]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 
 def structured(text: str, where: str) -> Any:
-    """A cell of `answers`: JSON, or the Python text that pandas writes for lists, dicts and arrays; else one plain text."""
+    """Return what a cell of `answers` holds, numbers as they are written.
+
+    That is JSON, or the Python text that pandas writes for lists, dicts and arrays, or else one
+    plain text. InputError names at `where` what looks like a list and cannot be parsed.
+    """
     if not text.lstrip().startswith(("[", "{")):
         return text
     try:
         return parse_json(text, where, **AS_WRITTEN)
     except InputError as error:
+        # Parsed and never evaluated, because the file may come from anybody.
         try:
             return _python_value(ast.parse(text.strip(), mode="eval").body, text.strip())
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
             if not LISTED.match(text.strip()):
-                return text  # [단독] 보도: a text that begins so
+                return text
             raise error from None
 
 
 def _python_value(node: ast.AST, source: str) -> Any:
-    """The value of a literal; numpy's `array([...], dtype=...)` is the list in it."""
+    """Return the value of a literal; numpy's `array([...], dtype=...)` is the list in it."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "array":
         return _python_value(node.args[0], source)
     if (
         isinstance(node, ast.Constant)
         and len(_QUOTED.findall(ast.get_source_segment(source, node) or "")) > 1
     ):
-        raise ValueError(
-            "a list without commas"
-        )  # numpy writes ['전주' '서울'], which Python joins to one text
+        # numpy writes ['전주' '서울'], which Python joins to one text.
+        raise ValueError("a list without commas")
     if isinstance(node, ast.Dict):
         return {
             _python_value(k, source): _python_value(v, source)
@@ -259,5 +289,5 @@ def _python_value(node: ast.AST, source: str) -> Any:
 
 
 def is_true(value: Any) -> bool:
-    """Whether a flag is set, as JSON or as text has it: "false" is no True."""
+    """Say whether a flag is set, as JSON or as text has it: "false" is no True."""
     return value is True or str(value).strip().lower() in ("true", "t", "1", "1.0", "yes", "y")

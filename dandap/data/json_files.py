@@ -1,4 +1,4 @@
-"""JSON and JSON lines -> values, numbers as they are written."""
+"""JSON and JSON lines are read as values; numbers stay as they are written."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,10 @@ from dandap.errors import InputError, first_line
 
 
 def parse_json(text: str, where: str, **options) -> Any:
-    """Parse JSON; InputError for what is none, or nests too deeply, or has a number of thousands of digits."""
+    """Parse JSON; InputError for what is none, nests too deeply or has numbers that are too long.
+
+    Python converts whole numbers of up to 4,300 digits. `options` go to json.loads.
+    """
     try:
         return json.loads(text, **options)
     except (ValueError, RecursionError) as error:
@@ -18,12 +21,16 @@ def parse_json(text: str, where: str, **options) -> Any:
         ) from error
 
 
-# Numbers are kept as they are written (36.70 stays 36.70), and what is none is nothing.
+# Numbers are kept as they are written (36.70 stays 36.70), because answers are compared as texts;
+# NaN and Infinity are None.
 AS_WRITTEN = {"parse_int": str, "parse_float": str, "parse_constant": {}.get}
 
 
 def read_json(path: Path, data: bytes) -> tuple[Any, list[str]]:
-    """Return (what a JSON file holds, notes): one value, or the list of the values of its lines, whatever its ending."""
+    """Return what a JSON file holds, and notes for people.
+
+    It holds one value, or the values of its lines (Lines), whatever its ending.
+    """
     refuse_unreadable(data, path)
     text, encoding = decode(data, path)
     refuse_other_text(text, path)
@@ -35,11 +42,10 @@ def read_json(path: Path, data: bytes) -> tuple[Any, list[str]]:
         try:
             return json.loads(content, **AS_WRITTEN), notes
         except json.JSONDecodeError as error:
-            by_line = "Extra data" in error.msg and not content.startswith(
-                "["
-            )  # lines, named .json
+            # More data after a whole value: the file holds lines, and is named .json.
+            by_line = "Extra data" in error.msg and not content.startswith("[")
         except (ValueError, RecursionError):
-            pass  # said below
+            pass  # parse_json meets it again below, and says it
     if not by_line:
         return parse_json(content, str(path), **AS_WRITTEN), notes
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -52,4 +58,4 @@ def read_json(path: Path, data: bytes) -> tuple[Any, list[str]]:
 
 
 class Lines(list):
-    """(line number, value) of a file of JSON lines."""
+    """Holds (line number, value) for each line of a file of JSON lines that is not blank."""

@@ -1,7 +1,8 @@
-"""Texts that are nearly the same, found in a time that grows as their number does: MinHash, and a look at what may be alike.
+"""Texts that are nearly the same are found in a time that grows as their number does.
 
-A text is the set of its runs of PIECE characters; two texts are near copies when they share ALIKE of both sets (Jaccard).
-MinHash signatures find the few that may be (Broder, 1997; `datasketch`), and those are compared whole.
+A text is the set of its runs of PIECE characters; two texts are near copies when they share ALIKE
+of both sets (Jaccard). MinHash signatures find the few that may be (Broder, 1997; `datasketch`),
+and those are compared whole.
 """
 
 from collections.abc import Mapping
@@ -14,15 +15,15 @@ ALIKE = 0.8
 PIECE = 8  # characters
 SIGNATURE = 64  # hashes of a signature: 0.4 ms an article of 420 characters
 MAY_BE_ALIKE = 0.6  # what signatures are searched with; a pair at 0.8 is missed once in 1,000
-MEMBERS_HELD = 16  # of a group, those that later texts are held against: a thousand copies cost thousands of looks, not a million
+# Of a group, the members that later texts are compared with: a thousand copies cost thousands of
+# comparisons, not a million.
+MEMBERS_HELD = 16
 
 
 def group_near_copies(texts: Mapping[str, str]) -> list[set[str]]:
-    """Return the groups of names whose texts are near copies of one another, directly or through others."""
-    from datasketch import (
-        MinHash,
-        MinHashLSH,
-    )  # with scipy: 0.5 s, which reading a recipe need not take
+    """Return the groups of names whose texts are near copies, directly or through others."""
+    # With scipy it takes 0.5 s, which reading a recipe need not take.
+    from datasketch import MinHash, MinHashLSH
 
     index = MinHashLSH(threshold=MAY_BE_ALIKE, num_perm=SIGNATURE)
     group: dict[str, set[str]] = {}
@@ -59,9 +60,8 @@ def _pieces(text: str) -> np.ndarray:
     count = max(1, len(codes) - PIECE + 1)
     hashes = np.zeros(count, dtype=np.uint64)
     for offset in range(min(PIECE, len(codes))):
-        hashes = (hashes + codes[offset : offset + count]) * np.uint64(
-            0x9E3779B97F4A7C15
-        )  # modulo 2**64
+        # Modulo 2**64.
+        hashes = (hashes + codes[offset : offset + count]) * np.uint64(0x9E3779B97F4A7C15)
     return np.unique(hashes)
 
 

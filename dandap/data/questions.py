@@ -1,4 +1,7 @@
-"""Question-answering files -> rows: their columns or JSON forms understood, checked and cleaned."""
+"""Question-answering files are read as rows.
+
+Their columns or JSON forms are understood, and their texts checked and cleaned.
+"""
 
 import re
 from decimal import Decimal
@@ -26,10 +29,11 @@ from dandap.errors import InputError, nearest, short_list
 
 LONGEST_ID = 1000  # characters; ids are printed and name lines of files
 EXCEL_CELL = 32_767  # characters, the most that a cell of Excel holds
-# What a decoder put for bytes it could not read; what shifts the code in old mail; and UTF-8 Hangul (three bytes from 0xEA to
-# 0xED) read as Latin-1.
+# What a decoder put for bytes it could not read; what shifts the code in old mail; and UTF-8 Hangul
+# (three bytes from 0xEA to 0xED) read as Latin-1.
 GARBLED = re.compile(
-    "[\ufffd\x0e\x0f\x1b]|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122][\u0080-\u00bf\u0152-\u2122]){2}"
+    "[\ufffd\x0e\x0f\x1b]"
+    "|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122][\u0080-\u00bf\u0152-\u2122]){2}"
 )
 ENTITY = re.compile("&(?:amp|lt|gt|quot|nbsp|#\\d{2,5});")
 
@@ -41,9 +45,9 @@ def read(
 ) -> Table:
     """Read data files, or folders of them, by what they hold.
 
-    `columns` maps our names to the file's ("context" -> "본문"). With `need_answers` (training) every row needs all its
-    texts; without (a test file) every row is kept, an empty text is told. Raises InputError for anything that cannot be
-    used.
+    `columns` maps our names to the file's ("context" -> "본문"). With `need_answers` (training)
+    every row needs all its texts; without (a test file) every row is kept, and an empty text is
+    told. Raises InputError for anything that cannot be used.
     """
     for name in columns or {}:
         if name not in COLUMNS:
@@ -65,6 +69,7 @@ def _read_one(path: Path, columns: dict[str, str], need_answers: bool, several: 
     else:
         sheet = read_table(path, data)
         notes, names = sheet.notes, column_names(sheet.header, columns, path, required)
+        # Of the columns in use alone: beside them a workbook may hold dates and formulas.
         sheet.refuse_unclear(names.values())
         records = [
             (place, _named(path, place, cells, names, sheet.header)) for place, cells in sheet.rows
@@ -73,6 +78,7 @@ def _read_one(path: Path, columns: dict[str, str], need_answers: bool, several: 
         raise InputError(
             f"{path} holds no questions (only a header, or nothing). Expected at least one row."
         )
+    # With the file's ending, or a.csv and a.jsonl of one folder would both have a row a-1.
     _number_rows(records, f"{path.name}-" if several else "", path, notes)
     rows = _Cleaner(path, need_answers, notes).rows(records)
     refuse_duplicate_ids(rows, path)
@@ -82,7 +88,10 @@ def _read_one(path: Path, columns: dict[str, str], need_answers: bool, several: 
 def _named(
     path: Path, place: str, cells: dict[str, Any], names: dict[str, str], header: list[str]
 ) -> dict[str, Any]:
-    """A row's cells by our names. Cells that are missing at its end must be none of ours."""
+    """Return a row's cells by our names; InputError if one of ours is missing at its end.
+
+    A flag may be missing: without one a question can be answered.
+    """
     missing = [ours for ours, theirs in names.items() if theirs not in cells]
     if set(missing) - {"is_impossible"}:
         raise InputError(
@@ -93,7 +102,7 @@ def _named(
 
 
 def _number_rows(records: list[Record], prefix: str, path: Path, notes: list[str]) -> None:
-    """Give the rows of a file without ids their numbers."""
+    """Give the rows of a file without ids their numbers as ids, and note it."""
     if any(record.get("id") is not None for _, record in records):
         return
     for number, (_, record) in enumerate(records, 1):
@@ -103,7 +112,8 @@ def _number_rows(records: list[Record], prefix: str, path: Path, notes: list[str
     )
 
 
-_page_text = lru_cache(maxsize=8)(html_text)  # a page's questions follow one another
+# A page's questions follow one another, so a few pages are enough to parse each one once.
+_page_text = lru_cache(maxsize=8)(html_text)
 
 
 class _Cleaner:
@@ -111,7 +121,8 @@ class _Cleaner:
 
     def __init__(self, path: Path, need_answers: bool, notes: list[str]):
         self.path, self.need_answers, self.notes = path, need_answers, notes
-        self.composed: list[str] = []  # ids
+        # Ids of the rows to tell of, one for each text concerned.
+        self.composed: list[str] = []
         self.blank: list[str] = []
         self.numbers: list[str] = []
         self.garbled: list[str] = []
@@ -125,49 +136,37 @@ class _Cleaner:
         rows = [
             row for place, record in records if (row := self._row(f"{self.path}, {place}", record))
         ]
-        if self.composed:
-            self._note(
-                len(self.composed),
-                "texts held decomposed Hangul, which was composed",
-                self.composed,
-            )
-        if self.blank:
-            self._note(
-                len(self.blank),
-                "questions lack their article or their text, and are answered as well as can be",
+        told = (
+            (self.composed, "texts held decomposed Hangul, which was composed"),
+            (
                 self.blank,
-            )
-        if self.numbers:
-            self._note(
-                len(self.numbers),
-                "answers are numbers in the file and were read as they stand there",
-                self.numbers,
-            )
-        if self.garbled:
-            what = "rows hold signs of a wrong encoding (\ufffd, or Latin letters for Hangul): look at them before you train"
-            self._note(len(self.garbled), what, self.garbled)
-        if self.entities:
-            what = (
-                "rows hold HTML entities (&amp; for &), which are read, and learned, as they stand"
-            )
-            self._note(len(self.entities), what, self.entities)
-        if self.pages:
-            self._note(
-                len(self.pages), "articles are HTML, and are read as a reader sees them", self.pages
-            )
-        if self.cut:
-            self._note(
-                len(self.cut),
-                "articles have exactly 32,767 characters, where Excel cuts a cell",
-                self.cut,
-            )
+                "questions lack their article or their text, and are answered as well as can be",
+            ),
+            (self.numbers, "answers are numbers in the file and were read as they stand there"),
+            (
+                self.garbled,
+                "rows hold signs of a wrong encoding (\ufffd, or Latin letters for Hangul): look "
+                "at them before you train",
+            ),
+            (
+                self.entities,
+                "rows hold HTML entities (&amp; for &), which are read, and learned, as they stand",
+            ),
+            (self.pages, "articles are HTML, and are read as a reader sees them"),
+            (self.cut, "articles have exactly 32,767 characters, where Excel cuts a cell"),
+        )
+        for ids, what in told:
+            if ids:
+                self._note(len(ids), what, ids)
         if self.unanswerable and self.need_answers:
             self.notes.append(
-                f"{self.unanswerable} questions without an answer were left out (is_impossible, or none given)"
+                f"{self.unanswerable} questions without an answer were left out (is_impossible, or "
+                "none given)"
             )
         if not rows:
             raise InputError(
-                f"{self.path}: none of its {len(records)} questions has an answer. Training needs some."
+                f"{self.path}: none of its {len(records)} questions has an answer. Training needs "
+                "some."
             )
         return rows
 
@@ -184,14 +183,17 @@ class _Cleaner:
         context, question = (self._text(where, name, part, record.get(part)) for part in REQUIRED)
         answers, is_list = self._answers(where, name, record)
         if is_page:
+            # An answer that is a tag and nothing else, as <br>, stays what it is.
             answers = tuple(html_text(answer) or answer for answer in answers)
+        # SQuAD 2 gives an impossible question a plausible answer, which must not be learned.
         impossible = is_true(record.get("is_impossible")) or (is_list and not answers)
         if self.need_answers and impossible:
             self.unanswerable += 1
             return None
         if self.need_answers and not answers:
             raise InputError(
-                f"{where} (id {name}): no answer. Training needs one in every row; fill it in or delete the row."
+                f"{where} (id {name}): no answer. Training needs one in every row; fill it in or "
+                "delete the row."
             )
         if any(GARBLED.search(text) for text in (context, question, *answers)):
             self.garbled.append(name)
@@ -218,7 +220,7 @@ class _Cleaner:
         return writable(value)
 
     def _text(self, where: str, name: str, part: str, value: Any) -> str:
-        """The article or the question; a test file's may be empty."""
+        """Return the article or the question, cleaned; a test file's may be empty."""
         value = "" if value is None and not self.need_answers else value
         if isinstance(value, str) and (trim(value) or not self.need_answers):
             text = clean(value)
@@ -232,13 +234,18 @@ class _Cleaner:
                 trim(text) if part == "question" else text.strip("\ufeff\u200b\u200c\u200d\u2060")
             )
         raise InputError(
-            f"{where}: {part} is empty or no text (got {str(value)[:100]!r}). Fill it in or delete the row."
+            f"{where}: {part} is empty or no text (got {str(value)[:100]!r}). Fill it in or delete "
+            "the row."
         )
 
     def _answers(
         self, where: str, name: str, record: dict[str, Any]
     ) -> tuple[tuple[str, ...], bool]:
-        """(gold answers, whether they came as a list): `answers` if given, else `answer`."""
+        """Return the gold answers, and whether they came as a list.
+
+        They are those of `answers` if given, else of `answer`. An empty list says that a question
+        has no answer; an empty cell is a mistake in a file to train on.
+        """
         value = record.get("answers")
         if isinstance(value, str):
             value = structured(value, f"{where}: answers")
@@ -246,17 +253,19 @@ class _Cleaner:
         if not any(map(trim, answer_texts(value, where))):
             value = record.get("answer", value)
             if isinstance(value, str) and LISTED.match(value.strip()):
-                value = structured(value, f"{where}: answer")  # a list that was saved as its text
+                # A list that was saved as its text.
+                value = structured(value, f"{where}: answer")
         given = answer_texts(value, where)
         texts = [trim(clean(text)) for text in given]
         self.composed += [name for text in given if clean(text) != writable(text)]
+        # Parquet's and Arrow's; JSON's numbers are read as they are written.
         if isinstance(value, int | float | Decimal):
             self.numbers.append(name)
         return tuple(text for text in texts if text), is_list
 
 
 def read_answers(path: Path) -> dict[str, tuple[str, ...]]:
-    """Read gold answers from a table of their own with id and answer (or answers): {id: answers}."""
+    """Read gold answers by id from a table of their own with id and answer (or answers)."""
     sheet = read_table(path, read_bytes(path)[0])
     names = column_names(sheet.header, {}, path, required=("id", "answer"))
     golds: dict[str, tuple[str, ...]] = {}

@@ -1,4 +1,4 @@
-"""Rows: one question each, of whatever file, told apart by id and article, and split by article."""
+"""A row is one question, of whatever file; rows are told apart by id and split by article."""
 
 import hashlib
 from collections import Counter
@@ -14,26 +14,34 @@ from dandap.errors import InputError, short_list
 
 @dataclass(frozen=True)
 class Row:
-    """One question. `answers` are the gold ones, the first is trained on; empty in a test file."""
+    """Holds one question.
+
+    `answers` are the gold ones, of which the first is trained on; a test file has none.
+    """
 
     id: str  # as the file has it: it goes into the submission byte for byte
     context: str
     question: str
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()  # the answers to choose from; none: any text
-    fields: Mapping[str, str] = field(
-        default_factory=dict, hash=False
-    )  # what a task's templates may use besides
+    # What a task's templates may use besides. A dict has no hash, so rows are hashed without it.
+    fields: Mapping[str, str] = field(default_factory=dict, hash=False)
     group: str = ""  # what belongs together where there is no article
 
     @cached_property
     def article(self) -> str:
-        """Names the article by its text: rows with the same text share it, whatever file or order they come in."""
+        """Return the article's name, a hash of its text.
+
+        Rows with the same text share it, whatever file or order they come in.
+        """
         return _hash(self.group or self.context.strip())
 
     @cached_property
     def story(self) -> str:
-        """Names what the article tells: the same for copies that differ in white space or invisible characters."""
+        """Return the name of what the article tells.
+
+        It is the same for copies that differ in white space or invisible characters.
+        """
         return _hash(self.group or bare(self.context))
 
 
@@ -43,7 +51,7 @@ def _hash(text: str) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A file's rows and what reading it found out."""
+    """Holds a file's rows and what reading it found out."""
 
     path: Path
     rows: list[Row]
@@ -65,16 +73,21 @@ def refuse_duplicate_ids(rows: list[Row], path: Path) -> None:
     repeated = [row_id for row_id, count in Counter(row.id for row in rows).items() if count > 1]
     if repeated:
         raise InputError(
-            f"{path} has {len(repeated)} ids more than once: {short_list(repeated, 5)}. Every question needs its own."
+            f"{path} has {len(repeated)} ids more than once: {short_list(repeated, 5)}. Every "
+            "question needs its own."
         )
 
 
 def match_ids(wanted: Iterable[str], found: Iterable[str]) -> Callable[[str], str | None]:
-    """Return a look-up of the found name for a wanted one: the same, or the same but for white space and composition."""
+    """Return a function that finds the name for a wanted one, or None.
+
+    It is the same name, or the same but for white space around it and composition.
+    """
     found = list(found)
     exact, by_key = set(found), {id_key(name): name for name in found}
     if len(by_key) < len(found) or len({id_key(name) for name in wanted}) < len(set(wanted)):
-        by_key = {}  # two ids that differ only so must not be taken for one another
+        # Two ids that differ only so must not be taken for one another.
+        by_key = {}
 
     def find(name: str) -> str | None:
         return name if name in exact else by_key.get(id_key(name))
@@ -83,7 +96,7 @@ def match_ids(wanted: Iterable[str], found: Iterable[str]) -> Callable[[str], st
 
 
 def by_article(articles: Iterable[str]) -> list[list[int]]:
-    """Put the places of equal articles together, in the order in which they first come."""
+    """Return the indices of equal articles together, in the order in which they first come."""
     groups: dict[str, list[int]] = {}
     for index, article in enumerate(articles):
         groups.setdefault(article, []).append(index)
@@ -93,8 +106,9 @@ def by_article(articles: Iterable[str]) -> list[list[int]]:
 def split_by_article(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
     """Split into (train, validation) with no article in both, nor copies or near copies of one.
 
-    An article is chosen by a hash of its text, so it falls on the same side for every seed, recipe and row order;
-    with few articles the one with the smallest hash is taken, so that a fraction above 0 always validates on something.
+    An article is chosen by a hash of its text, so it falls on the same side for every seed, recipe
+    and row order; with few articles the one with the smallest hash is taken, so that a fraction
+    above 0 always validates on something.
     """
     if fraction == 0:
         return list(rows), []
@@ -102,9 +116,11 @@ def split_by_article(rows: list[Row], fraction: float) -> tuple[list[Row], list[
     rows = [row for row in rows if not row.fields.get("generated")]
     if not rows:
         raise InputError(
-            "every row is marked as generated, and those are never validated on: add real rows, or set validation_fraction 0."
+            "every row is marked as generated, and those are never validated on: add real rows, or "
+            "set validation_fraction 0."
         )
     family = families(rows)
+    # A name is 16 hexadecimal digits of a hash: a number that is spread evenly from 0 to 1.
     share = {name: int(name, 16) / 16**16 for name in set(family.values())}
     chosen = {name for name, value in share.items() if value < fraction} or {
         min(share, key=share.__getitem__)
@@ -118,20 +134,24 @@ def split_by_article(rows: list[Row], fraction: float) -> tuple[list[Row], list[
     train = [row for row in rows if family[row.article] not in chosen] + generated
     if not train:
         raise InputError(
-            f"got {len(share)} article(s) and validation_fraction {fraction}: nothing is left to train on. "
-            "Add articles or set validation_fraction: 0."
+            f"got {len(share)} article(s) and validation_fraction {fraction}: nothing is left to "
+            "train on. Add articles or set validation_fraction: 0."
         )
     return train, held
 
 
 def _same_questions(rows: list[Row], family: dict[str, str]) -> dict[str, str]:
-    """Return the families joined whose rows have no article and ask the same question: copies under other ids."""
+    """Return the families, joined where rows without an article ask the same question.
+
+    Such rows are copies under other ids.
+    """
     joined = dict(family)
     asked: dict[str, str] = {}  # question -> the family that asks it
     for row in rows:
         if row.context:
             continue
         mine, other = joined[row.story], asked.setdefault(bare(row.question), joined[row.story])
+        # The whole family moves, in both maps: questions that were seen before may name it.
         if mine != other:
             joined |= {story: other for story, name in joined.items() if name == mine}
             asked |= {question: other for question, name in asked.items() if name == mine}
@@ -139,7 +159,10 @@ def _same_questions(rows: list[Row], family: dict[str, str]) -> dict[str, str]:
 
 
 def families(rows: list[Row]) -> dict[str, str]:
-    """Map each row's article to its family: itself, or the name shared by it and its copies and near copies."""
+    """Map each row's article to the name of its family.
+
+    It is the article's own name, or one shared by the article, its copies and its near copies.
+    """
     articles: dict[str, set[str]] = {}  # story -> the articles that tell it
     for row in rows:
         articles.setdefault(row.story, set()).add(row.article)
@@ -153,7 +176,8 @@ def families(rows: list[Row]) -> dict[str, str]:
         members.setdefault(name, set()).update(articles[story])
     names = {}
     for same in members.values():
-        # Not the smallest hash itself: the more copies, the smaller it would be, and the likelier validation.
+        # Not the smallest hash itself: the more copies, the smaller it would be, and the likelier
+        # validation.
         name = min(same) if len(same) == 1 else _hash(min(same))
         names |= dict.fromkeys(same, name)
     return names

@@ -1,4 +1,7 @@
-"""Tables -> rows of cells: CSV of any separator, Excel, Parquet and Arrow; what is not certain is named."""
+"""Tables are read as rows of cells: CSV of any separator, Excel, Parquet and Arrow.
+
+What is not certain is refused by name.
+"""
 
 import csv
 import io
@@ -21,25 +24,31 @@ Place = str  # where a record stands, for messages: "line 12"
 
 @dataclass
 class Sheet:
-    """A table: every row is a dict of its cells by column name; cells are texts, or what Parquet holds."""
+    """Holds a table: every row is a dict of its cells by column name.
+
+    Cells are texts, or what Parquet and Arrow hold.
+    """
 
     header: list[str]
     rows: list[tuple[Place, dict[str, Any]]]
     notes: list[str] = field(default_factory=list)  # what was decided, in sentences for people
     separator: str = ","
-    unclear: dict[tuple[Place, str], str] = field(
-        default_factory=dict
-    )  # cells whose text is not certain: why
+    # Cells whose text is not certain, by row and column, and why.
+    unclear: dict[tuple[Place, str], str] = field(default_factory=dict)
 
     def refuse_unclear(self, columns: Collection[str]) -> None:
-        """Name the first cell of these columns whose text is not certain; InputError."""
+        """Refuse by name the first cell of these columns whose text is not certain."""
         for (_, column), why in self.unclear.items():
             if column in columns:
                 raise InputError(why)
 
 
 def column_key(name: str) -> str:
-    """Return what column names are compared by: composed, without invisible characters and white space, in one case."""
+    """Return what column names are compared by.
+
+    It is composed, in one case, without invisible characters, and without quotation marks and
+    white space around it.
+    """
     return (
         unicodedata.normalize("NFC", re.sub(f"[{INVISIBLE}\u00a0]", "", name))
         .strip()
@@ -50,7 +59,7 @@ def column_key(name: str) -> str:
 
 
 def is_excel(data: bytes, path: Path) -> bool:
-    """Whether bytes are an Excel workbook: a zip file under the name of a table, be it .csv."""
+    """Say whether bytes are an Excel workbook: a zip file under the name of a table, be it .csv."""
     return data.startswith(b"PK\x03\x04") and path.suffix.lower() in TABLES
 
 
@@ -70,7 +79,7 @@ def read_table(path: Path, data: bytes) -> Sheet:
 
 
 def read_cells(text: str, path: Path) -> Sheet:
-    """Read a CSV text whose separator is the one that its first line or its header shows."""
+    """Read a CSV text; its `sep=` line or its header shows the separator."""
     refuse_other_text(text, path)
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long article
     text = text.replace("\0", "")
@@ -93,8 +102,8 @@ def read_cells(text: str, path: Path) -> Sheet:
         lines = [(reader.line_num + first, cells) for cells in reader]
     except csv.Error as error:
         raise InputError(
-            f"{path}, line {reader.line_num + first}: {error}. A quotation mark is not closed, or stands unescaped inside a "
-            'cell; write it as "" inside a quoted cell.'
+            f"{path}, line {reader.line_num + first}: {error}. A quotation mark is not closed, or "
+            'stands unescaped inside a cell; write it as "" inside a quoted cell.'
         ) from error
     notes = (
         []
@@ -106,26 +115,29 @@ def read_cells(text: str, path: Path) -> Sheet:
     if spaced:
         notes.append(f"{path.name}: the spaces after its separators do not belong to the cells")
     _refuse_title(path, header, header_line, lines)
-    swallowed = [
-        line
-        for line, cells in lines
-        if any(_holds_row(cell, len(header), separator) for cell in cells)
-    ]
+    swallowed = []
+    for line, cells in lines:
+        if any(_holds_row(cell, len(header), separator) for cell in cells):
+            swallowed.append(line)
     if swallowed:
         notes.append(
-            f"WARNING: {path.name}, line {swallowed[0]} ends a cell that holds what looks like rows ({len(swallowed)} such): "
-            "is a quotation mark open there? Within a cell it is written twice"
+            f"WARNING: {path.name}, line {swallowed[0]} ends a cell that holds what looks like "
+            f"rows ({len(swallowed)} such): is a quotation mark open there? Within a cell it is "
+            "written twice"
         )
     return Sheet(header, list(_rows(path, header, lines, notes)), notes, separator)
 
 
 def _holds_row(cell: str, width: int, separator: str) -> bool:
-    """Whether a line within a cell looks like a row of the table: an id, and as many separators as between columns."""
+    """Say whether a line within a cell looks like a row of the table.
+
+    Such a line has an id that ends in a digit, and as many separators as between the columns.
+    """
+    # With two columns any line with a number and one comma would look so.
     if width < 3 or "\n" not in cell:
         return False
-    inner = cell.split("\n")[
-        1:-1
-    ]  # the first and the last line are the cell's own, at least in part
+    # The first and the last line are the cell's own, at least in part.
+    inner = cell.split("\n")[1:-1]
     return any(
         line.count(separator) >= width - 1 and re.match(r"[\w-]*\d" + re.escape(separator), line)
         for line in inner
@@ -133,7 +145,10 @@ def _holds_row(cell: str, width: int, separator: str) -> bool:
 
 
 def _separator(text: str) -> str:
-    """Return the separator that makes the most cells of the header (of the line below, if it has one cell); else a comma."""
+    """Return the separator that makes the most cells of the header, else a comma.
+
+    Where the header has one cell, as a title has, the line below it counts.
+    """
 
     def cells(separator: str) -> int:
         try:
@@ -142,13 +157,17 @@ def _separator(text: str) -> str:
             header, below = next(filled, []), next(filled, [])
         except csv.Error:
             return 0
+        # Any header of two cells counts for more than the line below one of a single cell.
         return 1000 * len(header) if len(header) > 1 else len(below)
 
     return max(SEPARATORS, key=cells)
 
 
 def _has_spaces(text: str, separator: str) -> bool:
-    """Return whether the header has a space after every separator, as in `id, context`; quotes count only after it is skipped."""
+    """Say whether the header has a space after every separator, as in `id, context`.
+
+    The reader then has to skip it: a quotation mark counts only at the start of a cell.
+    """
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
         header = next((row for row in rows if any(map(trim, row))), [])
@@ -160,21 +179,27 @@ def _has_spaces(text: str, separator: str) -> bool:
 def _refuse_title(
     path: Path, header: list[str], line: int, lines: list[tuple[int, list[str]]]
 ) -> None:
-    """Name a title or a comment above the header, which would make every row too long."""
+    """Refuse a title or a comment above the header, which would make every row too long."""
     filled = sum(bool(trim(name)) for name in header)
-    below = max((sum(bool(trim(cell)) for cell in cells) for _, cells in lines[:5]), default=0)
+    counts = [sum(bool(trim(cell)) for cell in cells) for _, cells in lines[:5]]
+    below = max(counts, default=0)
     first = next(filter(trim, header))
     if (filled == 1 < below) or (first.lstrip().startswith("#") and filled < below):
         raise InputError(
-            f"{path}, line {line}: got {first[:60]!r}, expected the columns' names. Delete what stands above them (a title, "
-            "a comment) or name every column; if this is the only column, a text with commas needs quotation marks."
+            f"{path}, line {line}: got {first[:60]!r}, expected the columns' names. Delete what "
+            "stands above them (a title, a comment) or name every column; if this is the only "
+            "column, a text with commas needs quotation marks."
         )
 
 
 def _rows(
     path: Path, header: list[str], lines: list[tuple[int, list[str]]], notes: list[str]
 ) -> Iterator[tuple[Place, dict[str, str]]]:
-    """Rows that are not blank; a header in the middle, where files were glued together, is told and left out."""
+    """Yield the rows that are not blank, with their lines.
+
+    A header in the middle, where files were glued together, is left out with a note. InputError
+    names a header whose columns are others, and a row with more cells than the header.
+    """
     width = len(header)
     names = [column_key(name) for name in header]
     for line, cells in lines:
@@ -187,23 +212,25 @@ def _rows(
             )
             continue
         same = set(keys) & set(names) - {""}
-        other_names = (
-            names[0] != "" and keys[0] == names[0] and all(len(key) <= 20 for key in keys)
-        )  # a first cell "id" under "id"
+        # A first cell "id" under "id", and no cell as long as a text.
+        other_names = names[0] != "" and keys[0] == names[0] and all(len(key) <= 20 for key in keys)
         if other_names or (len(same) > 1 and 2 * len(same) >= len(set(keys) | set(names))):
             raise InputError(
-                f"{path}, line {line}: a second header, {short_list(cells)}, whose columns are not those of the first. Keep the "
-                "files apart, in one folder or named with commas between them."
+                f"{path}, line {line}: a second header, {short_list(cells)}, whose columns are not "
+                "those of the first. Keep the files apart, in one folder or named with commas "
+                "between them."
             )
         if any(map(str.strip, cells[width:])):
             raise InputError(
                 f"{path}, line {line}: got {len(cells)} cells, the header has {width}. "
                 "A comma or quotation mark in a text needs the cell in quotation marks."
             )
+        # Cells may be missing at a row's end; who needs them, names them (questions._named).
         yield f"line {line}", dict(zip(header, cells, strict=False))
 
 
-# Of a torn zip or XML (SyntaxError), and of workbooks whose styles or names openpyxl does not expect.
+# What openpyxl raises for a torn zip or XML (SyntaxError), and for workbooks whose styles or names
+# it does not expect.
 EXCEL_FAULTS = (
     BadZipFile,
     LookupError,
@@ -216,17 +243,22 @@ EXCEL_FAULTS = (
 
 
 def _read_excel(path: Path, data: bytes) -> Sheet:
-    """Read a workbook's first sheet; a number that is shown as something else (36.7%, a date) is named, not guessed."""
+    """Read a workbook's first sheet.
+
+    A number that is shown as something else (36.7%, a date) is named, not guessed.
+    """
     try:
         from openpyxl import load_workbook  # an extra
     except ImportError as error:
         raise InputError(
-            f"{path} is an Excel workbook: save it as CSV UTF-8, or install openpyxl (pip install -r requirements-extra.txt)."
+            f"{path} is an Excel workbook: save it as CSV UTF-8, or install openpyxl (pip install "
+            "-r requirements-extra.txt)."
         ) from error
     try:
         book = load_workbook(io.BytesIO(data), read_only=True, data_only=True)
         first = book.worksheets[0]
-        first.reset_dimensions()  # some programs write A1:A1 for every sheet, and only that would be read
+        # Some programs write A1:A1 for every sheet, and only that would be read.
+        first.reset_dimensions()
         lines = [(number, list(cells)) for number, cells in enumerate(first.iter_rows(), 1)]
     except EXCEL_FAULTS as error:
         raise InputError(
@@ -250,17 +282,16 @@ def _read_excel(path: Path, data: bytes) -> Sheet:
         header.pop()
     rows = [(number, list(map(_excel_text, cells))) for number, cells in lines[1:]]
     _refuse_title(path, header, lines[0][0], rows)
-    unclear = {
-        (f"line {number}", name): why
-        for number, cells in lines[1:]
-        for name, cell in zip(header, cells, strict=False)
-        if (why := _unclear(path, cell))
-    }
+    unclear = {}
+    for number, cells in lines[1:]:
+        for name, cell in zip(header, cells, strict=False):
+            if why := _unclear(path, cell):
+                unclear[f"line {number}", name] = why
     return Sheet(header, list(_rows(path, header, rows, notes)), notes, unclear=unclear)
 
 
 def _excel_text(cell) -> str:
-    """Return a cell's text; a plain number as it was typed."""
+    """Return a cell's text; a plain number stands as it was typed."""
     value = cell.value
     if isinstance(value, bool):
         return str(value).upper()  # as it is shown
@@ -268,16 +299,23 @@ def _excel_text(cell) -> str:
 
 
 def _unclear(path: Path, cell) -> str | None:
-    """Return why the text of a cell is not certain: an error, or a number that is shown as something else."""
+    """Return why the text of a cell is not certain, or None.
+
+    It holds an error, or a number that is shown as something else.
+    """
     value = cell.value
     if cell.data_type == "e":
-        return f"{path}, cell {cell.coordinate}: it holds the error {value}. Correct the formula, or type the text."
+        return (
+            f"{path}, cell {cell.coordinate}: it holds the error {value}. Correct the formula, or "
+            "type the text."
+        )
     if value is None or isinstance(value, str | bool):
         return None
     if cell.is_date or cell.number_format not in ("General", "0", "@"):
         return (
-            f"{path}, cell {cell.coordinate}: it holds {value!r}, shown as {cell.number_format!r}; which text is meant is not "
-            "certain. Format the column as text, or save the sheet as CSV UTF-8, which keeps what is shown."
+            f"{path}, cell {cell.coordinate}: it holds {value!r}, shown as "
+            f"{cell.number_format!r}; which text is meant is not certain. Format the column as "
+            "text, or save the sheet as CSV UTF-8, which keeps what is shown."
         )
     return None
 
@@ -297,7 +335,7 @@ def _read_parquet(path: Path, data: bytes) -> Sheet:
 
 
 def _read_arrow(path: Path, data: bytes) -> Sheet:
-    """Read what datasets' save_to_disk writes, Arrow's stream format, or its file format."""
+    """Read Arrow's stream format, which datasets' save_to_disk writes, or its file format."""
     import pyarrow
 
     opened = pyarrow.ipc.open_file if data.startswith(b"ARROW1") else pyarrow.ipc.open_stream
@@ -310,16 +348,18 @@ def _read_arrow(path: Path, data: bytes) -> Sheet:
 
 
 def _from_arrow(table) -> Sheet:
-    """Return the rows of an Arrow table; labels by their names, and 32-bit numbers as they were written."""
+    """Return the rows of an Arrow table, labels by their names.
+
+    32-bit numbers are given as they were written.
+    """
     import numpy as np
     import pyarrow
 
     labels = _label_names(table.schema.metadata or {})
     rows = table.to_pylist()
     for name in table.column_names:
-        is_narrow = (
-            table.schema.field(name).type == pyarrow.float32()
-        )  # 36.7 would be 36.70000076293945
+        # As a Python number, of 64 bits, 36.7 would be 36.70000076293945.
+        is_narrow = table.schema.field(name).type == pyarrow.float32()
         for row in rows:
             if name in labels and row[name] is not None:
                 row[name] = labels[name][row[name]]
@@ -329,7 +369,11 @@ def _from_arrow(table) -> Sheet:
 
 
 def _label_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """Return the names of the classes of each ClassLabel column, which datasets keeps beside their numbers."""
+    """Return the names of the classes of each ClassLabel column.
+
+    datasets keeps them in the schema's metadata, and their numbers in the column.
+    """
+    # Other programs write metadata of other forms; without the names the numbers are read.
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError):

@@ -1,19 +1,25 @@
-"""Texts as people's files hold them: decomposed Hangul, invisible characters, half emoji, HTML, what a terminal obeys."""
+"""Texts are cleaned here of what people's files hold beside them.
+
+These are decomposed Hangul, invisible characters, half emoji and the tags of HTML.
+"""
 
 import re
 import unicodedata
 from html.parser import HTMLParser
 
-# A leading and a vowel letter, maybe a final one; or a syllable whose final letter stands apart (Unicode 3.12).
+# A leading and a vowel letter, maybe a final one; or a syllable whose final letter stands apart
+# (Unicode 3.12).
 JAMO = re.compile("[\u1100-\u1112][\u1161-\u1175][\u11a8-\u11c2]?|[\uac00-\ud7a3][\u11a8-\u11c2]")
-INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u180e\u200e\u200f"  # zero-width characters and marks of direction
+# Zero-width characters and marks of direction, which str.strip does not take for white space.
+INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u180e\u200e\u200f"
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def compose(text: str) -> str:
     """Compose decomposed Hangul, which takes nine times the tokens; nothing else is normalised.
 
-    Full NFC would rewrite characters that an organiser compares as they are (compatibility ideographs, the ohm sign).
+    Full NFC would rewrite characters that an organiser compares as they are (compatibility
+    ideographs, the ohm sign).
     """
     return JAMO.sub(_composed, text)
 
@@ -28,12 +34,13 @@ def writable(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Return a text with its Hangul composed and without half surrogate pairs; all else stays as it is."""
+    """Return a text with its Hangul composed and without half surrogate pairs; all else stays."""
     return compose(writable(text))
 
 
 def trim(text: str) -> str:
     """Take white space and invisible characters off both ends."""
+    # Either may stand outside the other, so both are taken off until nothing changes.
     before = None
     while before != text:
         before, text = text, text.strip().strip(INVISIBLE)
@@ -41,13 +48,20 @@ def trim(text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """Reduce a text to what readers tell texts apart by: no white space, no invisible characters, composed, one case."""
+    """Reduce a text to what readers tell texts apart by.
+
+    White space, invisible characters and soft hyphens are left out; the rest is composed, in one
+    case.
+    """
     kept = re.sub(rf"[\s{INVISIBLE}\u00ad]+", "", text)
     return unicodedata.normalize("NFC", kept).casefold()
 
 
 def id_key(name: str) -> str:
-    """Return what an id is matched by between files: macOS decomposes Hangul, spreadsheets add white space."""
+    """Return what an id is matched by between files.
+
+    It is composed and trimmed: macOS decomposes Hangul, spreadsheets add white space.
+    """
     return unicodedata.normalize("NFC", trim(name))
 
 
@@ -56,13 +70,14 @@ class _Page(HTMLParser):
 
     HIDDEN = ("script", "style", "title", "template", "noscript")
     BREAKS = tuple(
-        "p div br li tr table ul ol h1 h2 h3 h4 h5 h6 section article dt dd blockquote title".split()
+        "p div br li tr table ul ol h1 h2 h3 h4 h5 h6 section article dt dd blockquote "
+        "title".split()
     )
 
     def __init__(self):
         super().__init__(convert_charrefs=True)
         self.pieces: list[str] = []
-        self.hidden = 0
+        self.hidden = 0  # how many hidden elements are open
 
     def handle_starttag(self, tag, attrs):
         self.hidden += tag in self.HIDDEN
@@ -72,6 +87,7 @@ class _Page(HTMLParser):
             self.pieces.append(" ")
 
     def handle_endtag(self, tag):
+        # Pages close what they never opened; below 0, a later script would be taken for text.
         self.hidden = max(0, self.hidden - (tag in self.HIDDEN))
         if tag in self.BREAKS:
             self.pieces.append("\n")
@@ -82,10 +98,11 @@ class _Page(HTMLParser):
 
 
 def looks_like_html(text: str) -> bool:
-    """Return whether a text is a page or a piece of one, and not an article with <Table 1> or that speaks of <p>.
+    """Say whether a text is a page or a piece of one.
 
-    It must begin with a tag and close a block. More than a few tags that never end are none: on 50,000 of them Python's
-    parser takes minutes.
+    An article with <Table 1> or that speaks of <p> is none: a page begins with a tag and closes a
+    block. Nor is a text with more than 100 tags that never end: on 50,000 of them Python's parser
+    takes minutes.
     """
     if text.count("<") - text.count(">") > 100:
         return False

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its folder, files written whole, answers, submissions, reports and plots.
+"""Write and read what a run leaves behind: its folder, answers, submissions, reports and plots.
 
-Imports data; loads torch only where a function asks what a machine has.
+The package imports data, and loads torch only where a function asks what a machine has.
 """

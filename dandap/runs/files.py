@@ -1,4 +1,7 @@
-"""Files and folders written safely: whole or not at all, under a name that is free, never through somebody's link."""
+"""Write files and folders safely.
+
+They are written whole or not at all, under a name that is free, and never through somebody's link.
+"""
 
 import csv
 import json
@@ -20,8 +23,9 @@ from dandap.terminal import shown
 
 @contextmanager
 def locked(folder: Path):
-    """One process at a time works on a folder; the lock of a dead process is free."""
+    """Let one process at a time work on a folder; the lock of a dead process is free."""
     file, note = folder / ".lock", folder / ".lock.owner"
+    # FileLock would open, or make, what the link points to.
     if file.is_symlink():
         raise InputError(f"{file} is a link; expected a file of the folder's own. Remove the link.")
     lock = FileLock(file)
@@ -33,25 +37,24 @@ def locked(folder: Path):
             f"{folder} is in use by {shown(owner[:100])}. Wait until it ends, or stop it."
         ) from None
     try:
-        write_text(
-            note, f"process {os.getpid()}"
-        )  # a host's name is nobody's business where the folder is published
+        # Without the host's name, which is nobody's business where the folder is published.
+        write_text(note, f"process {os.getpid()}")
         yield
     finally:
         note.unlink(missing_ok=True)
         lock.release()
 
 
-LONGEST_NAME = (
-    180  # bytes of a folder's name; file systems take 255, and a time and -2 come after it
-)
+LONGEST_NAME = 180  # bytes of a folder's name; file systems take 255, and a time and -2 follow it
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: under a name of its own beside its place first, then renamed.
+    """Write a file whole or not at all.
 
-    A link at `path` is replaced, what it points to stays; so does a file of the user's that ends in .partial.
+    It is written beside its place under a name of its own and then renamed. A link at `path` is
+    replaced, and what it points to stays; so does a file of the user's that ends in .partial.
     """
+    # The name is cut, because with what is put around it one of 255 bytes would be too long.
     handle, partial = tempfile.mkstemp(
         prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent
     )
@@ -59,6 +62,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
+            # Else a machine that loses its power may keep the new name and lose the bytes.
             os.fsync(file.fileno())
         Path(partial).chmod(_usual_mode())
         os.replace(partial, path)
@@ -68,7 +72,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def _usual_mode() -> int:
-    """The mode that a new file gets here; mkstemp's are for their owner alone."""
+    """Return the mode that a new file gets here; mkstemp's files are for their owner alone."""
+    # The mask can only be read by setting it.
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
@@ -85,12 +90,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_json_lines(path: Path, records: Iterable[dict]) -> None:
-    """Write records a line each, whole or not at all."""
+    """Write records, a line each, into a file that is written whole or not at all."""
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def write_table(path: Path, records: list[dict], columns: Sequence[str] | None = None) -> None:
-    """Write records as a CSV for people, UTF-8 with a byte-order mark, every text in quotation marks."""
+    """Write records as a CSV for people, each text in quotation marks.
+
+    It is UTF-8 with a byte-order mark, by which spreadsheets know it.
+    """
     import pandas as pd  # 0.4 s, which no script should take before it is needed
 
     text = pd.DataFrame(records, columns=columns).to_csv(
@@ -101,6 +109,7 @@ def write_table(path: Path, records: list[dict], columns: Sequence[str] | None =
 
 def append_json(path: Path, record: dict) -> None:
     """Add a line to a .jsonl file, which must be no link."""
+    # Opening writes through a link, which replacing a file, as the other writers do, does not.
     if path.is_symlink():
         raise InputError(f"{path} is a link; expected a file of the run's own. Remove the link.")
     with path.open("a", encoding="utf-8") as file:
@@ -108,7 +117,10 @@ def append_json(path: Path, record: dict) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[dict]:
-    """Yield the objects of a .jsonl file that this project wrote, but for lines that a kill has torn; none without a file."""
+    """Yield the objects of a .jsonl file that this project wrote, or none where there is no file.
+
+    Lines that a kill has torn are passed over.
+    """
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             record = json.loads(line)
@@ -119,7 +131,10 @@ def read_json_lines(path: Path) -> Iterator[dict]:
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON object that this project wrote; InputError if the file is missing, torn or holds something else."""
+    """Read a JSON object that this project wrote.
+
+    Raise InputError if the file is missing, torn or holds something else.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -128,7 +143,8 @@ def read_json(path: Path) -> dict:
         ) from None
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} is damaged ({str(error)[:80]}). Put it back from a copy, or make the folder again."
+            f"{path} is damaged ({str(error)[:80]}). "
+            "Put it back from a copy, or make the folder again."
         ) from error
     if not isinstance(value, dict):
         raise InputError(
@@ -138,7 +154,8 @@ def read_json(path: Path) -> dict:
 
 
 def safe_name(name: str) -> str:
-    """Return a name as one folder: nothing that leaves the parent folder or that a file system refuses."""
+    """Return a name for one folder, without what leaves its parent or a file system refuses."""
+    # A dot in front would hide the folder, and . and .. are the folder itself and its parent.
     cleaned = re.sub(r"[^\w.+-]+", "-", name).strip("-.")
     if not cleaned:
         raise InputError(f"got the name {name[:100]!r}; expected letters, digits, '-', '_' or '.'.")
@@ -146,18 +163,19 @@ def safe_name(name: str) -> str:
 
 
 def checked_name(name: str) -> str:
-    """Return a folder name that a person chose; InputError if it is too long for a file system."""
+    """Return a folder name that a person chose; refuse one that is too long for a file system."""
     cleaned = safe_name(name)
     if len(cleaned.encode()) > LONGEST_NAME:
         raise InputError(
-            f"the name {cleaned[:20]!r}... has {len(cleaned.encode())} bytes; expected at most {LONGEST_NAME} "
-            "(a Hangul syllable takes three)."
+            f"the name {cleaned[:20]!r}... has {len(cleaned.encode())} bytes; expected at most "
+            f"{LONGEST_NAME} (a Hangul syllable takes three)."
         )
     return cleaned
 
 
 def shortened(name: str, most: int = 100) -> str:
-    """Cut a name to so many bytes, between characters."""
+    """Cut a name to at most so many bytes, between characters."""
+    # The bytes of a character that was cut in two are left out.
     return name.encode()[:most].decode(errors="ignore")
 
 
@@ -167,15 +185,16 @@ def timestamp() -> str:
 
 
 def new_folder(parent: str | Path, name: str) -> Path:
-    """Make <parent>/<name>-<time>/, never one that exists."""
+    """Make <parent>/<name>-<time>/, never one that exists, and return it."""
     return free_folder(Path(parent) / safe_name(f"{shortened(name)}-{timestamp()}"))
 
 
 def free_folder(base: Path) -> Path:
-    """Make the folder, or the same name with -2, -3, ... if two start in one second."""
+    """Make the folder, or one named with -2, -3, ... if two start in one second, and return it."""
     make_folder(base.parent)
     folder, number = base, 2
     while True:
+        # To look first would not do: another process may take the name in between.
         try:
             folder.mkdir()
             return folder
@@ -184,17 +203,25 @@ def free_folder(base: Path) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder where there is none; InputError if something else has its name, or its path leads nowhere."""
+    """Make a folder where there is none.
+
+    Raise InputError if something else has its name, or its path leads nowhere.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(
-            f"{folder} cannot be a folder: {error.filename} is a file, or a link that leads nowhere."
+            f"{folder} cannot be a folder: {error.filename} is a file, "
+            "or a link that leads nowhere."
         ) from error
 
 
 def check_writable(folder: Path, way_out: str) -> None:
-    """Refuse a folder that cannot be made or written to, before the work whose result it would lose; nothing is made."""
+    """Refuse a folder that cannot be made or written to, before work whose result it would lose.
+
+    Nothing is made. `way_out` tells people what to do.
+    """
+    # What does not exist yet would be made in the nearest folder above that does.
     existing = folder.absolute()
     while not existing.exists():
         if existing.is_symlink():
@@ -204,6 +231,7 @@ def check_writable(folder: Path, way_out: str) -> None:
         existing = existing.parent
     if not existing.is_dir():
         raise InputError(f"{folder} cannot be a folder: {existing} is a file. {way_out}")
+    # Modes do not tell everything: on a file system that is mounted to be read they allow writing.
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
@@ -212,7 +240,7 @@ def check_writable(folder: Path, way_out: str) -> None:
 
 
 def refuse_output(output: str | None, overwrite: bool) -> None:
-    """Refuse an --output that cannot be written under its name, before the hours of answering; none given is right."""
+    """Refuse an --output that cannot be written under its name, before the hours of answering."""
     if output:
         refuse_existing(
             Path(output), overwrite, "--output", "Choose another name, or add --overwrite."
@@ -220,10 +248,14 @@ def refuse_output(output: str | None, overwrite: bool) -> None:
 
 
 def refuse_existing(target: Path, overwrite: bool, name: str, way_out: str) -> None:
-    """Refuse a place where a file cannot be written; `name` is what the user calls it, `way_out` what to do if it exists."""
+    """Refuse a place where a file cannot be written.
+
+    `name` is what the user calls it, and `way_out` says what to do if it exists.
+    """
     if len(target.name.encode()) > 255:
         raise InputError(
-            f"{name}: the name {target.name[:20]!r}... has more than the 255 bytes that file systems take."
+            f"{name}: the name {target.name[:20]!r}... "
+            "has more than the 255 bytes that file systems take."
         )
     if not target.absolute().parent.is_dir():
         raise InputError(
@@ -249,7 +281,10 @@ def copy_whole(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with what is in it, or a link but not what it points to; nothing if there is none."""
+    """Remove a file, a folder with what is in it, or a link but not what it points to.
+
+    Where there is none of these, do nothing.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""outputs/<run>/: everything a run wrote, under fixed names, and how a run is found again."""
+"""Name everything that a run writes into outputs/<run>/, and find a run again."""
 
 import platform
 import subprocess
@@ -22,6 +22,7 @@ from dandap.runs.files import (
     write_text,
 )
 
+# A result may depend on the versions of these.
 PACKAGES = (
     "torch",
     "transformers",
@@ -33,7 +34,8 @@ PACKAGES = (
     "pandas",
     "tokenizers",
 )
-# What a start leaves before there is anything to go on from: such a folder's name is free to start again.
+# A start leaves these before there is anything to go on from; a folder that holds no more may be
+# started in again under its name.
 BEGUN = {
     "recipe.yaml",
     "template.json",
@@ -45,7 +47,7 @@ BEGUN = {
 
 
 class RunFolder:
-    """The paths of one run."""
+    """Holds the paths of one run, and reads and writes what lies there."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -64,11 +66,11 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether it holds a trained adapter."""
+        """Return whether the run has a trained adapter."""
         return self.weights.is_file() and self.weights.stat().st_size > 0
 
     def check_finished(self) -> None:
-        """Raise InputError where what a finished run needs to answer cannot be read."""
+        """Raise InputError if something cannot be read that a finished run needs to answer."""
         if not self.finished:
             raise InputError(
                 f"{self.adapter} holds an empty adapter. Train again, or put it back from a copy."
@@ -78,16 +80,20 @@ class RunFolder:
 
     @property
     def only_begun(self) -> bool:
-        """Whether a start left it with nothing to go on from."""
+        """Return whether a start left the run with nothing to go on from."""
+        # Hidden are the lock and files half written, which are nothing to go on from either.
         names = {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
         return names <= BEGUN | {"checkpoints"} and not any(self.checkpoints.glob("checkpoint-*"))
 
     def environment(self) -> dict:
-        """Read environment.json; InputError if it is missing or damaged."""
+        """Read environment.json; raise InputError if it is missing or damaged."""
         return read_json(self.environment_file)
 
     def when(self, what: str) -> str:
-        """Return the time (UTC) of `started` or `finished`, which travels with the folder; "" sorts before all others."""
+        """Return the time (UTC) of `started` or `finished`, or "", which sorts before all times.
+
+        It is the folder's own record, which travels with it; files' times may change in a copy.
+        """
         value = self.environment().get(what)
         try:
             if value is not None:
@@ -100,7 +106,10 @@ class RunFolder:
 
     @property
     def name_of_run(self) -> str | None:
-        """What its checkpoints are signed with, so that another run's are known; None in folders of earlier versions."""
+        """Return what the run's checkpoints are signed with, so that another run's are known.
+
+        It is None in folders of earlier versions.
+        """
         return self.environment().get("run")
 
     def note(self, **values) -> None:
@@ -111,34 +120,39 @@ class RunFolder:
         """Read the recipe as it was resolved when the run started."""
         if not self.recipe_file.is_file():
             raise InputError(
-                f"{self.path} is no run folder (no recipe.yaml). Expected a folder that fine_tune.py made."
+                f"{self.path} is no run folder (no recipe.yaml). "
+                "Expected a folder that fine_tune.py made."
             )
         return load_recipe(str(self.recipe_file), {})
 
     def load_template(self) -> tuple[str, dict[str, str]]:
-        """Read (name, template) as trained; prompts.check_template says whether it can be used."""
+        """Read (name, template) as trained; prompts.check_template says if they can be used."""
         saved = read_json(self.template_file)
         template = saved.get("template")
         if not isinstance(saved.get("name"), str) or not isinstance(template, dict):
             raise InputError(
-                f"{self.template_file} holds no name and template. Put it back from a copy of the folder."
+                f"{self.template_file} holds no name and template. "
+                "Put it back from a copy of the folder."
             )
         if not all(isinstance(part, str) for part in template.values()):
             raise InputError(
-                f"{self.template_file}: a part of the template is no text. Put it back from a copy of the folder."
+                f"{self.template_file}: a part of the template is no text. "
+                "Put it back from a copy of the folder."
             )
         return saved["name"], template
 
     def save_recipe(self, recipe: Recipe, template: dict[str, str]) -> None:
-        """Write template.json and recipe.yaml (resolved), by which a folder is known as a run and which therefore comes last."""
+        """Write template.json and recipe.yaml, with every field of the resolved recipe."""
+        # recipe.yaml comes last, because by it a folder is known as a run.
         write_json(self.template_file, {"name": recipe.template, "template": template})
         write_text(self.recipe_file, recipe.to_yaml())
 
 
 def new_run(output_dir: str, name: str | None, made_from: str) -> RunFolder:
-    """Make a fresh folder; a name that is taken is refused, because nothing is ever overwritten."""
+    """Make a fresh folder; refuse a name that is taken, because nothing is ever overwritten."""
     refuse_taken(output_dir, name)
-    if name and (Path(output_dir) / checked_name(name)).is_dir():  # of a start that left nothing
+    # A folder that was not refused is of a start that left nothing to go on from.
+    if name and (Path(output_dir) / checked_name(name)).is_dir():
         return RunFolder(Path(output_dir) / checked_name(name))
     return RunFolder(
         free_folder(
@@ -148,12 +162,16 @@ def new_run(output_dir: str, name: str | None, made_from: str) -> RunFolder:
 
 
 def refuse_taken(output_dir: str, name: str | None) -> None:
-    """Say early that a run's name is taken, before a model is loaded; a start that left nothing to resume takes no name."""
+    """Refuse a run's name that is taken, before a model is loaded.
+
+    A start that left nothing to resume takes no name.
+    """
     if not name:
         return
     folder = Path(output_dir) / checked_name(name)
     if folder.is_dir() and not folder.is_symlink() and RunFolder(folder).only_begun:
-        with locked(folder):  # unless it is being trained right now, and has no checkpoint yet
+        # The lock refuses a run that is being trained right now and has no checkpoint yet.
+        with locked(folder):
             return
     if folder.exists() or folder.is_symlink():
         raise InputError(
@@ -162,12 +180,15 @@ def refuse_taken(output_dir: str, name: str | None) -> None:
 
 
 def named(name: str, output_dir: str) -> Path | None:
-    """Return what a person means by a name: a path, or something in the folder of runs; None where there is neither."""
+    """Return what a person means by a name: a path, or something in the folder of runs.
+
+    Where there is neither, return None.
+    """
     return next((path for path in (Path(name), Path(output_dir) / name) if path.exists()), None)
 
 
 def find_run(name: str | None, output_dir: str) -> RunFolder:
-    """Find a finished run by path or name; without a name the newest finished one."""
+    """Find a run by path or name; without a name find the newest finished one."""
     if name:
         folder = named(name, output_dir)
         if folder is None or not folder.is_dir():
@@ -179,25 +200,30 @@ def find_run(name: str | None, output_dir: str) -> RunFolder:
     finished = [run for run in list_runs(output_dir) if run.finished]
     if not finished:
         raise InputError(
-            f"{output_dir} holds no finished run. Train one with `python fine_tune.py`, or name one with --run."
+            f"{output_dir} holds no finished run. "
+            "Train one with `python fine_tune.py`, or name one with --run."
         )
     return newest(finished, "finished")
 
 
 def newest(runs: list[RunFolder], what: str) -> RunFolder:
-    """Return the run that `started` or `finished` last by its own record; if a file's time says otherwise, tell it."""
+    """Return the run that `started` or `finished` last by its own record.
+
+    Tell people if the files' times say otherwise, because then a clock may have been wrong.
+    """
     chosen = max(runs, key=lambda run: run.when(what))
     written = max(runs, key=lambda run: run.environment_file.stat().st_mtime_ns)
     if written.path != chosen.path:
         print(
-            f"{chosen.path} is the run that {what} last by its record, {chosen.when(what)}; {written.path} was written to later "
-            f"and says {written.when(what) or 'nothing'}. If a clock was wrong, name the run that is meant."
+            f"{chosen.path} is the run that {what} last by its record, {chosen.when(what)}; "
+            f"{written.path} was written to later and says {written.when(what) or 'nothing'}. "
+            "If a clock was wrong, name the run that is meant."
         )
     return chosen
 
 
 def list_runs(output_dir: str) -> list[RunFolder]:
-    """List run folders, oldest first by their own record; a broken one is named and passed over."""
+    """List run folders, oldest first by their own record; name a broken one and pass it over."""
     runs = []
     for file in sorted(Path(output_dir).glob("*/recipe.yaml")):
         run = RunFolder(file.parent)
@@ -208,6 +234,7 @@ def list_runs(output_dir: str) -> list[RunFolder]:
             runs.append((run.when("started"), file.parent.name, run))
         except (InputError, OSError) as error:
             print(f"{run.path} is passed over: {error}")
+    # The runs themselves have no order; those that started together are ordered by name.
     return [run for *_, run in sorted(runs, key=lambda found: found[:2])]
 
 
@@ -217,7 +244,10 @@ def now() -> str:
 
 
 def describe_environment(tables: list[Table]) -> dict:
-    """Describe what a result depends on besides the recipe: versions, device, commit and data hashes."""
+    """Describe what a result depends on besides its recipe.
+
+    These are versions, the device, the project's commit and the hashes of the data.
+    """
     import torch  # 3 s, which what only reads answers need not take
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -234,12 +264,15 @@ def describe_environment(tables: list[Table]) -> dict:
 
 
 def begin(tables: list[Table], base: dict) -> dict:
-    """Describe the environment of a run that begins, the identity of its base (dandap/identity.py), and its own name."""
+    """Describe the environment of a run that begins, with its base's identity and its own name."""
     return describe_environment(tables) | {"base": base, "run": uuid.uuid4().hex}
 
 
 def _commit() -> str | None:
-    """Return the project's commit, with "+changes" if files differ; None without git or in somebody else's checkout."""
+    """Return the project's commit, with "+changes" if files differ from it.
+
+    Return None without git, or where the project lies in somebody else's checkout.
+    """
     git = {"capture_output": True, "text": True, "check": True, "cwd": ROOT}
     try:
         top, commit = subprocess.run(
@@ -247,6 +280,7 @@ def _commit() -> str | None:
         ).stdout.split("\n")[:2]
         if not ROOT.samefile(top):
             return None
+        # -uno: data and outputs, which git does not track, are no changes of the project.
         changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **git).stdout
     except (OSError, subprocess.CalledProcessError, ValueError):
         return None

@@ -1,4 +1,7 @@
-"""predictions.jsonl: answers are kept as they come, so that an inference that was killed goes on where it was."""
+"""Keep answers in predictions.jsonl as they come.
+
+An inference that was killed goes on where it was.
+"""
 
 import hashlib
 import json
@@ -20,9 +23,10 @@ RECORD = "predictions.jsonl"  # in every folder of answers
 
 
 class Journal:
-    """The answers of one inference, a line each, under a key of everything that they depend on.
+    """Holds the answers of one inference, a line each, under a key of all that they depend on.
 
-    `settings` are the recipe, template, adapter, data and versions; an answer's key is of these and of its prompt.
+    `settings` is a hash of the recipe, template, adapter, data and versions; an answer's key is a
+    hash of it, of the question's id and of its prompt.
     """
 
     def __init__(self, folder: Path, settings: str, examples: list[Example]):
@@ -31,21 +35,26 @@ class Journal:
         self.records: dict[str, dict] = {}
 
     def read(self) -> int:
-        """Take over what an earlier process left, but for a torn last line and what has another key; how many were kept."""
+        """Take over what an earlier process left, and return how many answers were kept.
+
+        A torn last line, and answers under another key, are left out.
+        """
         for record in read_json_lines(self.file):
             key = record.pop("key", None)
             if key and key == self.keys.get(record.get("id")):
                 self.records[record["id"]] = record
+        # Without what was left out: the next answer would be appended to a torn line.
         self._write(self.records)
         return len(self.records)
 
     def add(self, record: dict) -> None:
-        """Keep an answer."""
+        """Keep an answer in the file, where a kill does not lose it."""
         append_json(self.file, self._line(record))
         self.records[record["id"]] = record
 
     def finish(self, ids: list[str]) -> list[dict]:
-        """All records in this order, and so in the file."""
+        """Return all records in the order of `ids`, and put the file's lines in it."""
+        # Answers come as batches finish, in another order than the test file's.
         ordered = {name: self.records[name] for name in ids}
         self._write(ordered)
         return list(ordered.values())
@@ -64,7 +73,10 @@ def _key(settings: str, example: Example) -> str:
 
 
 def hash_settings(settings: dict, adapter: Path | None) -> str:
-    """Return a hash of what all answers of an inference depend on, the adapter's files and tokenizer included."""
+    """Return a hash of what all answers of an inference depend on.
+
+    The adapter's files, its tokenizer's among them, are part of it.
+    """
     text = json.dumps(
         {**settings, "adapter": folder_hash(adapter) if adapter else None},
         sort_keys=True,
@@ -75,6 +87,7 @@ def hash_settings(settings: dict, adapter: Path | None) -> str:
 
 def answers_folder(parent: Path, test_file: Path, settings: str) -> Path:
     """Return the newest folder of an unfinished inference with the same settings, or a new one."""
+    # An unfinished one has settings.json and no scores.json, which is written after all answers.
     for file in sorted(
         parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime, reverse=True
     ):

@@ -1,4 +1,7 @@
-"""Manifests of checkpoints and adapters: every file's size and SHA-256, and whose they are; they count only when that holds."""
+"""Seal checkpoints and adapters with a manifest: each file's size and SHA-256, and whose they are.
+
+They count only when what their manifest says holds.
+"""
 
 import hashlib
 import json
@@ -9,12 +12,13 @@ MANIFEST, STAGING = "manifest.json", ".saving"
 
 
 def seal(folder: Path, run: str | None = None) -> None:
-    """Write the manifest of a folder's files, all flushed to the disk; the manifest last. `run` signs it."""
+    """Write the manifest of a folder's files, all flushed to the disk; `run` signs it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in files
     }
+    # The manifest comes last, so that a folder whose saving was cut off has none.
     for path in files:
         _flush(path)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
@@ -25,10 +29,14 @@ def seal(folder: Path, run: str | None = None) -> None:
 
 
 def fault(folder: Path, run: str | None = None) -> str | None:
-    """Why a checkpoint or an adapter cannot be used, or None if its manifest holds and is not another run's."""
+    """Say why a checkpoint or an adapter cannot be used.
+
+    Return None if its manifest holds and is not another run's. Without `run` it may be anybody's.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
+        # An unsigned manifest is taken: folders of earlier versions have no name of their run.
         if run and manifest.get("run") not in (run, None):
             return "it is another run's"
         for name, expected in files.items():
@@ -43,13 +51,14 @@ def fault(folder: Path, run: str | None = None) -> str | None:
         return "it has no manifest: it was not written to its end"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
+    # A manifest without files would hold for any folder.
     if not any(name.endswith(".safetensors") for name in files):
         return "its manifest names no weights"
     return None
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -57,7 +66,8 @@ def sha256(path: Path) -> str:
 def _flush(path: Path) -> None:
     """Have the system write a file, or a folder's entries, to the disk.
 
-    Windows opens no folder and flushes no handle that cannot write; it keeps a folder's entries by itself.
+    Windows opens no folder and flushes no handle that cannot write; it keeps a folder's entries by
+    itself.
     """
     try:
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -72,7 +82,7 @@ def _flush(path: Path) -> None:
 
 
 WHOLE = 2**28  # bytes; files up to this size are hashed whole
-PIECES, PIECE = 256, 2**16  # of larger ones: so many pieces of so many bytes, and both ends
+PIECES, PIECE = 256, 2**16  # larger ones by so many pieces of so many bytes, from end to end
 KINDS = (".json", ".safetensors", ".model", ".jinja", ".txt", ".py")
 
 
@@ -86,6 +96,7 @@ def folder_hash(folder: Path) -> str:
 
 
 def _file_hash(path: Path) -> str:
+    """Return a file's SHA-256; of one above WHOLE bytes, that of PIECES evenly spaced pieces."""
     size = path.stat().st_size
     if size <= WHOLE:
         return sha256(path)

@@ -1,4 +1,4 @@
-"""Plots that show Korean on any machine: the font comes with a package, not with the system."""
+"""Draw plots that show Korean on any machine: the font comes with a package, not the system."""
 
 import importlib.util
 from collections.abc import Callable
@@ -16,7 +16,8 @@ DOTS_PER_INCH = 110
 
 
 def font_file() -> str:
-    """NanumGothic of koreanize-matplotlib, found without importing the package: its code needs distutils."""
+    """Return the path of NanumGothic, which koreanize-matplotlib brings."""
+    # The package is found and not imported, because its code needs distutils.
     folder = Path(importlib.util.find_spec("koreanize_matplotlib").submodule_search_locations[0])
     return str(folder / "fonts" / "NanumGothic.ttf")
 
@@ -28,9 +29,13 @@ def _font_family() -> str:
 
 
 def draw(path: Path, fill: Callable[[Axes], None], width: float = 7.0, height: float = 3.6) -> Path:
-    """Make a PNG of one plot, width and height in inches; `fill` draws on its axes."""
+    """Make a PNG of one plot and return its path; `fill` draws on its axes.
+
+    Width and height are in inches.
+    """
     style = {
-        "font.family": [_font_family(), "DejaVu Sans"],  # the second for signs that the first lacks
+        # The second font is for signs that the first lacks.
+        "font.family": [_font_family(), "DejaVu Sans"],
         "axes.unicode_minus": False,  # NanumGothic has no U+2212
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -53,8 +58,12 @@ def bars(
     intervals: list[tuple[float, float]],
     counts: list[int],
 ) -> None:
-    """Horizontal bars with intervals, the first on top, each with its value and the number of questions."""
+    """Draw horizontal bars with intervals, each with its value and the number of its questions.
+
+    The first label's bar is on top.
+    """
     places = range(len(labels))
+    # Error bars are lengths from the value, and matplotlib refuses negative ones.
     below = [max(value - low, 0) for value, (low, _) in zip(values, intervals, strict=True)]
     above = [max(high - value, 0) for value, (_, high) in zip(values, intervals, strict=True)]
     axes.barh(
@@ -64,10 +73,9 @@ def bars(
         axes.text(
             max(value, high) + 0.015, place, f"{value:.3f}  (n={count})", va="center", fontsize=9
         )
-    axes.set_yticks(
-        places, ["\n".join(wrap(label, 45)).replace("$", r"\$") for label in labels]
-    )  # $ would begin a formula
+    # matplotlib would begin a formula at a $.
+    axes.set_yticks(places, ["\n".join(wrap(label, 45)).replace("$", r"\$") for label in labels])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.22)
+    axes.set_xlim(0, 1.22)  # scores end at 1; the rest is room for the numbers beside the bars
     axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axes.grid(axis="y", visible=False)

@@ -1,4 +1,7 @@
-"""Answers that were written before: found by run or file, read back, and checked to be on the same questions."""
+"""Read answers that were written before.
+
+They are found by run or file, and where several are compared, checked to be on the same questions.
+"""
 
 import csv
 import io
@@ -18,7 +21,7 @@ from dandap.runs.submission import REVIEW_COLUMNS, active
 
 
 class Answered(NamedTuple):
-    """Questions and their answers, in one order; records are the lines of predictions.jsonl."""
+    """Holds questions and their answers in one order; records are lines of predictions.jsonl."""
 
     rows: Sequence[Row]
     records: Sequence[dict]
@@ -36,38 +39,46 @@ def _in_a_cell(value):
 
 
 def write_predictions(path: Path, records: list[dict]) -> None:
-    """predictions.csv: the records, their lists (gold answers, samples, token ids) joined with " | ", choices as JSON."""
-    write_table(
-        path, [{name: _in_a_cell(value) for name, value in record.items()} for record in records]
-    )
+    """Write predictions.csv: the records, a row each.
+
+    Their lists (gold answers, samples, token ids) are joined with " | ", choices are JSON.
+    """
+    rows = []
+    for record in records:
+        rows.append({name: _in_a_cell(value) for name, value in record.items()})
+    write_table(path, rows)
 
 
 def find_predictions(name: str, output_dir: str, split: str | None = None) -> Path:
-    """The file of answers of a run, a folder of answers, or a .jsonl or .csv file.
+    """Find the file of answers of a run, of a folder of answers, or one named itself.
 
-    Of a run: its newest whole answers to a test file, or those on its validation questions with split "validation".
+    Of a run these are its newest whole answers to a test file, or with split "validation" those to
+    its validation questions. A file named itself is a .jsonl or .csv file.
     """
     path = named(name, output_dir)
     if path is None:
-        find_run(name, output_dir)  # says which runs there are
+        find_run(name, output_dir)  # refuses the name and says which runs there are
     if path.is_file() or (path / RECORD).is_file():
         return path if path.is_file() else path / RECORD
     run = RunFolder(path)
+    # What training answered counts before what `--split validation` answered later.
     if split and run.validation_record.is_file():
         return run.validation_record
     whole = [file for file in run.answers.glob("*/scores.json") if _is_of(file, split)]
     if not whole:
         how = " --split validation" if split else ""
         raise InputError(
-            f"{path} holds no answers{how and ' to its validation questions'}: python inference.py --run {path}{how}"
+            f"{path} holds no answers{how and ' to its validation questions'}: "
+            f"python inference.py --run {path}{how}"
         )
+    # Names begin with the test file's, so that they alone would not tell the newest.
     return max(
         whole, key=lambda file: (str(read_json(file).get("started", "")), file.parent.name)
     ).with_name(RECORD)
 
 
 def run_of(path: Path) -> RunFolder | None:
-    """The run that a file of answers lies in, if it lies in one."""
+    """Return the run that a file of answers lies in, or None."""
     return next(
         (
             RunFolder(folder)
@@ -79,32 +90,36 @@ def run_of(path: Path) -> RunFolder | None:
 
 
 def _is_of(scores_file: Path, split: str | None) -> bool:
-    """Whether a finished inference answered all of a test file, or of the split."""
+    """Say whether a finished inference answered all of a test file, or of the split."""
     try:
         scores = read_json(scores_file)
     except InputError as error:
         print(f"{scores_file.parent} is passed over: {error}")
         return False
+    # With --limit only some questions are answered.
     return scores.get("split") == split and scores.get("limit") is None
 
 
 def load_predictions(path: Path) -> list[dict]:
-    """Records with at least "id" and "prediction", in the file's order.
+    """Read records with at least "id" and "prediction", in the file's order.
 
-    .jsonl as inference writes it; .csv with the columns id and prediction (predictions.csv), or id and an answer (a submission).
+    A .jsonl is as inference writes it; a .csv has the columns id and prediction (predictions.csv),
+    or id and an answer (a submission).
     """
     text, _ = decode(path.read_bytes(), path)
     records = _from_csv(text, path) if path.suffix.lower() == ".csv" else _from_jsonl(text, path)
     ids = [record["id"] for record in records]
     if not ids or len(set(ids)) < len(ids):
         raise InputError(
-            f"{path} holds {len(ids)} answers to {len(set(ids))} ids; expected at least one, each id once."
+            f"{path} holds {len(ids)} answers to {len(set(ids))} ids; "
+            "expected at least one, each id once."
         )
     return records
 
 
 def _from_jsonl(text: str, path: Path) -> list[dict]:
     records = []
+    # splitlines would also split at U+2028 and its like, which JSON may hold within a text.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -112,14 +127,14 @@ def _from_jsonl(text: str, path: Path) -> list[dict]:
             records.append(_checked(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
-                f"{path}, line {number}: expected a JSON object with the texts id and prediction, as inference.py writes it "
-                f"({first_line(error)})."
+                f"{path}, line {number}: expected a JSON object with the texts id and prediction, "
+                f"as inference.py writes it ({first_line(error)})."
             ) from error
     return records
 
 
 def _checked(record: dict) -> dict:
-    """The record; ValueError where a field is of another kind than inference writes."""
+    """Return the record, cleaned; raise ValueError if a field is not of inference's kind."""
     texts = [
         record["id"],
         record["prediction"],
@@ -142,18 +157,21 @@ def _checked(record: dict) -> dict:
 
 
 def _from_csv(text: str, path: Path) -> list[dict]:
+    # Cells end at 131,072 characters otherwise. A C long of Windows takes no more than this.
     csv.field_size_limit(2**31 - 1)
     try:
         table = [cells for cells in csv.reader(io.StringIO(text, newline=""), strict=True) if cells]
     except csv.Error as error:
         raise InputError(
-            f"{path} is not a CSV file that can be read ({error}). Name the one that inference.py wrote."
+            f"{path} is not a CSV file that can be read ({error}). "
+            "Name the one that inference.py wrote."
         ) from error
     header = table[0] if table else []
     name, answer = _columns(header)
     if answer is None or any(len(cells) != len(header) for cells in table):
         raise InputError(
-            f"{path} has the columns {header}; expected id and prediction, or id and answer, and as many cells in every row."
+            f"{path} has the columns {header}; "
+            "expected id and prediction, or id and answer, and as many cells in every row."
         )
     # A review's texts have an apostrophe before what a spreadsheet would run as a formula.
     text_of = active if tuple(header) == REVIEW_COLUMNS else str
@@ -163,7 +181,8 @@ def _from_csv(text: str, path: Path) -> list[dict]:
 
 
 def _columns(header: list[str]) -> tuple[int, int | None]:
-    """Where the id and the answer stand; of two columns with other names the first is the id."""
+    """Return where the id and the answer stand; of two columns with other names the id is first."""
+    # A name that stands twice, or an empty one, does not say which column is meant.
     if len(set(header)) < len(header) or not all(header):
         return 0, None
     answer = next(
@@ -175,7 +194,10 @@ def _columns(header: list[str]) -> tuple[int, int | None]:
 
 
 def same_questions(members: dict[str, list[dict]]) -> list[list[dict]]:
-    """The members' records in the first one's order; InputError names the files and ids that differ."""
+    """Return the members' records in the first one's order.
+
+    Raise InputError if their questions differ; it names the files and an id of either.
+    """
     first, *others = members
     order = [record["id"] for record in members[first]]
     known = set(order)
@@ -190,17 +212,20 @@ def same_questions(members: dict[str, list[dict]]) -> list[list[dict]]:
                 if ids
             ]
             raise InputError(
-                f"{first} and {name} answer different questions: {'; '.join(told)}. Name answers to the same file."
+                f"{first} and {name} answer different questions: {'; '.join(told)}. "
+                "Name answers to the same file."
             )
         aligned.append([by_id[i] for i in order])
         for mine, other in zip(members[first], aligned[-1], strict=True):
-            # A dialogue may have been cleaned for one member and not for another.
+            # Articles may differ where answers are chosen: a dialogue may have been cleaned for
+            # one member and not for another.
             for what in (
                 ("question", "gold") if mine.get("choices") else ("question", "article", "gold")
             ):
                 if mine.get(what) and other.get(what) and mine[what] != other[what]:
                     raise InputError(
-                        f"{first} and {name} answer different questions: {what} of {mine['id']} is not the same in both. "
+                        f"{first} and {name} answer different questions: "
+                        f"{what} of {mine['id']} is not the same in both. "
                         "Name answers to the same file."
                     )
     return aligned

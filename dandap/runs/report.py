@@ -1,4 +1,7 @@
-"""report.html: a run on one page, without network; its plots are inside it and as PNGs beside it."""
+"""Write report.html, which shows a run on one page and needs no network.
+
+Its plots are inside it, and as PNGs beside it.
+"""
 
 import base64
 import math
@@ -19,15 +22,17 @@ from dandap.runs.files import write_text
 from dandap.runs.plots import BLUE, GREY, ORANGE, bars, draw
 
 PAGE = Path(__file__).with_name("report.html.jinja")
-WORST, LISTED = 30, 20
-Interval = Callable[
-    [Sequence[float], Sequence[str]], tuple[float, float]
-]  # (values, their articles) -> 95% of the mean
+WORST, LISTED = 30, 20  # most answers that are shown, and most lines of a list
+# (values, their articles) -> the 95% interval of the mean.
+Interval = Callable[[Sequence[float], Sequence[str]], tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a report is made of. `records` are scored predictions; `contexts` their articles' texts by the question's id."""
+    """Holds what a report is made of.
+
+    `records` are scored predictions; `contexts` are their articles' texts by the questions' ids.
+    """
 
     title: str
     records: list[dict]
@@ -46,7 +51,7 @@ class Report:
 
 
 def write_report(folder: Path, report: Report) -> Path:
-    """Write report.html and plots/*.png into a folder."""
+    """Write report.html and plots/*.png into a folder, and return the page's path."""
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     drawn = {
@@ -73,7 +78,11 @@ def write_report(folder: Path, report: Report) -> Path:
 
 
 def write_page(folder: Path, template: Path, pictures: dict[str, Path], **values) -> Path:
-    """report.html from a Jinja template, texts escaped; it finds the PNGs as `images`, in base64, by their names."""
+    """Write report.html from a Jinja template and return its path.
+
+    The template finds the PNGs as `images`, in base64, by their names.
+    """
+    # autoescape: an article's <script> must stay a text.
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         template.read_text(encoding="utf-8")
     )
@@ -83,12 +92,12 @@ def write_page(folder: Path, template: Path, pictures: dict[str, Path], **values
 
 
 def kept_step(history: list[dict]) -> int | None:
-    """The step whose adapter was kept, as training noted it."""
+    """Return the step whose adapter was kept, as training noted it, or None."""
     return next((line["kept"] for line in reversed(history) if "kept" in line), None)
 
 
 def _plots(report: Report) -> Iterable[tuple[str, Callable[[Axes], None], float]]:
-    """(name, what fills its axes, height in inches)."""
+    """Yield each plot as (name, what fills its axes, height in inches)."""
     if any("loss" in line for line in report.history):
         yield "training", partial(training_curves, history=report.history), 3.6
     groups = {
@@ -101,6 +110,7 @@ def _plots(report: Report) -> Iterable[tuple[str, Callable[[Axes], None], float]
         "answer_length": "score by length of the gold answer (characters)",
         "article_length": "score by length of the article (characters)",
     }
+    # Questions without articles, as those of wallpaper_qa, have no lengths to group by.
     if not any(report.contexts.values()):
         del groups["article_length"]
     for name, grouped in groups.items():
@@ -113,7 +123,7 @@ Groups = dict[str, list[dict]]
 
 
 def by_kind(records: list[dict]) -> Groups:
-    """By what the question asks for."""
+    """Group records by what their questions ask for, the largest group first."""
     groups = defaultdict(list)
     for record in records:
         groups[record["kind"]].append(record)
@@ -121,7 +131,7 @@ def by_kind(records: list[dict]) -> Groups:
 
 
 def by_answer_length(records: list[dict]) -> Groups:
-    """By characters of the first gold answer."""
+    """Group records by characters of the first gold answer; leave empty groups out."""
     edges = [(1, 2), (3, 4), (5, 8), (9, 16), (17, math.inf)]
 
     def group(low: float, high: float) -> list[dict]:
@@ -135,30 +145,35 @@ def by_answer_length(records: list[dict]) -> Groups:
 
 
 def by_article_length(records: list[dict], contexts: dict[str, str]) -> Groups:
-    """Four groups of as many questions, by characters of the article."""
+    """Group records into four of equally many, by characters of the article."""
     ordered = sorted(records, key=lambda record: len(contexts[record["id"]]))
     size = math.ceil(len(ordered) / 4)
     groups = {}
     for start in range(0, len(ordered), size):
         part = ordered[start : start + size]
         low, high = (len(contexts[part[i]["id"]]) for i in (0, -1))
+        # Where many articles are equally long, two groups have the same edges and become one.
         groups.setdefault(f"{low:,}-{high:,}", []).extend(part)
     return groups
 
 
 def group_bars(axes: Axes, groups: Groups, label: str, interval: Interval) -> None:
-    """A bar per group, with its interval."""
-    values = [[record["char_f1"] for record in group] for group in groups.values()]
-    intervals = [
-        interval(v, [r["article"] for r in group])
-        for v, group in zip(values, groups.values(), strict=True)
-    ]
-    bars(axes, list(groups), [sum(v) / len(v) for v in values], intervals, list(map(len, values)))
+    """Draw a bar for each group, with its interval."""
+    means, intervals = [], []
+    for group in groups.values():
+        values = [record["char_f1"] for record in group]
+        means.append(sum(values) / len(values))
+        # The bootstrap draws whole articles, because scores on one article hang together.
+        intervals.append(interval(values, [record["article"] for record in group]))
+    bars(axes, list(groups), means, intervals, list(map(len, groups.values())))
     axes.set_xlabel(f"{label}, 95% interval")
 
 
 def training_curves(axes: Axes, history: list[dict]) -> None:
-    """The loss of every step and its running mean; the F1 of every evaluation with its interval, on an axis of its own."""
+    """Draw the loss of each step and its running mean, and the F1 of each evaluation.
+
+    The F1 has its interval, and an axis of its own on the right.
+    """
     steps, losses = zip(
         *((line["step"], line["loss"]) for line in history if "loss" in line), strict=True
     )
@@ -173,14 +188,13 @@ def training_curves(axes: Axes, history: list[dict]) -> None:
     right = axes.twinx()
     right.spines["right"].set_visible(True)
     right.grid(visible=False)
-    at, f1 = (
-        [line["step"] for line in evaluations],
-        [line["evaluation"]["char_f1"] for line in evaluations],
-    )
+    at = [line["step"] for line in evaluations]
+    f1 = [line["evaluation"]["char_f1"] for line in evaluations]
     low, high = zip(*(line["evaluation"]["char_f1_interval"] for line in evaluations), strict=True)
     right.fill_between(at, low, high, color=ORANGE, alpha=0.15)
     right.plot(at, f1, color=ORANGE, marker="o", label="validation")
     best = kept_step(history)
+    # It is None as long as no adapter was kept.
     if best in at:
         right.plot(
             [best],
@@ -197,21 +211,28 @@ def training_curves(axes: Axes, history: list[dict]) -> None:
 
 
 def _smooth(values: Sequence[float], share: float = 0.1) -> list[float]:
-    """Mean of each value and those before it, over a tenth of the run."""
+    """Return the mean of each value and those before it, over a tenth of the run."""
     width = max(1, round(len(values) * share))
-    return [
-        sum(values[max(0, i + 1 - width) : i + 1]) / len(values[max(0, i + 1 - width) : i + 1])
-        for i in range(len(values))
-    ]
+    means = []
+    for end in range(1, len(values) + 1):
+        window = values[max(0, end - width) : end]
+        means.append(sum(window) / len(window))
+    return means
 
 
 def confidence_curve(axes: Axes, records: list[dict]) -> None:
-    """Mean F1 of ten groups of as many questions, by confidence: the geometric mean of an answer's token probabilities."""
+    """Draw the mean F1 of ten groups of equally many questions by their confidence.
+
+    Confidence is the geometric mean of the probabilities of an answer's tokens.
+    """
     ordered = sorted(records, key=lambda record: record["log_probability"])
     size = math.ceil(len(ordered) / 10)
     parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    sure = [sum(math.exp(r["log_probability"]) for r in part) / len(part) for part in parts]
-    f1 = [sum(r["char_f1"] for r in part) / len(part) for part in parts]
+    sure, f1 = [], []
+    for part in parts:
+        sure.append(sum(math.exp(record["log_probability"]) for record in part) / len(part))
+        f1.append(sum(record["char_f1"] for record in part) / len(part))
+    # The dotted line is where confidence and score are the same.
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     axes.plot(sure, f1, color=BLUE, marker="o")
     axes.scatter(
@@ -228,40 +249,46 @@ def confidence_curve(axes: Axes, records: list[dict]) -> None:
 
 
 def near_misses(records: list[dict], likeness: Callable[[str, str], float]) -> list[dict]:
-    """Per kind of near-miss: {"kind", "means", "count", "lost" F1 over all questions, "examples"}; the costliest first."""
+    """Return the kinds of near-misses, the costliest first.
+
+    Each is {"kind", "means", "count", "lost", "examples"}; what is lost is F1 over all questions.
+    """
     found = defaultdict(list)
     for record in records:
         gold = closest_gold(record, likeness)
         kind = near_miss(record["prediction"], gold)
         if kind:
             found[kind].append({**record, "gold_text": gold})
-    rows = [
-        {
+    rows = []
+    for kind, members in found.items():
+        row = {
             "kind": kind,
             "means": NEAR_MISSES[kind],
             "count": len(members),
             "lost": sum(1 - member["char_f1"] for member in members) / len(records),
             "examples": sorted(members, key=lambda member: member["char_f1"])[:3],
         }
-        for kind, members in found.items()
-    ]
+        rows.append(row)
     return sorted(rows, key=lambda row: (-row["lost"], -row["count"]))
 
 
 def closest_gold(record: dict, likeness: Callable[[str, str], float]) -> str:
-    """Of several gold answers, an equal one, else the one by which the prediction is scored."""
+    """Return a gold answer that equals the prediction, else the one by which it is scored."""
     prediction = record["prediction"]
     return max(record["gold"], key=lambda gold: (gold == prediction, likeness(prediction, gold)))
 
 
 def worst_records(records: list[dict]) -> list[dict]:
-    """Those below an F1 of 1, worst first; of equals the surest first, because it misleads most."""
+    """Return the records below an F1 of 1, worst first, WORST of them at most.
+
+    Of equals the surest comes first, because it misleads most.
+    """
     wrong = [record for record in records if record["char_f1"] < 1]
     return sorted(wrong, key=lambda record: (record["char_f1"], -record["log_probability"]))[:WORST]
 
 
 def worst_answer(record: dict, context: str) -> dict:
-    """A record with its article in pieces: (text, "gold" | "prediction" | "evidence" | "")."""
+    """Return a record with its article in pieces, as `mark` makes them."""
     return {
         **record,
         "pieces": mark(context, record["gold"], record["prediction"], record["question"]),
@@ -269,9 +296,11 @@ def worst_answer(record: dict, context: str) -> dict:
 
 
 def mark(context: str, golds: list[str], prediction: str, question: str) -> list[tuple[str, str]]:
-    """The article in pieces: gold answers and the prediction where they stand, and the sentence the answer is likely in.
+    """Return the article in pieces: (text, "gold", "prediction", "evidence" or "").
 
-    That sentence is the one nearest to question and gold answer, of those that hold a gold answer if any does.
+    Gold answers and the prediction are marked where they stand, and as evidence the sentence that
+    the answer is likely in. It is the one nearest to question and gold answer, of those that hold a
+    gold answer if any does.
     """
     sentences = split_sentences(context)
     order = nearest_first(sentences, [f"{question} {golds[0]}"])
@@ -279,6 +308,7 @@ def mark(context: str, golds: list[str], prediction: str, question: str) -> list
         (i for i in order if any(gold in sentences[i] for gold in golds)),
         order[0] if order else None,
     )
+    # A kind for each character: what is marked later wins, a gold answer over all else.
     kinds = [""] * len(context)
     if evidence is not None:
         start = sum(map(len, sentences[:evidence]))
@@ -289,5 +319,6 @@ def mark(context: str, golds: list[str], prediction: str, question: str) -> list
             while start >= 0:
                 kinds[start : start + len(text)] = [kind] * len(text)
                 start = context.find(text, start + len(text))
+    # A piece begins at the first of neighbours of one kind, and ends where the next begins.
     starts = (next(group) for _, group in groupby(range(len(context)), key=kinds.__getitem__))
     return [(context[start:end], kinds[start]) for start, end in pairwise([*starts, len(context)])]

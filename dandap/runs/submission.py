@@ -1,4 +1,7 @@
-"""Submissions: the form that the organiser's sample asks for, written whole, read back and checked; and review.csv."""
+"""Write submissions in the form that the organiser's sample asks for, and review.csv.
+
+Submissions are written whole, read back and checked.
+"""
 
 import codecs
 import csv
@@ -15,27 +18,24 @@ from dandap.runs.files import write_table, write_text
 
 SUBMISSION_COLUMNS = ("id", "answer")  # where the organiser's sample is not there
 REVIEW_COLUMNS = ("id", "question", "prediction", "gold", "char_f1", "log_probability", "ended")
-FORMULA = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "\t",
-    "\r",
-)  # what a spreadsheet takes for one (OWASP, CSV injection)
+# A spreadsheet takes a cell that begins so for a formula (OWASP, CSV injection).
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_review(path: Path, records: list[dict]) -> None:
-    """Write review.csv, for a spreadsheet: what a person compares, with an apostrophe before what would run as a formula."""
-    write_table(
-        path,
-        [{name: inert(record[name]) for name in REVIEW_COLUMNS} for record in records],
-        REVIEW_COLUMNS,
-    )
+    """Write review.csv, in which a person compares answers with a spreadsheet.
+
+    What would run as a formula has an apostrophe before it.
+    """
+    rows = []
+    for record in records:
+        rows.append({name: inert(record[name]) for name in REVIEW_COLUMNS})
+    write_table(path, rows, REVIEW_COLUMNS)
 
 
 def _runs(text: str) -> bool:
-    """Whether a text would run as a formula, but for apostrophes before it."""
+    """Say whether a text would run as a formula if it had no apostrophes before it."""
+    # Apostrophes of the text's own do not count, so that `active` gives '-10도 back as it was.
     return text.lstrip("'").startswith(FORMULA)
 
 
@@ -45,60 +45,62 @@ def active(text: str) -> str:
 
 
 def inert(value):
-    """Put an apostrophe before a text, or several, that a spreadsheet would run as a formula."""
+    """Return a value with an apostrophe before it if a spreadsheet would run it as a formula.
+
+    Of a list of texts it returns one text.
+    """
     text = " | ".join(value) if isinstance(value, list) else value
     return f"'{text}" if isinstance(text, str) and _runs(text) else text
 
 
 @dataclass(frozen=True)
 class SubmissionForm:
-    """What a submission looks like. `note` tells people what of the organiser's sample was used, and why not all."""
+    """Describes what a submission looks like.
+
+    `note` tells people what of the organiser's sample was used, and why not all of it.
+    """
 
     columns: tuple[str, str] = SUBMISSION_COLUMNS
     encoding: str = "utf-8-sig"
-    order: tuple[
-        str, ...
-    ] = ()  # the test file's ids as the sample has them; empty: as the test file has them
+    # The test file's ids in the sample's order; empty for the test file's own.
+    order: tuple[str, ...] = ()
     note: str | None = None
 
 
 def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
     """Read sample_submission.csv beside the test file, before anything is answered.
 
-    Without a sample, or where its ids or columns are not the test file's, the form is ours. A sample that cannot be read,
-    or whose header is no header, is an InputError: found after hours of answering it would cost them.
+    Without a sample, or where its ids or columns are not the test file's, the form is ours. A
+    sample that cannot be read, or whose header is no header, raises an InputError: found after
+    hours of answering it would cost them.
     """
-    if not test_file.exists():  # a folder's files, or several with commas between them
+    # A folder's files, or several with commas between them, are no path that exists.
+    if not test_file.exists():
         test_file = Path(str(test_file).split(",")[0])
     sample = test_file.with_name("sample_submission.csv")
     if not sample.is_file():
-        others = [
-            path.name
-            for path in test_file.parent.glob("*.[cC][sS][vV]")
-            if "sample" in path.name.lower()
-        ]
-        hint = f"{short_list(others)} beside {test_file} is not read; name it sample_submission.csv if it is the organiser's"
-        return SubmissionForm(note=hint if others else None)
+        return _form_without_sample(test_file)
     text, encoding = decode(sample.read_bytes(), sample)
     sheet = read_cells(text, sample)
     if len(sheet.header) == 2 and len({name.strip() for name in sheet.header} - {""}) < 2:
         raise InputError(
-            f"{sample} has the header {sheet.header}; expected two different names. Correct it, or remove it."
+            f"{sample} has the header {sheet.header}; expected two different names. "
+            "Correct it, or remove it."
         )
     found = [cells.get(sheet.header[0], "") for _, cells in sheet.rows] if sheet.header else []
     find = match_ids(ids, found)
     places = {name: place for place, name in enumerate(found)}
     matched = {name: places[other] for name in ids if (other := find(name)) is not None}
+    # All numbers are equal only if the sample has each id of the test file once, and no other.
     if len(sheet.header) != 2 or not len(matched) == len(ids) == len(found) == len(places):
         return SubmissionForm(
-            note=f"{sample} is not of this test file (its ids or columns differ); the columns are {', '.join(SUBMISSION_COLUMNS)}"
+            note=f"{sample} is not of this test file (its ids or columns differ); the columns are "
+            f"{', '.join(SUBMISSION_COLUMNS)}"
         )
     has_mark = encoding != "utf-8" or sample.read_bytes().startswith(codecs.BOM_UTF8)
-    notes = (
-        []
-        if encoding == "utf-8"
-        else [f"{sample} is {encoding}; the submission is written as UTF-8"]
-    )
+    notes = []
+    if encoding != "utf-8":
+        notes.append(f"{sample} is {encoding}; the submission is written as UTF-8")
     if sheet.separator != ",":
         notes.append(f"{sample} is not separated by commas; the submission is")
     order = tuple(sorted(ids, key=matched.__getitem__))
@@ -108,16 +110,32 @@ def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
         )
     if any(name not in places for name in ids):
         notes.append(
-            f"{sample} writes some ids in another way; the submission has them as the test file does"
+            f"{sample} writes some ids in another way; "
+            "the submission has them as the test file does"
         )
     columns = (sheet.header[0], sheet.header[1])
-    return SubmissionForm(
-        columns, "utf-8-sig" if has_mark else "utf-8", order, "; ".join(notes) or None
+    written_as = "utf-8-sig" if has_mark else "utf-8"
+    return SubmissionForm(columns, written_as, order, "; ".join(notes) or None)
+
+
+def _form_without_sample(test_file: Path) -> SubmissionForm:
+    """Return our own form, with a note if a file beside the test file may be meant as a sample."""
+    others = []
+    for path in test_file.parent.glob("*.[cC][sS][vV]"):
+        if "sample" in path.name.lower():
+            others.append(path.name)
+    hint = (
+        f"{short_list(others)} beside {test_file} is not read; "
+        "name it sample_submission.csv if it is the organiser's"
     )
+    return SubmissionForm(note=hint if others else None)
 
 
 def form_of(submission: Path) -> SubmissionForm | None:
-    """Return the form of a CSV of two columns, as a submission is, the order of its ids included; None for another."""
+    """Return the form of a CSV of two columns, as a submission is, and the order of its ids.
+
+    For a file with other columns return None.
+    """
     data = submission.read_bytes()
     text, encoding = decode(data, submission)
     sheet = read_cells(text, submission)
@@ -133,7 +151,7 @@ def form_of(submission: Path) -> SubmissionForm | None:
 def write_submission(
     path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]
 ) -> None:
-    """Write the submission in the form's order; whole, read back and checked."""
+    """Write the submission in the form's order, whole; read it back and check it."""
     answer_of = dict(zip(ids, answers, strict=True))
     ids = list(form.order or ids)
     answers = [answer_of[name] for name in ids]
@@ -150,9 +168,13 @@ def write_submission(
 def check_submission(
     path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]
 ) -> None:
-    """Read a written submission as the organiser would; RuntimeError if it is not what was meant."""
+    """Read a written submission as the organiser would.
+
+    Raise RuntimeError if it is not what was meant.
+    """
     import pandas as pd  # what organisers read with; 0.4 s
 
+    # Without keep_default_na=False the answers "NA" and "None" would read as nothing.
     table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     has_bom = path.read_bytes().startswith(codecs.BOM_UTF8)
     meant = (list(form.columns), list(ids), list(answers), form.encoding == "utf-8-sig")
@@ -163,15 +185,20 @@ def check_submission(
         has_bom,
     ) != meant:
         raise RuntimeError(
-            f"{path} reads back differently from what was written ({len(table)} rows, {list(table.columns)})"
+            f"{path} reads back differently from what was written ({len(table)} rows, "
+            f"{list(table.columns)})"
         )
 
 
 def submission_like(member: Path, ids: Sequence[str]) -> SubmissionForm:
-    """The columns, byte-order mark and order of a member's submission; without one, the main task's."""
+    """Return the columns, byte-order mark and order of a member's submission.
+
+    Without one, return the main task's columns. A member is a file of answers of an ensemble.
+    """
     for path in (member.with_name("submission.csv"), member):
         if path.suffix.lower() != ".csv" or not path.is_file() or not (form := form_of(path)):
             continue
+        # Of other ids it still tells the columns and the mark, but no order.
         if sorted(form.order) != sorted(ids):
             return replace(form, order=())
         told = (

@@ -1,4 +1,4 @@
-"""Training of the adapter: reading each article once, or TRL's plain way; checkpoints, and the best adapter kept.
+"""Training of the adapter: reading each article once, or TRL's plain way; checkpoints; the best.
 
-Imports base, tree, runs and data; not answering, which stands beside it.
+This package imports base, tree, runs and data; not answering, which stands beside it.
 """

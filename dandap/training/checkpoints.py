@@ -1,7 +1,8 @@
-"""What makes training crash-proof: whole checkpoints with a manifest, the newest valid one, a lock, an orderly stop.
+"""What makes training crash-proof: whole checkpoints with a manifest, and the newest valid one.
 
-A checkpoint is written in `.saving/`, flushed, given a manifest (every file's size and SHA-256, and the run's name) and
-renamed to its place. It counts only when its manifest holds. A finished adapter has a manifest too.
+A checkpoint is written in `.saving/`, flushed, given a manifest (every file's size and SHA-256, and
+the run's name) and renamed to its place. It counts only when its manifest holds. A finished adapter
+has a manifest too.
 """
 
 import math
@@ -20,22 +21,19 @@ KEPT = 2  # checkpoints: should the newest be damaged later, there is one before
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number in checkpoint-<step>; -1 for another name."""
+    """Return the number in checkpoint-<step>; -1 for another name."""
     number = checkpoint.name.rsplit("-", 1)[-1]
     return int(number) if number.isdigit() else -1
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Newest first, valid or not."""
-    return sorted(
-        (path for path in folder.glob("checkpoint-*") if step_of(path) >= 0),
-        key=step_of,
-        reverse=True,
-    )
+    """Return a folder's checkpoints, the newest first, valid or not."""
+    found = [path for path in folder.glob("checkpoint-*") if step_of(path) >= 0]
+    return sorted(found, key=step_of, reverse=True)
 
 
 def newest_valid(folder: Path, run: str | None = None) -> tuple[Path | None, list[str]]:
-    """(the run's checkpoint to resume from, a line for each newer one that was skipped)."""
+    """Return the run's checkpoint to resume from, and a line for each newer one that is skipped."""
     skipped = []
     for checkpoint in list_checkpoints(folder):
         reason = fault(checkpoint, run)
@@ -46,13 +44,16 @@ def newest_valid(folder: Path, run: str | None = None) -> tuple[Path | None, lis
 
 
 class CrashProof(Trainer):
-    """Mixed into a Trainer: checkpoints appear whole or not at all, and nothing is saved of a run that has gone wrong."""
+    """Makes a Trainer crash-proof, as a mixin before it.
+
+    Checkpoints appear whole or not at all, and nothing is saved of a run that has gone wrong.
+    """
 
     run: str | None = None  # its name, which signs its checkpoints
     _staging: str | None = None
 
     def create_model_card(self, *args, **kwargs):
-        """None: checkpoints hold what training needs."""
+        """Do nothing: checkpoints hold what training needs."""
 
     def _get_output_dir(self, trial):
         return self._staging or super()._get_output_dir(trial)
@@ -62,30 +63,29 @@ class CrashProof(Trainer):
         staging = checkpoints / STAGING
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)  # what a crash left there
+        # No process writes its random state there before the folder has been removed.
         self.accelerator.wait_for_everyone()
         self._staging = str(staging)
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                for unread in (
-                    "training_args.bin",
-                    "README.md",
-                ):  # a pickle, and PEFT's empty model card
+                # A pickle, and PEFT's empty model card: nothing reads them.
+                for unread in ("training_args.bin", "README.md"):
                     (staging / name / unread).unlink(missing_ok=True)
                 seal(staging / name, self.run)
                 _put_in_place(staging / name, checkpoints / name)
+                # After the new one is in its place: at no moment is there none.
                 _drop_old(checkpoints, best_step(self.state))
-            self.accelerator.wait_for_everyone()  # a process that leaves first has the launcher stop the one that writes
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch.save and safetensors have errors of their own
+            # A process that leaves first has the launcher stop the one that writes.
+            self.accelerator.wait_for_everyone()
+        # torch.save (RuntimeError) and safetensors have errors of their own for a full disk.
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise InputError(
-                f"the checkpoint of step {self.state.global_step} could not be written: {str(error).splitlines()[0]}. Free some "
-                f"space in {checkpoints}, then continue from the last good one with --resume."
+                f"the checkpoint of step {self.state.global_step} could not be written: "
+                f"{str(error).splitlines()[0]}. Free some space in {checkpoints}, then continue "
+                "from the last good one with --resume."
             ) from error
         finally:
             self._staging = None
@@ -93,20 +93,20 @@ class CrashProof(Trainer):
                 shutil.rmtree(staging, ignore_errors=True)
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """The gradient's length; stops a run whose gradient is not finite, before the optimizer sees it."""
+        """Return the gradient's length; stop a run whose gradient is not finite.
+
+        That is before the optimizer sees it, so the adapter is still good.
+        """
         norm = super()._get_grad_norm(model, grad_norm)
-        if self.accelerator.scaler is None and not math.isfinite(
-            float(norm)
-        ):  # fp16's scaler skips such steps by itself
-            raise InputError(
-                self._gone_wrong(
-                    f"the gradient's length is {float(norm)}", self.state.global_step + 1
-                )
-            )
+        # fp16's scaler skips such steps by itself.
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            what = f"the gradient's length is {float(norm)}"
+            # The step at hand is counted only when it has ended.
+            raise InputError(self._gone_wrong(what, self.state.global_step + 1))
         return norm
 
     def log(self, logs, *args, **kwargs):
-        """Every step comes by here before it is saved; stops a run whose loss is not finite."""
+        """Log a step, or stop a run whose loss is not finite; steps are logged, then saved."""
         if not math.isfinite(logs.get("loss", 0.0)):
             raise InputError(
                 self._gone_wrong(f"the loss is {logs['loss']}", self.state.global_step)
@@ -116,26 +116,27 @@ class CrashProof(Trainer):
     def _gone_wrong(self, what: str, step: int) -> str:
         questions = short_list(self.questions_of_step(), 5, quoted=False)
         return (
-            f"{what} in step {step} (questions {questions}): nothing more is saved. Lower learning_rate or max_grad_norm, or use "
-            "bfloat16 where the GPU has it; then start again, or --resume from the last checkpoint."
+            f"{what} in step {step} (questions {questions}): nothing more is saved. Lower "
+            "learning_rate or max_grad_norm, or use bfloat16 where the GPU has it; then start "
+            "again, or --resume from the last checkpoint."
         )
 
     def questions_of_step(self) -> list[str]:
-        """The ids of the questions of the step at hand (on this process)."""
+        """Return the ids of the questions of the step at hand, on this process."""
         raise NotImplementedError
 
 
 def _put_in_place(written: Path, place: Path) -> None:
-    """Rename; a damaged checkpoint of the same step gives way."""
+    """Rename a checkpoint to its place; a damaged one of the same step gives way."""
     if place.exists():
         shutil.rmtree(place)
     os.replace(written, place)
-    _flush(place.parent)
+    _flush(place.parent)  # else a power cut may undo the rename
 
 
 def _drop_old(checkpoints: Path, best: int | None) -> None:
-    """Keep the newest KEPT valid ones, what is newer, and the best."""
-    valid = 0
+    """Remove old checkpoints, but for the newest KEPT valid ones, what is newer, and the best."""
+    valid = 0  # a damaged one does not count: it would push out one that can be resumed from
     for checkpoint in list_checkpoints(checkpoints):
         if valid == KEPT:
             if step_of(checkpoint) != best:
@@ -145,16 +146,19 @@ def _drop_old(checkpoints: Path, best: int | None) -> None:
 
 
 def check_space(folder: Path, trained_parameters: int) -> None:
-    """Refuse a disk too full for a checkpoint (float32 weights and AdamW's two moments) beside those that are kept."""
+    """Refuse a disk too full for the checkpoints that are kept and the one that is written.
+
+    A checkpoint holds float32 weights and AdamW's two moments, 12 bytes a trained parameter.
+    """
     most = KEPT + 2  # the best, and the one that is being written
     each = 12 * trained_parameters + 1e6
-    there = min(
-        len(list_checkpoints(folder / "checkpoints")), KEPT + 1
-    )  # they will give way to the new ones
+    # Those of a resumed run will give way to the new ones.
+    there = min(len(list_checkpoints(folder / "checkpoints")), KEPT + 1)
+    # The folder itself may not be there yet; its nearest parent is on the same disk.
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(existing).free
     if free < (most - there) * each:
         raise InputError(
-            f"{folder} has {free / 1e6:,.0f} MB free; {most - there} more checkpoints of {each / 1e6:,.0f} MB need to fit. "
-            "Free some space, or name another --output_dir."
+            f"{folder} has {free / 1e6:,.0f} MB free; {most - there} more checkpoints of "
+            f"{each / 1e6:,.0f} MB need to fit. Free some space, or name another --output_dir."
         )

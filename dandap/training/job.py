@@ -1,4 +1,4 @@
-"""What a training run works on, for the functions that share it."""
+"""What a training run works on, in one object for the functions that share it."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from dandap.recipe import Recipe
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe, how it uses this machine, and the encoded questions that are trained on."""
+    """Holds a recipe, how it uses this machine, and the encoded questions that are trained on."""
 
     recipe: Recipe
     plan: Plan

@@ -1,4 +1,4 @@
-"""Validation that decides: answers are scored while training goes on, and the best adapter is the one that is kept."""
+"""Validation that decides: answers are scored during training, and the best adapter is kept."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,11 @@ from dandap.runs.files import append_json
 
 
 def some_of(examples: list[Example], most: int) -> list[Example]:
-    """At most so many questions, of whole articles where possible; the same for every run on the same data."""
+    """Return at most so many questions, of whole articles where possible.
+
+    They are the same for every run on the same data.
+    """
+    # By the articles themselves, so that another order of rows chooses the same.
     articles = sorted(
         by_article(e.row.article for e in examples),
         key=lambda article: examples[article[0]].row.article,
@@ -23,11 +27,12 @@ def some_of(examples: list[Example], most: int) -> list[Example]:
     for article in articles:
         if len(chosen) + len(article) <= most:
             chosen += article
+    # Every article may have more questions than are wanted: then a part of one is taken.
     return [examples[index] for index in sorted(chosen or articles[0][:most])]
 
 
 def steps_between(recipe: Recipe, questions: int) -> int | None:
-    """Optimizer steps between evaluations; None for none."""
+    """Return the optimizer steps between evaluations, or None if there are to be none."""
     if recipe.evaluate_every is None:
         return None
     number, unit = recipe.evaluate_every.split()
@@ -36,30 +41,32 @@ def steps_between(recipe: Recipe, questions: int) -> int | None:
 
 
 def best_step(state: TrainerState) -> int | None:
-    """The step whose answers had the highest score, of equals the last; None before the first evaluation."""
+    """Return the step whose answers had the highest score, of equals the last.
+
+    None is returned before the first evaluation.
+    """
     evaluated = _evaluations(state)
-    return (
-        max(evaluated, key=lambda record: (record["evaluation"], record["step"]))["step"]
-        if evaluated
-        else None
-    )
+    if not evaluated:
+        return None
+    return max(evaluated, key=lambda record: (record["evaluation"], record["step"]))["step"]
 
 
 def evaluated_steps(state: TrainerState) -> set[int]:
-    """The steps whose evaluations the state knows."""
+    """Return the steps whose evaluations the state knows."""
     return {record["step"] for record in _evaluations(state)}
 
 
 def _evaluations(state: TrainerState) -> list[dict]:
-    """What was evaluated, kept in the trainer's state so that a resumed run knows it."""
+    """Return what was evaluated; the trainer's state keeps it, so that a resumed run knows it."""
     return [record for record in state.log_history if "evaluation" in record]
 
 
 class KeepBest(TrainerCallback):
-    """Evaluates every so many steps and after the last one; has a new best one saved; stops when there has been none for long.
+    """Evaluates every so many steps and after the last one, and has a new best adapter saved.
 
-    `evaluate` returns the task's scores, the first of its headline decides; `patience` is the number of evaluations without
-    a higher one, None for no end.
+    It stops training when there has been no better one for long. `evaluate` returns the task's
+    scores, of which the first of its headline decides; `patience` is the number of evaluations
+    without a higher one, None for no end.
     """
 
     def __init__(
@@ -74,7 +81,7 @@ class KeepBest(TrainerCallback):
         self.metrics_file, self.task, self.metric = metrics_file, task, task.headline[0]
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """A run that was told to stop did not wait for the evaluation of its last step."""
+        """Make up for the evaluation of a run's last step, which a run told to stop leaves out."""
         if (
             state.global_step
             and self._is_due(state)
@@ -83,16 +90,19 @@ class KeepBest(TrainerCallback):
             self._evaluate(state, control, loss=None)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Before the step is saved."""
+        """Evaluate a step when it is logged, which is before it is saved."""
+        # A run that was told to stop must end soon; the evaluation comes when it is resumed.
         stopping = control.should_training_stop and state.global_step < state.max_steps
         if "loss" in (logs or {}) and self._is_due(state) and not stopping:
             self._evaluate(state, control, logs["loss"])
 
     def _is_due(self, state: TrainerState) -> bool:
+        # None within half a period of the end: the last step is evaluated anyway.
         left = state.max_steps - state.global_step
         return left == 0 or (state.global_step % self.every == 0 and left >= self.every / 2)
 
     def _evaluate(self, state: TrainerState, control, loss: float | None) -> None:
+        # One process answers while the others wait: all must take the same decision to stop.
         scores = from_first(self.evaluate)
         state.log_history.append({"step": state.global_step, "evaluation": scores[self.metric]})
         if is_first():
@@ -105,12 +115,13 @@ class KeepBest(TrainerCallback):
             control.should_save = True
         if self.has_ended(state):
             print(
-                f"no higher {self.task.label(self.metric)} in {self.patience} evaluations (patience): training ends"
+                f"no higher {self.task.label(self.metric)} in {self.patience} evaluations "
+                "(patience): training ends"
             )
             control.should_save = control.should_training_stop = True
 
     def has_ended(self, state: TrainerState) -> bool:
-        """Whether there has been no gain for as long as patience allows."""
+        """Say whether there has been no gain for as long as patience allows."""
         scores = [record["evaluation"] for record in _evaluations(state)]
         return (
             bool(self.patience and scores)
@@ -121,7 +132,8 @@ class KeepBest(TrainerCallback):
 def evaluation_line(state: TrainerState, told: str, scores: dict, loss: float | None) -> str:
     """Return one row of the table of evaluations; `told` are the scores as the task has them."""
     return (
-        f"step {state.global_step:>6}/{state.max_steps}  {'' if loss is None else f'loss {loss:.4f}  '}{told}  "
-        f"length {scores['mean_length']:.1f}  stopped {scores['stopped']:.0%}  spans {scores['spans']:.0%}  "
-        f"repeating {scores['repeating']:.0%}"
+        f"step {state.global_step:>6}/{state.max_steps}  "
+        f"{'' if loss is None else f'loss {loss:.4f}  '}{told}  "
+        f"length {scores['mean_length']:.1f}  stopped {scores['stopped']:.0%}  "
+        f"spans {scores['spans']:.0%}  repeating {scores['repeating']:.0%}"
     )

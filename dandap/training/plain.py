@@ -1,4 +1,7 @@
-"""The plain way: TRL's SFTTrainer with the loss on answers alone; the article is read once per question."""
+"""The plain way: TRL's SFTTrainer with the loss on answers alone.
+
+The article is read once per question.
+"""
 
 import math
 from contextlib import contextmanager
@@ -21,14 +24,17 @@ from dandap.training.job import Job
 def make_trainer(
     job: Job, model: PeftModel, checkpoints: str, callbacks: list[TrainerCallback]
 ) -> SFTTrainer:
-    """Return an SFTTrainer over encoded examples, the loss on their answer tokens, the adapter in float32."""
+    """Return an SFTTrainer over encoded examples.
+
+    The loss is on their answer tokens, and the adapter stays in float32.
+    """
     recipe, plan, examples = job.recipe, job.plan, job.examples
     longest = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
     questions, rest = divmod(recipe.questions_per_step, process_count())
     if rest:
         raise InputError(
-            f"questions_per_step={recipe.questions_per_step} cannot be shared by {process_count()} processes with read_once "
-            f"false; give a multiple of {process_count()}."
+            f"questions_per_step={recipe.questions_per_step} cannot be shared by {process_count()} "
+            f"processes with read_once false; give a multiple of {process_count()}."
         )
     micro, accumulation = split_step(questions, plan.tokens_per_batch // longest)
     config = training_config(recipe, plan, checkpoints, len(examples), micro, accumulation)
@@ -45,31 +51,36 @@ def make_trainer(
 
 
 class PlainTrainer(CrashProof, SFTTrainer):
-    """TRL's SFTTrainer, crash-proof."""
+    """Trains as TRL's SFTTrainer does, crash-proof."""
 
     ids: dict[tuple[int, ...], str]  # token ids of an example -> its question's id
     rows: tuple[torch.Tensor, ...] = ()  # token ids of a step's examples
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """TRL's; the step's rows are remembered for an error's message."""
+        """Do TRL's step, and remember its rows for an error's message."""
+        # This is called once a batch: the newest rows, as many as a step has.
         self.rows = (*self.rows, *inputs["input_ids"])[
             -self.args.gradient_accumulation_steps * self._train_batch_size :
         ]
         return super().training_step(model, inputs, num_items_in_batch)
 
     def questions_of_step(self) -> list[str]:
-        """Rows may be padded on the right."""
+        """Return the ids of the questions whose tokens a row begins with."""
+        # Not equal to: rows may be padded on the right.
         rows = [row.tolist() for row in self.rows]
-        return [
-            name
-            for ids, name in self.ids.items()
-            if any(row[: len(ids)] == list(ids) for row in rows)
-        ]
+        names = []
+        for ids, name in self.ids.items():
+            if any(row[: len(ids)] == list(ids) for row in rows):
+                names.append(name)
+        return names
 
 
 @contextmanager
 def float32_adapters(model: PeftModel):
-    """Keeps adapters as they are: SFTTrainer's constructor casts those of every 4-bit model to bf16."""
+    """Keep adapters as they are while a trainer is made.
+
+    SFTTrainer's constructor casts those of every 4-bit model to bf16.
+    """
     adapters = {
         name: parameter.data
         for name, parameter in model.named_parameters()
@@ -82,20 +93,21 @@ def float32_adapters(model: PeftModel):
 
 
 def supervised(examples: list[Example]) -> Dataset:
-    """Prompts and answers with labels on the answers only."""
-    return Dataset.from_list(
-        [
-            {
-                "input_ids": example.prompt_ids + example.answer_ids,
-                "labels": [-100] * len(example.prompt_ids) + example.answer_ids,
-            }
-            for example in examples
-        ]
-    )
+    """Return prompts and answers as a dataset with labels on the answers only."""
+    records = []
+    for example in examples:
+        ids = example.prompt_ids + example.answer_ids
+        labels = [-100] * len(example.prompt_ids) + example.answer_ids  # -100: not in the loss
+        records.append({"input_ids": ids, "labels": labels})
+    return Dataset.from_list(records)
 
 
 def warmup_steps(recipe: Recipe, questions: int) -> int:
-    """The recipe's share of all steps, or its count; at most a tenth of a short run, whose only step it might otherwise be."""
+    """Return the steps of warm-up: the recipe's count, or its share of all steps.
+
+    A share is at most a tenth of the steps, rounded down: a short run's only step would otherwise
+    be one of warm-up.
+    """
     steps = math.ceil(math.ceil(questions / recipe.questions_per_step) * recipe.epochs)
     if recipe.warmup_steps >= 1:
         return int(recipe.warmup_steps)
@@ -105,7 +117,10 @@ def warmup_steps(recipe: Recipe, questions: int) -> int:
 def training_config(
     recipe: Recipe, plan: Plan, checkpoints: str, questions: int, micro: int, accumulation: int
 ) -> SFTConfig:
-    """The recipe in TRL's words for so many questions; a step is `accumulation` batches of `micro`."""
+    """Return the recipe in TRL's words for so many questions.
+
+    A step is `accumulation` batches of `micro` questions.
+    """
     on_gpu = plan.device.type == "cuda"
     config = SFTConfig(
         output_dir=checkpoints,
@@ -123,13 +138,15 @@ def training_config(
         bf16=on_gpu and plan.compute_dtype is torch.bfloat16,
         fp16=on_gpu and plan.compute_dtype is torch.float16,
         use_cpu=not on_gpu,
-        ddp_find_unused_parameters=False,  # every adapter takes part in every step; the search costs a walk over the graph
+        # Every adapter takes part in every step; the search costs a walk over the graph.
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=on_gpu,
         seed=recipe.seed,
         data_seed=recipe.seed,
         save_steps=recipe.save_steps,
-        save_total_limit=None,  # dandap/checkpoints.py knows which are valid
-        logging_steps=1,  # each step's own loss, the same when a run was interrupted; fewer are printed
+        save_total_limit=None,  # dandap/training/checkpoints.py knows which are valid
+        # Each step's own loss, the same when a run was interrupted; fewer are printed.
+        logging_steps=1,
         logging_nan_inf_filter=False,  # otherwise a NaN is logged as a loss of 0.0
         disable_tqdm=True,
         report_to="none",
@@ -137,13 +154,14 @@ def training_config(
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
     )
-    # With several GPUs visible Trainer would wrap the model in DataParallel, which SFTTrainer refuses (Kaggle's two T4).
+    # With several GPUs visible Trainer would wrap the model in DataParallel, which SFTTrainer
+    # refuses (Kaggle's two T4).
     config._n_gpu = min(config.n_gpu, 1)
     return config
 
 
 def split_step(questions: int, most_rows: int) -> tuple[int, int]:
-    """(rows per batch, batches) of a step: the largest batch that divides the step and fits."""
+    """Return rows per batch and batches of a step: the largest batch that divides it and fits."""
     micro = max(
         (rows for rows in range(1, questions + 1) if questions % rows == 0 and rows <= most_rows),
         default=1,

@@ -1,4 +1,4 @@
-"""What training shows: a bar over the steps, a line per log, metrics.jsonl, and how long it will take."""
+"""What training shows: a bar over the steps, a line per log, metrics.jsonl, and its time."""
 
 import math
 import time
@@ -10,14 +10,15 @@ from dandap.bars import bars
 from dandap.runs.files import append_json, read_json_lines, write_json_lines
 
 PRINTED_EVERY = 10  # steps
-ESTIMATE_AFTER, WARM_UP = (
-    20,
-    5,
-)  # steps; the first ones are slower (kernels load, memory is allocated)
+# Steps; the first ones are slower (kernels load, memory is allocated).
+ESTIMATE_AFTER, WARM_UP = 20, 5
 
 
 class TrainingProgress(TrainerCallback):
-    """A bar over the steps, a line per log, the same numbers in metrics.jsonl, and the whole run's time early on."""
+    """Shows a bar over the steps, a line per log, and the whole run's time early on.
+
+    The same numbers go into metrics.jsonl.
+    """
 
     def __init__(self, metrics_file: Path):
         self.metrics_file, self.progress = metrics_file, None
@@ -39,7 +40,8 @@ class TrainingProgress(TrainerCallback):
             seconds_a_step = (time.perf_counter() - self.warm) / (ESTIMATE_AFTER - WARM_UP)
             hours = seconds_a_step * (state.max_steps - self.first_step) / 3600
             self.progress.console.print(
-                f"at this speed the {state.max_steps - self.first_step} steps take {_duration(hours)}"
+                f"at this speed the {state.max_steps - self.first_step} steps take "
+                f"{_duration(hours)}"
             )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -50,9 +52,8 @@ class TrainingProgress(TrainerCallback):
             "step": state.global_step,
             "epoch": round(state.epoch, 4),
             "loss": logs["loss"],
-            "grad_norm": logs["grad_norm"]
-            if math.isfinite(logs["grad_norm"])
-            else None,  # fp16 scaling skips such steps
+            # fp16 scaling skips a step whose gradient is not finite; JSON has no infinity.
+            "grad_norm": logs["grad_norm"] if math.isfinite(logs["grad_norm"]) else None,
             "learning_rate": logs["learning_rate"],
             "seconds": round(elapsed, 1),
         }
@@ -60,8 +61,9 @@ class TrainingProgress(TrainerCallback):
         if state.global_step % PRINTED_EVERY and state.global_step != self.first_step + 1:
             return
         self.progress.console.print(
-            f"step {state.global_step:>6}/{state.max_steps}  loss {record['loss']:.4f}  grad_norm {logs['grad_norm']:.3f}  "
-            f"lr {record['learning_rate']:.2e}  epoch {record['epoch']:.2f}  {elapsed:.0f} s",
+            f"step {state.global_step:>6}/{state.max_steps}  loss {record['loss']:.4f}  "
+            f"grad_norm {logs['grad_norm']:.3f}  lr {record['learning_rate']:.2e}  "
+            f"epoch {record['epoch']:.2f}  {elapsed:.0f} s",
             highlight=False,
         )
 
@@ -75,9 +77,10 @@ class TrainingProgress(TrainerCallback):
 
 
 def forget_after(path: Path, step: int, evaluated: set[int] = frozenset()) -> None:
-    """Drop from metrics.jsonl what an interrupted run wrote after its checkpoint, a torn last line too.
+    """Drop from metrics.jsonl what an interrupted run wrote after its checkpoint.
 
-    And evaluations that the checkpoint does not know: they will be made again.
+    A torn last line goes, too, and so do evaluations that the checkpoint does not know: they will
+    be made again.
     """
     kept = []
     for record in read_json_lines(path):

@@ -1,4 +1,7 @@
-"""Training that reads each article once: TRL's trainer over token trees, the same losses and gradients, fewer tokens."""
+"""Training that reads each article once: TRL's trainer over token trees.
+
+Losses and gradients are the same, and the tokens fewer.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -25,7 +28,10 @@ from dandap.tree.masks import tree_masks
 def make_read_once_trainer(
     job: Job, model: PeftModel, checkpoints: str, callbacks: list[TrainerCallback]
 ) -> "ReadOnceTrainer":
-    """Return a ReadOnceTrainer over encoded examples, the loss on their answer tokens, the adapter in float32."""
+    """Return a ReadOnceTrainer over encoded examples.
+
+    The loss is on their answer tokens, and the adapter stays in float32.
+    """
     recipe, plan, examples = job.recipe, job.plan, job.examples
     # Trainer takes one dataloader item for one step, and that is what ours are.
     config = training_config(
@@ -40,19 +46,21 @@ def make_read_once_trainer(
             examples=examples,
             batching=make_batching(plan, job.tokenizer.pad_token_id),
             mask_dtype=plan.compute_dtype,
-            train_dataset=supervised(
-                examples[:1]
-            ),  # asked for by SFTTrainer; the examples are what is trained on
+            # Asked for by SFTTrainer; the examples are what is trained on.
+            train_dataset=supervised(examples[:1]),
             processing_class=job.tokenizer,
             callbacks=callbacks,
         )
-    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(PrinterCallback)  # ours prints a line with fixed fields
     return trainer
 
 
 @contextmanager
 def _head_adapter_hidden(model: PeftModel) -> Iterator[None]:
-    """SFTTrainer refuses an adapter on the LM head because its own loss goes around it; ours calls the module."""
+    """Hide an adapter on the LM head while a trainer is made.
+
+    SFTTrainer refuses one because its own loss goes around it; ours calls the module.
+    """
     head = model.get_output_embeddings()
     if not isinstance(head, BaseTunerLayer):
         yield
@@ -65,9 +73,10 @@ def _head_adapter_hidden(model: PeftModel) -> Iterator[None]:
 
 
 class ReadOnceTrainer(CrashProof, SFTTrainer):
-    """SFTTrainer whose dataloader items are whole optimizer steps: the step's trees, in micro-batches.
+    """Trains as SFTTrainer does, on dataloader items that are whole optimizer steps.
 
-    The loss is the mean over all answer tokens of the step, on all processes, as SFTTrainer's is.
+    An item holds the step's trees, in micro-batches. The loss is the mean over all answer tokens of
+    the step, on all processes, as SFTTrainer's is.
     """
 
     def __init__(
@@ -83,7 +92,8 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
         self.examples, self.batching, self.mask_dtype = examples, batching, mask_dtype
 
     def get_train_dataloader(self) -> DataLoader:
-        """This process's share of every step. Not prepared by accelerate, which would deal it out once more."""
+        """Return a loader of this process's share of every step."""
+        # Not prepared by accelerate, which would deal the share out once more.
         return DataLoader(
             Questions(self.examples),
             batch_sampler=self.steps(),
@@ -91,7 +101,10 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
         )
 
     def steps(self) -> "StepSampler":
-        """The sampler; it asks the trainer's own counter for the epoch, so that a resumed run has the same order."""
+        """Return the sampler of steps.
+
+        It asks the trainer's own counter for the epoch, so that a resumed run has the same order.
+        """
         args = self.args
         return StepSampler(
             self.examples,
@@ -106,12 +119,14 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
         return self.state.global_step
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Forward and backward over the step's micro-batches; processes exchange gradients after the last."""
+        """Run forward and backward over the step's micro-batches, and return the step's loss."""
         model.train()
         self.step_ids = inputs["ids"]
         losses = []
         batches = inputs["batches"]
         for number, batch in enumerate(batches):
+            # Processes exchange gradients once, after the last micro-batch; they may have different
+            # numbers of micro-batches, and with an exchange in each would wait for each other.
             last = number == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
@@ -123,13 +138,11 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
         return torch.stack(losses).sum()
 
     def questions_of_step(self) -> list[str]:
+        """Return the ids that came with the step's item."""
         return self.step_ids
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Summed cross-entropy of a micro-batch over the step's number of answer tokens.
-
-        Times the number of processes, because DDP averages gradients over them.
-        """
+        """Return a micro-batch's summed cross-entropy over the step's number of answer tokens."""
         outputs = model(
             input_ids=inputs["input_ids"],
             position_ids=inputs["position_ids"],
@@ -142,11 +155,12 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
         logits = outputs.logits.float()  # (positions that predict, vocab)
         right = logits[inputs["predictor"], inputs["target_ids"]]  # (targets,)
         loss = (logits.logsumexp(-1)[inputs["predictor"]] - right).sum() / num_items_in_batch
+        # DDP averages gradients over the processes, and the count is already that of all of them.
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
     def _save(self, output_dir=None, state_dict=None):
-        """Checkpoints hold the adapter's tensors; PEFT would add a copy of an LM head that has an adapter."""
+        """Write the adapter's tensors; PEFT would add a copy of an LM head that has an adapter."""
         if self.args.should_save:
             self.model.save_pretrained(
                 output_dir or self.args.output_dir,
@@ -160,11 +174,17 @@ def _first() -> int:
 
 
 def count_tokens(examples: list[Example], recipe: Recipe, plan: Plan) -> tuple[int, int]:
-    """(tokens of an epoch that reads the article for every question, tokens of one that reads it once a step)."""
+    """Return an epoch's tokens with the article read for every question, and with it read once.
+
+    Once is once a step, or more often where a step's questions on an article do not fit together.
+    """
     batching = replace(make_batching(plan, pad_id=0), one_row=False)
     sampler = StepSampler(
         examples, recipe.questions_per_step, recipe.seed, process=0, processes=1, step=_first
     )
-    steps = (batching.micro_batches([examples[key.index] for key in step]) for step in sampler)
-    once = sum(len(part.tree) for step in steps for batch in step for part in batch)
-    return sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples), once
+    once = 0
+    for step in sampler:
+        for batch in batching.micro_batches([examples[key.index] for key in step]):
+            once += sum(len(part.tree) for part in batch)
+    every_time = sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
+    return every_time, once

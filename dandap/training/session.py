@@ -1,4 +1,7 @@
-"""A training from its base model to its adapter: opened, trained from the right checkpoint, the best adapter saved."""
+"""A training from its base model to its adapter.
+
+It is opened, trained from the right checkpoint, and the best adapter is saved.
+"""
 
 import argparse
 import os
@@ -42,7 +45,10 @@ from dandap.training.validation import Validation
 
 @dataclass(frozen=True)
 class Base:
-    """The base model's tokenizer and architecture, and the plans for this machine; none of them for a mere preview."""
+    """Holds the base model's tokenizer and architecture, and the plans for this machine.
+
+    A mere preview has no plans.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     config: PretrainedConfig
@@ -51,15 +57,15 @@ class Base:
 
 
 def open_base(start: Start, table: Table, arguments: argparse.Namespace) -> Base:
-    """Load tokenizer and architecture, compare them with the recipe, and plan while the device's memory is free.
+    """Load tokenizer and architecture, and plan while the device's memory is free.
 
-    A run that goes on must have the data and the base that it was started with.
+    Both are compared with the recipe. A run that goes on must have the data and the base that it
+    was started with.
     """
     recipe, preview = start.recipe, arguments.preview
     if why_no_gpu() and recipe.model in SHAPES and not preview:
-        make_plan(
-            recipe, make_config(SHAPES[recipe.model]), pick_device(), training=True
-        )  # says so before anything is fetched
+        # Where there is no GPU, a base that needs one is refused before anything is fetched.
+        make_plan(recipe, make_config(SHAPES[recipe.model]), pick_device(), training=True)
     tokenizer, config = load_tokenizer(recipe), load_config(recipe)
     check_base(recipe, config, tokenizer)
     if start.run:
@@ -71,7 +77,10 @@ def open_base(start: Start, table: Table, arguments: argparse.Namespace) -> Base
 
 
 def encode_training(recipe: Recipe, encoder: Encoder, base: Base, rows: list[Row]) -> list[Example]:
-    """Encode the rows that are trained on; what is too long is left out by name, what was cut is told."""
+    """Encode the rows that are trained on.
+
+    What is too long is left out by name, and what was cut is told.
+    """
     examples = encoder.encode_rows(rows, recipe.prompt_limit, True, recipe.on_overflow)
     examples = without_too_long(recipe, examples)
     check_ids(examples, base.config, base.tokenizer)
@@ -80,7 +89,7 @@ def encode_training(recipe: Recipe, encoder: Encoder, base: Base, rows: list[Row
 
 
 def make_model(job: Job, config: PretrainedConfig, folder: Path) -> PeftModel:
-    """Load the base with a fresh adapter, and make sure that its checkpoints will fit into the folder."""
+    """Load the base with a fresh adapter, and refuse a folder without room for its checkpoints."""
     plan = job.plan
     print(f"{plan}, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}")
     tell_saving(job)
@@ -99,18 +108,22 @@ def tell_saving(job: Job) -> None:
     every_time, once = count_tokens(examples, recipe, job.plan)
     articles = len({example.row.article for example in examples})
     print(
-        f"reading once: {len(examples):,} questions on {articles:,} articles: {every_time / 1e6:.2f} M -> {once / 1e6:.2f} M "
-        f"tokens per epoch ({every_time / once:.1f}x fewer)"
+        f"reading once: {len(examples):,} questions on {articles:,} articles: "
+        f"{every_time / 1e6:.2f} M -> {once / 1e6:.2f} M tokens per epoch "
+        f"({every_time / once:.1f}x fewer)"
     )
 
 
 def begin_run(start: Start, job: Job, template: dict[str, str], table: Table) -> RunFolder:
-    """Return the run that is continued, or a new folder, made by the first process once model and data have proved usable."""
+    """Return the run that is continued, or a new one that the first process makes for all."""
     return start.run or from_first(partial(start_run, start.name, job, template, table))
 
 
 def start_run(name: str, job: Job, template: dict[str, str], table: Table) -> RunFolder:
-    """Make a run folder that holds what the run depends on; made once model and data have proved usable."""
+    """Make a run folder that holds what the run depends on.
+
+    It is made once model and data have proved usable.
+    """
     recipe, examples = job.recipe, job.examples
     run = new_run(recipe.output_dir, recipe.run_name, name)
     run.metrics_file.unlink(missing_ok=True)  # of a start that left nothing to resume
@@ -130,6 +143,7 @@ def start_run(name: str, job: Job, template: dict[str, str], table: Table) -> Ru
 @contextmanager
 def held(run: RunFolder):
     """Hold the run's folder against other processes of ours while this lasts."""
+    # Only the first process writes, and a lock that each of ours took would shut the others out.
     with locked(run.path) if is_first() else nullcontext():
         yield
 
@@ -141,13 +155,14 @@ def train_run(
     validation: Validation | None,
     checkpoint: Path | None,
 ) -> None:
-    """Train the run's adapter to its end, and save it; from here on there is one process."""
+    """Train the run's adapter to its end, and save it; afterwards there is one process."""
     if run.finished:
         print(f"{run.path} is trained; its validation was cut off and is done now")
         load_weights(model, run.adapter)
         leave_together()
         return
     best = train(run, job, model, validation, checkpoint)
+    # In every process before they part: each holds the same adapter until then.
     if best:
         load_weights(model, best)
     leave_together()
@@ -161,8 +176,12 @@ def train(
     validation: Validation | None,
     checkpoint: Path | None,
 ) -> Path | None:
-    """Train the adapter, from a checkpoint if there is one, and return the best evaluation's unless it is the last step."""
+    """Train the adapter, from a checkpoint if there is one.
+
+    The best evaluation's checkpoint is returned, or None if it is the last step's.
+    """
     keepers = validation.callbacks(run, len(job.examples)) if validation else []
+    # Cut off between its last checkpoint and its adapter, a run that has ended is not trained on.
     if checkpoint and keepers and keepers[0].has_ended(state := load_state(checkpoint)):
         print("training had ended already, for want of a higher score (patience)")
         load_weights(model, checkpoint)
@@ -183,17 +202,17 @@ def train(
         if not is_first():
             raise SystemExit(128 + stop.received)  # the first one says why
         raise Stopped(
-            f"{stop.received.name} after step {trainer.state.global_step} of {trainer.state.max_steps}. Continue with "
-            f"python fine_tune.py --resume {run.path}",
+            f"{stop.received.name} after step {trainer.state.global_step} of "
+            f"{trainer.state.max_steps}. Continue with python fine_tune.py --resume {run.path}",
             128 + stop.received,
         )
     return note_best(run, trainer.state) if keepers else None
 
 
 def find_checkpoint(run: RunFolder, model: PeftModel) -> Path | None:
-    """Return the newest valid checkpoint, None where training has ended; those that are skipped are told.
+    """Return the newest valid checkpoint, or None where training has ended.
 
-    What metrics.jsonl holds of later steps is forgotten.
+    Checkpoints that are skipped are told, and what metrics.jsonl holds of later steps is forgotten.
     """
     if run.finished:
         return None
@@ -212,32 +231,32 @@ def find_checkpoint(run: RunFolder, model: PeftModel) -> Path | None:
 
 
 def _refuse_other_shape(model: PeftModel, checkpoint: Path) -> None:
-    """Refuse a recipe whose adapter is not the checkpoint's (--resume_anyway with another rank or other modules)."""
-    ours = {
-        name: tuple(tensor.shape)
-        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-    }
+    """Refuse a recipe whose adapter is not the checkpoint's.
+
+    --resume_anyway with another rank or other modules comes to that.
+    """
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     with safe_open(checkpoint / "adapter_model.safetensors", "pt") as file:
-        theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        names = file.keys()  # it is no dict: it cannot be iterated over itself
+        theirs = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     if ours != theirs:
-        name = next(
-            name
-            for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name) != theirs.get(name)
-        )
+        every = sorted(ours.keys() | theirs.keys())
+        name = next(name for name in every if ours.get(name) != theirs.get(name))
         raise InputError(
-            f"the recipe's adapter is not that of {checkpoint}: {name} is {ours.get(name)}, there {theirs.get(name)}. lora_r and "
-            "lora_target_modules cannot change in a run; start a new one."
+            f"the recipe's adapter is not that of {checkpoint}: {name} is {ours.get(name)}, there "
+            f"{theirs.get(name)}. lora_r and lora_target_modules cannot change in a run; start a "
+            "new one."
         )
 
 
 def load_state(checkpoint: Path) -> TrainerState:
-    """What the trainer knew when the checkpoint was written."""
+    """Return what the trainer knew when the checkpoint was written."""
     return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def note_best(run: RunFolder, state: TrainerState) -> Path | None:
-    """`find_best`, and a line in metrics.jsonl that says which step it is."""
+    """Return `find_best`, and write a line to metrics.jsonl that says which step it is."""
     best = find_best(run, state)
     if is_first():
         append_json(run.metrics_file, {"kept": step_of(best) if best else state.global_step})
@@ -245,14 +264,18 @@ def note_best(run: RunFolder, state: TrainerState) -> Path | None:
 
 
 def find_best(run: RunFolder, state: TrainerState) -> Path | None:
-    """The checkpoint to take the adapter from; None where the last step is the best, or the best was lost."""
+    """Return the checkpoint to take the adapter from.
+
+    None is returned where the last step is the best, or the best was lost.
+    """
     step = best_step(state)
     if step is None or step == state.global_step:
         return None
     checkpoint = run.checkpoints / f"checkpoint-{step}"
     if reason := fault(checkpoint):
         print(
-            f"WARNING: the best adapter, of step {step}, cannot be used ({reason}); the last one is kept"
+            f"WARNING: the best adapter, of step {step}, cannot be used ({reason}); the last one "
+            "is kept"
         )
         return None
     print(f"the adapter of step {step} is kept, whose evaluation had the highest score")
@@ -260,7 +283,10 @@ def find_best(run: RunFolder, state: TrainerState) -> Path | None:
 
 
 def save_adapter(model: PeftModel, run: RunFolder, job: Job) -> None:
-    """Write adapter and tokenizer beside their place first: a run is finished when adapter/ is there whole, with a manifest."""
+    """Write adapter and tokenizer to the run's adapter/, with a manifest.
+
+    They are written beside their place first: a run is finished when adapter/ is there whole.
+    """
     recipe = job.recipe
     folder = Path(tempfile.mkdtemp(prefix=".adapter.", dir=run.path))
     try:
@@ -268,25 +294,22 @@ def save_adapter(model: PeftModel, run: RunFolder, job: Job) -> None:
         model.peft_config["default"].base_model_name_or_path = (
             Path(recipe.model).name if Path(recipe.model).is_dir() else recipe.model
         )
-        model.save_pretrained(
-            str(folder), save_embedding_layers=False
-        )  # else a copy of an adapted LM head goes along
+        # Without the embeddings: else a copy of an adapted LM head goes along.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
         job.tokenizer.save_pretrained(str(folder))
-        (folder / "README.md").unlink(
-            missing_ok=True
-        )  # PEFT's empty model card names the base by its path
+        # PEFT's empty model card names the base by its path.
+        (folder / "README.md").unlink(missing_ok=True)
         seal(folder, run.name_of_run)
         if run.adapter.exists():  # damaged, or the run would count as finished
             os.replace(run.adapter, Path(tempfile.mkdtemp(prefix="adapter-damaged-", dir=run.path)))
-        run.note(
-            finished=now()
-        )  # the time; what counts is the adapter's folder, which appears whole
+        run.note(finished=now())  # the time; what counts is the adapter's folder
+        # mkdtemp makes folders that nobody else may read.
         folder.chmod(run.path.stat().st_mode)
         os.replace(folder, run.adapter)
     except (OSError, SafetensorError) as error:  # safetensors has errors of its own for a full disk
         raise InputError(
-            f"the adapter could not be written: {str(error).splitlines()[0]}. Free some space in {run.path}; training is done, "
-            f"and python fine_tune.py --resume {run.path} saves it."
+            f"the adapter could not be written: {str(error).splitlines()[0]}. Free some space in "
+            f"{run.path}; training is done, and python fine_tune.py --resume {run.path} saves it."
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,7 @@
-"""How a training begins: with which recipe, as a new run or going on with one, and whether what it needs is still the same."""
+"""How a training begins: with which recipe, and as a new run or going on with one.
+
+A run that goes on is compared with what it was started with.
+"""
 
 import argparse
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from dandap.terminal import obeyed_output
 
 @dataclass(frozen=True)
 class Start:
-    """What is trained: the recipe, its name for the folder, and the run that is continued, if one is."""
+    """Holds what is trained: the recipe, its name for the folder, and the run to continue."""
 
     name: str
     recipe: Recipe
@@ -39,15 +42,18 @@ def choose(arguments: argparse.Namespace) -> Start:
         return choose_unfinished(arguments, options)
     if arguments.recipe:
         return Start(find_recipe(arguments.recipe).stem, load_recipe(arguments.recipe, options))
+    # The bare command. A file that was named and is missing is refused when it is read; the demo
+    # takes the place only of the default one.
     train_file = Path(options.get("train_file", Recipe.model_fields["train_file"].default))
     if not train_file.exists() and "train_file" not in options:
         return choose_demo(options, train_file)
     recipe = load_recipe(None, options)
+    # Refused here, before anything is fetched; another model may be small enough for a CPU.
     reason = why_no_gpu()
     if reason and not arguments.preview and recipe.model == Recipe.model_fields["model"].default:
         raise InputError(
-            f"{train_file} is there, and the default recipe ({recipe.model}) needs a CUDA GPU: {reason}. "
-            "To try everything without one: python fine_tune.py --recipe demo"
+            f"{train_file} is there, and the default recipe ({recipe.model}) needs a CUDA GPU: "
+            f"{reason}. To try everything without one: python fine_tune.py --recipe demo"
         )
     return Start("default", recipe)
 
@@ -57,11 +63,13 @@ def choose_demo(options: dict[str, str], train_file: Path) -> Start:
     demo = load_recipe("demo", options)
     if not Path(demo.train_file).is_file():
         raise InputError(
-            f"this folder holds neither {train_file} nor the demo's data. Start the script in {ROOT}: cd {ROOT}"
+            f"this folder holds neither {train_file} nor the demo's data. Start the script in "
+            f"{ROOT}: cd {ROOT}"
         )
     Console(file=obeyed_output(), soft_wrap=True).print(
-        "[bold yellow]DEMO: there is no data/train.csv, so this trains the bundled tiny model on made-up articles. For the "
-        "real job put train.csv (id, context, question, answer) and test.csv (id, context, question) into data/.[/]"
+        "[bold yellow]DEMO: there is no data/train.csv, so this trains the bundled tiny model on "
+        "made-up articles. For the real job put train.csv (id, context, question, answer) and "
+        "test.csv (id, context, question) into data/.[/]"
     )
     return Start("demo", demo)
 
@@ -76,23 +84,22 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
         if arguments.recipe
         else make_recipe(saved.model_dump() | options, "--resume")
     )
-    different = [
-        field
-        for field in type(saved).model_fields
-        if getattr(saved, field) != getattr(changed, field)
-    ]
+    different = []
+    for field in type(saved).model_fields:
+        if getattr(saved, field) != getattr(changed, field):
+            different.append(field)
+    # On this command line output_dir says where to look for the run; neither changes a step.
     different = [field for field in different if field not in ("output_dir", "run_name")]
     if different and arguments.resume_anyway:
         print(f"resuming with another recipe (--resume_anyway): {', '.join(different)}")
         return Start(run.path.name, changed, run)
     if different:
+        parts = []
+        for field in different:
+            parts.append(f"{field}={getattr(saved, field)!r} (now {getattr(changed, field)!r})")
         raise InputError(
-            f"{run.path} was started with "
-            + ", ".join(
-                f"{field}={getattr(saved, field)!r} (now {getattr(changed, field)!r})"
-                for field in different
-            )
-            + ". A resumed run keeps its recipe: drop these options, insist with --resume_anyway, or start a new run."
+            f"{run.path} was started with {', '.join(parts)}. A resumed run keeps its recipe: drop "
+            "these options, insist with --resume_anyway, or start a new run."
         )
     return Start(run.path.name, saved, run)
 
@@ -105,7 +112,8 @@ def find_unfinished(name: str, output_dir: str) -> RunFolder:
         unfinished = [run for run in list_runs(output_dir) if is_unfinished(run)]
         if not unfinished:
             raise InputError(
-                f"{output_dir} holds no unfinished run with a checkpoint. Start one without --resume."
+                f"{output_dir} holds no unfinished run with a checkpoint. Start one without "
+                "--resume."
             )
         run = newest(unfinished, "started")
     if run.finished and not lacks_validation(run):
@@ -117,7 +125,10 @@ def find_unfinished(name: str, output_dir: str) -> RunFolder:
 
 
 def is_unfinished(run: RunFolder) -> bool:
-    """Whether there is something to go on from; a run whose files cannot be read is passed over."""
+    """Say whether there is something to go on from.
+
+    A run whose files cannot be read is passed over, and a line says so.
+    """
     try:
         return lacks_validation(run) if run.finished else any(run.checkpoints.glob("checkpoint-*"))
     except InputError as error:
@@ -126,7 +137,7 @@ def is_unfinished(run: RunFolder) -> bool:
 
 
 def lacks_validation(run: RunFolder) -> bool:
-    """Whether a trained run was cut off in its last validation, before its report."""
+    """Say whether a trained run was cut off in its last validation, before its report."""
     return (
         run.finished
         and run.findings_file.is_file()
@@ -136,9 +147,13 @@ def lacks_validation(run: RunFolder) -> bool:
 
 
 def tell_what_changed(run: RunFolder, recipe: Recipe, table: Table, anyway: bool) -> None:
-    """Refuse to go on over other data or another base, tell other versions; what is new is noted beside the old."""
+    """Refuse to go on over other data or another base, and tell other versions.
+
+    What is new is noted in the run beside the old.
+    """
     before, today = run.environment(), begin([table], base_identity(recipe))
     changed = []
+    # By its hash: the file may have been moved.
     if table.sha256 not in before.get("data", {}).values():
         was = ", ".join(
             f"{path} {digest[:12]}..." for path, digest in before.get("data", {}).items()
@@ -148,27 +163,27 @@ def tell_what_changed(run: RunFolder, recipe: Recipe, table: Table, anyway: bool
         changed.append(f"the base {recipe.model}")
     if changed and not anyway:
         raise InputError(
-            f"{' and '.join(changed)} differ from what {run.path} was started with. Put the old files back, insist with "
-            "--resume_anyway, or start a new run."
+            f"{' and '.join(changed)} differ from what {run.path} was started with. Put the old "
+            "files back, insist with --resume_anyway, or start a new run."
         )
     for what in changed:
         print(f"resuming although it differs from the start (--resume_anyway): {what}")
-    packages = {
-        name: (before.get("packages", {}).get(name), version)
-        for name, version in today["packages"].items()
-        if before.get("packages", {}).get(name) != version
-    }
-    for name, (old, new) in packages.items():
-        print(
-            f"WARNING: {name} is {new}, and was {old} when the run started; its steps may come out differently"
-        )
+    # Only told: a version may round otherwise, but the run is still what its recipe says.
+    old_packages = before.get("packages", {})
+    for name, new in today["packages"].items():
+        old = old_packages.get(name)
+        if old != new:
+            print(
+                f"WARNING: {name} is {new}, and was {old} when the run started; its steps may come "
+                "out differently"
+            )
     if before.get("commit") != today["commit"]:
         print(
-            f"WARNING: the project is at {today['commit']}, and was at {before.get('commit')} when the run started"
+            f"WARNING: the project is at {today['commit']}, and was at {before.get('commit')} when "
+            "the run started"
         )
     if not is_first():
         return
-    again = {
-        name: today[name] for name in ("packages", "commit", "data", "base", "platform", "gpu")
-    } | {"when": today["started"]}
+    noted = ("packages", "commit", "data", "base", "platform", "gpu")
+    again = {name: today[name] for name in noted} | {"when": today["started"]}
     run.note(resumed=[*before.get("resumed", []), again])

@@ -1,4 +1,28 @@
-"""Optimizer steps of whole articles, and their micro-batches of trees."""
+"""Optimizer steps of whole articles, and their micro-batches of trees.
+
+How an epoch's articles (A, B, ...; numbers are questions) come to the model, here with 4 questions
+a step and 2 processes:
+
+    articles        A: 1 2 3     B: 4 5     C: 6 7 8 9 10 11     D: 12      12 questions, 3 steps
+
+    deal            _split C, which has more than 4, into halves, and shuffle the pieces:
+                    B 4 5 | C 6 8 10 | D 12 | A 1 2 3 | C 7 9 11
+                    fill steps from the right, up to questions left / steps left (12 / 3 = 4):
+                    step 1  C 7 9 11            3 (with A it would be 6: farther from 4)
+                    step 2  A 1 2 3 | D 12      4 (9 / 2 = 4.5)
+                    step 3  C 6 8 10 | B 4 5    5 (5 / 1; the last step takes all)
+
+    share           each piece of a step to the process with the least to read:
+                    step 2  process 0  A 1 2 3          process 1  D 12
+                    step 1  has one piece for two processes: it is halved, and C is read twice
+                            process 0  C 7 11           process 1  C 9
+
+    micro_batches   one tree an article, packed into batches of at most `tokens_per_batch` tokens;
+                    gradients add up over them, and the optimizer steps once.
+
+The order of an epoch depends on the seed and the epoch's number alone, so every process deals the
+same steps without asking the others, and a resumed run deals them again.
+"""
 
 import math
 import random
@@ -16,40 +40,42 @@ from dandap.tree.packing import Part, pack
 from dandap.tree.token_tree import TokenTree, collate, grow
 
 SIMILAR = 0.9  # the shortest tree of a padded micro-batch, as a share of the longest
-Piece = list[
-    int
-]  # questions of one article that go through the model together, as indices of examples
+# Questions of one article that go through the model together, as indices of examples.
+Piece = list[int]
 
 
 @dataclass(frozen=True)
 class Batching:
-    """How a step's questions become micro-batches of at most `tokens_per_batch` unique tokens.
+    """Makes micro-batches of at most `tokens_per_batch` unique tokens of a step's questions.
 
-    Rows of one tree each, of similar size, because padding is computed too and a masked row of several trees costs more
-    than the trees alone (SDPA, eager); or one row with everything in it, whose empty blocks FlexAttention skips.
+    They have rows of one tree each, of similar size, because padding is computed too and a masked
+    row of several trees costs more than the trees alone (SDPA, eager); or one row with everything
+    in it, whose empty blocks FlexAttention skips.
     """
 
     tokens_per_batch: int
     one_row: bool
     pad_id: int
-    alone: bool = (
-        False  # one tree a micro-batch: on a CPU larger ones take more memory and no less time
-    )
+    # One tree a micro-batch: on a CPU larger ones take more memory and no less time.
+    alone: bool = False
 
     def collate_step(self, examples: list[Example]) -> dict:
-        """The dataloader's collate: micro-batches, and labels by which Trainer counts the step's answer tokens."""
+        """Return a step as the dataloader's item: its micro-batches, labels and questions' ids.
+
+        Trainer counts the step's answer tokens by the labels.
+        """
         batches = [self._collate(batch) for batch in self.micro_batches(examples)]
         labels = torch.cat([batch["target_ids"] for batch in batches])
         ids = [example.row.id for example in examples]
-        return {
-            "batches": batches,
-            "labels": labels,
-            "shift_labels": labels,
-            "ids": ids,
-        }  # shift_labels are counted unshifted
+        # Trainer counts labels without a row's first, which nothing predicts; ours are targets
+        # alone, and as shift_labels all of them are counted.
+        return {"batches": batches, "labels": labels, "shift_labels": labels, "ids": ids}
 
     def micro_batches(self, examples: list[Example]) -> list[list[Part]]:
-        """Questions that share an article, with their tree, the largest first; an article too large for a batch is split."""
+        """Return micro-batches of articles' questions with their trees, the largest first.
+
+        An article too large for a batch is split.
+        """
         groups = by_article(example.row.article for example in examples)
         return pack([[examples[index] for index in group] for group in groups], _grow, self._fits)
 
@@ -61,15 +87,17 @@ class Batching:
         return alike and len(batch) * lengths[0] <= self.tokens_per_batch
 
     def _collate(self, batch: list[Part]) -> dict[str, torch.Tensor]:
-        if self.one_row:  # articles share the instruction before them
-            return collate(
-                [_grow([e for part in batch for e in part.members])], self.pad_id, multiple_of=BLOCK
-            )
+        if self.one_row:
+            # One tree of all articles, which share the instruction before them.
+            members: list[Example] = []
+            for part in batch:
+                members += part.members
+            return collate([_grow(members)], self.pad_id, multiple_of=BLOCK)
         return collate([part.tree for part in batch], self.pad_id)
 
 
 def make_batching(plan: Plan, pad_id: int) -> Batching:
-    """The layout that suits the plan's kernel and device."""
+    """Return the layout that suits the plan's kernel and device."""
     return Batching(
         plan.tokens_per_batch, one_row=plan.flex, pad_id=pad_id, alone=plan.device.type == "cpu"
     )
@@ -80,14 +108,17 @@ def _grow(examples: list[Example]) -> TokenTree:
 
 
 class Key(NamedTuple):
-    """Names a question of a step; one that is not learned is read without its answer, and adds nothing to the loss."""
+    """Names a question of a step.
+
+    One that is not learned is read without its answer, and adds nothing to the loss.
+    """
 
     index: int
     learned: bool = True
 
 
 class Questions(Sequence):
-    """The dataloader's dataset, asked by `Key`."""
+    """Holds the examples as the dataloader's dataset, asked by `Key`."""
 
     def __init__(self, examples: list[Example]):
         self.examples = examples
@@ -101,9 +132,10 @@ class Questions(Sequence):
 
 
 class StepSampler:
-    """Yields one process's keys of `Questions` for each optimizer step of an epoch; all epochs have as many steps.
+    """Yields one process's keys of `Questions` for each optimizer step of an epoch.
 
-    `step` tells how many steps have been taken: a resumed run asks it, and so has the order of an uninterrupted one.
+    All epochs have as many steps. `step` tells how many steps have been taken: a resumed run asks
+    it, and so has the order of an uninterrupted one.
     """
 
     def __init__(
@@ -128,22 +160,28 @@ class StepSampler:
         rng = random.Random(f"{self.seed} {epoch}")
         for step in deal(self.articles, self.questions_per_step, rng):
             mine = share(step, self.cost, self.processes)[self.process]
-            # All processes take part in every step: one that got no question reads one without learning it.
+            # All processes take part in every step, or the exchange of gradients would wait for
+            # ever: one that got no question reads one without learning it.
             yield [Key(index) for index in mine] or [Key(step[0][0], learned=False)]
 
 
 def deal(articles: list[Piece], questions_per_step: int, rng: random.Random) -> list[list[Piece]]:
-    """An epoch's steps: whole articles in random order, about `questions_per_step` questions in each, at least one.
+    """Return an epoch's steps: whole articles in random order (drawn at the top of this file).
 
-    ceil(questions / questions_per_step) steps. An article with more questions than a step is split.
+    There are ceil(questions / questions_per_step) steps of about `questions_per_step` questions
+    each, and at least one question. An article with more questions than a step is split.
     """
-    pieces = [piece for article in articles for piece in _split(article, questions_per_step, rng)]
+    pieces: list[Piece] = []
+    for article in articles:
+        pieces += _split(article, questions_per_step, rng)
     rng.shuffle(pieces)
     left = sum(map(len, pieces))
     steps = []
     for steps_left in range(math.ceil(left / questions_per_step), 0, -1):
+        # The mean of what is left: a step that came out large makes the later ones smaller.
         step, size, goal = [], 0, left / steps_left
-        # One piece at least, and at least one left for each later step; pieces no larger than a step are always enough.
+        # One piece at least, and at least one left for each later step; pieces no larger than a
+        # step are always enough. A piece is taken if it brings the step nearer to its goal.
         while not step or (
             len(pieces) >= steps_left and abs(size + len(pieces[-1]) - goal) <= abs(size - goal)
         ):
@@ -155,7 +193,10 @@ def deal(articles: list[Piece], questions_per_step: int, rng: random.Random) -> 
 
 
 def _split(article: Piece, most: int, rng: random.Random) -> list[Piece]:
-    """The article's questions in as few pieces of at most `most` as possible, of nearly equal size."""
+    """Return the article's questions in as few pieces of at most `most` as possible.
+
+    The pieces are of nearly equal size, and other ones in every epoch.
+    """
     count = math.ceil(len(article) / most)
     if count == 1:
         return [article]
@@ -164,13 +205,20 @@ def _split(article: Piece, most: int, rng: random.Random) -> list[Piece]:
 
 
 def share(step: list[Piece], cost: list[int], processes: int) -> list[list[int]]:
-    """A step's questions for each process, dealt so that the longest share is short; the same on every process."""
+    """Return a step's questions for each process, dealt so that the longest share is short.
+
+    The result is the same on every process. `cost` is the length of each question's prompt.
+    """
     pieces = list(step)
+    # Halving reads an article twice, but at the same time; otherwise a process would have nothing
+    # to do. It ends where every piece is a single question.
     while len(pieces) < processes and (largest := max(pieces, key=len))[1:]:
         pieces.remove(largest)
         pieces += [largest[::2], largest[1::2]]
     shares: list[list[int]] = [[] for _ in range(processes)]
     load = [0] * processes
+    # The longest first, each to the process with the least so far. A piece costs about what one
+    # of its prompts does: the article is most of it, and is read once.
     for piece in sorted(pieces, key=lambda piece: -cost[piece[0]]):
         process = load.index(min(load))
         shares[process] += piece

@@ -9,9 +9,10 @@ from dandap.base.processes import process_count
 
 
 class StopSignals(TrainerCallback):
-    """SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal) let the step end and be saved; a second one ends at once.
+    """Lets the step end and be saved on SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal).
 
-    Use as a context around training; `received` then names the signal, if one came.
+    A second signal ends training at once. Use it as a context around training; `received` then
+    names the signal, if one came.
     """
 
     received: signal.Signals | None = None
@@ -19,7 +20,7 @@ class StopSignals(TrainerCallback):
     def __enter__(self) -> "StopSignals":
         names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
         numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        # nohup has SIGHUP ignored, and a shell SIGINT of what runs in the background: that stays so.
+        # nohup has SIGHUP ignored, and a shell SIGINT of what runs in the background: that stays.
         heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._ask) for number in heard}
         return self
@@ -45,7 +46,10 @@ class StopSignals(TrainerCallback):
 
 
 def _on_any_process(number: int, device: torch.device) -> int:
-    """The largest of all processes' numbers: what one is told, all are, and they stop after the same step."""
+    """Return the largest of all processes' numbers.
+
+    What one process is told, all are, and they stop after the same step.
+    """
     if process_count() == 1:
         return number
     asked = torch.tensor(number, device=device)

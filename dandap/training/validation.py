@@ -12,14 +12,17 @@ from dandap.training.keep_best import KeepBest, some_of, steps_between
 
 @dataclass(frozen=True)
 class Validation:
-    """Answers the validation questions with the model that is being trained. `task` is one of tasks/, `answerer` an Answerer."""
+    """Answers the validation questions with the model that is being trained.
+
+    `task` is one of tasks/, `answerer` an Answerer.
+    """
 
     task: object
     answerer: object
     examples: list[Example]
 
     def answered(self, examples: list[Example], doing: str | None = None) -> Answered:
-        """Return the questions with the records of their answers; `doing` names the bar, if there is one."""
+        """Return the questions with the records of their answers; `doing` names a bar, if given."""
         shown = self.answerer.answers(examples)
         if doing:
             shown = track(shown, doing, "questions", total=len(examples))
@@ -29,12 +32,15 @@ class Validation:
         )
 
     def callbacks(self, run: RunFolder, questions: int) -> list[KeepBest]:
-        """Return what evaluates on some of the questions while training on so many; nothing if that is not wanted."""
+        """Return what evaluates on some of the questions while `questions` are trained on.
+
+        The list is empty if the recipe wants no evaluation.
+        """
         recipe = self.answerer.recipe
         every = steps_between(recipe, questions)
         if not every:
             return []
-        self.answerer.check(self.examples)
+        self.answerer.check(self.examples)  # now, and not at the first evaluation
         chosen = some_of(self.examples, recipe.evaluate_questions)
 
         def evaluate() -> dict:

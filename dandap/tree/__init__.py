@@ -1,4 +1,4 @@
-"""The one idea: sequences that share a beginning become one tree of tokens, which a model reads once.
+"""The one idea: sequences that share a beginning become one tree of tokens, read once.
 
-Imports data; everything that trains or answers with trees builds on it.
+This package imports data; everything that trains or answers with trees builds on it.
 """

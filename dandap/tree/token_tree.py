@@ -1,4 +1,4 @@
-"""Sequences that share beginnings -> one tree of tokens, laid out depth-first, and the attention masks that go with it.
+"""Sequences that share beginnings become one tree of tokens, laid out depth-first.
 
             [BOS] article ...          article, once
                      |-- question 1 -- answer 1
@@ -10,7 +10,30 @@
 
     query q sees key k   <=>   k <= q <= subtree_end[k]        (q lies in k's subtree)
 
-A token's hidden state then is what it would be in a sequence of its own: it sees its ancestors, at their positions.
+A token's hidden state then is what it would be in a sequence of its own: it sees its ancestors, at
+their positions.
+
+`grow` first makes nodes, numbered as they are met; `_lay_out` then walks them depth-first, so that
+a subtree is one range of indices. An example, in which BOS is the whole article and the third
+sequence comes back to the first one's question:
+
+    sequences      [BOS Q1]   [A STOP]        nodes   0 (no token)    children
+                   [BOS Q2 ?] [STOP]                  `- 1 BOS        0: {BOS: 1}
+                   [BOS Q1]   [B STOP]                   |- 2 Q1      1: {Q1: 2, Q2: 4}
+                                                         |  |- 3 A    2: {A: 3, B: 6}
+    paths          nodes 2 3  predict A STOP             |  `- 6 B    4: {?: 5}
+                   node  5    predicts STOP              `- 4 Q2
+                   nodes 2 6  predict B STOP                `- 5 ?
+
+    the walk       BOS   Q1    A     B     Q2    ?     (end)
+    node           1     2     3     6     4     5
+    index          0     1     2     3     4     5             index_of[node]
+    ancestors      0     01    012   013   04    045           after this token
+    closed here    -     -     -     2     1 3   -     0 4 5   subtree_end[closed] = index - 1
+    subtree_end    5     3     2     3     5     5
+
+    prompt_end     1, 5, 1
+    targets        (1, A) (2, STOP)   (5, STOP)   (1, B) (3, STOP)
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,38 +45,37 @@ import torch
 
 @dataclass(frozen=True)
 class TokenTree:
-    """Tokens in depth-first order; branches stand in the order in which their sequences came."""
+    """Holds tokens in depth-first order; branches stand in the order in which sequences came."""
 
     input_ids: list[int]
     position_ids: list[int]
     subtree_end: list[int]
-    prompt_end: list[
-        int
-    ]  # per sequence the index of its last prompt token, which predicts the first answer token
-    targets: list[
-        tuple[int, int]
-    ]  # (index that predicts, token predicted); equal answers repeat their pairs
+    # Per sequence the index of its last prompt token, which predicts the first answer token.
+    prompt_end: list[int]
+    # (index that predicts, token predicted). Equal answers repeat their pairs, so that each counts
+    # in the loss as often as in ordinary training.
+    targets: list[tuple[int, int]]
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
 
 def grow(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:
-    """The tree of (prompt_ids, answer_ids) pairs; prompts may not be empty, answers may.
+    """Return the tree of (prompt_ids, answer_ids) pairs; prompts may not be empty, answers may.
 
-    An answer's last token is predicted and predicts nothing, so it is a target and no part of the tree. Time and memory
-    are linear in the tokens given.
+    An answer's last token is predicted and predicts nothing, so it is a target and no part of the
+    tree. Time and memory are linear in the tokens given.
     """
-    children: list[dict[int, int]] = [
-        {}
-    ]  # node -> {token: node below}; node 0 stands above every first token
-    paths: list[
-        tuple[list[int], Sequence[int]]
-    ] = []  # the nodes that predict the answer's tokens, and the answer
+    # node -> {token: node below}. Node 0 stands above every first token and is no token itself, so
+    # `get(token, 0)` below can take 0 for "not there yet".
+    children: list[dict[int, int]] = [{}]
+    # Per sequence the nodes that predict the answer's tokens, and the answer.
+    paths: list[tuple[list[int], Sequence[int]]] = []
     for prompt_ids, answer_ids in sequences:
         if not prompt_ids:
             raise ValueError(
-                "got an empty prompt; expected at least one token, which predicts the answer's first."
+                "got an empty prompt; expected at least one token, which predicts the answer's "
+                "first."
             )
         node, path = 0, []
         for token in chain(prompt_ids, answer_ids[:-1]):
@@ -63,30 +85,34 @@ def grow(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:
                 node = below[token] = len(children)
                 children.append({})
             path.append(node)
+        # A node predicts the token after it: from the prompt's last to the answer's last but one.
         paths.append((path[len(prompt_ids) - 1 :], answer_ids))
     input_ids, position_ids, subtree_end, index_of = _lay_out(children)
-    return TokenTree(
-        input_ids,
-        position_ids,
-        subtree_end,
-        [index_of[path[0]] for path, _ in paths],
-        [
-            (index_of[node], token)
-            for path, answer_ids in paths
-            for node, token in zip(path, answer_ids, strict=False)
-        ],
-    )
+    prompt_end, targets = [], []
+    for path, answer_ids in paths:
+        prompt_end.append(index_of[path[0]])
+        # Not strict: an empty answer has a path of one node and nothing that it predicts.
+        for node, token in zip(path, answer_ids, strict=False):
+            targets.append((index_of[node], token))
+    return TokenTree(input_ids, position_ids, subtree_end, prompt_end, targets)
 
 
 def _lay_out(children: list[dict[int, int]]) -> tuple[list[int], list[int], list[int], list[int]]:
-    """(tokens, depths, last index below, node -> index) in depth-first order; a stack, because articles are deep."""
+    """Return tokens, depths, last index below each, and node -> index, in depth-first order.
+
+    A stack takes the place of recursion, because a tree is as deep as its longest sequence:
+    Python's limit is 1,000 calls, and articles have more tokens.
+    """
     input_ids, position_ids = [], []
     subtree_end, index_of = [0] * (len(children) - 1), [0] * len(children)
     ancestors: list[int] = []  # indices from the root to the token before
+    # Reversed, because a stack gives back the last first: branches keep the order they came in.
     stack = [(token, node, 0) for token, node in reversed(children[0].items())]
     while stack:
         token, node, depth = stack.pop()
         index = index_of[node] = len(input_ids)
+        # Whatever is as deep as this token or deeper has no more tokens below it: its subtree
+        # ended with the index before. Each token is closed once, so the walk stays linear.
         for finished in ancestors[depth:]:
             subtree_end[finished] = index - 1
         del ancestors[depth:]
@@ -94,7 +120,7 @@ def _lay_out(children: list[dict[int, int]]) -> tuple[list[int], list[int], list
         input_ids.append(token)
         position_ids.append(depth)
         stack.extend((token, node, depth + 1) for token, node in reversed(children[node].items()))
-    for finished in ancestors:
+    for finished in ancestors:  # the last sequence's path, which no later token has closed
         subtree_end[finished] = len(input_ids) - 1
     return input_ids, position_ids, subtree_end, index_of
 
@@ -102,16 +128,20 @@ def _lay_out(children: list[dict[int, int]]) -> tuple[list[int], list[int], list
 def collate(
     trees: list[TokenTree], pad_id: int, multiple_of: int = 1, device: torch.device | str = "cpu"
 ) -> dict[str, torch.Tensor]:
-    """One tree a row, padded on the right; a padding token is its own end, so it sees and is seen by itself alone.
+    """Put one tree in each row, padded on the right to a multiple of `multiple_of` tokens.
 
-    input_ids, position_ids, subtree_end: (rows, length). `predicts`, (rows, length), marks the positions that predict an
-    answer token; the k-th pair (predictor[k], target_ids[k]) names one of them, counted row by row, and what it predicts.
+    input_ids, position_ids and subtree_end are (rows, length). `predicts`, (rows, length), marks
+    the positions that predict an answer token; the k-th pair (predictor[k], target_ids[k]) names
+    one of them, counted row by row, and what it predicts.
     """
     length = -(-max(map(len, trees)) // multiple_of) * multiple_of
+    # A padding token is its own end, so it sees and is seen by itself alone.
     padding = [list(range(len(tree), length)) for tree in trees]
     marked = [sorted({index for index, _ in tree.targets}) for tree in trees]
     predicts = torch.zeros(len(trees), length, dtype=torch.bool)
-    number: dict[tuple[int, int], int] = {}  # (row, index) -> which of the marked positions
+    # (row, index) -> which of the marked positions. The model returns logits for these alone
+    # (`logits_to_keep`): each is as wide as the vocabulary, 32,000 to 256,000 numbers.
+    number: dict[tuple[int, int], int] = {}
     for row, indices in enumerate(marked):
         predicts[row, indices] = True
         number |= {(row, index): len(number) + i for i, index in enumerate(indices)}

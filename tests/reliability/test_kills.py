@@ -1,4 +1,7 @@
-"""Training that is killed at random moments, saving included, and resumed until it is done: the same bits as uninterrupted."""
+"""Kill training at random moments, saving included, and resume it until it is done.
+
+It must end with the same bits as uninterrupted.
+"""
 
 import json
 import os
@@ -19,7 +22,7 @@ from tests.conftest import HEADER, ROOT
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """An uninterrupted run, a checkpoint after each step, an evaluation after every sixth."""
+    """Train without interruption, a checkpoint after each step, an evaluation every sixth."""
     folder = tmp_path_factory.mktemp("kills")
     lines = [",".join(HEADER)]
     for number in range(60):
@@ -55,7 +58,10 @@ def options(folder, output):
 
 
 def train_until_done(folder, output, kills, rng):
-    """Start or resume in a process of its own; kill it some seconds after its first step is saved. How often it was killed."""
+    """Start or resume in a process of its own; kill it some seconds after its first step is saved.
+
+    Return how often it was killed.
+    """
     killed = 0
     for _ in range(kills + 5):
         resumable = [run for run in list_runs(folder / output) if newest_valid(run.checkpoints)[0]]
@@ -107,6 +113,6 @@ def test_a_killed_run_ends_as_if_it_never_had_been(work, kills):
 
 
 def history(run):
-    """What the run's metrics say, but for the time."""
+    """Return what the run's metrics say, but for the time."""
     lines = map(json.loads, run.metrics_file.read_text(encoding="utf-8").splitlines())
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
