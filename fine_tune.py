@@ -21,7 +21,7 @@ import prompts
 from dandap.base.processes import first_one_speaks, is_first
 from dandap.command_line import Parser, add_options, chosen_options, parse, run_script
 from dandap.data.checks import check_data, tell_findings
-from dandap.data.lengths import preview, tell_cut
+from dandap.data.lengths import preview
 from dandap.data.rows import Row, Table, split_by_article
 from dandap.errors import InputError
 from dandap.recipe import Recipe
@@ -57,26 +57,20 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     base = session.open_base(start, data.table, arguments)
     encoder = prompts.make_encoder(recipe, template, base.tokenizer)
     examples = session.encode_training(recipe, encoder, base, task.expand(data.train))
-    held_out = encoder.encode_rows(data.validation, recipe.prompt_limit, False, recipe.on_overflow)
-    tell_cut(recipe, held_out)
+    held_out = session.encode_validation(recipe, encoder, data.validation)
     if arguments.preview:
         return preview(encoder, examples[0])
 
     job = session.Job(recipe, base.plan, base.tokenizer, examples)
     model = session.make_model(job, base.config, start.folder)
-    # The run's folder is made only now, when model and data have proved usable: what fails
-    # before leaves no empty run behind.
     run = session.begin_run(start, job, template, data.table)
-    # Two processes on one run would write over each other's checkpoints.
     with session.held(run):
         checkpoint = session.find_checkpoint(run, model) if start.run else None
         note(run, data, recipe, template)
-        # With validation_fraction 0 there is nothing to answer, and the last step is kept.
-        answerer = Answerer(recipe, encoder, model, base.answering) if held_out else None
-        validation = session.Validation(task, answerer, held_out) if held_out else None
+        answerer = Answerer(recipe, encoder, model, base.answering)
+        validation = session.Validation(task, answerer, held_out)
         session.train_run(run, job, model, validation, checkpoint)
-        if validation:
-            validation.finish(run)
+        validation.finish(run)
     print(f"run saved in {run.path}\nanswer a test file: python inference.py --run {run.path}")
 
 

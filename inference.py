@@ -75,22 +75,12 @@ def main(argv: list[str] | None = None) -> dict:
     if not source.run and not arguments.answers_dir:
         parent = start_base_run(arguments, source, questions, model.base).answers
     settings = settings_of(arguments, source, questions, model.base)
-    # An unfinished inference with the same settings is gone on with, so its folder may exist.
     folder = answers_folder(parent, Path(arguments.split or questions.table.path), settings)
     # Two processes on one folder would write over each other's journal.
     with locked(folder):
-        examples = encode(source.recipe, model.answerer.encoder, questions)
-        model.check(examples)
-        records = answer(
-            get_task(source.recipe.task),
-            model.answerer,
-            examples,
-            Journal(folder, settings, examples),
-        )
+        answered = answer(source.recipe, questions, model, folder, settings)
         seconds = time.perf_counter() - started
-        return report(
-            arguments, source, questions, Answered(questions.rows, records), folder, seconds
-        )
+        return report(arguments, source, questions, answered, folder, seconds)
 
 
 def command_line() -> Parser:
@@ -324,18 +314,23 @@ def encode(recipe: Recipe, encoder, questions: Questions) -> list:
     return every[: len(questions.rows)]
 
 
-def answer(task, answerer, examples: list, journal: Journal) -> list[dict]:
-    """Answer what the journal does not hold yet; return all records in the questions' order."""
+def answer(recipe: Recipe, questions: Questions, model, folder: Path, settings: str) -> Answered:
+    """Answer what the folder does not hold yet; return all answers in the questions' order.
+
+    `model` is an OpenModel. An unfinished inference with the same settings is gone on with.
+    """
+    task = get_task(recipe.task)
+    examples = encode(recipe, model.answerer.encoder, questions)
+    model.check(examples)
+    journal = Journal(folder, settings, examples)
     kept = journal.read()
     if kept:
-        print(
-            f"going on in {journal.file.parent}, which holds {kept:,} of {len(examples):,} answers"
-        )
+        print(f"going on in {folder}, which holds {kept:,} of {len(examples):,} answers")
     # Batches of which the journal holds every answer are not read by the model again.
-    answers = answerer.answers(examples, known=set(journal.records))
+    answers = model.answerer.answers(examples, known=set(journal.records))
     for example, said in track(answers, "answering", "questions", total=len(examples), done=kept):
         journal.add(task.record(example, said))
-    return journal.finish([example.row.id for example in examples])
+    return Answered(questions.rows, journal.finish([example.row.id for example in examples]))
 
 
 def report(

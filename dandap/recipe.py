@@ -97,7 +97,7 @@ class Recipe(BaseModel):
     trust_remote_code: bool = _field(
         False, "run Python code from the model's repository; off, because that code can do anything"
     )
-    task: str = _field("economic_qa", "what is asked and how it is scored (tasks.py)")
+    task: str = _field("economic_qa", "what is asked and how it is scored (a file of tasks/)")
     template: str = _field("concise", "wording, by its name in prompts.py")
     train_file: str = _field(
         "data/train.csv",

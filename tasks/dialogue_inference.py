@@ -359,8 +359,13 @@ class DialogueInference(Task):
         ]
 
     def table(self, scores):
-        header = ("right", *(f"said {letter}" for letter in scores["confusion"]))
-        return [header, *((gold, *said.values()) for gold, said in scores["confusion"].items())]
+        confusion = scores["confusion"]
+        # All rows have the same columns, also where one answer was said that is no letter.
+        columns = list(dict.fromkeys(letter for said in confusion.values() for letter in said))
+        rows = [
+            (gold, *(said.get(name, 0) for name in columns)) for gold, said in confusion.items()
+        ]
+        return [("right", *(f"said {name}" for name in columns)), *rows]
 
     def evaluation(self, scores):
         return self.with_interval("accuracy", scores)

@@ -192,7 +192,7 @@ def _read_journal(path: Path) -> dict[str, str]:
         record for record in read_json_lines(path) if {"key", "prompt", "said"} <= record.keys()
     ]
     # Written again without the torn line, because the next record would be glued to it.
-    if kept:
+    if path.is_file():
         write_json_lines(path, kept)
     return {record["key"]: record["said"] for record in kept}
 

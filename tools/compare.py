@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.start  # noqa: F401
 
+import argparse
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
@@ -31,34 +32,9 @@ SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that change no
 
 def main(argv: list[str] | None = None) -> dict:
     """Run the command line; return what compare.json holds."""
-    parser = Parser(__doc__)
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN|FILE",
-        help="answers to the same questions, with gold answers",
-    )
-    parser.add_argument(
-        "--split", choices=["validation"], help="of runs, the answers on their validation questions"
-    )
-    parser.add_argument(
-        "--output_dir",
-        metavar="DIR",
-        default="outputs",
-        help="where runs are and the result goes (default: outputs)",
-    )
-    arguments = parse(parser, argv)
+    arguments = parse(command_line(), argv)
     check_writable(Path(arguments.output_dir), "Name another --output_dir.")
-    paths = [
-        find_predictions(name, arguments.output_dir, arguments.split) for name in arguments.runs
-    ]
-    # A run and its own folder of answers may be one file; it would be compared with itself.
-    different = {path.resolve() for path in paths}
-    if len(different) < max(len(paths), 2):
-        raise InputError(
-            f"got {len(different)} different files of answers for {len(paths)} runs; "
-            "expected two or more, each once."
-        )
+    paths = find_all(arguments)
     names = short_names(paths)
     answers = dict(
         zip(
@@ -97,6 +73,42 @@ def main(argv: list[str] | None = None) -> dict:
     draw(folder / "compare.png", partial(chart, scores=scores), height=1.0 + 0.6 * len(scores))
     print(f"chart: {folder / 'compare.png'}")
     return result
+
+
+def command_line() -> Parser:
+    """Return the options: which answers are compared."""
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN|FILE",
+        help="answers to the same questions, with gold answers",
+    )
+    parser.add_argument(
+        "--split", choices=["validation"], help="of runs, the answers on their validation questions"
+    )
+    parser.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        default="outputs",
+        help="where runs are and the result goes (default: outputs)",
+    )
+    return parser
+
+
+def find_all(arguments: argparse.Namespace) -> list[Path]:
+    """Return the files of answers of all that are named; InputError where they are not several."""
+    paths = [
+        find_predictions(name, arguments.output_dir, arguments.split) for name in arguments.runs
+    ]
+    # A run and its own folder of answers may be one file; it would be compared with itself.
+    different = {path.resolve() for path in paths}
+    if len(different) < max(len(paths), 2):
+        raise InputError(
+            f"got {len(different)} different files of answers for {len(paths)} runs; "
+            "expected two or more, each once."
+        )
+    return paths
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

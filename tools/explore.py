@@ -101,25 +101,7 @@ class Findings:
 
 def main(argv: list[str] | None = None) -> dict:
     """Run the command line; return the report's tables."""
-    parser = Parser(__doc__)
-    parser.add_argument("file", metavar="FILE", help="questions, with or without answers")
-    parser.add_argument(
-        "--test", metavar="FILE", help="a test file, to look for leaks and compare lengths"
-    )
-    parser.add_argument(
-        "--tokenizer",
-        metavar="NAME",
-        default=DEMO_TOKENIZER,
-        help=f"whose tokens are counted (default: {DEMO_TOKENIZER})",
-    )
-    parser.add_argument("--refined", action="store_true", help="clean dialogues first")
-    parser.add_argument(
-        "--output_dir",
-        metavar="DIR",
-        default="outputs",
-        help="where the folder goes (default: outputs)",
-    )
-    arguments = parse(parser, argv)
+    arguments = parse(command_line(), argv)
     path = Path(arguments.file)
     task = task_of(path)
     if arguments.refined and not task.cleans:
@@ -155,6 +137,29 @@ def main(argv: list[str] | None = None) -> dict:
             print("  " + "  ".join(map(_cell, row)))
     print(f"report: {report}")
     return findings.tables
+
+
+def command_line() -> Parser:
+    """Return the options: which file is looked at, and how."""
+    parser = Parser(__doc__)
+    parser.add_argument("file", metavar="FILE", help="questions, with or without answers")
+    parser.add_argument(
+        "--test", metavar="FILE", help="a test file, to look for leaks and compare lengths"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        default=DEMO_TOKENIZER,
+        help=f"whose tokens are counted (default: {DEMO_TOKENIZER})",
+    )
+    parser.add_argument("--refined", action="store_true", help="clean dialogues first")
+    parser.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        default="outputs",
+        help="where the folder goes (default: outputs)",
+    )
+    return parser
 
 
 def task_of(path: Path) -> Task:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from dandap.base.hub import _loading
+from dandap.base.hub import loading
 from dandap.errors import InputError, first_line
 from dandap.recipe import Recipe
 from dandap.runs.manifest import MANIFEST, fault
@@ -100,7 +100,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             )
     else:
         print(f"{folder} has no {MANIFEST}: whether it is whole cannot be told")
-    with _loading(str(folder), "adapter"), warnings.catch_warnings():
+    with loading(str(folder), "adapter"), warnings.catch_warnings():
         # Missing keys are refused below, by name.
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         try:

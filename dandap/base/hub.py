@@ -50,7 +50,7 @@ def find_hub() -> None:
         constants.HF_HUB_OFFLINE = True
 
 
-class _loading:
+class loading:
     """Turns what the hub and transformers raise while loading into a sentence with a way out."""
 
     def __init__(self, source: str, what: str):

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from dandap.base.device import pick_compute_dtype
-from dandap.base.hub import _loading, find_hub
+from dandap.base.hub import find_hub, loading
 from dandap.data.encoding import Example
 from dandap.errors import InputError
 from dandap.recipe import Recipe
@@ -31,7 +31,7 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedToke
     if not folder and not Path(source).is_dir():
         find_hub()
     options = {} if folder else {"revision": recipe.revision}
-    with _loading(source, "tokenizer"):
+    with loading(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=recipe.trust_remote_code, **options
         )
@@ -104,7 +104,7 @@ def load_config(recipe: Recipe) -> PretrainedConfig:
     """Return the base model's architecture; InputError if it cannot be had."""
     if not Path(recipe.model).is_dir():
         find_hub()
-    with _loading(recipe.model, "model"):
+    with loading(recipe.model, "model"):
         return AutoConfig.from_pretrained(
             recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
         )
@@ -122,7 +122,7 @@ def load_base(
         bnb_4bit_use_double_quant=recipe.double_quantization,
         bnb_4bit_compute_dtype=dtype,
     )
-    with _loading(recipe.model, "model"):
+    with loading(recipe.model, "model"):
         model = AutoModelForCausalLM.from_pretrained(
             recipe.model,
             revision=recipe.revision,

@@ -268,6 +268,7 @@ def read_answers(path: Path) -> dict[str, tuple[str, ...]]:
     """Read gold answers by id from a table of their own with id and answer (or answers)."""
     sheet = read_table(path, read_bytes(path)[0])
     names = column_names(sheet.header, {}, path, required=("id", "answer"))
+    sheet.refuse_unclear(names.values())
     golds: dict[str, tuple[str, ...]] = {}
     for place, cells in sheet.rows:
         record = _named(path, place, cells, names, sheet.header)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -78,7 +78,7 @@ def refuse_duplicate_ids(rows: list[Row], path: Path) -> None:
         )
 
 
-def match_ids(wanted: Iterable[str], found: Iterable[str]) -> Callable[[str], str | None]:
+def match_ids(wanted: Collection[str], found: Iterable[str]) -> Callable[[str], str | None]:
     """Return a function that finds the name for a wanted one, or None.
 
     It is the same name, or the same but for white space around it and composition.

@@ -378,6 +378,8 @@ def _label_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError):
         return {}
+    if not isinstance(features, dict):
+        return {}
     return {
         name: of["names"]
         for name, of in features.items()

@@ -20,12 +20,12 @@ def seal(folder: Path, run: str | None = None) -> None:
     }
     # The manifest comes last, so that a folder whose saving was cut off has none.
     for path in files:
-        _flush(path)
+        flush(path)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump({"files": manifest, "run": run}, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
-    _flush(folder)
+    flush(folder)
 
 
 def fault(folder: Path, run: str | None = None) -> str | None:
@@ -63,7 +63,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the system write a file, or a folder's entries, to the disk.
 
     Windows opens no folder and flushes no handle that cannot write; it keeps a folder's entries by

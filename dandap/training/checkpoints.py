@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import Trainer
 
 from dandap.errors import InputError, short_list
-from dandap.runs.manifest import STAGING, _flush, fault, seal
+from dandap.runs.manifest import STAGING, fault, flush, seal
 from dandap.training.keep_best import best_step
 
 KEPT = 2  # checkpoints: should the newest be damaged later, there is one before it
@@ -131,7 +131,7 @@ def _put_in_place(written: Path, place: Path) -> None:
     if place.exists():
         shutil.rmtree(place)
     os.replace(written, place)
-    _flush(place.parent)  # else a power cut may undo the rename
+    flush(place.parent)  # else a power cut may undo the rename
 
 
 def _drop_old(checkpoints: Path, best: int | None) -> None:

@@ -25,7 +25,7 @@ from dandap.base.model import check_base, check_ids, load_base, load_config, loa
 from dandap.base.processes import from_first, is_first, leave_together
 from dandap.base.shapes import SHAPES, make_config
 from dandap.data.encoding import Encoder, Example
-from dandap.data.lengths import loses_answer, tell_lengths, without_too_long
+from dandap.data.lengths import loses_answer, tell_cut, tell_lengths, without_too_long
 from dandap.data.rows import Row, Table
 from dandap.errors import InputError, Stopped
 from dandap.recipe import Recipe
@@ -88,6 +88,13 @@ def encode_training(recipe: Recipe, encoder: Encoder, base: Base, rows: list[Row
     return examples
 
 
+def encode_validation(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
+    """Encode the rows that are validated on, as inference will; what was cut is told."""
+    examples = encoder.encode_rows(rows, recipe.prompt_limit, False, recipe.on_overflow)
+    tell_cut(recipe, examples)
+    return examples
+
+
 def make_model(job: Job, config: PretrainedConfig, folder: Path) -> PeftModel:
     """Load the base with a fresh adapter, and refuse a folder without room for its checkpoints."""
     plan = job.plan
@@ -115,7 +122,11 @@ def tell_saving(job: Job) -> None:
 
 
 def begin_run(start: Start, job: Job, template: dict[str, str], table: Table) -> RunFolder:
-    """Return the run that is continued, or a new one that the first process makes for all."""
+    """Return the run that is continued, or a new one that the first process makes for all.
+
+    Its folder is made only now, when model and data have proved usable: what fails before leaves
+    no empty run behind.
+    """
     return start.run or from_first(partial(start_run, start.name, job, template, table))
 
 
@@ -142,7 +153,7 @@ def start_run(name: str, job: Job, template: dict[str, str], table: Table) -> Ru
 
 @contextmanager
 def held(run: RunFolder):
-    """Hold the run's folder against other processes of ours while this lasts."""
+    """Hold the run's folder while this lasts: a second process would write over its checkpoints."""
     # Only the first process writes, and a lock that each of ours took would shut the others out.
     with locked(run.path) if is_first() else nullcontext():
         yield
@@ -152,7 +163,7 @@ def train_run(
     run: RunFolder,
     job: Job,
     model: PeftModel,
-    validation: Validation | None,
+    validation: Validation,
     checkpoint: Path | None,
 ) -> None:
     """Train the run's adapter to its end, and save it; afterwards there is one process."""
@@ -173,14 +184,14 @@ def train(
     run: RunFolder,
     job: Job,
     model: PeftModel,
-    validation: Validation | None,
+    validation: Validation,
     checkpoint: Path | None,
 ) -> Path | None:
     """Train the adapter, from a checkpoint if there is one.
 
     The best evaluation's checkpoint is returned, or None if it is the last step's.
     """
-    keepers = validation.callbacks(run, len(job.examples)) if validation else []
+    keepers = validation.callbacks(run, len(job.examples))
     # Cut off between its last checkpoint and its adapter, a run that has ended is not trained on.
     if checkpoint and keepers and keepers[0].has_ended(state := load_state(checkpoint)):
         print("training had ended already, for want of a higher score (patience)")

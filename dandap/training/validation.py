@@ -38,7 +38,7 @@ class Validation:
         """
         recipe = self.answerer.recipe
         every = steps_between(recipe, questions)
-        if not every:
+        if not every or not self.examples:
             return []
         self.answerer.check(self.examples)  # now, and not at the first evaluation
         chosen = some_of(self.examples, recipe.evaluate_questions)
@@ -50,6 +50,8 @@ class Validation:
 
     def finish(self, run: RunFolder) -> None:
         """Answer all questions; score, print, keep and report them."""
+        if not self.examples:
+            return
         recipe = self.answerer.recipe
         answered = self.answered(self.examples, "validating")
         scores = self.task.final_scores(recipe, answered)
