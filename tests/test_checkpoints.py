@@ -591,6 +591,13 @@ def test_another_adapter_cannot_go_on_and_the_run_stays_as_it_was(work, monkeypa
     assert run.recipe_file.read_text() == before
 
 
+def test_what_a_kill_left_of_the_last_save_is_cleared(work, monkeypatch):
+    run = interrupted(work, monkeypatch, "left")
+    (run.checkpoints / ".saving").mkdir()
+    fine_tune.main(["--resume", str(run.path)])
+    assert not (run.checkpoints / ".saving").exists()
+
+
 def test_an_adapter_that_was_emptied_gives_way_to_the_one_that_is_saved(work, monkeypatch):
     run = interrupted(work, monkeypatch, "emptied")
     run.adapter.mkdir()

@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-MANIFEST, STAGING = "manifest.json", ".saving"
+MANIFEST = "manifest.json"
 
 
 def seal(folder: Path, run: str | None = None) -> None:

@@ -32,7 +32,7 @@ from dandap.recipe import Recipe
 from dandap.runs.files import append_json, locked, write_json
 from dandap.runs.folder import RunFolder, begin, new_run, now
 from dandap.runs.manifest import fault, seal
-from dandap.training.checkpoints import check_space, newest_valid, step_of
+from dandap.training.checkpoints import STAGING, check_space, newest_valid, step_of
 from dandap.training.job import Job
 from dandap.training.keep_best import best_step, evaluated_steps
 from dandap.training.plain import make_trainer
@@ -235,6 +235,8 @@ def find_checkpoint(run: RunFolder, model: PeftModel) -> Path | None:
             f"{run.path} has no valid checkpoint to resume from; start it again without --resume."
         )
     _refuse_other_shape(model, checkpoint)
+    if is_first():  # a kill after the last checkpoint leaves it for good: no later one is written
+        shutil.rmtree(run.checkpoints / STAGING, ignore_errors=True)
     print(f"resuming {run.path} from {checkpoint.name}")
     if is_first():
         forget_after(run.metrics_file, step_of(checkpoint), evaluated_steps(load_state(checkpoint)))
