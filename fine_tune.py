@@ -9,6 +9,7 @@ python fine_tune.py --preview             one encoded example, token counts, wha
 python fine_tune.py --plan                memory of every recipe, or of --recipe, and what
                                           would be chosen
 python fine_tune.py --resume              continue the newest unfinished run
+python fine_tune.py --folds 5             cross-validate, and let the five answer together
 """
 
 import dandap.start  # noqa: F401
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import prompts
 from dandap.base.processes import first_one_speaks, is_first
-from dandap.command_line import Parser, add_options, chosen_options, parse, run_script
+from dandap.command_line import Parser, add_options, chosen_options, parse, positive, run_script
 from dandap.data.checks import check_data, tell_findings
 from dandap.data.lengths import preview
 from dandap.data.rows import Row, Table, split_by_article
@@ -35,7 +36,11 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(command_line(), argv)
     # Under a launcher (accelerate launch, torchrun) every process comes here; all would print.
     with first_one_speaks():
-        if arguments.plan:
+        if arguments.folds:
+            from folds import train_folds  # with inference.py and ensemble.py, used here alone
+
+            train_folds(arguments, fine_tune)
+        elif arguments.plan:
             from dandap.base.plans import show_plans  # with torch, as below
 
             show_plans(arguments)
@@ -103,6 +108,18 @@ def command_line() -> Parser:
         action="store_true",
         help="with --resume: although recipe or data have changed",
     )
+    parser.add_argument(
+        "--folds",
+        metavar="N",
+        type=positive,
+        help="train on each complement of N parts of the articles, answer the part that is held "
+        "out, and the test file by all; with --resume goes on",
+    )
+    parser.add_argument(
+        "--soup",
+        action="store_true",
+        help="with --folds: answer the test file by one adapter, the mean of all",
+    )
     add_options(parser, "recipe options (over those of --recipe)")
     return parser
 
@@ -152,7 +169,7 @@ def read_data(recipe: Recipe) -> Data:
     """Read, split and check the training file, and print what was found."""
     table = get_task(recipe.task).read_train(recipe)
     tell_data(recipe, table)
-    train, validation = split_by_article(table.rows, recipe.validation_fraction)
+    train, validation = split_by_article(table.rows, recipe.validation_fraction, recipe.fold)
     return Data(table, train, validation, check_rows(recipe, train, validation))
 
 

@@ -242,7 +242,7 @@ def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
     if not arguments.split:
         return task.read_test(recipe, test_file)
     table = task.read_train(recipe)
-    _, validation = split_by_article(table.rows, recipe.validation_fraction)
+    _, validation = split_by_article(table.rows, recipe.validation_fraction, recipe.fold)
     if not validation:
         raise InputError(
             "the run has validation_fraction 0, so there is no validation split to answer."

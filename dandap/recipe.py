@@ -118,6 +118,11 @@ class Recipe(BaseModel):
         ge=0,
         lt=1,
     )
+    fold: str | None = _field(
+        None,
+        "the part of the articles to hold out instead of validation_fraction, as 2/5: the second "
+        "of five; --folds 5 trains all of them",
+    )
     evaluate_every: str | None = _field(
         "0.25 epochs",
         "validation while training, as `200 steps` or `0.25 epochs`; "
@@ -269,6 +274,17 @@ class Recipe(BaseModel):
             )
         return f"{match[1]} steps" if match[1] else f"{match[2]} epochs"
 
+    @field_validator("fold", mode="before")
+    @classmethod
+    def _part_of_parts(cls, value: Any) -> str | None:
+        """Take `2/5`: a part's number, and how many there are."""
+        if value is None:
+            return None
+        match = re.fullmatch(r"(\d+)/(\d+)", str(value).strip())
+        if not match or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
+            raise ValueError("a part of the articles, as 2/5 for the second of five")
+        return match[0]
+
     @field_validator("columns", mode="before")
     @classmethod
     def _columns_from_text(cls, value: Any) -> Any:
@@ -342,6 +358,11 @@ class Recipe(BaseModel):
     def prompt_limit(self) -> int:
         """Return the most tokens that a prompt may have, in training and in inference."""
         return self.max_length - self.max_new_tokens
+
+    @property
+    def validates(self) -> bool:
+        """Return whether some articles are held out of training."""
+        return self.fold is not None or self.validation_fraction > 0
 
     def differences(self) -> dict[str, Any]:
         """Return what this recipe changes of the defaults: field -> value."""

@@ -19,11 +19,13 @@ FLOORS = (
     ("dandap.training", "dandap.answering"),
     ("tasks",),
     ("prompts",),
-    ("fine_tune", "inference", "ensemble"),
+    ("inference", "ensemble"),
+    ("folds",),
+    ("fine_tune",),
     ("tools",),
     ("benchmarks",),
 )
-SCRIPTS = ("fine_tune", "inference", "ensemble", "prompts", "metrics")
+SCRIPTS = ("fine_tune", "folds", "inference", "ensemble", "prompts", "metrics")
 MODULES = {
     ".".join(path.with_suffix("").parts).removesuffix(".__init__"): path
     for folder in ("dandap", "tasks", "tools", "benchmarks")

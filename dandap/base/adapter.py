@@ -1,5 +1,6 @@
 """The LoRA adapter: made, loaded, and refused where it is another base's."""
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dandap.base.hub import loading
+from dandap.base.model import load_base
 from dandap.errors import InputError, first_line
 from dandap.recipe import Recipe
-from dandap.runs.manifest import MANIFEST, fault
+from dandap.runs.manifest import MANIFEST, fault, seal
 
 # Projections that some architectures fuse into one module.
 FUSED = {
@@ -110,6 +112,27 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             raise ValueError(f"adapter_config.json is not PEFT's ({first_line(error)})") from error
     _refuse_other_keys(adapted, found, folder)
     return adapted
+
+
+def average_adapters(recipe: Recipe, folders: list[Path], target: Path) -> None:
+    """Write the mean of several adapters of one recipe as one adapter, with the first's tokenizer.
+
+    The products B A are averaged, not A and B apart: the mean has the ranks of all together, side
+    by side, and is exact (PEFT's "cat").
+    """
+    base = load_base(recipe, torch.device("cpu"))
+    model = PeftModel.from_pretrained(base, str(folders[0]), adapter_name="part-0")
+    for number, folder in enumerate(folders[1:], 1):
+        model.load_adapter(str(folder), adapter_name=f"part-{number}")
+    parts = [f"part-{number}" for number in range(len(folders))]
+    weights = [1 / len(parts)] * len(parts)
+    model.add_weighted_adapter(parts, weights, "default", combination_type="cat")
+    for part in parts:
+        model.delete_adapter(part)
+    shutil.copytree(folders[0], target, ignore=shutil.ignore_patterns("adapter_*", MANIFEST))
+    model.save_pretrained(str(target), save_embedding_layers=False)
+    (target / "README.md").unlink(missing_ok=True)
+    seal(target)
 
 
 def _refuse_other_keys(model: PeftModel, found: set[str], folder: Path) -> None:

@@ -103,14 +103,17 @@ def by_article(articles: Iterable[str]) -> list[list[int]]:
     return list(groups.values())
 
 
-def split_by_article(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
+def split_by_article(
+    rows: list[Row], fraction: float, fold: str | None = None
+) -> tuple[list[Row], list[Row]]:
     """Split into (train, validation) with no article in both, nor copies or near copies of one.
 
     An article is chosen by a hash of its text, so it falls on the same side for every seed, recipe
     and row order; with few articles the one with the smallest hash is taken, so that a fraction
-    above 0 always validates on something.
+    above 0 always validates on something. A fold ("2/5") holds out one of as many equal parts
+    instead, in the order of the hashes.
     """
-    if fraction == 0:
+    if fraction == 0 and fold is None:
         return list(rows), []
     generated = [row for row in rows if row.fields.get("generated")]
     rows = [row for row in rows if not row.fields.get("generated")]
@@ -120,11 +123,8 @@ def split_by_article(rows: list[Row], fraction: float) -> tuple[list[Row], list[
             "set validation_fraction 0."
         )
     family = families(rows)
-    # A name is 16 hexadecimal digits of a hash: a number that is spread evenly from 0 to 1.
-    share = {name: int(name, 16) / 16**16 for name in set(family.values())}
-    chosen = {name for name, value in share.items() if value < fraction} or {
-        min(share, key=share.__getitem__)
-    }
+    names = sorted(set(family.values()))
+    chosen = _part_of(names, fold) if fold else _share_of(names, fraction)
     held = [row for row in rows if family[row.article] in chosen]
     # Rows that a tool has made are trained on, unless one that they were made of is measured on.
     held_out = {row.group for row in held}
@@ -134,10 +134,26 @@ def split_by_article(rows: list[Row], fraction: float) -> tuple[list[Row], list[
     train = [row for row in rows if family[row.article] not in chosen] + generated
     if not train:
         raise InputError(
-            f"got {len(share)} article(s) and validation_fraction {fraction}: nothing is left to "
+            f"got {len(names)} article(s) and validation_fraction {fraction}: nothing is left to "
             "train on. Add articles or set validation_fraction: 0."
         )
     return train, held
+
+
+def _share_of(names: list[str], fraction: float) -> set[str]:
+    """Return the names below a fraction: 16 hexadecimal digits are spread evenly from 0 to 1."""
+    return {name for name in names if int(name, 16) / 16**16 < fraction} or {names[0]}
+
+
+def _part_of(names: list[str], fold: str) -> set[str]:
+    """Return every n-th name, so that parts differ by one article at most."""
+    part, parts = map(int, fold.split("/"))
+    if len(names) < parts:
+        raise InputError(
+            f"got {len(names)} article(s) for {parts} folds; each needs one at least. "
+            "Use fewer folds."
+        )
+    return set(names[part - 1 :: parts])
 
 
 def _same_questions(rows: list[Row], family: dict[str, str]) -> dict[str, str]:

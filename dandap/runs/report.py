@@ -47,6 +47,7 @@ class Report:
     remarks: list[str]  # on the answers, in sentences
     table: list[Sequence]  # of the task's own, its header first; empty for none
     history: list[dict] = field(default_factory=list)  # lines of metrics.jsonl
+    suspects: list[dict] = field(default_factory=list)  # records whose label a fold contradicts
     findings: dict[str, list[dict]] | None = None  # of check_data
 
 

@@ -142,7 +142,7 @@ def lacks_validation(run: RunFolder) -> bool:
         run.finished
         and run.findings_file.is_file()
         and not run.report_file.is_file()
-        and run.load_recipe().validation_fraction > 0
+        and run.load_recipe().validates
     )
 
 
