@@ -1,4 +1,4 @@
-"""Folds: every article is held out once, a cut-off command goes on, five adapters or their mean answer."""
+"""Folds: every article is held out once, and all adapters, or their mean, answer together."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_a_soup_is_the_mean_of_what_its_adapters_add(tmp_path):
 
 
 def deltas(model):
-    """What the adapter adds to each weight."""
+    """Return what the adapter adds to each weight."""
     return {
         name: module.get_delta_weight("default")
         for name, module in model.named_modules()
