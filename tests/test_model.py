@@ -7,6 +7,7 @@ from peft import PeftModel
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from dandap.base import device as model_module
+from dandap.base import memory
 from dandap.base.adapter import add_adapter, resolve_targets
 from dandap.base.device import pick_compute_dtype, pick_device, why_no_gpu
 from dandap.base.hub import confirm_remote_code
@@ -66,6 +67,43 @@ def test_weights_are_never_repacked(adapted):
     assert all(
         torch.equal(old, layer.weight.data) for old, layer in zip(before, layers, strict=True)
     )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma2"])
+def test_a_dequantised_base_gives_the_same_bits(bases, family):
+    """Compare loss and gradients, in training and in eval mode, with biases and fused layers."""
+    recipe, ids = Recipe(model=str(bases / family)), torch.arange(3, 43)[None]
+    results = []
+    for dequantised in (False, True):
+        model = add_adapter(load_base(recipe, CPU, None, dequantised), recipe)
+        layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
+        assert bool(layers) != dequantised
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(0, 0.05, generator=generator)
+        for training in (True, False):
+            model.train(training)
+            model.zero_grad()
+            loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+            results.append((loss.item(), gradients))
+    for (loss, gradients), (other, others) in zip(results[:2], results[2:], strict=True):
+        assert loss == other
+        assert all(torch.equal(gradients[name], others[name]) for name in gradients)
+
+
+def test_a_base_is_kept_dequantised_where_memory_allows(monkeypatch):
+    recipe = Recipe(model="data/demo_model")
+    config = load_config(recipe)
+    for free, kept in ((1e9, True), (1e6, False)):
+        monkeypatch.setattr(memory, "available_memory", lambda free=free: free)
+        plan = make_plan(recipe, config, CPU, training=False)
+        assert plan.dequantised == kept
+        assert ("NF4 weights dequantised once" in str(plan)) == kept
+    whole = make_plan(Recipe(model="data/demo_model", quantization="none"), config, CPU, False)
+    assert not whole.dequantised
 
 
 def test_fused_projections_under_nf4(tmp_path):

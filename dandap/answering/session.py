@@ -55,7 +55,7 @@ def open_model(
         )
     encoder = make_encoder(recipe, template, tokenizer)
     print(plan)
-    model = load_base(recipe, plan.device, config)
+    model = load_base(recipe, plan.device, config, plan.dequantised)
     if run:
         model = load_adapter(model, run.adapter)
     return OpenModel(Answerer(recipe, encoder, model, plan), base, config)

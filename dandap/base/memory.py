@@ -3,8 +3,9 @@
 A plan has a batch size and checkpointing; what does not fit is refused with a way out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import psutil
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -19,6 +20,7 @@ from dandap.tree.attention import why_no_flex
 GB = 1e9
 CPU_LIMIT = 1e9  # parameters; above it a CPU would train for weeks
 CPU_TOKENS, CPU_ANSWERING_TOKENS = 4096, 16384  # per batch
+COPY_SHARE = 0.5  # of the memory that is free, the most that a dequantised base may take
 # Of a batch's tokens, those that predict an answer: twice what 5 questions on 500 tokens come to.
 ANSWER_SHARE = 1 / 16
 GPU_TOKENS = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512)
@@ -243,6 +245,7 @@ class Plan:
     estimate: MemoryEstimate
     free: float | None  # bytes; None on CPU
     flex: bool = False  # FlexAttention in training; otherwise the kernel the model was loaded with
+    dequantised: bool = False  # whether NF4 weights are kept as the numbers they stand for
 
     def __str__(self) -> str:
         free = "" if self.free is None else f" of {self.free / GB:.1f} GB free"
@@ -250,6 +253,7 @@ class Plan:
         return (
             f"device {self.device}, compute {compute}, estimated memory {self.estimate}{free}; "
             f"{self.tokens_per_batch} tokens per batch"
+            f"{', NF4 weights dequantised once' if self.dequantised else ''}"
         )
 
 
@@ -299,7 +303,17 @@ def cpu_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training:
             f"{recipe.model} has {estimate.parameters / GB:.1f} B parameters and needs a GPU: "
             f"{why_no_gpu()}. `python fine_tune.py --recipe demo` runs on any machine."
         )
-    return Plan(machine.device, machine.dtype, tokens, checkpointing, estimate, None)
+    weights = estimate.parameters * machine.dtype.itemsize
+    dequantised = recipe.quantization == "nf4" and weights <= COPY_SHARE * available_memory()
+    if dequantised:
+        estimate = replace(estimate, weights=weights)
+    plan = Plan(machine.device, machine.dtype, tokens, checkpointing, estimate, None)
+    return replace(plan, dequantised=dequantised)
+
+
+def available_memory() -> float:
+    """Return the bytes of main memory that can be used without swapping."""
+    return psutil.virtual_memory().available
 
 
 def fit_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training: bool) -> Plan:

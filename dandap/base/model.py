@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from transformers import (
     AutoConfig,
@@ -111,9 +112,15 @@ def load_config(recipe: Recipe) -> PretrainedConfig:
 
 
 def load_base(
-    recipe: Recipe, device: torch.device, config: PretrainedConfig | None = None
+    recipe: Recipe,
+    device: torch.device,
+    config: PretrainedConfig | None = None,
+    dequantised: bool = False,
 ) -> PreTrainedModel:
-    """Load the base model on `device`, 4-bit NF4 by default, frozen; only safetensors are read."""
+    """Load the base model on `device`, 4-bit NF4 by default, frozen; only safetensors are read.
+
+    With `dequantised` its NF4 weights are kept as the numbers that they stand for.
+    """
     dtype = pick_compute_dtype(recipe, device)
     config = config or load_config(recipe)
     quantization = BitsAndBytesConfig(
@@ -135,9 +142,34 @@ def load_base(
             trust_remote_code=recipe.trust_remote_code,
         )
     keep_weights_in_place(model)
+    if dequantised:
+        dequantise(model)
     # Only the adapter is trained; the base takes no memory for gradients.
     model.requires_grad_(False)
     return model
+
+
+def dequantise(model: torch.nn.Module) -> None:
+    """Put plain linear layers in the place of 4-bit ones, with the same numbers.
+
+    On CPUs without a fused kernel bitsandbytes dequantises the whole weight for every product:
+    a tenth of the time of answering one question with a base of 270 M parameters.
+    """
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, Linear4bit):
+                setattr(parent, name, _plain_linear(layer))
+
+
+def _plain_linear(layer: Linear4bit) -> torch.nn.Linear:
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    plain = torch.nn.Linear(1, 1, bias=False, device="meta")  # shape and weight follow
+    plain.out_features, plain.in_features = weight.shape
+    plain.weight = torch.nn.Parameter(weight.to(layer.compute_dtype), requires_grad=False)
+    if layer.bias is not None:
+        bias = layer.bias.data.to(layer.compute_dtype)
+        plain.bias = torch.nn.Parameter(bias, requires_grad=False)
+    return plain
 
 
 def keep_weights_in_place(model: torch.nn.Module) -> None:

@@ -100,7 +100,7 @@ def make_model(job: Job, config: PretrainedConfig, folder: Path) -> PeftModel:
     plan = job.plan
     print(f"{plan}, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}")
     tell_saving(job)
-    model = add_adapter(load_base(job.recipe, plan.device, config), job.recipe)
+    model = add_adapter(load_base(job.recipe, plan.device, config, plan.dequantised), job.recipe)
     trained, total = model.get_nb_trainable_parameters()
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
     check_space(folder, trained)
