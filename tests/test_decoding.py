@@ -49,6 +49,10 @@ def models(bases):
         if key not in made:
             recipe = Recipe(model=str(bases / family), quantization=quantization, lora_r=4)
             made[key] = load_base(recipe, CPU)
+            if family == "gemma3":  # tied, random weights say the prompt's last token for ever
+                head = torch.empty_like(made[key].lm_head.weight)
+                head.normal_(0, 0.2, generator=torch.Generator().manual_seed(2))
+                made[key].lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
             if adapter:
                 made[key] = add_adapter(made[key], recipe)
                 generator = torch.Generator().manual_seed(1)

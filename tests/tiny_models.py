@@ -5,6 +5,7 @@ Their random weights are large enough that attention and answers matter.
 
 from transformers import (
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -39,6 +40,15 @@ FAMILIES = {
         query_pre_attn_scalar=16,
         attn_logit_softcapping=2.0,
         tie_word_embeddings=False,  # tied, a random one says the prompt's last token for ever
+    ),
+    # One key head, layers of two kinds with a RoPE base each, tied embeddings: Gemma 3 270M's parts.
+    "gemma3": Gemma3TextConfig(
+        **SIZES,
+        **(HEADS | {"num_key_value_heads": 1}),
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention"],
+        query_pre_attn_scalar=16,
+        tie_word_embeddings=True,
     ),
     "mistral": MistralConfig(
         **SIZES, **(HEADS | {"num_key_value_heads": 4}), sliding_window=WINDOW

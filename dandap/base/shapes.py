@@ -38,6 +38,18 @@ GEMMA_2_9B = {
     "sliding_window": 4096,
     "tie_word_embeddings": True,
 }
+GEMMA_3_270M = {
+    "model_type": "gemma3_text",
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "vocab_size": 262144,
+    "sliding_window": 512,
+    "max_position_embeddings": 32768,
+}
 DOT_1_3B = {
     "model_type": "llama",
     "hidden_size": 2048,
@@ -101,6 +113,28 @@ SHAPES = {
         **QWEN3,
         "hidden_size": 2560,
         "intermediate_size": 9728,
+        "tie_word_embeddings": True,
+    },
+    # Small enough for a laptop.
+    "google/gemma-3-270m": GEMMA_3_270M,
+    "google/gemma-3-270m-it": GEMMA_3_270M,
+    "Qwen/Qwen2.5-0.5B-Instruct": {
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": True,
+    },
+    "Qwen/Qwen3-0.6B": {
+        **QWEN3,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
         "tie_word_embeddings": True,
     },
     "Qwen/Qwen3-8B": {**QWEN3, "hidden_size": 4096, "intermediate_size": 12288},
