@@ -298,17 +298,23 @@ def cpu_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training:
         tokens = CPU_TOKENS if training else CPU_ANSWERING_TOKENS
     checkpointing = recipe.gradient_checkpointing is True
     estimate = _estimate(recipe, model, machine, tokens, checkpointing, training)
-    if estimate.parameters > CPU_LIMIT:
-        raise InputError(
-            f"{recipe.model} has {estimate.parameters / GB:.1f} B parameters and needs a GPU: "
-            f"{why_no_gpu()}. `python fine_tune.py --recipe demo` runs on any machine."
-        )
+    refuse_without_gpu(recipe, model)
     weights = estimate.parameters * machine.dtype.itemsize
     dequantised = recipe.quantization == "nf4" and weights <= COPY_SHARE * available_memory()
     if dequantised:
         estimate = replace(estimate, weights=weights)
     plan = Plan(machine.device, machine.dtype, tokens, checkpointing, estimate, None)
     return replace(plan, dequantised=dequantised)
+
+
+def refuse_without_gpu(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Refuse a base that a CPU would train for weeks; `model` may be empty."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if parameters > CPU_LIMIT:
+        raise InputError(
+            f"{recipe.model} has {parameters / GB:.1f} B parameters and needs a GPU: "
+            f"{why_no_gpu()}. `python fine_tune.py --recipe demo` runs on any machine."
+        )
 
 
 def available_memory() -> float:

@@ -20,7 +20,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerState
 from dandap.base.adapter import add_adapter, load_weights
 from dandap.base.device import pick_device, why_no_gpu
 from dandap.base.identity import base_identity
-from dandap.base.memory import Plan, lower_memory, make_plan
+from dandap.base.memory import Plan, empty_model, lower_memory, make_plan, refuse_without_gpu
 from dandap.base.model import check_base, check_ids, load_base, load_config, load_tokenizer
 from dandap.base.processes import from_first, is_first, leave_together
 from dandap.base.shapes import SHAPES, make_config
@@ -65,7 +65,7 @@ def open_base(start: Start, table: Table, arguments: argparse.Namespace) -> Base
     recipe, preview = start.recipe, arguments.preview
     if why_no_gpu() and recipe.model in SHAPES and not preview:
         # Where there is no GPU, a base that needs one is refused before anything is fetched.
-        make_plan(recipe, make_config(SHAPES[recipe.model]), pick_device(), training=True)
+        refuse_without_gpu(recipe, empty_model(make_config(SHAPES[recipe.model])))
     tokenizer, config = load_tokenizer(recipe), load_config(recipe)
     check_base(recipe, config, tokenizer)
     if start.run:
