@@ -41,7 +41,7 @@ FAMILIES = {
         attn_logit_softcapping=2.0,
         tie_word_embeddings=False,  # tied, a random one says the prompt's last token for ever
     ),
-    # Gemma 3 270M's parts: one key head, two kinds of layers with a RoPE base each, tied embeddings.
+    # As Gemma 3 270M: one key head, two kinds of layers with a RoPE base each, tied embeddings.
     "gemma3": Gemma3TextConfig(
         **SIZES,
         **(HEADS | {"num_key_value_heads": 1}),

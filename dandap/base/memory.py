@@ -293,12 +293,12 @@ def make_plan(
 
 def cpu_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training: bool) -> Plan:
     """Return the plan for a CPU, or refuse a base that it would train for weeks."""
+    refuse_without_gpu(recipe, model)
     tokens = recipe.tokens_per_batch
     if tokens == "auto":
         tokens = CPU_TOKENS if training else CPU_ANSWERING_TOKENS
     checkpointing = recipe.gradient_checkpointing is True
     estimate = _estimate(recipe, model, machine, tokens, checkpointing, training)
-    refuse_without_gpu(recipe, model)
     weights = estimate.parameters * machine.dtype.itemsize
     dequantised = recipe.quantization == "nf4" and weights <= COPY_SHARE * available_memory()
     if dequantised:
