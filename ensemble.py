@@ -259,11 +259,21 @@ def _settings(path: Path) -> dict:
 
     An inference noted it beside its answers; validation answers were made with their run's recipe.
     """
-    noted = path.with_name("scores.json")
-    if noted.is_file():
-        return read_json(noted).get("recipe") or {}
+    noted = _noted(path)
+    if noted is not None:
+        return noted
     run = run_of(path)
-    return run.load_recipe().model_dump() if run and path == run.validation_record else {}
+    is_validation = run and path.resolve() == run.validation_record.resolve()
+    return run.load_recipe().model_dump() if is_validation else {}
+
+
+def _noted(path: Path) -> dict | None:
+    """Return the recipe that an inference noted beside its answers; None where none did."""
+    noted = path.with_name("scores.json")
+    if not noted.is_file():
+        return None
+    recipe = read_json(noted).get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def _merge(records: Sequence[dict], index: int) -> dict:
@@ -306,8 +316,9 @@ def tell_scores(paths: list[Path], members: list[list[dict]], records: list[dict
         for name, answers in (answered | {"ensemble": _answers(records)}).items()
     }
     task = get_task(make_recipe(_settings(paths[0]), str(paths[0])).task)
-    # Of single letters character F1 is accuracy, and the task calls it so.
     label = task.label(task.headline[0])
+    if all(record.get("choices") for record in records) and "char_f1" in task.headline:
+        label = "accuracy"  # of choices character F1 above all tells which was taken
     for name, score in scores.items():
         low, high = score["char_f1_interval"]
         print(
@@ -320,7 +331,7 @@ def tell_scores(paths: list[Path], members: list[list[dict]], records: list[dict
 def write_joined(folder: Path, member: Path, records: list[dict]) -> Path:
     """Write the submission in the way of the first member's task, and return its path."""
     # Without a noted recipe this is the default one, whose task is economic QA.
-    recipe = make_recipe(_settings(member), str(member))
+    recipe = make_recipe(_noted(member) or {}, str(member))
     path, note = get_task(recipe.task).submit_joined(recipe, folder, member, records)
     if note:
         print(note)

@@ -66,10 +66,10 @@ def main(argv: list[str] | None = None) -> dict:
     parent = choose_parent(arguments, source.run)
     check_writable(parent, "Name another with --answers_dir.")
 
-    started = time.perf_counter()
     # This loads torch, which takes 10 s: not before the input is known to be right.
     from dandap.answering.session import open_model
 
+    started = time.perf_counter()
     model = open_model(source.recipe, source.template, source.run, prompts.make_encoder)
     # Only now, because the folder of a base alone notes which files of the base were loaded.
     if not source.run and not arguments.answers_dir:

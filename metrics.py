@@ -88,12 +88,13 @@ def consensus(answers: Sequence[str]) -> int:
     characters = [_characters(answer) for answer in answers]
 
     def gain(index: int) -> float:
-        with_itself = float(bool(characters[index]))
-        return with_itself + sum(
-            _f1(characters[index], characters[other])
-            for other in range(len(answers))
-            if other != index
-        )
+        total = 0.0
+        # In the members' order, itself included, because the order of a sum decides its last bit,
+        # and that bit whose answer is taken where two are equally like the others.
+        for other, theirs in enumerate(characters):
+            itself = other == index
+            total += float(bool(theirs)) if itself else _f1(characters[index], theirs)
+        return total
 
     return max(range(len(answers)), key=lambda index: (gain(index), -index))
 

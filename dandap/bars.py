@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import TypeVar
 
 from rich.console import Console
@@ -33,7 +34,7 @@ def track(
     total = len(items) if total is None else total
     lines = Lines(description, total, unit)
     with bars(unit) as progress:
-        task = progress.add_task(description, total=total, completed=done)
+        task = progress.add_task(description, total=total, completed=done, before=done)
         for item in items:
             yield item
             done += 1
@@ -43,31 +44,41 @@ def track(
                 lines.tell(done)
 
 
-def bars(unit: str) -> Progress:
-    """Return a progress display, which a terminal shows; the caller adds tasks."""
+def bars(unit: str | None = None) -> Progress:
+    """Return a progress display, which a terminal shows; the caller adds tasks.
+
+    With a `unit` it tells how many are done a second, and the time that is left at that rate; a
+    task then has the field `before`, how many were done when it began.
+    """
+    rate = [RateColumn(unit)] if unit else [TimeRemainingColumn()]
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        SpeedColumn(unit),
+        *rate,
         console=Console(file=obeyed_output()),
         disable=not is_terminal(),
     )
 
 
-class SpeedColumn(ProgressColumn):
-    """Shows how many units are done a second; rich has it for bytes alone."""
+class RateColumn(ProgressColumn):
+    """Shows the rate since the beginning and the time left; rich's own is that of the last items.
+
+    Answers come a batch at a time, hundreds within a millisecond, and then none for seconds.
+    """
 
     def __init__(self, unit: str):
         super().__init__()
         self.unit = unit
 
     def render(self, task: Task) -> Text:
-        """Return the column's text, empty before the first unit."""
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f} {self.unit}/s" if speed else "")
+        """Return the column's text, empty before the first item."""
+        done, seconds = task.completed - task.fields["before"], task.finished_time or task.elapsed
+        if not done or not seconds:
+            return Text("-:--:--")
+        left = timedelta(seconds=round((task.total - task.completed) * seconds / done))
+        return Text(f"{left} {done / seconds:.1f} {self.unit}/s")
 
 
 def is_terminal() -> bool:

@@ -346,11 +346,11 @@ class DialogueInference(Task):
         return write_filled(folder / "submission.json", test_file, answered.predictions), None
 
     def submit_joined(self, recipe, folder, member, records):
+        like = member.with_name("submission.json")
+        if not like.is_file():  # answers to some items, or to validation questions
+            return self.submit_csv(folder, member, records)
         letters = [record["prediction"] for record in records]
-        # The member's submission is the test file, filled: it has the items, and its layout.
-        return write_filled(
-            folder / "final-result.json", member.with_name("submission.json"), letters
-        ), None
+        return write_filled(folder / "final-result.json", like, letters), None
 
     def remarks(self, scores):
         return [
@@ -395,11 +395,11 @@ def describe(items: list[Item], clean: Callable[[Item, Counter], Item] | None) -
     categories = Counter(item["input"]["category"] for item in items)
     outputs = Counter(item.get("output") or "(none)" for item in items)
     tables["Size"] = [("items", len(items)), ("dialogues", len(dialogues))]
-    tables["Category and output"] = [*categories.most_common(), *sorted(outputs.items())]
     rows = list(map(to_row, items))
     return Description(
         rows,
         tables,
+        {"Category and output": [*categories.most_common(), *sorted(outputs.items())]},
         sizes={"turns of a dialogue": turns, "characters of all utterances": totals},
         charts=_charts(categories, outputs, turns, totals),
         lists={

@@ -43,6 +43,9 @@ class EconomicQA(Task):
     def form(self, test_file, rows):
         return submission_form(test_file, [row.id for row in rows])
 
+    def submit_joined(self, recipe, folder, member, records):
+        return self.submit_csv(folder, member, records)
+
     def submit(self, recipe, folder, test_file, answered, form):
         import pandas as pd  # 0.4 s, which `import tasks` need not take
 

@@ -33,7 +33,8 @@ class Description:
     """Holds what tools.explore shows of a file that is more than questions on articles."""
 
     rows: list[Row]
-    tables: dict[str, list[tuple]]  # title -> rows of cells
+    tables: dict[str, list[tuple]]  # title -> rows of cells; what stands above the sizes
+    more_tables: dict[str, list[tuple]]  # and what stands below them
     sizes: dict[str, list[int]]  # what is measured -> its values
     charts: list[Chart]
     lists: dict[str, list[dict]]  # a CSV's name -> its rows
@@ -120,9 +121,17 @@ class Task:
         """Write the submission of an ensemble in the way of its first member, a file of answers."""
         # A submission needs ids and answers alone, so that articles and questions may be empty.
         rows = [Row(record["id"], "", "") for record in records]
-        form = submission_like(member, [row.id for row in rows])
-        path, note = self.submit(recipe, folder, member, Answered(rows, records), form)
-        return path, "\n".join(filter(None, (form.note, note))) or None
+        return self.submit(recipe, folder, member, Answered(rows, records), SubmissionForm())
+
+    def submit_csv(
+        self, folder: Path, member: Path, records: list[dict]
+    ) -> tuple[Path, str | None]:
+        """Write an ensemble's ids and answers as a CSV in the form of its first member's."""
+        ids = [record["id"] for record in records]
+        form = submission_like(member, ids)
+        path = folder / "submission.csv"
+        write_submission(path, form, ids, [record["prediction"] for record in records])
+        return path, form.note
 
     def label(self, score: str) -> str:
         """Return a score's name as people read it."""
@@ -263,11 +272,10 @@ class Task:
             print(f"{name}: {line}")
         # A task without a table of its own has an empty header and no rows.
         header, *rows = self.table(scores) or [()]
+        names = [name.removeprefix("said ") for name in header[1:]]
         for right, *said in rows:
-            print(
-                f"{name}: where {right} is right it "
-                + ", ".join(f"{what} {count}" for what, count in zip(header[1:], said, strict=True))
-            )
+            counts = [f"{what} {count}" for what, count in zip(names, said, strict=True)]
+            print(f"{name}: where {right} is right it said {', '.join(counts)}")
         said = [
             self.with_interval(score, scores, "" if number else "95% ")
             for number, score in enumerate(self.headline)

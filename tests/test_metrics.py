@@ -1,5 +1,7 @@
 """KorQuAD 1.0's rules, one by one, and the intervals."""
 
+from collections import Counter
+
 import pytest
 
 from metrics import bootstrap_interval, char_f1, consensus, exact_match, normalize, score
@@ -70,3 +72,17 @@ def test_consensus_is_the_answer_most_like_the_others():
     assert consensus(["서울", "부산", "부산시"]) == 1
     assert consensus(["대전", "부산"]) == 0
     assert consensus(["", "", "부산"]) == 2
+
+
+def test_a_tie_is_decided_as_a_sum_in_the_members_order_decides_it():
+    """The last bit of a sum depends on its order, and a submission on that bit."""
+    answers = ["7월 29일", "29일 오전 7", "29일 7월"]
+    characters = [Counter(normalize(answer).replace(" ", "")) for answer in answers]
+    gains = []
+    for index, mine in enumerate(characters):
+        total = 0.0
+        for other, theirs in enumerate(characters):
+            common = (mine & theirs).total()
+            total += 1.0 if other == index else 2 * common / (mine.total() + theirs.total())
+        gains.append(total)
+    assert consensus(answers) == max(range(3), key=lambda index: (gains[index], -index))

@@ -384,7 +384,7 @@ def explore_described(
     for text, after in described.shared:
         shared.append(count(text))
         own.append([count(question) for question in after])
-    findings.tables |= token_tables(shared, own)
+    findings.tables |= token_tables(shared, own) | described.more_tables
     for name, rows in described.lists.items():
         table = pd.DataFrame(rows).map(inert)
         table.to_csv(findings.folder / f"{name}.csv", index=False, encoding="utf-8-sig")

@@ -41,13 +41,7 @@ class Answerer:
         self.why_no_tree = (
             f"beams={recipe.beams}" if recipe.beams > 1 else why_no_tree(model, self.decoding)
         )
-        if self.why_no_tree:
-            print(f"reading the article for every question, by generate ({self.why_no_tree})")
-        if recipe.samples > 1 and not recipe.temperature:
-            print(
-                f"the {recipe.samples} samples are all alike at temperature 0; --temperature 0.7 "
-                "lets them differ"
-            )
+        self.is_told = False
 
     def check(self, examples: list[Example]) -> None:
         """Refuse what the recipe asks for and this model cannot do.
@@ -67,6 +61,7 @@ class Answerer:
         There is one answer to a question, or as many as the recipe's samples.
         """
         self.check(examples)
+        self._tell_once()
         # By their numbers and not left out of `examples`: the others keep their batches.
         done = {index for index, example in enumerate(examples) if example.row.id in known}
         if self.why_no_tree:
@@ -79,6 +74,19 @@ class Answerer:
             for answer in answers:
                 answer.span = place(answer.text, examples[index].context)
             yield examples[index], answers
+
+    def _tell_once(self) -> None:
+        """Print what is not as a reader of the recipe would expect, before the first answers."""
+        if self.is_told:
+            return
+        self.is_told, recipe = True, self.recipe
+        if self.why_no_tree:
+            print(f"reading the article for every question, by generate ({self.why_no_tree})")
+        if recipe.samples > 1 and not recipe.temperature:
+            print(
+                f"the {recipe.samples} samples are all alike at temperature 0; --temperature 0.7 "
+                "lets them differ"
+            )
 
     def _by_trees(
         self, examples: list[Example], done: set[int]

@@ -25,7 +25,7 @@ class TrainingProgress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first_step = time.perf_counter(), state.global_step
-        self.progress = bars("steps")
+        self.progress = bars()
         self.task = self.progress.add_task(
             "training", total=state.max_steps, completed=state.global_step
         )
