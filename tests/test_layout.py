@@ -83,11 +83,9 @@ def test_there_are_no_circles():
 
 
 def test_every_package_says_what_lives_there():
-    for package in (
-        "dandap",
-        *(f"dandap.{name}" for name in ("data", "runs", "tree", "base", "training", "answering")),
-        "tasks",
-    ):
+    packages = [name for name, path in MODULES.items() if path.name == "__init__.py"]
+    assert len(packages) >= 10
+    for package in packages:
         assert len((ast.get_docstring(TREES[package]) or "").split()) > 10, package
 
 
