@@ -102,7 +102,8 @@ def make_examples(
     """Return whole articles in random order, until there are --questions questions."""
     if arguments.article:
         return made_up(arguments.article, arguments.questions_per_article, arguments.questions)
-    template = prompts.get_template(recipe.template)
+    # A base without a chat template gets the plain wording.
+    template = prompts.get_template(recipe.template if tokenizer.chat_template else "answer_bot")
     encoder = make_encoder(recipe, template, tokenizer)
     rows = read(arguments.data, need_answers=True).rows
     order = by_article(row.article for row in rows)
