@@ -52,7 +52,8 @@ def read(
     for name in columns or {}:
         if name not in COLUMNS:
             raise InputError(
-                f"columns: {name!r} is none of {', '.join(COLUMNS)}.{nearest(name, COLUMNS)}"
+                f"columns: {name!r} is none of {', '.join(COLUMNS)}.{nearest(name, COLUMNS)} "
+                "Write our name first, then the file's, as context=본문."
             )
     paths = [Path(path) for path in (paths if isinstance(paths, list) else [paths])]
     files = [file for path in paths for file in find_files(path)]
