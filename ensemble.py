@@ -34,6 +34,7 @@ from dandap.runs.files import (
 )
 from dandap.runs.journal import RECORD
 from dandap.runs.predictions import (
+    add_search_options,
     find_predictions,
     load_predictions,
     run_of,
@@ -198,15 +199,7 @@ def command_line() -> Parser:
     parser.add_argument(
         "--method", choices=list(METHODS), default="f1_sum", help="see above (default: f1_sum)"
     )
-    parser.add_argument(
-        "--split", choices=["validation"], help="of runs, the answers on their validation questions"
-    )
-    parser.add_argument(
-        "--output_dir",
-        metavar="DIR",
-        default="outputs",
-        help="where runs are and the result goes (default: outputs)",
-    )
+    add_search_options(parser)
     parser.add_argument("--output", metavar="FILE", help="also write the submission there")
     parser.add_argument("--overwrite", action="store_true", help="let --output replace a file")
     return parser
@@ -318,7 +311,7 @@ def tell_scores(paths: list[Path], members: list[list[dict]], records: list[dict
     task = get_task(make_recipe(_settings(paths[0]), str(paths[0])).task)
     label = task.label(task.headline[0])
     if all(record.get("choices") for record in records) and "char_f1" in task.headline:
-        label = "accuracy"  # of choices character F1 above all tells which was taken
+        label = "accuracy"  # an answer is the right choice or a wrong one
     for name, score in scores.items():
         low, high = score["char_f1_interval"]
         print(

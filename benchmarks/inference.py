@@ -101,16 +101,6 @@ def command_line() -> Parser:
         action="store_true",
         help="leave generate_batch out (on a CPU it takes very long)",
     )
-    parser.add_argument(
-        "--rounds",
-        metavar="N",
-        type=positive,
-        default=3,
-        help="alternations (default: 3; medians are told)",
-    )
-    parser.add_argument(
-        "--growth", action="store_true", help="cost against the number of questions on an article"
-    )
     return parser
 
 

@@ -31,7 +31,7 @@ DEMO_MODEL, DEMO_DATA = "data/demo_model", "data/sample/train.csv"
 
 
 def add_material_options(parser: Parser) -> None:
-    """Add the options that say which model and which questions."""
+    """Add the options of every comparison: which model, which questions, how often."""
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -67,6 +67,16 @@ def add_material_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--quantization", choices=["nf4", "none"], default="nf4", help="the base (default: nf4)"
+    )
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=positive,
+        default=3,
+        help="alternations (default: 3; medians are told)",
+    )
+    parser.add_argument(
+        "--growth", action="store_true", help="cost against the number of questions on an article"
     )
 
 

@@ -99,16 +99,6 @@ def command_line() -> Parser:
         type=positive,
         help="TRL's batch size (default: the fastest of 1, 2, 4, 8)",
     )
-    parser.add_argument(
-        "--rounds",
-        metavar="N",
-        type=positive,
-        default=3,
-        help="alternations (default: 3; medians are told)",
-    )
-    parser.add_argument(
-        "--growth", action="store_true", help="cost against the number of questions on an article"
-    )
     parser.add_argument("--plot", metavar="FILE", help="with --growth: draw it (.svg or .png)")
     return parser
 

@@ -25,7 +25,13 @@ from dandap.command_line import Parser, parse, run_script
 from dandap.errors import InputError
 from dandap.runs.files import check_writable, new_folder, read_json, write_json
 from dandap.runs.plots import bars, draw
-from dandap.runs.predictions import find_predictions, load_predictions, run_of, same_questions
+from dandap.runs.predictions import (
+    add_search_options,
+    find_predictions,
+    load_predictions,
+    run_of,
+    same_questions,
+)
 
 SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that change no answer
 
@@ -84,15 +90,7 @@ def command_line() -> Parser:
         metavar="RUN|FILE",
         help="answers to the same questions, with gold answers",
     )
-    parser.add_argument(
-        "--split", choices=["validation"], help="of runs, the answers on their validation questions"
-    )
-    parser.add_argument(
-        "--output_dir",
-        metavar="DIR",
-        default="outputs",
-        help="where runs are and the result goes (default: outputs)",
-    )
+    add_search_options(parser)
     return parser
 
 

@@ -3,6 +3,7 @@
 They are found by run or file, and where several are compared, checked to be on the same questions.
 """
 
+import argparse
 import csv
 import io
 import json
@@ -47,6 +48,19 @@ def write_predictions(path: Path, records: list[dict]) -> None:
     for record in records:
         rows.append({name: _in_a_cell(value) for name, value in record.items()})
     write_table(path, rows)
+
+
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where `find_predictions` looks for the answers of runs."""
+    parser.add_argument(
+        "--split", choices=["validation"], help="of runs, the answers on their validation questions"
+    )
+    parser.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        default="outputs",
+        help="where runs are and the result goes (default: outputs)",
+    )
 
 
 def find_predictions(name: str, output_dir: str, split: str | None = None) -> Path:
