@@ -402,13 +402,18 @@ def chart_filler(chart: Chart) -> Callable[[Axes], None]:
 
 def histogram(axes: Axes, values: pd.Series, label: str) -> None:
     """Draw the distribution of the values, with a dotted line at their median."""
-    axes.hist(values, bins=min(40, max(5, values.nunique())), color=BLUE)
+    bins = 40
+    low, high = values.min(), values.max()
+    if pd.api.types.is_integer_dtype(values) and high - low < bins:
+        # A bin per length: bins of 1.1 lengths would now and then add up two of them.
+        bins = [edge - 0.5 for edge in range(low, high + 2)]
+    axes.hist(values, bins=bins, color=BLUE)
     axes.axvline(
         values.median(),
         color="black",
         linewidth=1,
         linestyle=":",
-        label=f"median {values.median():g}",
+        label=f"median {round(values.median(), 2):g}",
     )
     axes.set_xlabel(label)
     axes.legend(frameon=False)
