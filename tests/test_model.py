@@ -106,6 +106,20 @@ def test_a_base_is_kept_dequantised_where_memory_allows(monkeypatch):
     assert not whole.dequantised
 
 
+def test_a_cpu_with_bfloat16_is_told_of_it(monkeypatch, capsys):
+    recipe = Recipe(model="data/demo_model")
+    config, tip = load_config(recipe), "--compute_dtype bfloat16"
+    for has in ({"avx512_bf16": True}, {"bf16": True}, {"avx512_bf16": False}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
+        make_plan(recipe, config, CPU, training=True)
+        assert (tip in capsys.readouterr().out) == any(has.values())
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    make_plan(recipe, config, CPU, training=False)
+    chosen = recipe.model_copy(update={"compute_dtype": "float32"})
+    make_plan(chosen, config, CPU, training=True)
+    assert tip not in capsys.readouterr().out, "for training, and where nothing was chosen"
+
+
 def test_fused_projections_under_nf4(tmp_path):
     """GPT-2's Conv1D becomes Linear4bit, whose weights are the other way round."""
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=64, n_head=2, vocab_size=50)).save_pretrained(

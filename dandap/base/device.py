@@ -76,7 +76,15 @@ def pick_compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     )
 
 
+def cpu_computes_bfloat16() -> bool:
+    """Say whether this CPU multiplies bfloat16 matrices in hardware, as far as torch can tell."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
+        return False
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # "bf16" is Arm's
+
+
 def computing(model: PreTrainedModel | PeftModel) -> torch.autocast:
     """Return the context of the precision answers are computed in: the base's, adapters and all."""
     device = next(model.parameters()).device
-    return torch.autocast(device.type, dtype=model.dtype, enabled=device.type == "cuda")
+    return torch.autocast(device.type, dtype=model.dtype, enabled=model.dtype != torch.float32)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dandap.base.adapter import resolve_targets
-from dandap.base.device import pick_compute_dtype, why_no_gpu
+from dandap.base.device import cpu_computes_bfloat16, pick_compute_dtype, why_no_gpu
 from dandap.base.model import pick_attention
 from dandap.errors import InputError
 from dandap.recipe import Recipe
@@ -303,6 +303,8 @@ def cpu_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training:
     dequantised = recipe.quantization == "nf4" and weights <= COPY_SHARE * available_memory()
     if dequantised:
         estimate = replace(estimate, weights=weights)
+    if training and recipe.compute_dtype == "auto" and cpu_computes_bfloat16():
+        print("this CPU computes bfloat16: --compute_dtype bfloat16 trains in half the time")
     plan = Plan(machine.device, machine.dtype, tokens, checkpointing, estimate, None)
     return replace(plan, dequantised=dequantised)
 

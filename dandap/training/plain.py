@@ -135,7 +135,7 @@ def training_config(
         max_grad_norm=recipe.max_grad_norm,
         neftune_noise_alpha=recipe.neftune_noise_alpha,
         activation_checkpointing=plan.gradient_checkpointing,
-        bf16=on_gpu and plan.compute_dtype is torch.bfloat16,
+        bf16=plan.compute_dtype is torch.bfloat16,
         fp16=on_gpu and plan.compute_dtype is torch.float16,
         use_cpu=not on_gpu,
         # Every adapter takes part in every step; the search costs a walk over the graph.
