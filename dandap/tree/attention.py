@@ -3,6 +3,7 @@
 FlexAttention is tried on the machine before it is used.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -27,6 +28,24 @@ from dandap.tree.masks import BLOCK, tree_masks
 from dandap.tree.token_tree import collate, grow
 
 NAME = "tree"  # how transformers knows our attention function
+# FlexAttention's blocks of queries and keys, and how many of them its kernels load ahead. Its own
+# choice wants 153 kB of shared memory forwards and 136 kB backwards at head size 256 in 16 bits;
+# these want 53 and 66, so that they fit the 101 kB of an RTX 3090 or 4090, A10 or L4.
+SMALL_TILES = {
+    "fwd_num_stages": 1,
+    "bwd_num_stages": 1,
+    "bwd_BLOCK_M1": 32,
+    "bwd_BLOCK_N1": 32,
+    "bwd_BLOCK_M2": 32,
+    "bwd_BLOCK_N2": 32,
+}
+OWN_CHOICE: dict[str, int] = {}
+# What the probe found to work on this machine, by head size and dtype.
+_chosen_tiles: dict[tuple[int, torch.dtype], dict[str, int]] = {}
+# The probe's limit on the difference from float32, as a share of the norm. Rounding to bfloat16
+# comes to at most 0.0045; a mask, window or cap that is wrong to 0.059 at least.
+PROBE_LIMIT = 0.02
+PROBE_WINDOW = 64  # shorter than the probe's article, which real windows are not
 
 
 def why_no_flex(
@@ -56,12 +75,30 @@ def _obstacle(
         return f"flex needs a GPU from sm_80 on, this one is sm_{major}{minor}"
     if getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0):
         return "flex knows no attention dropout"
-    try:
-        probe(config, device, dtype)
-    # A compiler may raise anything, and all of it means: not on this machine.
-    except Exception as error:  # noqa: BLE001
-        return f"flex failed its probe: {first_line(error)}"
-    return None
+    for tiles in tiles_to_try(config, device, dtype):
+        _chosen_tiles[head_size(config), dtype] = tiles
+        try:
+            probe(config, device, dtype)
+            return None
+        # A compiler may raise anything, and all of it means: not on this machine.
+        except Exception as error:  # noqa: BLE001
+            reason = f"flex failed its probe: {first_line(error)}"
+    return reason
+
+
+def tiles_to_try(
+    config: PretrainedConfig, device: torch.device, dtype: torch.dtype
+) -> list[dict[str, int]]:
+    """Return the kernel options to probe, the fastest first that can fit the GPU."""
+    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    wide = head_size(config) * dtype.itemsize > 256  # bytes of a head's key: above 128 x 16 bits
+    # Known not to fit, and a compilation that fails takes as long as one that does not.
+    return [SMALL_TILES] if wide and shared < 160_000 else [OWN_CHOICE, SMALL_TILES]
+
+
+def head_size(config: PretrainedConfig) -> int:
+    """Return the numbers of a head's query, key or value."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 class Branched(NamedTuple):
@@ -89,17 +126,14 @@ def branching(model: PreTrainedModel) -> Iterator[None]:
 
 
 def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
-    """Run FlexAttention forward and backward at the model's heads and head size.
+    """Run FlexAttention forward and backward at the model's heads, with its masks and soft cap.
 
-    An AssertionError is raised where it differs from the plain formula; what the compiler raises
-    is passed on.
+    An AssertionError is raised where output or gradients are not those of the plain formula in
+    float32; what the compiler raises is passed on.
     """
-    heads, kv_heads = (
-        config.num_attention_heads,
-        getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-    )
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    softcap = getattr(config, "attn_logit_softcapping", None)
+    config = copy.deepcopy(config)
+    if getattr(config, "sliding_window", None):
+        config.sliding_window = PROBE_WINDOW
     # Four questions on an article of 291 tokens: three blocks of 128, full, partial and empty ones.
     batch = collate(
         [grow([([*range(9, 300), q], [1, 2]) for q in range(4)])],
@@ -107,22 +141,51 @@ def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) ->
         multiple_of=BLOCK,
         device=device,
     )
-    length = batch["input_ids"].shape[1]
+    inputs = _probe_inputs(config, batch["input_ids"].shape[1], device, dtype)
+    flex_masks, plain_masks = (
+        tree_masks(config, batch, torch.float32, flex) for flex in (True, False)
+    )
+    if not isinstance(plain_masks, dict):
+        flex_masks, plain_masks = {"": flex_masks}, {"": plain_masks}
+    for kind, mask in flex_masks.items():
+        got = _output_and_gradients(config, inputs, mask)
+        exact = [tensor.detach().float().requires_grad_() for tensor in inputs]
+        expected = _output_and_gradients(config, exact, plain_masks[kind])
+        for name, ours, theirs in zip(("output", "dq", "dk", "dv"), got, expected, strict=True):
+            difference = ((ours.float() - theirs).norm() / theirs.norm()).item()
+            # Not `>`: a NaN must fail.
+            if not difference <= PROBE_LIMIT:
+                where = f"{name} of {kind or 'attention'}"
+                raise AssertionError(f"{where} is off by {difference:.3f} of its norm")
+
+
+def _probe_inputs(
+    config: PretrainedConfig, length: int, device: torch.device, dtype: torch.dtype
+) -> list[torch.Tensor]:
+    """Return random query, key and value, (1, heads, length, size), that ask for gradients."""
+    heads, size = config.num_attention_heads, head_size(config)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
     generator = torch.Generator(device).manual_seed(0)
-    shapes = [(1, heads, length, size), (1, kv_heads, length, size), (1, kv_heads, length, size)]
     inputs = [
-        torch.randn(s, device=device, dtype=dtype, generator=generator).requires_grad_()
-        for s in shapes
+        torch.randn(1, count, length, size, device=device, generator=generator)
+        for count in (heads, kv_heads, kv_heads)
     ]
-    plain_config, module, results = PretrainedConfig(), torch.nn.Module(), []
-    module.num_key_value_groups = heads // kv_heads
-    for flex in (True, False):
-        mask = tree_masks(plain_config, batch, dtype, flex)
-        output = tree_attention(module, *inputs, mask, scaling=size**-0.5, softcap=softcap)[0]
-        results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
-    # Wide, because the dtype may have 16 bits.
-    for got, expected in zip(*results, strict=True):
-        torch.testing.assert_close(got, expected, rtol=0.1, atol=0.1)
+    # Scores as large as the cap, or losing it would change nothing.
+    inputs[0] *= getattr(config, "attn_logit_softcapping", None) or 1
+    return [tensor.to(dtype).requires_grad_() for tensor in inputs]
+
+
+def _output_and_gradients(
+    config: PretrainedConfig, inputs: list[torch.Tensor], mask: torch.Tensor | BlockMask
+) -> list[torch.Tensor]:
+    """Return attention's output and the gradients of its squares' sum to query, key and value."""
+    module = torch.nn.Module()
+    module.num_key_value_groups = inputs[0].shape[1] // inputs[1].shape[1]
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    scaling = head_size(config) ** -0.5
+    output = tree_attention(module, *inputs, mask, scaling=scaling, softcap=softcap)[0]
+    gradients = torch.autograd.grad(output.float().square().sum(), inputs)
+    return [output.detach(), *gradients]
 
 
 def tree_attention(
@@ -141,10 +204,11 @@ def tree_attention(
             query,
             key,
             value,
-            _capped(softcap),
+            _capped(softcap, query.device),
             attention_mask,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
+            kernel_options=_chosen_tiles.get((query.shape[-1], query.dtype)),
         )
         return output.transpose(1, 2).contiguous(), None
     # SDPA has no soft-capping; of transformers' eager functions Gemma 2's has.
@@ -235,21 +299,25 @@ def _branch_attention_on_cpu(
 
 @cache
 def _compiled():
-    # dynamic: otherwise it is compiled again for each new length, 14.7 s against 1.4 ms.
-    return torch.compile(flex_attention, dynamic=True)
+    # dynamic: otherwise it is compiled again for each new length, 14.7 s against 1.4 ms. fullgraph:
+    # where a graph breaks, the plain formula runs instead, with all scores in memory (35 GB at
+    # 8,192 tokens), and nothing says so.
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 @cache
-def _capped(softcap: float | None):
+def _capped(softcap: float | None, device: torch.device):
     """Return Gemma 2's soft-capping of scores as FlexAttention takes it, or None without.
 
     Cached: another function object would have FlexAttention compiled again.
     """
     if softcap is None:
         return None
+    # A tensor: under dynamic=True a Python float in a closure breaks the graph.
+    cap = torch.tensor(softcap, device=device)
 
     def score_mod(score, row, head, query, key):
-        return softcap * torch.tanh(score / softcap)
+        return cap * torch.tanh(score / cap)
 
     return score_mod
 
