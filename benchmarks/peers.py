@@ -3,8 +3,10 @@
 They have processes of their own because they patch the libraries they use. Trainers get the same
 base folder, the same token ids and labels (answers only), rank, batch and step, and train an epoch.
 vLLM gets the same prompts and answers each with as many tokens, its prefix cache on and empty at
-the start. This is written against their documentation (Unsloth's FastLanguageModel, LLaMA-Factory's
-`tokenized_path`, vLLM's LLM); it was never run by us.
+the start. Unsloth and vLLM are written against their documentation (FastLanguageModel, LLM) and
+were never run by us; nor was LLaMA-Factory on a GPU. On a CPU LLaMA-Factory 0.9.5 was run, in an
+environment of its own, because it needs a TRL of before 1.0: there `python -m benchmarks.peers
+llamafactory job.json`, the JSON being the job of benchmarks.training with a "folder" to write to.
 """
 
 import sys
@@ -17,11 +19,10 @@ import dandap.start  # noqa: F401
 
 import importlib.util
 import json
+import os
 import subprocess
 import tempfile
 import time
-
-import yaml
 
 TRAINERS, ANSWERERS = ("unsloth", "llamafactory"), ("vllm",)
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -103,16 +104,23 @@ def _unsloth(job: dict) -> float:
 
 
 def _llamafactory(job: dict) -> float:
+    # One GPU, as with the ways of benchmarks.training; with more it wants to be run by torchrun.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+
     from datasets import Dataset, DatasetDict
+    from llamafactory.train.tuner import run_exp
 
     folder = Path(job["folder"])
     rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in job["rows"]]
     DatasetDict({"train": Dataset.from_list(rows)}).save_to_disk(str(folder / "tokens"))
+    dtype = _native_dtype()
     config = {
         "stage": "sft",
         "do_train": True,
-        "model_name_or_path": job["model"],
+        "model_name_or_path": str(_base_in(dtype, Path(job["model"]), folder / "base")),
         "template": "default",
+        # It insists on a name here, though it reads what is in tokenized_path.
+        "dataset": "tokens",
         "tokenized_path": str(folder / "tokens"),
         "cutoff_len": job["longest"],
         "finetuning_type": "lora",
@@ -122,20 +130,60 @@ def _llamafactory(job: dict) -> float:
         "output_dir": str(folder / "out"),
         "per_device_train_batch_size": job["batch"],
         "gradient_accumulation_steps": job["questions_per_step"] // job["batch"],
-        "num_train_epochs": 1,
+        "num_train_epochs": 2,
+        "train_sampling_strategy": "group_by_length",
         "disable_gradient_checkpointing": not job["gradient_checkpointing"],
-        "bf16": True,
+        "bf16": dtype == "bfloat16",
+        "fp16": dtype == "float16",
         "save_strategy": "no",
         "report_to": "none",
     }
     if job["quantization"] == "nf4":
         config |= {"quantization_bit": 4, "quantization_method": "bnb"}
-    file = folder / "train.yaml"
-    file.write_text(yaml.safe_dump(config))
-    subprocess.run(["llamafactory-cli", "train", str(file)], check=True, stdout=subprocess.DEVNULL)
-    return json.loads((folder / "out" / "train_results.json").read_text())[
-        "train_samples_per_second"
-    ]
+    clock = _last_epochs_clock()
+    run_exp(config, callbacks=[clock])
+    return len(job["rows"]) / clock.seconds
+
+
+def _native_dtype() -> str:
+    """Return the number format that the device computes in, as ours picks it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def _base_in(dtype: str, model: Path, base: Path) -> Path:
+    """Return a folder with the base's files and a config that names this number format.
+
+    LLaMA-Factory loads a base in the one that its config names, by a newer or an older name.
+    """
+    base.mkdir()
+    for file in model.resolve().iterdir():
+        (base / file.name).symlink_to(file)
+    shape = json.loads((base / "config.json").read_text())
+    (base / "config.json").unlink()
+    (base / "config.json").write_text(json.dumps({**shape, "dtype": dtype, "torch_dtype": dtype}))
+    return base
+
+
+def _last_epochs_clock():
+    """Return a callback whose `seconds` are those of the last epoch: the first warms up."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_epoch_begin(self, *_, **__):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.started = time.perf_counter()
+
+        def on_train_end(self, *_, **__):
+            # The trainer has read the loss by now, for which it waits for the GPU.
+            self.seconds = time.perf_counter() - self.started
+
+    return Clock()
 
 
 def _vllm(job: dict) -> float:

@@ -246,7 +246,9 @@ def loss_difference(setting: Setting, trl: Way, ours: Way, examples: list[Exampl
         trees = ours.trainer.batching.collate_step(step)
         # One row a batch, so that no padding takes part in the loss that is expected.
         rows = [trl.trainer.data_collator([row]) for row in supervised(step)]
-        got = summed_loss(ours.trainer, trees["batches"], trees["labels"].numel())
+        got = summed_loss(
+            ours.trainer, trees["packed"].on(ours.trainer.args.device), trees["labels"].numel()
+        )
         expected = summed_loss(trl.trainer, rows, trees["labels"].numel())
         largest = max(largest, abs(got - expected) / expected)
     return largest

@@ -47,8 +47,9 @@ def read_lines(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]],
     known = {column_key(name): name for name in KNOWN}
     names = {theirs: known.get(column_key(theirs), theirs) for theirs in sheet.header}
     sheet.refuse_unclear([theirs for theirs, ours in names.items() if ours in KNOWN])
+    # A row may end before its last columns, the id among them.
     lines = [
-        (place, {names[theirs]: _text(cell) for theirs, cell in cells.items() if theirs in names})
+        (place, {ours: _text(cells.get(theirs)) for theirs, ours in names.items()})
         for place, cells in sheet.rows
     ]
     if not lines:

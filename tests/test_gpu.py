@@ -14,6 +14,7 @@ from dandap.base.shapes import NAMES, named_config
 from dandap.data.encoding import Example
 from dandap.data.rows import Row
 from dandap.tree.attention import probe, use_tree_attention
+from dandap.tree.logits import logits_at
 from dandap.tree.masks import BLOCK, tree_masks
 from dandap.tree.token_tree import collate, grow
 
@@ -42,12 +43,10 @@ def test_flex_has_the_plain_kernels_loss_and_gradients(name):
             if flex:
                 use_tree_attention(model)
             mask = tree_masks(model.config, batch, torch.float32, flex)
-            logits = model(
-                batch["input_ids"],
-                position_ids=batch["position_ids"],
-                attention_mask=mask,
-                logits_to_keep=batch["predicts"],
-            ).logits
+            with logits_at(model, batch["predicts"]):
+                logits = model(
+                    batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask
+                ).logits
             loss = torch.nn.functional.cross_entropy(
                 logits[batch["predictor"]], batch["target_ids"]
             )

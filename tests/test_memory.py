@@ -20,6 +20,7 @@ from dandap.base.model import load_base, load_config
 from dandap.base.shapes import NAMES, SHAPES, make_config
 from dandap.errors import InputError
 from dandap.recipe import RECIPES_DIR, Recipe, load_recipe
+from dandap.tree.logits import logits_at
 from dandap.tree.masks import tree_masks
 from dandap.tree.token_tree import collate, grow
 
@@ -62,10 +63,9 @@ def kept_by_autograd(model: PreTrainedModel, batch: dict, dtype: torch.dtype) ->
     mixed = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), mixed:
         mask = tree_masks(model.config, batch, dtype, flex=False)
-        ids, positions, keep = batch["input_ids"], batch["position_ids"], batch["predicts"]
-        model(
-            ids, position_ids=positions, attention_mask=mask, logits_to_keep=keep, use_cache=False
-        ).logits.sum()
+        ids, positions = batch["input_ids"], batch["position_ids"]
+        with logits_at(model, batch["predicts"]):
+            model(ids, position_ids=positions, attention_mask=mask, use_cache=False).logits.sum()
     return sum(size for size, _ in kept.values())
 
 

@@ -48,7 +48,8 @@ def test_a_batch_small_enough_to_read():
     assert batch["input_ids"].tolist() == [[7, 1, 2], [8, 9, 9]]
     assert batch["position_ids"].tolist() == [[0, 1, 1], [0, 0, 0]]
     assert batch["subtree_end"].tolist() == [[2, 1, 2], [0, 1, 2]]
-    assert batch["predicts"].tolist() == [[True, True, True], [True, False, False]]
+    assert batch["predicts"].tolist() == [0, 1, 2, 3]
+    assert batch["times"].tolist() == [1] * 5
     assert batch["predictor"].tolist() == [0, 1, 0, 2, 3]
     assert batch["target_ids"].tolist() == [1, 0, 2, 0, 3]
 

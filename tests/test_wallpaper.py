@@ -280,3 +280,12 @@ def test_similarity_of_the_same_text_is_one(encoder):
     assert scores["best"] == pytest.approx(1, abs=1e-5)
     assert scores["mean"] < scores["best"]
     assert scores["model"] == encoder
+
+
+def test_a_row_that_ends_before_its_id_is_refused(tmp_path):
+    """Found by the random files of tests/reliability: it was a KeyError."""
+    file = tmp_path / "train.csv"
+    header = ",id,질문_1,질문_2,category,답변_1,답변_2,답변_3,답변_4,답변_5"
+    file.write_text(f"{header}\naccept\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line 2: the id, a question or every answer is empty"):
+        TASKS["wallpaper_qa"].read([file], {}, True)

@@ -367,7 +367,7 @@ def loss_of(model: LlamaForCausalLM, batch: dict) -> tuple[torch.Tensor, torch.T
     # Only targets with a weight get logits, because most have none and the vocabulary is large.
     weighted = batch["weights"].nonzero()[:, 0]
     weights = batch["weights"][weighted]
-    states = output.last_hidden_state[batch["predicts"]][batch["predictor"][weighted]]
+    states = output.last_hidden_state.flatten(0, 1)[batch["predicts"]][batch["predictor"][weighted]]
     logits = model.lm_head(states)  # (targets, vocab)
     losses = cross_entropy(logits, batch["target_ids"][weighted], reduction="none")
     language = (losses * weights).sum() / weights.sum()

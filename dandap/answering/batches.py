@@ -4,8 +4,7 @@ from collections.abc import Callable, Container, Iterator
 from functools import partial
 from typing import Protocol, TypeVar
 
-import torch
-
+from dandap.base.device import unless_out_of_memory
 from dandap.data.encoding import Example
 from dandap.data.rows import by_article
 from dandap.errors import InputError
@@ -102,20 +101,6 @@ class TreeBatching:
 
     def _tree_of(self, indices: list[int]) -> TokenTree:
         return grow(pair for index in indices for pair in self.sequences(index))
-
-
-def unless_out_of_memory(work: Callable[[], T]) -> T | None:
-    """Return what the work returns, or None where memory ran out.
-
-    By then the failed attempt's tensors are gone.
-    """
-    try:
-        return work()
-    except torch.OutOfMemoryError:
-        pass  # its traceback holds the tensors until here
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
 
 
 def out_of_memory(what: str) -> str:

@@ -10,6 +10,7 @@ from dandap.base.device import computing
 from dandap.base.memory import READ_TOKENS
 from dandap.data.encoding import Encoder, Example
 from dandap.recipe import Recipe
+from dandap.tree.logits import logits_at
 from dandap.tree.masks import tree_masks
 from dandap.tree.packing import Part
 from dandap.tree.token_tree import collate
@@ -38,12 +39,11 @@ def score_choices(
         tensors = collate(
             [part.tree for part in batch], pad_id, device=next(model.parameters()).device
         )
-        with computing(model):
+        with computing(model), logits_at(model, tensors["predicts"]):
             logits = model(
                 input_ids=tensors["input_ids"],
                 position_ids=tensors["position_ids"],
                 attention_mask=tree_masks(model.config, tensors, model.dtype, flex=False),
-                logits_to_keep=tensors["predicts"],
                 use_cache=False,
             ).logits
         logits = logits.float()

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from dandap.answering.answer import Answer, Decoding
 from dandap.answering.batches import run_batches
 from dandap.base.device import computing
+from dandap.tree.transfer import send
 
 
 @torch.inference_mode()
@@ -90,13 +91,13 @@ def penalized(logits: torch.Tensor, seen: list[list[int]], penalty: float) -> to
 
     The prompt is seen, too (Keskar et al., 2019).
     """
-    lowered = logits.clone()
-    for row, ids in enumerate(seen):
-        at = torch.tensor(sorted(set(ids)), device=logits.device)
-        values = logits[row, at]
-        # Both lower a logit for a penalty above 1: a negative one falls by multiplication.
-        lowered[row, at] = torch.where(values < 0, values * penalty, values / penalty)
-    return lowered
+    # One tensor for all rows, filled with copies of a row's last token: one transfer a step.
+    distinct = [sorted(set(ids)) for ids in seen]
+    width = max(map(len, distinct))
+    at = send([ids + ids[-1:] * (width - len(ids)) for ids in distinct], logits.device)
+    values = logits.gather(1, at)
+    # Both lower a logit for a penalty above 1: a negative one falls by multiplication.
+    return logits.scatter(1, at, torch.where(values < 0, values * penalty, values / penalty))
 
 
 class _Penalty(LogitsProcessor):

@@ -29,9 +29,11 @@ from dandap.base.device import computing
 from dandap.base.memory import READ_TOKENS
 from dandap.data.encoding import Example
 from dandap.tree.attention import Branched, branching
+from dandap.tree.logits import logits_at
 from dandap.tree.masks import additive, sliding_windows, tree_masks
 from dandap.tree.packing import Part
 from dandap.tree.token_tree import collate
+from dandap.tree.transfer import send
 
 # Of max_new_tokens; short answers stop long before it, and what grows too large is halved.
 EXPECTED_LENGTH = 1 / 4
@@ -163,15 +165,17 @@ class TreeDecoder:
         logits = self._read()
         branches = live = self._branch_off()
         for step in range(self.decoding.max_new_tokens):
-            self._take_tokens(live, logits, step)
+            chosen = self._take_tokens(live, logits, step)
             going_on = [branch for branch in live if not branch.answer.stopped]
             if not going_on or step + 1 == self.decoding.max_new_tokens:
                 break
             # Stopped branches are no longer fed; the answers before hold them until the end.
             if len(going_on) < len(live):
+                left = [place for place, branch in enumerate(live) if not branch.answer.stopped]
+                chosen = chosen[self._sent(left)]
                 live = going_on
                 self._regroup(live)
-            logits = self._feed(live, step)
+            logits = self._feed(chosen, step)
         answers: dict[int, list[Answer]] = {}
         for branch in branches:
             branch.answer.log_probability /= len(branch.answer.token_ids)
@@ -192,7 +196,12 @@ class TreeDecoder:
             )
             # Questions with the same prompt share the position that predicts, samples as well:
             # `predictor` has a line for each question, in the order of the branches.
-            logits.append(predicted[batch["predictor"].repeat_interleave(self.decoding.samples)])
+            owner = batch["predictor"]
+            if self.decoding.samples > 1:
+                owner = owner.repeat_interleave(
+                    self.decoding.samples, output_size=len(owner) * self.decoding.samples
+                )
+            logits.append(predicted[owner])
         self.cache.reading = None
         return torch.cat(logits)
 
@@ -218,7 +227,8 @@ class TreeDecoder:
         for row, part in enumerate(self.parts):
             row_ends = torch.tensor(part.tree.prompt_end).repeat_interleave(samples)
             ends[row, : len(row_ends)] = row_ends
-        ends = ends.to(self.device)
+        ends = self._sent(ends)
+        self._find_slots(branches, width)
         batch = self._collate(self.parts)
         self.column_position = batch["position_ids"]
         # A branch sees what its prompt's last token sees: that token's ancestors and itself.
@@ -243,33 +253,33 @@ class TreeDecoder:
         # slot[r, w] is the old slot of what comes to [r, w]. Shorter rows are filled with copies
         # of their old slot 0, which nobody reads.
         width = max(map(len, members))
-        slot = torch.tensor(
-            [slots + [0] * (width - len(slots)) for slots in members], device=self.device
-        )
-        kept = torch.tensor(rows, device=self.device)
+        slot = self._sent([slots + [0] * (width - len(slots)) for slots in members])
+        kept = self._sent(rows)
         row = kept[:, None].expand_as(slot)
         self.sees, self.position = self.sees[row, slot], self.position[row, slot]
         self.cache.keep_branches(row, slot)
         if len(rows) < len(self.column_position):
             self.column_position = self.column_position[kept]
             self.cache.keep_trees(kept)
+        self._find_slots(live, width)
 
-    def _feed(self, live: list[Branch], step: int) -> torch.Tensor:
-        """Forward the last token of every live branch, and return logits (branches, vocab)."""
-        at = torch.tensor(
-            [(branch.row, branch.slot) for branch in live], device=self.device
-        ).unbind(1)
+    def _find_slots(self, live: list[Branch], width: int) -> None:
+        """Note where the live branches stand, counted row by row."""
+        self.slots = self._sent([branch.row * width + branch.slot for branch in live])
+
+    def _sent(self, numbers: list | torch.Tensor) -> torch.Tensor:
+        return send(numbers, self.device)
+
+    def _feed(self, chosen: torch.Tensor, step: int) -> torch.Tensor:
+        """Forward the token chosen for every live branch, and return logits (branches, vocab)."""
         ids = torch.full_like(self.position, self.decoding.pad_id)
-        ids[at] = torch.tensor([branch.answer.token_ids[-1] for branch in live], device=self.device)
-        is_live = torch.zeros_like(ids, dtype=torch.bool)
-        is_live[at] = True
-        # Logits come back by row and slot, which is the order of `live`: `_regroup` keeps it.
+        ids.view(-1).index_copy_(0, self.slots, chosen)
         self.position = self.position + 1
         masks = {
             kind: additive(self._sees_within(window, step), self.model.dtype)
             for kind, window in self.windows.items()
         }
-        return self._forward(ids, self.position, masks.get("", masks), is_live)
+        return self._forward(ids, self.position, masks.get("", masks), self.slots)
 
     def _sees_within(self, window: int | None, step: int) -> torch.Tensor:
         """Return what the new tokens see, (rows, slots, columns and steps).
@@ -283,21 +293,23 @@ class TreeDecoder:
         near = self.position[:, :, None] - self.column_position[:, None] < window
         return torch.cat([self.sees & near, age < window], dim=-1)
 
-    def _forward(self, ids, positions, mask, keep) -> torch.Tensor:
-        """Return logits in float32, (kept positions, vocab)."""
-        with computing(self.model):
+    def _forward(self, ids, positions, mask, at) -> torch.Tensor:
+        """Return the logits of some positions in float32, (positions, vocab)."""
+        with computing(self.model), logits_at(self.model, at):
             outputs = self.model(
                 input_ids=ids,
                 position_ids=positions,
                 attention_mask=mask,
                 past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=keep,
             )
         return outputs.logits.float()
 
-    def _take_tokens(self, live: list[Branch], logits: torch.Tensor, step: int) -> None:
-        """Append each branch's next token, with what it adds to the log-probability."""
+    def _take_tokens(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
+        """Append each branch's next token, with what it adds to the log-probability.
+
+        The tokens are returned as they are on the device, (branches).
+        """
         # Tokens are chosen by `allowed`, and counted by `logits`, which are the model's own.
         stop_ids = self.decoding.stop_ids
         allowed = logits
@@ -307,41 +319,52 @@ class TreeDecoder:
             ]
             allowed = penalized(logits, seen, self.decoding.repetition_penalty)
         if step < self.decoding.min_new_tokens:
-            allowed = allowed.clone()
-            allowed[:, stop_ids] = -torch.inf
+            allowed = allowed.index_fill(1, self._sent(stop_ids), -torch.inf)
         if self.grounding:
-            chosen = self._grounded(live, self._perturbed(live, allowed, step))
-        elif self.decoding.temperature > 0:
+            return self._take_grounded(live, logits, self._perturbed(live, allowed, step))
+        if self.decoding.temperature > 0:
             chosen = self._sampled(live, allowed, step)
         else:
             chosen = allowed.argmax(-1)
-        log_probabilities = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
-        for branch, token, log_probability in zip(
-            live, chosen.tolist(), log_probabilities.tolist(), strict=True
-        ):
-            branch.answer.token_ids.append(token)
-            branch.answer.log_probability += log_probability
-            branch.answer.stopped = token in stop_ids
+        (tokens,), (log_probabilities,) = _fetched(chosen[None], logits)
+        for branch, token, log_probability in zip(live, tokens, log_probabilities, strict=True):
+            self._append(branch, token, log_probability)
+        return chosen
 
-    def _grounded(self, live: list[Branch], scores: torch.Tensor) -> torch.Tensor:
-        """Return the likeliest tokens that keep answers spans.
+    def _append(self, branch: Branch, token: int, log_probability: float) -> None:
+        branch.answer.token_ids.append(token)
+        branch.answer.log_probability += log_probability
+        branch.answer.stopped = token in self.decoding.stop_ids
+
+    def _take_grounded(
+        self, live: list[Branch], logits: torch.Tensor, scores: torch.Tensor
+    ) -> torch.Tensor:
+        """Append the likeliest tokens that keep answers spans, and return them.
 
         The first few are tried before a whole vocabulary is sorted.
         """
         chosen = []
-        likeliest = scores.topk(min(FIRST_TRIED, scores.shape[1])).indices.tolist()
-        for number, (branch, first) in enumerate(zip(live, likeliest, strict=True)):
+        likeliest = scores.topk(min(FIRST_TRIED, scores.shape[1])).indices
+        tokens, log_probabilities = _fetched(likeliest.T, logits)  # (tried, branches)
+        for number, branch in enumerate(live):
             context = self.examples[branch.index].context
             left = self.decoding.max_new_tokens - len(branch.answer.token_ids)
             pick = partial(
                 self.grounding.pick, branch.answer.token_ids, context, self.decoding.stop_ids, left
             )
+            first = [tried[number] for tried in tokens]
             token = pick(first)
             if token is None:
                 token = pick(scores[number].argsort(descending=True).tolist())
             # Nothing can be said of an article without a character; the answer ends as it is.
-            chosen.append(self.decoding.stop_ids[0] if token is None else token)
-        return torch.tensor(chosen, device=self.device)
+            token = self.decoding.stop_ids[0] if token is None else token
+            if token in first:
+                log_probability = log_probabilities[first.index(token)][number]
+            else:
+                log_probability = logits[number].log_softmax(-1)[token].item()
+            self._append(branch, token, log_probability)
+            chosen.append(token)
+        return self._sent(chosen)
 
     def _sampled(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
         """Draw tokens from the softmax at the decoding's temperature.
@@ -352,7 +375,7 @@ class TreeDecoder:
         drawn = [(self._seed(branch, step) >> 32) / 2**24 for branch in live]
         reached = self._tempered(logits).softmax(-1).cumsum(-1)
         # Of the sum that was reached, which rounding keeps from being 1.
-        at = torch.tensor(drawn, device=self.device)[:, None] * reached[:, -1:]
+        at = self._sent(drawn)[:, None] * reached[:, -1:]
         return torch.searchsorted(reached, at, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
     def _perturbed(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
@@ -381,3 +404,16 @@ class TreeDecoder:
         """
         name = f"{self.decoding.seed} {self.examples[branch.index].row.id} {branch.sample} {step}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+
+
+def _fetched(
+    tokens: torch.Tensor, logits: torch.Tensor
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Return tokens, (some, branches), and their log-probabilities, at one wait for the device.
+
+    logits are (branches, vocab), in float32, as are the tokens on their way: it holds every
+    integer up to 16.7 million.
+    """
+    log_probabilities = logits.gather(1, tokens.T).T - logits.logsumexp(-1)
+    both = torch.stack([tokens.float(), log_probabilities]).tolist()
+    return [list(map(int, row)) for row in both[0]], both[1]

@@ -1,6 +1,8 @@
 """The device that a model runs on, and the number format of its arithmetic."""
 
 import shutil
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
@@ -9,6 +11,8 @@ from transformers import PreTrainedModel
 
 from dandap.base.processes import process_count
 from dandap.recipe import Recipe
+
+T = TypeVar("T")
 
 
 def pick_device() -> torch.device:
@@ -88,3 +92,17 @@ def computing(model: PreTrainedModel | PeftModel) -> torch.autocast:
     """Return the context of the precision answers are computed in: the base's, adapters and all."""
     device = next(model.parameters()).device
     return torch.autocast(device.type, dtype=model.dtype, enabled=model.dtype != torch.float32)
+
+
+def unless_out_of_memory(work: Callable[[], T]) -> T | None:
+    """Return what the work returns, or None where memory ran out.
+
+    By then the failed attempt's tensors are gone.
+    """
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        pass  # its traceback holds the tensors until here
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None

@@ -98,10 +98,11 @@ class CrashProof(Trainer):
 
         That is before the optimizer sees it, so the adapter is still good.
         """
-        norm = super()._get_grad_norm(model, grad_norm)
+        # As a number at once: the host waits for it here, and not again where it is logged.
+        norm = float(super()._get_grad_norm(model, grad_norm))
         # fp16's scaler skips such steps by itself.
-        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
-            what = f"the gradient's length is {float(norm)}"
+        if self.accelerator.scaler is None and not math.isfinite(norm):
+            what = f"the gradient's length is {norm}"
             # The step at hand is counted only when it has ended.
             raise InputError(self._gone_wrong(what, self.state.global_step + 1))
         return norm

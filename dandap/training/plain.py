@@ -140,7 +140,6 @@ def training_config(
         use_cpu=not on_gpu,
         # Every adapter takes part in every step; the search costs a walk over the graph.
         ddp_find_unused_parameters=False,
-        dataloader_pin_memory=on_gpu,
         seed=recipe.seed,
         data_seed=recipe.seed,
         save_steps=recipe.save_steps,

@@ -4,8 +4,10 @@ Losses and gradients are the same, and the tokens fewer.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 from peft import PeftModel
@@ -14,7 +16,9 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
+from dandap.base.device import unless_out_of_memory
 from dandap.base.memory import Plan
+from dandap.base.processes import process_count
 from dandap.data.encoding import Example
 from dandap.recipe import Recipe
 from dandap.training.checkpoints import CrashProof
@@ -22,7 +26,9 @@ from dandap.training.job import Job
 from dandap.training.plain import float32_adapters, supervised, training_config
 from dandap.training.steps import Batching, Questions, StepSampler, make_batching
 from dandap.tree.attention import use_tree_attention
+from dandap.tree.logits import logits_at, summed_cross_entropy
 from dandap.tree.masks import tree_masks
+from dandap.tree.token_tree import Packed
 
 
 def make_read_once_trainer(
@@ -72,6 +78,19 @@ def _head_adapter_hidden(model: PeftModel) -> Iterator[None]:
         del model.get_output_embeddings
 
 
+class StepsAhead(DataLoader):
+    """Loads the next step in a thread while the GPU works on the one at hand."""
+
+    def __iter__(self) -> Iterator[dict]:
+        """Yield the steps of an epoch."""
+        steps = super().__iter__()
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            coming = worker.submit(next, steps, None)
+            while (step := coming.result()) is not None:
+                coming = worker.submit(next, steps, None)
+                yield step
+
+
 class ReadOnceTrainer(CrashProof, SFTTrainer):
     """Trains as SFTTrainer does, on dataloader items that are whole optimizer steps.
 
@@ -93,12 +112,18 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader of this process's share of every step."""
+        on_gpu = self.args.device.type == "cuda"
         # Not prepared by accelerate, which would deal the share out once more.
-        return DataLoader(
+        return (StepsAhead if on_gpu else DataLoader)(
             Questions(self.examples),
             batch_sampler=self.steps(),
-            collate_fn=self.batching.collate_step,
+            collate_fn=self._collate,
+            # Only from page-locked memory does a copy run while the host goes on.
+            pin_memory=on_gpu,
         )
+
+    def _collate(self, examples: list[Example]) -> dict:
+        return self.batching.collate_step(examples)  # whose size may be halved while training
 
     def steps(self) -> "StepSampler":
         """Return the sampler of steps.
@@ -119,42 +144,62 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
         return self.state.global_step
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Run forward and backward over the step's micro-batches, and return the step's loss."""
+        """Run forward and backward over the step's micro-batches, and return the step's loss.
+
+        Where memory runs out, the step is done again in micro-batches of half the size.
+        """
         model.train()
-        self.step_ids = inputs["ids"]
+        self.step_examples = inputs["examples"]
+        work = partial(self._forward_and_backward, model, inputs["packed"], num_items_in_batch)
+        # Processes would not know of each other's lack, and wait for each other's gradients.
+        loss = unless_out_of_memory(work) if process_count() == 1 else work()
+        while loss is None:
+            model.zero_grad()
+            self.batching = self._halved()
+            packed = self._collate(self.step_examples)["packed"]
+            work = partial(self._forward_and_backward, model, packed, num_items_in_batch)
+            loss = unless_out_of_memory(work)
+        return loss
+
+    def _halved(self) -> "Batching":
+        """Return the batching of half the size; OutOfMemoryError where nothing can be split."""
+        batches = self.batching.micro_batches(self.step_examples)
+        if all(len(batch) == 1 and len(batch[0].members) == 1 for batch in batches):
+            raise torch.OutOfMemoryError("a single question does not fit")
+        tokens = max(map(self.batching.size, batches))
+        print(f"out of memory with {tokens} tokens in a batch: going on with {tokens // 2}")
+        return replace(self.batching, tokens_per_batch=tokens // 2)
+
+    def _forward_and_backward(self, model, packed: Packed, num_items_in_batch) -> torch.Tensor:
         losses = []
-        batches = inputs["batches"]
+        batches = packed.on(self.args.device)
         for number, batch in enumerate(batches):
             # Processes exchange gradients once, after the last micro-batch; they may have different
             # numbers of micro-batches, and with an exchange in each would wait for each other.
             last = number == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    loss = self.compute_loss(
-                        model, self._prepare_inputs(batch), num_items_in_batch=num_items_in_batch
-                    )
+                    loss = self.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
     def questions_of_step(self) -> list[str]:
-        """Return the ids that came with the step's item."""
-        return self.step_ids
+        """Return the ids of the questions of the step at hand."""
+        return [example.row.id for example in self.step_examples]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return a micro-batch's summed cross-entropy over the step's number of answer tokens."""
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            position_ids=inputs["position_ids"],
-            attention_mask=tree_masks(
-                self.model.config, inputs, self.mask_dtype, flex=self.batching.one_row
-            ),
-            logits_to_keep=inputs["predicts"],
-            use_cache=False,
-        )
-        logits = outputs.logits.float()  # (positions that predict, vocab)
-        right = logits[inputs["predictor"], inputs["target_ids"]]  # (targets,)
-        loss = (logits.logsumexp(-1)[inputs["predictor"]] - right).sum() / num_items_in_batch
+        masks = tree_masks(self.model.config, inputs, self.mask_dtype, flex=self.batching.one_row)
+        with logits_at(self.model, inputs["predicts"]):
+            outputs = model(
+                input_ids=inputs["input_ids"],
+                position_ids=inputs["position_ids"],
+                attention_mask=masks,
+                use_cache=False,
+            )
+        targets = inputs["predictor"], inputs["target_ids"], inputs["times"]
+        loss = summed_cross_entropy(outputs.logits, *targets) / num_items_in_batch
         # DDP averages gradients over the processes, and the count is already that of all of them.
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss

@@ -37,7 +37,7 @@ from dandap.data.encoding import Example
 from dandap.data.rows import by_article
 from dandap.tree.masks import BLOCK
 from dandap.tree.packing import Part, pack
-from dandap.tree.token_tree import TokenTree, collate, grow
+from dandap.tree.token_tree import TokenTree, collate_all, grow
 
 SIMILAR = 0.9  # the shortest tree of a padded micro-batch, as a share of the longest
 # Questions of one article that go through the model together, as indices of examples.
@@ -60,16 +60,17 @@ class Batching:
     alone: bool = False
 
     def collate_step(self, examples: list[Example]) -> dict:
-        """Return a step as the dataloader's item: its micro-batches, labels and questions' ids.
+        """Return a step as the dataloader's item: its micro-batches, and the questions themselves.
 
-        Trainer counts the step's answer tokens by the labels.
+        Trainer counts the step's answer tokens by the labels, which are as many.
         """
-        batches = [self._collate(batch) for batch in self.micro_batches(examples)]
-        labels = torch.cat([batch["target_ids"] for batch in batches])
-        ids = [example.row.id for example in examples]
+        batches = [self._trees(batch) for batch in self.micro_batches(examples)]
+        packed = collate_all(batches, self.pad_id, multiple_of=BLOCK if self.one_row else 1)
+        targets = sum(shapes["target_ids"][0] for shapes in packed.shapes)
+        labels = torch.zeros(targets, dtype=torch.long)
         # Trainer counts labels without a row's first, which nothing predicts; ours are targets
         # alone, and as shift_labels all of them are counted.
-        return {"batches": batches, "labels": labels, "shift_labels": labels, "ids": ids}
+        return {"packed": packed, "labels": labels, "shift_labels": labels, "examples": examples}
 
     def micro_batches(self, examples: list[Example]) -> list[list[Part]]:
         """Return micro-batches of articles' questions with their trees, the largest first.
@@ -79,21 +80,24 @@ class Batching:
         groups = by_article(example.row.article for example in examples)
         return pack([[examples[index] for index in group] for group in groups], _grow, self._fits)
 
-    def _fits(self, batch: list[Part]) -> bool:
-        lengths = [len(part.tree) for part in batch]  # the longest first
-        if self.one_row:
-            return sum(lengths) <= self.tokens_per_batch
-        alike = len(batch) == 1 or (not self.alone and lengths[-1] >= SIMILAR * lengths[0])
-        return alike and len(batch) * lengths[0] <= self.tokens_per_batch
+    def size(self, batch: list[Part]) -> int:
+        """Return the tokens of a micro-batch, padding included."""
+        lengths = [len(part.tree) for part in batch]
+        return sum(lengths) if self.one_row else len(lengths) * max(lengths)
 
-    def _collate(self, batch: list[Part]) -> dict[str, torch.Tensor]:
+    def _fits(self, batch: list[Part]) -> bool:
+        if self.size(batch) > self.tokens_per_batch:
+            return False
+        lengths = [len(part.tree) for part in batch]  # the longest first
+        alike = not self.alone and lengths[-1] >= SIMILAR * lengths[0]
+        return self.one_row or len(batch) == 1 or alike
+
+    def _trees(self, batch: list[Part]) -> list[TokenTree]:
+        """Return a micro-batch's rows."""
         if self.one_row:
             # One tree of all articles, which share the instruction before them.
-            members: list[Example] = []
-            for part in batch:
-                members += part.members
-            return collate([_grow(members)], self.pad_id, multiple_of=BLOCK)
-        return collate([part.tree for part in batch], self.pad_id)
+            return [_grow([member for part in batch for member in part.members])]
+        return [part.tree for part in batch]
 
 
 def make_batching(plan: Plan, pad_id: int) -> Batching:

@@ -36,11 +36,14 @@ sequence comes back to the first one's question:
     targets        (1, A) (2, STOP)   (5, STOP)   (1, B) (3, STOP)
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import torch
+
+from dandap.tree.transfer import Packed
 
 
 @dataclass(frozen=True)
@@ -125,43 +128,59 @@ def _lay_out(children: list[dict[int, int]]) -> tuple[list[int], list[int], list
     return input_ids, position_ids, subtree_end, index_of
 
 
+def collate_all(batches: list[list[TokenTree]], pad_id: int, multiple_of: int = 1) -> Packed:
+    """Put each batch's trees in rows of their own; `collate` says what a batch holds."""
+    numbers: list[int] = []
+    shapes = []
+    for trees in batches:
+        shapes.append({})
+        for name, (shape, values) in _arrays(trees, pad_id, multiple_of).items():
+            shapes[-1][name] = shape
+            numbers += values
+    return Packed(torch.tensor(numbers, dtype=torch.long), shapes)
+
+
 def collate(
     trees: list[TokenTree], pad_id: int, multiple_of: int = 1, device: torch.device | str = "cpu"
 ) -> dict[str, torch.Tensor]:
     """Put one tree in each row, padded on the right to a multiple of `multiple_of` tokens.
 
-    input_ids, position_ids and subtree_end are (rows, length). `predicts`, (rows, length), marks
-    the positions that predict an answer token; the k-th pair (predictor[k], target_ids[k]) names
-    one of them, counted row by row, and what it predicts.
+    input_ids, position_ids and subtree_end are (rows, length). `predicts` are the positions that
+    predict an answer token, counted row by row through all of the batch. The k-th pair
+    (predictor[k], target_ids[k]) names one of them and what it predicts, and times[k] says how
+    often the same pair stands there.
     """
+    return collate_all([trees], pad_id, multiple_of).on(device)[0]
+
+
+def _arrays(
+    trees: list[TokenTree], pad_id: int, multiple_of: int
+) -> dict[str, tuple[tuple[int, ...], list[int]]]:
+    """Return a batch's arrays by name, each as its shape and its flat values."""
     length = -(-max(map(len, trees)) // multiple_of) * multiple_of
-    # A padding token is its own end, so it sees and is seen by itself alone.
-    padding = [list(range(len(tree), length)) for tree in trees]
-    marked = [sorted({index for index, _ in tree.targets}) for tree in trees]
-    predicts = torch.zeros(len(trees), length, dtype=torch.bool)
-    # (row, index) -> which of the marked positions. The model returns logits for these alone
-    # (`logits_to_keep`): each is as wide as the vocabulary, 32,000 to 256,000 numbers.
-    number: dict[tuple[int, int], int] = {}
-    for row, indices in enumerate(marked):
-        predicts[row, indices] = True
-        number |= {(row, index): len(number) + i for i, index in enumerate(indices)}
-    pairs = [
-        (number[row, index], target)
-        for row, tree in enumerate(trees)
-        for index, target in tree.targets
-    ]
-    tensors = {
-        "input_ids": torch.tensor(
-            [tree.input_ids + [pad_id] * len(pad) for tree, pad in zip(trees, padding, strict=True)]
-        ),
-        "position_ids": torch.tensor(
-            [tree.position_ids + [0] * len(pad) for tree, pad in zip(trees, padding, strict=True)]
-        ),
-        "subtree_end": torch.tensor(
-            [tree.subtree_end + pad for tree, pad in zip(trees, padding, strict=True)]
-        ),
-        "predicts": predicts,
-        "predictor": torch.tensor([pair[0] for pair in pairs], dtype=torch.long),
-        "target_ids": torch.tensor([pair[1] for pair in pairs], dtype=torch.long),
+    rows = (len(trees), length)
+    input_ids, position_ids, subtree_end, predicts = [], [], [], []
+    pairs: list[tuple[int, int]] = []
+    for row, tree in enumerate(trees):
+        padding = length - len(tree)
+        input_ids += tree.input_ids + [pad_id] * padding
+        position_ids += tree.position_ids + [0] * padding
+        # A padding token is its own end, so it sees and is seen by itself alone.
+        subtree_end += tree.subtree_end + list(range(len(tree), length))
+        # The model returns logits for these alone (`logits_at`): each is as wide as the
+        # vocabulary, 32,000 to 256,000 numbers.
+        marked = sorted({index for index, _ in tree.targets})
+        number = {index: len(predicts) + place for place, index in enumerate(marked)}
+        predicts += [row * length + index for index in marked]
+        pairs += [(number[index], target) for index, target in tree.targets]
+    times = Counter(pairs)
+    count = (len(pairs),)
+    return {
+        "input_ids": (rows, input_ids),
+        "position_ids": (rows, position_ids),
+        "subtree_end": (rows, subtree_end),
+        "predicts": ((len(predicts),), predicts),
+        "predictor": (count, [position for position, _ in pairs]),
+        "target_ids": (count, [target for _, target in pairs]),
+        "times": (count, [times[pair] for pair in pairs]),
     }
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
