@@ -126,7 +126,8 @@ class Recipe(BaseModel):
     evaluate_every: str | None = _field(
         "0.25 epochs",
         "validation while training, as `200 steps` or `0.25 epochs`; "
-        "the adapter with the best score is kept; or none",
+        "the adapter with the best score is kept if that is above the last one's by more than "
+        "chance; or none",
     )
     evaluate_questions: int = _field(
         500,

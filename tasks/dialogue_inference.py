@@ -319,6 +319,11 @@ class DialogueInference(Task):
     def kind(self, row):
         return row.fields["category"]
 
+    def each(self, rows, predictions):
+        """Return 1 for every right answer, else 0."""
+        pairs = zip(predictions, rows, strict=True)
+        return [metrics.exact_match(prediction, row.answers) for prediction, row in pairs]
+
     def score(self, rows, predictions):
         """Return accuracy with its interval over dialogues, and what was said for which answer.
 

@@ -53,7 +53,7 @@ class Task:
     name: str
     sample: Row
     needs: tuple[str, ...]  # the fields without which a template makes no sense
-    # The scores that count; the first decides which adapter is kept.
+    # The scores that count; the first, by question in `each`, decides which adapter is kept.
     headline: tuple[str, ...] = ("char_f1", "exact_match")
     cleans = False  # whether tools.refine cleans its files
 
@@ -93,6 +93,11 @@ class Task:
         return metrics.score(
             predictions, [row.answers for row in rows], [row.article for row in rows]
         )
+
+    def each(self, rows: Sequence[Row], predictions: Sequence[str]) -> list[float]:
+        """Return the first headline score of every question, to compare adapters in pairs."""
+        pairs = zip(predictions, rows, strict=True)
+        return [metrics.char_f1(prediction, row.answers) for prediction, row in pairs]
 
     def final_score(self, recipe: Recipe, rows: Sequence[Row], predictions: Sequence[str]) -> dict:
         """Return what is scored once, at the end, because it needs another model."""
@@ -225,16 +230,16 @@ class Task:
 
         Questions marked is_impossible are not scored.
         """
-        answerable = [
-            index for index, row in enumerate(answered.rows) if not row.fields.get("impossible")
-        ]
-        if not answerable or not all(answered.rows[index].answers for index in answerable):
+        rows, predictions = self.answerable(answered)
+        if not rows or not all(row.answers for row in rows):
             return None
-        predictions = answered.predictions
-        scores = self.score(
-            [answered.rows[i] for i in answerable], [predictions[i] for i in answerable]
-        )
-        return scores | answer_shape(answered.records)
+        return self.score(rows, predictions) | answer_shape(answered.records)
+
+    def answerable(self, answered: Answered) -> tuple[list[Row], list[str]]:
+        """Return the questions that have an answer in their article, with what was said."""
+        pairs = zip(answered.rows, answered.predictions, strict=True)
+        kept = [(row, said) for row, said in pairs if not row.fields.get("impossible")]
+        return [row for row, _ in kept], [said for _, said in kept]
 
     def final_scores(self, recipe: Recipe, answered: Answered) -> dict | None:
         """Return what `scores_of` does, and what is scored only at the end."""

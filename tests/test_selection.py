@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,14 @@ from dandap.errors import InputError, Stopped
 from dandap.recipe import make_recipe
 from dandap.runs.folder import RunFolder
 from dandap.training import session
-from dandap.training.keep_best import KeepBest, best_step, some_of, steps_between
+from dandap.training.keep_best import (
+    Evaluation,
+    KeepBest,
+    best_step,
+    kept_step,
+    some_of,
+    steps_between,
+)
 from tasks import TASKS
 from tests.conftest import HEADER
 from tests.test_checkpoints import At
@@ -89,7 +97,8 @@ def play(folder, f1s, every=1, patience=None, max_steps=None):
             "exact_match": 0.5,
         }
         value = next(values)
-        return {"char_f1": value, "char_f1_interval": (value, value), **shape}
+        scores = {"char_f1": value, "char_f1_interval": (value, value), **shape}
+        return Evaluation(scores, [value] * 3, ["a", "b", "c"])
 
     keeper = KeepBest(evaluate, every, patience, folder / "metrics.jsonl", TASKS["economic_qa"])
     for step in range(1, state.max_steps + 1):
@@ -110,6 +119,44 @@ def test_the_last_step_is_always_evaluated_and_not_twice_in_a_row(tmp_path):
     assert play(tmp_path, [0.1] * 9, every=4, max_steps=9)[0] == [4, 9]
     assert play(tmp_path, [0.1] * 9, every=4, max_steps=10)[0] == [4, 8, 10]
     assert play(tmp_path, [0.1] * 9, every=40, max_steps=3)[0] == [3]
+
+
+def state_of(*evaluations):
+    """Return a state after evaluations of (F1 of each question), on three articles."""
+    history = [
+        {"step": step, "evaluation": sum(each) / 6, "each": each, "articles": list("aabbcc")}
+        for step, each in enumerate(evaluations, 1)
+    ]
+    return TrainerState(log_history=history, global_step=len(history))
+
+
+def test_an_earlier_adapter_is_kept_only_if_it_is_better_in_pairs():
+    last = [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    surely = [0.6, 0.6, 0.6, 0.6, 0.6, 0.6]
+    by_one_article = [1.0, 1.0, 0.4, 0.5, 0.5, 0.5]
+    assert kept_step(state_of(surely, last)) == 1
+    assert best_step(state_of(by_one_article, last)) == 1, "the higher mean"
+    assert kept_step(state_of(by_one_article, last)) == 2
+    assert kept_step(state_of(last, surely)) == 2
+    assert kept_step(TrainerState()) is None
+    old = state_of(by_one_article, last)
+    old.log_history = [{k: r[k] for k in ("step", "evaluation")} for r in old.log_history]
+    assert kept_step(old) == 1, "a run that was begun before"
+
+
+def test_each_score_is_the_headlines():
+    """By question, and their mean is the score that an evaluation tells."""
+    for task, answers, said in (
+        ("economic_qa", ("부산", "3억 원", "없다"), ["부산", "3억", "서울"]),
+        ("dialogue_inference", ("A", "B", "C"), ["A", "C", "C"]),
+        ("wallpaper_qa", ("벽지를 말린다", "환기한다", "물"), ["벽지", "환기", "불"]),
+    ):
+        fields = {"category": "원인"}
+        rows = [
+            Row(str(n), str(n), "?", (answer,), fields=fields) for n, answer in enumerate(answers)
+        ]
+        each, scores = TASKS[task].each(rows, said), TASKS[task].score(rows, said)
+        assert sum(each) / 3 == pytest.approx(scores[TASKS[task].headline[0]])
 
 
 def test_patience_ends_training(tmp_path):
@@ -172,7 +219,15 @@ def f1_by_step(monkeypatch, f1s):
 
     def evaluate(self, state, control, loss):
         measured = self.evaluate
-        self.evaluate = lambda: measured() | {"char_f1": f1s[state.global_step]}
+        f1 = f1s[state.global_step]
+
+        def said():
+            found = measured()
+            return replace(
+                found, scores=found.scores | {"char_f1": f1}, each=[f1] * len(found.each)
+            )
+
+        self.evaluate = said
         try:
             real(self, state, control, loss)
         finally:

@@ -156,6 +156,7 @@ TINY = {
 }
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 NAMES |= {f"tiny-{kind}": {"model_type": kind, **TINY} for kind in ("llama", "qwen3", "gemma2")}
+NAMES["tiny-gemma3"] = {"model_type": "gemma3_text", **TINY, "sliding_window": 64}
 
 
 def make_config(shape: dict) -> PretrainedConfig:

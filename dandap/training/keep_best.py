@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import TrainerCallback, TrainerState
 
+import metrics
 from dandap.base.processes import from_first, is_first
 from dandap.data.encoding import Example
 from dandap.data.rows import by_article
@@ -51,6 +53,26 @@ def best_step(state: TrainerState) -> int | None:
     return max(evaluated, key=lambda record: (record["evaluation"], record["step"]))["step"]
 
 
+def kept_step(state: TrainerState) -> int | None:
+    """Return the step whose adapter is kept; None before the first evaluation.
+
+    It is the best evaluation's where that is better than the last one's by more than the questions'
+    choice can explain (paired, whole articles resampled), else the last one's. The highest of
+    several means is an accident more often than not: on 32 questions it chose the adapter of an
+    eighth of an epoch, which lost 0.006 F1 on 265 others.
+    """
+    best = best_step(state)
+    if best is None:
+        return None
+    evaluated = {record["step"]: record for record in _evaluations(state)}
+    last = max(evaluated)
+    ours, theirs = evaluated[best], evaluated[last]
+    if "each" not in ours or "each" not in theirs:
+        return best  # of a run begun before scores were noted by question
+    gain = metrics.compare(ours["each"], theirs["each"], theirs["articles"])
+    return best if gain["interval"][0] > 0 else last
+
+
 def evaluated_steps(state: TrainerState) -> set[int]:
     """Return the steps whose evaluations the state knows."""
     return {record["step"] for record in _evaluations(state)}
@@ -61,17 +83,26 @@ def _evaluations(state: TrainerState) -> list[dict]:
     return [record for record in state.log_history if "evaluation" in record]
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Holds the scores of an evaluation, and its questions' own, each with its article."""
+
+    scores: dict
+    each: list[float]
+    articles: list[str]
+
+
 class KeepBest(TrainerCallback):
     """Evaluates every so many steps and after the last one, and has a new best adapter saved.
 
     It stops training when there has been no better one for long. `evaluate` returns the task's
-    scores, of which the first of its headline decides; `patience` is the number of evaluations
-    without a higher one, None for no end.
+    scores, of which the first of its headline counts; `patience` is the number of evaluations
+    without a higher one, None for no end. `kept_step` decides between the best and the last.
     """
 
     def __init__(
         self,
-        evaluate: Callable[[], dict],
+        evaluate: Callable[[], Evaluation],
         every: int,
         patience: int | None,
         metrics_file: Path,
@@ -103,8 +134,10 @@ class KeepBest(TrainerCallback):
 
     def _evaluate(self, state: TrainerState, control, loss: float | None) -> None:
         # One process answers while the others wait: all must take the same decision to stop.
-        scores = from_first(self.evaluate)
-        state.log_history.append({"step": state.global_step, "evaluation": scores[self.metric]})
+        found = from_first(self.evaluate)
+        scores = found.scores
+        noted = {"evaluation": scores[self.metric], "each": found.each, "articles": found.articles}
+        state.log_history.append({"step": state.global_step, **noted})
         if is_first():
             append_json(
                 self.metrics_file,

@@ -34,7 +34,7 @@ from dandap.runs.folder import RunFolder, begin, new_run, now
 from dandap.runs.manifest import fault, seal
 from dandap.training.checkpoints import STAGING, check_space, newest_valid, step_of
 from dandap.training.job import Job
-from dandap.training.keep_best import best_step, evaluated_steps
+from dandap.training.keep_best import best_step, evaluated_steps, kept_step
 from dandap.training.plain import make_trainer
 from dandap.training.progress import TrainingProgress, forget_after
 from dandap.training.read_once import count_tokens, make_read_once_trainer
@@ -281,8 +281,15 @@ def find_best(run: RunFolder, state: TrainerState) -> Path | None:
 
     None is returned where the last step is the best, or the best was lost.
     """
-    step = best_step(state)
-    if step is None or step == state.global_step:
+    step = kept_step(state)
+    if step is None:
+        return None
+    if step == state.global_step:
+        if best_step(state) != step:
+            print(
+                f"step {best_step(state)} had the highest score, but by no more than chance: the "
+                "last adapter is kept"
+            )
         return None
     checkpoint = run.checkpoints / f"checkpoint-{step}"
     if reason := fault(checkpoint):
@@ -291,7 +298,7 @@ def find_best(run: RunFolder, state: TrainerState) -> Path | None:
             "is kept"
         )
         return None
-    print(f"the adapter of step {step} is kept, whose evaluation had the highest score")
+    print(f"the adapter of step {step} is kept, which answered better than the last")
     return checkpoint
 
 

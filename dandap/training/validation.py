@@ -7,7 +7,7 @@ from dandap.data.encoding import Example
 from dandap.runs.files import append_json, read_json, read_json_lines, write_json_lines
 from dandap.runs.folder import RunFolder
 from dandap.runs.predictions import Answered, write_predictions
-from dandap.training.keep_best import KeepBest, some_of, steps_between
+from dandap.training.keep_best import Evaluation, KeepBest, some_of, steps_between
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,11 @@ class Validation:
         self.answerer.check(self.examples)  # now, and not at the first evaluation
         chosen = some_of(self.examples, recipe.evaluate_questions)
 
-        def evaluate() -> dict:
-            return self.task.scores_of(self.answered(chosen))
+        def evaluate() -> Evaluation:
+            answered = self.answered(chosen)
+            rows, predictions = self.task.answerable(answered)
+            each = self.task.each(rows, predictions)
+            return Evaluation(self.task.scores_of(answered), each, [row.article for row in rows])
 
         return [KeepBest(evaluate, every, recipe.patience, run.metrics_file, self.task)]
 

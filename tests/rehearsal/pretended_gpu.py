@@ -26,7 +26,7 @@ if "torch" in sys.modules:
     raise ImportError("import pretended_gpu before torch")
 ctypes.CDLL(os.environ["PRETENDED_GPU"], mode=ctypes.RTLD_GLOBAL)
 
-import torch
+import torch  # noqa: E402 (the library above must be there first)
 
 PROJECT = str(Path(__file__).resolve().parents[2])
 DRY_FROM = 1 << 16  # bytes; smaller tensors (lengths, indices) keep their numbers in a dry run
@@ -34,7 +34,7 @@ DRY_FROM = 1 << 16  # bytes; smaller tensors (lengths, indices) keep their numbe
 
 @dataclass(frozen=True)
 class Kind:
-    """Holds what differs between GPUs: memory as the driver reports it, shared memory of a block."""
+    """Holds what differs between GPUs: bytes of memory, processors, bytes that a block shares."""
 
     capability: tuple[int, int]
     memory: float
@@ -87,12 +87,12 @@ class Gpu:
         self.seen.waits[what, _line_of_the_project()] += 1
 
 
-gpu: Gpu | None = None
+gpu: Gpu | None = None  # the one that is installed
 _libraries: list[torch.library.Library] = []  # what they register is gone when they are
 
 
 def install(kind: str, dry: bool = False) -> Gpu:
-    """Make cuda:0 a pretended GPU of this kind; before the project and its libraries are imported."""
+    """Make cuda:0 a pretended GPU of this kind, before the project is imported."""
     global gpu
     if gpu is not None:
         raise RuntimeError("a pretended GPU is there already")
@@ -271,9 +271,9 @@ class _Call:
             )
         if self.name in ("_softmax", "_log_softmax") and given[2]:
             given[0], given[2] = given[0].float(), False
-        if self.name in ("_softmax_backward_data", "_log_softmax_backward_data"):
-            if given[3] != given[0].dtype:
-                self.cast, given[3] = given[3], given[0].dtype
+        backward = self.name in ("_softmax_backward_data", "_log_softmax_backward_data")
+        if backward and given[3] != given[0].dtype:
+            self.cast, given[3] = given[3], given[0].dtype
         return named, given
 
     def _into(self, outs, given, named, kwargs):

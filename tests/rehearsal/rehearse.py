@@ -1,7 +1,11 @@
-"""One rehearsal on a pretended GPU, in a process of its own: rehearse.py WHAT GPU JSON.
+"""Rehearsals on a pretended GPU, in a process of their own.
 
-WHAT is a function below, GPU a kind of pretended_gpu.KINDS, JSON its arguments. The last line is
-the result, as JSON. test_rehearsal.py starts this and says what must hold.
+    python -m tests.rehearsal.rehearse GPU JSON
+
+GPU is a kind of pretended_gpu.KINDS, with "-dry" behind it for shapes without numbers. JSON is a
+list of jobs, each {"what": a function below, "mutant": one of MUTANTS or nothing, ...arguments}.
+The last line is the list of their results as JSON, an error being {"error": its text}.
+test_rehearsal.py starts this and says what must hold.
 """
 
 import json
@@ -9,12 +13,12 @@ import sys
 
 from tests.rehearsal import pretended_gpu
 
-WHAT, GPU, ARGUMENTS = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-gpu = pretended_gpu.install(GPU, dry=WHAT in ("training_memory", "answering_memory"))
+GPU, JOBS = sys.argv[1], json.loads(sys.argv[2])
+gpu = pretended_gpu.install(GPU.removesuffix("-dry"), dry=GPU.endswith("-dry"))
 
 import contextlib
-import io
 import tempfile
+from unittest import mock
 from dataclasses import replace
 
 import torch
@@ -25,13 +29,14 @@ from benchmarks.material import made_up
 from dandap.answering.answer import Decoding
 from dandap.answering.choices import score_choices
 from dandap.answering.generate import generate_answers
-from dandap.answering.tree_decoder import answer_examples
+from dandap.answering.tree_decoder import TreeDecoder, answer_examples
 from dandap.base.adapter import add_adapter
 from dandap.base.device import pick_compute_dtype, pick_device
-from dandap.base.memory import GB, MemoryEstimate, Plan
+from dandap.base.memory import MemoryEstimate, Plan
 from dandap.base.model import load_tokenizer
 from dandap.base.shapes import named_config
-from dandap.recipe import Recipe, load_recipe, make_recipe
+from dandap.recipe import load_recipe, make_recipe
+from dandap.training import read_once
 from dandap.training.job import Job
 from dandap.training.plain import make_trainer
 from dandap.training.read_once import make_read_once_trainer
@@ -72,13 +77,12 @@ def training(kind: str, options: dict | None = None, plan: dict | None = None) -
         trace_flex()
     expected, _, _ = trained(config, CPU, options | {"compute_dtype": "float32"}, {})
     got, seen, trainer = trained(config, pick_device(), options, plan)
-    batches = sum(1 for _ in trainer.steps()) if hasattr(trainer, "steps") else 0
     return {
         "expected": expected,
         "losses": got,
         "scaler": trainer.accelerator.scaler is not None,
         "adapters": sorted({str(p.dtype) for p in trainer.model.parameters() if p.requires_grad}),
-        "steps": batches,
+        "micro_batches": seen.launches["micro-batch"],
         "waits": {f"{what} {line}": n for (what, line), n in seen.waits.items()},
         "waits_of_training": seen.waits_in("dandap/training/"),
         "launches": sum(seen.launches.values()),
@@ -94,14 +98,17 @@ def trace_flex() -> None:
     def compile(function, **options):
         return real(function, **(options | {"backend": "eager"}))
 
-    torch.compile = compile
-    attention._compiled.cache_clear()
+    if torch.compile.__module__ != __name__:
+        torch.compile = compile
+    for made in (attention._compiled, attention._capped):
+        made.cache_clear()
+    torch._dynamo.reset()
+    counters.clear()
 
 
 def probe(kind: str, dtype: str) -> dict:
     """Run the project's probe; its compiler is replaced as above."""
     trace_flex()
-    counters.clear()
     attention.probe(named_config(kind), CUDA, getattr(torch, dtype))
     return {"breaks": sum(counters["graph_break"].values())}
 
@@ -184,19 +191,72 @@ def answering(kind: str, way: str) -> dict:
     }
 
 
-def run_all(commands: list[list[str]]) -> dict:
+def command(*lines: list[str]) -> dict:
     """Run the scripts as a user does, one after the other in this process."""
     import fine_tune
     import inference
 
     results = []
-    for script, *options in commands:
+    for script, *options in lines:
         main = {"fine_tune": fine_tune.main, "inference": inference.main}[script]
         results.append(main(options))
     return {"results": results}
 
 
+# ---- Faults that a rehearsal must catch: each is a patch of the project.
+
+
+def _mask_of_the_host(*arguments, **options):
+    return _real_masks(*arguments, **options).cpu()
+
+
+def _mask_of_bools(config, batch, dtype, flex):
+    return _real_masks(config, batch, dtype, flex=False) == 0
+
+
+@contextlib.contextmanager
+def _adapters_of_16_bits(model):
+    """Leave the adapters in what SFTTrainer casts those of a 4-bit model to."""
+    yield
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+
+
+def _waits(decoder, chosen, step):
+    assert chosen.max().item() >= 0
+    return _real_feed(decoder, chosen, step)
+
+
+def _float_in_a_closure(softcap, device):
+    def score_mod(score, row, head, query, key):
+        return softcap * torch.tanh(score / softcap)
+
+    return score_mod
+
+
+_float_in_a_closure.cache_clear = lambda: None
+_real_masks, _real_feed = read_once.tree_masks, TreeDecoder._feed
+MUTANTS = {
+    "a tensor without device=": (read_once, "tree_masks", _mask_of_the_host),
+    "a bool mask for flex": (read_once, "tree_masks", _mask_of_bools),
+    "16-bit adapters": (read_once, "float32_adapters", _adapters_of_16_bits),
+    "a wait in the decoding loop": (TreeDecoder, "_feed", _waits),
+    "a graph break": (attention, "_capped", _float_in_a_closure),
+}
+
+
+def run(what: str, mutant: str | None = None, **arguments) -> dict:
+    """Do one job, with a fault in the project where one is named."""
+    fault = mock.patch.object(*MUTANTS[mutant]) if mutant else contextlib.nullcontext()
+    try:
+        with fault:
+            return globals()[what](**arguments)
+    except Exception as error:  # noqa: BLE001 (whatever it is, the test decides)
+        return {"error": f"{type(error).__name__}: {error}"[:2000]}
+
+
 if __name__ == "__main__":
     with contextlib.redirect_stdout(sys.stderr):
-        result = globals()[WHAT](**ARGUMENTS)
-    print(json.dumps(result))
+        results = [run(**job) for job in JOBS]
+    print(json.dumps(results))
