@@ -66,7 +66,7 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     if arguments.preview:
         return preview(encoder, examples[0])
 
-    job = session.Job(recipe, base.plan, base.tokenizer, examples)
+    job = session.make_job(recipe, base, examples)
     model = session.make_model(job, base.config, start.folder)
     run = session.begin_run(start, job, template, data.table)
     with session.held(run):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
+from dandap.answering import tree_decoder
 from dandap.answering.answer import Decoding, place
 from dandap.answering.answerer import Answerer
 from dandap.answering.generate import generate_answers
@@ -15,7 +16,9 @@ from dandap.base.model import load_base, load_tokenizer
 from dandap.data.encoding import Encoder
 from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.recipe import Recipe, make_recipe
+from dandap.recipe import Recipe, load_recipe, make_recipe
+from dandap.tree import masks
+from dandap.tree.masks import additive
 
 CONTEXT = "한빛전자는 올해 1분기 매출 1,240억 원을 기록했다고 4월 3일 밝혔다. 본사는 부산에 있다."
 DEMO = {"model": "data/demo_model", "quantization": "none", "max_new_tokens": 6}
@@ -232,7 +235,27 @@ def test_what_a_model_sets_for_generation_changes_neither_path(demo, encoder, mo
     assert tree.token_ids == expected.token_ids
 
 
-def test_models_that_branch_pass_the_trial(demo, encoder):
-    assert (
-        why_no_tree(demo, Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 6)) is None
-    )
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_models_that_branch_pass_the_trial(encoder, dtype):
+    """Rounding to 16 bits included."""
+    recipe = load_recipe("demo", {"compute_dtype": str(dtype).removeprefix("torch.")})
+    model = load_base(recipe, torch.device("cpu"), dequantised=True)
+    decoding = Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 6)
+    assert why_no_tree(model, decoding) is None
+
+
+def see_all(sees, dtype):
+    """Make a mask in which every query sees every key before it and its own."""
+    before = torch.ones(sees.shape[-2:], dtype=torch.bool).tril(sees.shape[-1] - sees.shape[-2])
+    return additive(before.expand_as(sees), dtype)
+
+
+@pytest.mark.parametrize("part", ["reading", "feeding"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_branches_that_see_each_other_fail_the_trial(encoder, monkeypatch, part, dtype):
+    module = masks if part == "reading" else tree_decoder
+    monkeypatch.setattr(module, "additive", see_all)
+    recipe = load_recipe("demo", {"compute_dtype": str(dtype).removeprefix("torch.")})
+    model = load_base(recipe, torch.device("cpu"), dequantised=True)
+    decoding = Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 6)
+    assert "were off by" in why_no_tree(model, decoding)

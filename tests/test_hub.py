@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from dandap.base.adapter import resolve_targets
-from dandap.base.memory import empty_model, estimate_training
+from dandap.base.memory import Machine, empty_model, estimate_training
 from dandap.base.model import load_config, load_tokenizer
 from dandap.recipe import RECIPES_DIR, load_recipe
 from prompts import get_template, make_encoder
@@ -50,7 +50,7 @@ def test_template_stop_token_and_targets(name):
     clean = encoder.encode_rows([sample], recipe.prompt_limit, answers=False)[0]
     assert special == [i for i in clean.prompt_ids if i in tokenizer.all_special_ids]
     estimate = estimate_training(
-        recipe, model, recipe.max_length, checkpointing=True, bytes_each=torch.bfloat16.itemsize
+        recipe, model, recipe.max_length, True, Machine(torch.device("cuda"), torch.bfloat16, None)
     )
     print(
         f"{name}: {estimate.parameters:,} parameters, {estimate}, "

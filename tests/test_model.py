@@ -8,24 +8,30 @@ from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from dandap.base import device as model_module
 from dandap.base import memory
-from dandap.base.adapter import add_adapter, resolve_targets
+from dandap.base.adapter import add_adapter, for_answering, resolve_targets
 from dandap.base.device import pick_compute_dtype, pick_device, why_no_gpu
 from dandap.base.hub import confirm_remote_code
 from dandap.base.memory import (
     Machine,
+    cpu_plan,
     empty_model,
     estimate_inference,
     estimate_training,
     fit_plan,
+    for_these_answers,
     make_plan,
 )
 from dandap.base.model import load_base, load_config, load_tokenizer, pick_attention
+from dandap.data.encoding import Example
+from dandap.data.lengths import answer_share
+from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.recipe import Recipe, load_recipe
 from dandap.training.plain import split_step
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
+BF16 = Machine(CUDA, torch.bfloat16, None)
 DEMO = load_recipe("demo", {})
 # EEVE-10.8B's shape: 10,804,924,416 parameters.
 EEVE = LlamaConfig(
@@ -171,9 +177,7 @@ def test_targets_that_do_not_exist_name_those_that_do(adapted):
 
 
 def test_eeve_estimate_matches_arithmetic():
-    estimate = estimate_training(
-        Recipe(), empty_model(EEVE), tokens=2048, checkpointing=True, bytes_each=2
-    )
+    estimate = estimate_training(Recipe(), empty_model(EEVE), 2048, True, BF16)
     assert estimate.parameters == 10_804_924_416
     linear = 48 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     others = estimate.parameters - linear
@@ -184,15 +188,72 @@ def test_eeve_estimate_matches_arithmetic():
     adapters = (
         16 * 48 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
     )  # rank x (in + out)
-    assert (
-        estimate.adapter == 18 * adapters
-    )  # float32 weight, gradient, two moments, the copy in bf16
+    # float32 weight, gradient, two moments; and without checkpointing autocast's copy in bf16.
+    assert estimate.adapter == 16 * adapters
+    kept = estimate_training(Recipe(), empty_model(EEVE), 2048, False, BF16)
+    assert kept.adapter == 18 * adapters
+
+
+def test_long_answers_lower_the_batch():
+    """Their share is known once the questions are encoded; on a CPU nothing changes."""
+    recipe, config = Recipe(), LlamaConfig(**{**EEVE.to_dict(), "vocab_size": 256_000})
+    machine = Machine(CUDA, torch.bfloat16, 16e9, True)
+    plan = fit_plan(recipe, empty_model(config), machine, training=True)
+    long = for_these_answers(plan, recipe, config, 0.75)
+    assert long.tokens_per_batch < plan.tokens_per_batch
+    assert long.estimate.total <= 16e9
+    host = cpu_plan(DEMO, empty_model(load_config(DEMO)), Machine(CPU, torch.float32, None), True)
+    assert for_these_answers(host, DEMO, load_config(DEMO), 0.75) is host
+
+
+def test_the_answers_share_is_the_largest_articles():
+    def example(article, prompt, answer):
+        return Example(Row("1", article, "?"), [5] * prompt, [6] * answer)
+
+    few, many = [example("a", 100, 5)] * 2, [example("b", 90, 10), example("b", 80, 20)]
+    assert answer_share(few) == 10 / 110
+    assert answer_share(few + many) == 30 / 120
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_answering_merges_the_adapter_where_16_bit_weights_fit(quantization):
+    recipe, model = Recipe(quantization=quantization), empty_model(EEVE)
+    for free, merged in ((80e9, True), (24e9, False)):
+        if quantization == "none" and not merged:
+            continue  # 16-bit weights do not fit at all
+        plan = fit_plan(recipe, model, Machine(CUDA, torch.bfloat16, free), training=False)
+        assert plan.merged == merged
+        assert plan.dequantised == (merged and quantization == "nf4")
+        assert plan.estimate.total <= free
+        assert ("adapter merged" in str(plan)) == merged
+    training = fit_plan(recipe, model, Machine(CUDA, torch.bfloat16, 80e9), training=True)
+    assert not training.merged
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma3"])
+def test_a_merged_adapter_says_the_same(bases, family):
+    """And one that is cast to the base's precision, which here is its own, does to the bit."""
+    recipe, ids = Recipe(model=str(bases / family)), torch.arange(3, 43)[None]
+    logits = {}
+    for way in ("as trained", "cast", "merged"):
+        model = add_adapter(load_base(recipe, CPU, None, dequantised=True), recipe).eval()
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(0, 0.05, generator=generator)
+        if way != "as trained":
+            model = for_answering(model, merged=way == "merged")
+        assert isinstance(model, PeftModel) == (way != "merged")
+        with torch.no_grad():
+            logits[way] = model(ids).logits
+    assert torch.equal(logits["cast"], logits["as trained"])
+    torch.testing.assert_close(logits["merged"], logits["as trained"], rtol=1e-4, atol=1e-4)
 
 
 def test_no_checkpointing_takes_more():
     model = empty_model(EEVE)
     on, off = (
-        estimate_training(Recipe(), model, 2048, checkpointing, 2).activations
+        estimate_training(Recipe(), model, 2048, checkpointing, BF16).activations
         for checkpointing in (True, False)
     )
     assert off > 5 * on
@@ -277,7 +338,7 @@ def test_a_gpu_too_old_for_this_torch_is_named(monkeypatch):
 
 def test_answering_needs_less_than_training():
     model = empty_model(EEVE)
-    training = estimate_training(Recipe(), model, 2048, checkpointing=True, bytes_each=2)
+    training = estimate_training(Recipe(), model, 2048, True, BF16)
     answering = estimate_inference(Recipe(), model, 2048, bytes_each=2)
     assert answering.total < training.total
     assert answering.activations > 2 * 48 * 2048 * 8 * 128 * 2  # the KV cache
@@ -285,7 +346,7 @@ def test_answering_needs_less_than_training():
 
 def test_eager_attention_holds_its_scores():
     eager, sdpa = (
-        estimate_training(Recipe(attention=a), empty_model(EEVE), 2048, True, 2)
+        estimate_training(Recipe(attention=a), empty_model(EEVE), 2048, True, BF16)
         for a in ("eager", "sdpa")
     )
     assert eager.activations - sdpa.activations == 2048 * 32 * (

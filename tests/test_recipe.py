@@ -3,9 +3,10 @@
 import argparse
 
 import pytest
+import torch
 import yaml
 
-from dandap.base.memory import GB, empty_model, estimate_training
+from dandap.base.memory import GB, Machine, empty_model, estimate_training
 from dandap.base.shapes import SHAPES, make_config
 from dandap.command_line import Parser, add_options, chosen_options, parse
 from dandap.errors import InputError
@@ -72,10 +73,8 @@ def test_a_recipe_tells_its_source_and_that_it_never_ran(name):
     assert "Source: " in comment
     recipe = load_recipe(name, {})
     model = empty_model(make_config(SHAPES[recipe.model]))
-    least = (
-        estimate_training(recipe, model, recipe.max_length, checkpointing=True, bytes_each=2).total
-        / GB
-    )
+    sixteen_bits = Machine(torch.device("cuda"), torch.bfloat16, None)
+    least = estimate_training(recipe, model, recipe.max_length, True, sixteen_bits).total / GB
     assert f"Memory: about {least:.0f} GB at least" in comment
 
 

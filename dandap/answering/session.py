@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from dandap.answering.answerer import Answerer
-from dandap.base.adapter import load_adapter
+from dandap.base.adapter import for_answering, load_adapter
 from dandap.base.device import pick_device
 from dandap.base.identity import base_identity, same_base
 from dandap.base.memory import make_plan
@@ -58,4 +58,7 @@ def open_model(
     model = load_base(recipe, plan.device, config, plan.dequantised)
     if run:
         model = load_adapter(model, run.adapter)
+        # On a CPU the products are what takes the time.
+        if plan.device.type == "cuda":
+            model = for_answering(model, plan.merged)
     return OpenModel(Answerer(recipe, encoder, model, plan), base, config)

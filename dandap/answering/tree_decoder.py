@@ -30,7 +30,7 @@ from dandap.base.memory import READ_TOKENS
 from dandap.data.encoding import Example
 from dandap.tree.attention import Branched, branching
 from dandap.tree.logits import logits_at
-from dandap.tree.masks import additive, sliding_windows, tree_masks
+from dandap.tree.masks import ALIGNED, additive, sliding_windows, tree_masks
 from dandap.tree.packing import Part
 from dandap.tree.token_tree import collate
 from dandap.tree.transfer import send
@@ -153,7 +153,10 @@ class TreeDecoder:
         self.device = next(model.parameters()).device
         self.windows = sliding_windows(model.config)
         self.parts = batch
-        self.cache = TreeCache(rows=len(batch), length=max(len(part.tree) for part in batch))
+        self.multiple = ALIGNED if self.device.type == "cuda" else 1
+        longest = max(len(part.tree) for part in batch)
+        length = -(-longest // self.multiple) * self.multiple  # as `collate` pads
+        self.cache = TreeCache(rows=len(batch), length=length)
 
     @torch.inference_mode()
     def run(self) -> dict[int, list[Answer]]:
@@ -206,7 +209,8 @@ class TreeDecoder:
         return torch.cat(logits)
 
     def _collate(self, parts: list[Part]) -> dict[str, torch.Tensor]:
-        return collate([part.tree for part in parts], self.decoding.pad_id, device=self.device)
+        trees = [part.tree for part in parts]
+        return collate(trees, self.decoding.pad_id, self.multiple, self.device)
 
     def _branch_off(self) -> list[Branch]:
         """Return a branch per sample, and set what the branches see and where they stand.

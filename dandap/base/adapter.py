@@ -114,6 +114,22 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     return adapted
 
 
+def for_answering(model: PeftModel, merged: bool) -> PreTrainedModel:
+    """Return the model in the form that asks least of a GPU's host, token by token.
+
+    With `merged` the adapter is added to the base's weights, which must be plain ones of 16 or 32
+    bits: an answered token of a 10.8 B model then takes 2,400 kernels instead of 5,100. Otherwise
+    the adapter is cast once to the base's precision, as autocast would at every product.
+    """
+    if merged:
+        return model.merge_and_unload()
+    dtype = model.get_base_model().dtype
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def average_adapters(recipe: Recipe, folders: list[Path], target: Path) -> None:
     """Write the mean of several adapters of one recipe as one adapter, with the first's tokenizer.
 

@@ -16,6 +16,7 @@ from dandap.base.model import pick_attention
 from dandap.errors import InputError
 from dandap.recipe import Recipe
 from dandap.tree.attention import why_no_flex
+from dandap.tree.logits import CHUNK
 
 GB = 1e9
 CPU_LIMIT = 1e9  # parameters; above it a CPU would train for weeks
@@ -52,6 +53,17 @@ class MemoryEstimate:
         )
 
 
+@dataclass(frozen=True)
+class Machine:
+    """Holds what a plan is made for."""
+
+    device: torch.device
+    dtype: torch.dtype  # of the arithmetic
+    free: float | None  # bytes; None on CPU, where a plan is not refused for memory
+    flex: bool = False  # FlexAttention in training; otherwise the kernel the model is loaded with
+    answer_share: float = ANSWER_SHARE  # of the tokens forwarded in training
+
+
 def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """Return the architecture without weights, on the meta device."""
     # Tied embeddings stay one tensor here, which accelerate's init_empty_weights unties: they
@@ -65,40 +77,50 @@ def estimate_training(
     model: PreTrainedModel,
     tokens: int,
     checkpointing: bool,
-    bytes_each: int,
-    flex: bool = False,
+    machine: Machine,
 ) -> MemoryEstimate:
     """Estimate training on batches of `tokens` tokens.
 
-    `model` may be empty; `bytes_each` is the compute dtype's size. Checkpointing keeps one hidden
-    state a layer and one whole layer. The sum of what autograd keeps is held against a count of it
-    (tests/test_memory.py); peaks on a GPU have not been measured.
+    `model` may be empty. Checkpointing keeps one hidden state a layer and one whole layer. What
+    autograd keeps is held against a count of it (tests/test_memory.py), the peak against a traced
+    step of true shape (tests/rehearsal); peaks on a GPU have not been measured.
     """
+    bytes_each, flex = machine.dtype.itemsize, machine.flex
     config = model.config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
     one_layer = tokens * _layer_bytes(recipe, model, bytes_each, flex)
-    kept = (
-        layers * tokens * hidden * bytes_each + one_layer if checkpointing else layers * one_layer
-    )
+    kept = layers * (tokens * hidden * bytes_each if checkpointing else one_layer)
     ends = tokens * hidden * (4 + bytes_each)  # embeddings and the last norm
-    # As computed, as float32, and their gradient; only of the tokens that predict an answer.
-    logits = tokens * ANSWER_SHARE * config.vocab_size * (bytes_each + 8)
     # Dense masks are (rows, length, length), one a kind of layer; a block mask is next to nothing.
-    masks = (
-        0
-        if flex
-        else tokens * recipe.max_length * bytes_each * (2 if _has_sliding_layers(config) else 1)
-    )
-    backward = tokens * (2 * _inner_size(config) + 4 * hidden) * bytes_each  # the layer at hand
+    kinds = 2 if _has_sliding_layers(config) else 1
+    masks = 0 if flex else tokens * recipe.max_length * bytes_each * kinds
+    # What is held for a moment: first the logits, then a layer's backward, and where its
+    # activations were not kept, the whole layer.
+    backward = tokens * (_inner_size(config) + 2 * hidden) * bytes_each
+    moment = max(_logits_bytes(config, tokens * machine.answer_share, bytes_each), backward)
+    if checkpointing:
+        moment = max(moment, one_layer + backward)
     weights, total = _weights(recipe, model, bytes_each)
-    # Of an adapter's parameter: float32 weight, gradient, AdamW's two moments; autocast's copy.
-    each = 16 + (bytes_each if bytes_each < 4 else 0)
+    # Of an adapter's parameter: float32 weight, gradient, AdamW's two moments; autocast's copy,
+    # which lasts as long as the activations.
+    each = 16 + (bytes_each if bytes_each < 4 and not checkpointing else 0)
     return MemoryEstimate(
         weights,
         each * _adapter_parameters(recipe, model),
-        kept + ends + logits + masks + backward,
+        kept + ends + masks + moment,
         total,
     )
+
+
+def _logits_bytes(config: PretrainedConfig, positions: float, bytes_each: int) -> float:
+    """Return what the logits of so many positions take in training, in bytes.
+
+    They and their gradient are held whole, and a soft cap's own steps; the loss takes them as
+    float32 in chunks, of which two are held.
+    """
+    capped = 3 if getattr(config, "final_logit_softcapping", None) else 0
+    logits = positions * config.vocab_size
+    return logits * (2 + capped) * bytes_each + 2 * 4 * min(CHUNK, logits)
 
 
 def _layer_bytes(recipe: Recipe, model: PreTrainedModel, bytes_each: int, flex: bool) -> float:
@@ -114,11 +136,12 @@ def _layer_bytes(recipe: Recipe, model: PreTrainedModel, bytes_each: int, flex: 
     queries, keys = heads * _head_size(config), _kv_heads(config) * _head_size(config)
     layer_linear = [(n, m) for n, m in _adapted(recipe, model) if ".0." in n]  # the first layer's
     own_copies = recipe.lora_dropout > 0 or (bytes_each < 4 and recipe.quantization == "none")
-    # The inputs are three tensors, those of q, k, v and gate, up (hidden each) and of down (inner);
-    # with copies of their own every module counts.
-    adapter_inputs = 2 * hidden + inner
-    if own_copies:
-        adapter_inputs = sum(_in_features(module) for _, module in layer_linear)
+    # Modules that read the same tensor share it: q, k and v; gate and up. With copies of their own
+    # every module counts. What o_proj reads is attention's output, which is kept anyway.
+    adapter_inputs = sum(_in_features(module) for _, module in layer_linear)
+    if not own_copies:
+        read = {(n.rsplit(".", 1)[0], _in_features(module)) for n, module in layer_linear}
+        adapter_inputs = sum(size for _, size in read if size != queries or queries == hidden)
     dropout_masks = (
         sum(_in_features(module) for _, module in layer_linear) if recipe.lora_dropout else 0
     )
@@ -178,7 +201,8 @@ def estimate_inference(
         2 * config.num_hidden_layers * tokens * _kv_heads(config) * _head_size(config) * bytes_each
     )
     read = min(tokens, READ_TOKENS)
-    layer = read * (6 * config.hidden_size + 4 * _inner_size(config)) * bytes_each
+    # At most: the MLP's activation, one of its halves, and in two steps what an adapter adds to it.
+    layer = read * (3 * config.hidden_size + 4 * _inner_size(config)) * bytes_each
     masks = 2 if _has_sliding_layers(config) else 1
     layer += read * recipe.max_length * bytes_each * masks
     # A quarter of max_new_tokens, as tree_decoder.EXPECTED_LENGTH has it.
@@ -246,6 +270,7 @@ class Plan:
     free: float | None  # bytes; None on CPU
     flex: bool = False  # FlexAttention in training; otherwise the kernel the model was loaded with
     dequantised: bool = False  # whether NF4 weights are kept as the numbers they stand for
+    merged: bool = False  # whether the adapter is added to them, for answering on a GPU
 
     def __str__(self) -> str:
         free = "" if self.free is None else f" of {self.free / GB:.1f} GB free"
@@ -254,17 +279,8 @@ class Plan:
             f"device {self.device}, compute {compute}, estimated memory {self.estimate}{free}; "
             f"{self.tokens_per_batch} tokens per batch"
             f"{', NF4 weights dequantised once' if self.dequantised else ''}"
+            f"{', adapter merged' if self.merged else ''}"
         )
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Holds what a plan is made for."""
-
-    device: torch.device
-    dtype: torch.dtype  # of the arithmetic
-    free: float | None  # bytes; None on CPU, where a plan is not refused for memory
-    flex: bool = False  # FlexAttention in training; otherwise the kernel the model is loaded with
 
 
 def make_plan(
@@ -289,6 +305,19 @@ def make_plan(
         if device.type == "cuda"
         else cpu_plan(recipe, model, machine, training)
     )
+
+
+def for_these_answers(
+    plan: Plan, recipe: Recipe, config: PretrainedConfig, answer_share: float
+) -> Plan:
+    """Return the training plan once it is known what share of the tokens predicts an answer.
+
+    Answers of 150 tokens on short questions are three quarters of them, not a sixteenth.
+    """
+    if plan.device.type != "cuda":
+        return plan
+    machine = Machine(plan.device, plan.compute_dtype, plan.free, plan.flex, answer_share)
+    return fit_plan(recipe, empty_model(config, recipe.trust_remote_code), machine, training=True)
 
 
 def cpu_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training: bool) -> Plan:
@@ -351,14 +380,25 @@ def fit_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training:
         for tokens in sizes:
             estimate = _estimate(recipe, model, machine, tokens, on, training)
             if estimate.total <= machine.free:
-                return Plan(
+                plan = Plan(
                     machine.device, machine.dtype, tokens, on, estimate, machine.free, machine.flex
                 )
+                return plan if training else merged_if_it_fits(recipe, plan)
     way_out = _way_out(recipe, estimate, machine.free, training)
     raise InputError(
         f"{recipe.model} needs about {estimate}; {machine.free / GB:.1f} GB are free. Way out: "
         f"{way_out}."
     )
+
+
+def merged_if_it_fits(recipe: Recipe, plan: Plan) -> Plan:
+    """Return the plan of answering with the adapter merged, where 16-bit weights fit as well."""
+    weights = plan.estimate.parameters * plan.compute_dtype.itemsize
+    merged = replace(plan.estimate, weights=weights)
+    if merged.total > plan.free:
+        return plan
+    is_nf4 = recipe.quantization == "nf4"
+    return replace(plan, estimate=merged, dequantised=is_nf4, merged=True)
 
 
 def _estimate(
@@ -369,10 +409,9 @@ def _estimate(
     checkpointing: bool,
     training: bool,
 ) -> MemoryEstimate:
-    bytes_each = machine.dtype.itemsize
     if training:
-        return estimate_training(recipe, model, tokens, checkpointing, bytes_each, machine.flex)
-    return estimate_inference(recipe, model, tokens, bytes_each)
+        return estimate_training(recipe, model, tokens, checkpointing, machine)
+    return estimate_inference(recipe, model, tokens, machine.dtype.itemsize)
 
 
 def plan_for_size(recipe: Recipe, config: PretrainedConfig, gpu_memory: float) -> Plan:

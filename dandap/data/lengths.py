@@ -4,6 +4,7 @@ These are articles that are cut, answers that go with what is cut, and answers t
 """
 
 from dandap.data.encoding import Encoder, Example
+from dandap.data.rows import by_article
 from dandap.errors import InputError, short_list
 from dandap.recipe import Recipe
 
@@ -104,3 +105,18 @@ def preview(encoder: Encoder, example: Example) -> None:
     # Both forms, because a vocabulary spells its tokens its own way, with spaces marked.
     for token_id, token in zip(example.answer_ids, tokens(example.answer_ids), strict=True):
         print(f"  {token_id:>7}  {token!r}  {encoder.tokenizer.decode([token_id])!r}")
+
+
+def answer_share(examples: list[Example]) -> float:
+    """Return the answers' share of the tokens of the article that has most of them.
+
+    A batch may be this article alone. Its prompts count as the longest of them, which is nearly all
+    that is read of them.
+    """
+    largest = 0.0
+    for article in by_article(example.row.article for example in examples):
+        members = [examples[index] for index in article]
+        answers = sum(len(example.answer_ids) for example in members)
+        read = max(len(example.prompt_ids) for example in members) + answers
+        largest = max(largest, answers / read)
+    return largest

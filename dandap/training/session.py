@@ -20,12 +20,19 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerState
 from dandap.base.adapter import add_adapter, load_weights
 from dandap.base.device import pick_device, why_no_gpu
 from dandap.base.identity import base_identity
-from dandap.base.memory import Plan, empty_model, lower_memory, make_plan, refuse_without_gpu
+from dandap.base.memory import (
+    Plan,
+    empty_model,
+    for_these_answers,
+    lower_memory,
+    make_plan,
+    refuse_without_gpu,
+)
 from dandap.base.model import check_base, check_ids, load_base, load_config, load_tokenizer
 from dandap.base.processes import from_first, is_first, leave_together
 from dandap.base.shapes import SHAPES, make_config
 from dandap.data.encoding import Encoder, Example
-from dandap.data.lengths import loses_answer, tell_cut, tell_lengths, without_too_long
+from dandap.data.lengths import answer_share, loses_answer, tell_cut, tell_lengths, without_too_long
 from dandap.data.rows import Row, Table
 from dandap.errors import InputError, Stopped
 from dandap.recipe import Recipe
@@ -93,6 +100,12 @@ def encode_validation(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list
     examples = encoder.encode_rows(rows, recipe.prompt_limit, False, recipe.on_overflow)
     tell_cut(recipe, examples)
     return examples
+
+
+def make_job(recipe: Recipe, base: Base, examples: list[Example]) -> Job:
+    """Return the job, its plan made for what these questions' answers take."""
+    plan = for_these_answers(base.plan, recipe, base.config, answer_share(examples))
+    return Job(recipe, plan, base.tokenizer, examples)
 
 
 def make_model(job: Job, config: PretrainedConfig, folder: Path) -> PeftModel:

@@ -35,7 +35,7 @@ import torch
 from dandap.base.memory import Plan
 from dandap.data.encoding import Example
 from dandap.data.rows import by_article
-from dandap.tree.masks import BLOCK
+from dandap.tree.masks import ALIGNED, BLOCK
 from dandap.tree.packing import Part, pack
 from dandap.tree.token_tree import TokenTree, collate_all, grow
 
@@ -65,7 +65,7 @@ class Batching:
         Trainer counts the step's answer tokens by the labels, which are as many.
         """
         batches = [self._trees(batch) for batch in self.micro_batches(examples)]
-        packed = collate_all(batches, self.pad_id, multiple_of=BLOCK if self.one_row else 1)
+        packed = collate_all(batches, self.pad_id, self._multiple())
         targets = sum(shapes["target_ids"][0] for shapes in packed.shapes)
         labels = torch.zeros(targets, dtype=torch.long)
         # Trainer counts labels without a row's first, which nothing predicts; ours are targets
@@ -91,6 +91,12 @@ class Batching:
         lengths = [len(part.tree) for part in batch]  # the longest first
         alike = not self.alone and lengths[-1] >= SIMILAR * lengths[0]
         return self.one_row or len(batch) == 1 or alike
+
+    def _multiple(self) -> int:
+        """Return what a row's length is a multiple of."""
+        if self.one_row:
+            return BLOCK
+        return 1 if self.alone else ALIGNED
 
     def _trees(self, batch: list[Part]) -> list[TokenTree]:
         """Return a micro-batch's rows."""

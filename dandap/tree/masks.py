@@ -10,6 +10,9 @@ from transformers import PretrainedConfig
 from dandap.errors import InputError
 
 BLOCK = 128  # FlexAttention's block of queries and of keys
+# On CUDA SDPA wants a mask's rows to be multiples of so many numbers, and else makes a padded copy
+# in every layer, which is kept for the backward: 0.7 of 10.6 GB of a base of 0.5 B parameters.
+ALIGNED = 16
 Masks = torch.Tensor | BlockMask | dict[str, torch.Tensor | BlockMask]
 
 

@@ -17,6 +17,7 @@ GPU, JOBS = sys.argv[1], json.loads(sys.argv[2])
 gpu = pretended_gpu.install(GPU.removesuffix("-dry"), dry=GPU.endswith("-dry"))
 
 import contextlib
+import gc
 import tempfile
 from unittest import mock
 from dataclasses import replace
@@ -30,11 +31,21 @@ from dandap.answering.answer import Decoding
 from dandap.answering.choices import score_choices
 from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import TreeDecoder, answer_examples
-from dandap.base.adapter import add_adapter
+from dandap.base.adapter import add_adapter, for_answering
 from dandap.base.device import pick_compute_dtype, pick_device
-from dandap.base.memory import MemoryEstimate, Plan
+from dandap.base.memory import (
+    GB,
+    Machine,
+    MemoryEstimate,
+    Plan,
+    empty_model,
+    estimate_inference,
+    estimate_training,
+    fit_plan,
+)
 from dandap.base.model import load_tokenizer
-from dandap.base.shapes import named_config
+from dandap.base.shapes import SHAPES, make_config, named_config
+from dandap.errors import InputError
 from dandap.recipe import load_recipe, make_recipe
 from dandap.training import read_once
 from dandap.training.job import Job
@@ -191,6 +202,146 @@ def answering(kind: str, way: str) -> dict:
     }
 
 
+class _FlexMemory(torch.autograd.Function):
+    """Stands for FlexAttention in a dry run: what its kernels keep and need, without numbers."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        out = torch.empty_like(query)  # in the order of the query's memory, as Inductor lays it out
+        sums = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, out, sums)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        query, key, value, _out, sums = ctx.saved_tensors
+        work = torch.empty_like(sums)  # of each row: the output times its gradient
+        gradients = tuple(map(torch.empty_like, (query, key, value)))
+        del work
+        return gradients
+
+
+def _flex_memory(query, key, value, *others, **more):
+    return _FlexMemory.apply(query, key, value)
+
+
+def _dry_model(name: str, options: dict, dequantised: bool = False):
+    """Return (recipe, config, dtype, model with adapter) of a recipe's true shape."""
+    recipe = load_recipe(name, options)
+    config, device = make_config(SHAPES[recipe.model]), pick_device()
+    dtype = pick_compute_dtype(recipe, device)
+    plain = {"quantization": "none"} if dequantised else {}
+    base = random_model(config, recipe.model_copy(update=plain), device, dtype)
+    return recipe, config, dtype, add_adapter(base, recipe)
+
+
+def chosen_training_memory(recipe: str) -> dict:
+    """Trace a step as it would be planned for this GPU, on articles as long as the recipe takes."""
+    chosen = load_recipe(recipe, {})
+    config = make_config(SHAPES[chosen.model])
+    dtype, free = pick_compute_dtype(chosen, CUDA), gpu.kind.memory
+    machine = Machine(CUDA, dtype, free, flex=gpu.kind.capability >= (8, 0))
+    try:
+        plan = fit_plan(chosen, empty_model(config), machine, training=True)
+    except InputError as error:
+        return {"refused": str(error)}
+    how = {"flex": plan.flex, "gradient_checkpointing": plan.gradient_checkpointing}
+    # The longest prompt, less what made_up adds: a question of 35 tokens and an answer of 6.
+    article = chosen.max_length - 41
+    found = training_memory(recipe, plan.tokens_per_batch, how, (article, 5, 6))
+    return found | {"tokens": plan.tokens_per_batch, **how}
+
+
+def training_memory(
+    recipe: str,
+    tokens: int,
+    plan: dict | None = None,
+    questions: tuple[int, int, int] = (1000, 5, 6),
+    options: dict | None = None,
+) -> dict:
+    """Trace a step of true shape: bytes at most against the estimate, for what was forwarded.
+
+    `questions` are the tokens of an article, its questions, and the tokens of an answer.
+    """
+    chosen, config, dtype, model = _dry_model(recipe, options or {})
+    article, count, answer = questions
+    # Two steps: the optimizer's moments are there from the second on.
+    examples = made_up(article, count, 2 * chosen.questions_per_step)
+    for number, example in enumerate(examples):
+        example.answer_ids[:] = [*range(10 + number, 9 + number + answer), 1]
+    before = torch.ops.pretended.memory()[0]
+    whole = Plan(CUDA, dtype, tokens, False, MemoryEstimate(0, 0, 0, 0), None)
+    job_plan = replace(whole, **(plan or {}))
+    tokenizer = load_tokenizer(load_recipe("demo", {}))
+    forwarded = []
+    real = read_once.ReadOnceTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, **others):
+        forwarded.append((inputs["input_ids"].numel(), inputs["predicts"].numel()))
+        return real(self, model, inputs, **others)
+
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(chosen, job_plan, tokenizer, examples)
+        trainer = make_read_once_trainer(job, model, folder, [])
+        trainer.args.save_strategy = "no"
+        with (
+            mock.patch.object(read_once.ReadOnceTrainer, "compute_loss", compute_loss),
+            mock.patch.object(attention, "_compiled", lambda: _flex_memory),
+            gpu.watched() as seen,
+        ):
+            trainer.train()
+    size, predicting = max(forwarded)
+    machine = Machine(CUDA, dtype, None, job_plan.flex, predicting / size)
+    estimate = estimate_training(
+        chosen, empty_model(config), size, job_plan.gradient_checkpointing, machine
+    )
+    return {
+        "traced": seen.peak,
+        "planned": estimate.total - GB,
+        "parts": str(estimate),
+        "base": before,
+        "forwarded": forwarded,
+        "launches": dict(seen.launches.most_common(12)),
+    }
+
+
+def answering_memory(
+    recipe: str,
+    tokens: int,
+    questions: tuple[int, int] = (1000, 5),
+    merged: bool | None = None,
+    options: dict | None = None,
+) -> dict:
+    """Trace batches of answers of true shape: bytes at most against the estimate.
+
+    `merged` None leaves the adapter as it was trained.
+    """
+    chosen, config, dtype, model = _dry_model(recipe, options or {}, dequantised=bool(merged))
+    if merged is not None:
+        model = for_answering(model, merged)
+    article, count = questions
+    decoding = Decoding(
+        stop_ids=[2], pad_id=0, max_new_tokens=chosen.max_new_tokens, samples=chosen.samples
+    )
+    articles = max(1, tokens // (article + count * 50))
+    examples = made_up(article, count, articles * count)
+    for example in examples:
+        example.answer_ids.clear()
+    with gpu.watched() as seen:
+        for _ in answer_examples(model.eval(), examples, decoding, tokens):
+            pass
+    estimate = estimate_inference(chosen, empty_model(config), tokens, dtype.itemsize)
+    if merged:
+        estimate = replace(estimate, weights=estimate.parameters * dtype.itemsize)
+    return {
+        "traced": seen.peak,
+        "planned": estimate.total - GB,
+        "parts": str(estimate),
+        "launches_a_token": sum(seen.launches.values()) / chosen.max_new_tokens,
+        "launches": dict(seen.launches.most_common(25)),
+    }
+
+
 def command(*lines: list[str]) -> dict:
     """Run the scripts as a user does, one after the other in this process."""
     import fine_tune
@@ -254,6 +405,8 @@ def run(what: str, mutant: str | None = None, **arguments) -> dict:
             return globals()[what](**arguments)
     except Exception as error:  # noqa: BLE001 (whatever it is, the test decides)
         return {"error": f"{type(error).__name__}: {error}"[:2000]}
+    finally:
+        gc.collect()  # a trainer holds its model in circles, and the next job's memory is counted
 
 
 if __name__ == "__main__":

@@ -166,3 +166,64 @@ def test_faults_are_caught(rehearse, number):
     else:
         problems = [found["error"]] if "error" in found else []
     assert problems
+
+
+# The published recipes of short answers; others are these bases again with other files.
+RECIPES = (
+    "eeve-10.8b", "kosolar-10.7b", "nous-solar-10.7b", "solar-10.7b-r8", "ko-gemma-2-9b",
+    "llama-2-ko-7b", "kanana-1.5-8b", "midm-2.0-mini", "ax-4.0-light", "qwen3-4b", "qwen3-8b",
+    "gemma-3-270m", "qwen2.5-0.5b", "qwen3-0.6b",
+)  # fmt: skip
+ON_EACH = [{"what": "chosen_training_memory", "recipe": recipe} for recipe in RECIPES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", ["sm_75", "sm_89", "sm_80"])
+def test_the_training_plan_is_what_a_step_of_true_shape_takes(rehearse, gpu):
+    """Within 5%, at 16, 24 and 80 GB, for every base that fits; printed for RESULTS.md."""
+    wrong = []
+    for recipe, found in zip(RECIPES, rehearse(f"{gpu}-dry", *ON_EACH), strict=True):
+        if "refused" in found:
+            print(f"| {recipe} | {gpu} | does not fit |")
+            continue
+        assert "error" not in found, found
+        traced, planned = found["traced"] / 1e9, found["planned"] / 1e9
+        how = f"{found['tokens']} tokens{', checkpointing' * found['gradient_checkpointing']}"
+        print(
+            f"| {recipe} | {gpu} | {how} | {planned:.2f} | {traced:.2f} | {planned / traced:.3f} |"
+        )
+        if not 0.95 < planned / traced < 1.05:
+            wrong.append((recipe, planned, traced, found["parts"], found["forwarded"][:1]))
+    assert not wrong
+
+
+LONG = [
+    {"what": "training_memory", "recipe": "wallpaper-synatra-1.3b", "tokens": 8192,
+     "plan": FLEX, "questions": (20, 1, 150)},
+    {"what": "training_memory", "recipe": "eeve-10.8b", "tokens": 4096,
+     "plan": FLEX | CHECKPOINTING, "questions": (100, 4, 150)},
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(LONG)))
+def test_the_plan_counts_long_answers(rehearse, number):
+    found = rehearse("sm_80-dry", *LONG)[number]
+    assert found["planned"] == pytest.approx(found["traced"], rel=0.05)
+
+
+FEW = {"recipe": "eeve-10.8b", "tokens": 8192, "questions": (1785, 5),
+       "options": {"max_new_tokens": 8}}  # fmt: skip
+ANSWERED = [{"what": "answering_memory", **FEW, "merged": merged} for merged in (None, False, True)]
+
+
+@pytest.mark.slow
+def test_answering_takes_what_is_planned_and_few_kernels(rehearse):
+    """A token of a 10.8 B base: 5,068 kernels as trained, cast to 16 bits, merged."""
+    found = rehearse("sm_80-dry", *ANSWERED)
+    for each in found:
+        assert each["planned"] == pytest.approx(each["traced"], rel=0.05)
+    trained, cast, merged = (each["launches_a_token"] for each in found)
+    print(trained, cast, merged)
+    assert cast < 0.9 * trained
+    assert merged < 0.52 * trained
