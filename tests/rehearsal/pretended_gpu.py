@@ -285,7 +285,7 @@ class _Call:
         for name in outs:
             if kwargs[name].shape != named[name].shape:
                 kwargs[name].resize_(named[name].shape)
-            if not self.dry:
+            if not self.dry and not _is_dry(kwargs[name]):  # it may have grown to be dry
                 _host(kwargs[name]).copy_(named[name])
         results = [kwargs[name] for name in outs]
         return results[0] if len(results) == 1 else tuple(results)

@@ -19,6 +19,7 @@ gpu = pretended_gpu.install(GPU.removesuffix("-dry"), dry=GPU.endswith("-dry"))
 import contextlib
 import gc
 import tempfile
+import traceback
 from unittest import mock
 from dataclasses import replace
 
@@ -342,16 +343,12 @@ def answering_memory(
     }
 
 
-def command(*lines: list[str]) -> dict:
-    """Run the scripts as a user does, one after the other in this process."""
-    import fine_tune
-    import inference
+def ask_the_gpu(parts: str) -> dict:
+    """Run benchmarks.gpu on a small shape."""
+    from benchmarks import gpu as questions
 
-    results = []
-    for script, *options in lines:
-        main = {"fine_tune": fine_tune.main, "inference": inference.main}[script]
-        results.append(main(options))
-    return {"results": results}
+    trace_flex()
+    return questions.main(["--model", "tiny-llama", "--parts", parts])
 
 
 # ---- Faults that a rehearsal must catch: each is a patch of the project.
@@ -404,6 +401,7 @@ def run(what: str, mutant: str | None = None, **arguments) -> dict:
         with fault:
             return globals()[what](**arguments)
     except Exception as error:  # noqa: BLE001 (whatever it is, the test decides)
+        traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"[:2000]}
     finally:
         gc.collect()  # a trainer holds its model in circles, and the next job's memory is counted

@@ -97,6 +97,22 @@ def of_the_formula(line):
     return "tree/attention.py" in line or line == "copy from cpu to cuda outside"
 
 
+ASKED = [{"what": "ask_the_gpu", "parts": "products,training,answers,float16"}]
+
+
+def test_the_benchmark_of_a_gpu_runs(rehearse):
+    """All of its parts but the probes of true heads, and the scripts that it starts."""
+    (found,) = rehearse("sm_80", *ASKED)
+    assert "error" not in found, found
+    parts = {name: found[name] for name in ("products", "training", "answers", "float16")}
+    assert not [part for part in parts.values() if "error" in part], found
+    for rows in found["products"].values():
+        assert max(rows.values()) < 0.01
+    assert found["training"]["finite"] and found["training"]["flex"]
+    assert found["answers"]["cast_equal"] == "40 of 40"
+    assert "merged" in found["answers"]
+
+
 def problems_of_training(found, gpu, flex):
     """Return what is wrong with a training: losses, precision, graphs, waits."""
     if "error" in found:

@@ -1,0 +1,281 @@
+"""Ask a GPU everything worth knowing of it, in one call: python -m benchmarks.gpu
+
+bitsandbytes' 4-bit products against float32, FlexAttention's probe at every recipe's heads, a few
+training steps of a true shape against the memory that was planned, answers from trees against
+generate's, float16 for overflow, a paged optimizer through Ctrl-C and --resume. It prints as it
+goes, leaves out what would not end within --minutes, and its last line is JSON.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
+
+import dandap.start  # noqa: F401
+
+import argparse
+import gc
+import json
+import math
+import signal
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
+
+from benchmarks.machine import describe_machine, random_model
+from benchmarks.material import made_up
+from dandap import ROOT
+from dandap.answering.answer import Decoding
+from dandap.answering.generate import generate_answers
+from dandap.answering.tree_decoder import answer_examples
+from dandap.base.adapter import add_adapter, for_answering
+from dandap.base.device import pick_compute_dtype, pick_device, why_no_gpu
+from dandap.base.memory import GB, make_plan
+from dandap.base.model import load_tokenizer
+from dandap.base.shapes import NAMES, SHAPES, make_config, named_config
+from dandap.command_line import Parser, parse, run_script
+from dandap.errors import InputError, first_line
+from dandap.recipe import Recipe, load_recipe
+from dandap.training.job import Job
+from dandap.training.read_once import make_read_once_trainer
+from dandap.tree.attention import head_size, why_no_flex
+
+ROWS = (1, 20, 2048)  # of a product: a token, the branches of a few articles, a micro-batch
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Run the command line; return the JSON of the last line."""
+    arguments = parse(command_line(), argv)
+    if reason := why_no_gpu():
+        raise InputError(f"no GPU to ask: {reason}.")
+    device = pick_device()
+    print(describe_machine(device), flush=True)
+    results = run_parts(arguments, device, arguments.parts.split(","))
+    print(json.dumps(results))
+    return results
+
+
+def command_line() -> Parser:
+    """Return the options: which parts, on which shape, for how long."""
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--parts",
+        metavar="NAMES",
+        default=",".join(PARTS),
+        help=f"some of {','.join(PARTS)} (default: all)",
+    )
+    shapes = ", ".join(NAMES)
+    parser.add_argument(
+        "--model",
+        metavar="SHAPE",
+        default="EEVE-10.8B",
+        help=f"of training and answers: {shapes} (default: EEVE-10.8B)",
+    )
+    parser.add_argument(
+        "--minutes", metavar="N", type=float, default=9, help="start nothing later (default: 9)"
+    )
+    return parser
+
+
+def run_parts(arguments: argparse.Namespace, device: torch.device, names: list[str]) -> dict:
+    """Run the parts in turn; one that fails is told, and the others go on."""
+    started, results = time.perf_counter(), {"gpu": torch.cuda.get_device_name(device)}
+    for name in names:
+        if name not in PARTS:
+            raise InputError(f"--parts: got {name!r}; expected some of {', '.join(PARTS)}.")
+        spent = time.perf_counter() - started
+        if spent > 60 * arguments.minutes:
+            results[name] = f"left out after {spent:.0f} s"
+        else:
+            try:
+                results[name] = PARTS[name](arguments, device)
+            # Whatever a GPU says of one part, the others are worth knowing.
+            except Exception as error:  # noqa: BLE001
+                results[name] = {"error": first_line(error)}
+            gc.collect()
+            torch.cuda.empty_cache()
+        print(f"{name} ({time.perf_counter() - started:.0f} s): {results[name]}", flush=True)
+    return results
+
+
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the length of the difference as a share of the expected length."""
+    return round(((got.float() - expected).norm() / expected.norm()).item(), 5)
+
+
+def products(arguments: argparse.Namespace, device: torch.device) -> dict:
+    """Multiply by an NF4 weight of a true size, forwards and backwards, against float32."""
+    config = named_config(arguments.model)
+    dtype, found = pick_compute_dtype(Recipe(), device), {}
+    torch.manual_seed(0)
+    size = (config.intermediate_size, config.hidden_size)
+    layer = Linear4bit(*reversed(size), bias=False, compute_dtype=dtype, quant_type="nf4")
+    weight = torch.randn(size) * 0.02
+    layer.weight = Params4bit(weight, requires_grad=False, quant_type="nf4").to(device)
+    eye = torch.eye(config.hidden_size, dtype=dtype, device=device)
+    dequantised = layer(eye).T.float()  # the numbers that the product itself uses
+    for rows in ROWS:
+        inputs = torch.randn(rows, config.hidden_size, device=device, dtype=dtype)
+        inputs.requires_grad_()
+        out = layer(inputs)
+        upstream = torch.randn_like(out)
+        (gradient,) = torch.autograd.grad(out, inputs, upstream)
+        found[f"{rows} rows"] = {
+            "forward": relative(out, inputs.detach().float() @ dequantised.T),
+            "backward": relative(gradient, upstream.float() @ dequantised),
+        }
+    return found
+
+
+def probes(arguments: argparse.Namespace, device: torch.device) -> dict:
+    """Probe FlexAttention at the heads of every recipe's base; say what kept it from being used."""
+    found = {}
+    for name, shape in SHAPES.items():
+        config = make_config(shape).get_text_config()
+        kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        capped = " capped" if getattr(config, "attn_logit_softcapping", None) else ""
+        key = f"{config.num_attention_heads}/{kv_heads} x {head_size(config)}{capped}"
+        if key in found:
+            continue
+        started = time.perf_counter()
+        reason = why_no_flex(Recipe(), config, device, pick_compute_dtype(Recipe(), device))
+        found[key] = reason or f"works ({time.perf_counter() - started:.0f} s, {name})"
+        print(f"  {key}: {found[key]}", flush=True)
+    return found
+
+
+def training(arguments: argparse.Namespace, device: torch.device) -> dict:
+    """Train four steps as planned for this GPU; compare the peak, and time the last three."""
+    recipe, config = Recipe(questions_per_step=16), named_config(arguments.model)
+    plan = make_plan(recipe, config, device, training=True)
+    print(f"  {plan}", flush=True)
+    model = add_adapter(random_model(config, recipe, device, plan.compute_dtype), recipe)
+    examples = made_up(1000, 5, 16 * 4)
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(recipe, plan, load_tokenizer(load_recipe("demo", {})), examples)
+        trainer = make_read_once_trainer(job, model, folder, [])
+        trainer.args.save_strategy = "no"
+        real = trainer.training_step
+
+        def timed(*inputs, **named):
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            loss = real(*inputs, **named)
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+            return loss
+
+        trainer.training_step = timed
+        torch.cuda.reset_peak_memory_stats()
+        trainer.train()
+    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    return {
+        "peak_gb": round(torch.cuda.max_memory_allocated() / GB, 2),
+        "reserved_gb": round(torch.cuda.max_memory_reserved() / GB, 2),
+        "planned_gb": round((plan.estimate.total - GB) / GB, 2),
+        "seconds_a_step": round(statistics.median(seconds[1:]), 3),
+        "questions_a_second": round(16 / statistics.median(seconds[1:]), 1),
+        "flex": plan.flex,
+        "finite": all(map(math.isfinite, losses)),
+    }
+
+
+def answers(arguments: argparse.Namespace, device: torch.device) -> dict:
+    """Answer from trees, as trained, with the adapter cast and merged, and by generate."""
+    recipe, config = Recipe(), named_config(arguments.model)
+    plan, found = make_plan(recipe, config, device, training=False), {}
+    examples = made_up(1000, 5, 40)
+    for example in examples:
+        example.answer_ids.clear()
+    decoding = Decoding(stop_ids=[2], pad_id=0, max_new_tokens=16, min_new_tokens=16)
+    said = {}
+    ways = ["as trained", "cast", *(["merged"] if plan.merged else []), "generate"]
+    for way in ways:
+        plain = recipe.model_copy(update={"quantization": "none"} if way == "merged" else {})
+        model = add_adapter(random_model(config, plain, device, plan.compute_dtype), recipe).eval()
+        if way in ("cast", "merged"):
+            model = for_answering(model, way == "merged")
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(2):  # in the first round kernels load
+            started = time.perf_counter()
+            said[way] = said_by(model, examples, decoding, plan.tokens_per_batch, way)
+            torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+        found[way] = {
+            "tokens_a_second": round(16 * len(examples) / seconds, 1),
+            "peak_gb": round(torch.cuda.max_memory_allocated() / GB, 2),
+        }
+        del model
+        gc.collect()
+        torch.cuda.empty_cache()
+    # Random weights of NF4 and of 16 bits are other numbers, so merged answers are not compared.
+    same = sum(said["cast"][index] == said["as trained"][index] for index in said["cast"])
+    agree = sum(said["generate"][index] == said["as trained"][index] for index in said["cast"])
+    return found | {"cast_equal": f"{same} of 40", "generate_equal": f"{agree} of 40"}
+
+
+def said_by(model, examples, decoding: Decoding, tokens: int, way: str) -> dict[int, list[int]]:
+    """Return the answers' ids, by trees or by generate."""
+    if way == "generate":
+        prompts = [example.prompt_ids for example in examples]
+        found = generate_answers(model, prompts, decoding, min(tokens, 16384))
+        return {index: answer.token_ids for index, answer in found}
+    found = answer_examples(model, examples, decoding, tokens)
+    return {index: samples[0].token_ids for index, samples in found}
+
+
+def float16(arguments: argparse.Namespace, device: torch.device) -> dict:
+    """Train in float16, as a T4 must: are losses finite, and how often does the scaler skip?"""
+    recipe = Recipe(compute_dtype="float16", questions_per_step=8)
+    name = "Gemma-2-9B" if arguments.model in ("EEVE-10.8B", "Llama-3-8B") else arguments.model
+    config = named_config(name)
+    plan = make_plan(recipe, config, device, training=True)
+    model = add_adapter(random_model(config, recipe, device, torch.float16), recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        examples = made_up(500, 4, 24)
+        job = Job(recipe, plan, load_tokenizer(load_recipe("demo", {})), examples)
+        trainer = make_read_once_trainer(job, model, folder, [])
+        trainer.args.save_strategy = "no"
+        trainer.train()
+    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    scale = trainer.accelerator.scaler.get_scale()
+    return {"model": name, "losses": [round(loss, 3) for loss in losses], "scale": scale}
+
+
+def interrupted(arguments: argparse.Namespace, device: torch.device) -> dict:
+    """Train the demo with a paged optimizer, press Ctrl-C in it, and go on with --resume."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--output_dir", folder, "--optim", "paged_adamw_32bit"]
+        begin = [sys.executable, "fine_tune.py", "--recipe", "demo", *options]
+        first = subprocess.Popen(
+            [*begin, "--run_name", "paged"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for line in first.stdout:
+            if line.startswith("step "):
+                first.send_signal(signal.SIGINT)
+                break
+        first.stdout.read()
+        resume = [sys.executable, "fine_tune.py", "--output_dir", folder, "--resume"]
+        second = subprocess.run(resume, cwd=ROOT, capture_output=True, text=True)
+        last = second.stdout.strip().splitlines()[-1:] or second.stderr.strip().splitlines()[-1:]
+    return {"interrupted": first.wait(), "resumed": second.returncode, "said": last}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, torch.device], dict]] = {
+    "products": products,
+    "probes": probes,
+    "training": training,
+    "answers": answers,
+    "float16": float16,
+    "interrupted": interrupted,
+}
+
+
+if __name__ == "__main__":
+    run_script(main)
