@@ -56,3 +56,8 @@ if not sys.stderr.isatty():
     # then.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
+# Batches differ in length at every step. Memory that CUDA's allocator has reserved in pieces may be
+# free and still too short for the next one; segments that grow do not fall apart so. torch knows
+# them on Linux alone.
+if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")

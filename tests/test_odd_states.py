@@ -639,3 +639,21 @@ def test_the_same_ids_on_other_questions_are_not_compared():
     )
     with pytest.raises(InputError, match="question of r0 is not the same in both"):
         same_questions({"one": one, "other": other})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch knows the setting on Linux alone")
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "None"),
+    ],
+)
+def test_the_allocators_setting_is_ours_unless_it_was_given(given, expected):
+    kept = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    code = "import dandap.start, os; print(os.environ.get('PYTORCH_ALLOC_CONF'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=kept | given, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == expected
