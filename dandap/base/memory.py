@@ -145,7 +145,8 @@ def _layer_bytes(recipe: Recipe, model: PreTrainedModel, bytes_each: int, flex: 
     dropout_masks = (
         sum(_in_features(module) for _, module in layer_linear) if recipe.lora_dropout else 0
     )
-    repeated = keys if flex else queries
+    # A single key head is every query head's as it is; several are copied where a mask is given.
+    repeated = keys if flex or _kv_heads(config) == 1 else queries
     attention = 2 * queries + 2 * repeated
     if pick_attention(recipe, config) == "eager" and not flex:
         capped = bytes_each if getattr(config, "attn_logit_softcapping", None) else 0
@@ -201,16 +202,19 @@ def estimate_inference(
         2 * config.num_hidden_layers * tokens * _kv_heads(config) * _head_size(config) * bytes_each
     )
     read = min(tokens, READ_TOKENS)
-    # At most: the MLP's activation, one of its halves, and in two steps what an adapter adds to it.
-    layer = read * (3 * config.hidden_size + 4 * _inner_size(config)) * bytes_each
+    # The MLP: its activation, one of its halves, and in two steps what an adapter adds to it. Or
+    # attention, which comes before: query, key and value for all heads, and the output.
+    queries = config.num_attention_heads * _head_size(config)
+    mlp, attention = 4 * _inner_size(config) * bytes_each, 4 * queries * bytes_each
+    if pick_attention(recipe, config) == "eager":
+        attention += recipe.max_length * config.num_attention_heads * (bytes_each + 4)
+    layer = read * (3 * config.hidden_size * bytes_each + max(mlp, attention))
     masks = 2 if _has_sliding_layers(config) else 1
     layer += read * recipe.max_length * bytes_each * masks
     # A quarter of max_new_tokens, as tree_decoder.EXPECTED_LENGTH has it.
     samples, new = recipe.samples, recipe.samples * recipe.max_new_tokens / 4
     branches = tokens * samples / (QUESTION_TOKENS + new)
     layer += branches * config.vocab_size * 4 * 3  # logits, without what may not come, with noise
-    if pick_attention(recipe, config) == "eager":
-        layer += read * recipe.max_length * config.num_attention_heads * (bytes_each + 4)
     weights, total = _weights(recipe, model, bytes_each)
     return MemoryEstimate(weights, 4 * _adapter_parameters(recipe, model), cache + layer, total)
 

@@ -18,8 +18,10 @@ gpu = pretended_gpu.install(GPU.removesuffix("-dry"), dry=GPU.endswith("-dry"))
 
 import contextlib
 import gc
+import signal
 import tempfile
 import traceback
+from pathlib import Path
 from unittest import mock
 from dataclasses import replace
 
@@ -349,6 +351,67 @@ def ask_the_gpu(parts: str) -> dict:
 
     trace_flex()
     return questions.main(["--model", "tiny-llama", "--parts", parts])
+
+
+def scripts(optimizers: list[str]) -> dict:
+    """Train by fine_tune.py with each optimizer; stop a run, resume it, and answer by it."""
+    import fine_tune
+    import inference
+    from dandap.errors import Stopped
+    from dandap.runs.files import read_json_lines
+    from dandap.runs.folder import RunFolder
+    from dandap.training.stop import StopSignals
+
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        common = ["--output_dir", folder, "--evaluate_every", "none", "--questions_per_step", "8"]
+        common += ["--validation_fraction", "0.9", "--warmup_steps", "0"]
+
+        def losses(name):
+            lines = read_json_lines(RunFolder(Path(folder) / name).metrics_file)
+            return [line["loss"] for line in lines if "loss" in line]
+
+        for optimizer in optimizers:
+            name = f"by-{optimizer}"
+            fine_tune.main(["--recipe", "demo", *common, "--optim", optimizer, "--run_name", name])
+            found[optimizer] = losses(name)
+
+        def stop_after_two(self, args, state, control, **kwargs):
+            if state.global_step == 2 and not self.received:
+                self.received = signal.SIGTERM
+                control.should_save = control.should_training_stop = True
+
+        with mock.patch.object(StopSignals, "on_step_end", stop_after_two):
+            try:
+                fine_tune.main(["--recipe", "demo", *common, "--run_name", "cut"])
+            except Stopped as stopped:
+                found["stopped"] = stopped.code
+        fine_tune.main(["--resume", "cut", "--output_dir", folder])
+        found["resumed"] = losses("cut")
+        found["answered"] = inference.main(["--run", "cut", "--output_dir", folder])["char_f1"]
+    return found
+
+
+def tests_for_a_gpu() -> dict:
+    """Run what `pytest -m gpu` runs on a real card, on tiny shapes."""
+    from tests import test_gpu
+
+    trace_flex()
+    for name in test_gpu.TINY:
+        test_gpu.test_the_probe_passes_at_every_head_size(name)
+        test_gpu.test_flex_has_the_plain_kernels_loss_and_gradients(name)
+        test_gpu.test_answers_from_trees_are_those_of_generate(name, 100)
+    return {"passed": list(test_gpu.TINY)}
+
+
+def compare_ways(benchmark: str) -> dict:
+    """Run one of the two comparisons on a small shape."""
+    from benchmarks import inference, training
+
+    shape = ["--model", "tiny-llama", "--article", "40", "--rounds", "1", "--questions", "16"]
+    if benchmark == "training":
+        return training.main([*shape, "--trl_batch", "4"])
+    return inference.main([*shape, "--no_continuous", "--batch", "4", "--samples", "2"])
 
 
 # ---- Faults that a rehearsal must catch: each is a patch of the project.

@@ -228,6 +228,26 @@ def test_the_plan_counts_long_answers(rehearse, number):
     assert found["planned"] == pytest.approx(found["traced"], rel=0.05)
 
 
+# Rows of 2,000 tokens, of which four fill a batch.
+ANSWERING = [
+    {"what": "answering_memory", "recipe": recipe, "tokens": 8192, "questions": (1785, 5),
+     "merged": False, "options": {"max_new_tokens": 4}}
+    for recipe in RECIPES if recipe != "solar-10.7b-r8"  # its prompts are shorter
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_answering_plan_is_what_batches_of_true_shape_take(rehearse):
+    wrong = []
+    for job, found in zip(ANSWERING, rehearse("sm_80-dry", *ANSWERING), strict=True):
+        assert "error" not in found, found
+        traced, planned = found["traced"] / 1e9, found["planned"] / 1e9
+        print(f"| {job['recipe']} | {planned:.2f} / {traced:.2f} ({planned / traced:.3f}) |")
+        if not 0.95 < planned / traced < 1.05:
+            wrong.append((job["recipe"], planned, traced, found["parts"]))
+    assert not wrong
+
+
 FEW = {"recipe": "eeve-10.8b", "tokens": 8192, "questions": (1785, 5),
        "options": {"max_new_tokens": 8}}  # fmt: skip
 ANSWERED = [{"what": "answering_memory", **FEW, "merged": merged} for merged in (None, False, True)]
@@ -243,3 +263,36 @@ def test_answering_takes_what_is_planned_and_few_kernels(rehearse):
     print(trained, cast, merged)
     assert cast < 0.9 * trained
     assert merged < 0.52 * trained
+
+
+OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd", "adamw_8bit", "paged_adamw_32bit")
+WHOLE = [
+    {"what": "scripts", "optimizers": OPTIMIZERS},
+    {"what": "tests_for_a_gpu"},
+    {"what": "compare_ways", "benchmark": "training"},
+    {"what": "compare_ways", "benchmark": "inference"},
+]
+
+
+@pytest.mark.slow
+def test_the_scripts_train_stop_resume_and_answer(rehearse):
+    """By every optimizer; a resumed run has the losses of one that was not stopped, to the bit."""
+    found = rehearse("sm_80", *WHOLE)[0]
+    assert "error" not in found, found
+    first = found["adamw_torch_fused"]
+    for optimizer in OPTIMIZERS:
+        assert found[optimizer][0] == first[0]
+        assert found[optimizer][-1] != first[0]
+    for adamw in set(OPTIMIZERS) - {"sgd"}:
+        assert found[adamw] == pytest.approx(first, rel=2e-2)
+    assert found["stopped"] == 143
+    assert found["resumed"] == first
+    assert 0 < found["answered"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_what_runs_on_a_real_card_is_rehearsed(rehearse, number):
+    """`pytest -m gpu`, and the two comparisons."""
+    found = rehearse("sm_80", *WHOLE)[number]
+    assert "error" not in found, found
