@@ -216,7 +216,8 @@ def estimate_inference(
     branches = tokens * samples / (QUESTION_TOKENS + new)
     layer += branches * config.vocab_size * 4 * 3  # logits, without what may not come, with noise
     weights, total = _weights(recipe, model, bytes_each)
-    return MemoryEstimate(weights, 4 * _adapter_parameters(recipe, model), cache + layer, total)
+    adapter = bytes_each * _adapter_parameters(recipe, model)  # cast to the base's precision
+    return MemoryEstimate(weights, adapter, cache + layer, total)
 
 
 def _weights(recipe: Recipe, model: PreTrainedModel, bytes_each: int) -> tuple[float, int]:

@@ -259,12 +259,14 @@ def _branch_attention(
         *grouped.shape[:4], length
     )
     to_own = torch.einsum("rkgwd,rkwtd->rkgwt", grouped, key.own)
-    # In float32, as transformers' eager attention computes its softmax.
-    scores = torch.cat([to_trunk, to_own], dim=-1).float()
+    scores = torch.cat([to_trunk, to_own], dim=-1)
     if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    weights = (scores + mask[:, :, None]).softmax(-1).to(query.dtype)
-    from_trunk = (weights[..., :length].flatten(2, 3) @ value.trunk).view(grouped.shape)
+        scores = softcap * torch.tanh(scores.float() / softcap)
+    # In float32, as transformers' eager attention computes its softmax: a mask of float32 makes the
+    # sum so, without a kernel of its own.
+    weights = (scores + mask[:, :, None]).float().softmax(-1).to(query.dtype)
+    # Flattened before it is cut, which copies nothing.
+    from_trunk = (weights.flatten(2, 3)[..., :length] @ value.trunk).view(grouped.shape)
     from_own = torch.einsum("rkgwt,rkwtd->rkgwd", weights[..., length:], value.own)
     return (from_trunk + from_own).view(query.shape).transpose(1, 2).contiguous()
 

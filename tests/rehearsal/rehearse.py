@@ -34,6 +34,7 @@ from dandap.answering.answer import Decoding
 from dandap.answering.choices import score_choices
 from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import TreeDecoder, answer_examples
+from dandap.base import memory
 from dandap.base.adapter import add_adapter, for_answering
 from dandap.base.device import pick_compute_dtype, pick_device
 from dandap.base.memory import (
@@ -333,7 +334,10 @@ def answering_memory(
     with gpu.watched() as seen:
         for _ in answer_examples(model.eval(), examples, decoding, tokens):
             pass
-    estimate = estimate_inference(chosen, empty_model(config), tokens, dtype.itemsize)
+    # As many branches as there were: the plan is for prompts that share nothing, which has more.
+    each = tokens / len(examples) - chosen.samples * chosen.max_new_tokens / 4
+    with mock.patch.object(memory, "QUESTION_TOKENS", each):
+        estimate = estimate_inference(chosen, empty_model(config), tokens, dtype.itemsize)
     if merged:
         estimate = replace(estimate, weights=estimate.parameters * dtype.itemsize)
     return {

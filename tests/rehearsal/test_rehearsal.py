@@ -238,12 +238,13 @@ ANSWERING = [
 
 @pytest.mark.slow
 def test_the_answering_plan_is_what_batches_of_true_shape_take(rehearse):
+    """Within 5%, or 0.1 GB where the base is a laptop's."""
     wrong = []
     for job, found in zip(ANSWERING, rehearse("sm_80-dry", *ANSWERING), strict=True):
         assert "error" not in found, found
         traced, planned = found["traced"] / 1e9, found["planned"] / 1e9
         print(f"| {job['recipe']} | {planned:.2f} / {traced:.2f} ({planned / traced:.3f}) |")
-        if not 0.95 < planned / traced < 1.05:
+        if abs(planned - traced) > max(0.05 * traced, 0.1):
             wrong.append((job["recipe"], planned, traced, found["parts"]))
     assert not wrong
 
