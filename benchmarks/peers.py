@@ -1,7 +1,8 @@
 """Run other systems where they are installed, each in a process of its own.
 
 They have processes of their own because they patch the libraries they use. Trainers get the same
-base folder, the same token ids and labels (answers only), rank, batch and step, and train an epoch.
+base folder, the same token ids and labels (answers only), rank, batch and step, and are timed for
+an epoch after one that warms up: Unsloth's is a second training, LLaMA-Factory's goes on.
 vLLM gets the same prompts and answers each with as many tokens, its prefix cache on and empty at
 the start. Unsloth and vLLM are written against their documentation (FastLanguageModel, LLM) and
 were never run by us; nor was LLaMA-Factory on a GPU. On a CPU LLaMA-Factory 0.9.5 was run, in an

@@ -17,9 +17,11 @@ from transformers import TrainerCallback
 
 import fine_tune
 from dandap.base.adapter import load_adapter
+from dandap.base.memory import MemoryEstimate, Plan, lower_memory
 from dandap.base.model import load_base
 from dandap.command_line import run_script
 from dandap.errors import InputError, Stopped
+from dandap.recipe import Recipe
 from dandap.runs.files import locked
 from dandap.runs.folder import RunFolder
 from dandap.runs.manifest import fault, seal
@@ -335,7 +337,6 @@ def test_a_half_written_checkpoint_is_no_checkpoint(work):
 
 def test_batch_sizes_are_never_found_by_trying(work):
     """auto_find_batch_size starts again at step 0 with weights that have changed already."""
-    from dandap.base.memory import Plan
     from dandap.recipe import Recipe
     from dandap.training.plain import training_config
 
@@ -624,8 +625,14 @@ def test_out_of_memory_in_training_says_what_to_lower(work, monkeypatch):
         match=r"out of memory in training.*--gradient_checkpointing true.*--resume_anyway",
     ):
         fine_tune.main([*options(work), "--run_name", "oom"])
-    with pytest.raises(InputError, match=r"--tokens_per_batch 2048"):
+    # Smaller batches were tried; TRL's way and several processes try none.
+    with pytest.raises(InputError, match=r"start again with --max_length 1024"):
         fine_tune.main([*options(work), "--run_name", "oom2", "--gradient_checkpointing", "true"])
+    plan = Plan(torch.device("cpu"), torch.float32, 4096, True, MemoryEstimate(0, 0, 0, 0), None)
+    assert "--tokens_per_batch 2048" in lower_memory(Recipe(read_once=False), plan)
+    with monkeypatch.context() as context:
+        context.setenv("WORLD_SIZE", "2")
+        assert "--tokens_per_batch 2048" in lower_memory(Recipe(), plan)
     small = [
         "--gradient_checkpointing",
         "true",

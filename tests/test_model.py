@@ -401,3 +401,20 @@ def test_code_of_a_repository_runs_only_if_the_command_says_so(capsys):
     assert "code from owner/name runs on this machine" in capsys.readouterr().out
     confirm_remote_code(Recipe(model="owner/name"), on_command_line=False)
     assert capsys.readouterr().out == ""
+
+
+def test_a_merged_adapter_on_a_tied_head_leaves_the_embeddings_alone(bases):
+    recipe = Recipe(model=str(bases / "gemma3"), lora_target_modules=["q_proj", "lm_head"])
+    ids, logits = torch.arange(3, 43)[None], []
+    for merged in (False, True):
+        model = add_adapter(load_base(recipe, CPU, None, dequantised=True), recipe).eval()
+        before = model.get_input_embeddings().weight.clone()
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(0, 0.05, generator=generator)
+        model = for_answering(model, merged)
+        assert torch.equal(model.get_input_embeddings().weight, before)
+        with torch.no_grad():
+            logits.append(model(ids).logits)
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)

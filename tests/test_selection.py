@@ -142,6 +142,9 @@ def test_an_earlier_adapter_is_kept_only_if_it_is_better_in_pairs():
     old = state_of(by_one_article, last)
     old.log_history = [{k: r[k] for k in ("step", "evaluation")} for r in old.log_history]
     assert kept_step(old) == 1, "a run that was begun before"
+    other = state_of(by_one_article, last)
+    other.log_history[0] |= {"each": [0.9] * 4, "articles": list("abcd")}
+    assert kept_step(other) == 1, "other questions, after --resume_anyway"
 
 
 def test_each_score_is_the_headlines():

@@ -567,3 +567,51 @@ def test_memory_that_runs_out_halves_the_batches(trainers, monkeypatch, capsys):
     finally:
         trainer.batching = before
         trainer.model.zero_grad()
+
+
+def test_a_question_that_does_not_fit_ends_the_search(trainers, monkeypatch):
+    """A long question beside an article that can still be split: it was halved for ever."""
+    trainer, before = trainers("llama"), trainers("llama").batching
+    (long,) = make_examples(articles=1, questions=1, length=(90, 90))
+    short = make_examples(seed=1, articles=1, questions=2)
+    short = [replace(e, row=Row(f"short {e.row.id}", "short", "q")) for e in short]
+    real = trainer.compute_loss
+
+    def compute_loss(model, inputs, **others):
+        if inputs["input_ids"].numel() > 80:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, inputs, **others)
+
+    monkeypatch.setattr(trainer, "compute_loss", compute_loss)
+    try:
+        with pytest.raises(torch.OutOfMemoryError, match="a single question"):
+            tree_gradients(trainer, [long, *short])
+    finally:
+        trainer.batching = before
+        trainer.model.zero_grad()
+
+
+def test_a_step_collated_before_memory_ran_out_is_not_halved_again(trainers, monkeypatch, capsys):
+    """The next step is loaded ahead, in batches of the old size."""
+    trainer, before = trainers("llama"), trainers("llama").batching
+    examples = make_examples(articles=3, questions=6)
+    ahead = before.collate_step(examples)
+    size = max(map(before.size, before.micro_batches(examples)))
+    real = trainer.compute_loss
+
+    def compute_loss(model, inputs, **others):
+        if inputs["input_ids"].numel() > 0.6 * size:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, inputs, **others)
+
+    monkeypatch.setattr(trainer, "compute_loss", compute_loss)
+    try:
+        tree_gradients(trainer, examples)
+        halved = trainer.batching
+        capsys.readouterr()
+        trainer.training_step(trainer.model, ahead, ahead["labels"].numel())
+        assert trainer.batching is halved
+        assert not capsys.readouterr().out
+    finally:
+        trainer.batching = before
+        trainer.model.zero_grad()

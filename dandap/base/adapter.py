@@ -12,6 +12,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -122,12 +123,24 @@ def for_answering(model: PeftModel, merged: bool) -> PreTrainedModel:
     the adapter is cast once to the base's precision, as autocast would at every product.
     """
     if merged:
+        _untie_adapted_head(model)
         return model.merge_and_unload()
     dtype = model.get_base_model().dtype
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.to(dtype)
     return model
+
+
+def _untie_adapted_head(model: PeftModel) -> None:
+    """Give an LM head that has an adapter weights of its own where the embeddings are the same.
+
+    Merged into shared ones the adapter would change what is read as well.
+    """
+    head = model.get_output_embeddings()
+    shared = model.get_input_embeddings().weight
+    if isinstance(head, BaseTunerLayer) and head.get_base_layer().weight is shared:
+        head.get_base_layer().weight = torch.nn.Parameter(shared.clone(), requires_grad=False)
 
 
 def average_adapters(recipe: Recipe, folders: list[Path], target: Path) -> None:

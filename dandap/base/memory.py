@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from dandap.base.adapter import resolve_targets
 from dandap.base.device import cpu_computes_bfloat16, pick_compute_dtype, why_no_gpu
 from dandap.base.model import pick_attention
+from dandap.base.processes import process_count
 from dandap.errors import InputError
 from dandap.recipe import Recipe
 from dandap.tree.attention import why_no_flex
@@ -216,7 +217,9 @@ def estimate_inference(
     branches = tokens * samples / (QUESTION_TOKENS + new)
     layer += branches * config.vocab_size * 4 * 3  # logits, without what may not come, with noise
     weights, total = _weights(recipe, model, bytes_each)
-    adapter = bytes_each * _adapter_parameters(recipe, model)  # cast to the base's precision
+    # Cast to the base's precision, as inference.py has it; validation while training finds its room
+    # by halving batches.
+    adapter = bytes_each * _adapter_parameters(recipe, model)
     return MemoryEstimate(weights, adapter, cache + layer, total)
 
 
@@ -449,10 +452,12 @@ def lower_memory(recipe: Recipe, plan: Plan) -> str:
     """Return the message of training that ran out of memory although the plan said it fits.
 
     It names the one change that costs least: checkpointing, then a smaller batch, then articles.
+    Reading once on one GPU has tried smaller batches already.
     """
+    halved = recipe.read_once and process_count() == 1
     if not plan.gradient_checkpointing:
         change = "--gradient_checkpointing true"
-    elif plan.tokens_per_batch > recipe.max_length:
+    elif plan.tokens_per_batch > recipe.max_length and not halved:
         change = f"--tokens_per_batch {max(plan.tokens_per_batch // 2, recipe.max_length)}"
     else:
         change = f"--max_length {recipe.max_length // 2}"

@@ -1,4 +1,4 @@
-"""Validation that decides: answers are scored during training, and the best adapter is kept."""
+"""Validation that decides: answers are scored while training, and say which adapter is kept."""
 
 import math
 from collections.abc import Callable
@@ -67,8 +67,9 @@ def kept_step(state: TrainerState) -> int | None:
     evaluated = {record["step"]: record for record in _evaluations(state)}
     last = max(evaluated)
     ours, theirs = evaluated[best], evaluated[last]
-    if "each" not in ours or "each" not in theirs:
-        return best  # of a run begun before scores were noted by question
+    # Other questions, or a run that was begun before scores were noted by question, are no pairs.
+    if "each" not in theirs or ours.get("articles") != theirs["articles"]:
+        return best
     gain = metrics.compare(ours["each"], theirs["each"], theirs["articles"])
     return best if gain["interval"][0] > 0 else last
 

@@ -79,7 +79,10 @@ def _head_adapter_hidden(model: PeftModel) -> Iterator[None]:
 
 
 class StepsAhead(DataLoader):
-    """Loads the next step in a thread while the GPU works on the one at hand."""
+    """Loads the next step in a thread while the GPU works on the one at hand.
+
+    The rest of a resumed epoch is loaded step by step: accelerate makes a loader of its own for it.
+    """
 
     def __iter__(self) -> Iterator[dict]:
         """Yield the steps of an epoch."""
@@ -149,8 +152,10 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
         Where memory runs out, the step is done again in micro-batches of half the size.
         """
         model.train()
-        self.step_examples = inputs["examples"]
-        work = partial(self._forward_and_backward, model, inputs["packed"], num_items_in_batch)
+        self.step_examples, packed = inputs["examples"], inputs["packed"]
+        if inputs["batching"] is not self.batching:  # collated ahead, before memory ran out
+            packed = self._collate(self.step_examples)["packed"]
+        work = partial(self._forward_and_backward, model, packed, num_items_in_batch)
         # Processes would not know of each other's lack, and wait for each other's gradients.
         loss = unless_out_of_memory(work) if process_count() == 1 else work()
         while loss is None:
@@ -166,7 +171,8 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
         batches = self.batching.micro_batches(self.step_examples)
         if all(len(batch) == 1 and len(batch[0].members) == 1 for batch in batches):
             raise torch.OutOfMemoryError("a single question does not fit")
-        tokens = max(map(self.batching.size, batches))
+        # A single question larger than the limit stays whole: half of it might be the same again.
+        tokens = min(self.batching.tokens_per_batch, max(map(self.batching.size, batches)))
         print(f"out of memory with {tokens} tokens in a batch: going on with {tokens // 2}")
         return replace(self.batching, tokens_per_batch=tokens // 2)
 

@@ -1,6 +1,6 @@
 """A training from its base model to its adapter.
 
-It is opened, trained from the right checkpoint, and the best adapter is saved.
+It is opened, trained from the right checkpoint, and the adapter to keep is saved.
 """
 
 import argparse
@@ -202,7 +202,7 @@ def train(
 ) -> Path | None:
     """Train the adapter, from a checkpoint if there is one.
 
-    The best evaluation's checkpoint is returned, or None if it is the last step's.
+    The checkpoint whose adapter is kept is returned, or None if it is the last step's.
     """
     keepers = validation.callbacks(run, len(job.examples))
     # Cut off between its last checkpoint and its adapter, a run that has ended is not trained on.

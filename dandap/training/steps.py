@@ -70,7 +70,8 @@ class Batching:
         labels = torch.zeros(targets, dtype=torch.long)
         # Trainer counts labels without a row's first, which nothing predicts; ours are targets
         # alone, and as shift_labels all of them are counted.
-        return {"packed": packed, "labels": labels, "shift_labels": labels, "examples": examples}
+        item = {"packed": packed, "labels": labels, "shift_labels": labels}
+        return item | {"examples": examples, "batching": self}
 
     def micro_batches(self, examples: list[Example]) -> list[list[Part]]:
         """Return micro-batches of articles' questions with their trees, the largest first.

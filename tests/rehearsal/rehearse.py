@@ -334,7 +334,8 @@ def answering_memory(
     with gpu.watched() as seen:
         for _ in answer_examples(model.eval(), examples, decoding, tokens):
             pass
-    # As many branches as there were: the plan is for prompts that share nothing, which has more.
+    before = estimate_inference(chosen, empty_model(config), tokens, dtype.itemsize)
+    # For as many branches as there were; a plan is for prompts that share nothing, with more.
     each = tokens / len(examples) - chosen.samples * chosen.max_new_tokens / 4
     with mock.patch.object(memory, "QUESTION_TOKENS", each):
         estimate = estimate_inference(chosen, empty_model(config), tokens, dtype.itemsize)
@@ -343,6 +344,7 @@ def answering_memory(
     return {
         "traced": seen.peak,
         "planned": estimate.total - GB,
+        "planned_before": (before.total - GB) / GB,
         "parts": str(estimate),
         "launches_a_token": sum(seen.launches.values()) / chosen.max_new_tokens,
         "launches": dict(seen.launches.most_common(25)),
