@@ -262,7 +262,7 @@ def _branch_attention(
     scores = torch.cat([to_trunk, to_own], dim=-1)
     if softcap:
         scores = softcap * torch.tanh(scores.float() / softcap)
-    # In float32, as transformers' eager attention has it; a float32 mask makes the sum so by itself.
+    # In float32, as transformers' eager attention has it; a float32 mask makes the sum so itself.
     weights = (scores + mask[:, :, None]).float().softmax(-1).to(query.dtype)
     # Flattened before it is cut, which copies nothing.
     from_trunk = (weights.flatten(2, 3)[..., :length] @ value.trunk).view(grouped.shape)
