@@ -22,6 +22,7 @@ from dandap.base.memory import (
     make_plan,
 )
 from dandap.base.model import load_base, load_config, load_tokenizer, pick_attention
+from dandap.base.shapes import SHAPES, make_config
 from dandap.data.encoding import Example
 from dandap.data.lengths import answer_share
 from dandap.data.rows import Row
@@ -113,17 +114,21 @@ def test_a_base_is_kept_dequantised_where_memory_allows(monkeypatch):
 
 
 def test_a_cpu_with_bfloat16_is_told_of_it(monkeypatch, capsys):
-    recipe = Recipe(model="data/demo_model")
-    config, tip = load_config(recipe), "--compute_dtype bfloat16"
+    """For training, where nothing was chosen, of a base whose products take the time."""
+    real, demo = make_config(SHAPES["google/gemma-3-270m"]), load_config(DEMO)
+    host = Machine(CPU, torch.float32, None)
+
+    def told(recipe=DEMO, config=real, training=True):
+        cpu_plan(recipe, empty_model(config), host, training)
+        return "--compute_dtype bfloat16" in capsys.readouterr().out
+
     for has in ({"avx512_bf16": True}, {"bf16": True}, {"avx512_bf16": False}):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
-        make_plan(recipe, config, CPU, training=True)
-        assert (tip in capsys.readouterr().out) == any(has.values())
+        assert told() == any(has.values())
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    make_plan(recipe, config, CPU, training=False)
-    chosen = recipe.model_copy(update={"compute_dtype": "float32"})
-    make_plan(chosen, config, CPU, training=True)
-    assert tip not in capsys.readouterr().out, "for training, and where nothing was chosen"
+    assert not told(training=False)
+    assert not told(config=demo)
+    assert not told(DEMO.model_copy(update={"compute_dtype": "float32"}))
 
 
 def test_fused_projections_under_nf4(tmp_path):

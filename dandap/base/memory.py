@@ -21,6 +21,7 @@ from dandap.tree.logits import CHUNK
 
 GB = 1e9
 CPU_LIMIT = 1e9  # parameters; above it a CPU would train for weeks
+SMALL = 1e8  # parameters; up to here products are not what takes a CPU's time (the demo: 3e6)
 CPU_TOKENS, CPU_ANSWERING_TOKENS = 4096, 16384  # per batch
 COPY_SHARE = 0.5  # of the memory that is free, the most that a dequantised base may take
 # Of a batch's tokens, those that predict an answer: twice what 5 questions on 500 tokens come to.
@@ -340,7 +341,8 @@ def cpu_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training:
     dequantised = recipe.quantization == "nf4" and weights <= COPY_SHARE * available_memory()
     if dequantised:
         estimate = replace(estimate, weights=weights)
-    if training and recipe.compute_dtype == "auto" and cpu_computes_bfloat16():
+    chosen = recipe.compute_dtype != "auto"
+    if training and not chosen and estimate.parameters > SMALL and cpu_computes_bfloat16():
         print("this CPU computes bfloat16: --compute_dtype bfloat16 trains in half the time")
     plan = Plan(machine.device, machine.dtype, tokens, checkpointing, estimate, None)
     return replace(plan, dequantised=dequantised)
