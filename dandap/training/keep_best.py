@@ -58,8 +58,8 @@ def kept_step(state: TrainerState) -> int | None:
 
     It is the best evaluation's where that is better than the last one's by more than the questions'
     choice can explain (paired, whole articles resampled), else the last one's. The highest of
-    several means is an accident more often than not: on 32 questions it chose the adapter of an
-    eighth of an epoch, which lost 0.006 F1 on 265 others.
+    several means is an accident more often than not: on 32 questions it chose the adapter of a
+    quarter of an epoch, which lost 0.006 F1 on 265 others.
     """
     best = best_step(state)
     if best is None:
