@@ -99,6 +99,12 @@ class Task:
         pairs = zip(predictions, rows, strict=True)
         return [metrics.char_f1(prediction, row.answers) for prediction, row in pairs]
 
+    def compare(
+        self, ours: Sequence[float], theirs: Sequence[float], articles: Sequence[str]
+    ) -> dict:
+        """Return the mean difference of two lists of `each`, and its interval over articles."""
+        return metrics.compare(ours, theirs, articles)
+
     def final_score(self, recipe: Recipe, rows: Sequence[Row], predictions: Sequence[str]) -> dict:
         """Return what is scored once, at the end, because it needs another model."""
         return {}

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
 import fine_tune
+import metrics
 from dandap.data.encoding import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError, Stopped
@@ -25,7 +26,7 @@ from dandap.training.keep_best import (
     Evaluation,
     KeepBest,
     best_step,
-    kept_step,
+    step_to_keep,
     some_of,
     steps_between,
 )
@@ -134,17 +135,17 @@ def test_an_earlier_adapter_is_kept_only_if_it_is_better_in_pairs():
     last = [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
     surely = [0.6, 0.6, 0.6, 0.6, 0.6, 0.6]
     by_one_article = [1.0, 1.0, 0.4, 0.5, 0.5, 0.5]
-    assert kept_step(state_of(surely, last)) == 1
+    assert step_to_keep(state_of(surely, last), metrics.compare) == 1
     assert best_step(state_of(by_one_article, last)) == 1, "the higher mean"
-    assert kept_step(state_of(by_one_article, last)) == 2
-    assert kept_step(state_of(last, surely)) == 2
-    assert kept_step(TrainerState()) is None
+    assert step_to_keep(state_of(by_one_article, last), metrics.compare) == 2
+    assert step_to_keep(state_of(last, surely), metrics.compare) == 2
+    assert step_to_keep(TrainerState(), metrics.compare) is None
     old = state_of(by_one_article, last)
     old.log_history = [{k: r[k] for k in ("step", "evaluation")} for r in old.log_history]
-    assert kept_step(old) == 1, "a run that was begun before"
+    assert step_to_keep(old, metrics.compare) == 1, "a run that was begun before"
     other = state_of(by_one_article, last)
     other.log_history[0] |= {"each": [0.9] * 4, "articles": list("abcd")}
-    assert kept_step(other) == 1, "other questions, after --resume_anyway"
+    assert step_to_keep(other, metrics.compare) == 1, "other questions, after --resume_anyway"
 
 
 def test_each_score_is_the_headlines():
@@ -267,9 +268,9 @@ def test_a_lost_best_is_told_and_the_last_one_kept(work, monkeypatch, capsys):
     f1_by_step(monkeypatch, {2: 0.9, **dict.fromkeys(range(3, 20), 0.1)})
     real = session.find_best
 
-    def damage(run, state):
+    def damage(run, state, compare):
         (run.checkpoints / "checkpoint-2" / "adapter_model.safetensors").write_bytes(b"")
-        return real(run, state)
+        return real(run, state, compare)
 
     monkeypatch.setattr(session, "find_best", damage)
     fine_tune.main(options(work, "--run_name", "lost"))

@@ -16,7 +16,7 @@ from dandap.base.model import pick_attention
 from dandap.base.processes import process_count
 from dandap.errors import InputError
 from dandap.recipe import Recipe
-from dandap.tree.attention import why_no_flex
+from dandap.tree.attention import head_size, why_no_flex
 from dandap.tree.logits import CHUNK
 
 GB = 1e9
@@ -135,7 +135,7 @@ def _layer_bytes(recipe: Recipe, model: PreTrainedModel, bytes_each: int, flex: 
     """
     config = model.config.get_text_config()
     hidden, inner, heads = config.hidden_size, _inner_size(config), config.num_attention_heads
-    queries, keys = heads * _head_size(config), _kv_heads(config) * _head_size(config)
+    queries, keys = heads * head_size(config), _kv_heads(config) * head_size(config)
     layer_linear = [(n, m) for n, m in _adapted(recipe, model) if ".0." in n]  # the first layer's
     own_copies = recipe.lora_dropout > 0 or (bytes_each < 4 and recipe.quantization == "none")
     # Modules that read the same tensor share it: q, k and v; gate and up. With copies of their own
@@ -162,14 +162,14 @@ def _layer_bytes(recipe: Recipe, model: PreTrainedModel, bytes_each: int, flex: 
 
 def _normed(model: PreTrainedModel, queries: int, keys: int) -> int:
     """Return how many elements of a token pass through the first layer's norms."""
-    head_size = _head_size(model.config.get_text_config())
+    one_head = head_size(model.config.get_text_config())
     elements = 0
     for name, module in model.named_modules():
         is_norm = ".0." in name and "norm" in type(module).__name__.lower()
         if not is_norm or getattr(module, "weight", None) is None:
             continue
         size = module.weight.numel()
-        if size == head_size:
+        if size == one_head:
             # Qwen3's q_norm and k_norm have one head's weights, and norm every head with them.
             size = {"q": queries, "k": keys}.get(name.rsplit(".", 1)[-1][0], size)
         elements += size
@@ -182,10 +182,6 @@ def _inner_size(config: PretrainedConfig) -> int:
 
 def _kv_heads(config: PretrainedConfig) -> int:
     return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-
-
-def _head_size(config: PretrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _has_sliding_layers(config: PretrainedConfig) -> bool:
@@ -201,12 +197,12 @@ def estimate_inference(
     """
     config = model.config.get_text_config()
     cache = (
-        2 * config.num_hidden_layers * tokens * _kv_heads(config) * _head_size(config) * bytes_each
+        2 * config.num_hidden_layers * tokens * _kv_heads(config) * head_size(config) * bytes_each
     )
     read = min(tokens, READ_TOKENS)
     # The MLP: its activation, one of its halves, and in two steps what an adapter adds to it. Or
     # attention, which comes before: query, key and value for all heads, and the output.
-    queries = config.num_attention_heads * _head_size(config)
+    queries = config.num_attention_heads * head_size(config)
     mlp, attention = 4 * _inner_size(config) * bytes_each, 4 * queries * bytes_each
     if pick_attention(recipe, config) == "eager":
         attention += recipe.max_length * config.num_attention_heads * (bytes_each + 4)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from transformers import TrainerCallback, TrainerState
 
-import metrics
 from dandap.base.processes import from_first, is_first
 from dandap.data.encoding import Example
 from dandap.data.rows import by_article
@@ -53,13 +52,13 @@ def best_step(state: TrainerState) -> int | None:
     return max(evaluated, key=lambda record: (record["evaluation"], record["step"]))["step"]
 
 
-def kept_step(state: TrainerState) -> int | None:
+def step_to_keep(state: TrainerState, compare: Callable[..., dict]) -> int | None:
     """Return the step whose adapter is kept; None before the first evaluation.
 
     It is the best evaluation's where that is better than the last one's by more than the questions'
     choice can explain (paired, whole articles resampled), else the last one's. The highest of
     several means is an accident more often than not: on 32 questions it chose the adapter of a
-    quarter of an epoch, which lost 0.006 F1 on 265 others.
+    quarter of an epoch, which lost 0.006 F1 on 265 others. `compare` is the task's.
     """
     best = best_step(state)
     if best is None:
@@ -70,7 +69,7 @@ def kept_step(state: TrainerState) -> int | None:
     # Other questions, or a run that was begun before scores were noted by question, are no pairs.
     if "each" not in theirs or ours.get("articles") != theirs["articles"]:
         return best
-    gain = metrics.compare(ours["each"], theirs["each"], theirs["articles"])
+    gain = compare(ours["each"], theirs["each"], theirs["articles"])
     return best if gain["interval"][0] > 0 else last
 
 
@@ -98,7 +97,7 @@ class KeepBest(TrainerCallback):
 
     It stops training when there has been no better one for long. `evaluate` returns the task's
     scores, of which the first of its headline counts; `patience` is the number of evaluations
-    without a higher one, None for no end. `kept_step` decides between the best and the last.
+    without a higher one, None for no end. `step_to_keep` decides between the best and the last.
     """
 
     def __init__(

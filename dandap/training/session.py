@@ -7,6 +7,7 @@ import argparse
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +42,7 @@ from dandap.runs.folder import RunFolder, begin, new_run, now
 from dandap.runs.manifest import fault, seal
 from dandap.training.checkpoints import STAGING, check_space, newest_valid, step_of
 from dandap.training.job import Job
-from dandap.training.keep_best import best_step, evaluated_steps, kept_step
+from dandap.training.keep_best import best_step, evaluated_steps, step_to_keep
 from dandap.training.plain import make_trainer
 from dandap.training.progress import TrainingProgress, forget_after
 from dandap.training.read_once import count_tokens, make_read_once_trainer
@@ -209,7 +210,7 @@ def train(
     if checkpoint and keepers and keepers[0].has_ended(state := load_state(checkpoint)):
         print("training had ended already, for want of a higher score (patience)")
         load_weights(model, checkpoint)
-        return note_best(run, state)
+        return note_best(run, state, validation.task.compare)
     progress, stop = TrainingProgress(run.metrics_file), StopSignals()
     callbacks = [stop, *([progress] if is_first() else []), *keepers]
     make = make_read_once_trainer if job.recipe.read_once else make_trainer
@@ -230,7 +231,7 @@ def train(
             f"{trainer.state.max_steps}. Continue with python fine_tune.py --resume {run.path}",
             128 + stop.received,
         )
-    return note_best(run, trainer.state) if keepers else None
+    return note_best(run, trainer.state, validation.task.compare) if keepers else None
 
 
 def find_checkpoint(run: RunFolder, model: PeftModel) -> Path | None:
@@ -281,20 +282,20 @@ def load_state(checkpoint: Path) -> TrainerState:
     return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
-def note_best(run: RunFolder, state: TrainerState) -> Path | None:
+def note_best(run: RunFolder, state: TrainerState, compare: Callable[..., dict]) -> Path | None:
     """Return `find_best`, and write a line to metrics.jsonl that says which step it is."""
-    best = find_best(run, state)
+    best = find_best(run, state, compare)
     if is_first():
         append_json(run.metrics_file, {"kept": step_of(best) if best else state.global_step})
     return best
 
 
-def find_best(run: RunFolder, state: TrainerState) -> Path | None:
+def find_best(run: RunFolder, state: TrainerState, compare: Callable[..., dict]) -> Path | None:
     """Return the checkpoint to take the adapter from.
 
     None is returned where the last step is the best, or the best was lost.
     """
-    step = kept_step(state)
+    step = step_to_keep(state, compare)
     if step is None:
         return None
     if step == state.global_step:
