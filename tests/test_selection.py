@@ -26,8 +26,8 @@ from dandap.training.keep_best import (
     Evaluation,
     KeepBest,
     best_step,
-    step_to_keep,
     some_of,
+    step_to_keep,
     steps_between,
 )
 from tasks import TASKS
