@@ -100,6 +100,7 @@ def of_the_formula(line):
 ASKED = [{"what": "ask_the_gpu", "parts": "products,training,answers,float16"}]
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_a_gpu_runs(rehearse):
     """All of its parts but the probes of true heads, and the scripts that it starts."""
     (found,) = rehearse("sm_80", *ASKED)
