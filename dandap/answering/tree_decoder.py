@@ -279,10 +279,8 @@ class TreeDecoder:
         ids = torch.full_like(self.position, self.decoding.pad_id)
         ids.view(-1).index_copy_(0, self.slots, chosen)
         self.position = self.position + 1
-        # On a GPU in float32, which saves every layer a cast; the CPU's kernel wants its own kind.
-        dtype = torch.float32 if self.device.type == "cuda" else self.model.dtype
         masks = {
-            kind: additive(self._sees_within(window, step), dtype)
+            kind: additive(self._sees_within(window, step), self.model.dtype)
             for kind, window in self.windows.items()
         }
         return self._forward(ids, self.position, masks.get("", masks), self.slots)

@@ -119,7 +119,7 @@ def for_answering(model: PeftModel, merged: bool) -> PreTrainedModel:
     """Return the model in the form that asks least of a GPU's host, token by token.
 
     With `merged` the adapter is added to the base's weights, which must be plain ones of 16 or 32
-    bits: a token of a 10.8 B model then takes 2,600 kernels instead of 5,000. Otherwise
+    bits: a token of a 10.8 B model then takes 2,500 kernels instead of 5,000. Otherwise
     the adapter is cast once to the base's precision, as autocast would at every product.
     """
     if merged:

@@ -258,14 +258,14 @@ ANSWERED = [{"what": "answering_memory", **FEW, "merged": merged} for merged in 
 
 @pytest.mark.slow
 def test_answering_takes_what_is_planned_and_few_kernels(rehearse):
-    """A token of a 10.8 B base: 5,068 kernels as trained, cast to 16 bits, merged."""
+    """A token of a 10.8 B base, as trained, cast to 16 bits, merged: once 5,068 kernels."""
     found = rehearse("sm_80-dry", *ANSWERED)
     for each in found:
         assert each["planned"] == pytest.approx(each["traced"], rel=0.05)
     trained, cast, merged = (each["launches_a_token"] for each in found)
     print(trained, cast, merged)
     assert cast < 0.9 * trained
-    assert merged < 0.52 * trained
+    assert merged < 0.5 * 5068
 
 
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd", "adamw_8bit", "paged_adamw_32bit")
