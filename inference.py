@@ -301,15 +301,17 @@ def settings_of(
 
 def encode(recipe: Recipe, encoder, questions: Questions) -> list:
     """Return the encoded questions, in their order, and print what was cut of long articles."""
+    # With pyarrow, which --help need not wait for.
+    from dandap.data.encoded import encode_kept
+
     articles, ids = {row.article for row in questions.rows}, {row.id for row in questions.rows}
     # What is cut of an article depends on all its questions, also on those that --limit leaves
     # out: with them a limited run gives the answers of a whole one.
     neighbours = [
         row for row in questions.table.rows if row.article in articles and row.id not in ids
     ]
-    every = encoder.encode_rows(
-        [*questions.rows, *neighbours], recipe.prompt_limit, False, recipe.on_overflow
-    )
+    rows = [*questions.rows, *neighbours]
+    every = encode_kept(encoder, rows, recipe.prompt_limit, False, recipe.on_overflow)
     tell_cut(recipe, every)
     return every[: len(questions.rows)]
 

@@ -224,7 +224,7 @@ def answers(arguments: argparse.Namespace, device: torch.device) -> dict:
 def said_by(model, examples, decoding: Decoding, tokens: int, way: str) -> dict[int, list[int]]:
     """Return the answers' ids, by trees or by generate."""
     if way == "generate":
-        prompts = [example.prompt_ids for example in examples]
+        prompts = [list(example.prompt_ids) for example in examples]
         found = generate_answers(model, prompts, decoding, min(tokens, 16384))
         return {index: answer.token_ids for index, answer in found}
     found = answer_examples(model, examples, decoding, tokens)

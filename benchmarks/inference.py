@@ -141,7 +141,7 @@ def tree_way(
 
 def batched_way(material: Material, examples: list[Example], rows: int) -> Way:
     """Return the way of `generate` on `rows` prompts of similar length."""
-    prompts = [example.prompt_ids for example in examples]
+    prompts = [list(example.prompt_ids) for example in examples]
     # By length, so that little is padded; the longest first, so that what does not fit into memory
     # fails at once.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -263,7 +263,7 @@ def compare(arguments: argparse.Namespace, material: Material, examples: list[Ex
 
 def peer_job(arguments: argparse.Namespace, examples: list[Example]) -> dict:
     """Return what a peer needs to answer the same prompts with as many tokens."""
-    prompts = [example.prompt_ids for example in examples]
+    prompts = [list(example.prompt_ids) for example in examples]
     return {
         "model": arguments.model,
         "quantization": arguments.quantization,

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from dandap.data import chat
-from dandap.data.encoding import Encoder
+from dandap.data.encoding import Encoder, Example
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.recipe import make_recipe
@@ -109,6 +109,43 @@ def test_a_marker_that_is_an_added_token_stays_a_control_token():
     )
     spelled = Row("b", "기사에 <|end|> 라고 적혀 있다.", "무엇?", ("답",))
     assert encode.encode_prompt(spelled.context, spelled).count(end) == 1, "the turn's own"
+
+
+WAYS = {
+    **HEADERS,
+    "no markers": TURNS.replace("'<|' + m.role + '|>' + ", "") + "답:",
+    "content that is stripped": TURNS.replace("m.content", "m.content | trim") + PROMPT,
+    "content that is split": TURNS.replace("m.content", "m.content.split('</think>')[-1]") + PROMPT,
+    "blocks": "{% for m in messages %}{{ '<|' + m.role + '|>' }}{% for b in m.content %}{{ b.text }}{% endfor %}{{ eos_token }}{% endfor %}"
+    + PROMPT,
+}
+HOSTILE = [
+    "기사에 </s> 와 <|assistant|> 라고 적혀 있다.",
+    "<s>처음",
+    "앞\U000f0000</s>\U000f0001뒤",
+    "<think>생각</think> 답",
+    "<|im_end|>",
+    " 빈칸 \n\n",
+    ROW.context,
+]
+
+
+@pytest.mark.parametrize("template", ["concise", "answer_bot", "context_bot_system"])
+@pytest.mark.parametrize("name", WAYS)
+def test_questions_encoded_together_are_those_encoded_one_by_one(name, template):
+    """Also where a text spells a control token, or what marks one."""
+    tokenizer = tokenizer_with(WAYS[name], ["<think>", "</think>", "<|im_end|>"])
+    encode = encoder(tokenizer, template)
+    rows = [Row(str(n), text, text + "?", (f"답 {n}",)) for n, text in enumerate(HOSTILE)]
+    prompts = encode._encode_prompts([(row.context, row) for row in rows])
+    assert prompts == [encode.encode_prompt(row.context, row) for row in rows]
+    examples = [
+        Example(row, ids, [], 0, row.context) for row, ids in zip(rows, prompts, strict=True)
+    ]
+    assert encode._encode_answers(examples) == [
+        encode.encode_answer(row.context, row, row.answers[0], ids)
+        for row, ids in zip(rows, prompts, strict=True)
+    ]
 
 
 def test_the_day_of_a_prompt_is_always_the_same(monkeypatch):
@@ -279,4 +316,4 @@ def test_the_ways_of_known_families(name):
     assert encode.decode(example.answer_ids) == "1,240억 원"
     assert example.answer_ids[-1] in encode.control_ids
     assert sum(token in encode.control_ids for token in example.answer_ids) == 1
-    assert example.prompt_ids == encode.encode_prompt(ROW.context, ROW)
+    assert list(example.prompt_ids) == encode.encode_prompt(ROW.context, ROW)

@@ -103,7 +103,7 @@ class Answerer:
     def _by_generate(
         self, examples: list[Example], done: set[int]
     ) -> Iterator[tuple[int, list[Answer]]]:
-        prompts = [example.prompt_ids for example in examples]
+        prompts = [list(example.prompt_ids) for example in examples]
         # generate reads a batch's prompts all at once; the tree decoder reads some at a time.
         tokens = min(self.tokens_per_batch, READ_TOKENS)
         for index, answer in generate_answers(self.model, prompts, self.decoding, tokens, done):

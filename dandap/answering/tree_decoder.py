@@ -319,7 +319,8 @@ class TreeDecoder:
         allowed = logits
         if self.decoding.repetition_penalty != 1:
             seen = [
-                self.examples[branch.index].prompt_ids + branch.answer.token_ids for branch in live
+                [*self.examples[branch.index].prompt_ids, *branch.answer.token_ids]
+                for branch in live
             ]
             allowed = penalized(logits, seen, self.decoding.repetition_penalty)
         if step < self.decoding.min_new_tokens:

@@ -100,7 +100,7 @@ def preview(encoder: Encoder, example: Example) -> None:
     tokens = encoder.tokenizer.convert_ids_to_tokens
     counts = f"{len(example.prompt_ids)} prompt tokens, {len(example.answer_ids)} answer tokens"
     print(f"\n--- example {example.row.id}: {counts}, {example.trimmed} characters trimmed")
-    print(encoder.tokenizer.decode(example.prompt_ids))
+    print(encoder.tokenizer.decode(list(example.prompt_ids)))
     print("--- answer tokens (the only ones in the loss; the last one stops generation)")
     # Both forms, because a vocabulary spells its tokens its own way, with spaces marked.
     for token_id, token in zip(example.answer_ids, tokens(example.answer_ids), strict=True):

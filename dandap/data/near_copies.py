@@ -5,15 +5,22 @@ of both sets (Jaccard). MinHash signatures find the few that may be (Broder, 199
 and those are compared whole.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dandap.data.texts import bare
 
+if TYPE_CHECKING:  # for annotations alone
+    from datasketch import MinHash
+
 ALIKE = 0.8
 PIECE = 8  # characters
-SIGNATURE = 64  # hashes of a signature: 0.4 ms an article of 420 characters
+SIGNATURE = 64  # hashes of a signature
 MAY_BE_ALIKE = 0.6  # what signatures are searched with; a pair at 0.8 is missed once in 1,000
 # Of a group, the members that later texts are compared with: a thousand copies cost thousands of
 # comparisons, not a million.
@@ -23,18 +30,16 @@ MEMBERS_HELD = 16
 def group_near_copies(texts: Mapping[str, str]) -> list[set[str]]:
     """Return the groups of names whose texts are near copies, directly or through others."""
     # With scipy it takes 0.5 s, which reading a recipe need not take.
-    from datasketch import MinHash, MinHashLSH
+    from datasketch import MinHashLSH
 
     index = MinHashLSH(threshold=MAY_BE_ALIKE, num_perm=SIGNATURE)
     group: dict[str, set[str]] = {}
     held: dict[str, int] = {}  # a group's first name -> how many of its members are in the index
     for name, text in texts.items():
-        pieces = _pieces(text)
-        signature = MinHash(SIGNATURE, hashfunc=int)
-        signature.update_batch((pieces >> np.uint64(32)).tolist())  # MinHash takes 32 bits
+        signature = _signature(text)
         group[name] = {name}
         for other in index.query(signature):
-            if other not in group[name] and _likeness(pieces, _pieces(texts[other])) >= ALIKE:
+            if other not in group[name] and _likeness(text, texts[other]) >= ALIKE:
                 _merge(group, name, other)
         first = min(group[name])
         if held.get(first, 0) < MEMBERS_HELD:
@@ -42,6 +47,24 @@ def group_near_copies(texts: Mapping[str, str]) -> list[set[str]]:
             held[first] = held.get(first, 0) + 1
     groups = {id(members): members for members in group.values() if len(members) > 1}
     return list(groups.values())
+
+
+# The split and the data checks ask for the same articles; a signature takes about 1 kB.
+@lru_cache(maxsize=2**18)
+def _signature(text: str) -> MinHash:
+    from datasketch import MinHash
+
+    signature = MinHash(SIGNATURE, hashfunc=int, permutations=_permutations())
+    signature.update_batch((_pieces(text) >> np.uint64(32)).tolist())  # MinHash takes 32 bits
+    return signature
+
+
+@cache
+def _permutations() -> tuple[np.ndarray, np.ndarray]:
+    """Return the permutations that all signatures share; drawing them took a third of the time."""
+    from datasketch import MinHash
+
+    return MinHash(SIGNATURE).permutations
 
 
 def _merge(group: dict[str, set[str]], one: str, other: str) -> None:
@@ -65,7 +88,8 @@ def _pieces(text: str) -> np.ndarray:
     return np.unique(hashes)
 
 
-def _likeness(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the share of two sets that is in both (Jaccard)."""
-    common = len(np.intersect1d(one, other, assume_unique=True))
-    return common / max(len(one) + len(other) - common, 1)
+def _likeness(one: str, other: str) -> float:
+    """Return the share of two texts' pieces that is in both (Jaccard)."""
+    ours, theirs = _pieces(one), _pieces(other)
+    common = len(np.intersect1d(ours, theirs, assume_unique=True))
+    return common / max(len(ours) + len(theirs) - common, 1)

@@ -131,6 +131,8 @@ class _Cleaner:
         self.entities: list[str] = []
         self.pages: list[str] = []
         self.unanswerable = 0
+        # Questions of an article share its text, which a file holds once for each.
+        self.contexts: dict[str, str] = {}
 
     def rows(self, records: list[Record]) -> list[Row]:
         """Return the rows; notes say what was changed or left out."""
@@ -182,6 +184,7 @@ class _Cleaner:
             self.pages.append(name)
             record = {**record, "context": _page_text(page)}
         context, question = (self._text(where, name, part, record.get(part)) for part in REQUIRED)
+        context = self.contexts.setdefault(context, context)
         answers, is_list = self._answers(where, name, record)
         if is_page:
             # An answer that is a tag and nothing else, as <br>, stays what it is.

@@ -67,9 +67,8 @@ class Journal:
 
 
 def _key(settings: str, example: Example) -> str:
-    return hashlib.sha256(f"{settings} {example.row.id} {example.prompt_ids}".encode()).hexdigest()[
-        :16
-    ]
+    text = f"{settings} {example.row.id} {list(example.prompt_ids)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def hash_settings(settings: dict, adapter: Path | None) -> str:

@@ -96,8 +96,10 @@ def supervised(examples: list[Example]) -> Dataset:
     """Return prompts and answers as a dataset with labels on the answers only."""
     records = []
     for example in examples:
-        ids = example.prompt_ids + example.answer_ids
-        labels = [-100] * len(example.prompt_ids) + example.answer_ids  # -100: not in the loss
+        ids = [*example.prompt_ids, *example.answer_ids]
+        labels = [-100] * len(example.prompt_ids) + list(
+            example.answer_ids
+        )  # -100: not in the loss
         records.append({"input_ids": ids, "labels": labels})
     return Dataset.from_list(records)
 

@@ -32,6 +32,7 @@ from dandap.base.memory import (
 from dandap.base.model import check_base, check_ids, load_base, load_config, load_tokenizer
 from dandap.base.processes import from_first, is_first, leave_together
 from dandap.base.shapes import SHAPES, make_config
+from dandap.data.encoded import encode_kept
 from dandap.data.encoding import Encoder, Example
 from dandap.data.lengths import answer_share, loses_answer, tell_cut, tell_lengths, without_too_long
 from dandap.data.rows import Row, Table
@@ -89,7 +90,7 @@ def encode_training(recipe: Recipe, encoder: Encoder, base: Base, rows: list[Row
 
     What is too long is left out by name, and what was cut is told.
     """
-    examples = encoder.encode_rows(rows, recipe.prompt_limit, True, recipe.on_overflow)
+    examples = encode_kept(encoder, rows, recipe.prompt_limit, True, recipe.on_overflow)
     examples = without_too_long(recipe, examples)
     check_ids(examples, base.config, base.tokenizer)
     tell_lengths(recipe, examples)
@@ -98,7 +99,7 @@ def encode_training(recipe: Recipe, encoder: Encoder, base: Base, rows: list[Row
 
 def encode_validation(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
     """Encode the rows that are validated on, as inference will; what was cut is told."""
-    examples = encoder.encode_rows(rows, recipe.prompt_limit, False, recipe.on_overflow)
+    examples = encode_kept(encoder, rows, recipe.prompt_limit, False, recipe.on_overflow)
     tell_cut(recipe, examples)
     return examples
 
