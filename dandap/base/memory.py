@@ -28,6 +28,9 @@ COPY_SHARE = 0.5  # of the memory that is free, the most that a dequantised base
 ANSWER_SHARE = 1 / 16
 GPU_TOKENS = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512)
 MOST_TRAINING_TOKENS = 16384
+# Of a batch, beside the longest article: 16 questions on it. An article that fills a batch alone is
+# read again for each of its questions.
+ROOM = 1024
 QUESTION_TOKENS = 100  # of a prompt that is not shared, with a share of the article
 # Tokens of prompts that are forwarded at once; a batch of answers may hold the keys and values of
 # many more.
@@ -331,6 +334,7 @@ def cpu_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training:
     tokens = recipe.tokens_per_batch
     if tokens == "auto":
         tokens = CPU_TOKENS if training else CPU_ANSWERING_TOKENS
+        tokens = max(tokens, recipe.max_length + ROOM)
     checkpointing = recipe.gradient_checkpointing is True
     estimate = _estimate(recipe, model, machine, tokens, checkpointing, training)
     weights = estimate.parameters * machine.dtype.itemsize
@@ -373,8 +377,9 @@ def fit_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training:
             if training
             else max(GPU_TOKENS)
         )
+        every = sorted({*GPU_TOKENS, recipe.max_length + ROOM}, reverse=True)
         sizes = (
-            *(size for size in GPU_TOKENS if recipe.max_length < size <= most),
+            *(size for size in every if recipe.max_length < size <= most),
             recipe.max_length,
         )
     checkpointing = (

@@ -18,21 +18,33 @@ def pack(
 ) -> list[list[Part]]:
     """Return batches of parts that fit, the largest tree first.
 
-    A group too large for a batch is halved by its members until its parts fit; a single member
-    that does not fit is a batch by itself.
+    Of a group too large for a batch each part takes as many members as there is room for; a single
+    member that does not fit is a batch by itself.
     """
 
-    def split(group: list) -> list[Part]:
+    def largest(group: list) -> Part:
+        """Return the part of as many first members as fit, of one at least."""
         part = Part(group, tree_of(group))
-        # One member is kept even if it is too large: there is nothing left to split.
         if len(group) == 1 or fits([part]):
-            return [part]
-        middle = len(group) // 2
-        return split(group[:middle]) + split(group[middle:])
+            return part
+        part = Part(group[:1], tree_of(group[:1]))
+        # So many fit (or one, which has to), and so many do not.
+        few, many = 1, len(group)
+        while many - few > 1:
+            middle = (few + many) // 2
+            more = Part(group[:middle], tree_of(group[:middle]))
+            if fits([more]):
+                part, few = more, middle
+            else:
+                many = middle
+        return part
 
     parts: list[Part] = []
     for group in groups:
-        parts += split(group)
+        left = group
+        while left:
+            parts.append(largest(left))
+            left = left[len(parts[-1].members) :]
     batches: list[list[Part]] = []
     # By size, so that neighbours are alike and little is padding; the largest first, so that memory
     # peaks at the start.
