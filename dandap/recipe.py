@@ -263,6 +263,9 @@ class Recipe(BaseModel):
         None, "name of the run's folder; made from recipe and time if not given", min_length=1
     )
     save_steps: int = _field(200, "steps between checkpoints", ge=1)
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = _field(
+        [], "experiment trackers that get the numbers of metrics.jsonl, with commas between them"
+    )
 
     @field_validator("evaluate_every", mode="before")
     @classmethod
@@ -319,6 +322,14 @@ class Recipe(BaseModel):
         if not choices:
             raise ValueError("name answers with commas between them, or none")
         return choices
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers_from_text(cls, value: Any) -> Any:
+        """Read `tensorboard,wandb`, as the command line has it; none is an empty list."""
+        if not isinstance(value, str):
+            return value or []
+        return [name.strip() for name in value.split(",") if name.strip()]
 
     @model_validator(mode="after")
     def _one_way_of_answering(self) -> "Recipe":

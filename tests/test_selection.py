@@ -221,7 +221,7 @@ def f1_by_step(monkeypatch, f1s):
     """Let evaluations of a run say what the test says, by the step they are made at."""
     real = KeepBest._evaluate
 
-    def evaluate(self, state, control, loss):
+    def evaluate(self, args, state, control, loss):
         measured = self.evaluate
         f1 = f1s[state.global_step]
 
@@ -233,7 +233,7 @@ def f1_by_step(monkeypatch, f1s):
 
         self.evaluate = said
         try:
-            real(self, state, control, loss)
+            real(self, args, state, control, loss)
         finally:
             self.evaluate = measured
 

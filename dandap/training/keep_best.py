@@ -12,6 +12,7 @@ from dandap.data.encoding import Example
 from dandap.data.rows import by_article
 from dandap.recipe import Recipe
 from dandap.runs.files import append_json
+from dandap.training.trackers import track_scores
 
 
 def some_of(examples: list[Example], most: int) -> list[Example]:
@@ -110,6 +111,7 @@ class KeepBest(TrainerCallback):
     ):
         self.evaluate, self.every, self.patience = evaluate, every, patience
         self.metrics_file, self.task, self.metric = metrics_file, task, task.headline[0]
+        self.trackers: list[TrainerCallback] = []  # of the first process
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Make up for the evaluation of a run's last step, which a run told to stop leaves out."""
@@ -118,21 +120,21 @@ class KeepBest(TrainerCallback):
             and self._is_due(state)
             and state.global_step not in evaluated_steps(state)
         ):
-            self._evaluate(state, control, loss=None)
+            self._evaluate(args, state, control, loss=None)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Evaluate a step when it is logged, which is before it is saved."""
         # A run that was told to stop must end soon; the evaluation comes when it is resumed.
         stopping = control.should_training_stop and state.global_step < state.max_steps
         if "loss" in (logs or {}) and self._is_due(state) and not stopping:
-            self._evaluate(state, control, logs["loss"])
+            self._evaluate(args, state, control, logs["loss"])
 
     def _is_due(self, state: TrainerState) -> bool:
         # None within half a period of the end: the last step is evaluated anyway.
         left = state.max_steps - state.global_step
         return left == 0 or (state.global_step % self.every == 0 and left >= self.every / 2)
 
-    def _evaluate(self, state: TrainerState, control, loss: float | None) -> None:
+    def _evaluate(self, args, state: TrainerState, control, loss: float | None) -> None:
         # One process answers while the others wait: all must take the same decision to stop.
         found = from_first(self.evaluate)
         scores = found.scores
@@ -144,6 +146,7 @@ class KeepBest(TrainerCallback):
                 {"step": state.global_step, "epoch": round(state.epoch, 4), "evaluation": scores},
             )
             print(evaluation_line(state, self.task.evaluation(scores), scores, loss))
+            track_scores(self.trackers, args, state, control, scores)
         if best_step(state) == state.global_step:
             control.should_save = True
         if self.has_ended(state):

@@ -150,7 +150,7 @@ def training_config(
         logging_steps=1,
         logging_nan_inf_filter=False,  # otherwise a NaN is logged as a loss of 0.0
         disable_tqdm=True,
-        report_to="none",
+        report_to="none",  # dandap/training/trackers.py makes the trackers
         max_length=None,  # the encoder trims articles; TRL would cut answers
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,

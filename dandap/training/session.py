@@ -49,6 +49,7 @@ from dandap.training.progress import TrainingProgress, forget_after
 from dandap.training.read_once import count_tokens, make_read_once_trainer
 from dandap.training.start import Start, tell_what_changed
 from dandap.training.stop import StopSignals
+from dandap.training.trackers import make_trackers, refuse_missing_trackers
 from dandap.training.validation import Validation
 
 
@@ -72,6 +73,7 @@ def open_base(start: Start, table: Table, arguments: argparse.Namespace) -> Base
     was started with.
     """
     recipe, preview = start.recipe, arguments.preview
+    refuse_missing_trackers(recipe)
     if why_no_gpu() and recipe.model in SHAPES and not preview:
         # Where there is no GPU, a base that needs one is refused before anything is fetched.
         refuse_without_gpu(recipe, empty_model(make_config(SHAPES[recipe.model])))
@@ -213,10 +215,13 @@ def train(
         load_weights(model, checkpoint)
         return note_best(run, state, validation.task.compare)
     progress, stop = TrainingProgress(run.metrics_file), StopSignals()
-    callbacks = [stop, *([progress] if is_first() else []), *keepers]
+    trackers = make_trackers(job.recipe, run) if is_first() else []
+    for keeper in keepers:
+        keeper.trackers = trackers
+    callbacks = [stop, *([progress] if is_first() else []), *trackers, *keepers]
     make = make_read_once_trainer if job.recipe.read_once else make_trainer
     trainer = make(job, model, str(run.checkpoints), callbacks)
-    trainer.run = run.name_of_run
+    trainer.run, trainer.args.run_name = run.name_of_run, run.path.name
     try:
         with stop:
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))

@@ -1,0 +1,63 @@
+"""Experiment trackers get what metrics.jsonl holds."""
+
+import json
+
+import pytest
+from transformers import TrainerCallback
+
+import fine_tune
+from dandap.errors import InputError
+from dandap.recipe import load_recipe
+from dandap.training import session, trackers
+
+LEARNED = ["--recipe", "demo", "--epochs", "0.1", "--evaluate_every", "2 steps"]
+
+
+class Recorder(TrainerCallback):
+    """Keeps what a tracker would send."""
+
+    def __init__(self):
+        self.sent = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.name = args.run_name
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.sent.append((state.global_step, logs))
+
+
+def test_a_tracker_gets_the_steps_and_the_evaluations(tmp_path, monkeypatch):
+    made = []
+
+    def make():
+        made.append(Recorder())
+        return made[-1]
+
+    monkeypatch.setitem(trackers.INTEGRATION_TO_CALLBACK, "trackio", make)
+    monkeypatch.setattr(session, "refuse_missing_trackers", str)
+    options = ["--output_dir", str(tmp_path), "--run_name", "tracked", "--report_to", "trackio"]
+    fine_tune.main([*LEARNED, *options])
+    (recorder,) = made
+    assert recorder.name == "tracked"
+    lines = (tmp_path / "tracked/metrics.jsonl").read_text().splitlines()
+    for record in map(json.loads, lines):
+        sent = [logs for step, logs in recorder.sent if step == record.get("step")]
+        if "loss" in record:
+            assert record["loss"] in [logs.get("loss") for logs in sent]
+        if "evaluation" in record:
+            assert {"eval_char_f1": record["evaluation"]["char_f1"]}.items() <= sent[-1].items()
+    assert any("eval_char_f1" in logs for _, logs in recorder.sent)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_at_once(tmp_path):
+    with pytest.raises(InputError, match="wandb is not installed: pip install wandb"):
+        fine_tune.main([*LEARNED, "--output_dir", str(tmp_path), "--report_to", "wandb"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_trackers_are_named_with_commas():
+    recipe = load_recipe("demo", {"report_to": "tensorboard, wandb"})
+    assert recipe.report_to == ["tensorboard", "wandb"]
+    assert load_recipe("demo", {"report_to": None}).report_to == []
+    with pytest.raises(InputError, match="report_to"):
+        load_recipe("demo", {"report_to": "neptun"})
