@@ -1,0 +1,101 @@
+"""What README and docs tell is so: commands, files, links; both READMEs say the same."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+README, KOREAN = Path("README.md"), Path("README.ko.md")
+PAGES = [README, KOREAN, *sorted(Path("docs").glob("*.md"))]
+TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
+# Names that stand for a user's own runs and files.
+STANDS_FOR_A_RUN = {"RUN", "RUN1", "RUN2", "RUN3"}
+
+
+def lines_of_shell(text):
+    """Return the commands of a page's bash blocks, without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [part.strip() for line in lines if line for part in line.split("&&")]
+
+
+def commands_of(path):
+    """Return the commands in blocks, and those between back-quotes that begin as such."""
+    inline = re.findall(r"`(python [^`]+)`", TEXTS[path])
+    return [*lines_of_shell(TEXTS[path]), *inline]
+
+
+OURS = sorted(
+    {
+        command
+        for path in PAGES
+        for command in commands_of(path)
+        if command.startswith("python ") and "-m venv" not in command and "<" not in command
+    }
+)
+
+
+def parser_of(words):
+    """Return (the parser of a script or tool, its arguments)."""
+    if words[1] == "-m":
+        return importlib.import_module(words[2]), words[3:]
+    return importlib.import_module(words[1].removesuffix(".py")), words[2:]
+
+
+@pytest.mark.parametrize("command", OURS)
+def test_every_command_has_options_that_there_are(command):
+    """A parser refuses an option that it does not know, and what is none of its choices."""
+    module, arguments = parser_of(shlex.split(command))
+    if hasattr(module, "command_line"):
+        module.command_line().parse_args(arguments)
+    if "--recipe" in arguments:
+        recipe = arguments[arguments.index("--recipe") + 1]
+        assert Path(f"recipes/{recipe}.yaml").is_file()
+
+
+def test_there_are_commands_to_test():
+    assert len(OURS) > 25
+
+
+@pytest.mark.parametrize("path", PAGES, ids=str)
+def test_links_lead_to_files(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXTS[path]):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=str)
+def test_named_files_are_there(path):
+    for name in re.findall(r"`((?:[\w-]+/)+[\w.-]+\.(?:py|md|yaml|sh|ipynb))`", TEXTS[path]):
+        assert Path(name).exists() or name.startswith(("data/", "outputs/")), name
+
+
+def test_the_readme_is_short():
+    assert len(TEXTS[README].split()) <= 900
+    assert len(TEXTS[KOREAN].split()) <= 900
+
+
+def test_both_readmes_have_the_same_parts():
+    """The same headings, commands, tables and numbers, in the same order."""
+    for pattern in (r"^#+ ", r"^\|.*\|$", r"`--?\w+[^`]*`", r"\d[\d,.]*\d", r"\]\([^)]+\)"):
+        found = [re.findall(pattern, TEXTS[path], re.MULTILINE) for path in (README, KOREAN)]
+        if pattern.startswith("^"):
+            found = [len(each) for each in found]
+        else:
+            found = [sorted(set(each) - {"README.md"}) for each in found]
+            found = [[x for x in each if not x.startswith("](README")] for each in found]
+        assert found[0] == found[1], pattern
+    assert lines_of_shell(TEXTS[README]) == lines_of_shell(TEXTS[KOREAN])
+
+
+def test_the_tree_of_files_names_what_there_is():
+    tree = re.search(r"## Where things are\n\n```\n(.*?)```", TEXTS[README], re.DOTALL)[1]
+    named = set(re.findall(r"\b[\w]+\.py\b|\b[\w/]+/", tree))
+    scripts = {path.name for path in Path().glob("*.py")} - {"conftest.py"}
+    assert scripts <= named, scripts - named
+    packages = {
+        f"{path.name}/" for path in Path("dandap").iterdir() if (path / "__init__.py").exists()
+    }
+    assert packages <= {name.removeprefix("dandap/") for name in named}
