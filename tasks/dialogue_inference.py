@@ -20,7 +20,7 @@ from dandap.data.texts import SURROGATE, clean, trim, writable
 from dandap.errors import InputError
 from dandap.runs.files import write_bytes
 from dandap.terminal import shown
-from tasks.task import Chart, Description, Task, refuse_columns
+from tasks.task import Box, Chart, Description, Task, refuse_columns
 
 LETTERS = ("A", "B", "C")
 INFERENCES = ("inference_1", "inference_2", "inference_3")
@@ -182,6 +182,20 @@ def _line(turn: dict) -> str:
     return f"화자{turn['speaker']}: {clean(turn['utterance']).strip()}"
 
 
+def typed_turns(text: str) -> list[dict]:
+    """Return the turns of a dialogue that somebody typed, a line each, named by their numbers."""
+    turns = []
+    for number, line in enumerate(filter(trim, text.splitlines()), 1):
+        match = re.fullmatch(r"\s*(?:화자\s*)?(\w+)\s*[:：]\s*(.+)", line)
+        if not match:
+            raise InputError(
+                f"line {number} of the dialogue: got {line[:100]!r}; expected who speaks and what "
+                "is said, as 1: 안녕."
+            )
+        turns.append({"speaker": match[1], "utterance": match[2], "utterance_id": str(number)})
+    return turns
+
+
 # Templates are tried on this made-up item before any file is read.
 SAMPLE = to_row(
     {
@@ -284,6 +298,13 @@ class DialogueInference(Task):
     sample = SAMPLE
     headline = ("accuracy",)
     cleans = True
+    boxes = (
+        Box("dialogue", 8),
+        Box("target"),
+        Box("category", choices=CATEGORIES),
+        *map(Box, INFERENCES),
+    )
+    sample_file = "data/sample/dialogue_test.json"
 
     def recognises(self, path):
         # The first 100,000 bytes tell, without parsing a file of megabytes.
@@ -346,6 +367,38 @@ class DialogueInference(Task):
             },
             "confusion": confusion,
         }
+
+    def ask(self, typed):
+        """Return the one question that was typed; `target` holds numbers of lines."""
+        turns = typed_turns(typed["dialogue"])
+        names = re.findall(r"\d+", typed["target"])
+        inferences = {name: typed[name] for name in INFERENCES}
+        content = {"conversation": turns, "reference_id": names, "category": typed["category"]}
+        item = {"id": "1", "input": content | inferences}
+        if fault := _fault(item) or ("" if names else "no line is named as the target"):
+            raise InputError(
+                f"{fault}. Expected a line a turn, as 1: 안녕, and the number of the line that is "
+                "asked about."
+            )
+        return [to_row(item)]
+
+    def typed(self, rows):
+        row = rows[0]
+        lines, referred_to = row.context.split("\n"), row.fields["reference"].split("\n")
+        target = [str(number) for number, line in enumerate(lines, 1) if line in referred_to]
+        inferences = [row.fields[f"option_{letter}"] for letter in LETTERS]
+        return {
+            "dialogue": row.context,
+            "target": ", ".join(target),
+            "category": row.fields["category"],
+            **dict(zip(INFERENCES, inferences, strict=True)),
+        }
+
+    def question(self, row):
+        return self.fields(row.context, row, "")["question"]
+
+    def spoken(self, row, answer):
+        return f"{answer}. {row.fields[f'option_{answer}']}" if answer in LETTERS else answer
 
     def submit(self, recipe, folder, test_file, answered, form):
         return write_filled(folder / "submission.json", test_file, answered.predictions), None

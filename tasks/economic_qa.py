@@ -20,6 +20,7 @@ class EconomicQA(Task):
 
     name = "economic_qa"
     needs = ("context", "question")
+    sample_file = "data/sample/test.csv"
     sample = Row(
         "sample",
         "한빛전자는 올해 1분기 매출 1,240억 원을 기록했다.",

@@ -3,7 +3,7 @@
 Reading, training, answering, scoring and reporting ask it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import metrics
 from dandap.answering.answer import Answer
 from dandap.data.encoding import Example
-from dandap.data.questions import read_answers
+from dandap.data.questions import read_answers, typed_rows
 from dandap.data.rows import Row, Table, match_ids
 from dandap.errors import InputError
 from dandap.recipe import Recipe
@@ -26,6 +26,14 @@ class Chart(NamedTuple):
     title: str
     values: dict[str, int] | list[int]
     label: str
+
+
+class Box(NamedTuple):
+    """Describes what app.py's page has to type into, or to choose from where there are choices."""
+
+    name: str
+    lines: int = 1
+    choices: tuple[str, ...] = ()
 
 
 @dataclass
@@ -56,6 +64,8 @@ class Task:
     # The scores that count; the first, by question in `each`, decides which adapter is kept.
     headline: tuple[str, ...] = ("char_f1", "exact_match")
     cleans = False  # whether tools.refine cleans its files
+    boxes: tuple[Box, ...] = (Box("article", 12), Box("questions", 4))  # of app.py's page
+    sample_file = ""  # whose rows the page offers to try, beside `sample`
 
     def recognises(self, path: Path) -> bool:
         """Return whether a file is one of this task's, by its fields; the file can be read."""
@@ -178,6 +188,28 @@ class Task:
         `clean` is tools.refine's, or None.
         """
         return None
+
+    def ask(self, typed: Mapping[str, str]) -> list[Row]:
+        """Return the rows of what a person typed into `boxes`, cleaned as a test file's are.
+
+        There is a question a line; InputError says what is missing.
+        """
+        questions = [line for line in typed["questions"].split("\n") if line.strip()]
+        rows = typed_rows(typed.get("article", ""), questions) if questions else []
+        return [replace(row, choices=self.sample.choices) for row in rows]
+
+    def typed(self, rows: Sequence[Row]) -> dict[str, str]:
+        """Return what a person would type into `boxes` to ask rows of one article."""
+        questions = "\n".join(row.question.replace("\n", " ") for row in rows)
+        return {"article": rows[0].context, "questions": questions}
+
+    def question(self, row: Row) -> str:
+        """Return a question as a person reads it on the page."""
+        return row.question
+
+    def spoken(self, row: Row, answer: str) -> str:
+        """Return an answer as a person reads it on the page."""
+        return answer
 
     # What follows is the same for all tasks.
 

@@ -19,7 +19,7 @@ from dandap.data.texts import clean, trim
 from dandap.errors import InputError, first_line, short_list
 from dandap.runs.files import write_text
 from dandap.runs.submission import SubmissionForm, write_submission
-from tasks.task import Task, refuse_columns
+from tasks.task import Box, Task, refuse_columns
 
 QUESTIONS = ("질문_1", "질문_2")
 ANSWERS = tuple(f"답변_{number}" for number in range(1, 6))
@@ -199,6 +199,8 @@ class WallpaperQA(Task):
         "sample", "", "벽지에 곰팡이가 생기는 이유는?", ("습기가 벽에 맺히기 때문입니다.",)
     )
     headline = ("char_f1", "rouge_l")
+    boxes = (Box("questions", 6),)
+    sample_file = "data/sample/wallpaper_test.csv"
 
     def recognises(self, path):
         if not path.is_file() or path.suffix.lower() not in TABLES:
@@ -266,6 +268,10 @@ class WallpaperQA(Task):
                 f"cosine similarity {mean} (mean), {best} (best), by {similarity['model']}"
             )
         return lines
+
+    def ask(self, typed):
+        # As in a file each question stands by itself: rows of one group would share a reading.
+        return [replace(row, group=row.id) for row in super().ask(typed)]
 
     def submit(self, recipe, folder, test_file, answered, form):
         """Write answers.csv, and where the embedding model can be loaded submission.csv.

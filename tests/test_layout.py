@@ -17,15 +17,16 @@ FLOORS = (
     ("dandap.tree",),
     ("dandap.base",),
     ("dandap.training", "dandap.answering"),
+    ("dandap.page",),
     ("tasks",),
     ("prompts",),
     ("inference", "ensemble"),
-    ("folds",),
+    ("folds", "app"),
     ("fine_tune",),
     ("tools",),
     ("benchmarks",),
 )
-SCRIPTS = ("fine_tune", "folds", "inference", "ensemble", "prompts", "metrics")
+SCRIPTS = ("fine_tune", "folds", "inference", "app", "ensemble", "prompts", "metrics")
 MODULES = {
     ".".join(path.with_suffix("").parts).removesuffix(".__init__"): path
     for folder in ("dandap", "tasks", "tools", "benchmarks")
@@ -90,6 +91,7 @@ def test_every_package_says_what_lives_there():
 
 
 LIGHT = {
+    "app.py --help": "import sys, app; sys.argv[1:] = ['--help']; app.run_script(app.main)",
     "import prompts": "import prompts",
     "import metrics": "import metrics",
     "import tasks": "import tasks",
@@ -138,7 +140,9 @@ def test_functions_are_short_and_take_few_arguments(module):
         assert count <= 6, f"{module}.{function.name} takes {count} arguments"
 
 
-@pytest.mark.parametrize(("module", "name"), [("fine_tune", "fine_tune"), ("inference", "main")])
+@pytest.mark.parametrize(
+    ("module", "name"), [("fine_tune", "fine_tune"), ("inference", "main"), ("app", "main")]
+)
 def test_the_stories_fit_on_a_page(module, name):
     (story,) = [function for function in functions(module) if function.name == name]
     assert story.end_lineno - story.lineno + 1 <= 30

@@ -61,6 +61,18 @@ def read(
     return tables[0] if len(tables) == 1 else join(tables)
 
 
+def typed_rows(article: str, questions: list[str]) -> list[Row]:
+    """Return the rows of an article and questions that somebody typed, cleaned as a file's are.
+
+    They are numbered from 1.
+    """
+    records = [
+        (f"question {number}", {"id": str(number), "context": article, "question": question})
+        for number, question in enumerate(questions, 1)
+    ]
+    return _Cleaner(Path("typed"), False, []).rows(records)
+
+
 def _read_one(path: Path, columns: dict[str, str], need_answers: bool, several: bool) -> Table:
     data, digest = read_bytes(path)
     required = (*REQUIRED, "answer") if need_answers else REQUIRED

@@ -1,0 +1,193 @@
+"""Answer what a page asks: hold the open models, bound what is asked, and make sheets of answers.
+
+How a model is opened and rows are encoded comes in as functions: both are inference.py's.
+"""
+
+import gc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Lock
+
+from dandap.answering.answer import place
+from dandap.data.encoding import Example
+from dandap.data.rows import Row
+from dandap.errors import InputError, short_list
+from dandap.page.cards import Said, Sheet, message, render
+
+MOST_OPEN = 2  # models in memory: the two that stand side by side
+MOST_CHARACTERS, MOST_QUESTIONS, LONGEST_QUESTION = 30_000, 50, 1000
+BASE = ":base"  # beside a run: its base alone; no folder that we make is called so
+
+
+@dataclass
+class Desk:
+    """Answers with any of the runs, one request at a time.
+
+    `tasks` map each run's name to its task, the first one's first. `open_model(run, adapted)`
+    loads a run, or its base alone, and returns (recipe, model); `encode(recipe, model, rows)`
+    returns the rows as examples.
+    """
+
+    tasks: dict
+    labels: dict
+    open_model: Callable
+    encode: Callable[..., list[Example]]
+    models: dict = field(default_factory=dict)  # by (run, adapted); the one used last stands last
+    lock: Lock = field(default_factory=Lock)
+
+    @property
+    def first(self) -> str:
+        """Return the run that answers where none is named."""
+        return next(iter(self.tasks))
+
+    def answer(
+        self, run: str, typed: dict[str, str], adapted: bool = True
+    ) -> list[tuple[Example, dict]]:
+        """Return the questions that were typed, in order, with their records of predictions.jsonl.
+
+        Without `adapted` the base of the run answers alone.
+        """
+        task = self.tasks[run]
+        rows = self.rows(task, typed)
+        with self.lock:
+            recipe, model = self.model(run, adapted)
+            examples = self.encode(recipe, model, rows)
+            model.check(examples)
+            records = {
+                example.row.id: task.record(example, said)
+                for example, said in model.answerer.answers(examples)
+            }
+        return [(example, records[example.row.id]) for example in examples]
+
+    def rows(self, task, typed: dict[str, str]) -> list[Row]:
+        """Return the rows that were typed; refuse more than a page should ask."""
+        for name, text in typed.items():
+            if len(text or "") > MOST_CHARACTERS:
+                self.refuse("too_long", self.labels.get(name, name), len(text), MOST_CHARACTERS)
+        rows = task.ask({name: text or "" for name, text in typed.items()})
+        if not rows:
+            self.refuse("none_asked")
+        if len(rows) > MOST_QUESTIONS:
+            self.refuse("too_many", len(rows), MOST_QUESTIONS)
+        for number, row in enumerate(rows, 1):
+            if len(row.question) > LONGEST_QUESTION:
+                self.refuse("long_question", number, len(row.question), LONGEST_QUESTION)
+        return rows
+
+    def refuse(self, name: str, *values) -> None:
+        """Raise the InputError of this label."""
+        raise InputError(self.labels[name].format(*values))
+
+    def model(self, run: str, adapted: bool) -> tuple:
+        """Return (recipe, model), opened now if it is not open; older ones make room for it."""
+        key = (run, adapted)
+        if key not in self.models:
+            self.close(keep=MOST_OPEN - 1)
+            try:
+                self.models[key] = self.open_model(run, adapted)
+            except InputError:
+                # On a GPU the others may hold the memory that this one needs.
+                if not self.models:
+                    raise
+                self.close(keep=0)
+                self.models[key] = self.open_model(run, adapted)
+        self.models[key] = self.models.pop(key)
+        return self.models[key]
+
+    def close(self, keep: int) -> None:
+        """Drop the models that were used longest ago, and give their memory back."""
+        import torch  # 3 s, which --help need not take
+
+        while len(self.models) > keep:
+            del self.models[next(iter(self.models))]
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def show(desk: Desk, run: str, beside: str, typed: dict[str, str]) -> str:
+    """Return as HTML what a run answers, and beside it another one or the run's base."""
+    speakers = {run: (run, True)}
+    if beside == BASE:
+        speakers[desk.labels["base"]] = (run, False)
+    elif beside:
+        speakers[beside] = (beside, True)
+    try:
+        answered = {
+            name: desk.answer(chosen, typed, adapted)
+            for name, (chosen, adapted) in speakers.items()
+        }
+    except InputError as error:
+        return message(str(error))
+    return render(make_sheet(desk.tasks[run], answered), desk.labels)
+
+
+def make_sheet(task, answered: dict[str, list[tuple[Example, dict]]]) -> Sheet:
+    """Return what is shown of every speaker's answers, on the article as the first one read it."""
+    examples = [example for example, _ in next(iter(answered.values()))]
+    article = examples[0].context
+    answers = []
+    for of_question in zip(*answered.values(), strict=True):
+        pairs = zip(answered, of_question, strict=True)
+        answers.append([_said(task, name, *pair, article) for name, pair in pairs])
+    questions = [task.question(example.row) for example in examples]
+    return Sheet(article, examples[0].trimmed, questions, answers)
+
+
+def _said(task, speaker: str, example: Example, record: dict, article: str) -> Said:
+    text = record["prediction"]
+    return Said(
+        speaker,
+        task.spoken(example.row, text),
+        math.exp(record["log_probability"]),
+        # A letter of choices is no piece of the text, wherever it may stand in it.
+        None if example.row.choices else place(text, article),
+        record["ended"] == "cut",
+    )
+
+
+def endpoint(desk: Desk) -> Callable:
+    """Return the function behind /answer; Gradio documents it by its signature."""
+    from gradio import Error
+
+    def answer(article: str, questions: list[str], run: str = "") -> list[dict]:
+        """Answer questions on an article by a run (the first one if none is named).
+
+        Each answer comes with the mean probability of its tokens and its place in the article as
+        it was read, [start, end) in characters, or null; trimmed_characters were not read of it.
+        """
+        try:
+            answered = desk.answer(*what_was_sent(desk, article, questions, run))
+        except InputError as error:
+            raise Error(str(error), print_exception=False) from error
+        return [
+            {
+                "question": record["question"],
+                "answer": record["prediction"],
+                "probability": round(math.exp(record["log_probability"]), 4),
+                "span": record["span"],
+                "trimmed_characters": record["trimmed_characters"],
+            }
+            for _, record in answered
+        ]
+
+    return answer
+
+
+def what_was_sent(desk: Desk, article, questions, run) -> tuple[str, dict[str, str]]:
+    """Return (run, what was typed) of a call of /answer; Gradio does not check the types."""
+    texts = [article, *questions] if isinstance(questions, list) else [None]
+    if not all(isinstance(text, str) for text in texts) or any("\n" in each for each in texts[1:]):
+        raise InputError("expected an article, and a list of questions without line breaks.")
+    run = run or desk.first
+    if run not in desk.tasks:
+        raise InputError(f"there is no run {str(run)[:100]!r}; there are {short_list(desk.tasks)}.")
+    typed = {"article": article, "questions": "\n".join(questions)}
+    boxes = [box.name for box in desk.tasks[run].boxes]
+    if not set(boxes) <= set(typed):
+        raise InputError(
+            f"{run} was trained for {desk.tasks[run].name}, which /answer does not ask for (it "
+            f"needs {', '.join(boxes)}). Name another run."
+        )
+    return run, {name: typed[name] for name in boxes}

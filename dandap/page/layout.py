@@ -1,0 +1,108 @@
+"""Lay the page out with Gradio: a tab for each task, and the endpoint /answer beside them."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import gradio
+
+from dandap.page.desk import BASE
+
+STYLE = Path(__file__).with_name("page.css")
+# One model computes at a time; whoever comes while so many wait is told that the queue is full.
+MODEL, MOST_WAITING = {"concurrency_id": "model", "concurrency_limit": 1}, 64
+# Fonts that the reader has, Korean ones first: nothing is fetched for them.
+FONTS = ("Pretendard", "Apple SD Gothic Neo", "Noto Sans KR", "Malgun Gothic", "NanumGothic")
+
+
+@dataclass(frozen=True)
+class Tab:
+    """Describes the tab of one task.
+
+    `boxes` are the task's, `samples` map a name to what stands in them.
+    """
+
+    name: str
+    boxes: tuple
+    runs: list[str]
+    samples: dict[str, dict[str, str]]
+
+
+def build_page(
+    tabs: list[Tab], labels: dict, show: Callable[..., str], answer: Callable
+) -> gradio.Blocks:
+    """Return the page.
+
+    `show(run, beside, typed)` gives HTML; `answer` is the endpoint, typed for Gradio's
+    documentation of it.
+    """
+    several = gradio.Tabs if len(tabs) > 1 else nullcontext
+    with gradio.Blocks(title="단답 Dandap", analytics_enabled=False) as page:
+        gradio.HTML(f"<header><h1>단답</h1><p>{labels['subtitle']}</p></header>")
+        with several():
+            for tab in tabs:
+                title = labels.get(tab.name, tab.name)
+                with gradio.Tab(title) if len(tabs) > 1 else nullcontext():
+                    _fill(tab, labels, show)
+        gradio.api(answer, api_name="answer", **MODEL)
+    return page.queue(max_size=MOST_WAITING, api_open=False)
+
+
+def _fill(tab: Tab, labels: dict, show: Callable[..., str]) -> None:
+    """Put a tab's boxes on its left, and what is answered on its right; below on a phone."""
+    with gradio.Row(equal_height=False):
+        with gradio.Column(scale=5, min_width=320):
+            with gradio.Row():
+                run = gradio.Dropdown(
+                    tab.runs, value=tab.runs[0], label=labels["run"], filterable=False
+                )
+                others = [(labels["nothing"], ""), (labels["base"], BASE), *tab.runs]
+                beside = gradio.Dropdown(others, value="", label=labels["beside"], filterable=False)
+            sample = gradio.Dropdown(
+                [(labels["pick"], ""), *tab.samples],
+                value="",
+                label=labels["sample"],
+                filterable=False,
+            )
+            boxes = [_box(box, labels) for box in tab.boxes]
+            button = gradio.Button(labels["ask"], variant="primary")
+        with gradio.Column(scale=6, min_width=320):
+            shown = gradio.HTML(f'<p class="nothing">{labels["empty"]}</p>', min_height=120)
+    names = [box.name for box in tab.boxes]
+
+    def ask(run: str, beside: str, *values: str) -> str:
+        return show(run, beside, dict(zip(names, values, strict=True)))
+
+    button.click(ask, [run, beside, *boxes], shown, api_visibility="private", **MODEL)
+    # Filling boxes does not wait for a model that answers others.
+    sample.input(
+        partial(_sample, tab), sample, boxes, api_visibility="private", concurrency_limit=None
+    )
+
+
+def _sample(tab: Tab, chosen: str) -> list | object:
+    """Return what a sample puts into the boxes; the first choice leaves them as they are."""
+    if chosen not in tab.samples:
+        return [gradio.skip() for _ in tab.boxes] if len(tab.boxes) > 1 else gradio.skip()
+    values = [tab.samples[chosen][box.name] for box in tab.boxes]
+    return values if len(values) > 1 else values[0]
+
+
+def _box(box, labels: dict) -> gradio.components.Component:
+    label = labels.get(box.name, box.name)
+    if box.choices:
+        return gradio.Dropdown(
+            list(box.choices), value=box.choices[0], label=label, filterable=False
+        )
+    # A box grows with what is typed, up to twice its height, and then scrolls.
+    return gradio.Textbox(label=label, lines=box.lines, max_lines=2 * box.lines)
+
+
+def theme() -> gradio.themes.Base:
+    """Return the colours and fonts."""
+    fonts = [gradio.themes.Font(name) for name in (*FONTS, "sans-serif")]
+    return gradio.themes.Base(
+        primary_hue="teal", neutral_hue="stone", font=fonts, font_mono=fonts, radius_size="lg"
+    )
