@@ -181,7 +181,7 @@ def samples(task: Task) -> dict[str, dict[str, str]]:
     for indices in by_article(row.article for row in rows)[:MOST_SAMPLES]:
         typed = task.typed([rows[index] for index in indices])
         words = " ".join(typed[task.boxes[0].name].split())
-        found[f"{len(found) + 1}. {words[:36]}..."] = typed
+        found[f"{len(found) + 1}. {words[:28]}..."] = typed
     return found
 
 

@@ -9,6 +9,8 @@ from itertools import pairwise
 
 from dandap.page.labels import how_sure
 
+LONG = 40  # characters; a sentence is not shown in the size of a word
+
 
 @dataclass(frozen=True)
 class Said:
@@ -68,10 +70,11 @@ def _card(number: int, question: str, answers: list[Said], sheet: Sheet, labels:
         # Of a long answer nobody expects that it stands in the text; "cut" says enough.
         if sheet.article and not said.span and not said.is_cut and said.text:
             notes.append(labels["not_in"])
+        size = ' class="long"' if len(said.text) > LONG else ""
         name = f'<span class="who">{escape(said.speaker)}</span>' if len(answers) > 1 else ""
         lines.append(
             f'<div class="said by{speaker}">{name}'
-            f"<strong>{escape(said.text) or labels['no_answer']}</strong>"
+            f"<strong{size}>{escape(said.text) or labels['no_answer']}</strong>"
             f"{_confidence(said.probability, labels)}{''.join(map(_note, notes))}</div>"
         )
     return (
@@ -81,7 +84,8 @@ def _card(number: int, question: str, answers: list[Said], sheet: Sheet, labels:
 
 
 def _confidence(probability: float, labels: dict) -> str:
-    percent = f"{probability:.0%}"
+    # Rounded down: 99.7% is not certain.
+    percent = f"{min(int(probability * 100), 99)}%"
     return (
         f'<span class="sure"><span class="bar"><i style="width:{percent}"></i></span>'
         f"{how_sure(labels, probability)} · {percent}</span>"

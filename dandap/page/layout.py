@@ -69,13 +69,16 @@ def _fill(tab: Tab, labels: dict, show: Callable[..., str]) -> None:
             boxes = [_box(box, labels) for box in tab.boxes]
             button = gradio.Button(labels["ask"], variant="primary")
         with gradio.Column(scale=6, min_width=320):
-            shown = gradio.HTML(f'<p class="nothing">{labels["empty"]}</p>', min_height=120)
+            shown = gradio.HTML(f'<p class="nothing">{labels["empty"]}</p>')
     names = [box.name for box in tab.boxes]
 
     def ask(run: str, beside: str, *values: str) -> str:
         return show(run, beside, dict(zip(names, values, strict=True)))
 
-    button.click(ask, [run, beside, *boxes], shown, api_visibility="private", **MODEL)
+    # On a phone the answers are below the page's end.
+    button.click(
+        ask, [run, beside, *boxes], shown, scroll_to_output=True, api_visibility="private", **MODEL
+    )
     # Filling boxes does not wait for a model that answers others.
     sample.input(
         partial(_sample, tab), sample, boxes, api_visibility="private", concurrency_limit=None
