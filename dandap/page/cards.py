@@ -14,13 +14,17 @@ LONG = 40  # characters; a sentence is not shown in the size of a word
 
 @dataclass(frozen=True)
 class Said:
-    """Holds one answer: who gave it, its text, how sure, and its place in the article shown."""
+    """Holds one answer: who gave it, its text, how sure, and its place in the article shown.
+
+    Where it `is_choice` nobody expects that it stands there.
+    """
 
     speaker: str
     text: str
     probability: float
     span: tuple[int, int] | None
     is_cut: bool
+    is_choice: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ def _card(number: int, question: str, answers: list[Said], sheet: Sheet, labels:
     lines = []
     for speaker, said in enumerate(answers, 1):
         notes = [labels["cut"]] if said.is_cut else []
-        # Of a long answer nobody expects that it stands in the text; "cut" says enough.
-        if sheet.article and not said.span and not said.is_cut and said.text:
+        elsewhere = sheet.article and said.text and not said.span
+        # Nor does what was cut; that it was says enough.
+        if elsewhere and not said.is_cut and not said.is_choice:
             notes.append(labels["not_in"])
         size = ' class="long"' if len(said.text) > LONG else ""
         name = f'<span class="who">{escape(said.speaker)}</span>' if len(answers) > 1 else ""

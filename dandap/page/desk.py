@@ -135,15 +135,28 @@ def make_sheet(task, answered: dict[str, list[tuple[Example, dict]]]) -> Sheet:
     return Sheet(article, examples[0].trimmed, questions, answers)
 
 
+def probability(record: dict) -> float:
+    """Return how sure an answer is: the geometric mean of its tokens' probabilities.
+
+    Where there were choices it is the answer's share among them.
+    """
+    if "choices" not in record:
+        return math.exp(record["log_probability"])
+    # The likeliest is the answer; the others are weighed against it, so that no sum is 0.
+    scores = record["choices"].values()
+    return 1 / sum(math.exp(score - max(scores)) for score in scores)
+
+
 def _said(task, speaker: str, example: Example, record: dict, article: str) -> Said:
     text = record["prediction"]
     return Said(
         speaker,
         task.spoken(example.row, text),
-        math.exp(record["log_probability"]),
+        probability(record),
         # A letter of choices is no piece of the text, wherever it may stand in it.
         None if example.row.choices else place(text, article),
         record["ended"] == "cut",
+        bool(example.row.choices),
     )
 
 
@@ -154,8 +167,9 @@ def endpoint(desk: Desk) -> Callable:
     def answer(article: str, questions: list[str], run: str = "") -> list[dict]:
         """Answer questions on an article by a run (the first one if none is named).
 
-        Each answer comes with the mean probability of its tokens and its place in the article as
-        it was read, [start, end) in characters, or null; trimmed_characters were not read of it.
+        Each answer comes with the mean probability of its tokens (its share where there were
+        choices), and with its place in the article as it was read, [start, end) in characters, or
+        null; trimmed_characters were not read of it.
         """
         try:
             answered = desk.answer(*what_was_sent(desk, article, questions, run))
@@ -165,7 +179,7 @@ def endpoint(desk: Desk) -> Callable:
             {
                 "question": record["question"],
                 "answer": record["prediction"],
-                "probability": round(math.exp(record["log_probability"]), 4),
+                "probability": round(probability(record), 4),
                 "span": record["span"],
                 "trimmed_characters": record["trimmed_characters"],
             }

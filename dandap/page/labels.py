@@ -31,7 +31,7 @@ LABELS = {
         "not_in": "글에 그대로 나오지 않는 답입니다.",
         "sure": ("매우 확신", "꽤 확신", "반신반의", "추측에 가까움"),
         "sure_means": "확신은 모델이 답의 토큰마다 매긴 확률의 평균(기하평균)입니다. "
-        "답이 맞을 확률은 아닙니다.",
+        "선택지가 있으면 선택지 가운데 그 답이 차지하는 몫입니다. 답이 맞을 확률은 아닙니다.",
         "too_long": "'{}' 칸이 {}자입니다. {}자까지 쓸 수 있습니다.",
         "too_many": "질문이 {}개입니다. 한 번에 {}개까지 물을 수 있습니다.",
         "long_question": "질문 {}이 {}자입니다. {}자까지 쓸 수 있습니다.",
@@ -66,7 +66,8 @@ LABELS = {
         "not_in": "This answer does not stand in the text as written.",
         "sure": ("very sure", "fairly sure", "unsure", "little more than a guess"),
         "sure_means": "How sure: the probability that the model gave to a token of its answer, on "
-        "average (the geometric mean). It is not the probability that the answer is right.",
+        "average (the geometric mean); where there are choices, the answer's share among them. It is "
+        "not the probability that the answer is right.",
         "too_long": "'{}' holds {} characters; at most {} can be read.",
         "too_many": "Got {} questions; at most {} can be asked at once.",
         "long_question": "Question {} has {} characters; at most {} can be asked.",
