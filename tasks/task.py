@@ -201,7 +201,8 @@ class Task:
     def typed(self, rows: Sequence[Row]) -> dict[str, str]:
         """Return what a person would type into `boxes` to ask rows of one article."""
         questions = "\n".join(row.question.replace("\n", " ") for row in rows)
-        return {"article": rows[0].context, "questions": questions}
+        given = {"article": rows[0].context, "questions": questions}
+        return {box.name: given[box.name] for box in self.boxes}
 
     def question(self, row: Row) -> str:
         """Return a question as a person reads it on the page."""

@@ -39,7 +39,9 @@ class Gate:
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
-        if scope["type"] != "http" or not self._is_known(scope["path"]):
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
+        if not self._is_known(scope["path"]):
             return await _refuse(send, 404, "there is nothing here")
         headers = dict(scope["headers"])
         if self.hosts and _host(headers) not in self.hosts:

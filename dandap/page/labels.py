@@ -66,8 +66,8 @@ LABELS = {
         "not_in": "This answer does not stand in the text as written.",
         "sure": ("very sure", "fairly sure", "unsure", "little more than a guess"),
         "sure_means": "How sure: the probability that the model gave to a token of its answer, on "
-        "average (the geometric mean); where there are choices, the answer's share among them. It is "
-        "not the probability that the answer is right.",
+        "average (the geometric mean); where there are choices, the answer's share among them. It "
+        "is not the probability that the answer is right.",
         "too_long": "'{}' holds {} characters; at most {} can be read.",
         "too_many": "Got {} questions; at most {} can be asked at once.",
         "long_question": "Question {} has {} characters; at most {} can be asked.",
