@@ -3,6 +3,9 @@
 import json
 import shutil
 import socket
+import subprocess
+import sys
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -331,15 +334,16 @@ def served(gradio, desk):
     """Serve the page in this process; return (its address, whom the process has called)."""
     from dandap.page.serve import open_page
 
-    called, connect = [], socket.socket.connect
+    called, find = [], socket.getaddrinfo
 
-    def noted(self, address):
-        called.append(address)
-        return connect(self, address)
+    def noted(host, *more, **named):
+        called.append(host)
+        return find(host, *more, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         app.check_gradio()
-        patch.setattr(socket.socket, "connect", noted)
+        # Where there is no network a call ends with its name, which is not found.
+        patch.setattr(socket, "getaddrinfo", noted)
         page = app.make_page(desk)
         address = open_page(page, desk.labels, free_port(), None)
         yield SimpleNamespace(address=address, called=called)
@@ -365,6 +369,21 @@ def test_the_endpoint_answers_as_inference_does(served, outputs):
     with pytest.raises(Exception, match="no run 'nope'"):
         client.predict(typed["article"], questions, "nope", api_name="/answer")
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/answer"}
+
+
+def test_twenty_calls_of_two_clients_at_once(served, desk):
+    from gradio_client import Client
+
+    clients = [Client(served.address, verbose=False) for _ in range(2)]
+    sums = [f"{number},240억 원" for number in range(1, 11)]
+    jobs = []
+    for worth in sums:
+        article = ARTICLE.replace("1,240억 원", worth)
+        jobs += [client.submit(article, ["매출은?"], api_name="/answer") for client in clients]
+    said = [job.result(timeout=300)[0]["answer"] for job in jobs]
+    assert said[::2] == said[1::2]
+    typed = {"article": ARTICLE, "questions": "매출은?"}
+    assert said[0] == desk.answer("first", typed)[0][1]["prediction"]
 
 
 @pytest.mark.parametrize(
@@ -403,8 +422,7 @@ def test_the_page_is_served_to_this_machine_alone(served):
 
 def test_nobody_is_called(served):
     get(served.address, "/")
-    hosts = {address[0] for address in served.called if isinstance(address, tuple)}
-    assert hosts == {"127.0.0.1"}
+    assert set(served.called) == {"127.0.0.1"}
 
 
 def test_a_shared_page_asks_for_its_password(gradio, desk, monkeypatch):
@@ -455,3 +473,194 @@ def test_the_gate_closes_websockets():
 
     asyncio.run(Gate(None, None)({"type": "websocket", "path": "/"}, None, send))
     assert sent == ["websocket.close"]
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("chromium is missing")
+    quiet = (
+        "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+        "--disable-background-networking --disable-component-update"
+    )
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=quiet.split())
+        yield opened
+        opened.close()
+
+
+class Server:
+    """Runs app.py as a person starts it."""
+
+    def __init__(self, outputs):
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}/"
+        self.command = [sys.executable, "app.py", "--output_dir", str(outputs), "--lang", "ko"]
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [*self.command, "--port", str(self.port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+        )
+        for line in self.process.stdout:
+            if line.startswith("page: "):
+                # What it prints later is read, too, or the pipe would fill and the server stand.
+                Thread(target=self.process.stdout.read, daemon=True).start()
+                return
+        raise AssertionError("the server ended")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(gradio, outputs):
+    running = Server(outputs)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.kill()
+
+
+class Page:
+    """Holds a tab of the browser, and does on it what a person does."""
+
+    def __init__(self, browser, server, **options):
+        self.tab = browser.new_context(**options).new_page()
+        self.asked, self.server = [], server
+        self.tab.on("request", self.note)
+        self.tab.goto(server.address)
+        self.tab.wait_for_selector("button:has-text('묻기')")
+
+    def note(self, request):
+        self.asked.append(request.url)
+
+    def fill(self, article, questions):
+        boxes = self.tab.locator("textarea >> visible=true")
+        boxes.nth(0).fill(article)
+        boxes.nth(1).fill("\n".join(questions))
+
+    def ask(self):
+        self.tab.locator("button:has-text('묻기')").click()
+
+    def choose(self, label, number):
+        self.tab.get_by_label(label).locator("visible=true").click()
+        self.tab.get_by_role("option").nth(number).click()
+        # A list fades out; until then its options are counted among those of the next.
+        self.tab.wait_for_selector("[role=option]", state="detached")
+
+    def wait(self, what):
+        self.tab.wait_for_selector(what, timeout=120_000)
+
+    def texts(self, what):
+        return [each.inner_text() for each in self.tab.locator(what).all()]
+
+
+QUESTIONS = ["올해 매출은?", "매출을 기록한 회사는?", "누구인가?"]
+
+
+@pytest.mark.slow
+def test_three_questions_then_another_run_beside_it(browser, server, desk):
+    page = Page(browser, server)
+    page.fill(ARTICLE, QUESTIONS)
+    page.ask()
+    page.wait(".card >> nth=2")
+    records = desk.answer("first", {"article": ARTICLE, "questions": "\n".join(QUESTIONS)})
+    said = [record["prediction"] or LABELS["ko"]["no_answer"] for _, record in records]
+    assert page.texts(".said strong") == said
+    assert page.texts(".article .text mark") or not any(record["span"] for _, record in records)
+    page.choose("답하는 모델", 1)
+    page.choose("나란히 볼 모델", 2)
+    page.ask()
+    page.wait(".said.by2 >> nth=2")
+    assert page.texts(".card >> nth=0 >> .who") == ["second", "first"]
+    # The second run is a copy of the first.
+    assert page.texts(".said.by1 strong") == page.texts(".said.by2 strong") == said
+    assert all(url.startswith(server.address) for url in page.asked)
+
+
+@pytest.mark.slow
+def test_a_sample_fills_the_boxes(browser, server):
+    page = Page(browser, server)
+    page.choose("예시", 2)
+    page.tab.wait_for_function("document.querySelectorAll('textarea')[1].value")
+    page.ask()
+    page.wait(".card >> nth=1")
+    assert page.texts(".article .text") == [page.tab.locator("textarea").nth(0).input_value()]
+
+
+@pytest.mark.slow
+def test_a_hostile_article_is_shown(browser, server):
+    page = Page(browser, server)
+    page.tab.evaluate("() => { window.bad = () => { window.was_bad = true } }")
+    page.fill(HOSTILE, [HOSTILE])
+    page.ask()
+    page.wait(".card")
+    page.tab.wait_for_timeout(500)
+    assert page.tab.evaluate("window.was_bad") is None
+    (shown,) = page.tab.locator(".sheet .text").all()
+    text = shown.evaluate(
+        "e => { e.querySelectorAll('sup').forEach(s => s.remove()); return e.textContent }"
+    )
+    assert text == HOSTILE
+    assert page.tab.locator(".sheet img, .sheet script").count() == 0
+
+
+@pytest.mark.slow
+def test_twenty_questions_from_two_tabs_at_once(browser, server):
+    pages = [Page(browser, server) for _ in range(2)]
+    questions = [f"{number}번째 매출은?" for number in range(20)]
+    for page in pages:
+        page.fill(ARTICLE, questions)
+    for page in pages:
+        page.ask()
+    for page in pages:
+        page.wait(".card >> nth=19")
+        shown = [text.partition(" ")[2] for text in page.texts(".question")]
+        assert shown == questions
+
+
+@pytest.mark.slow
+def test_a_server_that_was_killed_and_started_again(browser, server):
+    page = Page(browser, server)
+    page.fill(ARTICLE, QUESTIONS[:1])
+    page.ask()
+    page.wait(".card")
+    server.kill()
+    page.ask()
+    page.wait("text=Connection")
+    server.start()
+    # The page notices by itself, loads again and is empty.
+    page.wait(".nothing")
+    page.fill(ARTICLE, QUESTIONS[:2])
+    page.ask()
+    page.wait(".card >> nth=1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_at_the_width_of_a_phone(browser, server, scheme):
+    size = {"width": 390, "height": 844}
+    page = Page(browser, server, viewport=size, color_scheme=scheme)
+    long = "https://example.com/" + "a" * 300
+    page.choose("나란히 볼 모델", 1)
+    page.fill(f"{ARTICLE} {long}", [*QUESTIONS, long])
+    page.ask()
+    page.wait(".said.by2 >> nth=3")
+    page.tab.wait_for_timeout(1000)
+    assert page.tab.evaluate("document.documentElement.scrollWidth") == 390
+    widest = "Math.max(...[...document.querySelectorAll('.sheet *')].map(e => {0}))"
+    right = page.tab.evaluate(widest.replace("{0}", "e.getBoundingClientRect().right"))
+    assert right <= 390
+    # The answers are below what was typed, and come into sight.
+    assert page.tab.evaluate("document.querySelector('.card').getBoundingClientRect().top") < 844

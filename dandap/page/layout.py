@@ -15,6 +15,11 @@ STYLE = Path(__file__).with_name("page.css")
 MODEL, MOST_WAITING = {"concurrency_id": "model", "concurrency_limit": 1}, 64
 # Fonts that the reader has, Korean ones first: nothing is fetched for them.
 FONTS = ("Pretendard", "Apple SD Gothic Neo", "Noto Sans KR", "Malgun Gothic", "NanumGothic")
+# On a phone the answers are below what was typed.
+INTO_SIGHT = """() => {{
+    const shown = document.getElementById("{}"), top = shown.getBoundingClientRect().top;
+    if (top < 0 || top > innerHeight / 2) shown.scrollIntoView({{behavior: "smooth"}});
+}}"""
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,16 @@ def _fill(tab: Tab, labels: dict, show: Callable[..., str]) -> None:
             boxes = [_box(box, labels) for box in tab.boxes]
             button = gradio.Button(labels["ask"], variant="primary")
         with gradio.Column(scale=6, min_width=320):
-            shown = gradio.HTML(f'<p class="nothing">{labels["empty"]}</p>')
+            shown = gradio.HTML(
+                f'<p class="nothing">{labels["empty"]}</p>', elem_id=f"shown-{tab.name}"
+            )
     names = [box.name for box in tab.boxes]
 
     def ask(run: str, beside: str, *values: str) -> str:
         return show(run, beside, dict(zip(names, values, strict=True)))
 
-    # On a phone the answers are below the page's end.
-    button.click(
-        ask, [run, beside, *boxes], shown, scroll_to_output=True, api_visibility="private", **MODEL
-    )
+    asked = button.click(ask, [run, beside, *boxes], shown, api_visibility="private", **MODEL)
+    asked.then(None, js=INTO_SIGHT.format(shown.elem_id), api_visibility="private")
     # Filling boxes does not wait for a model that answers others.
     sample.input(
         partial(_sample, tab), sample, boxes, api_visibility="private", concurrency_limit=None
