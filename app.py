@@ -32,7 +32,7 @@ from dandap.errors import InputError
 from dandap.page.desk import Desk, endpoint, show
 from dandap.page.labels import LABELS, language
 from dandap.recipe import ANSWERING, Recipe
-from dandap.runs.folder import RunFolder, find_run, list_runs
+from dandap.runs.folder import RunFolder, find_run, list_runs, newest
 from tasks import get_task
 from tasks.task import Task
 
@@ -121,12 +121,13 @@ def ask_password() -> str:
 
 def find_runs(arguments: argparse.Namespace) -> dict[str, RunFolder]:
     """Return the finished runs by name, the one to begin with first, then the newest."""
-    first = find_run(arguments.run, arguments.output_dir)
-    runs = {first.path.name: first}
-    for run in reversed(list_runs(arguments.output_dir)):
-        if run.finished:
-            runs.setdefault(run.path.name, run)
-    return runs
+    listed = [run for run in list_runs(arguments.output_dir) if run.finished]
+    if arguments.run or not listed:
+        first = find_run(arguments.run, arguments.output_dir)  # where there is none, it says so
+    else:
+        first = newest(listed, "finished")
+    others = {run.path.name: run for run in reversed(listed) if run.path.name != first.path.name}
+    return {first.path.name: first, **others}
 
 
 def make_desk(runs: dict[str, RunFolder], arguments: argparse.Namespace) -> Desk:

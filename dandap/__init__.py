@@ -1,6 +1,7 @@
 """Dandap gives short answers to questions about Korean news.
 
-From the ground up, its packages are data, runs, tree and base, and on these training and answering.
+From the ground up, its packages are data, runs, tree and base, on these training and answering, and
+on answering the page of app.py.
 """
 
 from pathlib import Path

@@ -42,6 +42,8 @@ def open_page(page: gradio.Blocks, labels: dict, port: int, password: str | None
         ) from error
     # A shared page of Gradio's would load its scripts from a server of Gradio's.
     page.share = False
+    if password and not shared:
+        print("WARNING: Gradio's servers gave no public address; the page is on this machine alone")
     return shared or local
 
 
