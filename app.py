@@ -17,6 +17,7 @@ import dandap.start  # noqa: F401
 import argparse
 import getpass
 import os
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
 
     address = open_page(page, desk.labels, arguments.port, password)
     print(f"page: {address} (Ctrl-C ends it)", flush=True)
-    page.block_thread()
+    while page.is_running:  # its server is a thread, which ends with this one
+        time.sleep(1)
 
 
 def command_line() -> Parser:
