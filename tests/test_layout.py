@@ -17,16 +17,16 @@ FLOORS = (
     ("dandap.tree",),
     ("dandap.base",),
     ("dandap.training", "dandap.answering"),
-    ("dandap.page",),
+    ("dandap.page", "dandap.exporting"),
     ("tasks",),
     ("prompts",),
     ("inference", "ensemble"),
-    ("folds", "app"),
+    ("folds", "app", "export"),
     ("fine_tune",),
     ("tools",),
     ("benchmarks",),
 )
-SCRIPTS = ("fine_tune", "folds", "inference", "app", "ensemble", "prompts", "metrics")
+SCRIPTS = ("fine_tune", "folds", "inference", "app", "ensemble", "export", "prompts", "metrics")
 MODULES = {
     ".".join(path.with_suffix("").parts).removesuffix(".__init__"): path
     for folder in ("dandap", "tasks", "tools", "benchmarks")
@@ -100,6 +100,9 @@ LIGHT = {
     ),
     "fine_tune.py --help": (
         "import sys, fine_tune; sys.argv[1:] = ['--help']; fine_tune.run_script(fine_tune.main)"
+    ),
+    "export.py --help": (
+        "import sys, export; sys.argv[1:] = ['--help']; export.run_script(export.main)"
     ),
     "inference.py --help": (
         "import sys, inference; sys.argv[1:] = ['--help']; inference.run_script(inference.main)"

@@ -1,5 +1,6 @@
 """The device that a model runs on, and the number format of its arithmetic."""
 
+import gc
 import shutil
 from collections.abc import Callable
 from typing import TypeVar
@@ -92,6 +93,13 @@ def computing(model: PreTrainedModel | PeftModel) -> torch.autocast:
     """Return the context of the precision answers are computed in: the base's, adapters and all."""
     device = next(model.parameters()).device
     return torch.autocast(device.type, dtype=model.dtype, enabled=model.dtype != torch.float32)
+
+
+def free_memory() -> None:
+    """Give back what models that nobody uses any more still hold: wrappers refer to each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def unless_out_of_memory(work: Callable[[], T]) -> T | None:

@@ -149,8 +149,10 @@ def load_base(
     return model
 
 
-def dequantise(model: torch.nn.Module) -> None:
+def dequantise(model: torch.nn.Module, onto: torch.device | None = None) -> None:
     """Put plain linear layers in the place of 4-bit ones, with the same numbers.
+
+    `onto` is the device for the plain ones; None: where the 4-bit ones are.
 
     On CPUs without a fused kernel bitsandbytes dequantises the whole weight for every product:
     a tenth of the time of answering one question with a base of 270 M parameters.
@@ -158,7 +160,7 @@ def dequantise(model: torch.nn.Module) -> None:
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, Linear4bit):
-                setattr(parent, name, _plain_linear(layer))
+                setattr(parent, name, _plain_linear(layer).to(onto))
 
 
 def _plain_linear(layer: Linear4bit) -> torch.nn.Linear:

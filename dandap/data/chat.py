@@ -114,6 +114,10 @@ class Chat:
     def _spells_control(self, messages: Messages) -> bool:
         return any(self.controls.search(message["content"]) for message in messages)
 
+    def text(self, messages: Messages) -> str:
+        """Return the text of turns up to an answer's start."""
+        return self._apply(messages, add_generation_prompt=True, tokenize=False)
+
     def check(self, messages: Messages, name: str) -> None:
         """Refuse a template that leaves out what it was given, for instance the article."""
         text = self._apply(messages, add_generation_prompt=True, tokenize=False)

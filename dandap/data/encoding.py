@@ -64,11 +64,11 @@ class Encoder:
         self.control_ids = self.chat.control_ids if self.chat else mark_control_tokens(tokenizer)
         # A tokenizer that starts texts with BOS does so in prompts too; what it makes of an empty
         # text shows it.
-        starts_with_bos = (
+        self.starts_with_bos = (
             tokenizer.bos_token_id is not None
             and tokenizer.bos_token_id in tokenizer("").input_ids[:1]
         )
-        self._bos = [tokenizer.bos_token_id] if starts_with_bos else []
+        self._bos = [tokenizer.bos_token_id] if self.starts_with_bos else []
         prompt_ids = self.encode_prompt(sample.context, sample)
         for answer in sample.answers[:1]:
             self._check_answer(
@@ -83,6 +83,10 @@ class Encoder:
         if "prompt" in parts:
             return self._bos + self._plain_ids(parts["prompt"])
         return self.chat.ids(_messages(parts), add_generation_prompt=True)
+
+    def prompt_text(self, parts: dict[str, str]) -> str:
+        """Return the text of a prompt, as `encode_prompt` encodes it, of a template's parts."""
+        return parts["prompt"] if "prompt" in parts else self.chat.text(_messages(parts))
 
     def encode_answer(
         self, context: str, row: Row, answer: str, prompt_ids: Sequence[int]

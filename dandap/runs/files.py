@@ -71,12 +71,44 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
-def _usual_mode() -> int:
-    """Return the mode that a new file gets here; mkstemp's files are for their owner alone."""
+def _usual_mode(most: int = 0o666) -> int:
+    """Return the mode that a new file gets here, or a new folder with all bits as `most`.
+
+    mkstemp's files are for their owner alone.
+    """
     # The mask can only be read by setting it.
     mask = os.umask(0)
     os.umask(mask)
-    return 0o666 & ~mask
+    return most & ~mask
+
+
+def let_read(folder: Path) -> None:
+    """Give a folder's files and folders the modes that new ones get here.
+
+    safetensors (0.8) writes files, and mkdtemp makes folders, that only their owner may read: a
+    colleague or a server that runs as another user would not see the weights.
+    """
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(_usual_mode(0o777 if path.is_dir() else 0o666))
+
+
+@contextmanager
+def whole_folder(folder: Path):
+    """Give a folder to write into that takes its place when all went well, and else is removed.
+
+    It is made beside its place, with a hidden name. InputError is raised where the place is taken.
+    """
+    make_folder(folder.parent)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}.", dir=folder.parent))
+    try:
+        yield partial
+        let_read(partial)
+        # To rename onto a folder that holds something fails, onto a link it would replace the link.
+        if folder.exists() or folder.is_symlink():
+            raise InputError(f"{folder} was made by something else meanwhile. Remove it.")
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str, encoding: str = "utf-8") -> None:

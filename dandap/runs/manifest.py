@@ -8,11 +8,17 @@ import json
 import os
 from pathlib import Path
 
+from dandap.runs.files import let_read
+
 MANIFEST = "manifest.json"
 
 
 def seal(folder: Path, run: str | None = None) -> None:
-    """Write the manifest of a folder's files, all flushed to the disk; `run` signs it."""
+    """Write the manifest of a folder's files, all flushed to the disk; `run` signs it.
+
+    Others may read the files afterwards, as any new file here.
+    """
+    let_read(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}

@@ -155,7 +155,9 @@ def start_run(name: str, job: Job, template: dict[str, str], table: Table) -> Ru
     recipe, examples = job.recipe, job.examples
     run = new_run(recipe.output_dir, recipe.run_name, name)
     run.metrics_file.unlink(missing_ok=True)  # of a start that left nothing to resume
-    write_json(run.environment_file, begin([table], base_identity(recipe)))
+    # What "auto" came to here; whoever exports the run on another machine cannot tell.
+    dtype = {"compute_dtype": str(job.plan.compute_dtype).removeprefix("torch.")}
+    write_json(run.environment_file, begin([table], base_identity(recipe)) | dtype)
     run.save_recipe(recipe, template)
     trimmed = {example.row.id: example.trimmed for example in examples if example.trimmed}
     if trimmed:
@@ -343,8 +345,6 @@ def save_adapter(model: PeftModel, run: RunFolder, job: Job) -> None:
         if run.adapter.exists():  # damaged, or the run would count as finished
             os.replace(run.adapter, Path(tempfile.mkdtemp(prefix="adapter-damaged-", dir=run.path)))
         run.note(finished=now())  # the time; what counts is the adapter's folder
-        # mkdtemp makes folders that nobody else may read.
-        folder.chmod(run.path.stat().st_mode)
         os.replace(folder, run.adapter)
     except (OSError, SafetensorError) as error:  # safetensors has errors of its own for a full disk
         raise InputError(
