@@ -85,7 +85,7 @@ def _holds(path: Path, sought: bytes, piece: int = 2**24) -> bool:
         while read := file.read(piece):
             if sought in before + read:
                 return True
-            before = read[-len(sought) :]
+            before = (before + read)[-len(sought) :]
     return False
 
 
