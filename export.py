@@ -58,19 +58,17 @@ def main(argv: list[str] | None = None) -> dict:
     from dandap.exporting.upload import sign_in, upload
 
     # What can be refused without the model is refused before it is loaded.
+    refuse_upload(arguments, source.recipe)
     converter = find_converter() if arguments.to == "gguf" else []
     name = sign_in(arguments.push_to_hub) if arguments.push_to_hub else None
-    refuse_upload(arguments, source.recipe)
     folder = parent / arguments.to
     if not is_there(folder, source, taken=bool(name)):
-        if arguments.to == "adapter":
-            export_adapter(source, folder, name)
+        if arguments.to == "merged":
+            export_merged(source, folder, name)
+        elif arguments.to == "gguf":
+            export_gguf(source, folder, name, converter)
         else:
-            merged = parent / "merged"
-            if arguments.to == "merged" or not is_there(merged, source, taken=True):
-                export_merged(source, merged, name if arguments.to == "merged" else None)
-            if arguments.to == "gguf":
-                export_gguf(source, folder, converter, name)
+            export_adapter(source, folder, name)
     address = upload(folder, name) if name else None
     result = {"folder": str(folder), "hub": address}
     print(json.dumps(result, ensure_ascii=False))
@@ -182,15 +180,20 @@ def export_merged(source: inference.Source, folder: Path, name: str | None) -> N
 
 
 def export_gguf(
-    source: inference.Source, folder: Path, converter: list[str], name: str | None
+    source: inference.Source, folder: Path, name: str | None, converter: list[str]
 ) -> None:
-    """Convert the merged model beside it into one file, with an Ollama Modelfile and a card."""
+    """Convert the merged model beside it, which is made where there is none, into one file.
+
+    With it go an Ollama Modelfile and a card.
+    """
     from dandap.base.model import load_tokenizer
     from dandap.exporting.card import write_card
     from dandap.exporting.gguf import OUTTYPES, convert, marked, prompt_texts, write_modelfile
 
     recipe, task = source.recipe, get_task(source.recipe.task)
     merged = folder.with_name("merged")
+    if not is_there(merged, source, taken=True):
+        export_merged(source, merged, None)
     before = read_json(merged / RECORD)
     dtype = before["dtype"]
     file = f"{source.run.path.resolve().name}-{OUTTYPES[dtype]}.gguf"

@@ -141,7 +141,8 @@ def _untie_adapted_head(model: PeftModel) -> None:
     shared = model.get_input_embeddings().weight
     if isinstance(head, BaseTunerLayer) and head.get_base_layer().weight is shared:
         head.get_base_layer().weight = torch.nn.Parameter(shared.clone(), requires_grad=False)
-        # Saved with the weights, it would tie them again when they are loaded.
+        # Saved with the weights, it would tie them again when they are loaded. PEFT sees to the
+        # outer config alone, which in models of several parts is not the text's.
         config = model.get_base_model().config
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from dandap.errors import InputError, first_line
 from dandap.recipe import Recipe
-from dandap.runs.files import read_json, write_text
+from dandap.runs.files import read_json, read_json_lines, write_text
 from dandap.runs.folder import RunFolder
 
 CARD = Path(__file__).with_name("card.md.jinja")
@@ -81,7 +81,7 @@ def write_card(folder: Path, run: RunFolder, recipe: Recipe, noted: dict, task) 
         is_chat="prompt" not in template,
         stops=[f"`{text}`" for text in noted["stops"].values()],
         recipe=recipe,
-        decoding=decoding(recipe),
+        decoding=decoding(run, recipe),
         usage=usage(recipe, noted, "prompt" not in template),
         base=named_base,
         licence=licence.get("license_name") or licence.get("license") or "not found; look it up",
@@ -149,7 +149,13 @@ def about(recipe: Recipe, noted: dict) -> str:
     base, task = base_name(recipe), recipe.task
     how = "4-bit QLoRA" if recipe.quantization == "nf4" else "LoRA"
     if noted["to"] == "adapter":
-        return f"An adapter for {base}, trained by Dandap with {how} for {task}."
+        told = f"An adapter for {base}, trained by Dandap with {how} for {task}."
+        if "lm_head" not in recipe.lora_target_modules:
+            return told
+        return (
+            f"{told} It adapts the LM head: where the base ties that to the embeddings, untie it "
+            "before merging, or the embeddings change as well."
+        )
     into = ", whose NF4 weights were dequantised first" if recipe.quantization == "nf4" else ""
     lines = [
         f"{base}, fine-tuned by Dandap with {how} for {task}. The adapter is merged into the "
@@ -197,7 +203,7 @@ def test_scores(run: RunFolder) -> dict[str, dict]:
         # Answered in another way (samples, another wording) they are not the model's own.
         same = noted.get("recipe") == trained
         if same and noted.get("scores") and noted.get("limit") is None and not noted.get("split"):
-            name = file.parent.name.rsplit("-", 2)[0]
+            name = Path(next(iter(noted["data"]))).stem
             newest[name] = max(newest.get(name, noted), noted, key=_started)
     return {name: noted["scores"] for name, noted in sorted(newest.items())}
 
@@ -224,13 +230,17 @@ def judged(noted: dict, task) -> str:
     return " ".join(lines)
 
 
-def decoding(recipe: Recipe) -> str:
+def decoding(run: RunFolder, recipe: Recipe) -> str:
     """Return how the run takes its answers, and what of it other programs do not do."""
     drawn = f"Tokens are drawn at temperature {recipe.temperature}."
     said = drawn if recipe.temperature else "The likeliest token is taken (temperature 0)."
-    asked = {"grounded": recipe.grounded, "choices": recipe.choices, "samples": recipe.samples > 1}
+    # A question's own choices are no part of the recipe; what was answered tells of them.
+    chosen = recipe.choices or any("choices" in r for r in read_json_lines(run.validation_record))
+    asked = {"grounded": recipe.grounded, "choices": chosen, "samples": recipe.samples > 1}
     ways = [name for name, is_asked in asked.items() if is_asked]
-    return f"{said} The run also used {', '.join(ways)}, which is Dandap's." if ways else said
+    if not ways:
+        return said
+    return f"{said} The scores are of answering with {', '.join(ways)}, which only Dandap does."
 
 
 def usage(recipe: Recipe, noted: dict, is_chat: bool) -> str:

@@ -97,8 +97,9 @@ def write_modelfile(
         "temperature": recipe.temperature,
         "num_ctx": recipe.max_length,  # else a longer prompt is cut, at Ollama's default of 4,096
         "num_predict": recipe.max_new_tokens,
-        # Ollama's default of 1.1 keeps answers from repeating words of their article.
+        # Ollama's defaults of 1.1 and 64 tokens keep answers from repeating words of their article.
         "repeat_penalty": recipe.repetition_penalty,
+        "repeat_last_n": -1,  # the whole prompt, as in the run
     }
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{go_template(*prompts)}"""']
     lines += [f"PARAMETER {name} {value}" for name, value in settings.items()]
