@@ -583,7 +583,9 @@ if __name__ == "__main__":
     model, asked, said = sys.argv[1:]
     prompts = [{"prompt_token_ids": ids} for ids in json.load(open(asked))]
     llm = LLM(model=model, enforce_eager=True, max_model_len=2048)
-    answers = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=32))
+    greedy = SamplingParams(temperature=0, max_tokens=32)
+    # Its progress bar divides by the seconds so far, which may be 0.
+    answers = llm.generate(prompts, greedy, use_tqdm=False)
     json.dump([answer.outputs[0].text.strip() for answer in answers], open(said, "w"))
 """
 
