@@ -96,6 +96,7 @@ def test_a_run_leaves_everything(work):
         environment["packages"]["torch"]
     )  # the wheel may not name its "+cu130"
     assert len(next(iter(environment["data"].values()))) == 64
+    assert environment["compute_dtype"] in ("float32", "bfloat16", "float16")
     lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     assert lines[0]["step"] > 0
     assert lines[-1]["validation"]["questions"] == len(pd.read_csv(run.validation_file))
