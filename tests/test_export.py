@@ -561,7 +561,7 @@ def test_llama_cpp_gives_all_answers(demo, examples, merged, dtype):
     for example in examples:
         question = example.row.question
         for how, prompt in (
-            ("ids", example.prompt_ids),
+            ("ids", list(example.prompt_ids)),
             ("Modelfile", in_go(template, example.context, question)),
         ):
             answer = server.handle_completions({"prompt": prompt, **greedy})
@@ -599,7 +599,9 @@ def test_vllm_gives_all_answers(demo, examples, merged, tmp_path):
             "torchaudio torchcodec there, and name its python in VLLM_PYTHON"
         )
     (tmp_path / "ask.py").write_text(VLLM)
-    (tmp_path / "asked.json").write_text(json.dumps([example.prompt_ids for example in examples]))
+    (tmp_path / "asked.json").write_text(
+        json.dumps([list(example.prompt_ids) for example in examples])
+    )
     subprocess.run(
         [
             *(python or sys.executable, "ask.py", str(merged["float32"])),
