@@ -242,10 +242,9 @@ def _branch_attention(
                                 `------ one softmax over both ------'
 
     query is (rows, heads, branches, size), mask (rows, 1, branches, length + steps). Trunk scores
-    are one matrix product for all branches and all query heads of a key head, so the trunk is read
-    once and nothing of it is copied. Own columns mean other keys for every branch, so they are a
-    product per branch; `c` and `f` are the new tokens, which see themselves. The weights are cut
-    where the scores were joined, and each half is applied to its own values.
+    are one matrix product for all branches and query heads of a key head: the trunk is read once
+    and not copied. Own columns are other keys for every branch, so a product per branch; `c` and
+    `f` are the new tokens, which see themselves. The weights are cut where the scores were joined.
     """
     rows, heads, width, size = query.shape
     kv_heads, length = key.trunk.shape[1:3]
@@ -262,8 +261,7 @@ def _branch_attention(
     scores = torch.cat([to_trunk, to_own], dim=-1)
     if softcap:
         scores = softcap * torch.tanh(scores.float() / softcap)
-    # The softmax sums in float32 whatever its input: of 16 bits it gives the same numbers as of the
-    # float32 copy that autocast would make, without two casts in every layer.
+    # The softmax sums in float32 whatever its input; autocast would make a copy in every layer.
     with torch.autocast(query.device.type, enabled=False):
         weights = (scores + mask[:, :, None]).softmax(-1).to(query.dtype)
     # Flattened before it is cut, which copies nothing.
