@@ -16,6 +16,7 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import prompts
 from dandap.bars import track
@@ -56,6 +57,18 @@ class Questions:
     form: SubmissionForm | None
 
 
+class Timing(NamedTuple):
+    """Hold the seconds of loading the model and of answering, and how many answers were new.
+
+    Answers that an inference which was cut off had left are not among the new ones. tools.submit
+    estimates by it how long other questions will take.
+    """
+
+    loading: float
+    answering: float
+    questions: int
+
+
 def main(argv: list[str] | None = None) -> dict:
     """Run the command line; return the result that its last line prints as JSON."""
     arguments = parse(command_line(), argv)
@@ -76,11 +89,12 @@ def main(argv: list[str] | None = None) -> dict:
         parent = start_base_run(arguments, source, questions, model.base).answers
     settings = settings_of(arguments, source, questions, model.base)
     folder = answers_folder(parent, Path(arguments.split or questions.table.path), settings)
+    loaded = time.perf_counter()
     # Two processes on one folder would write over each other's journal.
     with locked(folder):
-        answered = answer(source.recipe, questions, model, folder, settings)
-        seconds = time.perf_counter() - started
-        return report(arguments, source, questions, answered, folder, seconds)
+        answered, new = answer(source.recipe, questions, model, folder, settings)
+        timing = Timing(loaded - started, time.perf_counter() - loaded, new)
+        return report(arguments, source, questions, answered, folder, timing)
 
 
 def command_line() -> Parser:
@@ -316,10 +330,13 @@ def encode(recipe: Recipe, encoder, questions: Questions) -> list:
     return every[: len(questions.rows)]
 
 
-def answer(recipe: Recipe, questions: Questions, model, folder: Path, settings: str) -> Answered:
+def answer(
+    recipe: Recipe, questions: Questions, model, folder: Path, settings: str
+) -> tuple[Answered, int]:
     """Answer what the folder does not hold yet; return all answers in the questions' order.
 
-    `model` is an OpenModel. An unfinished inference with the same settings is gone on with.
+    With them the number of those that were not there before. `model` is an OpenModel. An
+    unfinished inference with the same settings is gone on with.
     """
     task = get_task(recipe.task)
     examples = encode(recipe, model.answerer.encoder, questions)
@@ -332,7 +349,8 @@ def answer(recipe: Recipe, questions: Questions, model, folder: Path, settings: 
     answers = model.answerer.answers(examples, known=set(journal.records))
     for example, said in track(answers, "answering", "questions", total=len(examples), done=kept):
         journal.add(task.record(example, said))
-    return Answered(questions.rows, journal.finish([example.row.id for example in examples]))
+    records = journal.finish([example.row.id for example in examples])
+    return Answered(questions.rows, records), len(examples) - kept
 
 
 def report(
@@ -341,7 +359,7 @@ def report(
     questions: Questions,
     answered: Answered,
     folder: Path,
-    seconds: float,
+    timing: Timing,
 ) -> dict:
     """Write the submission, scores.json and the report; print and return the result."""
     recipe, task, run = source.recipe, get_task(source.recipe.task), source.run
@@ -350,6 +368,7 @@ def report(
     write_review(folder / "review.csv", answered.records)
     submission = write_submission(arguments, recipe, questions, answered, folder)
     cut = sum(record["ended"] == "cut" for record in answered.records)
+    seconds = timing.loading + timing.answering
     print(
         f"{len(answered.rows):,} answers in {seconds:.1f} s, "
         f"{cut} cut at max_new_tokens={recipe.max_new_tokens}"
@@ -371,7 +390,8 @@ def report(
         )
     made_by = {"run": run and str(run.path), "model": recipe.model, "template": source.template}
     made_as = {"limit": arguments.limit, "split": arguments.split, "recipe": recipe.model_dump()}
-    write_json(folder / "scores.json", {"scores": scores, **made_as, **made_by, **environment})
+    noted = {"scores": scores, "timing": timing._asdict(), **made_as, **made_by, **environment}
+    write_json(folder / "scores.json", noted)
     # --output is written last: an inference that is cut off before may go on.
     if submission and arguments.output:
         copy_whole(submission, Path(arguments.output))

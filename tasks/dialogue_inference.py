@@ -305,6 +305,7 @@ class DialogueInference(Task):
         *map(Box, INFERENCES),
     )
     sample_file = "data/sample/dialogue_test.json"
+    submission = "submission.json"
 
     def recognises(self, path):
         # The first 100,000 bytes tell, without parsing a file of megabytes.
@@ -401,10 +402,10 @@ class DialogueInference(Task):
         return f"{answer}. {row.fields[f'option_{answer}']}" if answer in LETTERS else answer
 
     def submit(self, recipe, folder, test_file, answered, form):
-        return write_filled(folder / "submission.json", test_file, answered.predictions), None
+        return write_filled(folder / self.submission, test_file, answered.predictions), None
 
     def submit_joined(self, recipe, folder, member, records):
-        like = member.with_name("submission.json")
+        like = member.with_name(self.submission)
         if not like.is_file():  # answers to some items, or to validation questions
             return self.submit_csv(folder, member, records)
         letters = [record["prediction"] for record in records]

@@ -66,6 +66,8 @@ class Task:
     cleans = False  # whether tools.refine cleans its files
     boxes: tuple[Box, ...] = (Box("article", 12), Box("questions", 4))  # of app.py's page
     sample_file = ""  # whose rows the page offers to try, beside `sample`
+    submission = "submission.csv"  # the name of the file that is submitted
+    models: tuple[str, ...] = ()  # fields of the recipe that name models which scoring needs, too
 
     def recognises(self, path: Path) -> bool:
         """Return whether a file is one of this task's, by its fields; the file can be read."""
@@ -132,7 +134,7 @@ class Task:
         form: SubmissionForm,
     ) -> tuple[Path, str | None]:
         """Write the submission, read it back, and return (its path, a note for people)."""
-        path = folder / "submission.csv"
+        path = folder / self.submission
         write_submission(path, form, [row.id for row in answered.rows], answered.predictions)
         return path, None
 

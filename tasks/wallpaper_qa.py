@@ -201,6 +201,7 @@ class WallpaperQA(Task):
     headline = ("char_f1", "rouge_l")
     boxes = (Box("questions", 6),)
     sample_file = "data/sample/wallpaper_test.csv"
+    models = ("embedding_model",)
 
     def recognises(self, path):
         if not path.is_file() or path.suffix.lower() not in TABLES:
