@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import prompts
+from dandap import ROOT
 from dandap.bars import track
 from dandap.base.processes import refuse_several
 from dandap.command_line import Parser, add_options, chosen_options, parse, positive, run_script
@@ -33,7 +34,7 @@ from dandap.runs.predictions import Answered, write_predictions
 from dandap.runs.submission import SubmissionForm, write_review
 from tasks import get_task
 
-DEMO_TEST = "data/sample/test.csv"
+DEMO_TEST = ROOT / "data/sample/test.csv"
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
         raise InputError("got --split and --test_file; give one of them.")
     task = get_task(recipe.task)
     test_file = Path(arguments.test_file or recipe.test_file)
-    is_demo = recipe.test_file == DEMO_TEST
+    is_demo = Path(recipe.test_file).resolve() == DEMO_TEST.resolve()
     # Whoever puts data/test.csv there and forgets to train would get the demo's answers to it.
     if (
         is_demo

@@ -14,6 +14,7 @@ from dandap import ROOT
 from dandap.errors import InputError, nearest
 
 RECIPES_DIR = ROOT / "recipes"
+SHIPPED = ("data/sample/", "data/demo_model")  # what recipes name of the project's own files
 # Names that people know from other trainers -> ours.
 KNOWN_AS = {
     **dict.fromkeys(
@@ -463,12 +464,24 @@ def make_recipe(values: dict[str, Any], where: str) -> Recipe:
         key: None if value in ("none", "null") and key not in ("quantization",) else value
         for key, value in values.items()
     }
+    for field in ("model", "train_file", "test_file"):
+        if isinstance(values.get(field), str):
+            values[field] = ",".join(map(_found, values[field].split(",")))
     try:
         return Recipe(**values)
     except ValidationError as error:
         raise InputError(
             f"{where}: " + "; ".join(_problem(details) for details in error.errors())
         ) from error
+
+
+def _found(name: str) -> str:
+    """Return where a file lies that ships with the project, whatever folder people stand in.
+
+    All other paths, and a file of the same name where they stand, are theirs and stay as they are.
+    """
+    elsewhere = name.startswith(SHIPPED) and not Path(name).exists() and (ROOT / name).exists()
+    return str(ROOT / name) if elsewhere else name
 
 
 def _problem(details: dict) -> str:

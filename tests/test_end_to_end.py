@@ -573,7 +573,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(work):
 
 
 def test_the_newest_demo_run_does_not_answer_real_data_unasked(work, monkeypatch):
-    monkeypatch.setattr(inference, "DEMO_TEST", str(work / "test.csv"))
+    monkeypatch.setattr(inference, "DEMO_TEST", work / "test.csv")
     with pytest.raises(InputError, match="newest finished run is the demo"):
         answer(work, "--test_file", "data/test.csv")
     with pytest.raises(InputError, match="no file at"):

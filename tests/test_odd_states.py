@@ -502,12 +502,29 @@ def test_a_script_ends_in_one_sentence(tmp_path, code, status, message):
     assert len(done.stderr) < 5000
 
 
-def test_another_working_directory_is_told(tmp_path, monkeypatch):
+def test_the_demo_is_found_from_another_folder(tmp_path, monkeypatch):
+    """Only what ships with the project is looked for there; other paths are the user's own."""
+    bare = Namespace(recipe=None, resume=None, preview=False)
+    root = Path(__file__).parent.parent
+    here = make_recipe({"model": "data/demo_model", "test_file": "data/sample/test.csv"}, "here")
+    assert (here.model, here.test_file) == ("data/demo_model", "data/sample/test.csv")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        InputError,
-        match=r"this folder holds neither data.train.csv nor the demo's data. Start the script in",
-    ):
+    demo = start.choose(bare).recipe
+    assert Path(demo.model) == root / "data/demo_model"
+    assert Path(demo.train_file) == root / "data/sample/train.csv"
+    both = "data/sample/train.csv,data/README.md"
+    recipe = make_recipe({"train_file": both, "test_file": "data/README.md"}, "there")
+    assert recipe.train_file == f"{root / 'data/sample/train.csv'},data/README.md"
+    assert recipe.test_file == "data/README.md"
+    (tmp_path / "data" / "sample").mkdir(parents=True)
+    (tmp_path / "data" / "sample" / "train.csv").touch()
+    assert start.choose(bare).recipe.train_file == "data/sample/train.csv", "one's own comes first"
+
+
+def test_a_project_without_its_demo_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dandap.recipe.ROOT", tmp_path)
+    with pytest.raises(InputError, match=r"no data.train.csv here, and .* lacks the demo's data"):
         start.choose(Namespace(recipe=None, resume=None, preview=False))
 
 

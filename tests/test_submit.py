@@ -113,6 +113,7 @@ def test_the_network_is_blocked_in_these_tests(tmp_path):
 
 
 def test_what_is_packed_tells_nothing_of_this_machine(run, tmp_path):
+    change_recipe(run, test_file=str(tmp_path / "test.csv"))
     with zipfile.ZipFile(pack(run)) as packed:
         names = packed.namelist()
         texts = [packed.read(name) for name in names if not name.endswith(".safetensors")]

@@ -319,8 +319,8 @@ def pack_run(run: RunFolder, recipe: Recipe, models: dict[str, Path], folder: Pa
 
     packed = RunFolder(folder / "model" / "run")
     shutil.copytree(run.adapter, packed.adapter)
-    fresh = {name: Recipe.model_fields[name].default for name in ("train_file", "output_dir")}
-    fresh |= {"revision": None, "run_name": None, "fold": None}
+    own = ("train_file", "test_file", "output_dir", "run_name", "revision")
+    fresh = {name: Recipe.model_fields[name].default for name in own}
     inside = {field: place_of(field) for field in models}
     at_home = recipe.model_copy(update={"model": str(folder / inside["model"])})
     base = base_identity(at_home) | {"model": inside["model"]}

@@ -63,8 +63,8 @@ def choose_demo(options: dict[str, str], train_file: Path) -> Start:
     demo = load_recipe("demo", options)
     if not Path(demo.train_file).is_file():
         raise InputError(
-            f"this folder holds neither {train_file} nor the demo's data. Start the script in "
-            f"{ROOT}: cd {ROOT}"
+            f"there is no {train_file} here, and {ROOT} lacks the demo's data, {demo.train_file}. "
+            "Put your train.csv there, or take the project's folder whole."
         )
     Console(file=obeyed_output(), soft_wrap=True).print(
         "[bold yellow]DEMO: there is no data/train.csv, so this trains the bundled tiny model on "
