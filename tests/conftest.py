@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core is another worker's
 
 import csv
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -29,6 +30,21 @@ hypothesis.settings.register_profile("ours", deadline=None)  # a busy machine is
 hypothesis.settings.load_profile("ours")
 
 ROOT = Path(__file__).parent.parent
+
+
+def copy_project(target):
+    """Copy the project's own files, without anybody's data and outputs, and return the target."""
+    target.mkdir()
+    whole = ("dandap", "tasks", "tools", "benchmarks", "recipes", "data/sample", "data/demo_model")
+    for name in whole:
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, target / name, ignore=ignore)
+    files = [*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt"), *ROOT.glob("notebooks/*.ipynb")]
+    for path in [*files, *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE"))]:
+        copy = target / path.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+    return target
 
 
 @pytest.fixture(autouse=True)

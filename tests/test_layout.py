@@ -25,8 +25,12 @@ FLOORS = (
     ("fine_tune",),
     ("tools",),
     ("benchmarks",),
+    ("commands",),
 )
-SCRIPTS = ("fine_tune", "folds", "inference", "app", "ensemble", "export", "prompts", "metrics")
+SCRIPTS = (
+    *("fine_tune", "folds", "inference", "app", "ensemble", "export", "prompts", "metrics"),
+    "commands",
+)
 MODULES = {
     ".".join(path.with_suffix("").parts).removesuffix(".__init__"): path
     for folder in ("dandap", "tasks", "tools", "benchmarks")

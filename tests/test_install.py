@@ -1,0 +1,76 @@
+"""Test that `pip install -e .` makes commands that run from any folder, and the Dockerfile."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tomllib
+
+import pytest
+
+import commands
+from tests.conftest import ROOT, copy_project
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def run(*command, cwd):
+    """Run a command without the project on its path; return what it prints."""
+    environment = {name: os.environ[name] for name in os.environ if name != "PYTHONPATH"}
+    ended = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory):
+    """Install a copy of the project into a new environment that sees this one's packages."""
+    folder = tmp_path_factory.mktemp("environment")
+    project = copy_project(tmp_path_factory.mktemp("copy") / "project")
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
+    python = next(folder.glob("*/python")) if os.name == "posix" else folder / "Scripts/python.exe"
+    known = sysconfig.get_path("purelib")
+    (site,) = folder.glob("**/site-packages")
+    (site / "known.pth").write_text(known)
+    install = "-m pip install -q -e . --no-deps --no-build-isolation".split()
+    run(python, *install, cwd=project)
+    return python.parent
+
+
+def test_every_command_starts_a_script():
+    names = PROJECT["project"]["scripts"]
+    for command, target in names.items():
+        module, _, name = target.partition(":")
+        assert (module, f"dandap-{name}") == ("commands", command)
+        started = getattr(commands, name).args[0]
+        assert (ROOT / f"{started.replace('.', '/')}.py").is_file()
+    modules = PROJECT["tool"]["setuptools"]["py-modules"]
+    assert modules == sorted(path.stem for path in ROOT.glob("*.py")), "a script is not installed"
+
+
+def test_commands_start_from_another_folder(scripts, tmp_path):
+    assert "[user]" in run(scripts / "dandap-prompts", "concise", cwd=tmp_path)
+    help_text = run(scripts / "dandap-train", "--help", cwd=tmp_path)
+    assert help_text.startswith("usage: dandap-train ")
+
+
+@pytest.mark.slow
+def test_a_run_is_made_in_another_folder(scripts, tmp_path):
+    """The demo is the project's, a file of one's own lies where one stands, and so do the runs."""
+    short = ["--epochs", "0.05", "--evaluate_every", "none", "--validation_fraction", "0"]
+    out = run(scripts / "dandap-train", "--recipe", "demo", *short, "--run_name", "a", cwd=tmp_path)
+    assert "run saved in outputs" in out
+    lines = (ROOT / "data/sample/test.csv").read_text(encoding="utf-8-sig").splitlines()
+    end = next(n for n, line in enumerate(lines[2:], 2) if line.startswith("TEST_"))
+    (tmp_path / "mine.csv").write_text("\n".join(lines[:end]), encoding="utf-8")
+    out = run(scripts / "dandap-answer", "--test_file", "mine.csv", cwd=tmp_path)
+    assert "mine.csv: 1 questions on 1 articles" in out
+    assert list((tmp_path / "outputs" / "a" / "answers").glob("mine-*/submission.csv"))
+    assert "submit.zip" in run(scripts / "dandap-submit", "a", cwd=tmp_path)
