@@ -1,6 +1,7 @@
 """Test that `pip install -e .` makes commands that run from any folder, and the Dockerfile."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -55,8 +56,24 @@ def test_every_command_starts_a_script():
     assert modules == sorted(path.stem for path in ROOT.glob("*.py")), "a script is not installed"
 
 
+def test_the_old_ends_of_ranges_are_those_that_are_tested():
+    """PIP_CONSTRAINT=requirements-oldest.txt .ci/run tests them; torch's is a GPU image's."""
+    ranges, pins = {}, {}
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"([\w-]+)>=([\d.]+),<=", line):
+            ranges[match[1]] = match[2]
+    for line in (ROOT / "requirements-oldest.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            name, _, version = line.partition("==")
+            pins[name] = version
+    assert ranges == pins
+
+
 def test_commands_start_from_another_folder(scripts, tmp_path):
     assert "[user]" in run(scripts / "dandap-prompts", "concise", cwd=tmp_path)
+    code = "from importlib.metadata import requires; print(*requires('dandap'), sep='\\n')"
+    needed = run(next(scripts.glob("python*")), "-c", code, cwd=tmp_path).splitlines()
+    assert "trl==1.16.0" in needed, "dependencies are those of requirements.txt, without remarks"
     help_text = run(scripts / "dandap-train", "--help", cwd=tmp_path)
     assert help_text.startswith("usage: dandap-train ")
 

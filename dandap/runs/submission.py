@@ -154,7 +154,8 @@ def write_submission(
     """Write the submission in the form's order, whole; read it back and check it."""
     answer_of = dict(zip(ids, answers, strict=True))
     ids = list(form.order or ids)
-    answers = [answer_of[name] for name in ids]
+    # pandas 2, with which organisers may read, ends a cell at NUL: what follows would be lost.
+    answers = [answer_of[name].replace("\0", "") for name in ids]
     text = io.StringIO()
     # Minimal quoting leaves a bare carriage return unquoted, and a reader would see two rows.
     quoting = csv.QUOTE_ALL if any("\r" in cell for cell in (*ids, *answers)) else csv.QUOTE_MINIMAL
