@@ -4,8 +4,8 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +37,7 @@ def scripts(tmp_path_factory):
     project = copy_project(tmp_path_factory.mktemp("copy") / "project")
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
     python = next(folder.glob("*/python")) if os.name == "posix" else folder / "Scripts/python.exe"
-    known = sysconfig.get_path("purelib")
+    known = "\n".join(path for path in sys.path if path.endswith("site-packages"))
     (site,) = folder.glob("**/site-packages")
     (site / "known.pth").write_text(known)
     install = "-m pip install -q -e . --no-deps --no-build-isolation".split()
@@ -91,3 +91,26 @@ def test_a_run_is_made_in_another_folder(scripts, tmp_path):
     assert "mine.csv: 1 questions on 1 articles" in out
     assert list((tmp_path / "outputs" / "a" / "answers").glob("mine-*/submission.csv"))
     assert "submit.zip" in run(scripts / "dandap-submit", "a", cwd=tmp_path)
+
+
+def test_the_dockerfile_passes_its_linter():
+    """No image is built: that needs an engine."""
+    linter = Path(sys.executable).with_name("hadolint")
+    if not linter.exists():
+        pytest.skip("hadolint is not installed: pip install -r requirements-dev.txt")
+    ended = subprocess.run([linter, ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
+
+
+def test_the_image_has_its_layers_in_order_and_no_root():
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    steps = [line for line in lines if line and not line.startswith("#")]
+    requirements = steps.index("COPY requirements.txt .")
+    assert steps[requirements + 1].endswith("-r requirements.txt")
+    assert steps.index("COPY . .") > requirements + 1, "a change of code would install all again"
+    after = steps[steps.index("USER 1000") :]
+    assert not [step for step in after if step.startswith(("RUN", "COPY", "USER root"))]
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {".git", "outputs", "data/*"} <= set(ignored), "what is the user's stays outside"
+    name = steps[-1].split('"')[1]
+    assert name in PROJECT["project"]["scripts"]
