@@ -528,7 +528,7 @@ def test_a_project_without_its_demo_is_told(tmp_path, monkeypatch):
         start.choose(Namespace(recipe=None, resume=None, preview=False))
 
 
-@pytest.mark.parametrize("name", ["compare", "refine", "augment", "explore"])
+@pytest.mark.parametrize("name", ["compare", "refine", "augment", "explore", "submit"])
 def test_a_tool_may_be_started_by_its_path(name, tmp_path):
     root = Path(__file__).parent.parent
     done = subprocess.run(
