@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> dict:
     result = {
         "method": arguments.method,
         "questions": len(records),
-        "char_f1": scores and scores["ensemble"]["char_f1"],
+        "char_f1": scores and round(scores["ensemble"]["char_f1"], 4),  # for people
         "submission": submission and str(submission),
     }
     print(json.dumps(result, ensure_ascii=False))
@@ -310,14 +310,13 @@ def tell_scores(paths: list[Path], members: list[list[dict]], records: list[dict
     }
     task = get_task(make_recipe(_settings(paths[0]), str(paths[0])).task)
     label = task.label(task.headline[0])
-    if all(record.get("choices") for record in records) and "char_f1" in task.headline:
+    chosen = all(record.get("choices") for record in records)
+    if chosen and "char_f1" in task.headline:
         label = "accuracy"  # an answer is the right choice or a wrong one
     for name, score in scores.items():
         low, high = score["char_f1_interval"]
-        print(
-            f"  {label} {score['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  "
-            f"exact match {score['exact_match']:.4f}  {name}"
-        )
+        exact = "" if chosen else f"exact match {score['exact_match']:.4f}  "
+        print(f"  {label} {score['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  {exact}{name}")
     return scores
 
 

@@ -176,7 +176,8 @@ def read_data(recipe: Recipe) -> Data:
 def tell_data(recipe: Recipe, table: Table) -> None:
     """Print the size of the training file, the notes of its reading, and the recipe's options."""
     articles = len({row.article for row in table.rows})
-    print(f"{table.path}: {len(table.rows):,} questions on {articles:,} articles")
+    asked, on = get_task(recipe.task).nouns
+    print(f"{table.path}: {len(table.rows):,} {asked} on {articles:,} {on}")
     for note in table.notes:
         print(f"  {note}")
     differences = recipe.differences()

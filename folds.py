@@ -128,7 +128,7 @@ def score_out_of_fold(parent: Path, runs: list[RunFolder]) -> dict:
     environment = runs[0].environment()
     title = f"{parent.name}: {len(runs)} folds"
     task.report(parent, title, recipe, answered, scores, environment=environment, suspects=suspects)
-    return {name: scores[name] for name in task.headline} | {"suspects": len(suspects)}
+    return {name: round(scores[name], 4) for name in task.headline} | {"suspects": len(suspects)}
 
 
 def find_suspects(records: list[dict]) -> list[dict]:

@@ -223,9 +223,8 @@ def read_questions(recipe: Recipe, arguments: argparse.Namespace) -> Questions:
     """Read the questions, and the form of the submission from the organiser's sample."""
     table = read_rows(recipe, arguments)
     rows = table.rows[: arguments.limit]
-    print(
-        f"{table.path}: {len(rows):,} questions on {len({row.article for row in rows}):,} articles"
-    )
+    asked, on = get_task(recipe.task).nouns
+    print(f"{table.path}: {len(rows):,} {asked} on {len({row.article for row in rows}):,} {on}")
     for note in table.notes:
         print(f"  {note}")
     answers_all = arguments.limit is None and not arguments.split
@@ -397,7 +396,8 @@ def report(
     if submission and arguments.output:
         copy_whole(submission, Path(arguments.output))
     result = {
-        **{name: scores and scores[name] for name in task.headline},
+        # Four digits for people; scores.json has them all.
+        **{name: scores and round(scores[name], 4) for name in task.headline},
         "questions": len(answered.rows),
         "seconds": round(seconds, 1),
         "submission": submission and str(submission),

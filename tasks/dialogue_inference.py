@@ -297,6 +297,7 @@ class DialogueInference(Task):
     needs = ("context", "options")
     sample = SAMPLE
     headline = ("accuracy",)
+    nouns = ("items", "dialogues")
     cleans = True
     boxes = (
         Box("dialogue", 8),
@@ -340,6 +341,10 @@ class DialogueInference(Task):
 
     def kind(self, row):
         return row.fields["category"]
+
+    def asked(self, row):
+        options = [f"{letter}. {row.fields[f'option_{letter}']}" for letter in LETTERS]
+        return "\n".join([row.fields["category"], row.fields["reference"], *options])
 
     def each(self, rows, predictions):
         """Return 1 for every right answer, else 0."""

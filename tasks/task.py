@@ -63,6 +63,8 @@ class Task:
     needs: tuple[str, ...]  # the fields without which a template makes no sense
     # The scores that count; the first, by question in `each`, decides which adapter is kept.
     headline: tuple[str, ...] = ("char_f1", "exact_match")
+    # What people call its questions, and what several of them stand on.
+    nouns: tuple[str, str] = ("questions", "articles")
     cleans = False  # whether tools.refine cleans its files
     boxes: tuple[Box, ...] = (Box("article", 12), Box("questions", 4))  # of app.py's page
     sample_file = ""  # whose rows the page offers to try, beside `sample`
@@ -87,6 +89,10 @@ class Task:
     def kind(self, row: Row) -> str:
         """Return what a question asks for, by which reports group."""
         raise NotImplementedError
+
+    def asked(self, row: Row) -> str:
+        """Return what a question asks, as a reader of a report must know it."""
+        return row.question
 
     def expand(self, rows: list[Row]) -> list[Row]:
         """Return the rows to train on."""
@@ -162,10 +168,17 @@ class Task:
 
     def remarks(self, scores: dict) -> list[str]:
         """Return lines on scored answers, for the terminal and the report."""
+        length, stopped, spans, repeating = (
+            f"{scores['mean_length']:.1f}",
+            *(f"{scores[name]:.1%}" for name in ("stopped", "spans", "repeating")),
+        )
+        if "context" not in self.needs:
+            return [
+                f"{length} characters an answer, {stopped} stopped, {repeating} repeat themselves"
+            ]
         return [
-            f"{scores['mean_length']:.1f} characters an answer, {scores['stopped']:.1%} stopped, "
-            f"{scores['spans']:.1%} stand in their article, "
-            f"{scores['repeating']:.1%} repeat themselves"
+            f"{length} characters an answer, {stopped} stopped, {spans} stand in their article, "
+            f"{repeating} repeat themselves"
         ]
 
     def table(self, scores: dict) -> list[Sequence]:
@@ -302,6 +315,8 @@ class Task:
             contexts={row.id: row.context for row in answered.rows},
             scores=scores,
             headline=self.headline,
+            nouns=self.nouns,
+            asked={row.id: self.asked(row) for row in answered.rows},
             settings=recipe.differences(),
             interval=metrics.bootstrap_interval,
             likeness=metrics.char_f1,
@@ -327,8 +342,8 @@ class Task:
             for number, score in enumerate(self.headline)
         ]
         print(
-            f"{name}: {'  '.join(said)}  {scores['questions']} questions, "
-            f"{scores['articles']} articles, {scores['metric']}"
+            f"{name}: {'  '.join(said)}  {scores['questions']} {self.nouns[0]}, "
+            f"{scores['articles']} {self.nouns[1]}, {scores['metric']}"
         )
 
 

@@ -202,6 +202,7 @@ class WallpaperQA(Task):
     boxes = (Box("questions", 6),)
     sample_file = "data/sample/wallpaper_test.csv"
     models = ("embedding_model",)
+    nouns = ("questions", "rows")  # a row of the file has up to two
 
     def recognises(self, path):
         if not path.is_file() or path.suffix.lower() not in TABLES:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from dandap.errors import InputError
-from tools import explore
+from tools import explore, findings, words
 from tools.demo_dialogues import make_dialogues, numbered
 
 PUBLISHED = {
@@ -35,7 +35,7 @@ def run(tmp_path, *argv):
 def test_economic_qa(small_train, tmp_path):
     tables, folder = run(tmp_path / "o", small_train, "--test", "data/sample/test.csv")
     assert tables["Size"]["questions"] == (20,)
-    assert tables["Size"]["articles or groups"] == (10,)
+    assert tables["Size"]["articles"] == (10,)
     assert tables["Reading once"]["questions per article"] == (2.0,)
     every, once = (tables["Reading once"][name][0] for name in list(tables["Reading once"])[1:3])
     assert tables["Reading once"]["times fewer"] == (round(every / once, 2),)
@@ -58,8 +58,8 @@ def test_economic_qa(small_train, tmp_path):
     assert len(table) == 20
     assert table["is_span"].eq(1).all()
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == len(list(folder.glob("*.png")))
-    assert not re.search(r"(?:src|href)=[\"'](?!data:)", page)
+    assert page.count('class="plot"') == len(list(folder.glob("*.png")))
+    assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page)
 
 
 @pytest.mark.parametrize("refined", [False, True])
@@ -72,7 +72,7 @@ def test_dialogues_have_the_published_pictures(tmp_path, refined):
     assert {path.name for path in folder.iterdir()} == PUBLISHED | {"report.html"}
     assert folder.name.startswith("explore-train-refined-") == refined
     assert tables["Size"]["dialogues"] == (8,)
-    assert tables["Reading once"]["questions per article"] == (5.0,)
+    assert tables["Reading once"]["items per dialogue"] == (5.0,)
     assert tables["Category and output"]["전제"] == (8,)
     assert len(pd.read_csv(folder / "total_utterance_lengths.csv")) == 40
     assert ("Cleaning, utterances changed" in tables) == refined
@@ -111,13 +111,28 @@ def test_what_cannot_be_explored_is_told(tmp_path, argv, message):
 
 
 def test_words_lose_their_particles():
-    assert explore.without_particle("한국은행에서는") == "한국은행"
-    assert explore.without_particle("매출이") == "매출"
-    assert explore.without_particle("나는") == "나는", "a syllable alone is no word"
+    assert words.without_particle("한국은행에서는") == "한국은행"
+    assert words.without_particle("매출이") == "매출"
+    assert words.without_particle("나는") == "나는", "a syllable alone is no word"
+
+
+TEXTS = ["한국은행은 그리고 매출을 발표했다. 매출이 늘었지만 이번에 한국은행에서 밝혔다."]
+
+
+def test_words_without_stop_words_and_endings(monkeypatch):
+    monkeypatch.setattr(words, "find_spec", {"kiwipiepy": None}.get)
+    assert words.count_words(TEXTS) == {"한국은행": 2, "매출": 2}
+
+
+def test_words_by_kiwi():
+    pytest.importorskip("kiwipiepy", reason="pip install -r requirements-extra.txt")
+    found = words.count_words(TEXTS)
+    assert found["한국은행"] == found["매출"] == 2
+    assert not {"그리고", "늘었지만", "이번"} & set(found)
 
 
 def test_what_kinds_explain():
     kinds = pd.Series(["a", "a", "b", "b"])
-    assert explore.explained(pd.Series([1, 1, 3, 3]), kinds) == 1
-    assert explore.explained(pd.Series([1, 3, 1, 3]), kinds) == 0
-    assert explore.explained(pd.Series([2, 2, 2, 2]), kinds) == 0
+    assert findings.explained(pd.Series([1, 1, 3, 3]), kinds) == 1
+    assert findings.explained(pd.Series([1, 3, 1, 3]), kinds) == 0
+    assert findings.explained(pd.Series([2, 2, 2, 2]), kinds) == 0

@@ -23,8 +23,8 @@ import yaml
 import metrics
 from dandap.command_line import Parser, parse, run_script
 from dandap.errors import InputError
+from dandap.recipe import Recipe
 from dandap.runs.files import check_writable, new_folder, read_json, write_json
-from dandap.runs.plots import bars, draw
 from dandap.runs.predictions import (
     add_search_options,
     find_predictions,
@@ -32,6 +32,8 @@ from dandap.runs.predictions import (
     run_of,
     same_questions,
 )
+from tasks import get_task
+from tasks.task import Task
 
 SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that change no answer
 
@@ -63,10 +65,11 @@ def main(argv: list[str] | None = None) -> dict:
         {"of": b, "to": a} | metrics.compare(f1[b], f1[a], articles)
         for a, b in combinations(answers, 2)
     ]
-    fields = different_fields(
-        {name: recipe_of(path) for name, path in zip(names, paths, strict=True)}
-    )
-    tell(scores, differences, fields)
+    recipes = {name: recipe_of(path) for name, path in zip(names, paths, strict=True)}
+    fields = different_fields(recipes)
+    # A bare file says nothing of its task; character F1 is then the score.
+    task = get_task(next((r["task"] for r in recipes.values() if "task" in r), Recipe().task))
+    tell(task, scores, differences, fields)
 
     result = {
         "files": dict(zip(names, map(str, paths), strict=True)),
@@ -76,7 +79,11 @@ def main(argv: list[str] | None = None) -> dict:
     }
     folder = new_folder(arguments.output_dir, "compare")
     write_json(folder / "compare.json", result)
-    draw(folder / "compare.png", partial(chart, scores=scores), height=1.0 + 0.6 * len(scores))
+    # matplotlib takes a second to load: not before what is compared is known to be right.
+    from dandap.runs.plots import draw
+
+    title = f"{task.label(task.headline[0])}, 95% interval over {task.nouns[1]}"
+    draw(folder / "compare.png", title, partial(chart, scores=scores), 1.2 + 0.6 * len(scores))
     print(f"chart: {folder / 'compare.png'}")
     return result
 
@@ -183,20 +190,23 @@ def different_fields(recipes: dict[str, dict]) -> dict[str, dict]:
     return different
 
 
-def tell(scores: dict[str, dict], differences: list[dict], fields: dict[str, dict]) -> None:
+def tell(
+    task: Task, scores: dict[str, dict], differences: list[dict], fields: dict[str, dict]
+) -> None:
     """Print the tables; runs are numbered as they were named."""
     # Long names would break the lines of differences, so these have numbers.
     number = {name: f"[{place}]" for place, name in enumerate(scores, 1)}
     first = next(iter(scores.values()))
-    print(f"{first['questions']} questions, {first['articles']} articles, {first['metric']}")
+    label, (asked, on) = task.label(task.headline[0]), task.nouns
+    print(f"{first['questions']} {asked}, {first['articles']} {on}, {first['metric']}")
     for name, score in scores.items():
         low, high = score["char_f1_interval"]
-        said = (
-            f"char F1 {score['char_f1']:.4f} (95% {low:.4f} to {high:.4f})  "
-            f"exact match {score['exact_match']:.4f}"
-        )
+        said = f"{label} {score['char_f1']:.4f} (95% {low:.4f} to {high:.4f})"
+        # Where answers are letters, both scores are the accuracy.
+        if "char_f1" in task.headline:
+            said += f"  exact match {score['exact_match']:.4f}"
         print(f"  {number[name]} {said}  {name}")
-    print("differences in char F1, paired over articles:")
+    print(f"differences in {label}, paired over {on}:")
     for row in differences:
         low, high = row["interval"]
         verdict = "not shown" if low <= 0 <= high else "higher" if low > 0 else "lower"
@@ -213,8 +223,10 @@ def tell(scores: dict[str, dict], differences: list[dict], fields: dict[str, dic
 
 def chart(axes, scores: dict[str, dict]) -> None:
     """Draw a bar per run with its interval."""
+    from dandap.runs.plots import bars
+
     values = [score["char_f1"] for score in scores.values()]
-    labels = [f"[{place}] " + name.replace("/", "\n") for place, name in enumerate(scores, 1)]
+    labels = [f"[{place}] " + name for place, name in enumerate(scores, 1)]
     bars(
         axes,
         labels,
@@ -222,7 +234,6 @@ def chart(axes, scores: dict[str, dict]) -> None:
         [s["char_f1_interval"] for s in scores.values()],
         [s["questions"] for s in scores.values()],
     )
-    axes.set_xlabel("character F1, 95% interval over articles")
 
 
 if __name__ == "__main__":

@@ -3,26 +3,28 @@
 Its plots are inside it, and as PNGs beside it.
 """
 
-import base64
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
-from jinja2 import Environment
+from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from dandap.data.checks import TOLD
 from dandap.data.korean import NEAR_MISSES, near_miss
 from dandap.data.sentences import nearest_first, split_sentences
-from dandap.runs.files import write_text
+from dandap.language import t
+from dandap.runs.page import write_page
 from dandap.runs.plots import BLUE, GREY, ORANGE, bars, draw
 
 PAGE = Path(__file__).with_name("report.html.jinja")
 WORST, LISTED = 30, 20  # most answers that are shown, and most lines of a list
+MOST_POINTS = 1000  # of single questions in a plot; 100,000 would be a page of 10 MB
 # (values, their articles) -> the 95% interval of the mean.
 Interval = Callable[[Sequence[float], Sequence[str]], tuple[float, float]]
 
@@ -39,6 +41,7 @@ class Report:
     contexts: dict[str, str]
     scores: dict
     headline: tuple[str, ...]  # the scores on top, which have an interval each
+    nouns: tuple[str, str]  # what its questions are called, and what they stand on
     settings: dict  # name -> value, those that differ from the defaults
     environment: dict
     interval: Interval
@@ -46,50 +49,64 @@ class Report:
     label: Callable[[str], str]  # a score's name -> as people read it
     remarks: list[str]  # on the answers, in sentences
     table: list[Sequence]  # of the task's own, its header first; empty for none
+    asked: dict[str, str]  # questions' ids -> what was asked, where the question says it not all
     history: list[dict] = field(default_factory=list)  # lines of metrics.jsonl
     suspects: list[dict] = field(default_factory=list)  # records whose label a fold contradicts
     findings: dict[str, list[dict]] | None = None  # of check_data
+
+    @property
+    def chosen(self) -> bool:
+        """Return whether the answers were chosen of several that were given."""
+        return all(record.get("choices") for record in self.records)
+
+
+class Bar(NamedTuple):
+    """Holds the score of a group of questions."""
+
+    label: str
+    mean: float
+    interval: tuple[float, float]
+    count: int
 
 
 def write_report(folder: Path, report: Report) -> Path:
     """Write report.html and plots/*.png into a folder, and return the page's path."""
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
-    drawn = {
-        name: draw(plots / f"{name}.png", fill, height=height)
-        for name, fill, height in _plots(report)
-    }
+    charts = score_charts(report)
+    for name, (title, rows) in charts.items():
+        if not all_perfect(rows):
+            draw(plots / f"{name}.png", title, partial(group_bars, rows=rows), bars_height(rows))
+    drawn = {}
+    if any("loss" in line for line in report.history):
+        first = report.headline[0]
+        label = t(report.label(first))
+        curves = partial(training_curves, history=report.history, score=first, label=label)
+        drawn["training"] = draw(plots / "training.png", t("Loss and score by step"), curves, 3.8)
+    confident = partial(confidence_curve, records=report.records)
+    drawn["confidence"] = draw(plots / "confidence.png", t("Score by confidence"), confident, 3.8)
     evaluations = [line for line in report.history if "evaluation" in line]
     return write_page(
         folder,
         PAGE,
-        drawn,
+        report.title,
         report=report,
+        images={name: Markup(svg) for name, svg in drawn.items()},  # made by us, not by a file
+        charts=charts,
+        all_perfect=all_perfect,
         evaluations=[{**line["evaluation"], "step": line["step"]} for line in evaluations],
         best=kept_step(report.history),
-        misses=near_misses(report.records, report.likeness),
+        # A letter that was chosen is right or wrong.
+        misses=[] if report.chosen else near_misses(report.records, report.likeness),
         worst=[
             worst_answer(record, report.contexts[record["id"]])
             for record in worst_records(report.records)
         ],
-        label=report.label,
+        confidence=confidence,
+        articles=any(report.contexts.values()),
         told=TOLD,
         listed=LISTED,
     )
-
-
-def write_page(folder: Path, template: Path, pictures: dict[str, Path], **values) -> Path:
-    """Write report.html from a Jinja template and return its path.
-
-    The template finds the PNGs as `images`, in base64, by their names.
-    """
-    # autoescape: an article's <script> must stay a text.
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        template.read_text(encoding="utf-8")
-    )
-    images = {name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()}
-    write_text(folder / "report.html", page.render(images=images, **values))
-    return folder / "report.html"
 
 
 def kept_step(history: list[dict]) -> int | None:
@@ -97,30 +114,52 @@ def kept_step(history: list[dict]) -> int | None:
     return next((line["kept"] for line in reversed(history) if "kept" in line), None)
 
 
-def _plots(report: Report) -> Iterable[tuple[str, Callable[[Axes], None], float]]:
-    """Yield each plot as (name, what fills its axes, height in inches)."""
-    if any("loss" in line for line in report.history):
-        yield "training", partial(training_curves, history=report.history), 3.6
-    groups = {
-        "kinds": by_kind(report.records),
-        "answer_length": by_answer_length(report.records),
-        "article_length": by_article_length(report.records, report.contexts),
-    }
-    labels = {
-        "kinds": "score by kind of question",
-        "answer_length": "score by length of the gold answer (characters)",
-        "article_length": "score by length of the article (characters)",
-    }
-    # Questions without articles, as those of wallpaper_qa, have no lengths to group by.
-    if not any(report.contexts.values()):
-        del groups["article_length"]
-    for name, grouped in groups.items():
-        fill = partial(group_bars, groups=grouped, label=labels[name], interval=report.interval)
-        yield name, fill, 1.1 + 0.42 * len(grouped)
-    yield "confidence", partial(confidence_curve, records=report.records), 3.6
-
-
 Groups = dict[str, list[dict]]
+
+
+def score_charts(report: Report) -> dict[str, tuple[str, list[Bar]]]:
+    """Return the charts of scores by group, each as (title, its bars), by name.
+
+    A chart of one bar tells nothing and is left out.
+    """
+    score, on = t(report.label(report.headline[0])), t(report.nouns[1])
+    score = score[0].upper() + score[1:]
+    groups = {
+        "kinds": (t("{score} by kind of question", score=score), by_kind(report.records)),
+        "answer_length": (
+            t("{score} by length of the gold answer, in characters", score=score),
+            # The letter of a choice has no length.
+            {} if report.chosen else by_answer_length(report.records),
+        ),
+        "article_length": (
+            t("{score} by length of {articles}, in characters", score=score, articles=on),
+            # Questions without articles, as those of wallpaper_qa, have no lengths to group by.
+            by_article_length(report.records, report.contexts)
+            if any(report.contexts.values())
+            else {},
+        ),
+    }
+    return {
+        name: (title, score_groups(grouped, report.interval))
+        for name, (title, grouped) in groups.items()
+        if len(grouped) > 1
+    }
+
+
+def score_groups(groups: Groups, interval: Interval) -> list[Bar]:
+    """Return each group's mean score with its interval."""
+    rows = []
+    for label, group in groups.items():
+        values = [record["char_f1"] for record in group]
+        # The bootstrap draws whole articles, because scores on one article hang together.
+        around = interval(values, [record["article"] for record in group])
+        rows.append(Bar(label, sum(values) / len(values), around, len(values)))
+    return rows
+
+
+def all_perfect(rows: list[Bar]) -> bool:
+    """Return whether all bars are full, so that the numbers alone tell as much."""
+    return all(row.mean >= 0.9995 for row in rows)  # which reads 1.000
 
 
 def by_kind(records: list[dict]) -> Groups:
@@ -158,95 +197,101 @@ def by_article_length(records: list[dict], contexts: dict[str, str]) -> Groups:
     return groups
 
 
-def group_bars(axes: Axes, groups: Groups, label: str, interval: Interval) -> None:
+def bars_height(rows: list[Bar]) -> float:
+    """Return the inches that a plot of bars takes."""
+    return 1.1 + 0.6 * len(rows)
+
+
+def group_bars(axes: Axes, rows: list[Bar]) -> None:
     """Draw a bar for each group, with its interval."""
-    means, intervals = [], []
-    for group in groups.values():
-        values = [record["char_f1"] for record in group]
-        means.append(sum(values) / len(values))
-        # The bootstrap draws whole articles, because scores on one article hang together.
-        intervals.append(interval(values, [record["article"] for record in group]))
-    bars(axes, list(groups), means, intervals, list(map(len, groups.values())))
-    axes.set_xlabel(f"{label}, 95% interval")
+    bars(axes, *map(list, zip(*rows, strict=True)))
+    axes.set_xlabel(t("mean and 95% interval"))
 
 
-def training_curves(axes: Axes, history: list[dict]) -> None:
-    """Draw the loss of each step and its running mean, and the F1 of each evaluation.
+def training_curves(axes: Axes, history: list[dict], score: str, label: str) -> None:
+    """Draw the loss of each step and its running mean, and the score of each evaluation.
 
-    The F1 has its interval, and an axis of its own on the right.
+    The score has its interval, and an axis of its own on the right; people call it `label`.
     """
     steps, losses = zip(
         *((line["step"], line["loss"]) for line in history if "loss" in line), strict=True
     )
     axes.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=0.8)
-    axes.plot(steps, _smooth(losses), color=BLUE, label="loss (running mean)")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss of an answer token", color=BLUE)
+    axes.plot(steps, _smooth(losses), color=BLUE, label=t("loss (running mean)"))
+    axes.set_xlabel(t("step"))
+    axes.set_ylabel(t("loss of an answer token"), color=BLUE)
     axes.set_ylim(bottom=0)
     evaluations = [line for line in history if "evaluation" in line]
-    if not evaluations:
-        return
-    right = axes.twinx()
-    right.spines["right"].set_visible(True)
-    right.grid(visible=False)
-    at = [line["step"] for line in evaluations]
-    f1 = [line["evaluation"]["char_f1"] for line in evaluations]
-    low, high = zip(*(line["evaluation"]["char_f1_interval"] for line in evaluations), strict=True)
-    right.fill_between(at, low, high, color=ORANGE, alpha=0.15)
-    right.plot(at, f1, color=ORANGE, marker="o", label="validation")
-    best = kept_step(history)
+    if evaluations:
+        right = axes.twinx()
+        right.spines["right"].set_visible(True)
+        right.grid(visible=False)
+        right.set_ylabel(t("{score}, 95% interval", score=label), color=ORANGE)
+        right.set_ylim(0, 1.03)
+        each = {line["step"]: line["evaluation"] for line in evaluations}
+        points = [(step, told[score], *told[f"{score}_interval"]) for step, told in each.items()]
+        evaluation_curve(right, points, kept_step(history), label)
+    # Below the axes, where it covers no curve.
+    axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
+
+
+def evaluation_curve(
+    axes: Axes, points: list[tuple[int, float, float, float]], best: int | None, label: str
+) -> None:
+    """Draw (step, score, low, high) of each evaluation, and a star at the step that was kept."""
+    at, scores, low, high = zip(*points, strict=True)
+    axes.fill_between(at, low, high, color=ORANGE, alpha=0.15)
+    axes.plot(at, scores, color=ORANGE, marker="o", label=label)
     # It is None as long as no adapter was kept.
     if best in at:
-        right.plot(
-            [best],
-            [f1[at.index(best)]],
-            marker="*",
-            markersize=16,
-            color=ORANGE,
-            linestyle="none",
-            label="kept",
-        )
-    right.set_ylabel("score, 95% interval", color=ORANGE)
-    right.set_ylim(0, 1.03)
-    right.legend(loc="lower right", frameon=False)
+        star = {"marker": "*", "markersize": 16, "color": ORANGE, "linestyle": "none"}
+        axes.plot([best], [scores[at.index(best)]], label=t("kept"), **star)
 
 
 def _smooth(values: Sequence[float], share: float = 0.1) -> list[float]:
     """Return the mean of each value and those before it, over a tenth of the run."""
     width = max(1, round(len(values) * share))
+    sums = [0.0, *accumulate(values)]
     means = []
     for end in range(1, len(values) + 1):
-        window = values[max(0, end - width) : end]
-        means.append(sum(window) / len(window))
+        start = max(0, end - width)
+        means.append((sums[end] - sums[start]) / (end - start))
     return means
 
 
-def confidence_curve(axes: Axes, records: list[dict]) -> None:
-    """Draw the mean F1 of ten groups of equally many questions by their confidence.
+def confidence(record: dict) -> float:
+    """Return how sure an answer was, in [0, 1].
 
-    Confidence is the geometric mean of the probabilities of an answer's tokens.
+    It is the geometric mean of its tokens' probabilities; of a choice, its share of the
+    probability of all choices.
     """
-    ordered = sorted(records, key=lambda record: record["log_probability"])
-    size = math.ceil(len(ordered) / 10)
-    parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    choices = record.get("choices")
+    if not choices or record["prediction"] not in choices:
+        return math.exp(record["log_probability"])
+    # The highest is taken off before exp, or very unlikely choices would all become 0.
+    highest = max(choices.values())
+    chances = {name: math.exp(value - highest) for name, value in choices.items()}
+    return chances[record["prediction"]] / sum(chances.values())
+
+
+def confidence_curve(axes: Axes, records: list[dict]) -> None:
+    """Draw the mean score of ten groups of equally many questions by their confidence."""
+    points = sorted((confidence(record), record["char_f1"]) for record in records)
+    size = math.ceil(len(points) / 10)
     sure, f1 = [], []
-    for part in parts:
-        sure.append(sum(math.exp(record["log_probability"]) for record in part) / len(part))
-        f1.append(sum(record["char_f1"] for record in part) / len(part))
+    for start in range(0, len(points), size):
+        part = points[start : start + size]
+        sure.append(sum(point for point, _ in part) / len(part))
+        f1.append(sum(score for _, score in part) / len(part))
     # The dotted line is where confidence and score are the same.
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     axes.plot(sure, f1, color=BLUE, marker="o")
-    axes.scatter(
-        [math.exp(r["log_probability"]) for r in records],
-        [r["char_f1"] for r in records],
-        s=6,
-        color=BLUE,
-        alpha=0.15,
-    )
+    some = points[:: math.ceil(len(points) / MOST_POINTS)]
+    axes.scatter(*zip(*some, strict=True), s=8, color=BLUE, alpha=0.2)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.04)
-    axes.set_xlabel("confidence (geometric mean of token probabilities)")
-    axes.set_ylabel("score")
+    axes.set_xlabel(t("confidence"))
+    axes.set_ylabel(t("score"))
 
 
 def near_misses(records: list[dict], likeness: Callable[[str, str], float]) -> list[dict]:
@@ -275,8 +320,10 @@ def near_misses(records: list[dict], likeness: Callable[[str, str], float]) -> l
 
 def closest_gold(record: dict, likeness: Callable[[str, str], float]) -> str:
     """Return a gold answer that equals the prediction, else the one by which it is scored."""
-    prediction = record["prediction"]
-    return max(record["gold"], key=lambda gold: (gold == prediction, likeness(prediction, gold)))
+    prediction, golds = record["prediction"], record["gold"]
+    if len(golds) == 1:
+        return golds[0]
+    return max(golds, key=lambda gold: (gold == prediction, likeness(prediction, gold)))
 
 
 def worst_records(records: list[dict]) -> list[dict]:
@@ -285,15 +332,18 @@ def worst_records(records: list[dict]) -> list[dict]:
     Of equals the surest comes first, because it misleads most.
     """
     wrong = [record for record in records if record["char_f1"] < 1]
-    return sorted(wrong, key=lambda record: (record["char_f1"], -record["log_probability"]))[:WORST]
+    return sorted(wrong, key=lambda record: (record["char_f1"], -confidence(record)))[:WORST]
 
 
 def worst_answer(record: dict, context: str) -> dict:
     """Return a record with its article in pieces, as `mark` makes them."""
-    return {
-        **record,
-        "pieces": mark(context, record["gold"], record["prediction"], record["question"]),
-    }
+    # The letter of a choice stands for a text and is not looked for.
+    pieces = (
+        [(context, "")]
+        if record.get("choices")
+        else mark(context, record["gold"], record["prediction"], record["question"])
+    )
+    return {**record, "pieces": pieces}
 
 
 def mark(context: str, golds: list[str], prediction: str, question: str) -> list[tuple[str, str]]:

@@ -1,0 +1,2 @@
+TEXTS = {}
+ERRORS = {}
