@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> dict:
     counts = agreement(questions)
     print("agreement: " + ", ".join(f"{pattern} {count:,}" for pattern, count in counts.items()))
     scores = tell_scores(paths, members, records)
-    folder = new_folder(arguments.output_dir, f"ensemble-{arguments.method}")
+    folder = new_folder(arguments.output_dir, f"ensemble-{arguments.method}-of-{len(paths)}")
     write_json_lines(folder / RECORD, records)
     write_predictions(folder / "predictions.csv", records)
     # Answers to validation questions are submitted nowhere.

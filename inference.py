@@ -29,7 +29,7 @@ from dandap.errors import InputError
 from dandap.recipe import ANSWERING, Recipe, find_recipe, load_recipe, make_recipe
 from dandap.runs.files import check_writable, copy_whole, locked, refuse_output, write_json
 from dandap.runs.folder import RunFolder, begin, describe_environment, find_run, list_runs, new_run
-from dandap.runs.journal import Journal, answers_folder, hash_settings
+from dandap.runs.journal import Journal, answers_folder, answers_name, hash_settings
 from dandap.runs.predictions import Answered, write_predictions
 from dandap.runs.submission import SubmissionForm, write_review
 from tasks import get_task
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> dict:
     if not source.run and not arguments.answers_dir:
         parent = start_base_run(arguments, source, questions, model.base).answers
     settings = settings_of(arguments, source, questions, model.base)
-    folder = answers_folder(parent, Path(arguments.split or questions.table.path), settings)
+    folder = answers_folder(parent, name_answers(arguments, source, questions), settings)
     loaded = time.perf_counter()
     # Two processes on one folder would write over each other's journal.
     with locked(folder):
@@ -311,6 +311,13 @@ def settings_of(
         },
         source.run.adapter if source.run else None,
     )
+
+
+def name_answers(arguments: argparse.Namespace, source: Source, questions: Questions) -> str:
+    """Return what the folder of these answers is called: what they answer, and in which way."""
+    of_run = source.run.load_recipe() if source.run else source.recipe
+    of = arguments.split or questions.table.path.stem
+    return answers_name(of, source.recipe, of_run, arguments.limit)
 
 
 def encode(recipe: Recipe, encoder, questions: Questions) -> list:

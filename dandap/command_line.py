@@ -7,7 +7,9 @@ sentence.
 import argparse
 import sys
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
+from dandap import language
 from dandap.errors import InputError, Stopped, disk_message
 from dandap.recipe import Recipe, _right_name
 from dandap.terminal import leave, shown, shown_output
@@ -24,24 +26,28 @@ def run_script(main: Callable[[], None]) -> None:
         with shown_output():
             main()
     except InputError as error:
-        _end(f"error: {error}", 2)
+        _end(f"error: {_short(str(error))}", 2)
     except OSError as error:
         # Libraries raise OSErrors of their own, as of a connection: these need their traceback.
         if error.errno is None:
             raise
-        _end(f"error: {disk_message(error)}", 2)
+        _end(f"error: {_short(disk_message(error))}", 2)
     except Stopped as stopped:
-        _end(f"stopped: {stopped}", stopped.code)
+        _end(f"stopped: {_short(str(stopped))}", stopped.code)
     except KeyboardInterrupt:
         _end("stopped", 130)  # as shells have it: 128 and the signal
 
 
+def _short(message: str) -> str:
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    # Both ends are kept: messages begin with what was got and end with what to do.
+    return f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
+
+
 def _end(message: str, code: int) -> None:
-    if len(message) > LONGEST_MESSAGE:
-        # Both ends are kept: messages begin with what was got and end with what to do.
-        message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
     try:
-        print(shown(message), file=sys.stderr, flush=True)
+        print(shown(language.translated(message)), file=sys.stderr, flush=True)
     except OSError:  # nobody can be told (a full disk); the exit code still tells
         leave(sys.stderr)
     raise SystemExit(code) from None
@@ -69,6 +75,11 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.add_argument(
+            "--lang",
+            choices=language.LANGUAGES,
+            help="the language of reports and errors: en, ko (default: by the locale)",
+        )
 
     def error(self, message: str):
         # argparse takes most values that start with - for options, and then misses an argument.
@@ -90,9 +101,10 @@ def positive(text: str) -> int:
 def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     """Parse a command line; for an unknown option raise an InputError that names the right one."""
     options = {option for action in parser._actions for option in action.option_strings}
-    arguments, unknown = parser.parse_known_args(
-        [_underscored(word, options) for word in (sys.argv[1:] if argv is None else argv)]
-    )
+    words = [_underscored(word, options) for word in (sys.argv[1:] if argv is None else argv)]
+    # First of all: a mistake in another option is told in that language, too.
+    language.use(_value_of("--lang", words))
+    arguments, unknown = parser.parse_known_args(words)
     if unknown:
         name = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
         options = [
@@ -105,6 +117,13 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
         )
         raise InputError(f"got the unknown {what}.{_right_name(name, options)} See --help.")
     return arguments
+
+
+def _value_of(option: str, words: list[str]) -> str | None:
+    """Return the last value of an option on the command line, or None."""
+    values = [after for word, after in pairwise(words) if word == option]
+    values += [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+    return next((value for value in reversed(values) if value in language.LANGUAGES), None)
 
 
 def _underscored(word: str, options: set[str]) -> str:

@@ -1,11 +1,13 @@
-"""Say what people read in their language: English is the source, korean_texts.py the catalogue."""
+"""Say what people read in their language: English is the source, korean.yaml the catalogue."""
 
 import os
 import re
 from functools import cache
+from pathlib import Path
 
-from dandap.korean_texts import ERRORS, TEXTS
+import yaml
 
+CATALOGUE = Path(__file__).with_name("korean.yaml")
 LANGUAGES = ("en", "ko")
 _now = "en"
 
@@ -33,33 +35,43 @@ def t(text: str, **fields) -> str:
 
     What the catalogue lacks stays English.
     """
-    found = TEXTS.get(text, text) if _now == "ko" else text
+    found = korean("texts").get(text, text) if _now == "ko" else text
     return found.format(**fields) if fields else found
 
 
 def translated(message: str) -> str:
     """Return a finished message in the chosen language; English where the catalogue lacks it.
 
-    Its numbers and names are found again by the places of the {fields} in the catalogue.
+    Its names and numbers are found by the places of the {fields} in the catalogue, and are
+    translated, too, where they are texts of ours.
     """
     if _now == "en":
         return message
-    if message in TEXTS:
-        return TEXTS[message]
-    for pattern, korean in _patterns():
+    if message in korean("texts"):
+        return korean("texts")[message]
+    for pattern, said in _patterns():
         if found := pattern.fullmatch(message):
-            return korean.format(**found.groupdict())
+            fields = {name: translated(text) for name, text in found.groupdict().items()}
+            return said.format(**fields)
     return message
 
 
 @cache
+def korean(group: str) -> dict[str, str]:
+    """Return a group of the catalogue, "texts" or "messages": English text -> Korean text."""
+    groups = yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))
+    return {pair["en"]: pair["ko"] for pair in groups[group]}
+
+
+@cache
 def _patterns() -> list[tuple[re.Pattern, str]]:
-    """Return the catalogue's texts with fields as patterns, with their translations."""
-    found = []
-    for english, korean in (ERRORS | TEXTS).items():
-        if "{" in english:
-            pieces = re.split(r"\{(\w+)\}", english)
-            # Odd pieces are names of fields.
-            parts = [f"(?P<{p}>.*?)" if n % 2 else re.escape(p) for n, p in enumerate(pieces)]
-            found.append((re.compile("".join(parts), re.DOTALL), korean))
-    return found
+    """Return the catalogue's messages as patterns, with their translations."""
+    return [(pattern_of(english), said) for english, said in korean("messages").items()]
+
+
+def pattern_of(english: str) -> re.Pattern:
+    """Return a pattern of all messages that a text with {fields} can become."""
+    # Odd pieces are names of fields.
+    pieces = re.split(r"\{(\w+)\}", english)
+    parts = [f"(?P<{p}>.*?)" if n % 2 else re.escape(p) for n, p in enumerate(pieces)]
+    return re.compile("".join(parts), re.DOTALL)

@@ -418,7 +418,7 @@ class DialogueInference(Task):
 
     def remarks(self, scores):
         return [
-            f"{name} {of['accuracy']:.4f} of {of['questions']}"
+            f"{name} {of['accuracy']:.4f} (n={of['questions']})"
             for name, of in sorted(scores["by_category"].items())
         ]
 

@@ -164,7 +164,8 @@ class Task:
 
     def label(self, score: str) -> str:
         """Return a score's name as people read it."""
-        return score.replace("char_f1", "char F1").replace("_", " ")
+        named = {"char_f1": "char F1", "exact_match": "exact match"}
+        return named.get(score, score.replace("_", " "))
 
     def remarks(self, scores: dict) -> list[str]:
         """Return lines on scored answers, for the terminal and the report."""

@@ -11,6 +11,7 @@ if (
 if "DANDAP_TEST_HUB" not in os.environ:
     os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["LC_ALL"] = "C.UTF-8"  # else messages would come in the tester's language
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core is another worker's
 

@@ -15,8 +15,9 @@ import inference
 from dandap.data.encoding import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError
+from dandap.recipe import Recipe
 from dandap.runs.files import locked
-from dandap.runs.journal import Journal, answers_folder
+from dandap.runs.journal import Journal, answers_folder, answers_name
 from tests.conftest import HEADER, ROOT
 
 FILES = ("predictions.jsonl", "predictions.csv", "submission.csv")
@@ -133,19 +134,20 @@ def test_answered_questions_are_not_answered_again(work, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "more",
+    ("more", "name"),
     [
-        ["--max_new_tokens", "7"],
-        ["--grounded", "true"],
-        ["--template", "context_bot"],
-        ["--limit", "9"],
+        (["--max_new_tokens", "7"], "test-new7-2"),
+        (["--grounded", "true"], "test-grounded-2"),
+        (["--template", "context_bot"], "test-context_bot-2"),
+        (["--limit", "9"], "test-first9-2"),
     ],
 )
-def test_other_settings_never_reuse_answers(work, more):
+def test_other_settings_never_reuse_answers(work, more, name):
     path = cut_off(work, f"other-{more[0]}", 30)
     before = (path / "predictions.jsonl").read_bytes()
     answer(work, *more)
     assert answers(work)[-1] != path
+    assert answers(work)[-1].name.startswith(name), "then comes the year"
     assert (path / "predictions.jsonl").read_bytes() == before
     shutil.rmtree(path)
 
@@ -171,6 +173,18 @@ def test_another_adapter_never_reuses_answers(work):
         manifest.write_bytes(sealed)
     assert str(path) not in result["submission"]
     shutil.rmtree(path)
+
+
+def test_folders_of_answers_are_called_what_they_hold():
+    usual = Recipe()
+    sampled = usual.model_copy(update={"samples": 8, "temperature": 0.7, "grounded": True})
+    assert answers_name("test", usual, usual, None) == "test"
+    assert answers_name("test", sampled, usual, None) == "test-grounded-s8-t0.7"
+    assert answers_name("test", sampled, sampled, 9) == "test-first9-grounded-s8-t0.7"
+    assert answers_name("test", usual, sampled, None) == "test-no-grounded-s1-no-temperature"
+    longer = usual.model_copy(update={"max_new_tokens": 64})
+    assert answers_name("validation", longer, longer, None) == "validation", "as the run has it"
+    assert answers_name("validation", longer, usual, None) == "validation-new64"
 
 
 def test_a_record_under_another_key_is_dropped(tmp_path):
@@ -232,4 +246,4 @@ def test_a_killed_inference_goes_on_to_the_same_bytes(work, after):
         answer(work)
     assert_as_uninterrupted(work, path)
     assert json.loads((path / "scores.json").read_text())["limit"] is None
-    assert answers_folder(path.parent, path, "no such settings") != path
+    assert answers_folder(path.parent, path.name, "no such settings") != path

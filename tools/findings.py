@@ -17,7 +17,7 @@ from wordcloud import WordCloud
 from dandap.data.checks import TOLD, check_data
 from dandap.data.rows import Row, by_article
 from dandap.data.sentences import character_pairs, likeness, split_sentences
-from dandap.language import t
+from dandap.language import t, translated
 from dandap.runs.files import new_folder
 from dandap.runs.page import write_page
 from dandap.runs.plots import BLUE, INK, bars, draw, font_file, image
@@ -47,7 +47,7 @@ class Findings:
         self, name: str, title: str, fill: Callable[[Axes], None], height: float = 3.2
     ) -> None:
         """Draw a picture into the folder as <name>.png, and keep it for the page."""
-        drawn = draw(self.folder / f"{name}.png", t(title), fill, height)
+        drawn = draw(self.folder / f"{name}.png", translated(title), fill, height)
         self.pictures.append(Markup(drawn))  # made by us, not by a file
 
     def length(self, of: str, values: pd.Series) -> None:
@@ -60,7 +60,7 @@ class Findings:
 
 def characters_of(name: str) -> str:
     """Return "characters of an answer" for "answer"."""
-    return f"characters of {'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return f"characters of an {name}" if name[0] in "aeiou" else f"characters of a {name}"
 
 
 def one(nouns: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dandap.data.encoding import Example
 from dandap.errors import InputError
+from dandap.recipe import Recipe
 from dandap.runs.files import (
     append_json,
     new_folder,
@@ -84,8 +85,45 @@ def hash_settings(settings: dict, adapter: Path | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def answers_folder(parent: Path, test_file: Path, settings: str) -> Path:
-    """Return the newest folder of an unfinished inference with the same settings, or a new one."""
+# Ways of answering, as the name of a folder has them. The first ones are told wherever they are not
+# the default, the others where they are not those of the run.
+TOLD = {
+    "grounded": "grounded",
+    "choices": "choices",
+    "samples": "s{}",
+    "temperature": "t{}",
+    "beams": "beams{}",
+}
+TOLD_IF_CHANGED = {
+    "template": "{}",
+    "choices_by": "{}",
+    "repetition_penalty": "rp{}",
+    "max_new_tokens": "new{}",
+    "max_length": "len{}",
+    "on_overflow": "{}",
+    "seed": "seed{}",
+}
+
+
+def answers_name(of: str, recipe: Recipe, of_run: Recipe, limit: int | None) -> str:
+    """Return what a folder of answers is called but for its time: test-grounded-s8-t0.7.
+
+    `of` is the test file's name or the split's; `of_run` is the recipe that the run was made with.
+    """
+    usual, parts = Recipe(), [of] if limit is None else [of, f"first{limit}"]
+    for name, told in (TOLD | TOLD_IF_CHANGED).items():
+        value, before = getattr(recipe, name), getattr(of_run, name)
+        if value != before or (name in TOLD and value != getattr(usual, name)):
+            # What was switched off: the run's own recipe had it.
+            parts.append(told.format(value) if value else f"no-{name}")
+    return "-".join(parts)
+
+
+def answers_folder(parent: Path, name: str, settings: str) -> Path:
+    """Return the newest folder of an unfinished inference with the same settings, or a new one.
+
+    The new one's name begins with `name`.
+    """
     # An unfinished one has settings.json and no scores.json, which is written after all answers.
     for file in sorted(
         parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime, reverse=True
@@ -97,6 +135,6 @@ def answers_folder(parent: Path, test_file: Path, settings: str) -> Path:
             continue
         if same and not (file.parent / "scores.json").exists():
             return file.parent
-    folder = new_folder(parent, test_file.stem)
+    folder = new_folder(parent, name)
     write_json(folder / "settings.json", {"settings": settings})
     return folder

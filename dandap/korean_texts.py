@@ -1,2 +1,0 @@
-TEXTS = {}
-ERRORS = {}
