@@ -28,6 +28,7 @@ from dandap.errors import InputError
 from dandap.recipe import Recipe
 from dandap.runs.files import check_writable, write_json
 from dandap.runs.folder import RunFolder, refuse_taken
+from dandap.training.start import choose
 from tasks import get_task
 
 
@@ -50,15 +51,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def fine_tune(arguments: argparse.Namespace) -> None:
     """Train as the command line says, from the choice of the recipe to the validation score."""
-    # These load torch, which takes 10 s: not before the command line is understood.
-    from dandap.answering.answerer import Answerer
-    from dandap.training import session
-    from dandap.training.start import choose
-
     start = choose(arguments)
     recipe, task = start.recipe, get_task(start.recipe.task)
     template = choose_template(start.run, arguments, recipe)
     data = read_data(recipe)
+
+    # These load torch, which takes 10 s: not before command line and data are understood.
+    from dandap.answering.answerer import Answerer
+    from dandap.training import session
+
     base = session.open_base(start, data.table, arguments)
     encoder = prompts.make_encoder(recipe, template, base.tokenizer)
     examples = session.encode_training(recipe, encoder, base, task.expand(data.train))

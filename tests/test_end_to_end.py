@@ -22,6 +22,7 @@ import prompts
 from dandap.answering.answer import Decoding
 from dandap.answering.generate import generate_answers
 from dandap.answering.session import open_model
+from dandap.base import device
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.runs.files import safe_name
@@ -592,10 +593,10 @@ def test_the_bare_command_is_decided_by_data_and_machine(tmp_path, monkeypatch, 
     assert (begun.name, begun.recipe.model) == ("demo", "data/demo_model")
     assert "DEMO" in capsys.readouterr().out
     (tmp_path / "train.csv").touch()
-    monkeypatch.setattr(start, "why_no_gpu", lambda: "no driver")
+    monkeypatch.setattr(device, "why_no_gpu", lambda: "no driver")
     with pytest.raises(InputError, match="needs a CUDA GPU: no driver.*--recipe demo"):
         start.choose(bare)
-    monkeypatch.setattr(start, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(device, "why_no_gpu", lambda: None)
     assert start.choose(bare).recipe.model.startswith("yanolja/EEVE")
 
 

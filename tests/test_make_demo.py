@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fine_tune
 import inference
-from tools import make_demo
+from tools import demo_model, make_demo
 from tools.demo_articles import INDUSTRIES, KS_SYLLABLES, SURNAMES, Word, make_article, plain
 
 SAMPLE = Path("data/sample")
@@ -29,7 +29,7 @@ def cells(name, column):
 
 def test_samples_follow_the_seed(tmp_path, monkeypatch):
     shipped = {path.name: path.read_bytes() for path in SAMPLE.iterdir()}
-    monkeypatch.setattr(make_demo, "SAMPLE_DIR", tmp_path)
+    monkeypatch.setattr(demo_model, "SAMPLE_DIR", tmp_path)
     make_demo.main(["--data"])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == shipped
 
@@ -92,7 +92,7 @@ def losses_one_sequence_at_a_time(model, lessons):
             predicted = output.logits[0, :-1]
             losses.append(cross_entropy(predicted, torch.tensor(ids[1:]), reduction="none"))
             weights.append(torch.tensor(lesson.weights[number]))
-            attention = output.attentions[make_demo.POINTER_LAYER][0, -1]
+            attention = output.attentions[demo_model.POINTER_LAYER][0, -1]
             for sequence, position, said_at in lesson.pointers:
                 if sequence == number:
                     looks.append(attention[position - 1, said_at].sum())
@@ -106,16 +106,16 @@ def lessons():
     """Return two articles and a copy drill, of which the shorter two fit in one row."""
     tokenizer, rng = AutoTokenizer.from_pretrained("data/demo_model"), random.Random(3)
     articles = [make_article(rng, 8, 7), make_article(rng, 3, 1)]
-    taught = [make_demo.article_lesson(tokenizer, article, rng) for article in articles]
-    return [*taught, make_demo.copy_drill(rng)]
+    taught = [demo_model.article_lesson(tokenizer, article, rng) for article in articles]
+    return [*taught, demo_model.copy_drill(rng)]
 
 
 def test_a_tree_learns_what_its_sequences_learn_alone(lessons):
     # A trained model, because its attention is sharp: a wrong mask or position changes its losses.
     model = AutoModelForCausalLM.from_pretrained("data/demo_model", dtype=torch.float32)
-    batch = make_demo.make_batch(lessons)
+    batch = demo_model.make_batch(lessons)
     assert len(batch["input_ids"]) < len(lessons)  # so that lessons share a row
-    language, pointing = make_demo.loss_of(model, batch)
+    language, pointing = demo_model.loss_of(model, batch)
     model.set_attn_implementation("eager")  # which returns the attention of every head
     alone = losses_one_sequence_at_a_time(model, lessons)
     assert (language.item(), pointing.item()) == pytest.approx(alone, rel=1e-5)
@@ -124,7 +124,7 @@ def test_a_tree_learns_what_its_sequences_learn_alone(lessons):
 def test_a_lesson_weights_its_article_once_and_points_at_its_answers(lessons):
     for lesson in lessons[:2]:
         first, *others = lesson.weights
-        shared = make_demo.count_shared(lesson.sequences)
+        shared = demo_model.count_shared(lesson.sequences)
         assert any(first[: shared - 1])
         assert not any(weight for weights in others for weight in weights[:shared])
         assert lesson.pointers
@@ -144,13 +144,13 @@ def test_a_lesson_weights_its_article_once_and_points_at_its_answers(lessons):
     ],
 )
 def test_shared_tokens_are_counted(prompts, shared):
-    assert make_demo.count_shared(prompts) == shared
+    assert demo_model.count_shared(prompts) == shared
 
 
 def test_making_the_demo_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(make_demo, "SAMPLE_DIR", tmp_path / "sample")
-    monkeypatch.setattr(make_demo, "MODEL_DIR", tmp_path / "model")
-    monkeypatch.setattr(make_demo, "TOKENS_PER_STEP", 800)
+    monkeypatch.setattr(demo_model, "SAMPLE_DIR", tmp_path / "sample")
+    monkeypatch.setattr(demo_model, "MODEL_DIR", tmp_path / "model")
+    monkeypatch.setattr(demo_model, "TOKENS_PER_STEP", 800)
     make_demo.main(["--steps", "2"])
     made = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert made.get_vocab() == AutoTokenizer.from_pretrained("data/demo_model").get_vocab()

@@ -15,6 +15,7 @@ import pytest
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig
 
 import fine_tune
+from dandap.base import identity
 from dandap.base.identity import folder_hash, same_base
 from dandap.base.model import check_base, check_ids
 from dandap.command_line import parse
@@ -232,7 +233,7 @@ def changed_run(tmp_path, **before):
 
 
 def tell(run, monkeypatch, anyway=False):
-    monkeypatch.setattr(start, "base_identity", lambda recipe: {"model": "m", "files": "f"})
+    monkeypatch.setattr(identity, "base_identity", lambda recipe: {"model": "m", "files": "f"})
     start.tell_what_changed(
         run, make_recipe({}, "test"), Table(Path("train.csv"), [], "hash", []), anyway
     )

@@ -33,11 +33,6 @@ import random
 import re
 from collections.abc import Callable, Iterable
 
-from httpx2 import Client, HTTPError  # what huggingface_hub speaks HTTP with
-from huggingface_hub import InferenceClient, set_client_factory
-
-from dandap.answering.session import open_model
-from dandap.base.hub import confirm_remote_code
 from dandap.command_line import Parser, parse, positive, run_script
 from dandap.data.encoding import Encoder
 from dandap.data.files import read_bytes
@@ -240,6 +235,11 @@ def local_model(arguments: argparse.Namespace) -> Ask:
         "repetition_penalty": 1.1,
     }
     recipe = make_recipe(recipe.model_dump() | plain | long, "tools.augment")
+
+    # These load torch, which only a model of this machine's needs.
+    from dandap.answering.session import open_model
+    from dandap.base.hub import confirm_remote_code
+
     confirm_remote_code(recipe, arguments.trust_remote_code == "true")
     answerer = open_model(recipe, {}, run, encoder_of_prompts).answerer
 
@@ -271,6 +271,9 @@ def endpoint(url: str, model: str) -> Ask:
 
     A key is taken from OPENAI_API_KEY and goes nowhere else.
     """
+    from httpx2 import Client, HTTPError  # what huggingface_hub speaks HTTP with
+    from huggingface_hub import InferenceClient, set_client_factory
+
     # Without a key of its own the client would send the hub's token.
     key = os.environ.get("OPENAI_API_KEY", "none")
     # The hub's own client refuses every address where HF_HUB_OFFLINE is set.

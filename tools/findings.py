@@ -208,7 +208,10 @@ def explore_kinds(findings: Findings, table: pd.DataFrame) -> None:
         for kind, values in zip(by_kind.index, by_kind.to_numpy().tolist(), strict=True)
     ]
     findings.tables["Share of a length's variance that lies between kinds"] = [
-        (name.replace("_", " "), round(explained(table[name], table["kind"]), 3))
+        (
+            characters_of(name.removesuffix("_characters")),
+            round(explained(table[name], table["kind"]), 3),
+        )
         for name in by_kind.columns
     ]
 
@@ -377,7 +380,7 @@ def heatmap(axes: Axes, correlations: pd.DataFrame) -> None:
     """Draw Pearson's r of each pair of columns, with its number in its cell."""
     axes.imshow(correlations, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     axes.grid(visible=False)
-    names = [t(name.replace("_", " ")) for name in correlations.columns]
+    names = [t(name).replace("_", " ") for name in correlations.columns]
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=9)
     axes.set_yticks(range(len(names)), names, fontsize=9)
     for i, row in enumerate(correlations.to_numpy()):

@@ -23,6 +23,7 @@ VERB_ENDINGS = tuple(
 # They stand in every Korean text.
 STOP_WORDS = frozenset(
     "내가 네가 니가 나도 나는 너는 너도 안녕 아직 벌써 훨씬 엄청 "
+    "것으 곳은 곳으 곳에 곳을 곳이 얼마인 어디인 누구인 무엇을 "
     "가장 각각 간 거기 거의 것 것으로 것은 것이 결국 경우 계속 관련 그 그것 그냥 그녀 그는 그들 "
     "그때 그래 그래서 그러나 그런 그런데 그럼 그렇 그리 그리고 기간 기자 까지 나머지 내년 내일 "
     "너무 누구 누가 누군가 다른 다만 다시 다음 달리 당시 당일 대부분 대비 대상 대표적 대해 대한 "
@@ -63,7 +64,8 @@ def _nouns_by_kiwi(texts: list[str]) -> Counter[str]:
 def _words_by_rules(texts: list[str]) -> Counter[str]:
     every = Counter()
     for text in texts:
-        every.update(re.findall(r"[가-힣]+|[A-Za-z]+", text))
+        # What stands right behind a digit is its unit: 3월을, 40원에.
+        every.update(re.findall(r"(?<![\d가-힣])[가-힣]+|[A-Za-z]+", text))
     found = Counter()
     # Each word is looked at once, however often it stands there.
     for word, count in every.items():

@@ -10,8 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from dandap import ROOT
-from dandap.base.device import why_no_gpu
-from dandap.base.identity import base_identity, same_base
 from dandap.base.processes import is_first
 from dandap.command_line import chosen_options
 from dandap.data.rows import Table
@@ -48,6 +46,9 @@ def choose(arguments: argparse.Namespace) -> Start:
     if not train_file.exists() and "train_file" not in options:
         return choose_demo(options, train_file)
     recipe = load_recipe(None, options)
+    # This loads torch, which takes 10 s: a mistake in the command is told before.
+    from dandap.base.device import why_no_gpu
+
     # Refused here, before anything is fetched; another model may be small enough for a CPU.
     reason = why_no_gpu()
     if reason and not arguments.preview and recipe.model == Recipe.model_fields["model"].default:
@@ -151,6 +152,8 @@ def tell_what_changed(run: RunFolder, recipe: Recipe, table: Table, anyway: bool
 
     What is new is noted in the run beside the old.
     """
+    from dandap.base.identity import base_identity, same_base  # with the hub's library
+
     before, today = run.environment(), begin([table], base_identity(recipe))
     changed = []
     # By its hash: the file may have been moved.
