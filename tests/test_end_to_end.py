@@ -103,7 +103,7 @@ def test_a_run_leaves_everything(work):
     assert lines[-1]["validation"]["questions"] == len(pd.read_csv(run.validation_file))
     assert any("evaluation" in line for line in lines)
     page = (run.path / "report.html").read_text(encoding="utf-8")
-    assert "10 answers that do not stand in their article as written" in page
+    assert "10</td><td>answers that do not stand in their article as written" in page
     assert (run.path / "plots" / "training.png").is_file()
     findings = json.loads(run.findings_file.read_text(encoding="utf-8"))
     assert [found["answers"] for found in findings["not_in_article"]][:1] == [["답"]]

@@ -182,9 +182,9 @@ def test_folders_of_answers_are_called_what_they_hold():
     assert answers_name("test", sampled, usual, None) == "test-grounded-s8-t0.7"
     assert answers_name("test", sampled, sampled, 9) == "test-first9-grounded-s8-t0.7"
     assert answers_name("test", usual, sampled, None) == "test-no-grounded-s1-no-temperature"
-    longer = usual.model_copy(update={"max_new_tokens": 64})
+    longer = usual.model_copy(update={"max_new_tokens": 128})
     assert answers_name("validation", longer, longer, None) == "validation", "as the run has it"
-    assert answers_name("validation", longer, usual, None) == "validation-new64"
+    assert answers_name("validation", longer, usual, None) == "validation-new128"
 
 
 def test_a_record_under_another_key_is_dropped(tmp_path):
