@@ -11,6 +11,7 @@ import pytest
 from fontTools.ttLib import TTFont
 
 import metrics
+from dandap import language
 from dandap.data.korean import question_kind
 from dandap.runs import plots
 from dandap.runs.report import (
@@ -243,6 +244,29 @@ def test_choices_are_right_or_wrong(tmp_path):
     assert "1 wrong answers" in body
     assert "confidence 75%" in body, "three to one, whatever the letters' own probability"
     assert "A. 하나" in body
+
+
+def test_a_report_in_korean(tmp_path):
+    records = [record(0, "부산은", "부산"), record(1, "서울", "부산", "본사는 어디에 있나?")]
+    report = make_report(records, history=HISTORY, findings={"contradictions": []})
+    language.use("ko")
+    try:
+        page = write_report(tmp_path, report).read_text(encoding="utf-8")
+    finally:
+        language.use("en")
+    assert '<html lang="ko">' in page
+    # In what is read, not in the style sheet and in the plots.
+    body = re.sub(r"<svg.*?</svg>|<[^>]+>", "\n", page.split("<body>")[1], flags=re.DOTALL)
+    for text in (
+        "질문 2개, 기사 1개",
+        "글자 F1",
+        "질문 유형별 글자 F1",
+        "조사와 어미",
+        "데이터 점검",
+    ):
+        assert text in body
+    left = {text for text in language.korean("texts") if f"\n{text}\n" in body}
+    assert not left, "these stayed English"
 
 
 def test_the_running_mean_of_the_loss():
