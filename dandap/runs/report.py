@@ -99,7 +99,7 @@ def write_report(folder: Path, report: Report) -> Path:
         # A letter that was chosen is right or wrong.
         misses=[] if report.chosen else near_misses(report.records, report.likeness),
         worst=[
-            worst_answer(record, report.contexts[record["id"]])
+            worst_answer(record, report.contexts[record["id"]], report.likeness)
             for record in worst_records(report.records)
         ],
         confidence=confidence,
@@ -335,15 +335,17 @@ def worst_records(records: list[dict]) -> list[dict]:
     return sorted(wrong, key=lambda record: (record["char_f1"], -confidence(record)))[:WORST]
 
 
-def worst_answer(record: dict, context: str) -> dict:
-    """Return a record with its article in pieces, as `mark` makes them."""
+def worst_answer(record: dict, context: str, likeness: Callable[[str, str], float]) -> dict:
+    """Return a record with its article in pieces, as `mark` makes them, and its nearest gold."""
     # The letter of a choice stands for a text and is not looked for.
     pieces = (
         [(context, "")]
         if record.get("choices")
         else mark(context, record["gold"], record["prediction"], record["question"])
     )
-    return {**record, "pieces": pieces}
+    nearest = closest_gold(record, likeness)
+    others = [gold for gold in record["gold"] if gold != nearest]
+    return {**record, "pieces": pieces, "gold_text": nearest, "others": others}
 
 
 def mark(context: str, golds: list[str], prediction: str, question: str) -> list[tuple[str, str]]:
