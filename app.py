@@ -24,14 +24,14 @@ from pathlib import Path
 
 import inference
 import prompts
-from dandap import ROOT
+from dandap import ROOT, language
 from dandap.base.processes import refuse_several
 from dandap.command_line import Parser, add_options, parse, positive, run_script
 from dandap.data.encoding import Example
 from dandap.data.rows import Row, Table, by_article
 from dandap.errors import InputError
 from dandap.page.desk import Desk, endpoint, show
-from dandap.page.labels import LABELS, language
+from dandap.page.labels import LABELS
 from dandap.recipe import ANSWERING, Recipe
 from dandap.runs.folder import RunFolder, find_run, list_runs, newest
 from tasks import get_task
@@ -69,12 +69,6 @@ def command_line() -> Parser:
     )
     parser.add_argument(
         "--output_dir", metavar="DIR", default="outputs", help="where runs are (default: outputs)"
-    )
-    parser.add_argument(
-        "--lang",
-        choices=sorted(LABELS),
-        default=language(),
-        help="the page's language (default: the locale's, else en)",
     )
     parser.add_argument(
         "--port",
@@ -139,7 +133,7 @@ def make_desk(runs: dict[str, RunFolder], arguments: argparse.Namespace) -> Desk
     def open_run(name: str, adapted: bool) -> tuple:
         return open_source(runs[name], adapted, arguments)
 
-    return Desk(tasks, LABELS[arguments.lang], open_run, encode)
+    return Desk(tasks, LABELS[language.chosen()], open_run, encode)
 
 
 def open_source(run: RunFolder, adapted: bool, arguments: argparse.Namespace) -> tuple:

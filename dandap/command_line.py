@@ -78,7 +78,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--lang",
             choices=language.LANGUAGES,
-            help="the language of reports and errors: en, ko (default: by the locale)",
+            help="the language of pages, reports and errors (default: the locale's, else en)",
         )
 
     def error(self, message: str):

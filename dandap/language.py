@@ -1,5 +1,6 @@
 """Say what people read in their language: English is the source, korean.yaml the catalogue."""
 
+import locale
 import os
 import re
 from functools import cache
@@ -24,10 +25,12 @@ def chosen() -> str:
 
 
 def of_locale() -> str:
-    """Return the language of the environment's locale: "ko" for Korean, else "en"."""
+    """Return the locale's language: "ko" for Korean, else "en"."""
     # POSIX takes the first of these that is set.
     names = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
-    return "ko" if next(filter(None, names), "").lower().startswith("ko") else "en"
+    # Windows sets none of them, and calls it Korean_Korea.
+    name = next(filter(None, names), None) or locale.getlocale()[0] or ""
+    return "ko" if name.lower().startswith("ko") else "en"
 
 
 def t(text: str, **fields) -> str:

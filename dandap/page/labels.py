@@ -1,7 +1,5 @@
 """Hold every text of the page, in Korean and in English."""
 
-import locale
-
 LABELS = {
     "ko": {
         "subtitle": "기사를 한 번 읽고, 여러 질문에 한 단어로 답합니다.",
@@ -76,12 +74,6 @@ LABELS = {
     },
 }
 LIMITS = (0.95, 0.8, 0.5)  # probabilities from which the first, second and third of "sure" are said
-
-
-def language() -> str:
-    """Return the language of the locale where LABELS has it, else English."""
-    name = (locale.getlocale()[0] or "").lower()
-    return "ko" if name.startswith(("ko", "korean")) else "en"
 
 
 def how_sure(labels: dict, probability: float) -> str:
