@@ -403,8 +403,7 @@ def report(
     if submission and arguments.output:
         copy_whole(submission, Path(arguments.output))
     result = {
-        # Four digits for people; scores.json has them all.
-        **{name: scores and round(scores[name], 4) for name in task.headline},
+        **{name: scores and round(scores[name], 4) for name in task.headline},  # for people
         "questions": len(answered.rows),
         "seconds": round(seconds, 1),
         "submission": submission and str(submission),
