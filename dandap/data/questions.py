@@ -125,8 +125,26 @@ def _number_rows(records: list[Record], prefix: str, path: Path, notes: list[str
     )
 
 
-# A page's questions follow one another, so a few pages are enough to parse each one once.
+# An article's questions follow one another, so a few articles are enough to look at each once.
 _page_text = lru_cache(maxsize=8)(html_text)
+_is_page = lru_cache(maxsize=8)(looks_like_html)
+
+
+@lru_cache(maxsize=64)
+def _cleaned(text: str) -> tuple[str, bool]:
+    """Return the text cleaned, and whether Hangul was composed in it."""
+    cleaned = clean(text)
+    return cleaned, cleaned != writable(text)
+
+
+@lru_cache(maxsize=8)
+def _is_garbled(context: str) -> bool:
+    return GARBLED.search(context) is not None
+
+
+@lru_cache(maxsize=8)
+def _has_entity(context: str) -> bool:
+    return ENTITY.search(context) is not None
 
 
 class _Cleaner:
@@ -191,7 +209,7 @@ class _Cleaner:
     def _row(self, where: str, record: dict[str, Any]) -> Row | None:
         name = self._id(where, record.get("id"))
         page = record.get("context")
-        is_page = isinstance(page, str) and looks_like_html(page)
+        is_page = isinstance(page, str) and _is_page(page)
         if is_page:
             self.pages.append(name)
             record = {**record, "context": _page_text(page)}
@@ -211,9 +229,10 @@ class _Cleaner:
                 f"{where} (id {name}): no answer. Training needs one in every row; fill it in or "
                 "delete the row."
             )
-        if any(GARBLED.search(text) for text in (context, question, *answers)):
+        texts = (question, *answers)
+        if _is_garbled(context) or any(GARBLED.search(text) for text in texts):
             self.garbled.append(name)
-        if any(ENTITY.search(text) for text in (context, question, *answers)):
+        if _has_entity(context) or any(ENTITY.search(text) for text in texts):
             self.entities.append(name)
         if len(context) == EXCEL_CELL:
             self.cut.append(name)
@@ -239,8 +258,8 @@ class _Cleaner:
         """Return the article or the question, cleaned; a test file's may be empty."""
         value = "" if value is None and not self.need_answers else value
         if isinstance(value, str) and (trim(value) or not self.need_answers):
-            text = clean(value)
-            if text != writable(value):
+            text, is_composed = _cleaned(value)
+            if is_composed:
                 self.composed.append(name)
             if not trim(text):
                 self.blank.append(name)

@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from dandap.data.near_copies import group_near_copies
@@ -34,7 +34,7 @@ class Row:
 
         Rows with the same text share it, whatever file or order they come in.
         """
-        return _hash(self.group or self.context.strip())
+        return _hash(self.group) if self.group else _name_of_text(self.context)
 
     @cached_property
     def story(self) -> str:
@@ -42,11 +42,22 @@ class Row:
 
         It is the same for copies that differ in white space or invisible characters.
         """
-        return _hash(self.group or bare(self.context))
+        return _hash(self.group) if self.group else _name_of_story(self.context)
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# An article's questions follow one another, so a few texts are enough to hash each once.
+@lru_cache(maxsize=64)
+def _name_of_text(context: str) -> str:
+    return _hash(context.strip())
+
+
+@lru_cache(maxsize=64)
+def _name_of_story(context: str) -> str:
+    return _hash(bare(context))
 
 
 @dataclass(frozen=True)
