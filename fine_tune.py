@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import prompts
-from dandap.base.processes import first_one_speaks, is_first
+from dandap.base.processes import first_one_speaks, held, is_first
 from dandap.command_line import Parser, add_options, chosen_options, parse, positive, run_script
 from dandap.data.checks import check_data, tell_findings
 from dandap.data.lengths import preview
@@ -70,7 +70,7 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     job = session.make_job(recipe, base, examples)
     model = session.make_model(job, base.config, start.folder)
     run = session.begin_run(start, job, template, data.table)
-    with session.held(run):
+    with held(run.path):
         checkpoint = session.find_checkpoint(run, model) if start.run else None
         note(run, data, recipe, template)
         answerer = Answerer(recipe, encoder, model, base.answering)

@@ -15,19 +15,27 @@ import argparse
 import json
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import prompts
 from dandap import ROOT
 from dandap.bars import track
-from dandap.base.processes import refuse_several
+from dandap.base.processes import (
+    first_one_speaks,
+    from_first,
+    held,
+    leave_together,
+    process_number,
+    share_of,
+)
 from dandap.command_line import Parser, add_options, chosen_options, parse, positive, run_script
 from dandap.data.lengths import tell_cut
 from dandap.data.rows import Row, Table, split_by_article
 from dandap.errors import InputError
 from dandap.recipe import ANSWERING, Recipe, find_recipe, load_recipe, make_recipe
-from dandap.runs.files import check_writable, copy_whole, locked, refuse_output, write_json
+from dandap.runs.files import check_writable, copy_whole, refuse_output, write_json
 from dandap.runs.folder import RunFolder, begin, describe_environment, find_run, list_runs, new_run
 from dandap.runs.journal import Journal, answers_folder, answers_name, hash_settings
 from dandap.runs.predictions import Answered, write_predictions
@@ -73,7 +81,13 @@ class Timing(NamedTuple):
 def main(argv: list[str] | None = None) -> dict:
     """Run the command line; return the result that its last line prints as JSON."""
     arguments = parse(command_line(), argv)
-    refuse_several("inference.py")
+    # Under a launcher (accelerate launch, torchrun) every process comes here; all would print.
+    with first_one_speaks():
+        return answer_file(arguments)
+
+
+def answer_file(arguments: argparse.Namespace) -> dict:
+    """Answer as the command line says, from the choice of the run to the result."""
     refuse_output(arguments.output, arguments.overwrite)
     source = with_options(choose(arguments), arguments)
     questions = read_questions(source.recipe, arguments)
@@ -87,12 +101,15 @@ def main(argv: list[str] | None = None) -> dict:
     model = open_model(source.recipe, source.template, source.run, prompts.make_encoder)
     # Only now, because the folder of a base alone notes which files of the base were loaded.
     if not source.run and not arguments.answers_dir:
-        parent = start_base_run(arguments, source, questions, model.base).answers
+        parent = from_first(
+            partial(start_base_run, arguments, source, questions, model.base)
+        ).answers
     settings = settings_of(arguments, source, questions, model.base)
-    folder = answers_folder(parent, name_answers(arguments, source, questions), settings)
+    name = name_answers(arguments, source, questions)
+    folder = from_first(partial(answers_folder, parent, name, settings))
     loaded = time.perf_counter()
-    # Two processes on one folder would write over each other's journal.
-    with locked(folder):
+    # Two inferences on one folder would write over each other's journal.
+    with held(folder):
         answered, new = answer(source.recipe, questions, model, folder, settings)
         timing = Timing(loaded - started, time.perf_counter() - loaded, new)
         return report(arguments, source, questions, answered, folder, timing)
@@ -343,21 +360,24 @@ def answer(
     """Answer what the folder does not hold yet; return all answers in the questions' order.
 
     With them the number of those that were not there before. `model` is an OpenModel. An
-    unfinished inference with the same settings is gone on with.
+    unfinished inference with the same settings is gone on with. Of several processes each answers
+    its share into a journal of its own, and the first one returns.
     """
     task = get_task(recipe.task)
     examples = encode(recipe, model.answerer.encoder, questions)
     model.check(examples)
-    journal = Journal(folder, settings, examples)
-    kept = journal.read()
-    if kept:
-        print(f"going on in {folder}, which holds {kept:,} of {len(examples):,} answers")
+    journal = Journal(folder, settings, examples, process_number())
+    known = from_first(journal.read)
+    if known:
+        print(f"going on in {folder}, which holds {len(known):,} of {len(examples):,} answers")
     # Batches of which the journal holds every answer are not read by the model again.
-    answers = model.answerer.answers(examples, known=set(journal.records))
-    for example, said in track(answers, "answering", "questions", total=len(examples), done=kept):
+    answers = model.answerer.answers(examples, known)
+    total, done = share_of(len(examples)), share_of(len(known))
+    for example, said in track(answers, "answering", "questions", total, done):
         journal.add(task.record(example, said))
+    leave_together()
     records = journal.finish([example.row.id for example in examples])
-    return Answered(questions.rows, records), len(examples) - kept
+    return Answered(questions.rows, records), len(examples) - len(known)
 
 
 def report(

@@ -81,6 +81,29 @@ def bases(tmp_path_factory):
     return folder
 
 
+# The launcher's command line on CPUs: `--cpu --num_processes 2` starts a single process.
+LAUNCH = [
+    *(sys.executable, "-m", "accelerate.commands.launch"),
+    *("--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+]
+
+
+def process_of(launcher, rank):
+    """Return the process id of a rank that a launcher started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            if (
+                f"RANK={rank}".encode() in environment
+                and int((folder / "stat").read_text().split()[3]) == launcher
+            ):
+                return int(folder.name)
+        except (OSError, PermissionError):
+            continue
+    raise AssertionError(f"no process of rank {rank}")
+
+
 HEADER = ["id", "context", "question", "answer"]
 
 

@@ -28,7 +28,7 @@ from dandap.runs.manifest import fault, seal
 from dandap.training import checkpoints, session
 from dandap.training.checkpoints import check_space, newest_valid
 from dandap.training.stop import StopSignals
-from tests.conftest import HEADER, ROOT
+from tests.conftest import HEADER, LAUNCH, ROOT, process_of
 
 
 def make_checkpoint(folder, step):
@@ -414,28 +414,9 @@ def wait_until(is_so, process):
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(work, rank):
     run = RunFolder(work / "outputs" / f"two-{rank}")
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    plain = [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-        "fine_tune.py",
-    ]
     more = ["--run_name", run.path.name, "--epochs", "50", "--save_steps", "1000"]
     both = subprocess.Popen(
-        [*launch, *plain, *options(work), *more],
+        [*LAUNCH, "fine_tune.py", *options(work), *more],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -450,21 +431,6 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(work, r
     assert not run.finished
     fine_tune.main(["--resume", str(run.path), "--epochs", "1", "--resume_anyway"])
     assert run.finished
-
-
-def process_of(launcher, rank):
-    """Return the process id of a rank that a launcher started."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (folder / "environ").read_bytes().split(b"\0")
-            if (
-                f"RANK={rank}".encode() in environment
-                and int((folder / "stat").read_text().split()[3]) == launcher
-            ):
-                return int(folder.name)
-        except (OSError, PermissionError):
-            continue
-    raise AssertionError(f"no process of rank {rank}")
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])

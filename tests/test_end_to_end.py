@@ -7,7 +7,6 @@ import csv
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +27,7 @@ from dandap.errors import InputError
 from dandap.runs.files import safe_name
 from dandap.runs.folder import RunFolder, find_run, list_runs
 from dandap.training import start
-from tests.conftest import HEADER
+from tests.conftest import HEADER, LAUNCH
 from tools import compare
 
 TEST_HEADER = HEADER[:3]
@@ -349,44 +348,70 @@ def test_resume_continues_to_the_same_adapter(work):
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+# fine_tune.py, with a file per process of how many questions it has answered.
+COUNTING = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+import fine_tune
+from dandap.answering.answerer import Answerer
+from dandap.command_line import run_script
+
+answers = Answerer.answers
+
+def counted(self, examples, known=()):
+    for shown in answers(self, examples, known):
+        with open(__file__ + "." + os.environ["RANK"], "a") as file:
+            file.write(shown[0].row.id + " ")
+        yield shown
+
+Answerer.answers = counted
+run_script(fine_tune.main)
+"""
+
+
 def test_two_processes_train_what_one_does(work):
     """`accelerate launch` has two CPU processes share out each step's articles and sum gradients.
 
-    By SGD: AdamW's first steps turn the rounding of gradients near zero into steps of full size.
+    They share out the validation questions, too, which may be of one batch or of several. By SGD:
+    AdamW's first steps turn the rounding of gradients near zero into steps of full size.
     """
     how = ["--optim", "sgd", "--learning_rate", "0.05", "--epochs", "2"]
-    fine_tune.main(train_options(work, "--run_name", "one", *how))
-    launch = [
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
+    # Every article is a batch of answers.
+    how += [
+        "--validation_fraction",
+        "0.3",
+        "--tokens_per_batch",
+        "200",
+        "--evaluate_every",
+        "0.5 epochs",
     ]
-    plain = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    fine_tune.main(train_options(work, "--run_name", "one", *how))
+    script = work / "counting.py"
+    script.write_text(COUNTING)
     done = subprocess.run(
-        [
-            sys.executable,
-            *launch,
-            *plain,
-            "fine_tune.py",
-            *train_options(work, "--run_name", "two", *how),
-        ],
+        [*LAUNCH, str(script), *train_options(work, "--run_name", "two", *how)],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("validation: char F1") == 1, "one process speaks"
-    one, two = (
-        load_file(work / "outputs" / name / "adapter" / "adapter_model.safetensors")
-        for name in ("one", "two")
-    )
+    runs = [RunFolder(work / "outputs" / name) for name in ("one", "two")]
+    one, two = (load_file(run.adapter / "adapter_model.safetensors") for run in runs)
     for name in one:
         assert one[name].norm() > 0
         assert (one[name] - two[name]).norm() <= 1e-5 * one[name].norm()
+    scores = []
+    for run in runs:
+        lines = map(json.loads, run.metrics_file.read_text().splitlines())
+        scores.append([line for line in lines if line.keys() & {"evaluation", "validation"}])
+    assert scores[0] == scores[1]
+    first, second = (work / f"counting.py.{rank}" for rank in (0, 1))
+    first, second = first.read_text().split(), second.read_text().split()
+    validated = set(pd.read_csv(runs[0].validation_file)["id"])
+    assert set(first) | set(second) == validated
+    assert not set(first) & set(second)
+    assert len(first) == len(scores[0]) * len(set(first))
 
 
 def test_resume_refuses_another_recipe(work):

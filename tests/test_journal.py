@@ -18,7 +18,7 @@ from dandap.errors import InputError
 from dandap.recipe import Recipe
 from dandap.runs.files import locked
 from dandap.runs.journal import Journal, answers_folder, answers_name
-from tests.conftest import HEADER, ROOT
+from tests.conftest import HEADER, LAUNCH, ROOT, process_of
 
 FILES = ("predictions.jsonl", "predictions.csv", "submission.csv")
 
@@ -191,8 +191,8 @@ def test_a_record_under_another_key_is_dropped(tmp_path):
     example = Example(Row("a", "기사", "질문?"), [1, 2], [])
     journal = Journal(tmp_path, "settings", [example])
     journal.add({"id": "a", "prediction": "답"})
-    assert Journal(tmp_path, "settings", [example]).read() == 1
-    assert Journal(tmp_path, "settings", [Example(example.row, [1, 3], [])]).read() == 0
+    assert Journal(tmp_path, "settings", [example]).read() == {"a"}
+    assert Journal(tmp_path, "settings", [Example(example.row, [1, 3], [])]).read() == set()
     assert (tmp_path / "predictions.jsonl").read_bytes() == b""
 
 
@@ -247,3 +247,75 @@ def test_a_killed_inference_goes_on_to_the_same_bytes(work, after):
     assert_as_uninterrupted(work, path)
     assert json.loads((path / "scores.json").read_text())["limit"] is None
     assert answers_folder(path.parent, path.name, "no such settings") != path
+
+
+def launch(folder, *more, **how):
+    """Start inference.py as two processes; return them."""
+    command = [*LAUNCH, "inference.py", "--output_dir", str(folder / "outputs"), *more]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how
+    )
+
+
+def test_two_processes_write_the_bytes_of_one(work):
+    """They go on where one process was cut off, too, and leave no journals of their own."""
+    path = cut_off(work, "two", 7, torn=b'{"id"')
+    both = launch(work)
+    out, _ = both.communicate(timeout=300)
+    assert both.returncode == 0, out[-3000:]
+    assert out.count(f"submission: {path}") == 1, "one process speaks"
+    assert "holds 7 of 60 answers" in out
+    assert_as_uninterrupted(work, path)
+    assert not list(path.glob("predictions-*"))
+
+
+@pytest.mark.parametrize("dies", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_process_that_dies_ends_all_and_loses_nothing(work, dies):
+    """SIGKILL to one of two once it has answered; one process then goes on with what both said."""
+    count = len(answers(work))
+    both = launch(work)
+    journal = ("predictions.jsonl", "predictions-1.jsonl")[dies]
+
+    def lines(name):
+        path = answers(work)[-1] / name
+        return (
+            path.read_bytes().splitlines() if len(answers(work)) > count and path.exists() else []
+        )
+
+    while not lines(journal):
+        assert both.poll() is None, both.stdout.read()[-3000:]
+        time.sleep(0.005)
+    os.kill(process_of(both.pid, dies), signal.SIGKILL)
+    both.communicate(timeout=120)
+    assert both.returncode != 0
+    path = answers(work)[-1]
+    assert not (path / "scores.json").exists()
+    assert lines("predictions.jsonl") or lines("predictions-1.jsonl")
+    with locked(path):
+        pass
+    answer(work)
+    assert (path / "scores.json").exists()
+    assert_as_uninterrupted(work, path)
+    assert not list(path.glob("predictions-*"))
+
+
+def test_answers_of_several_processes_become_one_record(tmp_path):
+    """Each process has its file; whoever comes next, one or more, finds all, each once."""
+    examples = [Example(Row(name, "기사", "질문?"), [1, 2], []) for name in "abcd"]
+    journals = [Journal(tmp_path, "settings", examples, process) for process in range(3)]
+    for journal, name in zip(journals, "dba", strict=True):
+        journal.add({"id": name, "prediction": f"{name} 답"})
+    with (tmp_path / "predictions-2.jsonl").open("a") as file:
+        file.write('{"id": "c", "predi')
+    next_one = Journal(tmp_path, "settings", examples)
+    assert next_one.read() == {"a", "b", "d"}
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
+    Journal(tmp_path, "settings", examples, process=1).add({"id": "c", "prediction": "c 답"})
+    assert [record["id"] for record in next_one.finish(["a", "b", "c", "d"])] == [
+        "a",
+        "b",
+        "c",
+        "d",
+    ]
+    with pytest.raises(InputError, match="lacks 1 answers that other processes wrote"):
+        next_one.finish(["a", "e"])

@@ -163,7 +163,7 @@ def test_functions_are_short_and_take_few_arguments(module):
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [("fine_tune", "fine_tune"), ("inference", "main"), ("app", "main")]
+    ("module", "name"), [("fine_tune", "fine_tune"), ("inference", "answer_file"), ("app", "main")]
 )
 def test_the_stories_fit_on_a_page(module, name):
     (story,) = [function for function in functions(module) if function.name == name]

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from dandap.base.device import unless_out_of_memory
+from dandap.base.processes import dealt
 from dandap.data.encoding import Example
 from dandap.data.rows import by_article
 from dandap.errors import InputError
@@ -39,15 +40,14 @@ def run_batches(
 
     Where memory runs out, the batches that are left are halved; InputError is raised if a single
     question is too large. Questions that are `done` are left out; the others keep their batches,
-    so that their answers stay the same to the bit.
+    so that their answers stay the same to the bit. Of several processes each does its share of the
+    batches that one would do, so that these stay the same, too; all must know the same `done`.
     """
-    left = batching.batches(list(range(count)), tokens)
+    batches = batching.batches(list(range(count)), tokens)
+    # A batch is skipped only as a whole: another padding rounds differently.
+    left = dealt([b for b in batches if not all(index in done for index in batching.members(b))])
     while left:
         members = batching.members(left[0])
-        # A batch is skipped only as a whole: another padding rounds differently.
-        if all(index in done for index in members):
-            left.pop(0)
-            continue
         results = unless_out_of_memory(partial(work, left[0]))
         if results is None:
             size = batching.size(left[0])

@@ -9,7 +9,7 @@ from dandap.answering.answerer import Answerer
 from dandap.base.adapter import for_answering, load_adapter
 from dandap.base.device import pick_device
 from dandap.base.identity import base_identity, same_base
-from dandap.base.memory import make_plan
+from dandap.base.memory import make_plan, same_plan
 from dandap.base.model import check_base, check_ids, load_base, load_config, load_tokenizer
 from dandap.data.encoding import Encoder, Example
 from dandap.recipe import Recipe
@@ -42,7 +42,7 @@ def open_model(
     """
     # What can be refused without the weights is refused before they are loaded.
     config = load_config(recipe)
-    plan = make_plan(recipe, config, pick_device(), training=False)
+    plan = same_plan(make_plan(recipe, config, pick_device(), training=False))
     tokenizer = load_tokenizer(recipe, run.adapter if run else None)
     check_base(recipe, config, tokenizer)
     base = base_identity(recipe)

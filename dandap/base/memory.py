@@ -4,6 +4,7 @@ A plan has a batch size and checkpointing; what does not fit is refused with a w
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import psutil
 import torch
@@ -13,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from dandap.base.adapter import resolve_targets
 from dandap.base.device import cpu_computes_bfloat16, pick_compute_dtype, why_no_gpu
 from dandap.base.model import pick_attention
-from dandap.base.processes import process_count
+from dandap.base.processes import from_first, process_count
 from dandap.errors import InputError
 from dandap.recipe import Recipe
 from dandap.tree.attention import head_size, why_no_flex
@@ -312,6 +313,17 @@ def make_plan(
         fit_plan(recipe, model, machine, training)
         if device.type == "cuda"
         else cpu_plan(recipe, model, machine, training)
+    )
+
+
+def same_plan(plan: Plan) -> Plan:
+    """Return the first process's plan for this process's device.
+
+    Answers are those of one process to the bit only in that one's batches, its adapter merged or
+    not as there; the free memory of GPUs differs.
+    """
+    return replace(
+        from_first(partial(replace, plan, device=torch.device("cpu"))), device=plan.device
     )
 
 

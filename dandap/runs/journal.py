@@ -21,32 +21,31 @@ from dandap.runs.files import (
 from dandap.runs.manifest import folder_hash
 
 RECORD = "predictions.jsonl"  # in every folder of answers
+PARTS = "predictions-*.jsonl"  # those of processes 1, 2, ...; the first one puts them into RECORD
 
 
 class Journal:
     """Holds the answers of one inference, a line each, under a key of all that they depend on.
 
     `settings` is a hash of the recipe, template, adapter, data and versions; an answer's key is a
-    hash of it, of the question's id and of its prompt.
+    hash of it, of the question's id and of its prompt. Every `process` has a file of its own;
+    only the first one reads and finishes.
     """
 
-    def __init__(self, folder: Path, settings: str, examples: list[Example]):
-        self.file = folder / RECORD
+    def __init__(self, folder: Path, settings: str, examples: list[Example], process: int = 0):
+        self.file = folder / (PARTS.replace("*", str(process)) if process else RECORD)
         self.keys = {example.row.id: _key(settings, example) for example in examples}
         self.records: dict[str, dict] = {}
 
-    def read(self) -> int:
-        """Take over what an earlier process left, and return how many answers were kept.
+    def read(self) -> set[str]:
+        """Take over what earlier processes left, and return the ids whose answers were kept.
 
-        A torn last line, and answers under another key, are left out.
+        There may have been more of them, or fewer. Torn lines, and answers under another key, are
+        left out.
         """
-        for record in read_json_lines(self.file):
-            key = record.pop("key", None)
-            if key and key == self.keys.get(record.get("id")):
-                self.records[record["id"]] = record
-        # Without what was left out: the next answer would be appended to a torn line.
-        self._write(self.records)
-        return len(self.records)
+        self._take_over(self.file)
+        self._take_over_parts()
+        return set(self.records)
 
     def add(self, record: dict) -> None:
         """Keep an answer in the file, where a kill does not lose it."""
@@ -54,14 +53,38 @@ class Journal:
         self.records[record["id"]] = record
 
     def finish(self, ids: list[str]) -> list[dict]:
-        """Return all records in the order of `ids`, and put the file's lines in it."""
-        # Answers come as batches finish, in another order than the test file's.
-        ordered = {name: self.records[name] for name in ids}
-        self._write(ordered)
-        return list(ordered.values())
+        """Return all records in the order of `ids`, and put the file's lines in it.
 
-    def _write(self, records: dict[str, dict]) -> None:
-        write_json_lines(self.file, map(self._line, records.values()))
+        The other processes have written theirs by then.
+        """
+        self._take_over_parts()
+        if missing := set(ids) - self.records.keys():
+            raise InputError(
+                f"{self.file.parent} lacks {len(missing)} answers that other processes wrote: the "
+                "folder is not the same on all machines. Start again in one that is; it goes on."
+            )
+        # Answers come as batches finish, in another order than the test file's.
+        self.records = {name: self.records[name] for name in ids}
+        self._write()
+        return list(self.records.values())
+
+    def _take_over(self, file: Path) -> None:
+        for record in read_json_lines(file):
+            key = record.pop("key", None)
+            if key and key == self.keys.get(record.get("id")):
+                self.records[record["id"]] = record
+
+    def _take_over_parts(self) -> None:
+        parts = sorted(self.file.parent.glob(PARTS))
+        for part in parts:
+            self._take_over(part)
+        # Without what was left out: the next answer would be appended to a torn line.
+        self._write()
+        for part in parts:  # only now that the record holds what was in them
+            part.unlink()
+
+    def _write(self) -> None:
+        write_json_lines(self.file, map(self._line, self.records.values()))
 
     def _line(self, record: dict) -> dict:
         return {**record, "key": self.keys[record["id"]]}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback, TrainerState
 
-from dandap.base.processes import from_first, is_first
+from dandap.base.processes import is_first
 from dandap.data.encoding import Example
 from dandap.data.rows import by_article
 from dandap.recipe import Recipe
@@ -97,8 +97,9 @@ class KeepBest(TrainerCallback):
     """Evaluates every so many steps and after the last one, and has a new best adapter saved.
 
     It stops training when there has been no better one for long. `evaluate` returns the task's
-    scores, of which the first of its headline counts; `patience` is the number of evaluations
-    without a higher one, None for no end. `step_to_keep` decides between the best and the last.
+    scores, the same in all processes, of which the first of its headline counts; `patience` is the
+    number of evaluations without a higher one, None for no end. `step_to_keep` decides between the
+    best and the last.
     """
 
     def __init__(
@@ -135,8 +136,7 @@ class KeepBest(TrainerCallback):
         return left == 0 or (state.global_step % self.every == 0 and left >= self.every / 2)
 
     def _evaluate(self, args, state: TrainerState, control, loss: float | None) -> None:
-        # One process answers while the others wait: all must take the same decision to stop.
-        found = from_first(self.evaluate)
+        found = self.evaluate()
         scores = found.scores
         noted = {"evaluation": scores[self.metric], "each": found.each, "articles": found.articles}
         state.log_history.append({"step": state.global_step, **noted})

@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,9 +27,10 @@ from dandap.base.memory import (
     lower_memory,
     make_plan,
     refuse_without_gpu,
+    same_plan,
 )
 from dandap.base.model import check_base, check_ids, load_base, load_config, load_tokenizer
-from dandap.base.processes import from_first, is_first, leave_together
+from dandap.base.processes import from_first, is_first
 from dandap.base.shapes import SHAPES, make_config
 from dandap.data.encoded import encode_kept
 from dandap.data.encoding import Encoder, Example
@@ -38,7 +38,7 @@ from dandap.data.lengths import answer_share, loses_answer, tell_cut, tell_lengt
 from dandap.data.rows import Row, Table
 from dandap.errors import InputError, Stopped
 from dandap.recipe import Recipe
-from dandap.runs.files import append_json, locked, write_json
+from dandap.runs.files import append_json, write_json
 from dandap.runs.folder import RunFolder, begin, new_run, now
 from dandap.runs.manifest import fault, seal
 from dandap.training.checkpoints import STAGING, check_space, newest_valid, step_of
@@ -84,7 +84,8 @@ def open_base(start: Start, table: Table, arguments: argparse.Namespace) -> Base
     if preview:
         return Base(tokenizer, config, None, None)
     plan = make_plan(recipe, config, pick_device(), training=True)
-    return Base(tokenizer, config, plan, make_plan(recipe, config, plan.device, training=False))
+    answering = same_plan(make_plan(recipe, config, plan.device, training=False))
+    return Base(tokenizer, config, plan, answering)
 
 
 def encode_training(recipe: Recipe, encoder: Encoder, base: Base, rows: list[Row]) -> list[Example]:
@@ -170,14 +171,6 @@ def start_run(name: str, job: Job, template: dict[str, str], table: Table) -> Ru
     return run
 
 
-@contextmanager
-def held(run: RunFolder):
-    """Hold the run's folder while this lasts: a second process would write over its checkpoints."""
-    # Only the first process writes, and a lock that each of ours took would shut the others out.
-    with locked(run.path) if is_first() else nullcontext():
-        yield
-
-
 def train_run(
     run: RunFolder,
     job: Job,
@@ -185,18 +178,16 @@ def train_run(
     validation: Validation,
     checkpoint: Path | None,
 ) -> None:
-    """Train the run's adapter to its end, and save it; afterwards there is one process."""
+    """Train the run's adapter to its end, and save it."""
     if run.finished:
         print(f"{run.path} is trained; its validation was cut off and is done now")
         load_weights(model, run.adapter)
-        leave_together()
         return
     best = train(run, job, model, validation, checkpoint)
-    # In every process before they part: each holds the same adapter until then.
+    # In every process, because all of them answer the validation questions with it.
     if best:
         load_weights(model, best)
-    leave_together()
-    save_adapter(model, run, job)
+    from_first(partial(save_adapter, model, run, job))
 
 
 def train(

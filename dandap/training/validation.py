@@ -1,8 +1,10 @@
 """The validation questions, answered as inference will answer them, while training and after it."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from dandap.bars import track
+from dandap.base.processes import from_all, from_first, leave_together, share_of
 from dandap.data.encoding import Example
 from dandap.runs.files import append_json, read_json, read_json_lines, write_json_lines
 from dandap.runs.folder import RunFolder
@@ -22,11 +24,17 @@ class Validation:
     examples: list[Example]
 
     def answered(self, examples: list[Example], doing: str | None = None) -> Answered:
-        """Return the questions with the records of their answers; `doing` names a bar, if given."""
+        """Return the questions with the records of their answers; `doing` names a bar, if given.
+
+        Each of several processes answers its share, and all return everything.
+        """
         shown = self.answerer.answers(examples)
         if doing:
-            shown = track(shown, doing, "questions", total=len(examples))
-        records = {example.row.id: self.task.record(example, answers) for example, answers in shown}
+            shown = track(shown, doing, "questions", total=share_of(len(examples)))
+        mine = {example.row.id: self.task.record(example, answers) for example, answers in shown}
+        records: dict[str, dict] = {}
+        for share in from_all(mine):
+            records |= share
         return Answered(
             [example.row for example in examples], [records[example.row.id] for example in examples]
         )
@@ -44,19 +52,26 @@ class Validation:
         chosen = some_of(self.examples, recipe.evaluate_questions)
 
         def evaluate() -> Evaluation:
-            answered = self.answered(chosen)
-            rows, predictions = self.task.answerable(answered)
-            each = self.task.each(rows, predictions)
-            return Evaluation(self.task.scores_of(answered), each, [row.article for row in rows])
+            # One process's scores are everybody's: all must take the same decision to stop.
+            return from_first(partial(self._evaluation, self.answered(chosen)))
 
         return [KeepBest(evaluate, every, recipe.patience, run.metrics_file, self.task)]
 
+    def _evaluation(self, answered: Answered) -> Evaluation:
+        rows, predictions = self.task.answerable(answered)
+        each = self.task.each(rows, predictions)
+        return Evaluation(self.task.scores_of(answered), each, [row.article for row in rows])
+
     def finish(self, run: RunFolder) -> None:
-        """Answer all questions; score, print, keep and report them."""
+        """Answer all questions; score, print, keep and report them.
+
+        All processes answer; the first one does the rest, and is alone afterwards.
+        """
+        answered = self.answered(self.examples, "validating")
+        leave_together()
         if not self.examples:
             return
         recipe = self.answerer.recipe
-        answered = self.answered(self.examples, "validating")
         scores = self.task.final_scores(recipe, answered)
         write_json_lines(run.validation_record, answered.records)
         write_predictions(run.validation_file, answered.records)
