@@ -26,6 +26,8 @@ from dandap.base.processes import (
     first_one_speaks,
     from_first,
     held,
+    is_first,
+    is_sharded,
     leave_together,
     process_number,
     share_of,
@@ -374,7 +376,9 @@ def answer(
     answers = model.answerer.answers(examples, known)
     total, done = share_of(len(examples)), share_of(len(known))
     for example, said in track(answers, "answering", "questions", total, done):
-        journal.add(task.record(example, said))
+        # With a sharded base all answer everything, in step.
+        if is_first() or not is_sharded():
+            journal.add(task.record(example, said))
     leave_together()
     records = journal.finish([example.row.id for example in examples])
     return Answered(questions.rows, records), len(examples) - len(known)

@@ -81,12 +81,12 @@ def bases(tmp_path_factory):
     return folder
 
 
-# The launcher's command line on CPUs: `--cpu --num_processes 2` starts a single process.
+# Two processes as the README starts them, on CPUs too: `--cpu --num_processes 2` starts one.
 LAUNCH = [
     *(sys.executable, "-m", "accelerate.commands.launch"),
-    *("--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
-    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+    *("--config_file", "recipes/accelerate/ddp.yaml"),
 ]
+SHARDED = [*LAUNCH[:-1], "recipes/accelerate/fsdp.yaml"]
 
 
 def process_of(launcher, rank):

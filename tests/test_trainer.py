@@ -26,7 +26,8 @@ from dandap.recipe import Recipe
 from dandap.training.job import Job
 from dandap.training.plain import make_trainer
 from dandap.training.read_once import count_tokens, make_read_once_trainer
-from dandap.training.steps import Batching, Key, Questions, StepSampler, deal, share
+from dandap.training.sharing import TreeTokens, gain, share
+from dandap.training.steps import Batching, Key, Questions, StepSampler, deal
 
 CPU = torch.device("cpu")
 
@@ -434,10 +435,44 @@ def test_processes_share_a_step(sizes, processes, seed):
     for size in sizes:
         step.append(list(range(start, start := start + size)))
     rng = random.Random(seed)
-    shares = share(step, [rng.randint(1, 900) for _ in range(start)], processes)
+    lengths = [rng.randint(1, 900) for _ in range(start)]
+    shares = share(step, lambda piece: sum(lengths[index] for index in piece), processes)
     assert len(shares) == processes
-    assert sorted(index for mine in shares for index in mine) == list(range(start))
+    questions = [index for mine in shares for piece in mine for index in piece]
+    assert sorted(questions) == list(range(start))
     assert all(shares) or start < processes
+
+
+def test_shares_are_as_long_as_their_trees():
+    """An article is read once, its answers each: by the prompts alone A would be the shortest."""
+    article = {"A": [3] * 20, "B": [4] * 30, "C": [5] * 25}
+    asked = {"A": [50] * 3, "B": [1], "C": [2]}  # tokens of the answers to a question each
+    examples = []
+    for name, answers in asked.items():
+        for number, length in enumerate(answers):
+            prompt = [*article[name], 10 + number]
+            examples.append(Example(Row(f"{name}{number}", name, "q"), prompt, [1] * length))
+    articles = [[0, 1, 2], [3], [4]]
+    tokens = TreeTokens(examples, articles)
+    assert [tokens(piece) for piece in articles] == [20 + 3 * 51, 31 + 1, 26 + 2]
+    assert tokens([1]) == 20 + 51
+    assert share(articles, tokens, 2) == [[[0, 1, 2]], [[3], [4]]]
+    assert gain([articles], tokens, 2) == (173 + 32 + 28) / 173
+
+
+def test_few_questions_cannot_feed_many_processes():
+    """Five questions an article, as in KorQuAD: three articles are halved for eight processes."""
+    examples = make_examples(articles=200, questions=5, length=(300, 500))
+    articles = [list(range(5 * number, 5 * number + 5)) for number in range(200)]
+    tokens = TreeTokens(examples, articles)
+
+    def at(questions, processes):
+        return gain(deal(articles, questions, random.Random(0)), tokens, processes)
+
+    assert 2.5 < at(16, 8) < 4.5
+    assert 6 < at(64, 8) < 7.5
+    assert at(64, 2) > 1.9
+    assert at(16, 1) == 1
 
 
 def test_a_process_without_a_question_reads_one_of_the_step_without_learning_it():

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from dandap.base.device import unless_out_of_memory
-from dandap.base.processes import dealt
+from dandap.base.processes import dealt, is_sharded
 from dandap.data.encoding import Example
 from dandap.data.rows import by_article
 from dandap.errors import InputError
@@ -48,7 +48,9 @@ def run_batches(
     left = dealt([b for b in batches if not all(index in done for index in batching.members(b))])
     while left:
         members = batching.members(left[0])
-        results = unless_out_of_memory(partial(work, left[0]))
+        run = partial(work, left[0])
+        # With a sharded base the others would wait for the forwards of one that is out of memory.
+        results = run() if is_sharded() else unless_out_of_memory(run)
         if results is None:
             size = batching.size(left[0])
             if len(members) == 1:

@@ -2,11 +2,10 @@
 
 from collections.abc import Container, Iterator
 
-import torch
 from transformers import PreTrainedModel
 
 from dandap.answering.batches import Sequences, TreeBatching, run_batches
-from dandap.base.device import computing
+from dandap.base.device import computing, without_gradients
 from dandap.base.memory import READ_TOKENS
 from dandap.data.encoding import Encoder, Example
 from dandap.recipe import Recipe
@@ -34,7 +33,7 @@ def score_choices(
     def sequences(index: int) -> Sequences:
         return [(examples[index].prompt_ids, ids) for ids in choices[index]]
 
-    @torch.inference_mode()
+    @without_gradients()
     def score(batch: list[Part]) -> dict[int, list[float]]:
         tensors = collate(
             [part.tree for part in batch], pad_id, device=next(model.parameters()).device

@@ -11,6 +11,8 @@ from dandap.base.device import pick_device
 from dandap.base.identity import base_identity, same_base
 from dandap.base.memory import make_plan, same_plan
 from dandap.base.model import check_base, check_ids, load_base, load_config, load_tokenizer
+from dandap.base.processes import is_sharded
+from dandap.base.sharding import shard
 from dandap.data.encoding import Encoder, Example
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder
@@ -61,4 +63,6 @@ def open_model(
         # On a CPU the products are what takes the time.
         if plan.device.type == "cuda":
             model = for_answering(model, plan.merged)
+    if is_sharded():
+        shard(model, plan.device)
     return OpenModel(Answerer(recipe, encoder, model, plan), base, config)

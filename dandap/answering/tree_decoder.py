@@ -25,7 +25,7 @@ from dandap.answering.answer import Answer, Decoding
 from dandap.answering.batches import Sequences, TreeBatching, run_batches
 from dandap.answering.generate import penalized
 from dandap.answering.grounding import Grounding
-from dandap.base.device import computing
+from dandap.base.device import computing, without_gradients
 from dandap.base.memory import READ_TOKENS
 from dandap.data.encoding import Example
 from dandap.tree.attention import Branched, branching
@@ -158,7 +158,7 @@ class TreeDecoder:
         length = -(-longest // self.multiple) * self.multiple  # as `collate` pads
         self.cache = TreeCache(rows=len(batch), length=length)
 
-    @torch.inference_mode()
+    @without_gradients()
     def run(self) -> dict[int, list[Answer]]:
         """Return the samples of every example of the batch, by the example's number."""
         with branching(self.model):

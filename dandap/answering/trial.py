@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from dandap.answering.answer import Decoding
 from dandap.answering.batches import out_of_memory
 from dandap.answering.tree_decoder import TreeDecoder
-from dandap.base.device import computing
+from dandap.base.device import computing, without_gradients
 from dandap.data.encoding import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError, first_line
@@ -88,7 +88,7 @@ def _distance(logits: torch.Tensor, expected: torch.Tensor) -> float:
     return ((logits - logits.mean() - centred).norm() / centred.norm()).item()
 
 
-@torch.inference_mode()
+@without_gradients()
 def _plain_logits(
     model: PreTrainedModel, prompt_ids: list[int], answer_ids: list[int]
 ) -> torch.Tensor:

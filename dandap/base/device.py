@@ -10,7 +10,7 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from dandap.base.processes import process_count
+from dandap.base.processes import is_sharded, process_count
 from dandap.recipe import Recipe
 
 T = TypeVar("T")
@@ -22,6 +22,7 @@ def pick_device() -> torch.device:
     Where several GPUs are visible and no launcher was used, one is taken, and a line says so.
     """
     if process_count() > 1:
+        is_sharded()  # asked before accelerate, which would do as the launcher says
         # accelerate gives each process its own GPU, and joins it with the others.
         return PartialState(cpu=why_no_gpu() is not None).device
     if why_no_gpu():
@@ -100,6 +101,14 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def without_gradients() -> torch.no_grad | torch.inference_mode:
+    """Return the mode in which answers are computed.
+
+    Layers of a sharded base that are first put together in inference mode could not be trained.
+    """
+    return torch.no_grad() if is_sharded() else torch.inference_mode()
 
 
 def unless_out_of_memory(work: Callable[[], T]) -> T | None:

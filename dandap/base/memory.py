@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from dandap.base.adapter import resolve_targets
 from dandap.base.device import cpu_computes_bfloat16, pick_compute_dtype, why_no_gpu
 from dandap.base.model import pick_attention
-from dandap.base.processes import from_first, process_count
+from dandap.base.processes import from_first, is_sharded, process_count
 from dandap.errors import InputError
 from dandap.recipe import Recipe
 from dandap.tree.attention import head_size, why_no_flex
@@ -228,16 +228,24 @@ def _weights(recipe: Recipe, model: PreTrainedModel, bytes_each: int) -> tuple[f
     """Return the bytes of the base and the number of its parameters.
 
     NF4 takes half a byte a weight, a constant per 64 weights, and one dequantised matrix at a time.
+    A sharded base takes a process's part of it.
     """
     total = sum(parameter.numel() for parameter in model.parameters())
-    if recipe.quantization == "none":
-        return total * bytes_each, total
     sizes = [module.weight.numel() for _, module in _linear(model)]
-    # Bytes a weight of the constants: float32, or quantised once more to 8 bits, with a float32
-    # per 256 of them.
-    constants = 8 / 64 / 8 + 32 / (64 * 256) / 8 if recipe.double_quantization else 32 / 64 / 8
-    quantised, others = sum(sizes) * (0.5 + constants), (total - sum(sizes)) * bytes_each
-    return quantised + others + max(sizes) * bytes_each, total
+    each, room = bytes_each, 0
+    if recipe.quantization == "nf4":
+        # Bytes a weight of the constants: float32, or quantised once more to 8 bits, with a float32
+        # per 256 of them.
+        constants = 8 / 64 / 8 + 32 / (64 * 256) / 8 if recipe.double_quantization else 32 / 64 / 8
+        each, room = 0.5 + constants, max(sizes) * bytes_each
+    linear, others = sum(sizes) * each, (total - sum(sizes)) * bytes_each
+    if is_sharded():
+        # Beside a process's part two layers are whole, the one at work and the next; embeddings and
+        # LM head are in every forward.
+        layers = model.config.get_text_config().num_hidden_layers
+        linear *= 1 / process_count() + 2 / layers
+        others *= 1 / process_count() + 1
+    return linear + others + room, total
 
 
 def _linear(model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
@@ -350,7 +358,8 @@ def cpu_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training:
     checkpointing = recipe.gradient_checkpointing is True
     estimate = _estimate(recipe, model, machine, tokens, checkpointing, training)
     weights = estimate.parameters * machine.dtype.itemsize
-    dequantised = recipe.quantization == "nf4" and weights <= COPY_SHARE * available_memory()
+    fits = weights <= COPY_SHARE * available_memory()
+    dequantised = recipe.quantization == "nf4" and fits and not is_sharded()
     if dequantised:
         estimate = replace(estimate, weights=weights)
     chosen = recipe.compute_dtype != "auto"
@@ -418,7 +427,7 @@ def merged_if_it_fits(recipe: Recipe, plan: Plan) -> Plan:
     """Return the plan of answering with the adapter merged, where 16-bit weights fit as well."""
     weights = plan.estimate.parameters * plan.compute_dtype.itemsize
     merged = replace(plan.estimate, weights=weights)
-    if merged.total > plan.free:
+    if merged.total > plan.free or is_sharded():
         return plan
     is_nf4 = recipe.quantization == "nf4"
     return replace(plan, estimate=merged, dequantised=is_nf4, merged=True)

@@ -18,6 +18,7 @@ from transformers import (
 
 from dandap.base.device import pick_compute_dtype
 from dandap.base.hub import find_hub, loading
+from dandap.base.processes import is_sharded
 from dandap.data.encoding import Example
 from dandap.errors import InputError
 from dandap.recipe import Recipe
@@ -119,7 +120,8 @@ def load_base(
 ) -> PreTrainedModel:
     """Load the base model on `device`, 4-bit NF4 by default, frozen; only safetensors are read.
 
-    With `dequantised` its NF4 weights are kept as the numbers that they stand for.
+    With `dequantised` its NF4 weights are kept as the numbers that they stand for. A base that will
+    be sharded is loaded on the CPU, because it may be larger than a card.
     """
     dtype = pick_compute_dtype(recipe, device)
     config = config or load_config(recipe)
@@ -128,6 +130,7 @@ def load_base(
         bnb_4bit_quant_type="nf4",  # Linear4bit's own default is fp4
         bnb_4bit_use_double_quant=recipe.double_quantization,
         bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype if is_sharded() else None,  # FSDP shards no bytes
     )
     with loading(recipe.model, "model"):
         model = AutoModelForCausalLM.from_pretrained(
@@ -136,7 +139,7 @@ def load_base(
             config=config,
             quantization_config=quantization if recipe.quantization == "nf4" else None,
             dtype=dtype,
-            device_map={"": device},
+            device_map={"": "cpu" if is_sharded() else device},
             attn_implementation=pick_attention(recipe, config),
             use_safetensors=True,
             trust_remote_code=recipe.trust_remote_code,

@@ -44,14 +44,28 @@ def first_one_speaks():
         yield
 
 
-def dealt(items: list[T]) -> list[T]:
-    """Return this process's share of what all of them have before them in the same order."""
-    return items[process_number() :: process_count()]
+@cache
+def is_sharded() -> bool:
+    """Say whether the launcher wants the base dealt out among the processes (accelerate's FSDP).
+
+    accelerate itself must not hear of it: it would shard the adapter as well, and on GPUs alone.
+    dandap/base/sharding.py does it instead.
+    """
+    wanted = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return wanted and process_count() > 1
+
+
+def dealt(batches: list[T]) -> list[T]:
+    """Return this process's share of batches that all of them have in the same order.
+
+    Where the base is sharded these are all, because no process can forward one without the others.
+    """
+    return batches if is_sharded() else batches[process_number() :: process_count()]
 
 
 def share_of(count: int) -> int:
     """Return about how many of so many questions come to one process."""
-    return -(-count // process_count())
+    return count if is_sharded() else -(-count // process_count())
 
 
 def from_first(make: Callable[[], T]) -> T:

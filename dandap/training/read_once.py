@@ -18,7 +18,8 @@ from trl import SFTTrainer
 
 from dandap.base.device import unless_out_of_memory
 from dandap.base.memory import Plan
-from dandap.base.processes import process_count
+from dandap.base.processes import from_all, is_sharded, process_count
+from dandap.base.sharding import sum_gradients
 from dandap.data.encoding import Example
 from dandap.recipe import Recipe
 from dandap.training.checkpoints import CrashProof
@@ -28,7 +29,8 @@ from dandap.training.steps import Batching, Questions, StepSampler, make_batchin
 from dandap.tree.attention import use_tree_attention
 from dandap.tree.logits import logits_at, summed_cross_entropy
 from dandap.tree.masks import tree_masks
-from dandap.tree.token_tree import Packed
+from dandap.tree.token_tree import collate, grow
+from dandap.tree.transfer import Packed
 
 
 def make_read_once_trainer(
@@ -58,6 +60,9 @@ def make_read_once_trainer(
             callbacks=callbacks,
         )
     trainer.remove_callback(PrinterCallback)  # ours prints a line with fixed fields
+    # So that it is neither moved nor wrapped; said only now, because for transformers such models
+    # have sharded optimizers, which it cannot save.
+    trainer.is_distributed_loading_by_transformers = is_sharded()
     return trainer
 
 
@@ -179,6 +184,8 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
     def _forward_and_backward(self, model, packed: Packed, num_items_in_batch) -> torch.Tensor:
         losses = []
         batches = packed.on(self.args.device)
+        if is_sharded():
+            batches += self._empty_batches(max(from_all(len(batches))) - len(batches))
         for number, batch in enumerate(batches):
             # Processes exchange gradients once, after the last micro-batch; they may have different
             # numbers of micro-batches, and with an exchange in each would wait for each other.
@@ -188,7 +195,20 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
                     loss = self.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
+        if is_sharded():
+            sum_gradients(self.model)
         return torch.stack(losses).sum()
+
+    def _empty_batches(self, count: int) -> list[dict]:
+        """Return micro-batches of one token of padding, which predict nothing.
+
+        A sharded base needs all processes for each forward, also those with fewer micro-batches.
+        """
+        pad_id = self.batching.pad_id
+        return [collate([grow([([pad_id], [])])], pad_id, device=self.args.device)] * count
+
+    def _sync_replicated_trainable_parameters(self, model) -> None:
+        """Do nothing: all processes have the same adapter, and a step sums its gradients itself."""
 
     def questions_of_step(self) -> list[str]:
         """Return the ids of the questions of the step at hand."""

@@ -5,6 +5,7 @@ It is opened, trained from the right checkpoint, and the adapter to keep is save
 
 import argparse
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -30,12 +31,13 @@ from dandap.base.memory import (
     same_plan,
 )
 from dandap.base.model import check_base, check_ids, load_base, load_config, load_tokenizer
-from dandap.base.processes import from_first, is_first
+from dandap.base.processes import from_first, is_first, is_sharded, process_count
 from dandap.base.shapes import SHAPES, make_config
+from dandap.base.sharding import shard
 from dandap.data.encoded import encode_kept
 from dandap.data.encoding import Encoder, Example
 from dandap.data.lengths import answer_share, loses_answer, tell_cut, tell_lengths, without_too_long
-from dandap.data.rows import Row, Table
+from dandap.data.rows import Row, Table, by_article
 from dandap.errors import InputError, Stopped
 from dandap.recipe import Recipe
 from dandap.runs.files import append_json, write_json
@@ -47,7 +49,9 @@ from dandap.training.keep_best import best_step, evaluated_steps, step_to_keep
 from dandap.training.plain import make_trainer
 from dandap.training.progress import TrainingProgress, forget_after
 from dandap.training.read_once import count_tokens, make_read_once_trainer
+from dandap.training.sharing import FED, TreeTokens, gain
 from dandap.training.start import Start, tell_what_changed
+from dandap.training.steps import deal
 from dandap.training.stop import StopSignals
 from dandap.training.trackers import make_trackers, refuse_missing_trackers
 from dandap.training.validation import Validation
@@ -118,9 +122,14 @@ def make_model(job: Job, config: PretrainedConfig, folder: Path) -> PeftModel:
     plan = job.plan
     print(f"{plan}, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}")
     tell_saving(job)
+    tell_gain(job)
     model = add_adapter(load_base(job.recipe, plan.device, config, plan.dequantised), job.recipe)
     trained, total = model.get_nb_trainable_parameters()
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
+    if is_sharded():
+        if not job.recipe.read_once:
+            raise InputError("read_once false: not with a sharded base. Leave it out.")
+        shard(model, plan.device)
     check_space(folder, trained)
     return model
 
@@ -136,6 +145,38 @@ def tell_saving(job: Job) -> None:
         f"reading once: {len(examples):,} questions on {articles:,} articles: "
         f"{every_time / 1e6:.2f} M -> {once / 1e6:.2f} M tokens per epoch "
         f"({every_time / once:.1f}x fewer)"
+    )
+
+
+def tell_gain(job: Job) -> None:
+    """Print how much faster than one the launcher's processes are at best.
+
+    A step of few articles cannot feed many processes: then the number of questions that would is
+    named.
+    """
+    recipe, processes = job.recipe, process_count()
+    if processes == 1 or not recipe.read_once or not is_first():
+        return
+    articles = by_article(example.row.article for example in job.examples)
+    tokens = TreeTokens(job.examples, articles)
+
+    def at(questions: int) -> float:
+        return gain(deal(articles, questions, random.Random(recipe.seed)), tokens, processes)
+
+    now_at = at(recipe.questions_per_step)
+    line = f"{processes} processes train at best {now_at:.1f} times as fast as one"
+    more = recipe.questions_per_step
+    if now_at < FED * processes:
+        # Doubled, until it is enough or a step would be a tenth of all questions.
+        while more < len(job.examples) / 10 and at(more) < FED * processes:
+            more *= 2
+    if more == recipe.questions_per_step:
+        print(line)
+        return
+    print(
+        f"WARNING: {line}: {recipe.questions_per_step} questions a step are too few. With "
+        f"--questions_per_step {more} it is {at(more):.1f} times; steps become "
+        f"{more / recipe.questions_per_step:.0f} times fewer, and may want a higher learning_rate."
     )
 
 

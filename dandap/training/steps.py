@@ -12,7 +12,7 @@ a step and 2 processes:
                     step 2  A 1 2 3 | D 12      4 (9 / 2 = 4.5)
                     step 3  C 6 8 10 | B 4 5    5 (5 / 1; the last step takes all)
 
-    share           each piece of a step to the process with the least to read:
+    share           each piece of a step to the process with the fewest tokens to read:
                     step 2  process 0  A 1 2 3          process 1  D 12
                     step 1  has one piece for two processes: it is halved, and C is read twice
                             process 0  C 7 11           process 1  C 9
@@ -35,13 +35,12 @@ import torch
 from dandap.base.memory import Plan
 from dandap.data.encoding import Example
 from dandap.data.rows import by_article
+from dandap.training.sharing import Piece, TreeTokens, share
 from dandap.tree.masks import ALIGNED, BLOCK
 from dandap.tree.packing import Part, pack
 from dandap.tree.token_tree import TokenTree, collate_all, grow
 
 SIMILAR = 0.9  # the shortest tree of a padded micro-batch, as a share of the longest
-# Questions of one article that go through the model together, as indices of examples.
-Piece = list[int]
 
 
 @dataclass(frozen=True)
@@ -159,21 +158,23 @@ class StepSampler:
         step: Callable[[], int],
     ):
         self.articles = by_article(example.row.article for example in examples)
-        self.cost = [len(example.prompt_ids) for example in examples]
+        self.count = len(examples)
+        self.tokens = TreeTokens(examples, self.articles) if processes > 1 else None
         self.questions_per_step, self.seed, self.step = questions_per_step, seed, step
         self.process, self.processes = process, processes
 
     def __len__(self) -> int:
-        return math.ceil(len(self.cost) / self.questions_per_step)
+        return math.ceil(self.count / self.questions_per_step)
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.step() // len(self)
         rng = random.Random(f"{self.seed} {epoch}")
         for step in deal(self.articles, self.questions_per_step, rng):
-            mine = share(step, self.cost, self.processes)[self.process]
+            mine = share(step, self.tokens, self.processes)[self.process]
             # All processes take part in every step, or the exchange of gradients would wait for
             # ever: one that got no question reads one without learning it.
-            yield [Key(index) for index in mine] or [Key(step[0][0], learned=False)]
+            keys = [Key(index) for piece in mine for index in piece]
+            yield keys or [Key(step[0][0], learned=False)]
 
 
 def deal(articles: list[Piece], questions_per_step: int, rng: random.Random) -> list[list[Piece]]:
@@ -213,25 +214,3 @@ def _split(article: Piece, most: int, rng: random.Random) -> list[Piece]:
         return [article]
     shuffled = rng.sample(article, len(article))
     return [shuffled[number::count] for number in range(count)]
-
-
-def share(step: list[Piece], cost: list[int], processes: int) -> list[list[int]]:
-    """Return a step's questions for each process, dealt so that the longest share is short.
-
-    The result is the same on every process. `cost` is the length of each question's prompt.
-    """
-    pieces = list(step)
-    # Halving reads an article twice, but at the same time; otherwise a process would have nothing
-    # to do. It ends where every piece is a single question.
-    while len(pieces) < processes and (largest := max(pieces, key=len))[1:]:
-        pieces.remove(largest)
-        pieces += [largest[::2], largest[1::2]]
-    shares: list[list[int]] = [[] for _ in range(processes)]
-    load = [0] * processes
-    # The longest first, each to the process with the least so far. A piece costs about what one
-    # of its prompts does: the article is most of it, and is read once.
-    for piece in sorted(pieces, key=lambda piece: -cost[piece[0]]):
-        process = load.index(min(load))
-        shares[process] += piece
-        load[process] += cost[piece[0]]
-    return shares

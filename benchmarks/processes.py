@@ -1,0 +1,175 @@
+"""Measure what two processes gain over one, of one thread each: the demo, trained and answering.
+
+python -m benchmarks.processes --run RUN       RUN answers (a finished run of the demo)
+
+Each round trains an epoch and answers the questions with one process and then with two. Measured is
+the work between loading and saving: wall-clock seconds, and each process's CPU seconds, which on a
+busy machine say what the wall clock would on an idle one. The last line is JSON.
+"""
+
+import sys
+from pathlib import Path
+
+# So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import dandap.start  # noqa: F401
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+
+import fine_tune
+import inference
+from benchmarks.material import DEMO_DATA
+from dandap import ROOT
+from dandap.base.processes import process_number
+from dandap.command_line import Parser, parse, positive, run_script
+from dandap.errors import InputError
+
+LAUNCH = [
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+    *("--num_processes", "2"),
+]
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Run the command line; return the JSON of the last line."""
+    arguments = parse(command_line(), argv)
+    if arguments.measured:
+        return measured(arguments)
+    seconds: dict[str, list[dict]] = {}
+    for number in range(arguments.rounds):
+        for work in ("train", "answer"):
+            for processes in (1, 2):
+                found = run(arguments, work, processes)
+                seconds.setdefault(f"{work}_{processes}", []).append(found)
+                print(f"round {number + 1}: {work}, {processes} processes: {found}", flush=True)
+    result = {work: compare(seconds[f"{work}_1"], seconds[f"{work}_2"]) for work in WORK}
+    print(json.dumps(result))
+    return result
+
+
+def command_line() -> Parser:
+    """Return the options: the run that answers, what is trained on and answered, and the rounds."""
+    parser = Parser(__doc__)
+    parser.add_argument("--run", metavar="RUN", required=True, help="a finished run, to answer")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        default=DEMO_DATA,
+        help=f"questions, trained on and answered (default: {DEMO_DATA})",
+    )
+    parser.add_argument("--rounds", metavar="N", type=positive, default=3, help="(default: 3)")
+    parser.add_argument(
+        "--questions_per_step", metavar="N", type=positive, default=64, help="(default: 64)"
+    )
+    parser.add_argument("--measured", metavar="WORK", choices=WORK, help="a process's own work")
+    parser.add_argument("--into", metavar="FOLDER", help="with --measured: where its result goes")
+    return parser
+
+
+def run(arguments: argparse.Namespace, work: str, processes: int) -> dict:
+    """Return the wall-clock seconds of so many processes' work, and the CPU seconds of each."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = [f"--{name}={getattr(arguments, name)}" for name in ("run", "data")]
+        options += [f"--questions_per_step={arguments.questions_per_step}"]
+        launch = LAUNCH if processes == 2 else []
+        command = [sys.executable, *launch, "benchmarks/processes.py", *options]
+        ended = subprocess.run(
+            [*command, f"--measured={work}", f"--into={folder}"],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        if ended.returncode:
+            raise InputError(f"{work} failed: {ended.stderr[-2000:]}")
+        each = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("seconds.*"))]
+    return {
+        "wall": max(one["wall"] for one in each),
+        "cpu": [one["cpu"] for one in each],
+    }
+
+
+def compare(one: list[dict], two: list[dict]) -> dict:
+    """Return the medians, and those of the rounds' own ratios."""
+    pairs = list(zip(one, two, strict=True))
+    return {
+        "one": {"wall": middle(o["wall"] for o in one), "cpu": middle(o["cpu"][0] for o in one)},
+        "two": {
+            "wall": middle(t["wall"] for t in two),
+            "cpu": [middle(t["cpu"][number] for t in two) for number in (0, 1)],
+        },
+        "gain_wall": middle(o["wall"] / t["wall"] for o, t in pairs),
+        # The busier process is waited for.
+        "gain_cpu": middle(o["cpu"][0] / max(t["cpu"]) for o, t in pairs),
+    }
+
+
+def middle(values) -> float:
+    """Return the median, rounded for people."""
+    return round(statistics.median(values), 2)
+
+
+def measured(arguments: argparse.Namespace) -> dict:
+    """Do one process's work; write its seconds into a file of its own."""
+    started: list[float] = []
+
+    def begin() -> None:
+        started.extend((time.perf_counter(), time.process_time()))
+
+    def end() -> None:
+        wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
+        target = Path(arguments.into) / f"seconds.{process_number()}"
+        target.write_text(json.dumps({"wall": round(wall, 2), "cpu": round(cpu, 2)}))
+
+    WORK[arguments.measured](arguments, begin, end)
+    return {}
+
+
+def train(arguments: argparse.Namespace, begin, end) -> None:
+    """Train the demo for an epoch, without evaluation; the time is that of the steps."""
+    from dandap.training import session
+
+    train_steps = session.train
+
+    def timed(*args):
+        begin()
+        best = train_steps(*args)
+        end()
+        return best
+
+    session.train = timed
+    what = ["--recipe", "demo", "--train_file", arguments.data, "--evaluate_every", "none"]
+    what += ["--questions_per_step", str(arguments.questions_per_step)]
+    fine_tune.main([*what, "--validation_fraction", "0", "--output_dir", arguments.into])
+
+
+def answer(arguments: argparse.Namespace, begin, end) -> None:
+    """Answer the questions; the time ends when this process has answered its share."""
+    answer_questions, leave = inference.answer, inference.leave_together
+
+    def timed(*args):
+        begin()
+        return answer_questions(*args)
+
+    def timed_leave():
+        end()
+        leave()
+
+    inference.answer, inference.leave_together = timed, timed_leave
+    options = ["--run", arguments.run, "--test_file", arguments.data]
+    inference.main([*options, "--answers_dir", arguments.into])
+
+
+WORK = {"train": train, "answer": answer}
+
+
+if __name__ == "__main__":
+    run_script(main)
