@@ -5,6 +5,7 @@ Losses, gradients and weights of the same steps are compared.
 
 import math
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from dandap.base.model import load_base
 from dandap.data.encoding import Example
 from dandap.data.rows import Row
 from dandap.recipe import Recipe
+from dandap.training import session
 from dandap.training.job import Job
 from dandap.training.plain import make_trainer
 from dandap.training.read_once import count_tokens, make_read_once_trainer
@@ -473,6 +475,31 @@ def test_few_questions_cannot_feed_many_processes():
     assert 6 < at(64, 8) < 7.5
     assert at(64, 2) > 1.9
     assert at(16, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("questions", "processes", "said"),
+    [
+        (16, 1, ""),
+        (64, 8, "8 processes train at best 6."),
+        (16, 8, "WARNING: 8 processes train at best 3."),
+    ],
+)
+def test_what_several_processes_gain_is_told(monkeypatch, capsys, questions, processes, said):
+    """A step that cannot feed them all names a number that can; it is a fact of the data."""
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    examples = make_examples(articles=200, questions=5, length=(300, 500))
+    session.tell_gain(Job(Recipe(questions_per_step=questions), make_plan(), None, examples))
+    out = capsys.readouterr().out
+    assert out.startswith(said)
+    assert bool(out) == (processes > 1)
+    if "WARNING" in out:
+        wanted = int(re.search(r"--questions_per_step (\d+) it is (\d+\.\d) times", out)[1])
+        articles = [list(range(5 * number, 5 * number + 5)) for number in range(200)]
+        steps = deal(articles, wanted, random.Random(42))
+        assert gain(steps, TreeTokens(examples, articles), processes) >= 6
+        steps = deal(articles, wanted // 2, random.Random(42))
+        assert gain(steps, TreeTokens(examples, articles), processes) < 6
 
 
 def test_a_process_without_a_question_reads_one_of_the_step_without_learning_it():
