@@ -88,6 +88,9 @@ def open_base(start: Start, table: Table, arguments: argparse.Namespace) -> Base
     if preview:
         return Base(tokenizer, config, None, None)
     plan = make_plan(recipe, config, pick_device(), training=True)
+    if is_sharded():
+        # One that checkpoints forwards every layer twice, and would wait for the others for ever.
+        plan = same_plan(plan)
     answering = same_plan(make_plan(recipe, config, plan.device, training=False))
     return Base(tokenizer, config, plan, answering)
 
