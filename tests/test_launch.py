@@ -16,7 +16,7 @@ import fine_tune
 import inference
 from dandap.command_line import parse
 from dandap.runs.folder import RunFolder
-from tests.conftest import ROOT
+from tests.conftest import HEADER, ROOT
 
 SLURM, SKYPILOT = "recipes/launch/slurm.sbatch", "recipes/launch/skypilot.yaml"
 SCONTROL = """#!/bin/bash
@@ -83,7 +83,13 @@ def test_a_slurm_job_that_is_cut_off_goes_on_after_its_requeue(cluster, tmp_path
     (tmp_path / "accelerate").unlink()
     run = RunFolder(ROOT / "outputs" / f"slurm-{os.getpid()}")
     job = cluster | {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2"}
-    how = ["--recipe", "demo", "--epochs", "2", "--evaluate_every", "none", "--save_steps", "1000"]
+    lines = [",".join(HEADER)]
+    for number in range(200):
+        article = f"한빛전자 {number // 4}호는 {number // 4 + 100}억 원을 벌었다."
+        lines.append(f"Q{number},{article},{number % 4}: 얼마를 벌었나?,{number // 4 + 100}억 원")
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    how = ["--recipe", "demo", "--epochs", "20", "--evaluate_every", "none", "--save_steps", "1000"]
+    how += ["--train_file", str(tmp_path / "train.csv"), "--test_file", str(tmp_path / "train.csv")]
     command = ["bash", SLURM, *how]
     try:
         first = subprocess.Popen(command, env=job, cwd=ROOT)
@@ -91,11 +97,11 @@ def test_a_slurm_job_that_is_cut_off_goes_on_after_its_requeue(cluster, tmp_path
             assert first.poll() is None
             time.sleep(0.1)
         first.send_signal(signal.SIGTERM)
-        assert first.wait(timeout=120) == 0
+        assert first.wait(timeout=600) == 0
         assert Path(cluster["TOLD"]).read_text() == f"requeue {os.getpid()}\n"
         assert not run.finished
         assert len(list(run.checkpoints.glob("checkpoint-*"))) == 1
-        assert subprocess.run(command, env=job, cwd=ROOT, timeout=400).returncode == 0
+        assert subprocess.run(command, env=job, cwd=ROOT, timeout=1800).returncode == 0
         assert run.finished
         assert len(list(run.answers.glob("*/submission.csv"))) == 1
     finally:

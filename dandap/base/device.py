@@ -30,7 +30,7 @@ def pick_device() -> torch.device:
     if torch.cuda.device_count() > 1:
         print(
             f"{torch.cuda.device_count()} GPUs visible, using the first; CUDA_VISIBLE_DEVICES "
-            "chooses another, `accelerate launch fine_tune.py` trains on all"
+            "chooses another, `accelerate launch` with recipes/accelerate/ddp.yaml takes all"
         )
     torch.cuda.set_device(0)
     return torch.device("cuda", 0)
