@@ -479,11 +479,6 @@ BAD_CALLS = {
         ["--learning_rate", "-1e-4"],
         "--option=-1",
     ),
-    "several processes": (
-        inference.main,
-        ["--output_dir", "{outputs}"],
-        "a launcher started inference.py as 2 processes",
-    ),
     "a limit of zero": (inference.main, ["--limit", "0"], "--limit: got '0'"),
     "split and file": (
         inference.main,
@@ -536,8 +531,6 @@ def test_bad_calls_are_clear_and_lose_nothing(work, tmp_path, name, monkeypatch)
         "outputs": work / "outputs",
         "header": tmp_path / "header.csv",
     }
-    if name == "several processes":
-        monkeypatch.setenv("WORLD_SIZE", "2")
     before = sorted(work.rglob("*"))
     with pytest.raises(InputError, match=message):
         main([part.format(**places) for part in argv])
