@@ -516,7 +516,7 @@ BAD_CALLS = {
 
 
 @pytest.mark.parametrize("name", BAD_CALLS)
-def test_bad_calls_are_clear_and_lose_nothing(work, tmp_path, name, monkeypatch):
+def test_bad_calls_are_clear_and_lose_nothing(work, tmp_path, name):
     main, argv, message = BAD_CALLS[name]
     (tmp_path / "header.csv").write_text("id,context,question\n")
     (tmp_path / "empty").mkdir()
