@@ -1,8 +1,12 @@
 """Trimming: the article's text is cut, nothing else, and all its questions see the same cut."""
 
+import os
+import sys
+
 import pytest
 from transformers import AutoTokenizer
 
+from dandap.data import encoding, in_processes
 from dandap.data.encoding import SAMPLE, Encoder
 from dandap.data.rows import Row
 from dandap.errors import InputError
@@ -126,3 +130,36 @@ def test_rows_that_differ_in_white_space_around_the_article_share_what_was_read(
     for example in encoder(tokenizer, "concise").encode_rows(rows, 1000, answers=False):
         assert example.context.strip() == CONTEXT.strip()
         assert example.trimmed == 0
+
+
+@pytest.fixture
+def many(monkeypatch):
+    monkeypatch.setattr(encoding, "MANY", 1)
+    monkeypatch.setattr(in_processes.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+
+
+FORKS = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+
+
+@FORKS
+def test_several_processes_encode_the_same(tokenizer, many, monkeypatch):
+    """And hold each article once."""
+    by_two = encoder(tokenizer).encode_rows(ROWS, 200, answers=True, on_overflow="select")
+    monkeypatch.setattr(encoding, "MANY", 1000)
+    assert by_two == encoder(tokenizer).encode_rows(ROWS, 200, True, "select")
+    assert all(example.row is row for example, row in zip(by_two, ROWS, strict=True))
+    whole = encoder(tokenizer).encode_rows(ROWS, 10_000, answers=False)
+    assert whole[0].context is ROWS[0].context
+
+
+@FORKS
+def test_what_one_of_several_processes_refuses_is_told(tokenizer, many):
+    with pytest.raises(InputError, match="question b: its prompt takes more than 20 tokens"):
+        encoder(tokenizer).encode_rows(ROWS, 20, answers=False)
+
+
+@FORKS
+def test_a_killed_process_is_told(many):
+    with pytest.raises(InputError, match="was killed"):
+        list(in_processes.map_in_processes(os._exit, [1, 2], 1))
+    assert list(in_processes.map_in_processes(abs, [-1, -2], 1)) == [1, 2], "the next time works"

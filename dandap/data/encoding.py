@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dandap.bars import track
 from dandap.data.chat import Chat, mark_control_tokens
+from dandap.data.in_processes import map_in_processes
 from dandap.data.rows import Row, by_article
 from dandap.data.sentences import nearest_first, split_sentences
 from dandap.errors import InputError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # for annotations alone: transformers takes seconds to load
 Renderer = Callable[[str, Row, str], dict[str, str]]
 SAMPLE = Row("sample", "기사", "질문", ("답",))
 CHECKED = 8  # of rows to answer, whose prompts are looked at
+MANY = 1000  # articles, from which on processes are worth their start
 
 
 @dataclass(frozen=True)
@@ -162,16 +164,26 @@ class Encoder:
         text, so that it can be read once for all of them.
         """
         shorten = {"trim": self._trim, "select": self._select, "error": None}[on_overflow]
-        examples: dict[int, Example] = {}
         groups = by_article(row.article for row in rows)
-        for indices in track(groups, "encoding", "articles"):
-            group = self._encode_article([rows[i] for i in indices], prompt_limit, answers, shorten)
-            examples |= dict(zip(indices, group, strict=True))
+
+        def encode(indices: list[int]) -> list[Example]:
+            group = [rows[index] for index in indices]
+            examples = self._encode_article(group, prompt_limit, answers, shorten)
+            for index, example in zip(indices, examples, strict=True):
+                self._check(example, index)
+            return examples
+
+        encoded = track(
+            map_in_processes(encode, groups, MANY), "encoding", "articles", total=len(groups)
+        )
+        ordered: dict[int, Example] = {}
+        for indices, examples in zip(groups, encoded, strict=True):
+            for index, example in zip(indices, examples, strict=True):
+                ordered[index] = _with_row(example, rows[index], rows[indices[0]].context)
+        examples = [ordered[index] for index in range(len(rows))]
         if shorten is None:
-            _refuse_long(list(examples.values()), prompt_limit)
-        ordered = [examples[index] for index in range(len(rows))]
-        self._check(ordered)
-        return ordered
+            _refuse_long(examples, prompt_limit)
+        return examples
 
     def _encode_article(
         self,
@@ -266,18 +278,17 @@ class Encoder:
         newline, ids = self._plain_ids("\n"), self._plain_ids("\n" + text)
         return ids[len(newline) :] if ids[: len(newline)] == newline else self._plain_ids(text)
 
-    def _check(self, examples: list[Example]) -> None:
-        """Refuse examples whose answer is not what is taught, or whose prompt is not whole.
+    def _check(self, example: Example, number: int) -> None:
+        """Refuse an example whose answer is not what is taught, or whose prompt is not whole.
 
         This comes before anything is trained or answered. Of rows to answer only the first CHECKED
         prompts count: a later row that the template changes is still answered.
         """
-        for number, example in enumerate(examples):
-            row, context = example.row, example.context
-            if self.chat and (example.answer_ids or number < CHECKED):
-                self.chat.check(_messages(self.render(context, row, "")), row.id)
-            if example.answer_ids:
-                self._check_answer(row, context, example.answer_ids)
+        row, context = example.row, example.context
+        if self.chat and (example.answer_ids or number < CHECKED):
+            self.chat.check(_messages(self.render(context, row, "")), row.id)
+        if example.answer_ids:
+            self._check_answer(row, context, example.answer_ids)
 
     def _check_answer(self, row: Row, context: str, taught: Sequence[int]) -> None:
         """Refuse supervised ids that do not decode to the answer or hold a control token in it."""
@@ -293,6 +304,15 @@ class Encoder:
                 f"{said!r} would be learned ({self.tokenizer.convert_ids_to_tokens(taught)}). "
                 "Choose a plain template (--template, one with a 'prompt') or another base."
             )
+
+
+def _with_row(example: Example, row: Row, context: str) -> Example:
+    """Return an example that another process may have made, with the row and article of this one.
+
+    Copies would hold every article once more.
+    """
+    whole = context if example.context == context else example.context
+    return replace(example, row=row, context=whole)
 
 
 def _bare(text: str) -> str:
