@@ -192,7 +192,7 @@ def continuous_way(material: Material, examples: list[Example]) -> Way:
         for wave in filter(None, waves):
             with computing(material.model):
                 results = material.model.generate_batch(
-                    [examples[index].prompt_ids for index in wave],
+                    [list(examples[index].prompt_ids) for index in wave],
                     generation_config=config,
                     continuous_batching_config=ContinuousBatchingConfig(page_size=32),
                     persistent_manager=True,

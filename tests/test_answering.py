@@ -122,7 +122,7 @@ def test_choices(demo, encoder, by):
     for choice in places:
         ids = encoder.encode_answer(CONTEXT, example.row, choice, example.prompt_ids)
         with torch.inference_mode():
-            logits = demo(input_ids=torch.tensor([example.prompt_ids + ids])).logits[
+            logits = demo(input_ids=torch.tensor([[*example.prompt_ids, *ids]])).logits[
                 0, len(example.prompt_ids) - 1 : -1
             ]
         count = len(ids) if by == "whole" else 1
@@ -226,10 +226,10 @@ def test_what_a_model_sets_for_generation_changes_neither_path(demo, encoder, mo
     """
     (example,) = examples(encoder, "매출은?")
     decoding = Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 12)
-    ((_, expected),) = generate_answers(demo, [example.prompt_ids], decoding, 1)
+    ((_, expected),) = generate_answers(demo, [list(example.prompt_ids)], decoding, 1)
     for name, value in option.items():
         monkeypatch.setattr(demo.generation_config, name, value)
-    ((_, got),) = generate_answers(demo, [example.prompt_ids], decoding, 1)
+    ((_, got),) = generate_answers(demo, [list(example.prompt_ids)], decoding, 1)
     assert got == expected
     ((_, (tree,)),) = answer_examples(demo, [example], decoding, 1000)
     assert tree.token_ids == expected.token_ids

@@ -238,7 +238,7 @@ def test_validation_is_rescored_to_the_same_answers(work):
     run = RunFolder(work / "outputs" / "first")
     result = answer(work, "--split", "validation")
     trained = json.loads(run.metrics_file.read_text().splitlines()[-1])["validation"]
-    assert result["char_f1"] == pytest.approx(trained["char_f1"], abs=1e-12)
+    assert result["char_f1"] == round(trained["char_f1"], 4), "as people are told it"
     again = next((run.answers).glob("validation-*")) / "predictions.csv"
     assert again.read_text(encoding="utf-8-sig") == run.validation_file.read_text(
         encoding="utf-8-sig"

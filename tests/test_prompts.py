@@ -33,16 +33,16 @@ def test_the_inference_prompt_is_the_training_prompt(tokenizer, name):
         [Row(ROW.id, ROW.context, ROW.question)], 1000, answers=False
     )[0]
     labelled = supervised([trained])[0]
-    assert labelled["input_ids"][: len(asked.prompt_ids)] == asked.prompt_ids
+    assert labelled["input_ids"][: len(asked.prompt_ids)] == list(asked.prompt_ids)
     assert labelled["labels"][: len(asked.prompt_ids)] == [-100] * len(asked.prompt_ids)
-    assert labelled["labels"][len(asked.prompt_ids) :] == trained.answer_ids
+    assert labelled["labels"][len(asked.prompt_ids) :] == list(trained.answer_ids)
     parts = render(TEMPLATES[name], {"context": ROW.context, "question": ROW.question})
     if "user" in parts:
         turns = [{"role": r, "content": parts[r]} for r in parts] + [
             {"role": "assistant", "content": ROW.answers[0]}
         ]
         assert labelled["input_ids"] == tokenizer.apply_chat_template(turns, return_dict=False)
-    assert asked.answer_ids == []
+    assert not asked.answer_ids
 
 
 @pytest.mark.parametrize("name", ECONOMIC)
@@ -71,8 +71,8 @@ def test_special_tokens_in_a_row_stay_text(tokenizer, name, where):
         return [i for i in ids if i in special]
 
     assert control(spelled.prompt_ids) == control(plain.prompt_ids)
-    assert control(spelled.answer_ids) == control(plain.answer_ids) == spelled.answer_ids[-1:]
-    assert SPELLED in tokenizer.decode(spelled.prompt_ids + spelled.answer_ids)
+    assert control(spelled.answer_ids) == control(plain.answer_ids) == list(spelled.answer_ids[-1:])
+    assert SPELLED in tokenizer.decode([*spelled.prompt_ids, *spelled.answer_ids])
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -13,7 +13,7 @@ from dandap.errors import InputError
 from dandap.recipe import RECIPES_DIR, Recipe, load_recipe, make_recipe
 from prompts import get_template
 
-RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("**/*.yaml"))
+RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
 
 
 def test_there_are_recipes():
