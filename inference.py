@@ -14,6 +14,7 @@ import dandap.start  # noqa: F401
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -95,18 +96,15 @@ def answer_file(arguments: argparse.Namespace) -> dict:
     questions = read_questions(source.recipe, arguments)
     parent = choose_parent(arguments, source.run)
     check_writable(parent, "Name another with --answers_dir.")
-
-    # This loads torch, which takes 10 s: not before the input is known to be right.
-    from dandap.answering.session import open_model
-
+    open_source = opener(arguments, source, questions)
     started = time.perf_counter()
-    model = open_model(source.recipe, source.template, source.run, prompts.make_encoder)
+    model = open_source()
     # Only now, because the folder of a base alone notes which files of the base were loaded.
     if not source.run and not arguments.answers_dir:
         parent = from_first(
             partial(start_base_run, arguments, source, questions, model.base)
         ).answers
-    settings = settings_of(arguments, source, questions, model.base)
+    settings = settings_of(arguments, source, questions, model)
     name = name_answers(arguments, source, questions)
     folder = from_first(partial(answers_folder, parent, name, settings))
     loaded = time.perf_counter()
@@ -157,6 +155,13 @@ def command_line() -> Parser:
         metavar="N",
         type=positive,
         help="only the first N questions; writes no submission",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=["ours", "vllm"],
+        default="ours",
+        help="what computes the answers: our trees of questions (default), or vLLM, which must be "
+        "installed",
     )
     parser.add_argument("--output", metavar="FILE", help="also write the submission there")
     parser.add_argument("--overwrite", action="store_true", help="let --output replace a file")
@@ -283,6 +288,20 @@ def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
     return Table(table.path, validation, table.sha256, table.notes)
 
 
+def opener(arguments: argparse.Namespace, source: Source, questions: Questions) -> Callable:
+    """Return what opens the model: our own engine, or vLLM where that can do what is asked."""
+    opened = (source.recipe, source.template, source.run, prompts.make_encoder)
+    # This loads torch, which takes 10 s: not before the input is known to be right.
+    if arguments.engine == "ours":
+        from dandap.answering.session import open_model
+
+        return partial(open_model, *opened)
+    from dandap.answering.vllm_engine import open_vllm, refuse
+
+    refuse(source.recipe, questions.rows)
+    return partial(open_vllm, *opened, Path(arguments.output_dir) / "bases")
+
+
 def start_base_run(
     arguments: argparse.Namespace, source: Source, questions: Questions, base: dict
 ) -> RunFolder:
@@ -310,10 +329,8 @@ def start_base_run(
     return run
 
 
-def settings_of(
-    arguments: argparse.Namespace, source: Source, questions: Questions, base: dict
-) -> str:
-    """Return a hash of all that the answers depend on.
+def settings_of(arguments: argparse.Namespace, source: Source, questions: Questions, model) -> str:
+    """Return a hash of all that the answers of an OpenModel depend on.
 
     An inference that was cut off is gone on with only where this hash is the same.
     """
@@ -326,7 +343,8 @@ def settings_of(
             "limit": arguments.limit,
             "split": arguments.split,
             "packages": describe_environment([])["packages"],
-            "base": base,
+            "base": model.base,
+            "engine": model.engine,
         },
         source.run.adapter if source.run else None,
     )
@@ -336,6 +354,7 @@ def name_answers(arguments: argparse.Namespace, source: Source, questions: Quest
     """Return what the folder of these answers is called: what they answer, and in which way."""
     of_run = source.run.load_recipe() if source.run else source.recipe
     of = arguments.split or questions.table.path.stem
+    of += "" if arguments.engine == "ours" else f"-{arguments.engine}"
     return answers_name(of, source.recipe, of_run, arguments.limit)
 
 
@@ -420,7 +439,8 @@ def report(
             environment=environment,
         )
     made_by = {"run": run and str(run.path), "model": recipe.model, "template": source.template}
-    made_as = {"limit": arguments.limit, "split": arguments.split, "recipe": recipe.model_dump()}
+    made_as = {"limit": arguments.limit, "split": arguments.split, "engine": arguments.engine}
+    made_as["recipe"] = recipe.model_dump()
     noted = {"scores": scores, "timing": timing._asdict(), **made_as, **made_by, **environment}
     write_json(folder / "scores.json", noted)
     # --output is written last: an inference that is cut off before may go on.

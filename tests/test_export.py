@@ -20,6 +20,7 @@ import export
 import fine_tune
 import inference
 import prompts
+from dandap.base import plain as base_plain
 from dandap.base.adapter import add_adapter
 from dandap.base.identity import base_identity
 from dandap.base.model import load_base, load_tokenizer
@@ -271,9 +272,9 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
     weights.check_room(recipe, tmp_path / "exports" / "merged")
     if what == "disk":
         full = SimpleNamespace(free=1e6)
-        monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: full)
+        monkeypatch.setattr(base_plain.shutil, "disk_usage", lambda path: full)
     else:
-        monkeypatch.setattr(weights, what, lambda: 1e6)
+        monkeypatch.setattr(base_plain, what, lambda: 1e6)
     with pytest.raises(InputError, match=message):
         weights.check_room(recipe, tmp_path / "exports" / "merged")
 

@@ -20,11 +20,15 @@ from dandap.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class OpenModel:
-    """Holds what answers, and the identity of its base."""
+    """Holds what answers, the identity of its base, and the engine with its version.
 
-    answerer: Answerer
+    The versions of our own engine's packages are noted apart.
+    """
+
+    answerer: Answerer  # or what has its `encoder` and `answers`
     base: dict[str, str]
     config: PretrainedConfig
+    engine: str = "ours"
 
     def check(self, examples: list[Example]) -> None:
         """Refuse token ids that the base has no embedding for."""

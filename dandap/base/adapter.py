@@ -86,15 +86,12 @@ def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | li
 def load_weights(model: PeftModel, checkpoint: Path) -> None:
     """Put a checkpoint's adapter into the model that is being trained."""
     weights = load_file(checkpoint / "adapter_model.safetensors")
-    _refuse_other_keys(model, set(weights), checkpoint)
+    refuse_other_keys(model, set(weights), checkpoint)
     set_peft_model_state_dict(model, weights)
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Return the base with a run's adapter on it, for answering.
-
-    InputError is raised where the adapter is damaged or another base's.
-    """
+def check_whole(folder: Path) -> None:
+    """Refuse an adapter that its manifest says is damaged; tell people if it has no manifest."""
     if (folder / MANIFEST).is_file():
         if reason := fault(folder):
             raise InputError(
@@ -103,6 +100,14 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             )
     else:
         print(f"{folder} has no {MANIFEST}: whether it is whole cannot be told")
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Return the base with a run's adapter on it, for answering.
+
+    InputError is raised where the adapter is damaged or another base's.
+    """
+    check_whole(folder)
     with loading(str(folder), "adapter"), warnings.catch_warnings():
         # Missing keys are refused below, by name.
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
@@ -111,7 +116,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             found = set(load_file(folder / "adapter_model.safetensors"))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"adapter_config.json is not PEFT's ({first_line(error)})") from error
-    _refuse_other_keys(adapted, found, folder)
+    refuse_other_keys(adapted, found, folder)
     return adapted
 
 
@@ -168,7 +173,7 @@ def average_adapters(recipe: Recipe, folders: list[Path], target: Path) -> None:
     seal(target)
 
 
-def _refuse_other_keys(model: PeftModel, found: set[str], folder: Path) -> None:
+def refuse_other_keys(model: PeftModel, found: set[str], folder: Path) -> None:
     """Refuse an adapter whose tensors do not all find a place, or that leaves a place empty.
 
     PEFT warns at most, and the bare base would answer.

@@ -5,19 +5,17 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import GenerationConfig
 
 from dandap.base.adapter import for_answering, load_adapter
 from dandap.base.device import pick_compute_dtype, pick_device
-from dandap.base.memory import GB, available_memory, empty_model, make_plan
-from dandap.base.model import dequantise, load_base, load_config
+from dandap.base.memory import make_plan
+from dandap.base.model import load_config
+from dandap.base.plain import check_space, load_plain, plain_weights
 from dandap.errors import InputError
 from dandap.recipe import Recipe, make_recipe
 from dandap.runs.folder import RunFolder
 from dandap.runs.manifest import MANIFEST, fault
-
-CPU = torch.device("cpu")
 
 
 def with_dtype(recipe: Recipe, run: RunFolder) -> Recipe:
@@ -53,24 +51,11 @@ def check_room(recipe: Recipe, folder: Path) -> None:
 
     It is made in main memory, and then answers on the device that there is.
     """
-    config = load_config(recipe)
-    model = empty_model(config, recipe.trust_remote_code)
-    itemsize = pick_compute_dtype(recipe, CPU).itemsize
-    size = itemsize * sum(parameter.numel() for parameter in model.parameters())
-    existing = next(parent for parent in folder.absolute().parents if parent.is_dir())
-    for name, free in (
-        (f"the disk of {existing}", shutil.disk_usage(existing).free),
-        ("main memory", available_memory()),
-    ):
-        if free < size:
-            raise InputError(
-                f"the merged model of {recipe.model} takes {size / GB:.1f} GB in "
-                f"{recipe.compute_dtype}; {name} has {free / GB:.1f} GB free. Free some, name "
-                "another --exports_dir, or export the adapter alone (--to adapter)."
-            )
+    way_out = "name another --exports_dir, or export the adapter alone (--to adapter)"
+    check_space(recipe, folder, "the merged model", way_out)
     plain = make_recipe(recipe.model_dump() | {"quantization": "none"}, "the merged model")
     try:
-        make_plan(plain, config, pick_device(), training=False)
+        make_plan(plain, load_config(recipe), pick_device(), training=False)
     except InputError as error:
         raise InputError(
             "the merged model has to answer the validation questions here, and cannot: "
@@ -84,13 +69,7 @@ def write_merged(recipe: Recipe, run: RunFolder, folder: Path, generation: dict)
     `generation` is what generation_config.json says. Return whether the LM head was given weights
     of its own, because it has an adapter and the base ties it to the embeddings.
     """
-    model = load_base(recipe, pick_device())
-    if quantizer := getattr(model, "hf_quantizer", None):
-        # The adapter was trained on the base as NF4 has it. Merged into the base of the hub, three
-        # of the demo's 265 test answers change; into NF4 itself, which rounds the sum, two.
-        dequantise(model, onto=CPU)
-        quantizer.remove_quantization_config(model)
-    model.to(CPU)
+    model = load_plain(recipe)
     was_tied = model.config.get_text_config().tie_word_embeddings
     merged = for_answering(load_adapter(model, run.adapter), merged=True)
     state = plain_weights(merged)
@@ -98,24 +77,6 @@ def write_merged(recipe: Recipe, run: RunFolder, folder: Path, generation: dict)
     merged.save_pretrained(str(folder), state_dict=state)
     copy_tokenizer(run.adapter, folder)
     return was_tied and not merged.config.get_text_config().tie_word_embeddings
-
-
-def plain_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Return a merged model's weights as its architecture has them; InputError if one is no number.
-
-    bitsandbytes puts Linear layers in the place of GPT-2's Conv1D, whose weight is the transpose.
-    """
-    state, layers = model.state_dict(), dict(model.named_modules())
-    for name, module in empty_model(model.config).named_modules():
-        if type(module) is Conv1D and isinstance(layers[name], torch.nn.Linear):
-            state[f"{name}.weight"] = state[f"{name}.weight"].T.contiguous()
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise InputError(
-                f"merged, {name} holds numbers that {tensor.dtype} cannot. "
-                "Export with --compute_dtype bfloat16."
-            )
-    return state
 
 
 def copy_tokenizer(adapter: Path, folder: Path) -> None:
