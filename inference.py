@@ -156,6 +156,14 @@ def command_line() -> Parser:
         type=positive,
         help="only the first N questions; writes no submission",
     )
+    parser.add_argument("--output", metavar="FILE", help="also write the submission there")
+    parser.add_argument("--overwrite", action="store_true", help="let --output replace a file")
+    add_ways(parser)
+    return parser
+
+
+def add_ways(parser: Parser) -> None:
+    """Add the options that say how answers come about."""
     parser.add_argument(
         "--engine",
         choices=["ours", "vllm"],
@@ -163,10 +171,7 @@ def command_line() -> Parser:
         help="what computes the answers: our trees of questions (default), or vLLM, which must be "
         "installed",
     )
-    parser.add_argument("--output", metavar="FILE", help="also write the submission there")
-    parser.add_argument("--overwrite", action="store_true", help="let --output replace a file")
     add_options(parser, "how answers come about (over the run's recipe)", ANSWERING)
-    return parser
 
 
 def choose_parent(arguments: argparse.Namespace, run: RunFolder | None) -> Path:
@@ -439,10 +444,9 @@ def report(
             environment=environment,
         )
     made_by = {"run": run and str(run.path), "model": recipe.model, "template": source.template}
-    made_as = {"limit": arguments.limit, "split": arguments.split, "engine": arguments.engine}
-    made_as["recipe"] = recipe.model_dump()
-    noted = {"scores": scores, "timing": timing._asdict(), **made_as, **made_by, **environment}
-    write_json(folder / "scores.json", noted)
+    made_as = {name: vars(arguments)[name] for name in ("limit", "split", "engine")}
+    noted = {"scores": scores, "timing": timing._asdict(), "recipe": recipe.model_dump()}
+    write_json(folder / "scores.json", noted | made_as | made_by | environment)
     # --output is written last: an inference that is cut off before may go on.
     if submission and arguments.output:
         copy_whole(submission, Path(arguments.output))
