@@ -121,13 +121,7 @@ def records(folder):
     return lines, [line.pop("log_probability") for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("more", "rank"),
-    [
-        ((), 16),
-        (("--no_adapter",), None),
-    ],
-)
+@pytest.mark.parametrize(("more", "rank"), [((), 16), (("--no_adapter",), None)])
 def test_vllm_gets_ids_base_and_adapter_and_the_records_are_ours(run, vllm, tmp_path, more, rank):
     ours, theirs = answer(tmp_path, *more), answer(tmp_path, "--engine", "vllm", *more)
     (expected, means), (got, their_means) = records(ours), records(theirs)
@@ -235,6 +229,12 @@ def test_questions_with_choices_of_their_own_are_refused(vllm):
     row = Row("1", "글", "물음", ("A",), choices=("A", "B"))
     with pytest.raises(InputError, match="choices: not with --engine vllm"):
         vllm_engine.refuse(Recipe(), [row])
+
+
+def test_several_processes_are_refused(vllm, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="started inference.py --engine vllm as 2 processes"):
+        vllm_engine.refuse(Recipe(), [])
 
 
 def test_without_vllm_the_command_that_installs_it_is_named(run, tmp_path, monkeypatch):

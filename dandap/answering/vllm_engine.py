@@ -24,6 +24,7 @@ from dandap.base.identity import base_identity, same_base
 from dandap.base.memory import available_memory, empty_model
 from dandap.base.model import check_base, load_config, load_tokenizer
 from dandap.base.plain import check_space, load_plain, plain_weights
+from dandap.base.processes import refuse_several
 from dandap.data.encoding import Encoder, Example
 from dandap.data.rows import Row, by_article
 from dandap.errors import InputError
@@ -52,6 +53,7 @@ SETTINGS = {
 
 def refuse(recipe: Recipe, rows: list[Row]) -> None:
     """Refuse what this engine cannot do, before anything is loaded."""
+    refuse_several("inference.py --engine vllm")
     asked = {
         "samples": recipe.samples > 1,
         "temperature": recipe.temperature > 0,
