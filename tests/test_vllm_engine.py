@@ -3,6 +3,7 @@
 The slow test asks vLLM itself.
 """
 
+import csv
 import json
 import os
 import subprocess
@@ -101,8 +102,16 @@ def vllm(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path, small_train):
-    """Make a run of the demo's base in outputs/, which answers small_train's 20 questions."""
-    options = {"train_file": str(small_train), "test_file": str(small_train)}
+    """Make a run of the demo's base in outputs/, which answers small_train's 20 questions.
+
+    Their gold answers are left out: a report would take longer than the answers.
+    """
+    asked = tmp_path / "asked.csv"
+    with small_train.open(encoding="utf-8", newline="") as file:
+        rows = [row[:3] for row in csv.reader(file)]
+    with asked.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    options = {"train_file": str(small_train), "test_file": str(asked)}
     recipe = load_recipe("demo", options | {"max_new_tokens": "8"})
     table = get_task(recipe.task).read_train(recipe)
     return make_run(tmp_path / "outputs" / "small", recipe, load_tokenizer(recipe), table)[0]
