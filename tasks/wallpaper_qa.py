@@ -209,7 +209,7 @@ class WallpaperQA(Task):
             return False
         # A table of articles is another task's, in whatever language its other columns are.
         header = set(read_table(path, read_bytes(path)[0]).header)
-        return "context" not in header and bool(header & {"질문", "질문_1"})
+        return "context" not in header and "id" in header and bool(header & {"질문", "질문_1"})
 
     def read(self, paths, columns, need_answers):
         refuse_columns(columns)

@@ -588,7 +588,10 @@ def test_rows_without_ids_get_numbers(tmp_path):
     )
     table = read(tmp_path / "a.csv", need_answers=True)
     assert [row.id for row in table.rows] == ["1", "2"]
-    assert table.notes == ["a.csv has no column 'id'; its rows are called 1 to 2"]
+    assert table.notes == [
+        "a.csv has no column 'id'; its rows are called 1 to 2 (--columns id=NAME takes another "
+        "column's)"
+    ]
 
 
 def test_a_header_in_the_middle_is_told(tmp_path):

@@ -1,6 +1,6 @@
 """Show what is in a data file.
 
-python -m tools.explore FILE [--test FILE] [--tokenizer NAME] [--refined]
+python -m tools.explore FILE [--test FILE] [--columns context=본문] [--tokenizer NAME] [--refined]
 
 This writes outputs/explore-<name>-<time>/ with report.html, pictures and tables. Economic QA (CSV,
 JSON lines, SQuAD JSON), NIKL dialogues and wallpaper QA are told apart by their fields. --refined
@@ -18,7 +18,7 @@ import dandap.start  # noqa: F401
 from dandap.command_line import Parser, parse, run_script
 from dandap.data.files import find_files
 from dandap.errors import InputError
-from dandap.recipe import Recipe
+from dandap.recipe import make_recipe
 from tasks import TASKS
 from tasks.task import Task
 
@@ -32,14 +32,18 @@ def main(argv: list[str] | None = None) -> dict:
     task = task_of(path)
     if arguments.refined and not task.cleans:
         raise InputError(f"--refined cleans dialogues; this file is {task.name}'s.")
-    rows = task.read([path], {}, False).rows
-    test = task.read([Path(arguments.test)], {}, False).rows if arguments.test else []
+    # Parsed as a recipe's, and demo_model found as a recipe's is.
+    recipe = make_recipe(
+        {"columns": arguments.columns or {}, "model": arguments.tokenizer}, "the command line"
+    )
+    rows = task.read([path], recipe.columns, False).rows
+    test = task.read([Path(arguments.test)], recipe.columns, False).rows if arguments.test else []
 
     # These load torch, pandas and matplotlib: not before the files are known to be readable.
     from dandap.base.model import load_tokenizer
     from tools.findings import explore, tell
 
-    tokenizer = load_tokenizer(Recipe(model=arguments.tokenizer))
+    tokenizer = load_tokenizer(recipe)
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False).input_ids)
@@ -55,6 +59,9 @@ def command_line() -> Parser:
     parser.add_argument("file", metavar="FILE", help="questions, with or without answers")
     parser.add_argument(
         "--test", metavar="FILE", help="a test file, to look for leaks and compare lengths"
+    )
+    parser.add_argument(
+        "--columns", metavar="NAME=COLUMN,...", help="our names for the file's columns"
     )
     parser.add_argument(
         "--tokenizer",

@@ -121,7 +121,8 @@ def _number_rows(records: list[Record], prefix: str, path: Path, notes: list[str
     for number, (_, record) in enumerate(records, 1):
         record["id"] = f"{prefix}{number}"
     notes.append(
-        f"{path.name} has no column 'id'; its rows are called {prefix}1 to {prefix}{len(records)}"
+        f"{path.name} has no column 'id'; its rows are called {prefix}1 to {prefix}{len(records)} "
+        "(--columns id=NAME takes another column's)"
     )
 
 

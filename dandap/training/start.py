@@ -39,7 +39,10 @@ def choose(arguments: argparse.Namespace) -> Start:
     if arguments.resume is not None:
         return choose_unfinished(arguments, options)
     if arguments.recipe:
-        return Start(find_recipe(arguments.recipe).stem, load_recipe(arguments.recipe, options))
+        recipe = load_recipe(arguments.recipe, options)
+        if "train_file" not in options:
+            tell_own_files(recipe)
+        return Start(find_recipe(arguments.recipe).stem, recipe)
     # The bare command. A file that was named and is missing is refused when it is read; the demo
     # takes the place only of the default one.
     train_file = Path(options.get("train_file", Recipe.model_fields["train_file"].default))
@@ -54,7 +57,8 @@ def choose(arguments: argparse.Namespace) -> Start:
     if reason and not arguments.preview and recipe.model == Recipe.model_fields["model"].default:
         raise InputError(
             f"{train_file} is there, and the default recipe ({recipe.model}) needs a CUDA GPU: "
-            f"{reason}. To try everything without one: python fine_tune.py --recipe demo"
+            f"{reason}. A small one trains without: python fine_tune.py --recipe gemma-3-270m; "
+            "--recipe demo shows that all runs."
         )
     return Start("default", recipe)
 
@@ -72,7 +76,17 @@ def choose_demo(options: dict[str, str], train_file: Path) -> Start:
         "made-up articles. For the real job put train.csv (id, context, question, answer) and "
         "test.csv (id, context, question) into data/.[/]"
     )
+    tell_own_files(demo)
     return Start("demo", demo)
+
+
+def tell_own_files(recipe: Recipe) -> None:
+    """Say how files of data/ are trained on, where a recipe brings data of its own."""
+    train, test = (sorted(Path("data").glob(f"{name}.*")) for name in ("train", "test"))
+    if not train or Path(recipe.train_file) in train:
+        return
+    options = f"--train_file {train[0]}" + (f" --test_file {test[0]}" if test else "")
+    print(f"{train[0]} is there, and this trains on {recipe.train_file}. For yours: {options}")
 
 
 def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) -> Start:
