@@ -97,9 +97,8 @@ def supervised(examples: list[Example]) -> Dataset:
     records = []
     for example in examples:
         ids = [*example.prompt_ids, *example.answer_ids]
-        labels = [-100] * len(example.prompt_ids) + list(
-            example.answer_ids
-        )  # -100: not in the loss
+        # -100: not in the loss.
+        labels = [-100] * len(example.prompt_ids) + list(example.answer_ids)
         records.append({"input_ids": ids, "labels": labels})
     return Dataset.from_list(records)
 
