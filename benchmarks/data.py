@@ -63,7 +63,7 @@ def start(file: str, kept: str) -> dict[str, float]:
     seconds, began = {}, time.perf_counter()
 
     def done(part: str) -> None:
-        seconds[part] = round(time.perf_counter() - began - sum(seconds.values()), 1)
+        seconds[part] = round(abs(time.perf_counter() - began - sum(seconds.values())), 1)
 
     recipe = load_recipe("demo", {"train_file": file})
     task = get_task(recipe.task)
