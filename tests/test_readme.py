@@ -10,8 +10,6 @@ import pytest
 README, KOREAN = Path("README.md"), Path("README.ko.md")
 PAGES = [README, KOREAN, *sorted(Path("docs").glob("*.md"))]
 TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
-# Names that stand for a user's own runs and files.
-STANDS_FOR_A_RUN = {"RUN", "RUN1", "RUN2", "RUN3"}
 
 
 def lines_of_shell(text):
@@ -48,11 +46,20 @@ def parser_of(words):
 def test_every_command_has_options_that_there_are(command):
     """A parser refuses an option that it does not know, and what is none of its choices."""
     module, arguments = parser_of(shlex.split(command))
-    if hasattr(module, "command_line"):
+    if module.__name__ == "prompts":  # which takes a template's name, and no options
+        assert set(arguments) <= module.TEMPLATES.keys()
+    else:
         module.command_line().parse_args(arguments)
     if "--recipe" in arguments:
         recipe = arguments[arguments.index("--recipe") + 1]
         assert Path(f"recipes/{recipe}.yaml").is_file()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=str)
+def test_launches_name_configurations_that_there_are(path):
+    for command in lines_of_shell(TEXTS[path]):
+        for name in re.findall(r"--config_file (\S+)", command):
+            assert Path(name).is_file(), command
 
 
 def test_there_are_commands_to_test():

@@ -130,11 +130,7 @@ def refine_turn(turn: Turn, is_referred: bool, counts: dict[str, int]) -> Turn:
 
 def main(argv: list[str] | None = None) -> dict[str, int]:
     """Run the command line; return what each step changed, in utterances."""
-    parser = Parser(__doc__)
-    parser.add_argument("source", metavar="IN", help="NIKL dialogue JSON")
-    parser.add_argument("target", metavar="OUT", help="where the cleaned file goes; must not exist")
-    parser.add_argument("--report", action="store_true", help="print what each step changed")
-    arguments = parse(parser, argv)
+    arguments = parse(command_line(), argv)
     source, target = Path(arguments.source), Path(arguments.target)
     refuse_existing(target, False, "OUT", "Choose another name.")
     items = load_items(source)
@@ -152,6 +148,15 @@ def main(argv: list[str] | None = None) -> dict[str, int]:
             )
         print(f"  dropped, because nothing was left: {counts['dropped']}")
     return counts
+
+
+def command_line() -> Parser:
+    """Return the options: the file to clean, and where the cleaned one goes."""
+    parser = Parser(__doc__)
+    parser.add_argument("source", metavar="IN", help="NIKL dialogue JSON")
+    parser.add_argument("target", metavar="OUT", help="where the cleaned file goes; must not exist")
+    parser.add_argument("--report", action="store_true", help="print what each step changed")
+    return parser
 
 
 if __name__ == "__main__":

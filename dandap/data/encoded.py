@@ -3,7 +3,7 @@
 rows -> encode_kept -> examples, from <HF_HOME>/dandap/<hash>.arrow where they were encoded before
 
 The hash is of all that the token ids depend on: the tokenizer, what the template makes of every
-row, the limits, and this package's code.
+row, the limits, this package's code and the versions of the libraries that tokenize.
 """
 
 import hashlib
@@ -12,8 +12,9 @@ import os
 import time
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -100,9 +101,10 @@ def _hash(encoder: Encoder, rows: list[Row], settings: tuple[int, bool, str]) ->
 
 @cache
 def _code() -> bytes:
-    """Return this package's source, with which ids may change."""
+    """Return what ids may change with besides: this package's source, and the libraries."""
     files = sorted(Path(__file__).parent.glob("*.py"))
-    return b"".join(file.read_bytes() for file in files)
+    libraries = f"{version('transformers')} {version('tokenizers')}".encode()
+    return libraries + b"".join(file.read_bytes() for file in files)
 
 
 def _write(file: Path, examples: list[Example]) -> None:
@@ -139,7 +141,9 @@ def _lists(lists: Iterable[array]) -> pa.ListArray:
 
 
 def _read(file: Path, rows: list[Row]) -> list[Example]:
-    os.utime(file, (time.time(), file.stat().st_mtime))  # read now, which _forget_unused asks for
+    modified = file.stat().st_mtime
+    with suppress(PermissionError):  # somebody else's file can be read all the same
+        os.utime(file, (time.time(), modified))  # read now, which _forget_unused asks for
     examples: list[Example] = []
     with pa.memory_map(str(file)) as source:
         reader = pa.ipc.open_file(source)
