@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 import prompts
 from dandap.base.model import load_tokenizer
 from dandap.command_line import Parser, run_script
-from dandap.data import encoded
+from dandap.data import encoded, kept
 from dandap.data.checks import check_data
 from dandap.data.lengths import answer_share
 from dandap.data.rows import split_by_article
@@ -57,9 +57,9 @@ def make_file(path: Path, questions: int) -> None:
                 writer.writerow([f"{article}-{number}", context, asked, rng.choice(said)])
 
 
-def start(file: str, kept: str) -> dict[str, float]:
+def start(file: str, folder: str) -> dict[str, float]:
     """Return seconds by part, and the peak in GB, from the file to the first step's questions."""
-    encoded.FOLDER = Path(kept)
+    kept.folder = lambda: Path(folder)
     seconds, began = {}, time.perf_counter()
 
     def done(part: str) -> None:

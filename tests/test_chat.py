@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from dandap.data import chat
-from dandap.data.encoding import Encoder, Example
+from dandap.data.encoding import Encoder
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.recipe import make_recipe
@@ -138,14 +138,12 @@ def test_questions_encoded_together_are_those_encoded_one_by_one(name, template)
     encode = encoder(tokenizer, template)
     rows = [Row(str(n), text, text + "?", (f"답 {n}",)) for n, text in enumerate(HOSTILE)]
     prompts = encode._encode_prompts([(row.context, row) for row in rows])
-    assert prompts == [encode.encode_prompt(row.context, row) for row in rows]
-    examples = [
-        Example(row, ids, [], 0, row.context) for row, ids in zip(rows, prompts, strict=True)
+    assert [prompt.ids for prompt in prompts] == [
+        encode.encode_prompt(row.context, row) for row in rows
     ]
-    assert encode._encode_answers(examples) == [
-        encode.encode_answer(row.context, row, row.answers[0], ids)
-        for row, ids in zip(rows, prompts, strict=True)
-    ]
+    for row, prompt in zip(rows, prompts, strict=True):
+        expected = encode.encode_answer(row.context, row, row.answers[0], prompt.ids)
+        assert encode._encode_answers(row.context, [row], [prompt]) == [expected]
 
 
 def test_the_day_of_a_prompt_is_always_the_same(monkeypatch):

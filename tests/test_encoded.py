@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import prompts
-from dandap.data import encoded
+from dandap.data import encoded, kept
 from dandap.data.encoding import Encoder
 from dandap.data.rows import Row
 from dandap.recipe import Recipe
@@ -23,7 +23,7 @@ ROWS = [
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(encoded, "FEW", 1)
-    monkeypatch.setattr(encoded, "FOLDER", tmp_path / "kept")
+    monkeypatch.setattr(kept, "folder", lambda: tmp_path / "kept")
     return tmp_path / "kept"
 
 
@@ -96,7 +96,7 @@ def test_what_has_changed_is_encoded_anew(count, what):
 
 def test_other_code_encodes_anew(count, monkeypatch):
     encode(encoder())
-    monkeypatch.setattr(encoded, "_code", lambda: b"edited")
+    monkeypatch.setattr(kept, "_code", lambda: b"edited")
     encode(encoder())
     assert len(count) == 2
 
@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_used_keeps_nothing(folder, count, capsys):
 
 def test_files_that_nobody_reads_are_deleted(folder, monkeypatch):
     encode(encoder())
-    monkeypatch.setattr(encoded, "UNUSED", -1)
+    monkeypatch.setattr(kept, "UNUSED", -1)
     encode(encoder(), limit=150)
     assert len(list(folder.glob("*.arrow"))) == 1
 

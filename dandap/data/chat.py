@@ -18,9 +18,10 @@ import ctypes
 import json
 import re
 import threading
+from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import TemplateError
 
@@ -61,6 +62,13 @@ FAULTS = (
 MARKER = re.compile(r"[<>|#\uff5c]|^\[[\x21-\x7e]+\]$")
 
 
+class Prompt(NamedTuple):
+    """Holds a prompt as it is rendered, and its token ids."""
+
+    text: str
+    ids: Sequence[int]
+
+
 class Chat:
     """Renders turns to token ids by a tokenizer's chat template.
 
@@ -99,17 +107,52 @@ class Chat:
         """Return the token ids of turns, with `add_generation_prompt` up to an answer's start."""
         return self._apply(messages, add_generation_prompt, tokenize=True)
 
-    def ids_of_all(
+    def texts(
         self, conversations: list[Messages], add_generation_prompt: bool = False
-    ) -> list[list[int]]:
-        """Return what `ids` returns for each of many conversations, in half of the time."""
-        texts = self._apply(conversations, add_generation_prompt, tokenize=False)
+    ) -> list[str]:
+        """Return the text of each conversation."""
+        return self._apply(conversations, add_generation_prompt, tokenize=False)
+
+    def prompts(self, conversations: list[Messages]) -> list[Prompt]:
+        """Return the prompts of conversations, with what `ids` returns, at one call."""
+        texts = self.texts(conversations, add_generation_prompt=True)
         found = self.tokenizer(texts, add_special_tokens=False).input_ids
         # Where no text spells a control token, the ids of the rendered text are all there is to it.
         return [
-            self.ids(messages, add_generation_prompt) if self._spells_control(messages) else ids
-            for messages, ids in zip(conversations, found, strict=True)
+            Prompt(text, self.ids(messages, True) if self._spells_control(messages) else ids)
+            for messages, text, ids in zip(conversations, texts, found, strict=True)
         ]
+
+    def whole_ids(self, conversations: list[Messages], prompts: list[Prompt]) -> list[list[int]]:
+        """Return what `ids` returns for each conversation, of which the prompt is known already.
+
+        What follows a prompt's last control token is tokenized, and not the article once more:
+        such a token parts a text, so nothing merges across it.
+        """
+        texts = self.texts(conversations)
+        starts = [self._seam(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
+        ends = [text[at:] for text, (at, _) in zip(texts, starts, strict=True)]
+        found = self.tokenizer(ends, add_special_tokens=False).input_ids
+        return [
+            # An end that begins with another token was not parted from what stands before it.
+            self.ids(messages)
+            if self._spells_control(messages) or (before and ids[:1] != prompt.ids[before:][:1])
+            else [*prompt.ids[:before], *ids]
+            for messages, prompt, (_, before), ids in zip(
+                conversations, prompts, starts, found, strict=True
+            )
+        ]
+
+    def _seam(self, text: str, prompt: Prompt) -> tuple[int, int]:
+        """Return where a prompt's last control token stands, in the text and in the ids; or 0, 0.
+
+        It is 0, 0 where there is none, or the text does not begin with the prompt.
+        """
+        places = range(len(prompt.ids) - 1, -1, -1)
+        last = next((at for at in places if prompt.ids[at] in self.control_ids), 0)
+        mark = self.tokenizer.convert_ids_to_tokens(prompt.ids[last])
+        start = prompt.text.rfind(mark)
+        return (start, last) if start > 0 and text.startswith(prompt.text) else (0, 0)
 
     def _spells_control(self, messages: Messages) -> bool:
         return any(self.controls.search(message["content"]) for message in messages)

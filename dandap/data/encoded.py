@@ -1,34 +1,26 @@
 """Encoded questions are kept in a file, so that a second start need not encode them again.
 
-rows -> encode_kept -> examples, from <HF_HOME>/dandap/<hash>.arrow where they were encoded before
+rows -> encode_kept -> examples, from a file of dandap/data/kept.py where they were encoded before
 
-The hash is of all that the token ids depend on: the tokenizer, what the template makes of every
-row, the limits, this package's code and the versions of the libraries that tokenize.
+The file's name is a hash of all that the token ids depend on: the tokenizer, what the template
+makes of every row, and the limits.
 """
 
 import hashlib
 import json
-import os
-import time
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from functools import cache
-from importlib.metadata import version
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
-from filelock import FileLock
-from huggingface_hub.constants import HF_HOME
 
 from dandap.data.encoding import Encoder, Example
+from dandap.data.kept import kept, key_of
 from dandap.data.rows import Row
-from dandap.errors import first_line
 
-FOLDER = Path(HF_HOME) / "dandap"
 FEW = 5_000  # questions; fewer are encoded within seconds and not kept
-UNUSED = 30 * 24 * 3600  # seconds after which a file that nobody read is deleted
 ROWS_AT_ONCE = 10_000  # of a file, in memory
 SCHEMA = pa.schema(
     {
@@ -43,79 +35,41 @@ SCHEMA = pa.schema(
 def encode_kept(
     encoder: Encoder, rows: list[Row], prompt_limit: int, answers: bool, on_overflow: str
 ) -> list[Example]:
-    """Return `encoder.encode_rows` of these, read from a file where they were encoded before.
-
-    Of several processes the first that comes encodes, and the others read what it has written.
-    Where no file can be written, which is told, nothing is kept.
-    """
+    """Return `encoder.encode_rows` of these, read from a file where they were encoded before."""
     settings = (prompt_limit, answers, on_overflow)
+    make = partial(encoder.encode_rows, rows, *settings)
     if len(rows) < FEW or not encoder.tokenizer.is_fast:
-        return encoder.encode_rows(rows, *settings)
-    file = FOLDER / f"{_hash(encoder, rows, settings)}.arrow"
-    with _one_process(file):
-        try:
-            return _read(file, rows)
-        except FileNotFoundError:
-            pass
-        except (OSError, pa.ArrowException) as error:
-            print(f"{file} cannot be read ({first_line(error)}): the questions are encoded again")
-        examples = encoder.encode_rows(rows, *settings)
-        try:
-            _forget_unused()
-            _write(file, examples)
-        except OSError as error:
-            print(f"the encoded questions are not kept for the next start: {first_line(error)}")
-        return examples
+        return make()
+    name = f"{key_of(_parts(encoder, rows, settings))}.arrow"
+    return kept(name, "the encoded questions", make, partial(_read, rows=rows), _write)
 
 
-@contextmanager
-def _one_process(file: Path) -> Iterator[None]:
-    """Let one process at a time look for the file and make it, where its folder can be used."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{file}.lock")
-        lock.acquire()
-    except OSError:  # what is written there then fails, too, and is told
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _hash(encoder: Encoder, rows: list[Row], settings: tuple[int, bool, str]) -> str:
-    """Return a hash of all that the examples depend on."""
+def _parts(encoder: Encoder, rows: list[Row], settings: tuple[int, bool, str]) -> Iterator[str]:
+    """Yield all that the examples depend on."""
     tokenizer = encoder.tokenizer
-    said = hashlib.sha256(_code())
-    said.update(tokenizer.backend_tokenizer.to_str().encode())
-    said.update(json.dumps([tokenizer.chat_template, tokenizer.special_tokens_map]).encode())
-    said.update(json.dumps(settings).encode())
+    yield tokenizer.backend_tokenizer.to_str()
+    yield json.dumps([tokenizer.chat_template, tokenizer.special_tokens_map, settings])
+    before = None
     for row in rows:
         # What the template makes of a row, not its wording: its code may have been edited, too.
-        answer = row.answers[:1]
-        parts = [encoder.render(row.context, row, text) for text in ("", *answer)]
-        said.update(json.dumps([row.article, row.question, answer, parts]).encode())
-    return said.hexdigest()[:32]
+        # An article is hashed once: a hash stands for it where the row before has it as well.
+        context = row.context if row.article != before else _name(row.context)
+        before = row.article
+        for answer in ("", *row.answers[:1]):
+            yield f"{_name(row.context)}\0{row.question}\0{answer}"
+            yield repr(encoder.render(context, row, answer))
 
 
-@cache
-def _code() -> bytes:
-    """Return what ids may change with besides: this package's source, and the libraries."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    libraries = f"{version('transformers')} {version('tokenizers')}".encode()
-    return libraries + b"".join(file.read_bytes() for file in files)
+# An article's questions follow one another, so a few texts are enough to hash each once.
+@lru_cache(maxsize=64)
+def _name(context: str) -> str:
+    return hashlib.sha256(context.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _write(file: Path, examples: list[Example]) -> None:
-    beside = file.with_suffix(f".{os.getpid()}")
-    try:
-        with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-            for first in range(0, len(examples), ROWS_AT_ONCE):
-                writer.write(_batch(examples[first : first + ROWS_AT_ONCE]))
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        for first in range(0, len(examples), ROWS_AT_ONCE):
+            writer.write(_batch(examples[first : first + ROWS_AT_ONCE]))
 
 
 def _batch(examples: list[Example]) -> pa.RecordBatch:
@@ -141,9 +95,6 @@ def _lists(lists: Iterable[array]) -> pa.ListArray:
 
 
 def _read(file: Path, rows: list[Row]) -> list[Example]:
-    modified = file.stat().st_mtime
-    with suppress(PermissionError):  # somebody else's file can be read all the same
-        os.utime(file, (time.time(), modified))  # read now, which _forget_unused asks for
     examples: list[Example] = []
     with pa.memory_map(str(file)) as source:
         reader = pa.ipc.open_file(source)
@@ -162,10 +113,3 @@ def _read(file: Path, rows: list[Row]) -> list[Example]:
 def _arrays(column: pa.ListArray) -> list[array]:
     ids, offsets = column.values.to_numpy(), column.offsets.to_pylist()
     return [array("i", ids[start:end].tobytes()) for start, end in pairwise(offsets)]
-
-
-def _forget_unused() -> None:
-    """Delete the files that nobody has read for long."""
-    for file in FOLDER.glob("*.arrow*"):
-        if time.time() - file.stat().st_atime > UNUSED:
-            file.unlink(missing_ok=True)

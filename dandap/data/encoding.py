@@ -8,10 +8,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dandap.bars import track
-from dandap.data.chat import Chat, mark_control_tokens
+from dandap.data.chat import Chat, Prompt, mark_control_tokens
 from dandap.data.in_processes import map_in_processes
 from dandap.data.rows import Row, by_article
 from dandap.data.sentences import nearest_first, split_sentences
@@ -43,6 +43,18 @@ class Example:
     # The article as the model reads it: the row's, or another row's that differs from it in the
     # white space around it.
     context: str = ""
+
+
+class Encoded(NamedTuple):
+    """Holds what a process returns of a question: not its row, whose copy would be the article's.
+
+    `shortened` is the article as the model reads it, None where it is whole.
+    """
+
+    prompt_ids: array
+    answer_ids: array
+    trimmed: int
+    shortened: str | None
 
 
 class Encoder:
@@ -111,29 +123,30 @@ class Encoder:
         stop_id = self.tokenizer.eos_token_id if self.chat.stop_id is None else self.chat.stop_id
         return [*self._ids_within(answer), stop_id]
 
-    def _encode_prompts(self, items: list[tuple[str, Row]]) -> list[list[int]]:
-        """Return `encode_prompt` of each, at one call of the tokenizer."""
+    def _encode_prompts(self, items: list[tuple[str, Row]]) -> list[Prompt]:
+        """Return `encode_prompt` of each with its text, at one call of the tokenizer."""
         parts = [self.render(context, row, "") for context, row in items]
         if self.chat is None:
-            prompts = [each["prompt"] for each in parts]
-            return [self._bos + ids for ids in self._plain_ids(prompts)]
-        return self.chat.ids_of_all([_messages(each) for each in parts], add_generation_prompt=True)
+            texts = [each["prompt"] for each in parts]
+            found = self._plain_ids(texts)
+            return [Prompt(text, self._bos + ids) for text, ids in zip(texts, found, strict=True)]
+        return self.chat.prompts([_messages(each) for each in parts])
 
-    def _encode_answers(self, examples: list[Example]) -> list[list[int]]:
-        """Return `encode_answer` of each example's first answer, at one call of the tokenizer."""
+    def _encode_answers(
+        self, context: str, rows: list[Row], prompts: list[Prompt]
+    ) -> list[list[int]]:
+        """Return `encode_answer` of each row's first answer, at one call of the tokenizer."""
         answers, conversations = [], []
-        for example in examples:
-            answer = example.row.answers[0]
-            parts = self.render(example.context, example.row, answer)
-            answers.append(parts.get("answer", answer))
+        for row in rows:
+            parts = self.render(context, row, row.answers[0])
+            answers.append(parts.get("answer", row.answers[0]))
             conversations.append(_answered(parts, answers[-1]))
         if self.chat is None:
             return [[*ids, self.tokenizer.eos_token_id] for ids in self._plain_ids(answers)]
+        whole = self.chat.whole_ids(conversations, prompts)
         return [
-            self._after(example.prompt_ids, ids, answer)
-            for example, ids, answer in zip(
-                examples, self.chat.ids_of_all(conversations), answers, strict=True
-            )
+            self._after(prompt.ids, ids, answer)
+            for prompt, ids, answer in zip(prompts, whole, answers, strict=True)
         ]
 
     def stop_ids(self, generation_config: GenerationConfig | None = None) -> list[int]:
@@ -166,21 +179,20 @@ class Encoder:
         shorten = {"trim": self._trim, "select": self._select, "error": None}[on_overflow]
         groups = by_article(row.article for row in rows)
 
-        def encode(indices: list[int]) -> list[Example]:
+        def encode(indices: list[int]) -> list[Encoded]:
             group = [rows[index] for index in indices]
-            examples = self._encode_article(group, prompt_limit, answers, shorten)
-            for index, example in zip(indices, examples, strict=True):
-                self._check(example, index)
-            return examples
+            encoded = self._encode_article(group, prompt_limit, answers, shorten)
+            for index, each in zip(indices, encoded, strict=True):
+                self._check(_example(each, rows[index], group[0]), index)
+            return encoded
 
-        encoded = track(
+        shared = track(
             map_in_processes(encode, groups, MANY), "encoding", "articles", total=len(groups)
         )
-        ordered: dict[int, Example] = {}
-        for indices, examples in zip(groups, encoded, strict=True):
-            for index, example in zip(indices, examples, strict=True):
-                ordered[index] = _with_row(example, rows[index], rows[indices[0]].context)
-        examples = [ordered[index] for index in range(len(rows))]
+        examples: list[Example] = [None] * len(rows)  # none of them is None at the end
+        for indices, encoded in zip(groups, shared, strict=True):
+            for index, each in zip(indices, encoded, strict=True):
+                examples[index] = _example(each, rows[index], rows[indices[0]])
         if shorten is None:
             _refuse_long(examples, prompt_limit)
         return examples
@@ -191,25 +203,20 @@ class Encoder:
         prompt_limit: int,
         answers: bool,
         shorten: Callable[[list[Row], int], str] | None,
-    ) -> list[Example]:
+    ) -> list[Encoded]:
         # Rows of one article may differ in the white space around it; the first one's is read, and
         # that white space does not count as trimmed.
         context = rows[0].context
-        whole = len(context.strip())
         prompts = self._encode_prompts([(context, row) for row in rows])
-        if shorten and max(map(len, prompts)) > prompt_limit:
+        if shorten and max(len(prompt.ids) for prompt in prompts) > prompt_limit:
             context = shorten(rows, prompt_limit)
             prompts = self._encode_prompts([(context, row) for row in rows])
-        trimmed = whole - len(context.strip())
-        examples = [
-            Example(row, array("i", ids), array("i"), trimmed, context)
-            for row, ids in zip(rows, prompts, strict=True)
-        ]
-        if not answers:
-            return examples
+        trimmed = len(rows[0].context.strip()) - len(context.strip())
+        shortened = None if context == rows[0].context else context
+        said = self._encode_answers(context, rows, prompts) if answers else [[]] * len(rows)
         return [
-            replace(example, answer_ids=array("i", ids))
-            for example, ids in zip(examples, self._encode_answers(examples), strict=True)
+            Encoded(array("i", prompt.ids), array("i", ids), trimmed, shortened)
+            for prompt, ids in zip(prompts, said, strict=True)
         ]
 
     def _trim(self, rows: list[Row], prompt_limit: int) -> str:
@@ -306,13 +313,10 @@ class Encoder:
             )
 
 
-def _with_row(example: Example, row: Row, context: str) -> Example:
-    """Return an example that another process may have made, with the row and article of this one.
-
-    Copies would hold every article once more.
-    """
-    whole = context if example.context == context else example.context
-    return replace(example, row=row, context=whole)
+def _example(encoded: Encoded, row: Row, first: Row) -> Example:
+    """Return a row's example; `first` is the first row of its article, whose text is read."""
+    context = first.context if encoded.shortened is None else encoded.shortened
+    return Example(row, encoded.prompt_ids, encoded.answer_ids, encoded.trimmed, context)
 
 
 def _bare(text: str) -> str:

@@ -55,6 +55,13 @@ def find_files(path: Path, expected: str = READABLE) -> list[Path]:
     return [path]
 
 
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes; InputError if the file is not there."""
+    find_files(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_bytes(path: Path) -> tuple[bytes, str]:
     """Return a file's bytes and their SHA-256; InputError if the file is not there."""
     find_files(path)

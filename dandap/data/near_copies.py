@@ -7,17 +7,22 @@ and those are compared whole.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dandap.data.kept import kept, key_of
 from dandap.data.texts import bare
 
 if TYPE_CHECKING:  # for annotations alone
     from datasketch import MinHash
 
+MANY = 5_000  # texts; fewer are compared within a second or two
 ALIKE = 0.8
 PIECE = 8  # characters
 SIGNATURE = 64  # hashes of a signature
@@ -28,7 +33,26 @@ MEMBERS_HELD = 16
 
 
 def group_near_copies(texts: Mapping[str, str]) -> list[set[str]]:
-    """Return the groups of names whose texts are near copies, directly or through others."""
+    """Return the groups of names whose texts are near copies, directly or through others.
+
+    Those of many texts are kept in a file for the next start.
+    """
+    make = partial(_group, texts)
+    if len(texts) < MANY:
+        return make()
+    name = f"{key_of(chain.from_iterable(texts.items()))}.json"
+    return kept(name, "the groups of near copies", make, _read, _write)
+
+
+def _read(file: Path) -> list[set[str]]:
+    return list(map(set, json.loads(file.read_text(encoding="utf-8"))))
+
+
+def _write(file: Path, groups: list[set[str]]) -> None:
+    file.write_text(json.dumps(list(map(sorted, groups))), encoding="utf-8")
+
+
+def _group(texts: Mapping[str, str]) -> list[set[str]]:
     # With scipy it takes 0.5 s, which reading a recipe need not take.
     from datasketch import MinHashLSH
 

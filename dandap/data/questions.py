@@ -4,12 +4,13 @@ Their columns or JSON forms are understood, and their texts checked and cleaned.
 """
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from dandap.data.files import JSONS, find_files, read_bytes
+from dandap.data.files import JSONS, find_files, hash_file, read_bytes
 from dandap.data.forms import (
     COLUMNS,
     LISTED,
@@ -22,6 +23,7 @@ from dandap.data.forms import (
     structured,
 )
 from dandap.data.json_files import read_json
+from dandap.data.kept_rows import rows_kept
 from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
 from dandap.data.tables import read_table
 from dandap.data.texts import clean, html_text, looks_like_html, trim, writable
@@ -74,19 +76,18 @@ def typed_rows(article: str, questions: list[str]) -> list[Row]:
 
 
 def _read_one(path: Path, columns: dict[str, str], need_answers: bool, several: bool) -> Table:
-    data, digest = read_bytes(path)
+    digest = hash_file(path)
+    settings = (columns, need_answers, several)
+    rows, notes = rows_kept(path, digest, settings, partial(_rows_of, path, digest, *settings))
+    return Table(path, rows, digest, notes)
+
+
+def _rows_of(
+    path: Path, digest: str, columns: dict[str, str], need_answers: bool, several: bool
+) -> tuple[list[Row], list[str]]:
+    """Return a file's rows, and what was decided or left out, in sentences for people."""
     required = (*REQUIRED, "answer") if need_answers else REQUIRED
-    if path.suffix.lower() in JSONS:
-        content, notes = read_json(path, data)
-        records = list(json_records(content, path, columns, required))
-    else:
-        sheet = read_table(path, data)
-        notes, names = sheet.notes, column_names(sheet.header, columns, path, required)
-        # Of the columns in use alone: beside them a workbook may hold dates and formulas.
-        sheet.refuse_unclear(names.values())
-        records = [
-            (place, _named(path, place, cells, names, sheet.header)) for place, cells in sheet.rows
-        ]
+    records, notes = _records(path, digest, columns, required)
     if not records:
         raise InputError(
             f"{path} holds no questions (only a header, or nothing). Expected at least one row."
@@ -95,7 +96,27 @@ def _read_one(path: Path, columns: dict[str, str], need_answers: bool, several: 
     _number_rows(records, f"{path.name}-" if several else "", path, notes)
     rows = _Cleaner(path, need_answers, notes).rows(records)
     refuse_duplicate_ids(rows, path)
-    return Table(path, rows, digest, notes)
+    return rows, notes
+
+
+def _records(
+    path: Path, digest: str, columns: dict[str, str], required: Sequence[str]
+) -> tuple[list[Record], list[str]]:
+    # The bytes and the table end here: of a file of gigabytes they would take as much again.
+    data, found = read_bytes(path)
+    if found != digest:
+        raise InputError(f"{path} changed while it was read. Start again.")
+    if path.suffix.lower() in JSONS:
+        content, notes = read_json(path, data)
+        return list(json_records(content, path, columns, required)), notes
+    sheet = read_table(path, data)
+    names = column_names(sheet.header, columns, path, required)
+    # Of the columns in use alone: beside them a workbook may hold dates and formulas.
+    sheet.refuse_unclear(names.values())
+    records = [
+        (place, _named(path, place, cells, names, sheet.header)) for place, cells in sheet.rows
+    ]
+    return records, sheet.notes
 
 
 def _named(

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from dandap.data.texts import INVISIBLE, trim
 from dandap.errors import InputError, first_line, short_list
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 Place = str  # where a record stands, for messages: "line 12"
 
 
@@ -88,9 +89,7 @@ def read_cells(text: str, path: Path) -> Sheet:
         text = text[declared.end() :]
     separator = declared[1] if declared else _separator(text)
     spaced = _has_spaces(text, separator)
-    reader = csv.reader(
-        io.StringIO(text, newline=""), strict=True, delimiter=separator, skipinitialspace=spaced
-    )
+    reader = csv.reader(_lines(text), strict=True, delimiter=separator, skipinitialspace=spaced)
     first = 1 if declared else 0  # lines before the reader's
     try:
         header = next((cells for cells in reader if any(map(trim, cells))), None)
@@ -99,7 +98,7 @@ def read_cells(text: str, path: Path) -> Sheet:
         while header and not header[-1].strip():
             header.pop()  # Excel saves `id,context,,` where cells to the right were once touched
         header_line = reader.line_num + first
-        lines = [(reader.line_num + first, cells) for cells in reader]
+        lines = [(reader.line_num + first, cells) for cells in _sharing(reader)]
     except csv.Error as error:
         raise InputError(
             f"{path}, line {reader.line_num + first}: {error}. A quotation mark is not closed, or "
@@ -128,6 +127,25 @@ def read_cells(text: str, path: Path) -> Sheet:
     return Sheet(header, list(_rows(path, header, lines, notes)), notes, separator)
 
 
+def _lines(text: str) -> Iterator[str]:
+    """Yield the lines of a text with their ends, without a copy of the text, as io makes one."""
+    return (match[0] for match in LINE.finditer(text))
+
+
+def _sharing(rows: Iterable[list[str]]) -> Iterator[list[str]]:
+    """Yield rows whose cells are the row's before where they are equal.
+
+    Questions of an article follow one another, and a file holds its text once for each.
+    """
+    before: list[str] = []
+    for cells in rows:
+        for column, (cell, above) in enumerate(zip(cells, before, strict=False)):
+            if cell == above:
+                cells[column] = above
+        yield cells
+        before = cells
+
+
 def _holds_row(cell: str, width: int, separator: str) -> bool:
     """Say whether a line within a cell looks like a row of the table.
 
@@ -152,7 +170,7 @@ def _separator(text: str) -> str:
 
     def cells(separator: str) -> int:
         try:
-            rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+            rows = csv.reader(_lines(text), delimiter=separator)
             filled = (row for row in rows if any(map(trim, row)))
             header, below = next(filled, []), next(filled, [])
         except csv.Error:
@@ -168,7 +186,7 @@ def _has_spaces(text: str, separator: str) -> bool:
 
     The reader then has to skip it: a quotation mark counts only at the start of a cell.
     """
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    rows = csv.reader(_lines(text), delimiter=separator)
     try:
         header = next((row for row in rows if any(map(trim, row))), [])
     except csv.Error:
