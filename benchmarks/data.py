@@ -13,6 +13,7 @@ import dandap.start  # noqa: F401
 import argparse
 import csv
 import json
+import os
 import random
 import resource
 import subprocess
@@ -30,8 +31,8 @@ import matplotlib.pyplot as plt
 import prompts
 from dandap.base.model import load_tokenizer
 from dandap.command_line import Parser, run_script
-from dandap.data import encoded, kept
 from dandap.data.checks import check_data
+from dandap.data.encoded import encode_kept
 from dandap.data.lengths import answer_share
 from dandap.data.rows import split_by_article
 from dandap.recipe import load_recipe
@@ -57,9 +58,8 @@ def make_file(path: Path, questions: int) -> None:
                 writer.writerow([f"{article}-{number}", context, asked, rng.choice(said)])
 
 
-def start(file: str, folder: str) -> dict[str, float]:
+def start(file: str) -> dict[str, float]:
     """Return seconds by part, and the peak in GB, from the file to the first step's questions."""
-    kept.folder = lambda: Path(folder)
     seconds, began = {}, time.perf_counter()
 
     def done(part: str) -> None:
@@ -74,7 +74,7 @@ def start(file: str, folder: str) -> dict[str, float]:
     done("split and check")
     template = prompts.get_template(recipe.template, recipe.task)
     encoder = prompts.make_encoder(recipe, template, load_tokenizer(recipe))
-    examples = encoded.encode_kept(encoder, train, recipe.prompt_limit, True, recipe.on_overflow)
+    examples = encode_kept(encoder, train, recipe.prompt_limit, True, recipe.on_overflow)
     done("encode")
     answer_share(examples)
     sampler = StepSampler(examples, recipe.questions_per_step, 0, process=0, processes=1, step=int)
@@ -85,9 +85,10 @@ def start(file: str, folder: str) -> dict[str, float]:
 
 
 def in_a_process(file: Path, kept: Path) -> dict[str, float]:
-    """Return what `start` measures in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.data", "--file", str(file), "--kept", str(kept)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    """Return what `start` measures in a process of its own, which keeps its files in `kept`."""
+    command = [sys.executable, "-m", "benchmarks.data", "--file", str(file)]
+    environment = os.environ | {"HF_HOME": str(kept)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -127,10 +128,9 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--most", type=int, default=100_000, help="questions of the largest file")
     parser.add_argument("--plot", metavar="FILE", help="where to draw the growth")
     parser.add_argument("--file", help=argparse.SUPPRESS)
-    parser.add_argument("--kept", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.file:
-        found = start(arguments.file, arguments.kept)
+        found = start(arguments.file)
     else:
         found = {"lines": measure(arguments.most)}
         if arguments.plot:
