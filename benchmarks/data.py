@@ -3,41 +3,34 @@
 python -m benchmarks.data                     1,000 to 100,000 questions, five on an article
 python -m benchmarks.data --most 1000000 --plot benchmarks/data.svg
 
-Each size is a process of its own: the file is read, split, checked and encoded as fine_tune.py does
-it with the demo's recipe, and the first step is dealt. The second start finds the encoded questions
-where the first one kept them.
+fine_tune.py is started with the demo's recipe and stopped after its first step; its lines tell when
+the file was read, the data split and checked (torch is loaded meanwhile), and the questions
+encoded. The second start finds what the first one kept. The peak is that of all its processes
+together; pages that they share count once.
 """
 
 import dandap.start  # noqa: F401
 
-import argparse
 import csv
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib
+import psutil
 
 matplotlib.use("svg")
 
 import matplotlib.pyplot as plt
 
-import prompts
-from dandap.base.model import load_tokenizer
 from dandap.command_line import Parser, run_script
-from dandap.data.checks import check_data
-from dandap.data.encoded import encode_kept
-from dandap.data.lengths import answer_share
-from dandap.data.rows import split_by_article
-from dandap.recipe import load_recipe
-from dandap.training.steps import StepSampler
-from tasks import get_task
 
 QUESTIONS, CHARACTERS = 5, 420  # on an article; of it
 
@@ -58,38 +51,60 @@ def make_file(path: Path, questions: int) -> None:
                 writer.writerow([f"{article}-{number}", context, asked, rng.choice(said)])
 
 
-def start(file: str) -> dict[str, float]:
-    """Return seconds by part, and the peak in GB, from the file to the first step's questions."""
-    seconds, began = {}, time.perf_counter()
-
-    def done(part: str) -> None:
-        seconds[part] = round(abs(time.perf_counter() - began - sum(seconds.values())), 1)
-
-    recipe = load_recipe("demo", {"train_file": file})
-    task = get_task(recipe.task)
-    table = task.read_train(recipe)
-    done("read")
-    train, validation = split_by_article(table.rows, recipe.validation_fraction)
-    check_data({"train": train, "validation": validation, "test": []})
-    done("split and check")
-    template = prompts.get_template(recipe.template, recipe.task)
-    encoder = prompts.make_encoder(recipe, template, load_tokenizer(recipe))
-    examples = encode_kept(encoder, train, recipe.prompt_limit, True, recipe.on_overflow)
-    done("encode")
-    answer_share(examples)
-    sampler = StepSampler(examples, recipe.questions_per_step, 0, process=0, processes=1, step=int)
-    next(iter(sampler))
-    done("first step")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return seconds | {"in all": round(sum(seconds.values()), 1), "peak, GB": round(peak, 2)}
+# A part has ended with the line that holds this.
+PARTS = {
+    "read": " questions on ",
+    "split and check": "attention: ",
+    "encode": " training examples, ",
+    "first step": "step ",
+}
+EVERY = 1.0  # seconds between two looks at the memory: each takes some milliseconds a gigabyte
 
 
-def in_a_process(file: Path, kept: Path) -> dict[str, float]:
-    """Return what `start` measures in a process of its own, which keeps its files in `kept`."""
-    command = [sys.executable, "-m", "benchmarks.data", "--file", str(file)]
-    environment = os.environ | {"HF_HOME": str(kept)}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+def start(file: Path, kept: Path) -> dict[str, float]:
+    """Return seconds by part of a training up to its first step, and its peak in GB."""
+    command = [sys.executable, "-u", "fine_tune.py", "--recipe", "demo", "--train_file", str(file)]
+    command += ["--output_dir", str(kept / "runs"), "--evaluate_every", "none"]
+    began, seconds, parts = time.perf_counter(), {}, iter(PARTS.items())
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HOME": str(kept)}
+    )
+    peak = Peak(process.pid)
+    name, mark = next(parts)
+    for line in process.stdout:
+        if mark in line:
+            seconds[name] = round(time.perf_counter() - began - sum(seconds.values()), 1)
+            name, mark = next(parts, (None, None))
+            if name is None:
+                break
+    process.kill()
+    process.wait()
+    if name is not None:
+        raise SystemExit(f"fine_tune.py ended before its line with {mark!r}")
+    return seconds | {"in all": round(sum(seconds.values()), 1), "peak, GB": peak.stop()}
+
+
+class Peak:
+    """Looks at the memory of a process and those below it, until it is stopped."""
+
+    def __init__(self, pid: int):
+        self.process, self.most, self.stopped = psutil.Process(pid), 0, threading.Event()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+        self.thread.start()
+
+    def _look(self) -> None:
+        while not self.stopped.wait(EVERY):
+            used = 0
+            with suppress(psutil.NoSuchProcess):
+                for process in [self.process, *self.process.children(recursive=True)]:
+                    used += process.memory_full_info().pss
+            self.most = max(self.most, used)
+
+    def stop(self) -> float:
+        """Return the most that was seen, in GB."""
+        self.stopped.set()
+        self.thread.join()
+        return round(self.most / 1e9, 2)
 
 
 def measure(most: int) -> list[dict]:
@@ -102,7 +117,7 @@ def measure(most: int) -> list[dict]:
             file = Path(folder) / "train.csv"
             make_file(file, questions)
             for time_of in ("first", "second"):
-                found = in_a_process(file, Path(folder) / "kept")
+                found = start(file, Path(folder) / "kept")
                 lines.append({"questions": questions, "start": time_of, **found})
                 print(f"| {' | '.join(map(str, lines[-1].values()))} |", flush=True)
     return lines
@@ -127,14 +142,10 @@ def main(argv: list[str] | None = None) -> dict:
     parser = Parser(__doc__)
     parser.add_argument("--most", type=int, default=100_000, help="questions of the largest file")
     parser.add_argument("--plot", metavar="FILE", help="where to draw the growth")
-    parser.add_argument("--file", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.file:
-        found = start(arguments.file)
-    else:
-        found = {"lines": measure(arguments.most)}
-        if arguments.plot:
-            draw(found["lines"], Path(arguments.plot))
+    found = {"lines": measure(arguments.most)}
+    if arguments.plot:
+        draw(found["lines"], Path(arguments.plot))
     print(json.dumps(found))
     return found
 

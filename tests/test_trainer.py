@@ -574,6 +574,21 @@ def test_what_reading_once_saves():
     assert count_tokens(examples, Recipe(questions_per_step=1), make_plan()) == (6 * 89, 6 * 88)
 
 
+def test_of_many_steps_some_are_counted_for_all():
+    rng, examples = random.Random(0), []
+    for article in range(400):
+        tokens = [rng.randrange(3, 90) for _ in range(rng.randrange(20, 200))]
+        for number in range(rng.randrange(1, 9)):
+            row = Row(f"{article}-{number}", str(article), "q")
+            examples.append(Example(row, [*tokens, 90 + number], [1]))
+    whole = count_tokens(examples, Recipe(), make_plan())
+    assert count_tokens(examples, Recipe(), make_plan(), 1000) == whole
+    every_time, once = count_tokens(examples, Recipe(), make_plan(), 25)
+    assert every_time == whole[0]
+    assert once != whole[1]
+    assert once == pytest.approx(whole[1], rel=0.05)
+
+
 def test_bfloat16_on_a_cpu_keeps_the_adapter_in_float32(tokenizer, tmp_path):
     """Compare with float32 on the demo's base: losses within a hundredth, products in 16 bit."""
     examples, losses, kinds = make_examples(), {}, set()

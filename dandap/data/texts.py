@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 JAMO = re.compile("[\u1100-\u1112][\u1161-\u1175][\u11a8-\u11c2]?|[\uac00-\ud7a3][\u11a8-\u11c2]")
 # Zero-width characters and marks of direction, which str.strip does not take for white space.
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u180e\u200e\u200f"
+UNSEEN = re.compile(rf"[\s{INVISIBLE}\u00ad]+")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -53,8 +54,7 @@ def bare(text: str) -> str:
     White space, invisible characters and soft hyphens are left out; the rest is composed, in one
     case.
     """
-    kept = re.sub(rf"[\s{INVISIBLE}\u00ad]+", "", text)
-    return unicodedata.normalize("NFC", kept).casefold()
+    return unicodedata.normalize("NFC", UNSEEN.sub("", text)).casefold()
 
 
 def id_key(name: str) -> str:

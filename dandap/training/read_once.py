@@ -3,6 +3,7 @@
 Losses and gradients are the same, and the tokens fewer.
 """
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -244,18 +245,28 @@ def _first() -> int:
     return 0
 
 
-def count_tokens(examples: list[Example], recipe: Recipe, plan: Plan) -> tuple[int, int]:
+def count_tokens(
+    examples: list[Example], recipe: Recipe, plan: Plan, most_steps: int | None = None
+) -> tuple[int, int]:
     """Return an epoch's tokens with the article read for every question, and with it read once.
 
     Once is once a step, or more often where a step's questions on an article do not fit together.
+    Of more than `most_steps` steps as many, evenly spread, are counted, and stand for the others.
     """
     batching = replace(make_batching(plan, pad_id=0), one_row=False)
     sampler = StepSampler(
         examples, recipe.questions_per_step, recipe.seed, process=0, processes=1, step=_first
     )
-    once = 0
-    for step in sampler:
-        for batch in batching.micro_batches([examples[key.index] for key in step]):
+    steps = list(sampler)
+    alone = once = 0
+    for step in steps[:: math.ceil(len(steps) / (most_steps or len(steps)))]:
+        members = [examples[key.index] for key in step]
+        alone += sum(map(_length, members))
+        for batch in batching.micro_batches(members):
             once += sum(len(part.tree) for part in batch)
-    every_time = sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
-    return every_time, once
+    every_time = sum(map(_length, examples))
+    return every_time, round(once * every_time / alone)
+
+
+def _length(example: Example) -> int:
+    return len(example.prompt_ids) + len(example.answer_ids)
