@@ -24,14 +24,13 @@ from pathlib import Path
 
 import inference
 import prompts
-from dandap import ROOT, language
+from dandap import ROOT
 from dandap.base.processes import refuse_several
 from dandap.command_line import Parser, add_options, parse, positive, run_script
 from dandap.data.encoding import Example
 from dandap.data.rows import Row, Table, by_article
 from dandap.errors import InputError
 from dandap.page.desk import Desk, endpoint, show
-from dandap.page.labels import LABELS
 from dandap.recipe import ANSWERING, Recipe
 from dandap.runs.folder import RunFolder, find_run, list_runs, newest
 from tasks import get_task
@@ -55,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from dandap.page.serve import open_page  # with Gradio, as make_page
 
-    address = open_page(page, desk.labels, arguments.port, password)
+    address = open_page(page, arguments.port, password)
     print(f"page: {address} (Ctrl-C ends it)", flush=True)
     while page.is_running:  # its server is a thread, which ends with this one
         time.sleep(1)
@@ -133,7 +132,7 @@ def make_desk(runs: dict[str, RunFolder], arguments: argparse.Namespace) -> Desk
     def open_run(name: str, adapted: bool) -> tuple:
         return open_source(runs[name], adapted, arguments)
 
-    return Desk(tasks, LABELS[language.chosen()], open_run, encode)
+    return Desk(tasks, open_run, encode)
 
 
 def open_source(run: RunFolder, adapted: bool, arguments: argparse.Namespace) -> tuple:
@@ -165,8 +164,8 @@ def make_page(desk: Desk):
     tabs = []
     for task in {task.name: task for task in desk.tasks.values()}.values():
         runs = [run for run, its_task in desk.tasks.items() if its_task is task]
-        tabs.append(Tab(task.name, task.boxes, runs, samples(task)))
-    return build_page(tabs, desk.labels, partial(show, desk), endpoint(desk))
+        tabs.append(Tab(task.name, task.title, task.boxes, runs, samples(task)))
+    return build_page(tabs, partial(show, desk), endpoint(desk))
 
 
 def samples(task: Task) -> dict[str, dict[str, str]]:

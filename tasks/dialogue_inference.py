@@ -299,11 +299,14 @@ class DialogueInference(Task):
     headline = ("accuracy",)
     nouns = ("items", "dialogues")
     cleans = True
+    title = "Dialogues"
     boxes = (
-        Box("dialogue", 8),
-        Box("target"),
-        Box("category", choices=CATEGORIES),
-        *map(Box, INFERENCES),
+        Box("dialogue", "Dialogue (an utterance a line, as 1: hello)", 8),
+        Box("target", "Number of the line that is asked about"),
+        Box("category", "Kind of inference", choices=CATEGORIES),
+        Box("inference_1", "Inference A"),
+        Box("inference_2", "Inference B"),
+        Box("inference_3", "Inference C"),
     )
     sample_file = "data/sample/dialogue_test.json"
     submission = "submission.json"

@@ -32,6 +32,7 @@ class Box(NamedTuple):
     """Describes what app.py's page has to type into, or to choose from where there are choices."""
 
     name: str
+    label: str
     lines: int = 1
     choices: tuple[str, ...] = ()
 
@@ -66,7 +67,11 @@ class Task:
     # What people call its questions, and what several of them stand on.
     nouns: tuple[str, str] = ("questions", "articles")
     cleans = False  # whether tools.refine cleans its files
-    boxes: tuple[Box, ...] = (Box("article", 12), Box("questions", 4))  # of app.py's page
+    title: str = "Articles"  # of its tab on app.py's page, and the boxes there
+    boxes: tuple[Box, ...] = (
+        Box("article", "Article", 12),
+        Box("questions", "Questions (one a line)", 4),
+    )
     sample_file = ""  # whose rows the page offers to try, beside `sample`
     submission = "submission.csv"  # the name of the file that is submitted
     models: tuple[str, ...] = ()  # fields of the recipe that name models which scoring needs, too

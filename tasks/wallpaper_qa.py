@@ -199,7 +199,8 @@ class WallpaperQA(Task):
         "sample", "", "벽지에 곰팡이가 생기는 이유는?", ("습기가 벽에 맺히기 때문입니다.",)
     )
     headline = ("char_f1", "rouge_l")
-    boxes = (Box("questions", 6),)
+    title = "Wallpaper"
+    boxes = (Box("questions", "Questions (one a line)", 6),)
     sample_file = "data/sample/wallpaper_test.csv"
     models = ("embedding_model",)
     nouns = ("questions", "rows")  # a row of the file has up to two

@@ -13,11 +13,11 @@ import pytest
 import app
 import fine_tune
 import inference
+from dandap import language
 from dandap.errors import InputError
-from dandap.page.cards import Said, Sheet, message, render
+from dandap.page.cards import Said, Sheet, how_sure, message, render
 from dandap.page.desk import BASE, MOST_CHARACTERS, Desk, show, what_was_sent
 from dandap.page.gate import MOST_BYTES, Gate
-from dandap.page.labels import LABELS, how_sure
 from dandap.runs.predictions import load_predictions
 from tasks import TASKS
 from tests.conftest import ROOT
@@ -27,6 +27,13 @@ HOSTILE = (
     "기사 <script>bad()</script> <img src=x onerror=bad()> ${bad()} {{value}} </textarea> "
     "<|user|> </s> {question} &lt;b&gt; 매출은 12억 원이다."
 )
+
+
+@pytest.fixture(autouse=True)
+def korean():
+    language.use("ko")
+    yield
+    language.use("en")
 
 
 def samples(task):
@@ -103,34 +110,36 @@ def sheet(article, *spans):
     ],
 )
 def test_answers_are_marked_where_they_stand(spans, marked):
-    html = render(sheet("가나다라마", *spans), LABELS["ko"])
+    html = render(sheet("가나다라마", *spans))
     assert f'<p class="text">{marked}</p>' in html
 
 
 def test_two_speakers_mark_in_their_own_colours():
+    language.use("en")
     said = [Said("a", "나", 0.99, (1, 2), False), Said("b", "나다", 0.2, (1, 3), True)]
-    html = render(Sheet("가나다", 7, ["?"], [said]), LABELS["en"])
+    html = render(Sheet("가나다", 7, ["?"], [said]))
     assert '가<mark class="by1 by2">나<sup>1</sup></mark><mark class="by2">다<sup>1</sup>' in html
     assert "very sure · 99%" in html
     assert "little more than a guess · 20%" in html
     assert "7 characters were left out" in html
-    assert html.count(LABELS["en"]["cut"]) == 1
+    assert html.count("The answer was too long and was cut.") == 1
 
 
 def test_texts_are_shown_and_not_obeyed():
     said = [[Said("<i>", HOSTILE, 0.5, (0, len(HOSTILE)), False)] * 2]
-    html = render(Sheet(HOSTILE, 0, [HOSTILE], said), LABELS["ko"]) + message(HOSTILE)
+    html = render(Sheet(HOSTILE, 0, [HOSTILE], said)) + message(HOSTILE)
     assert not any(tag in html for tag in ("<script", "<img", "<i>", "</textarea", "<|user"))
     assert html.count("&lt;script&gt;bad()") == 5
     assert "&amp;lt;b&amp;gt;" in html
 
 
 def test_99_7_percent_is_not_certain():
-    html = render(sheet("가", (0, 1)), LABELS["ko"])
+    html = render(sheet("가", (0, 1)))
     assert "90%" in html
+    language.use("en")
     certain = [[Said("a", "가", 0.997, (0, 1), False)]]
-    assert "· 99%" in render(Sheet("가", 0, ["?"], certain), LABELS["ko"])
-    assert [how_sure(LABELS["en"], p) for p in (1, 0.95, 0.94, 0.5, 0.1)] == [
+    assert "· 99%" in render(Sheet("가", 0, ["?"], certain))
+    assert [how_sure(p) for p in (1, 0.95, 0.94, 0.5, 0.1)] == [
         "very sure",
         "very sure",
         "fairly sure",
@@ -139,13 +148,10 @@ def test_99_7_percent_is_not_certain():
     ]
 
 
-def test_both_languages_say_everything():
-    korean, english = LABELS["ko"], LABELS["en"]
-    assert korean.keys() == english.keys()
-    assert {box.name for task in TASKS.values() for box in task.boxes} | set(TASKS) <= set(korean)
-    for name, text in korean.items():
-        if isinstance(text, str):
-            assert text.count("{}") == english[name].count("{}"), name
+def test_the_boxes_and_tabs_have_korean_names():
+    for task in TASKS.values():
+        for text in (task.title, *(box.label for box in task.boxes)):
+            assert text in language.korean("texts")
 
 
 # The models.
@@ -226,7 +232,7 @@ def test_hostile_texts_become_no_control_tokens(desk):
     html = show(desk, "first", BASE, typed)
     assert "&lt;script&gt;" in html
     assert "<script" not in html
-    assert LABELS["ko"]["base"] in html
+    assert "학습 전 모델" in html
 
 
 @pytest.mark.parametrize(
@@ -249,7 +255,7 @@ def test_two_models_are_open_and_a_third_takes_the_place_of_the_oldest():
         opened.append(run)
         return run, None
 
-    desk = Desk(dict.fromkeys("abc"), LABELS["en"], open_model, None)
+    desk = Desk(dict.fromkeys("abc"), open_model, None)
     for run in "abac":
         desk.model(run, True)
     assert opened == ["a", "b", "c"]
@@ -257,7 +263,7 @@ def test_two_models_are_open_and_a_third_takes_the_place_of_the_oldest():
 
 
 def test_a_model_that_finds_no_memory_takes_that_of_the_others():
-    desk = Desk(dict.fromkeys("ab"), LABELS["en"], None, None)
+    desk = Desk(dict.fromkeys("ab"), None, None)
 
     def open_model(run, adapted):
         if desk.models:
@@ -275,7 +281,7 @@ def test_a_model_that_cannot_be_opened_is_told():
         raise InputError("needs 20 GB")
 
     task = TASKS["economic_qa"]
-    desk = Desk({"a": task}, LABELS["en"], open_model, None)
+    desk = Desk({"a": task}, open_model, None)
     assert "needs 20 GB" in show(desk, "a", "", task.typed([task.sample]))
 
 
@@ -296,7 +302,7 @@ def test_a_model_that_cannot_be_opened_is_told():
 def test_what_a_program_sends_is_checked(article, questions, run, told):
     tasks = {"news": TASKS["economic_qa"], "talk": TASKS["dialogue_inference"]}
     with pytest.raises(InputError, match=told):
-        what_was_sent(Desk(tasks, LABELS["en"], None, None), article, questions, run)
+        what_was_sent(Desk(tasks, None, None), article, questions, run)
 
 
 # The command line.
@@ -357,7 +363,7 @@ def served(gradio, desk):
         # Where there is no network a call ends with its name, which is not found.
         patch.setattr(socket, "getaddrinfo", noted)
         page = app.make_page(desk)
-        address = open_page(page, desk.labels, free_port(), None)
+        address = open_page(page, free_port(), None)
         yield SimpleNamespace(address=address, called=called)
         page.close()
 
@@ -447,7 +453,7 @@ def test_a_shared_page_asks_for_its_password(gradio, desk, monkeypatch):
     assert networking.setup_tunnel() == "https://x.gradio.live"
     page, port = app.make_page(desk), free_port()
     try:
-        address = serve.open_page(page, desk.labels, port, "long enough")
+        address = serve.open_page(page, port, "long enough")
         assert address == "https://x.gradio.live"
         local = f"http://127.0.0.1:{port}"
         assert get(local, "/config").status_code == 401
@@ -472,7 +478,7 @@ def test_a_port_that_is_taken(gradio, desk):
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=f"on port {port}"):
-            open_page(app.make_page(desk), desk.labels, port, None)
+            open_page(app.make_page(desk), port, None)
 
 
 def test_the_gate_closes_websockets():
@@ -588,7 +594,7 @@ def test_three_questions_then_another_run_beside_it(browser, server, desk):
     page.ask()
     page.wait(".card >> nth=2")
     records = desk.answer("first", {"article": ARTICLE, "questions": "\n".join(QUESTIONS)})
-    said = [record["prediction"] or LABELS["ko"]["no_answer"] for _, record in records]
+    said = [record["prediction"] or "(빈 답)" for _, record in records]
     assert page.texts(".said strong") == said
     assert page.texts(".article .text mark") or not any(record["span"] for _, record in records)
     page.choose("답하는 모델", 1)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from dandap.page.labels import how_sure
+from dandap.language import t
 
+LIMITS = (0.95, 0.8, 0.5)  # probabilities from which the first, second and third of these are said
+SURE = ("very sure", "fairly sure", "unsure", "little more than a guess")
 LONG = 40  # characters; a sentence is not shown in the size of a word
 
 
@@ -40,24 +42,32 @@ class Sheet:
     answers: list[list[Said]]  # for each question, one of each speaker
 
 
-def render(sheet: Sheet, labels: dict) -> str:
+def render(sheet: Sheet) -> str:
     """Return the sheet as HTML."""
     cards = [
-        _card(number, question, said, sheet, labels)
+        _card(number, question, said, sheet)
         for number, (question, said) in enumerate(
             zip(sheet.questions, sheet.answers, strict=True), 1
         )
     ]
     article = ""
     if sheet.article:
-        note = labels["trimmed"].format(f"{sheet.trimmed:,}") if sheet.trimmed else ""
-        article = (
-            f'<section class="article"><h3>{labels["read"]}</h3>'
-            f'{_note(note)}<p class="text">{_marked(sheet)}</p></section>'
+        cut = t(
+            "The text was too long: {characters} characters were left out.",
+            characters=f"{sheet.trimmed:,}",
         )
+        article = (
+            f'<section class="article"><h3>{t("As the model read it")}</h3>'
+            f'{_note(cut if sheet.trimmed else "")}<p class="text">{_marked(sheet)}</p></section>'
+        )
+    means = t(
+        "How sure: the probability that the model gave to a token of its answer, on "
+        "average (the geometric mean); where there are choices, the answer's share among them. It "
+        "is not the probability that the answer is right."
+    )
     return (
         f'<div class="sheet"><ol class="cards">{"".join(cards)}</ol>'
-        f'<p class="note">{labels["sure_means"]}</p>{article}</div>'
+        f'<p class="note">{means}</p>{article}</div>'
     )
 
 
@@ -66,21 +76,21 @@ def message(text: str) -> str:
     return f'<p class="message" role="alert">{escape(text)}</p>'
 
 
-def _card(number: int, question: str, answers: list[Said], sheet: Sheet, labels: dict) -> str:
+def _card(number: int, question: str, answers: list[Said], sheet: Sheet) -> str:
     """Return a question's card; answers that differ from the first one's are told apart."""
     lines = []
     for speaker, said in enumerate(answers, 1):
-        notes = [labels["cut"]] if said.is_cut else []
+        notes = [t("The answer was too long and was cut.")] if said.is_cut else []
         elsewhere = sheet.article and said.text and not said.span
         # Nor does what was cut; that it was says enough.
         if elsewhere and not said.is_cut and not said.is_choice:
-            notes.append(labels["not_in"])
+            notes.append(t("This answer does not stand in the text as written."))
         size = ' class="long"' if len(said.text) > LONG else ""
         name = f'<span class="who">{escape(said.speaker)}</span>' if len(answers) > 1 else ""
         lines.append(
             f'<div class="said by{speaker}">{name}'
-            f"<strong{size}>{escape(said.text) or labels['no_answer']}</strong>"
-            f"{_confidence(said.probability, labels)}{''.join(map(_note, notes))}</div>"
+            f"<strong{size}>{escape(said.text) or t('(an empty answer)')}</strong>"
+            f"{_confidence(said.probability)}{''.join(map(_note, notes))}</div>"
         )
     return (
         f'<li class="card"><div class="question"><b>{number}</b> {escape(question)}</div>'
@@ -88,13 +98,18 @@ def _card(number: int, question: str, answers: list[Said], sheet: Sheet, labels:
     )
 
 
-def _confidence(probability: float, labels: dict) -> str:
+def _confidence(probability: float) -> str:
     # Rounded down: 99.7% is not certain.
     percent = f"{min(int(probability * 100), 99)}%"
     return (
         f'<span class="sure"><span class="bar"><i style="width:{percent}"></i></span>'
-        f"{how_sure(labels, probability)} · {percent}</span>"
+        f"{how_sure(probability)} · {percent}</span>"
     )
+
+
+def how_sure(probability: float) -> str:
+    """Return a probability in words."""
+    return t(SURE[sum(probability < limit for limit in LIMITS)])
 
 
 def _note(text: str) -> str:

@@ -13,6 +13,7 @@ from dandap.answering.answer import place
 from dandap.data.encoding import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError, short_list
+from dandap.language import t, translated
 from dandap.page.cards import Said, Sheet, message, render
 
 MOST_OPEN = 2  # models in memory: the two that stand side by side
@@ -30,7 +31,6 @@ class Desk:
     """
 
     tasks: dict
-    labels: dict
     open_model: Callable
     encode: Callable[..., list[Example]]
     models: dict = field(default_factory=dict)  # by (run, adapted); the one used last stands last
@@ -64,20 +64,25 @@ class Desk:
         """Return the rows that were typed; refuse more than a page should ask."""
         for name, text in typed.items():
             if len(text or "") > MOST_CHARACTERS:
-                self.refuse("too_long", self.labels.get(name, name), len(text), MOST_CHARACTERS)
+                label = next(t(box.label) for box in task.boxes if box.name == name)
+                raise InputError(
+                    f"'{label}' holds {len(text)} characters; at most {MOST_CHARACTERS} can be "
+                    "read."
+                )
         rows = task.ask({name: text or "" for name, text in typed.items()})
         if not rows:
-            self.refuse("none_asked")
+            raise InputError("there is no question. Write one a line.")
         if len(rows) > MOST_QUESTIONS:
-            self.refuse("too_many", len(rows), MOST_QUESTIONS)
+            raise InputError(
+                f"got {len(rows)} questions; at most {MOST_QUESTIONS} can be asked at once."
+            )
         for number, row in enumerate(rows, 1):
             if len(row.question) > LONGEST_QUESTION:
-                self.refuse("long_question", number, len(row.question), LONGEST_QUESTION)
+                raise InputError(
+                    f"question {number} has {len(row.question)} characters; at most "
+                    f"{LONGEST_QUESTION} can be asked."
+                )
         return rows
-
-    def refuse(self, name: str, *values) -> None:
-        """Raise the InputError of this label."""
-        raise InputError(self.labels[name].format(*values))
 
     def model(self, run: str, adapted: bool) -> tuple:
         """Return (recipe, model), opened now if it is not open; older ones make room for it."""
@@ -110,7 +115,7 @@ def show(desk: Desk, run: str, beside: str, typed: dict[str, str]) -> str:
     """Return as HTML what a run answers, and beside it another one or the run's base."""
     speakers = {run: (run, True)}
     if beside == BASE:
-        speakers[desk.labels["base"]] = (run, False)
+        speakers[t("the base, before training")] = (run, False)
     elif beside:
         speakers[beside] = (beside, True)
     try:
@@ -119,8 +124,8 @@ def show(desk: Desk, run: str, beside: str, typed: dict[str, str]) -> str:
             for name, (chosen, adapted) in speakers.items()
         }
     except InputError as error:
-        return message(str(error))
-    return render(make_sheet(desk.tasks[run], answered), desk.labels)
+        return message(translated(str(error)))
+    return render(make_sheet(desk.tasks[run], answered))
 
 
 def make_sheet(task, answered: dict[str, list[tuple[Example, dict]]]) -> Sheet:
@@ -174,7 +179,7 @@ def endpoint(desk: Desk) -> Callable:
         try:
             answered = desk.answer(*what_was_sent(desk, article, questions, run))
         except InputError as error:
-            raise Error(str(error), print_exception=False) from error
+            raise Error(translated(str(error)), print_exception=False) from error
         return [
             {
                 "question": record["question"],

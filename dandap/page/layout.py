@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gradio
 
+from dandap.language import t
 from dandap.page.desk import BASE
 
 STYLE = Path(__file__).with_name("page.css")
@@ -30,14 +31,13 @@ class Tab:
     """
 
     name: str
+    title: str
     boxes: tuple
     runs: list[str]
     samples: dict[str, dict[str, str]]
 
 
-def build_page(
-    tabs: list[Tab], labels: dict, show: Callable[..., str], answer: Callable
-) -> gradio.Blocks:
+def build_page(tabs: list[Tab], show: Callable[..., str], answer: Callable) -> gradio.Blocks:
     """Return the page.
 
     `show(run, beside, typed)` gives HTML; `answer` is the endpoint, typed for Gradio's
@@ -45,37 +45,37 @@ def build_page(
     """
     several = gradio.Tabs if len(tabs) > 1 else nullcontext
     with gradio.Blocks(title="단답 Dandap", analytics_enabled=False) as page:
-        gradio.HTML(f"<header><h1>단답</h1><p>{labels['subtitle']}</p></header>")
+        subtitle = t("Reads an article once and answers its questions in a word each.")
+        gradio.HTML(f"<header><h1>단답</h1><p>{subtitle}</p></header>")
         with several():
             for tab in tabs:
-                title = labels.get(tab.name, tab.name)
-                with gradio.Tab(title) if len(tabs) > 1 else nullcontext():
-                    _fill(tab, labels, show)
+                with gradio.Tab(t(tab.title)) if len(tabs) > 1 else nullcontext():
+                    _fill(tab, show)
         gradio.api(answer, api_name="answer", **MODEL)
     return page.queue(max_size=MOST_WAITING, api_open=False)
 
 
-def _fill(tab: Tab, labels: dict, show: Callable[..., str]) -> None:
+def _fill(tab: Tab, show: Callable[..., str]) -> None:
     """Put a tab's boxes on its left, and what is answered on its right; below on a phone."""
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=5, min_width=320):
             with gradio.Row():
                 run = gradio.Dropdown(
-                    tab.runs, value=tab.runs[0], label=labels["run"], filterable=False
+                    tab.runs, value=tab.runs[0], label=t("Who answers"), filterable=False
                 )
-                others = [(labels["nothing"], ""), (labels["base"], BASE), *tab.runs]
-                beside = gradio.Dropdown(others, value="", label=labels["beside"], filterable=False)
+                others = [(t("nothing"), ""), (t("the base, before training"), BASE), *tab.runs]
+                beside = gradio.Dropdown(others, value="", label=t("Beside it"), filterable=False)
             sample = gradio.Dropdown(
-                [(labels["pick"], ""), *tab.samples],
+                [(t("pick one"), ""), *tab.samples],
                 value="",
-                label=labels["sample"],
+                label=t("Sample"),
                 filterable=False,
             )
-            boxes = [_box(box, labels) for box in tab.boxes]
-            button = gradio.Button(labels["ask"], variant="primary")
+            boxes = [_box(box) for box in tab.boxes]
+            button = gradio.Button(t("Ask"), variant="primary")
         with gradio.Column(scale=6, min_width=320):
             shown = gradio.HTML(
-                f'<p class="nothing">{labels["empty"]}</p>', elem_id=f"shown-{tab.name}"
+                f'<p class="nothing">{t("Answers appear here.")}</p>', elem_id=f"shown-{tab.name}"
             )
     names = [box.name for box in tab.boxes]
 
@@ -98,8 +98,8 @@ def _sample(tab: Tab, chosen: str) -> list | object:
     return values if len(values) > 1 else values[0]
 
 
-def _box(box, labels: dict) -> gradio.components.Component:
-    label = labels.get(box.name, box.name)
+def _box(box) -> gradio.components.Component:
+    label = t(box.label)
     if box.choices:
         return gradio.Dropdown(
             list(box.choices), value=box.choices[0], label=label, filterable=False

@@ -8,13 +8,14 @@ import gradio
 from starlette.middleware import Middleware
 
 from dandap.errors import InputError, first_line
+from dandap.language import t
 from dandap.page.gate import Gate
 from dandap.page.layout import STYLE, theme
 
 HOST = "127.0.0.1"
 
 
-def open_page(page: gradio.Blocks, labels: dict, port: int, password: str | None) -> str:
+def open_page(page: gradio.Blocks, port: int, password: str | None) -> str:
     """Serve the page and return its address."""
     # Visitors from elsewhere call the server by the name of Gradio's tunnel.
     hosts = None if password else (HOST, "localhost")
@@ -24,7 +25,7 @@ def open_page(page: gradio.Blocks, labels: dict, port: int, password: str | None
             server_port=port,
             share=password is not None,
             auth=password and guard(password),
-            auth_message=labels["login"],
+            auth_message=t("The user name is dandap."),
             app_kwargs={"middleware": [Middleware(Gate, hosts=hosts)]},
             theme=theme(),
             css_paths=STYLE,
