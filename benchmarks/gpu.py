@@ -46,6 +46,7 @@ from dandap.training.job import Job
 from dandap.training.read_once import make_read_once_trainer
 from dandap.tree.attention import head_size, why_no_flex
 
+SCRIPT = [sys.executable, "fine_tune.py"]
 ROWS = (1, 20, 2048)  # of a product: a token, the branches of a few articles, a micro-batch
 
 
@@ -253,7 +254,7 @@ def interrupted(arguments: argparse.Namespace, device: torch.device) -> dict:
     """Train the demo with a paged optimizer, press Ctrl-C in it, and go on with --resume."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--output_dir", folder, "--optim", "paged_adamw_32bit"]
-        begin = [sys.executable, "fine_tune.py", "--recipe", "demo", *options]
+        begin = [*SCRIPT, "--recipe", "demo", *options]
         first = subprocess.Popen(
             [*begin, "--run_name", "paged"], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
@@ -262,7 +263,7 @@ def interrupted(arguments: argparse.Namespace, device: torch.device) -> dict:
                 first.send_signal(signal.SIGINT)
                 break
         first.stdout.read()
-        resume = [sys.executable, "fine_tune.py", "--output_dir", folder, "--resume"]
+        resume = [*SCRIPT, "--output_dir", folder, "--resume"]
         second = subprocess.run(resume, cwd=ROOT, capture_output=True, text=True)
         last = second.stdout.strip().splitlines()[-1:] or second.stderr.strip().splitlines()[-1:]
     return {"interrupted": first.wait(), "resumed": second.returncode, "said": last}

@@ -6,7 +6,7 @@ Found are contradictions, answers that cannot be copied, leaks between splits an
 from collections import defaultdict
 from collections.abc import Iterable
 
-from dandap.data.near_copies import group_near_copies
+from dandap.data.near_copies import forget_signatures, group_near_copies
 from dandap.data.rows import Row
 from dandap.data.texts import bare
 
@@ -99,6 +99,8 @@ def _near_duplicates(splits: dict[str, list[Row]]) -> list[Finding]:
         if row.context
     }
     groups = group_near_copies({article: row.context for article, (_, row) in articles.items()})
+    # The split has asked for the same articles before; nobody asks again.
+    forget_signatures()
     return sorted(
         (_group_finding(splits, articles, members) for members in groups),
         key=lambda found: found["ids"],

@@ -28,7 +28,7 @@ CHECKED = 8  # of rows to answer, whose prompts are looked at
 MANY = 1000  # articles, from which on processes are worth their start
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """Holds one question as the model sees it.
 

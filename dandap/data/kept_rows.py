@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,11 @@ def _read(file: Path) -> Found:
             columns = reader.get_batch(number).to_pydict().values()
             for name, context, same_as, question, answers, fields in zip(*columns, strict=True):
                 text = rows[same_as].context if context is None else context
-                told = json.loads(fields) if fields != "{}" else {}
-                rows.append(Row(name, text, question, tuple(answers), fields=told))
+                rows.append(Row(name, text, question, tuple(answers), fields=_fields(fields)))
     return rows, notes
+
+
+@lru_cache(maxsize=64)
+def _fields(text: str) -> dict[str, str]:
+    """Return what a row's fields are; rows with the same share them, as they do when read."""
+    return json.loads(text)

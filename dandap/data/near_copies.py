@@ -44,6 +44,11 @@ def group_near_copies(texts: Mapping[str, str]) -> list[set[str]]:
     return kept(name, "the groups of near copies", make, _read, _write)
 
 
+def forget_signatures() -> None:
+    """Free what was held for a second search among the same texts: 1 kB a text."""
+    _signature.cache_clear()
+
+
 def _read(file: Path) -> list[set[str]]:
     return list(map(set, json.loads(file.read_text(encoding="utf-8"))))
 

@@ -29,6 +29,7 @@ from dandap.data.tables import read_table
 from dandap.data.texts import clean, html_text, looks_like_html, trim, writable
 from dandap.errors import InputError, nearest, short_list
 
+NONE, IMPOSSIBLE = {}, {"impossible": "true"}  # fields, which rows share: nothing changes them
 LONGEST_ID = 1000  # characters; ids are printed and name lines of files
 EXCEL_CELL = 32_767  # characters, the most that a cell of Excel holds
 # What a decoder put for bytes it could not read; what shifts the code in old mail; and UTF-8 Hangul
@@ -258,7 +259,7 @@ class _Cleaner:
             self.entities.append(name)
         if len(context) == EXCEL_CELL:
             self.cut.append(name)
-        fields = {"impossible": "true"} if impossible else {}
+        fields = IMPOSSIBLE if impossible else NONE
         return Row(name, context, question, () if impossible else answers, fields=fields)
 
     def _id(self, where: str, value: Any) -> str:

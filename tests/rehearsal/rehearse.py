@@ -57,6 +57,14 @@ from dandap.training.plain import make_trainer
 from dandap.training.read_once import make_read_once_trainer
 from dandap.tree import attention
 
+ON_A_PRETENDED_GPU = """
+import sys
+from tests.rehearsal import pretended_gpu
+pretended_gpu.install(sys.argv.pop(1))
+import fine_tune
+from dandap.command_line import run_script
+run_script(fine_tune.main)
+"""
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
@@ -356,7 +364,10 @@ def ask_the_gpu(parts: str) -> dict:
     from benchmarks import gpu as questions
 
     trace_flex()
-    return questions.main(["--model", "tiny-llama", "--parts", parts])
+    # What it starts as a script must find the pretended GPU, too.
+    script = [sys.executable, "-c", ON_A_PRETENDED_GPU, GPU]
+    with mock.patch.object(questions, "SCRIPT", script):
+        return questions.main(["--model", "tiny-llama", "--parts", parts])
 
 
 def scripts(optimizers: list[str]) -> dict:

@@ -98,11 +98,12 @@ def of_the_formula(line):
 
 
 ASKED = [{"what": "ask_the_gpu", "parts": "products,training,answers,float16"}]
+ASKED_BY_ITSELF = [{"what": "ask_the_gpu", "parts": "probes,interrupted"}]
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_a_gpu_runs(rehearse):
-    """All of its parts but the probes of true heads, and the scripts that it starts."""
+    """All of its parts but those of the next test."""
     (found,) = rehearse("sm_80", *ASKED)
     assert "error" not in found, found
     parts = {name: found[name] for name in ("products", "training", "answers", "float16")}
@@ -113,6 +114,16 @@ def test_the_benchmark_of_a_gpu_runs(rehearse):
     assert found["training"]["finite"] and found["training"]["flex"]
     assert found["answers"]["cast_equal"] == "40 of 40"
     assert "merged" in found["answers"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_probes_true_heads_and_stops_a_script(rehearse):
+    (found,) = rehearse("sm_80", *ASKED_BY_ITSELF)
+    assert "error" not in found, found
+    assert len(found["probes"]) >= 5
+    assert all(said.startswith("works") for said in found["probes"].values()), found
+    assert found["interrupted"]["interrupted"] == 130
+    assert found["interrupted"]["resumed"] == 0, found
 
 
 def problems_of_training(found, gpu, flex):

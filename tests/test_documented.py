@@ -1,0 +1,149 @@
+"""Run what README and docs tell people to type, page by page, as they would.
+
+What a command needs and this machine lacks is put in its place openly: the demo's base for one
+from the hub, a run of ours for RUN. What other tests run, or none can, is named in ELSEWHERE.
+"""
+
+import csv
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, copy_project
+from tests.test_readme import PAGES, README, commands_of
+
+pytestmark = pytest.mark.slow
+
+# The beginning of a command -> what runs it.
+ELSEWHERE = {
+    "pip install": "tests/test_install.py; .ci/run",
+    "python -m venv": ".ci/run",
+    "ruff": ".ci/run",
+    "pytest": ".ci/run",
+    "docker": "nothing (it needs Docker); tests/test_install.py reads the Dockerfile",
+    "accelerate launch": "tests/test_processes.py, tests/test_journal.py, tests/test_sharding.py",
+    "recipes/dialogue-all.sh": "tests/test_dialogue.py",
+    "python export.py RUN --to gguf": "tests/test_export.py, where llama.cpp is installed",
+    "python export.py RUN --to merged --push_to_hub NAME": "nothing (an account of the hub)",
+    "python inference.py --engine vllm": "tests/test_vllm_engine.py",
+}
+# Of those that begin so in README alone, before there are data of one's own, the demo is trained.
+STAND_IN = ["--model", "data/demo_model", "--compute_dtype", "auto", "--epochs", "0.3"]
+ROWS = 60
+
+
+def is_elsewhere(command):
+    return "<" in command or any(command.startswith(beginning) for beginning in ELSEWHERE)
+
+
+class Reader:
+    """Types a page's commands in a copy of the project."""
+
+    def __init__(self, folder):
+        self.folder = copy_project(folder)
+        self.has_data = False
+        self.runs = []
+
+    def start(self, words):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+        words = [sys.executable if word == "python" else word for word in words]
+        return subprocess.Popen(
+            words,
+            cwd=self.folder,
+            env=environment,
+            text=True,
+            encoding="utf-8",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def type(self, words):
+        process = self.start(words)
+        said, _ = process.communicate(timeout=1200)
+        assert process.returncode == 0, f"{shlex.join(words)}\n{said[-3000:]}"
+        return said
+
+    def put_data(self):
+        """Put the files that README asks for into data/: a part of the sample's."""
+        self.has_data = True
+        data, sample = self.folder / "data", self.folder / "data" / "sample"
+        for name in ("train.csv", "test.csv", "sample_submission.csv", "test_answers.csv"):
+            with (sample / name).open(encoding="utf-8", newline="") as file:
+                rows = list(csv.reader(file))[: ROWS + 1]
+            with (data / name).open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows(rows)
+        for task, kind in (("dialogue", "json"), ("wallpaper", "csv")):
+            (data / task).mkdir()
+            for part in ("train", "dev", "test"):
+                source = "test" if part == "test" else "train"
+                found = sample / f"{task}_{source}.{kind}"
+                shutil.copyfile(found, data / task / f"{part}.{kind}")
+
+    def make_run(self, name):
+        words = ["python", "fine_tune.py", "--recipe", "demo", "--run_name", name]
+        self.type([*words, "--epochs", "0.15", "--evaluate_every", "none"])
+        self.type(["python", "inference.py", "--run", f"outputs/{name}", "--limit", "20"])
+        self.runs.append(name)
+
+    def leave_unfinished(self):
+        """Train until a checkpoint is there, and stop as Ctrl-C does."""
+        process = self.start(["python", "-u", "fine_tune.py", *STAND_IN, "--epochs", "20"])
+        for line in process.stdout:
+            if line.startswith("step"):
+                process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+
+    def follow(self, command):
+        """Type a command of a page, with what stands in for what is not here."""
+        words = shlex.split(command)
+        if "data/train.csv" in words and not self.has_data:
+            self.put_data()
+        if "--resume" in words:
+            self.leave_unfinished()
+        elif words[1] == "fine_tune.py" and self.has_data and "--plan" not in words:
+            words += STAND_IN
+        elif "llama-2-ko-7b" in words:
+            words += ["--model", "data/demo_model"]
+        for at, word in enumerate(words):
+            if word.startswith("RUN") or word == "/kaggle/input/run":
+                number = int(word[3:]) if word[3:].isdigit() else 1
+                while len(self.runs) < number:
+                    self.make_run(f"run{len(self.runs) + 1}")
+                words[at] = f"outputs/{self.runs[number - 1]}"
+        if words[1] == "app.py":
+            return self.visit(words)
+        return self.type(words)
+
+    def visit(self, words):
+        """Serve the page until it says where it is, then end it as Ctrl-C does."""
+        process = self.start(words)
+        for line in process.stdout:
+            if line.startswith("page: http://127.0.0.1"):
+                process.send_signal(signal.SIGINT)
+        assert process.wait() in (0, 130)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "ko" not in page.suffixes], ids=str)
+def test_a_page_can_be_followed(page, tmp_path):
+    reader = Reader(tmp_path / "project")
+    commands = [command for command in commands_of(page) if not is_elsewhere(command)]
+    if page != README:
+        reader.put_data()
+        if any("inference" in command for command in commands):
+            reader.make_run("run1")
+    for command in dict.fromkeys(commands):
+        reader.follow(command)
+
+
+def test_what_is_run_elsewhere_is_told_of_a_page():
+    told = [command for page in PAGES for command in commands_of(page)]
+    for beginning, where in ELSEWHERE.items():
+        assert any(command.startswith(beginning) for command in told), beginning
+        for name in where.replace(",", " ").replace(";", " ").split():
+            assert not name.startswith("tests/") or Path(ROOT / name).is_file(), name
