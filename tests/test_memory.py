@@ -1,5 +1,6 @@
 """The memory estimate against a count of what autograd keeps, and the plan that comes of it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,7 @@ def test_every_recipe_has_a_plan(capsys):
     """`--plan` needs no network: the recipes' shapes are known."""
     fine_tune.main(["--plan", "--gpu_memory", "80GB"])
     lines = capsys.readouterr().out.splitlines()
+    assert lines.pop(-2).startswith("Of what does not fit")
     recipes = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
     assert [line.split()[0] for line in lines[:-1]] == recipes
     known = [
@@ -173,6 +175,10 @@ def test_a_plan_for_one_recipe_and_common_gpus(capsys):
 def test_what_does_not_fit_is_said(capsys):
     fine_tune.main(["--plan", "--recipe", "eeve-10.8b", "--gpu_memory", "6"])
     assert "Way out" in capsys.readouterr().out
+    fine_tune.main(["--plan", "--gpu_memory", "6"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "eeve-10.8b" in line)
+    assert re.search(r"does not fit +9\.4 GB \(base 6\.7, ", line)
+    assert "Way out" not in line
 
 
 def test_more_memory_never_means_a_smaller_choice():

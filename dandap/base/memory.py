@@ -417,10 +417,18 @@ def fit_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training:
                 )
                 return plan if training else merged_if_it_fits(recipe, plan)
     way_out = _way_out(recipe, estimate, machine.free, training)
-    raise InputError(
+    error = DoesNotFit(
         f"{recipe.model} needs about {estimate}; {machine.free / GB:.1f} GB are free. Way out: "
         f"{way_out}."
     )
+    error.estimate = estimate
+    raise error
+
+
+class DoesNotFit(InputError):
+    """Says that a base needs more memory than is free; `estimate` is what it needs at least."""
+
+    estimate: MemoryEstimate
 
 
 def merged_if_it_fits(recipe: Recipe, plan: Plan) -> Plan:

@@ -7,7 +7,7 @@ import torch
 
 from dandap.base.device import why_no_gpu
 from dandap.base.hub import confirm_remote_code
-from dandap.base.memory import GB, parse_size, plan_for_size
+from dandap.base.memory import GB, DoesNotFit, parse_size, plan_for_size
 from dandap.base.model import load_config
 from dandap.base.shapes import SHAPES, make_config
 from dandap.command_line import chosen_options
@@ -34,24 +34,30 @@ def show_plans(arguments: argparse.Namespace) -> None:
             unknown.append(name)
             continue
         for size in sizes:
-            print(
-                f"{find_recipe(name).stem:<{width}} {size / GB:>4.0f} GB  {plan_line(recipe, size)}"
-            )
+            line = plan_line(recipe, size, in_a_table=not arguments.recipe)
+            print(f"{find_recipe(name).stem:<{width}} {size / GB:>4.0f} GB  {line}")
     if unknown:
         print(f"not known here: {', '.join(unknown)}; --plan --recipe NAME asks the hub for one")
+    if not arguments.recipe:
+        print("Of what does not fit, --plan --recipe NAME tells ways out.")
     print(
         "Estimated, not measured on a GPU. Above 16 GB the GPU is taken to run FlexAttention "
         "(sm_80 and newer)."
     )
 
 
-def plan_line(recipe: Recipe, size: float) -> str:
-    """Return what would be chosen on a GPU of `size` bytes, or why it cannot be used."""
+def plan_line(recipe: Recipe, size: float, in_a_table: bool) -> str:
+    """Return what would be chosen on a GPU of `size` bytes, or why it cannot be used.
+
+    In a table of many recipes the ways out would fill the screen.
+    """
     try:
         config = (
             make_config(SHAPES[recipe.model]) if recipe.model in SHAPES else load_config(recipe)
         )
         plan = plan_for_size(recipe, config, size)
+    except DoesNotFit as error:
+        return f"{'does not fit':<40}  {error.estimate}" if in_a_table else str(error)
     except InputError as error:
         return str(error)
     checkpointing = "checkpointing" if plan.gradient_checkpointing else "no checkpointing"

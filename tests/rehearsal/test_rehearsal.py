@@ -121,7 +121,8 @@ def test_the_benchmark_of_a_gpu_probes_true_heads_and_stops_a_script(rehearse):
     (found,) = rehearse("sm_80", *ASKED_BY_ITSELF)
     assert "error" not in found, found
     assert len(found["probes"]) >= 5
-    assert all(said.startswith("works") for said in found["probes"].values()), found
+    refused = {heads: said for heads, said in found["probes"].items() if "works" not in said}
+    assert not refused
     assert found["interrupted"]["interrupted"] == 130
     assert found["interrupted"]["resumed"] == 0, found
 
