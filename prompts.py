@@ -95,6 +95,13 @@ TEMPLATES: dict[str, Template] = {
     },
     # Without "answer" the letter alone is learned.
     "dialogue_letter": {"prompt": _DIALOGUE + "{question}" + _OPTIONS},
+    # No options in the prompt: a model too small to compare them says what it finds in the
+    # dialogue, and the option that it would say likeliest is the answer (--choices_by whole).
+    "dialogue_statement": {
+        "user": "다음 대화를 읽고 질문에 답하라.\n\n대화:\n{context}\n\n대상 발화:\n{reference}\n\n"
+        "질문: {question}",
+        "answer": "{answer_text}",
+    },
     # Wallpaper QA: the two published ones, the bare question against an instruction, and one for
     # chat models.
     "wallpaper_bare": {"prompt": "{question}"},
@@ -155,10 +162,12 @@ def check_template(template: Template, name: str, task: Task) -> None:
             f"template {name!r}: a field is its name in braces and nothing else, as {{context}}; "
             "no width, no !r."
         )
-    if not set(task.needs) <= set(fields) <= set(known):
+    needs = [needed.split("|") for needed in task.needs]
+    is_whole = all(set(names) & set(fields) for names in needs)
+    if not is_whole or not set(fields) <= set(known):
+        needed = " and ".join(" or ".join(f"{{{name}}}" for name in names) for names in needs)
         raise InputError(
-            f"template {name!r} has the fields {sorted(set(fields))}; {task.name} needs "
-            f"{' and '.join(f'{{{needed}}}' for needed in task.needs)}, "
+            f"template {name!r} has the fields {sorted(set(fields))}; {task.name} needs {needed}, "
             f"and knows {', '.join(known)}."
         )
 

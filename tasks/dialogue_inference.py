@@ -294,7 +294,8 @@ class DialogueInference(Task):
     """Asks questions of five categories on an utterance, with three statements to choose from."""
 
     name = "dialogue_inference"
-    needs = ("context", "options")
+    # Either the prompt shows the options, or the answer is what the right one says.
+    needs = ("context", "options|answer_text")
     sample = SAMPLE
     headline = ("accuracy",)
     nouns = ("items", "dialogues")

@@ -61,7 +61,8 @@ class Task:
 
     name: str
     sample: Row
-    needs: tuple[str, ...]  # the fields without which a template makes no sense
+    # The fields without which a template makes no sense; "one|other": it has one of them at least.
+    needs: tuple[str, ...]
     # The scores that count; the first, by question in `each`, decides which adapter is kept.
     headline: tuple[str, ...] = ("char_f1", "exact_match")
     # What people call its questions, and what several of them stand on.

@@ -23,7 +23,7 @@ from dandap.recipe import RECIPES_DIR, load_recipe, make_recipe
 from dandap.runs.folder import RunFolder
 from dandap.runs.predictions import Answered
 from dandap.runs.submission import SubmissionForm
-from prompts import get_template, make_encoder
+from prompts import get_template, make_encoder, render
 from tasks import TASKS
 from tasks import dialogue_inference as nikl
 from tasks.dialogue_inference import DEFINITIONS, TERMS_KO
@@ -43,7 +43,7 @@ TEMPLATES = [
 
 @pytest.fixture(scope="module")
 def items():
-    return numbered(make_dialogues()[:4], "train")
+    return numbered(make_dialogues(count=4), "train")
 
 
 SCORES = {"short": "1.10", "long": "0.12345678901234567891"}
@@ -60,7 +60,7 @@ def write(path, items, **layout):
 
 def test_rows_of_a_file(items, tmp_path):
     table = nikl.read([write(tmp_path / "a.json", items)], need_answers=True)
-    assert len(table.rows) == 20
+    assert len(table.rows) == 12
     assert len({row.article for row in table.rows}) == 4, "a dialogue's items share it"
     first, content = table.rows[0], items[0]["input"]
     assert first.context.startswith(f"화자{content['conversation'][0]['speaker']}: ")
@@ -71,9 +71,9 @@ def test_rows_of_a_file(items, tmp_path):
 
 
 def test_several_files_are_one_table_and_ids_are_told_apart(items, tmp_path):
-    one, other = write(tmp_path / "a.json", items[:10]), write(tmp_path / "b.json", items[10:])
-    assert len(nikl.read([one, other], need_answers=True).rows) == 20
-    with pytest.raises(InputError, match="10 ids more than once"):
+    one, other = write(tmp_path / "a.json", items[:6]), write(tmp_path / "b.json", items[6:])
+    assert len(nikl.read([one, other], need_answers=True).rows) == 12
+    with pytest.raises(InputError, match="6 ids more than once"):
         nikl.read([one, one], need_answers=True)
 
 
@@ -98,7 +98,7 @@ def test_what_is_written_is_the_file_with_output_filled(items, tmp_path, layout)
     path.write_text(text, encoding="utf-8")
     rows = nikl.read([path], need_answers=False).rows
     assert rows[0].answers == ()
-    letters = ["ABC"[n % 3] for n in range(20)]
+    letters = ["ABC"[n % 3] for n in range(12)]
     written, _ = TASK.submit(
         make_recipe({}, "test"), tmp_path, path, answered(rows, letters), SubmissionForm()
     )
@@ -221,8 +221,18 @@ def test_what_is_learned_is_the_option_or_its_letter(items, template, learned):
 
 
 def test_an_economic_template_does_not_fit():
-    with pytest.raises(InputError, match="dialogue_inference needs {context} and {options}"):
+    needed = "dialogue_inference needs {context} and {options} or {answer_text}"
+    with pytest.raises(InputError, match=needed):
         get_template("concise", "dialogue_inference")
+
+
+def test_a_prompt_may_leave_the_options_out_where_the_answer_is_one_of_them(items):
+    row = nikl.to_row(items[0])
+    template = get_template("dialogue_statement", "dialogue_inference")
+    parts = render(template, TASK.fields(row.context, row, row.answers[0]))
+    options = [row.fields[f"option_{letter}"] for letter in "ABC"]
+    assert not any(option in parts["user"] for option in options)
+    assert parts["answer"] == options["ABC".index(row.answers[0])]
 
 
 POLAR_2, POLAR_5, SOLAR = (
@@ -299,8 +309,8 @@ def work(tmp_path_factory):
     """Files of sample dialogues and one finished run."""
     folder = tmp_path_factory.mktemp("dialogue")
     dialogues = make_dialogues()
-    write(folder / "train.json", numbered(dialogues[:6], "train"), indent=4)
-    test = numbered(dialogues[6:8], "test")
+    write(folder / "train.json", numbered(dialogues[:10], "train"), indent=4)
+    test = numbered(dialogues[10:14], "test")
     (folder / "test_answers.csv").write_text(
         "id,answer\n"
         + "".join(f"{item['id']},{'ABC'[int(item['output'][-1]) - 1]}\n" for item in test),
@@ -386,7 +396,7 @@ def test_every_published_recipe_trains_answers_and_votes(work):
         [*command, *more], env=environment, capture_output=True, text=True, timeout=1500
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.strip().splitlines()[-1])["questions"] == 10
+    assert json.loads(done.stdout.strip().splitlines()[-1])["questions"] == 12
     recipes = [yaml.safe_load(file.read_text()) for file in (work / "all").glob("*/recipe.yaml")]
     assert len(recipes) == 11
     assert next((work / "all").glob("ensemble-hard-*/final-result.json"))

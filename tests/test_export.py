@@ -394,7 +394,7 @@ def test_ollamas_template_gives_the_runs_prompt(name):
 
 
 def test_a_wording_of_other_fields_leaves_ollamas_prompt_as_it_is():
-    recipe = load_recipe("dialogue-demo", {})
+    recipe = load_recipe("dialogue-demo", {"template": "dialogue"})
     template = prompts.TEMPLATES[recipe.template]
     encoder = prompts.make_encoder(recipe, template, load_tokenizer(recipe))
     assert export.worded(template, gguf.marked(get_task(recipe.task).sample)) is None

@@ -30,6 +30,7 @@ from dandap.tree.masks import tree_masks
 from dandap.tree.packing import Part, pack
 from dandap.tree.token_tree import TokenTree, collate, grow
 from tasks.dialogue_inference import INFERENCES, LETTERS
+from tools import demo_situations
 from tools.demo_articles import KS_SYLLABLES, SEAM, Article, Word, make_article, plain
 from tools.demo_dialogues import make_dialogues, numbered
 from tools.demo_wallpaper import make_rows, make_test
@@ -40,7 +41,7 @@ SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assista
 VOCAB_SIZE = 5000
 LEARNING_RATE = 3e-3
 TRAIN_ARTICLES, TEST_ARTICLES = 240, 60
-TEST_DIALOGUES = 12
+TRAIN_DIALOGUES, TEST_DIALOGUES = 220, 40
 WALLPAPER_ROWS, WALLPAPER_TEST = 80, 20
 WEIGHT_STD = 192**-0.5
 OUTPUT_SCALE = 0.1
@@ -483,13 +484,13 @@ def write_wallpaper(seed: int) -> None:
 
 def write_dialogues(seed: int) -> None:
     """Write dialogue_train.json, dialogue_test.json and its answers in a file of their own."""
-    dialogues = make_dialogues(seed)
-    train = numbered(dialogues[TEST_DIALOGUES:], "train")
-    test = numbered(dialogues[:TEST_DIALOGUES], "test")
+    train = numbered(make_dialogues(demo_situations.TRAIN, TRAIN_DIALOGUES, seed), "train")
+    test = numbered(make_dialogues(demo_situations.TEST, TEST_DIALOGUES, seed), "test")
     letters = [(item["id"], LETTERS[INFERENCES.index(item["output"])]) for item in test]
     unanswered = [{**item, "output": ""} for item in test]
     for name, items in (("train", train), ("test", unanswered)):
-        text = json.dumps(items, ensure_ascii=False, indent=4) + "\n"
+        # An indent of 1, since every item repeats its dialogue: 4 would add half a megabyte.
+        text = json.dumps(items, ensure_ascii=False, indent=1) + "\n"
         (SAMPLE_DIR / f"dialogue_{name}.json").write_text(text, encoding="utf-8")
     write_csv("dialogue_test_answers.csv", ("id", "answer"), letters)
 
