@@ -5,7 +5,9 @@ from the hub, a run of ours for RUN. What other tests run, or none can, is named
 """
 
 import csv
+import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -33,8 +35,7 @@ ELSEWHERE = {
     "python export.py RUN --to merged --push_to_hub NAME": "nothing (an account of the hub)",
     "python inference.py --engine vllm": "tests/test_vllm_engine.py",
 }
-# Of those that begin so in README alone, before there are data of one's own, the demo is trained.
-STAND_IN = ["--model", "data/demo_model", "--compute_dtype", "auto", "--epochs", "0.3"]
+BASE = "data/demo_model"
 ROWS = 60
 
 
@@ -47,6 +48,10 @@ class Reader:
 
     def __init__(self, folder):
         self.folder = copy_project(folder)
+        for recipe in self.folder.glob("recipes/*.yaml"):
+            text = recipe.read_text(encoding="utf-8")
+            text = re.sub("^model: .*", f"model: {BASE}", text, flags=re.MULTILINE)
+            recipe.write_text(text, encoding="utf-8")
         self.has_data = False
         self.runs = []
 
@@ -78,25 +83,29 @@ class Reader:
                 rows = list(csv.reader(file))[: ROWS + 1]
             with (data / name).open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows(rows)
-        for task, kind in (("dialogue", "json"), ("wallpaper", "csv")):
+        for task in ("dialogue", "wallpaper"):
             (data / task).mkdir()
-            for part in ("train", "dev", "test"):
-                source = "test" if part == "test" else "train"
-                found = sample / f"{task}_{source}.{kind}"
-                shutil.copyfile(found, data / task / f"{part}.{kind}")
+        shutil.copyfile(sample / "wallpaper_train.csv", data / "wallpaper" / "train.csv")
+        shutil.copyfile(sample / "dialogue_test.json", data / "dialogue" / "test.json")
+        items = json.loads((sample / "dialogue_train.json").read_text(encoding="utf-8"))
+        for name, part in (("train", items[:ROWS]), ("dev", items[-ROWS:])):
+            text = json.dumps(part, ensure_ascii=False, indent=2)
+            (data / "dialogue" / f"{name}.json").write_text(text, encoding="utf-8")
 
     def make_run(self, name):
-        words = ["python", "fine_tune.py", "--recipe", "demo", "--run_name", name]
-        self.type([*words, "--epochs", "0.15", "--evaluate_every", "none"])
-        self.type(["python", "inference.py", "--run", f"outputs/{name}", "--limit", "20"])
+        words = ["python", "fine_tune.py", "--model", BASE, "--run_name", name]
+        self.type([*words, "--evaluate_every", "none"])
+        self.type(["python", "inference.py", "--run", f"outputs/{name}"])
         self.runs.append(name)
 
     def leave_unfinished(self):
         """Train until a checkpoint is there, and stop as Ctrl-C does."""
-        process = self.start(["python", "-u", "fine_tune.py", *STAND_IN, "--epochs", "20"])
+        words = ["python", "-u", "fine_tune.py", "--model", BASE, "--epochs", "20"]
+        process, is_asked = self.start(words), False
         for line in process.stdout:
-            if line.startswith("step"):
+            if line.startswith("step") and not is_asked:
                 process.send_signal(signal.SIGINT)
+                is_asked = True  # a second one would not wait for the checkpoint
         assert process.wait() == 130
 
     def follow(self, command):
@@ -107,9 +116,8 @@ class Reader:
         if "--resume" in words:
             self.leave_unfinished()
         elif words[1] == "fine_tune.py" and self.has_data and "--plan" not in words:
-            words += STAND_IN
-        elif "llama-2-ko-7b" in words:
-            words += ["--model", "data/demo_model"]
+            # The default's base is the hub's; a recipe's was replaced above.
+            words += ["--epochs", "0.3"] if "--recipe" in words else ["--model", BASE]
         for at, word in enumerate(words):
             if word.startswith("RUN") or word == "/kaggle/input/run":
                 number = int(word[3:]) if word[3:].isdigit() else 1

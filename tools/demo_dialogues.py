@@ -3,8 +3,9 @@
 A dialogue is three talks on one situation, one after the other, each with the item of one category.
 In a talk something is so and something else is not: the cause that a speaker gives and the one that
 the other guessed, what who will do, what is done and what is left. A third statement is about
-something that is not so either, which some talks mention. The wordings of talks are those of training and test; situations,
-their turns and all phrases that fill the wordings are not (tools/demo_situations.py).
+something that is not so either, which some talks mention. The wordings of talks are those of
+training and test; situations, their turns and all phrases that fill the wordings are not
+(tools/demo_situations.py).
 """
 
 import itertools
