@@ -6,6 +6,7 @@ Korean must show in them.
 import json
 import re
 import warnings
+from collections import Counter
 
 import pandas as pd
 import pytest
@@ -109,6 +110,16 @@ def test_squad_json(tmp_path):
 def test_what_cannot_be_explored_is_told(tmp_path, argv, message):
     with pytest.raises(InputError, match=message):
         explore.main([*argv, "--output_dir", str(tmp_path)])
+
+
+def test_of_very_many_texts_some_give_the_words(small_train, tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "CLOUD_TEXTS", 4)
+    counted = []
+    monkeypatch.setattr(findings, "count_words", lambda texts: counted.extend(texts) or Counter())
+    _, folder = run(tmp_path / "o", small_train)
+    assert 2 <= len(counted) <= 4
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"words of {len(counted)} of " in page
 
 
 def test_words_lose_their_particles():
