@@ -96,7 +96,7 @@ def _lists(lists: Iterable[array]) -> pa.ListArray:
 
 def _read(file: Path, rows: list[Row]) -> list[Example]:
     examples: list[Example] = []
-    with pa.memory_map(str(file)) as source:
+    with pa.OSFile(str(file)) as source:
         reader = pa.ipc.open_file(source)
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)

@@ -70,7 +70,7 @@ def _read(file: Path) -> Found:
     import pyarrow as pa
 
     rows: list[Row] = []
-    with pa.memory_map(str(file)) as source:
+    with pa.OSFile(str(file)) as source:
         reader = pa.ipc.open_file(source)
         notes = json.loads(reader.schema.metadata[NOTES])
         for number in range(reader.num_record_batches):
