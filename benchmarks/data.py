@@ -124,15 +124,19 @@ def measure(most: int) -> list[dict]:
 
 
 def draw(lines: list[dict], path: Path) -> None:
-    """Draw seconds and memory against the number of questions, both on logarithmic scales."""
+    """Draw seconds (on a logarithmic scale) and memory against the number of questions."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for time_of in ("first", "second"):
         mine = [line for line in lines if line["start"] == time_of]
         sizes = [line["questions"] for line in mine]
         left.loglog(sizes, [line["in all"] for line in mine], marker="o", label=f"{time_of} start")
-        right.loglog(sizes, [line["peak, GB"] for line in mine], marker="o")
+        right.semilogx(sizes, [line["peak, GB"] for line in mine], marker="o")
     left.set(title="seconds to the first step", xlabel="questions")
     right.set(title="peak memory, GB", xlabel="questions")
+    right.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    left.yaxis.set_major_formatter("{x:,.0f}")
     left.legend()
     figure.savefig(path)
 
