@@ -22,6 +22,7 @@ import ensemble
 import inference
 from dandap.base.processes import refuse_several
 from dandap.command_line import chosen_options
+from dandap.data.texts import bare
 from dandap.errors import InputError, Stopped
 from dandap.recipe import Recipe
 from dandap.runs.files import (
@@ -132,9 +133,18 @@ def score_out_of_fold(parent: Path, runs: list[RunFolder]) -> dict:
 
 
 def find_suspects(records: list[dict]) -> list[dict]:
-    """Return records whose answer is sure and has nearly nothing of the label, the surest first."""
+    """Return records whose answer is sure and has nearly nothing of the label, the surest first.
+
+    A sentence that holds the label contradicts nothing: the model has not learned to be short yet.
+    """
     least = math.log(SURE)
-    sure = [r for r in records if r["log_probability"] >= least and r["char_f1"] <= WRONG]
+    sure = [
+        record
+        for record in records
+        if record["log_probability"] >= least
+        and record["char_f1"] <= WRONG
+        and not any(bare(gold) in bare(record["prediction"]) for gold in record["gold"])
+    ]
     return sorted(sure, key=lambda record: -record["log_probability"])
 
 

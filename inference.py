@@ -57,6 +57,10 @@ class Source:
     template: prompts.Template
 
 
+# A test file may name its columns in another way than the training file did.
+OPTIONS = (*ANSWERING, "columns")
+
+
 @dataclass(frozen=True)
 class Questions:
     """Hold what is answered: `rows`, which are the table's or its first ones, and a form.
@@ -171,7 +175,7 @@ def add_ways(parser: Parser) -> None:
         help="what computes the answers: our trees of questions (default), or vLLM, which must be "
         "installed",
     )
-    add_options(parser, "how answers come about (over the run's recipe)", ANSWERING)
+    add_options(parser, "how answers come about (over the run's recipe)", OPTIONS)
 
 
 def choose_parent(arguments: argparse.Namespace, run: RunFolder | None) -> Path:
@@ -238,9 +242,7 @@ def with_options(source: Source, arguments: argparse.Namespace) -> Source:
     # This loads the hub's library, which --help need not wait for.
     from dandap.base.hub import confirm_remote_code
 
-    options = {
-        name: value for name, value in chosen_options(arguments).items() if name in ANSWERING
-    }
+    options = {name: value for name, value in chosen_options(arguments).items() if name in OPTIONS}
     recipe = make_recipe(source.recipe.model_dump() | options, "the command line")
     # A recipe or somebody's run folder alone must not start code of a repository.
     confirm_remote_code(recipe, "trust_remote_code" in options)

@@ -10,6 +10,7 @@ import yaml
 
 CATALOGUE = Path(__file__).with_name("korean.yaml")
 LANGUAGES = ("en", "ko")
+PLACES = {"file", "folder", "known", "owner", "path", "run"}  # fields that name files and folders
 _now = "en"
 
 
@@ -46,7 +47,7 @@ def translated(message: str) -> str:
     """Return a finished message in the chosen language; English where the catalogue lacks it.
 
     Its names and numbers are found by the places of the {fields} in the catalogue, and are
-    translated, too, where they are texts of ours.
+    translated, too, where they are texts of ours; but a folder may be called as a heading is.
     """
     if _now == "en":
         return message
@@ -54,7 +55,8 @@ def translated(message: str) -> str:
         return korean("texts")[message]
     for pattern, said in _patterns():
         if found := pattern.fullmatch(message):
-            fields = {name: translated(text) for name, text in found.groupdict().items()}
+            fields = found.groupdict()
+            fields |= {name: translated(fields[name]) for name in fields.keys() - PLACES}
             return said.format(**fields)
     return message
 

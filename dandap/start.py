@@ -51,6 +51,9 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_Unwanted())
 warnings.filterwarnings(
     "ignore", category=FutureWarning, module=r"(torch|peft|transformers|bitsandbytes)\."
 )
+# export.py unties such a head; and the parts of a --soup are deleted on purpose.
+for _said in ("Model has `tie_word_embeddings=True`", "Adapter part-0 was active"):
+    warnings.filterwarnings("ignore", message=_said)
 if not sys.stderr.isatty():
     # A bar redrawn a hundred times is a hundred lines in a log; our own progress is a line now and
     # then.

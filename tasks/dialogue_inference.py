@@ -368,7 +368,7 @@ class DialogueInference(Task):
             # What is said and is no letter is counted, too, beside the letters.
             confusion[row.answers[0]][prediction] = confusion[row.answers[0]].get(prediction, 0) + 1
         return scores | {
-            "metric": f"accuracy, {metrics.METRIC_VERSION}",
+            "metric": "accuracy",
             "accuracy": scores["exact_match"],
             "accuracy_interval": scores["exact_match_interval"],
             "by_category": {

@@ -305,6 +305,12 @@ def test_what_a_program_sends_is_checked(article, questions, run, told):
         what_was_sent(Desk(tasks, None, None), article, questions, run)
 
 
+def test_a_program_that_names_no_run_gets_one_that_answers_questions():
+    tasks = {"talk": TASKS["dialogue_inference"], "news": TASKS["economic_qa"]}
+    typed = {"article": "가", "questions": "?"}
+    assert what_was_sent(Desk(tasks, None, None), "가", ["?"], "") == ("news", typed)
+
+
 # The command line.
 
 

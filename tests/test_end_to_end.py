@@ -267,7 +267,7 @@ def test_batches_answer_as_single_prompts_do(work):
     assert generate(tokens=1) == generate(tokens=100_000)
 
 
-def test_zero_shot_needs_no_run_and_is_skipped_by_the_bare_command(work):
+def test_zero_shot_needs_no_run_and_is_skipped_by_the_bare_command(work, capsys):
     options = [
         "--recipe",
         "demo",
@@ -283,7 +283,13 @@ def test_zero_shot_needs_no_run_and_is_skipped_by_the_bare_command(work):
     newest = list_runs(work / "outputs")[-1]
     assert not newest.finished
     assert newest.load_template()[0] == "context_bot"
+    capsys.readouterr()
     assert find_run(None, str(work / "outputs")).path.name == "first"
+    assert not capsys.readouterr().out
+    (newest.path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    find_run(None, str(work / "outputs"))
+    assert f"{newest.path} is newer and not finished" in capsys.readouterr().out
+    shutil.rmtree(newest.path / "checkpoints")
 
 
 @pytest.mark.parametrize("name", ["eeve-10.8b", "recipes/midm-2.0-mini.yaml"])
@@ -612,7 +618,7 @@ def test_the_bare_command_is_decided_by_data_and_machine(tmp_path, monkeypatch, 
     assert "DEMO" in capsys.readouterr().out
     (tmp_path / "train.csv").touch()
     monkeypatch.setattr(device, "why_no_gpu", lambda: "no driver")
-    with pytest.raises(InputError, match="needs a CUDA GPU: no driver.*--recipe demo"):
+    with pytest.raises(InputError, match="needs a GPU: no driver.*--recipe demo"):
         start.choose(bare)
     monkeypatch.setattr(device, "why_no_gpu", lambda: None)
     assert start.choose(bare).recipe.model.startswith("yanolja/EEVE")

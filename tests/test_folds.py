@@ -50,11 +50,15 @@ def test_a_fold_is_a_part_of_parts(fold):
 
 
 def test_suspects_are_sure_and_wrong_the_surest_first():
+    said = {"gold": ["5억 원"], "prediction": "부산"}
     records = [
-        {"id": "unsure", "log_probability": -1.0, "char_f1": 0.0},
-        {"id": "right", "log_probability": -0.01, "char_f1": 0.5},
-        {"id": "second", "log_probability": -0.1, "char_f1": 0.1},
-        {"id": "first", "log_probability": -0.01, "char_f1": 0.0},
+        {"id": "unsure", "log_probability": -1.0, "char_f1": 0.0} | said,
+        {"id": "right", "log_probability": -0.01, "char_f1": 0.5} | said,
+        {"id": "second", "log_probability": -0.1, "char_f1": 0.1} | said,
+        {"id": "first", "log_probability": -0.01, "char_f1": 0.0} | said,
+        {"id": "in a sentence", "log_probability": -0.01, "char_f1": 0.1}
+        | said
+        | {"prediction": "매출은 5억원이라고 할 수 있습니다."},
     ]
     assert [record["id"] for record in folds.find_suspects(records)] == ["first", "second"]
 

@@ -134,6 +134,15 @@ def test_errors_come_in_korean(tmp_path, capsys):
     assert said.startswith("error: ") and "holds no finished run" in said
 
 
+def test_a_folder_keeps_its_name(tmp_path, monkeypatch, capsys):
+    """`outputs` is a heading of ours, too, and was translated."""
+    import inference
+
+    monkeypatch.chdir(tmp_path)
+    said = ends(capsys, inference.main, "--lang", "ko")
+    assert said.startswith("오류: outputs에 학습을 마친 실행이 없습니다.")
+
+
 def test_a_mistake_before_the_option_is_told_in_its_language(capsys):
     import inference
 

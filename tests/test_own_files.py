@@ -42,13 +42,22 @@ def test_a_file_that_was_named_needs_no_telling(own, capsys):
     assert "For yours" not in capsys.readouterr().out
 
 
+def test_another_task_needs_no_telling(own, capsys):
+    """Questions on articles cannot train dialogues."""
+    choose("dialogue-demo")
+    assert "For yours" not in capsys.readouterr().out
+
+
 def test_explore_reads_renamed_columns(tmp_path):
     """A table of 번호, 본문, 질문, 정답 was taken for wallpaper's, and --columns was unknown."""
     file = tmp_path / "train.csv"
     file.write_text("번호,본문,질문,정답\n1,매출은 5억이다.,매출은?,5억\n", encoding="utf-8")
     assert explore.task_of(file).name == "economic_qa"
     columns = "id=번호,context=본문,question=질문,answer=정답"
-    tables = explore.main([str(file), "--columns", columns, "--output_dir", str(tmp_path)])
-    assert tables
+    test = tmp_path / "test.csv"
+    test.write_text("번호,본문,질문\n2,이익은 1억이다.,이익은?\n", encoding="utf-8")
+    more = ["--columns", columns, "--output_dir", str(tmp_path)]
+    # Which has no answers, as test files have none.
+    assert explore.main([str(file), "--test", str(test), *more])
     with pytest.raises(InputError, match="has no column"):
         explore.main([str(file), "--output_dir", str(tmp_path)])

@@ -574,6 +574,16 @@ def test_what_reading_once_saves():
     assert count_tokens(examples, Recipe(questions_per_step=1), make_plan()) == (6 * 89, 6 * 88)
 
 
+def test_few_steps_are_told_with_the_epochs_that_are_not(tokenizer, capsys):
+    recipe = Recipe(questions_per_step=2, epochs=2)
+    session.tell_few_steps(Job(recipe, make_plan(), tokenizer, make_examples()[:6]))
+    assert "6 steps are few" in (said := capsys.readouterr().out)
+    assert "--epochs 7 takes at least 20" in said
+    recipe = Recipe(questions_per_step=2, epochs=7)
+    session.tell_few_steps(Job(recipe, make_plan(), tokenizer, make_examples()[:6]))
+    assert not capsys.readouterr().out
+
+
 def test_of_many_steps_some_are_counted_for_all():
     rng, examples = random.Random(0), []
     for article in range(400):

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> dict:
         {"columns": arguments.columns or {}, "model": arguments.tokenizer}, "the command line"
     )
     rows = task.read([path], recipe.columns, False).rows
-    test = task.read([Path(arguments.test)], recipe.columns, False).rows if arguments.test else []
+    test = task.read_test(recipe, Path(arguments.test)).rows if arguments.test else []
 
     # These load torch, pandas and matplotlib: not before the files are known to be readable.
     from dandap.base.model import load_tokenizer

@@ -7,6 +7,7 @@ import gc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 
 from dandap.answering.answer import place
@@ -194,17 +195,22 @@ def endpoint(desk: Desk) -> Callable:
     return answer
 
 
+def is_asked_by(desk: Desk, run: str) -> bool:
+    """Say whether an article and questions are all that a run asks for."""
+    return {box.name for box in desk.tasks[run].boxes} <= {"article", "questions"}
+
+
 def what_was_sent(desk: Desk, article, questions, run) -> tuple[str, dict[str, str]]:
     """Return (run, what was typed) of a call of /answer; Gradio does not check the types."""
     texts = [article, *questions] if isinstance(questions, list) else [None]
     if not all(isinstance(text, str) for text in texts) or any("\n" in each for each in texts[1:]):
         raise InputError("expected an article, and a list of questions without line breaks.")
-    run = run or desk.first
+    run = run or next(filter(partial(is_asked_by, desk), desk.tasks), desk.first)
     if run not in desk.tasks:
         raise InputError(f"there is no run {str(run)[:100]!r}; there are {short_list(desk.tasks)}.")
     typed = {"article": article, "questions": "\n".join(questions)}
     boxes = [box.name for box in desk.tasks[run].boxes]
-    if not set(boxes) <= set(typed):
+    if not is_asked_by(desk, run):
         raise InputError(
             f"{run} was trained for {desk.tasks[run].name}, which /answer does not ask for (it "
             f"needs {', '.join(boxes)}). Name another run."

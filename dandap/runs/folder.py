@@ -203,7 +203,16 @@ def find_run(name: str | None, output_dir: str) -> RunFolder:
             f"{output_dir} holds no finished run. "
             "Train one with `python fine_tune.py`, or name one with --run."
         )
-    return newest(finished, "finished")
+    chosen = newest(finished, "finished")
+    for run in list_runs(output_dir):
+        is_newer = run.when("started") > chosen.when("started")
+        # A folder of a base's answers is never finished, and has no checkpoints.
+        if is_newer and not run.finished and any(run.checkpoints.glob("checkpoint-*")):
+            print(
+                f"{run.path} is newer and not finished: this is {chosen.path}. "
+                f"`python fine_tune.py --resume {run.path.name}` goes on with it."
+            )
+    return chosen
 
 
 def newest(runs: list[RunFolder], what: str) -> RunFolder:

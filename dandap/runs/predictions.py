@@ -226,8 +226,8 @@ def same_questions(members: dict[str, list[dict]]) -> list[list[dict]]:
                 if ids
             ]
             raise InputError(
-                f"{first} and {name} answer different questions: {'; '.join(told)}. "
-                "Name answers to the same file."
+                f"{first} and {name} answer different questions: {'; '.join(told)}. Of a run its "
+                "newest answers are taken. Name answers to the same file: RUN/answers/FOLDER."
             )
         aligned.append([by_id[i] for i in order])
         for mine, other in zip(members[first], aligned[-1], strict=True):

@@ -94,8 +94,9 @@ def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
     # All numbers are equal only if the sample has each id of the test file once, and no other.
     if len(sheet.header) != 2 or not len(matched) == len(ids) == len(found) == len(places):
         return SubmissionForm(
-            note=f"{sample} is not of this test file (its ids or columns differ); the columns are "
-            f"{', '.join(SUBMISSION_COLUMNS)}"
+            note=f"WARNING: {sample} is not of this test file (its ids or columns differ), and the "
+            f"organiser may refuse what follows; the columns are {', '.join(SUBMISSION_COLUMNS)}. "
+            "If another column holds the ids: --columns id=NAME"
         )
     has_mark = encoding != "utf-8" or sample.read_bytes().startswith(codecs.BOM_UTF8)
     notes = []

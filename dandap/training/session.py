@@ -4,6 +4,7 @@ It is opened, trained from the right checkpoint, and the adapter to keep is save
 """
 
 import argparse
+import math
 import os
 import random
 import shutil
@@ -56,6 +57,7 @@ from dandap.training.stop import StopSignals
 from dandap.training.trackers import make_trackers, refuse_missing_trackers
 from dandap.training.validation import Validation
 
+FEW_STEPS = 20  # 120 questions of the sample make 7, after which answers are still sentences
 COUNTED_STEPS = 500  # of an epoch, for what reading once saves: a few seconds
 
 
@@ -127,6 +129,7 @@ def make_model(job: Job, config: PretrainedConfig, folder: Path) -> PeftModel:
     plan = job.plan
     print(f"{plan}, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}")
     tell_saving(job)
+    tell_few_steps(job)
     tell_gain(job)
     model = add_adapter(load_base(job.recipe, plan.device, config, plan.dequantised), job.recipe)
     trained, total = model.get_nb_trainable_parameters()
@@ -151,6 +154,18 @@ def tell_saving(job: Job) -> None:
         f"{every_time / 1e6:.2f} M -> {once / 1e6:.2f} M tokens per epoch "
         f"({every_time / once:.1f}x fewer)"
     )
+
+
+def tell_few_steps(job: Job) -> None:
+    """Print that a small file makes few steps, from which a model learns little, and what would."""
+    recipe = job.recipe
+    steps = math.ceil(len(job.examples) / recipe.questions_per_step * recipe.epochs)
+    if steps < FEW_STEPS:
+        epochs = math.ceil(recipe.epochs * FEW_STEPS / steps)
+        print(
+            f"{steps} steps are few: answers may stay as long as the base's. --epochs {epochs} "
+            f"takes at least {FEW_STEPS}"
+        )
 
 
 def tell_gain(job: Job) -> None:

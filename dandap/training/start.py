@@ -56,8 +56,8 @@ def choose(arguments: argparse.Namespace) -> Start:
     reason = why_no_gpu()
     if reason and not arguments.preview and recipe.model == Recipe.model_fields["model"].default:
         raise InputError(
-            f"{train_file} is there, and the default recipe ({recipe.model}) needs a CUDA GPU: "
-            f"{reason}. A small one trains without: python fine_tune.py --recipe gemma-3-270m; "
+            f"{train_file} is there, and the default recipe ({recipe.model}) needs a GPU: "
+            f"{reason}. A small one trains without: python fine_tune.py --recipe qwen3-0.6b; "
             "--recipe demo shows that all runs."
         )
     return Start("default", recipe)
@@ -83,7 +83,12 @@ def choose_demo(options: dict[str, str], train_file: Path) -> Start:
 def tell_own_files(recipe: Recipe) -> None:
     """Say how files of data/ are trained on, where a recipe brings data of its own."""
     train, test = (sorted(Path("data").glob(f"{name}.*")) for name in ("train", "test"))
-    if not train or Path(recipe.train_file) in train:
+    # Those are questions on articles; other tasks have folders of their own.
+    if (
+        not train
+        or Path(recipe.train_file) in train
+        or recipe.task != Recipe.model_fields["task"].default
+    ):
         return
     options = f"--train_file {train[0]}" + (f" --test_file {test[0]}" if test else "")
     print(f"{train[0]} is there, and this trains on {recipe.train_file}. For yours: {options}")
