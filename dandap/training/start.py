@@ -14,6 +14,7 @@ from dandap.base.processes import is_first
 from dandap.command_line import chosen_options
 from dandap.data.rows import Table
 from dandap.errors import InputError
+from dandap.language import t
 from dandap.recipe import Recipe, find_recipe, load_recipe, make_recipe
 from dandap.runs.folder import RunFolder, begin, list_runs, named, newest
 from dandap.terminal import obeyed_output
@@ -71,11 +72,12 @@ def choose_demo(options: dict[str, str], train_file: Path) -> Start:
             f"there is no {train_file} here, and {ROOT} lacks the demo's data, {demo.train_file}. "
             "Put your train.csv there, or take the project's folder whole."
         )
-    Console(file=obeyed_output(), soft_wrap=True).print(
-        "[bold yellow]DEMO: there is no data/train.csv, so this trains the bundled tiny model on "
-        "made-up articles. For the real job put train.csv (id, context, question, answer) and "
-        "test.csv (id, context, question) into data/.[/]"
+    said = t(
+        "DEMO: there is no data/train.csv, so this trains the bundled tiny model on made-up "
+        "articles. For the real job put train.csv (id, context, question, answer) and test.csv "
+        "(id, context, question) into data/."
     )
+    Console(file=obeyed_output(), soft_wrap=True).print(said, style="bold yellow", markup=False)
     tell_own_files(demo)
     return Start("demo", demo)
 
@@ -91,7 +93,8 @@ def tell_own_files(recipe: Recipe) -> None:
     ):
         return
     options = f"--train_file {train[0]}" + (f" --test_file {test[0]}" if test else "")
-    print(f"{train[0]} is there, and this trains on {recipe.train_file}. For yours: {options}")
+    said = t("{own} is there, and this trains on {theirs}. For yours: {options}")
+    print(said.format(own=train[0], theirs=recipe.train_file, options=options))
 
 
 def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) -> Start:
