@@ -94,11 +94,13 @@ class Peak:
 
     def _look(self) -> None:
         while not self.stopped.wait(EVERY):
-            used = 0
             with suppress(psutil.NoSuchProcess):
-                for process in [self.process, *self.process.children(recursive=True)]:
-                    used += process.memory_full_info().pss
-            self.most = max(self.most, used)
+                before = self.process.children(recursive=True)
+                used = sum(each.memory_full_info().pss for each in [self.process, *before])
+                # A page counts in parts to those that share it: where one came or went between two
+                # looks, its pages would count twice.
+                if before == self.process.children(recursive=True):
+                    self.most = max(self.most, used)
 
     def stop(self) -> float:
         """Return the most that was seen, in GB."""

@@ -56,7 +56,7 @@ def _parts(encoder: Encoder, rows: list[Row], settings: tuple[int, bool, str]) -
         context = row.context if row.article != before else _name(row.context)
         before = row.article
         for answer in ("", *row.answers[:1]):
-            yield f"{_name(row.context)}\0{row.question}\0{answer}"
+            yield f"{_name(row.context)}\0{row.article}\0{row.question}\0{answer}"
             yield repr(encoder.render(context, row, answer))
 
 
