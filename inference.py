@@ -46,6 +46,8 @@ from dandap.runs.submission import SubmissionForm, write_review
 from tasks import get_task
 
 DEMO_TEST = ROOT / "data/sample/test.csv"
+# A test file may name its columns in another way than the training file did.
+OPTIONS = (*ANSWERING, "columns")
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,6 @@ class Source:
     run: RunFolder | None
     recipe: Recipe
     template: prompts.Template
-
-
-# A test file may name its columns in another way than the training file did.
-OPTIONS = (*ANSWERING, "columns")
 
 
 @dataclass(frozen=True)

@@ -130,10 +130,12 @@ class Reader:
 
     def visit(self, words):
         """Serve the page until it says where it is, then end it as Ctrl-C does."""
-        process = self.start(words)
+        process, is_open = self.start(words), False
         for line in process.stdout:
             if line.startswith("page: http://127.0.0.1"):
                 process.send_signal(signal.SIGINT)
+                is_open = True
+        assert is_open
         assert process.wait() in (0, 130)
 
 
@@ -145,7 +147,8 @@ def test_a_page_can_be_followed(page, tmp_path):
         reader.put_data()
         if any("inference" in command for command in commands):
             reader.make_run("run1")
-    for command in dict.fromkeys(commands):
+    # Those that come again, too: README's first two are given without data, and then with some.
+    for command in commands:
         reader.follow(command)
 
 

@@ -31,7 +31,7 @@ PAGE = Path(__file__).with_name("explore.html.jinja")
 LIMITS = (512, 1024, 2048)  # tokens
 # Questions at most, because each is compared with each: these are half a million pairs.
 COMPARED = 1000
-# Texts at most whose words are drawn: Kiwi takes 5 ms for an article, and more give the same words.
+# Texts at most whose words are drawn: Kiwi takes 5 ms for an article.
 CLOUD_TEXTS = 2000
 
 

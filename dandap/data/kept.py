@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
+from huggingface_hub.constants import HF_HOME
+
 from dandap.errors import first_line
 
 Value = TypeVar("Value")
@@ -76,8 +78,6 @@ def _used(file: Path, read: Callable[[Path], Value]) -> Value:
 
 def folder() -> Path:
     """Return where the files lie, beside what the hub's library keeps."""
-    from huggingface_hub.constants import HF_HOME  # 0.1 s, which a small file need not wait for
-
     return Path(HF_HOME) / "dandap"
 
 

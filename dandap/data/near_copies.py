@@ -22,7 +22,7 @@ from dandap.data.texts import bare
 if TYPE_CHECKING:  # for annotations alone
     from datasketch import MinHash
 
-MANY = 5_000  # texts; fewer are compared within a second or two
+MANY = 5_000  # texts; fewer are compared within about two seconds
 ALIKE = 0.8
 PIECE = 8  # characters
 SIGNATURE = 64  # hashes of a signature

@@ -12,7 +12,7 @@ from dandap.data.texts import bare, id_key
 from dandap.errors import InputError, short_list
 
 
-# With slots: of a million rows, dicts would take 0.3 GB.
+# With slots: 96 bytes a row instead of 144, and there may be a million.
 @dataclass(frozen=True, slots=True)
 class Row:
     """Holds one question.

@@ -197,14 +197,15 @@ def find_run(name: str | None, output_dir: str) -> RunFolder:
                 f"got run {name[:200]!r}; there is no such folder. Runs in {output_dir}: {known}."
             )
         return RunFolder(folder)
-    finished = [run for run in list_runs(output_dir) if run.finished]
+    listed = list_runs(output_dir)
+    finished = [run for run in listed if run.finished]
     if not finished:
         raise InputError(
             f"{output_dir} holds no finished run. "
             "Train one with `python fine_tune.py`, or name one with --run."
         )
     chosen = newest(finished, "finished")
-    for run in list_runs(output_dir):
+    for run in listed:
         is_newer = run.when("started") > chosen.when("started")
         # A folder of a base's answers is never finished, and has no checkpoints.
         if is_newer and not run.finished and any(run.checkpoints.glob("checkpoint-*")):
