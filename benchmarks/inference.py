@@ -8,8 +8,8 @@ python -m benchmarks.inference --growth                         1, 2, 4, 8, 16 q
 
 The ways: (a) loop: one prompt at a time. (b) batched: generate on prompts of similar length, at its
 fastest batch size. (c) continuous: transformers' generate_batch. (d) tree: ours. vLLM where it is
-installed. Each is measured with answers that stop as the model likes, and with 16 forced tokens.
-The last line is JSON, for forced tokens.
+installed. Each is measured with answers that stop as the model likes (random weights do not), and
+with 16 forced tokens. The last line is JSON, for forced tokens.
 """
 
 import sys
@@ -210,14 +210,15 @@ def continuous_way(material: Material, examples: list[Example]) -> Way:
 
 
 def decodings(material: Material, examples: list[Example]) -> dict[str, Decoding]:
-    """Return how answers end: "natural", at the model's stops, and "forced", at FORCED tokens."""
+    """Return how answers end: "natural", at the model's stops, and "forced", at FORCED tokens.
+
+    Random weights have no stops of their own.
+    """
     tokenizer = material.tokenizer
     stop_ids = Encoder(tokenizer, _render).stop_ids(material.model.generation_config)
     natural = Decoding(stop_ids, tokenizer.pad_token_id, material.recipe.max_new_tokens)
-    return {
-        "natural": natural,
-        "forced": replace(natural, max_new_tokens=FORCED, min_new_tokens=FORCED),
-    }
+    forced = replace(natural, max_new_tokens=FORCED, min_new_tokens=FORCED)
+    return ({} if material.is_random else {"natural": natural}) | {"forced": forced}
 
 
 def _render(context: str, row: Row, answer: str) -> dict[str, str]:
@@ -227,7 +228,7 @@ def _render(context: str, row: Row, answer: str) -> dict[str, str]:
 def compare(arguments: argparse.Namespace, material: Material, examples: list[Example]) -> dict:
     """Run the ways in turn with both kinds of stops, and print what each came to.
 
-    The result is that of forced tokens, with that of natural stops under "natural".
+    The result is that of forced tokens, with that of natural stops, if any, under "natural".
     """
     articles = len({example.row.article for example in examples})
     tokens = sum(len(example.prompt_ids) for example in examples)
@@ -254,7 +255,7 @@ def compare(arguments: argparse.Namespace, material: Material, examples: list[Ex
         for way in ways:
             report(way, ways[0], len(examples))
         results[name] = summary(ways, examples)
-    result = results["forced"] | {"natural": results["natural"], "articles": articles}
+    result = results.pop("forced") | results | {"articles": articles}
     result["samples_cost"] = samples_cost(arguments, material, examples)
     print(f"{arguments.samples} samples per question cost {result['samples_cost']} times one")
     result["questions_per_second"] |= run_peers(ANSWERERS, peer_job(arguments, examples))

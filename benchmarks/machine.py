@@ -129,10 +129,9 @@ def _quantized(
         quant_type="nf4",
         device="meta",
     )
-    # Params4bit quantises what is moved to its device.
-    weight = linear.weight.data.cpu()
+    # Params4bit quantises when it is moved, from the same device too.
     new.weight = Params4bit(
-        weight, requires_grad=False, compress_statistics=double, quant_type="nf4"
+        linear.weight.data, requires_grad=False, compress_statistics=double, quant_type="nf4"
     ).to(device)
     new.bias = linear.bias
     return new

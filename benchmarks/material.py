@@ -89,6 +89,7 @@ class Material:
     dtype: torch.dtype
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    is_random: bool  # its weights
 
 
 def load_material(arguments: argparse.Namespace, options: dict) -> Material:
@@ -103,7 +104,7 @@ def load_material(arguments: argparse.Namespace, options: dict) -> Material:
     config = named_config(arguments.model) if shaped else load_config(recipe)
     dtype = pick_compute_dtype(recipe, device)
     base = random_model(config, recipe, device, dtype) if shaped else load_base(recipe, device)
-    return Material(recipe, device, dtype, base, load_tokenizer(recipe))
+    return Material(recipe, device, dtype, base, load_tokenizer(recipe), shaped)
 
 
 def make_examples(

@@ -1,12 +1,16 @@
 """Answers from trees against transformers' generate, one prompt at a time, token for token."""
 
+import gc
 import random
 import re
+import weakref
 
 import pytest
 import torch
+from recording import record_on_cpu, recorded
 from tiny_models import FAMILIES
 
+from dandap.answering import replay, tree_decoder
 from dandap.answering.answer import Decoding
 from dandap.answering.choices import score_choices
 from dandap.answering.generate import generate_answers
@@ -124,6 +128,75 @@ def test_answers_equal_generate(models, family, quantization, adapter):
             3 if decoding.min_new_tokens == 0 else 0
         )
         assert_same(ours(model, examples, decoding), expected)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "adapter"),
+    [("none", False), pytest.param("nf4", True, marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replayed_steps_answer_as_generate(models, monkeypatch, family, quantization, adapter):
+    """As on CUDA: shapes last for five steps, stopped branches are fed along, Python is not run."""
+    model, examples = models(family, quantization, adapter), make_examples(SHAPE)
+    record_on_cpu(monkeypatch)
+    for decoding in (natural(), forced(), natural(max_new_tokens=40)):
+        assert_same(ours(model, examples, decoding), one_at_a_time(model, examples, decoding))
+    # Of five steps the first runs as it is; of forced answers' fifteen, three times four replay.
+    assert recorded.replays > 20
+
+
+def test_replayed_steps_in_many_batches_with_samples_and_a_penalty(models, monkeypatch):
+    model, examples = models("llama"), make_examples(SHAPE)
+    ways = (
+        natural(samples=4, temperature=1.0),
+        natural(samples=3, repetition_penalty=1.3),
+        forced(repetition_penalty=1.3),
+    )
+    texts = lambda answers: [[answer.token_ids for answer in samples] for samples in answers]  # noqa: E731
+    plain = [texts(ours(model, examples, decoding)) for decoding in ways]
+    record_on_cpu(monkeypatch)
+    for tokens in (300, PLENTY):
+        assert [texts(ours(model, examples, decoding, tokens)) for decoding in ways] == plain
+    assert recorded.replays > 20
+
+
+@pytest.mark.parametrize("records", [False, True])
+def test_a_batch_is_given_back_before_the_next(models, monkeypatch, records):
+    """Without a garbage collection, which may be long in coming: its keys fill a GPU's memory."""
+    model, examples, decoders = models("llama"), make_examples(SHAPE), []
+
+    class Noted(tree_decoder.TreeDecoder):
+        def run(self):
+            assert all(decoder() is None for decoder in decoders)
+            decoders.append(weakref.ref(self))
+            return super().run()
+
+    monkeypatch.setattr(tree_decoder, "TreeDecoder", Noted)
+    if records:
+        record_on_cpu(monkeypatch)
+    gc.disable()
+    try:
+        ours(model, examples, natural(), tokens=150)
+    finally:
+        gc.enable()
+    assert len(decoders) > 2
+
+
+def test_a_step_that_waits_for_the_gpu_is_not_recorded(models, monkeypatch, capsys):
+    """As a model's own code may; it is told once, and answers are the same."""
+    model, examples = models("llama"), make_examples(SHAPE)
+    expected = one_at_a_time(model, examples, forced())
+    monkeypatch.setattr(tree_decoder, "can_record", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", _no_graph)
+    monkeypatch.setattr(replay, "_refused", False)
+    assert_same(ours(model, examples, forced()), expected)
+    assert_same(ours(model, examples, forced()), expected)
+    told = "launched kernel by kernel: CUDA graphs failed (RuntimeError: operation not permitted)"
+    assert capsys.readouterr().out.count(told) == 1
+
+
+def _no_graph():
+    raise RuntimeError("operation not permitted\nCompile with TORCH_USE_CUDA_DSA")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -1,12 +1,12 @@
-"""Test FlexAttention and answers from trees on a CUDA GPU: `pytest -m gpu`.
+"""Test FlexAttention and answers from trees on a CUDA GPU: `pytest -m gpu`."""
 
-This was not run by us so far, for want of a GPU.
-"""
+from unittest import mock
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from dandap.answering import replay, tree_decoder
 from dandap.answering.answer import Decoding
 from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import answer_examples
@@ -58,27 +58,59 @@ def test_flex_has_the_plain_kernels_loss_and_gradients(name):
             assert (got - expected).norm() <= 1e-3 * expected.norm() + 1e-6
 
 
-@pytest.mark.parametrize("tokens", [100, 100_000])
-@pytest.mark.parametrize("name", TINY)
-def test_answers_from_trees_are_those_of_generate(name, tokens):
-    """Four articles of different lengths with one to eight questions, 16 tokens each, float32."""
-    config = named_config(name)
-    config.initializer_range = 0.2
-    torch.manual_seed(0)
-    model = (
-        AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager" if "gemma" in name else "sdpa"
-        )
-        .cuda()
-        .eval()
-    )
+def trees():
+    """Return what answers four articles of different lengths, with one to eight questions.
+
+    Answers have 16 tokens, so that steps are recorded and replayed four times.
+    """
     examples = []
+    torch.manual_seed(0)
     for article, questions in enumerate((1, 3, 8, 1)):
         context = torch.randint(3, 90, (20 + 30 * article,)).tolist()
         rows = [Row(f"{article}-{n}", str(article), "q") for n in range(questions)]
         examples += [Example(row, [*context, 90 + n, 91], []) for n, row in enumerate(rows)]
-    decoding = Decoding(stop_ids=[1, 2], pad_id=0, max_new_tokens=16, min_new_tokens=16)
-    found = dict(answer_examples(model, examples, decoding, tokens))
-    for index, example in enumerate(examples):
-        ((_, expected),) = generate_answers(model, [example.prompt_ids], decoding, 1)
-        assert found[index][0].token_ids == expected.token_ids
+    return examples, Decoding(stop_ids=[1, 2], pad_id=0, max_new_tokens=16, min_new_tokens=16)
+
+
+def random_base(name):
+    """Return a tiny base in float32 on the GPU, whose random weights are large enough to differ."""
+    config = named_config(name)
+    config.initializer_range = 0.2
+    torch.manual_seed(0)
+    plain = "eager" if "gemma" in name else "sdpa"
+    return AutoModelForCausalLM.from_config(config, attn_implementation=plain).cuda().eval()
+
+
+@pytest.mark.parametrize("tokens", [100, 100_000])
+@pytest.mark.parametrize("name", TINY)
+def test_answers_from_trees_are_those_of_generate(name, tokens):
+    """Step by step, and by CUDA graphs, which are really recorded."""
+    model, (examples, decoding) = random_base(name), trees()
+    expected = [
+        next(generate_answers(model, [example.prompt_ids], decoding, 1))[1].token_ids
+        for example in examples
+    ]
+    for records in (True, False):
+        with (
+            mock.patch.object(tree_decoder, "can_record", return_value=records),
+            mock.patch.object(replay, "_refused", False),
+        ):
+            found = dict(answer_examples(model, examples, decoding, tokens))
+            assert not replay._refused
+        assert [found[index][0].token_ids for index in range(len(examples))] == expected
+
+
+def test_what_cannot_be_recorded_is_answered_all_the_same(monkeypatch, capsys):
+    """A model that waits for the GPU in its forward, as one with code of its own may."""
+    model, (examples, decoding) = random_base("tiny-llama"), trees()
+    expected = dict(answer_examples(model, examples, decoding, 100_000))
+    monkeypatch.setattr(replay, "_refused", False)
+    model.model.layers[0].register_forward_hook(lambda module, given, out: out.sum().item())
+    for _ in range(2):
+        found = dict(answer_examples(model, examples, decoding, 100))
+        assert {index: answers[0].token_ids for index, answers in found.items()} == {
+            index: answers[0].token_ids for index, answers in expected.items()
+        }
+    assert capsys.readouterr().out.count("CUDA graphs failed") == 1
+    torch.cuda.synchronize()
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()

@@ -5,8 +5,12 @@ stay where they are. A new token sees its prompt's ancestors in them and what it
 said, which is kept beside:
 
     trunk (a row)             own (a slot per branch)
-    article | q 1 | q 2       answer 1: 2 steps so far
-                              answer 2: 2 steps so far
+    article | q 1 | q 2       answer 1: 2 steps so far, and room for more
+                              answer 2: 2 steps so far, and room for more
+
+On CUDA a step is recorded as a graph, which wants tensors that stay as large as they are: there is
+room for several steps, and stopped branches are fed on until it is used up. On a CPU there is room
+for one step, and what has stopped is closed up at once.
 
 Answers are those of `generate` (dandap/answering/generate.py), token for token in float32; in 16
 bits ties may fall otherwise.
@@ -25,6 +29,7 @@ from dandap.answering.answer import Answer, Decoding
 from dandap.answering.batches import Sequences, TreeBatching, run_batches
 from dandap.answering.generate import penalized
 from dandap.answering.grounding import Grounding
+from dandap.answering.replay import Replayed, can_record
 from dandap.base.device import computing, without_gradients
 from dandap.base.memory import READ_TOKENS
 from dandap.data.encoding import Example
@@ -35,7 +40,8 @@ from dandap.tree.packing import Part
 from dandap.tree.token_tree import collate
 from dandap.tree.transfer import send
 
-# Of max_new_tokens; short answers stop long before it, and what grows too large is halved.
+# Of max_new_tokens; short answers stop long before it, and what grows too large is halved. On CUDA
+# it is the number of steps that branches get room for at a time, too.
 EXPECTED_LENGTH = 1 / 4
 FIRST_TRIED = 16  # tokens that may keep an answer grounded; nearly always one of them does
 
@@ -80,7 +86,12 @@ def answer_examples(
 
 def new_tokens(decoding: Decoding) -> int:
     """Return what a question is expected to add to a batch: its samples, at an expected length."""
-    return decoding.samples * math.ceil(decoding.max_new_tokens * EXPECTED_LENGTH)
+    return decoding.samples * expected_length(decoding)
+
+
+def expected_length(decoding: Decoding) -> int:
+    """Return how many tokens an answer is expected to have."""
+    return math.ceil(decoding.max_new_tokens * EXPECTED_LENGTH)
 
 
 class TreeCache(DynamicCache):
@@ -89,7 +100,7 @@ class TreeCache(DynamicCache):
     dandap/tree/attention.py draws the two parts and attends to them.
     """
 
-    def __init__(self, rows: int, length: int):
+    def __init__(self, rows: int, length: int, device: torch.device):
         # Not of a config: sliding layers would drop keys by index; the masks window by position.
         super().__init__()
         self.rows, self.length = rows, length
@@ -97,6 +108,8 @@ class TreeCache(DynamicCache):
         self.reading: slice | None = None
         self.trunk: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values
         self.own: list[tuple[torch.Tensor, torch.Tensor]] = []
+        # The column of `own` that new tokens fill; on the device, where a graph finds it.
+        self.step = torch.full((1,), -1, device=device)
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         """Keep the keys and values of new tokens, and return what these tokens attend to.
@@ -114,14 +127,22 @@ class TreeCache(DynamicCache):
                 whole[self.reading, :, : states.shape[2]] = states
             return new
         # What came as tokens of a row are branches: (rows, kv_heads, branches, 1 step, size).
-        grown = tuple(states[:, :, :, None] for states in new)
-        if layer_idx == len(self.own):
-            self.own.append(grown)
-        else:
-            self.own[layer_idx] = tuple(
-                torch.cat(pair, dim=3) for pair in zip(self.own[layer_idx], grown, strict=True)
-            )
+        for whole, states in zip(self.own[layer_idx], new, strict=True):
+            whole.index_copy_(3, self.step, states[:, :, :, None])
         return tuple(map(Branched, self.trunk[layer_idx], self.own[layer_idx]))
+
+    def make_room(self, branches: int, steps: int) -> None:
+        """Give every branch room for so many more steps: zeros, which masks hide until then."""
+        for number, layer in enumerate(self.trunk):
+            rows, kv_heads, _, size = layer[0].shape
+            room = tuple(x.new_zeros(rows, kv_heads, branches, steps, size) for x in layer)
+            if number < len(self.own):
+                kept = self.own[number]
+                self.own[number] = tuple(
+                    torch.cat(pair, dim=3) for pair in zip(kept, room, strict=True)
+                )
+            else:
+                self.own.append(room)
 
     def keep_branches(self, row: torch.Tensor, slot: torch.Tensor) -> None:
         """Move branches: the one at [r, w] comes from row[r, w], slot[r, w]."""
@@ -156,7 +177,9 @@ class TreeDecoder:
         self.multiple = ALIGNED if self.device.type == "cuda" else 1
         longest = max(len(part.tree) for part in batch)
         length = -(-longest // self.multiple) * self.multiple  # as `collate` pads
-        self.cache = TreeCache(rows=len(batch), length=length)
+        self.cache = TreeCache(len(batch), length, self.device)
+        self.records = can_record(self.device)
+        self.room = expected_length(decoding) if self.records else 1
 
     @without_gradients()
     def run(self) -> dict[int, list[Answer]]:
@@ -172,8 +195,9 @@ class TreeDecoder:
             going_on = [branch for branch in live if not branch.answer.stopped]
             if not going_on or step + 1 == self.decoding.max_new_tokens:
                 break
-            # Stopped branches are no longer fed; the answers before hold them until the end.
-            if len(going_on) < len(live):
+            # Stopped branches are no longer fed; the answers before hold them until the end. A
+            # graph, which other shapes would end, has them along until room must be made anyway.
+            if step % self.room == 0 and len(going_on) < len(live):
                 left = [place for place, branch in enumerate(live) if not branch.answer.stopped]
                 chosen = chosen[self._sent(left)]
                 live = going_on
@@ -276,26 +300,37 @@ class TreeDecoder:
 
     def _feed(self, chosen: torch.Tensor, step: int) -> torch.Tensor:
         """Forward the token chosen for every live branch, and return logits (branches, vocab)."""
+        if step % self.room == 0:
+            self.cache.make_room(self.position.shape[1], self.room)
+            self.columns = step + self.room  # of own tokens
+            self.replayed = Replayed()
+        return self.replayed(self._step, chosen) if self.records else self._step(chosen)
+
+    def _step(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Do what `_feed` says, with nothing that depends on the step but tensors' contents."""
         ids = torch.full_like(self.position, self.decoding.pad_id)
         ids.view(-1).index_copy_(0, self.slots, chosen)
-        self.position = self.position + 1
+        self.position += 1
+        self.cache.step += 1
         masks = {
-            kind: additive(self._sees_within(window, step), self.model.dtype)
+            kind: additive(self._sees_within(window), self.model.dtype)
             for kind, window in self.windows.items()
         }
         return self._forward(ids, self.position, masks.get("", masks), self.slots)
 
-    def _sees_within(self, window: int | None, step: int) -> torch.Tensor:
+    def _sees_within(self, window: int | None) -> torch.Tensor:
         """Return what the new tokens see, (rows, slots, columns and steps).
 
         They see their part of the tree and all that their branch has said, both within the window.
         """
         # How many steps ago each own token was said, the oldest first; all branches are as old.
-        age = torch.arange(step, -1, -1, device=self.device).expand(*self.position.shape, -1)
+        # Below zero are those still to come.
+        age = self.cache.step - torch.arange(self.columns, device=self.device)
+        age = age.expand(*self.position.shape, -1)
         if window is None:
             return torch.cat([self.sees, age >= 0], dim=-1)
         near = self.position[:, :, None] - self.column_position[:, None] < window
-        return torch.cat([self.sees & near, age < window], dim=-1)
+        return torch.cat([self.sees & near, (age >= 0) & (age < window)], dim=-1)
 
     def _forward(self, ids, positions, mask, at) -> torch.Tensor:
         """Return the logits of some positions in float32, (positions, vocab)."""
@@ -337,6 +372,8 @@ class TreeDecoder:
         return chosen
 
     def _append(self, branch: Branch, token: int, log_probability: float) -> None:
+        if branch.answer.stopped:
+            return  # fed along with those that go on
         branch.answer.token_ids.append(token)
         branch.answer.log_probability += log_probability
         branch.answer.stopped = token in self.decoding.stop_ids
@@ -352,6 +389,9 @@ class TreeDecoder:
         likeliest = scores.topk(min(FIRST_TRIED, scores.shape[1])).indices
         tokens, log_probabilities = _fetched(likeliest.T, logits)  # (tried, branches)
         for number, branch in enumerate(live):
+            if branch.answer.stopped:
+                chosen.append(self.decoding.stop_ids[0])
+                continue
             context = self.examples[branch.index].context
             left = self.decoding.max_new_tokens - len(branch.answer.token_ids)
             pick = partial(

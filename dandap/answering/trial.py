@@ -47,7 +47,9 @@ def why_no_tree(model: PreTrainedModel, decoding: Decoding) -> str | None:
     )
     part = Part([0, 1], grow((example.prompt_ids, decoding.stop_ids[:1]) for example in examples))
     try:
-        decoder = _RecordingDecoder(model.eval(), [part], examples, trial, None)
+        decoder = _RememberingDecoder(model.eval(), [part], examples, trial, None)
+        if decoder.records:
+            decoder.room = STEPS  # else no step would be replayed
         answers = decoder.run()
     except torch.OutOfMemoryError as error:
         raise InputError(out_of_memory("a trial of 40 tokens")) from error
@@ -70,12 +72,13 @@ def why_no_tree(model: PreTrainedModel, decoding: Decoding) -> str | None:
     return None
 
 
-class _RecordingDecoder(TreeDecoder):
+class _RememberingDecoder(TreeDecoder):
     """Keeps the logits of every step, (branches, vocab)."""
 
     def _take_tokens(self, live, logits, step):
-        # A trial ends for all branches at once, so these are in the order of the examples.
-        self.logits = [*getattr(self, "logits", []), logits]
+        # A trial ends for all branches at once, so these are in the order of the examples. A copy:
+        # the next replay writes over them.
+        self.logits = [*getattr(self, "logits", []), logits.clone()]
         return super()._take_tokens(live, logits, step)
 
 
