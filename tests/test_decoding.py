@@ -136,12 +136,12 @@ def test_answers_equal_generate(models, family, quantization, adapter):
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_replayed_steps_answer_as_generate(models, monkeypatch, family, quantization, adapter):
-    """As on CUDA: shapes last for five steps, stopped branches are fed along, Python is not run."""
+    """As on CUDA: shapes last for 16 steps, stopped branches are fed along, Python is not run."""
     model, examples = models(family, quantization, adapter), make_examples(SHAPE)
     record_on_cpu(monkeypatch)
     for decoding in (natural(), forced(), natural(max_new_tokens=40)):
         assert_same(ours(model, examples, decoding), one_at_a_time(model, examples, decoding))
-    # Of five steps the first runs as it is; of forced answers' fifteen, three times four replay.
+    # Of forced answers' fifteen steps the first runs as it is and the others replay.
     assert recorded.replays > 20
 
 

@@ -100,12 +100,16 @@ def test_answers_from_trees_are_those_of_generate(name, tokens):
         assert [found[index][0].token_ids for index in range(len(examples))] == expected
 
 
+def wait(module, given, out):
+    out.sum().item()
+
+
 def test_what_cannot_be_recorded_is_answered_all_the_same(monkeypatch, capsys):
     """A model that waits for the GPU in its forward, as one with code of its own may."""
     model, (examples, decoding) = random_base("tiny-llama"), trees()
     expected = dict(answer_examples(model, examples, decoding, 100_000))
     monkeypatch.setattr(replay, "_refused", False)
-    model.model.layers[0].register_forward_hook(lambda module, given, out: out.sum().item())
+    model.model.layers[0].register_forward_hook(wait)
     for _ in range(2):
         found = dict(answer_examples(model, examples, decoding, 100))
         assert {index: answers[0].token_ids for index, answers in found.items()} == {

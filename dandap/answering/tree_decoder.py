@@ -17,7 +17,6 @@ bits ties may fall otherwise.
 """
 
 import hashlib
-import math
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,7 +30,7 @@ from dandap.answering.generate import penalized
 from dandap.answering.grounding import Grounding
 from dandap.answering.replay import Replayed, can_record
 from dandap.base.device import computing, without_gradients
-from dandap.base.memory import READ_TOKENS
+from dandap.base.memory import READ_TOKENS, expected_length
 from dandap.data.encoding import Example
 from dandap.tree.attention import Branched, branching
 from dandap.tree.logits import logits_at
@@ -40,9 +39,6 @@ from dandap.tree.packing import Part
 from dandap.tree.token_tree import collate
 from dandap.tree.transfer import send
 
-# Of max_new_tokens; short answers stop long before it, and what grows too large is halved. On CUDA
-# it is the number of steps that branches get room for at a time, too.
-EXPECTED_LENGTH = 1 / 4
 FIRST_TRIED = 16  # tokens that may keep an answer grounded; nearly always one of them does
 
 
@@ -80,18 +76,9 @@ def answer_examples(
     def work(batch: list[Part]) -> dict[int, list[Answer]]:
         return TreeDecoder(model, batch, examples, decoding, grounding).run()
 
-    batching = TreeBatching(examples, sequences, new_tokens(decoding))
+    new = decoding.samples * expected_length(decoding.max_new_tokens)
+    batching = TreeBatching(examples, sequences, new)
     yield from run_batches(batching, len(examples), tokens_per_batch, work, done)
-
-
-def new_tokens(decoding: Decoding) -> int:
-    """Return what a question is expected to add to a batch: its samples, at an expected length."""
-    return decoding.samples * expected_length(decoding)
-
-
-def expected_length(decoding: Decoding) -> int:
-    """Return how many tokens an answer is expected to have."""
-    return math.ceil(decoding.max_new_tokens * EXPECTED_LENGTH)
 
 
 class TreeCache(DynamicCache):
@@ -179,7 +166,8 @@ class TreeDecoder:
         length = -(-longest // self.multiple) * self.multiple  # as `collate` pads
         self.cache = TreeCache(len(batch), length, self.device)
         self.records = can_record(self.device)
-        self.room = expected_length(decoding) if self.records else 1
+        # Steps that branches get room for at a time.
+        self.room = expected_length(decoding.max_new_tokens) if self.records else 1
 
     @without_gradients()
     def run(self) -> dict[int, list[Answer]]:

@@ -344,7 +344,8 @@ def answering_memory(
             pass
     before = estimate_inference(chosen, empty_model(config), tokens, dtype.itemsize)
     # For as many branches as there were; a plan is for prompts that share nothing, with more.
-    each = tokens / len(examples) - chosen.samples * chosen.max_new_tokens / 4
+    new = memory.expected_length(chosen.max_new_tokens)
+    each = tokens / len(examples) - chosen.samples * new
     with mock.patch.object(memory, "QUESTION_TOKENS", each):
         estimate = estimate_inference(chosen, empty_model(config), tokens, dtype.itemsize)
     if merged:
