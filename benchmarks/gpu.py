@@ -23,6 +23,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from typing import ClassVar
 from unittest import mock
 
 import torch
@@ -33,7 +34,7 @@ from transformers import PreTrainedModel
 from benchmarks.machine import describe_machine, random_model
 from benchmarks.material import made_up
 from dandap import ROOT
-from dandap.answering import replay
+from dandap.answering import replay, tree_decoder
 from dandap.answering.answer import Decoding
 from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import answer_examples
@@ -231,12 +232,37 @@ def answers_by_trees(model: PreTrainedModel, form: str, tokens: int) -> dict:
     """Answer by recorded steps and kernel by kernel, which must say the same."""
     trial = why_no_tree(model, DECODING) or "passed"
     by_graph, replayed = timed_answers(by_trees, model, tokens)
+    by_graph |= seconds_of_steps(model, tokens)
     # The same tensors, launched kernel by kernel: so that answers are equal to the bit.
     with mock.patch.object(replay, "recorded", return_value=None):
         by_kernel, launched = timed_answers(by_trees, model, tokens)
+        by_kernel |= seconds_of_steps(model, tokens)
     same = sum(replayed[index] == launched[index] for index in launched)
     compared = {"trial": trial, "as_without_graphs": f"{same} of {len(launched)}"}
     return {form: by_graph | compared, f"{form}, without graphs": by_kernel}
+
+
+class TimedDecoder(tree_decoder.TreeDecoder):
+    """Notes how long each step takes, with a wait for the GPU after it."""
+
+    seconds: ClassVar[list[float]] = []
+
+    def _feed(self, chosen, step):
+        started = time.perf_counter()
+        logits = super()._feed(chosen, step)
+        torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - started)
+        return logits
+
+
+def seconds_of_steps(model: PreTrainedModel, tokens: int) -> dict:
+    """Return the seconds of the first step, of the second, which records, and of a later one."""
+    TimedDecoder.seconds.clear()
+    with mock.patch.object(tree_decoder, "TreeDecoder", TimedDecoder):
+        by_trees(model, tokens)
+    first, second, *later = TimedDecoder.seconds
+    named = {"first_step": first, "second": second, "a_step": statistics.median(later)}
+    return {name: round(seconds, 4) for name, seconds in named.items()}
 
 
 def timed_answers(
