@@ -1,9 +1,11 @@
 """Answers from trees against transformers' generate, one prompt at a time, token for token."""
 
+import contextlib
 import gc
 import random
 import re
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -193,6 +195,40 @@ def test_a_step_that_waits_for_the_gpu_is_not_recorded(models, monkeypatch, caps
     assert_same(ours(model, examples, forced()), expected)
     told = "launched kernel by kernel: CUDA graphs failed (RuntimeError: operation not permitted)"
     assert capsys.readouterr().out.count(told) == 1
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_recording_that_runs_out_of_memory_halves_the_batch(models, monkeypatch, capsys, hidden):
+    """And the smaller batches are recorded: a lack of memory is no refusal."""
+    model, examples = models("llama"), make_examples(SHAPE)
+    expected = one_at_a_time(model, examples, forced())
+    real, short = replay.recorded, iter([True])
+    record_on_cpu(monkeypatch)
+
+    @contextlib.contextmanager
+    def graph(graph, capture_error_mode):
+        try:
+            yield
+        finally:
+            if hidden:
+                raise RuntimeError("the capture was invalidated")
+
+    def recorded_at_last(work):
+        return real(partial(fail, work)) if next(short, False) else recorded(work)
+
+    def fail(work):
+        work()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(replay, "recorded", recorded_at_last)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    assert_same(ours(model, examples, forced()), expected)
+    assert capsys.readouterr().out.count("out of memory with") == 1
+    assert recorded.replays > 20
+    assert not replay._refused
 
 
 def _no_graph():

@@ -65,9 +65,10 @@ def recorded(work: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor] | N
             torch.cuda.graph(graph, capture_error_mode="thread_local"),
         ):
             output = work()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        # Where memory ran out, ending the recording may fail in its turn and hide it.
+        if torch.OutOfMemoryError in (type(error), type(error.__context__)):
+            raise torch.OutOfMemoryError("no memory to record a step") from error
         _refused = True
         print(f"tokens are launched kernel by kernel: CUDA graphs failed ({first_line(error)})")
         return None
