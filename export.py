@@ -112,7 +112,7 @@ def choose(arguments: argparse.Namespace) -> inference.Source:
     source = inference.with_options(inference.choose(arguments), arguments)
     chosen = chosen_options(arguments)
     options = {name: value for name, value in chosen.items() if name in OPTIONS}
-    recipe = make_recipe(source.recipe.model_dump() | options, "the command line")
+    recipe = make_recipe(source.recipe.model_dump() | options, str(source.run.path), options)
 
     from dandap.exporting.weights import with_dtype  # with torch
 

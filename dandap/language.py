@@ -53,6 +53,11 @@ def translated(message: str) -> str:
         return message
     if message in korean("texts"):
         return korean("texts")[message]
+    lines = message.split("\n")
+    if len(lines) > 1:  # several messages, as of a recipe's wrong values
+        each = [translated(line) for line in lines]
+        if all(ours != line for ours, line in zip(each, lines, strict=True)):
+            return "\n".join(each)
     for pattern, said in _patterns():
         if found := pattern.fullmatch(message):
             fields = found.groupdict()

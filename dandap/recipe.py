@@ -4,6 +4,7 @@ YAML files, the command line and --help all come from `Recipe`.
 """
 
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal
 
@@ -300,7 +301,7 @@ class Recipe(BaseModel):
             return value
         pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
         if not all(equals for _, equals, _ in pairs):
-            raise ValueError("write NAME=COLUMN pairs with commas between them")
+            raise ValueError("NAME=COLUMN pairs with commas between them")
         return {name.strip(): column.strip() for name, _, column in pairs}
 
     @field_validator("lora_target_modules", mode="before")
@@ -310,7 +311,7 @@ class Recipe(BaseModel):
         if isinstance(value, str) and value != "all-linear":
             value = [name.strip() for name in value.split(",") if name.strip()]
         if value == []:
-            raise ValueError("name at least one module, or all-linear")
+            raise ValueError("names of modules with commas between them, or all-linear")
         return value
 
     @field_validator("choices", mode="before")
@@ -321,7 +322,7 @@ class Recipe(BaseModel):
             return value or []
         choices = [choice.strip() for choice in value.split(",") if choice.strip()]
         if not choices:
-            raise ValueError("name answers with commas between them, or none")
+            raise ValueError("answers with commas between them, or none")
         return choices
 
     @field_validator("report_to", mode="before")
@@ -348,7 +349,7 @@ class Recipe(BaseModel):
     def _tokens_positive(cls, value: Any) -> Any:
         # A limit of the field would be compared with the word auto, too.
         if value != "auto" and value < 1:
-            raise ValueError("expected auto or at least 1")
+            raise ValueError("auto or a whole number from 1 on")
         return value
 
     @model_validator(mode="after")
@@ -413,9 +414,8 @@ def load_recipe(name: str | None, options: dict[str, Any]) -> Recipe:
 
     What neither the file nor the command line's options set is as the defaults have it.
     """
-    return make_recipe(
-        {**(_resolved(find_recipe(name)) if name else {}), **options}, name or "the command line"
-    )
+    values = _resolved(find_recipe(name)) if name else {}
+    return make_recipe({**values, **options}, name or "the command line", options)
 
 
 def _resolved(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -452,8 +452,11 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def make_recipe(values: dict[str, Any], where: str) -> Recipe:
-    """Return a checked Recipe; an InputError says of each wrong value what was got and expected."""
+def make_recipe(values: dict[str, Any], where: str, options: Container[str] = ()) -> Recipe:
+    """Return a checked Recipe; an InputError says of each wrong value what was got and expected.
+
+    `where` is what it blames, but for the values that the command line's `options` set.
+    """
     for key in values:
         if key not in Recipe.model_fields:
             raise InputError(
@@ -470,9 +473,8 @@ def make_recipe(values: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe(**values)
     except ValidationError as error:
-        raise InputError(
-            f"{where}: " + "; ".join(_problem(details) for details in error.errors())
-        ) from error
+        problems = [_problem(details, where, options) for details in error.errors()]
+        raise InputError("\n".join(problems)) from error
 
 
 def _found(name: str) -> str:
@@ -484,20 +486,47 @@ def _found(name: str) -> str:
     return str(ROOT / name) if elsewhere else name
 
 
-def _problem(details: dict) -> str:
-    """Say one of pydantic's errors in our words: the field, what was got and what was expected."""
-    # An error of the whole recipe has no field; its message says all.
-    field = str(details["loc"][0]) if details["loc"] else ""
-    expected = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if not field:
-        return expected
-    reason = Recipe.model_fields[field].description
+# What pydantic's types of errors expect, in our words; {gt} and the like are the field's limits.
+EXPECTED = {
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "list_type": "a list",
+    "dict_type": "names with values",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number from {ge} on",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number up to {le}",
+    "literal_error": "one of {expected}",
+}
+
+
+def _problem(details: dict, where: str, options: Container[str]) -> str:
+    """Say one of pydantic's errors in our words: who set what, and what was expected."""
+    # An error of the whole recipe has no field; its message says all but whose it is.
+    said = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if not details["loc"]:
+        return said if options else f"{where}: {said}"
+    field = str(details["loc"][0])
+    if details["type"] in EXPECTED:
+        limits = details.get("ctx", {})
+        # Literals come as "'nf4' or 'none'".
+        limits = {name: str(limit).replace(" or ", ", ") for name, limit in limits.items()}
+        said = EXPECTED[details["type"]].format(**limits)
+    source = f"--{field}" if field in options else f"{where}: {field}"
     got = (
         repr(details["input"])
         if _is_short(details["input"])
         else f"a {type(details['input']).__name__}"
     )
-    return f"{field}: got {got}, expected {expected} ({reason})"
+    return f"{source}: got {got}, expected {said} ({Recipe.model_fields[field].description})"
 
 
 def _is_short(value: Any) -> bool:

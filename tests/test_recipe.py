@@ -168,22 +168,34 @@ def test_an_unknown_key_is_told_the_right_one(key, right):
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("lora_r", "0", "lora_r: got '0', expected greater than or equal to 1"),
-        ("learning_rate", "-1", "learning_rate: got '-1', expected greater than 0"),
-        ("learning_rate", "fast", "learning_rate: got 'fast', expected a valid number"),
+        ("lora_r", "0", "--lora_r: got '0', expected a number from 1 on"),
+        ("lora_r", "1.5", "--lora_r: got '1.5', expected a whole number"),
+        ("lora_r", "9" * 5000, "--lora_r: got '9+', expected a smaller number"),
+        ("learning_rate", "-1", "--learning_rate: got '-1', expected a number above 0"),
+        ("learning_rate", "fast", "--learning_rate: got 'fast', expected a number"),
         ("epochs", "inf", "expected a finite number"),
-        ("quantization", "int8", "'nf4' or 'none'"),
-        ("validation_fraction", "1", "less than 1"),
+        ("quantization", "int8", "--quantization: got 'int8', expected one of 'nf4', 'none'"),
+        ("validation_fraction", "1", "expected a number below 1"),
+        ("grounded", "maybe", "expected true or false"),
         ("max_new_tokens", "4000", "leaves no room for a prompt"),
-        ("columns", "본문", "NAME=COLUMN pairs"),
-        ("lora_target_modules", "", "at least one module"),
-        ("tokens_per_batch", "0", "tokens_per_batch"),
-        ("choices", " , ,", "name answers with commas"),
+        ("columns", "본문", "expected NAME=COLUMN pairs"),
+        ("lora_target_modules", "", "expected names of modules"),
+        ("tokens_per_batch", "0", "expected auto or a whole number from 1 on"),
+        ("choices", " , ,", "expected answers with commas"),
     ],
 )
 def test_out_of_range_values(field, value, expected):
     with pytest.raises(InputError, match=expected):
         load_recipe(None, {field: value})
+
+
+def test_who_set_a_wrong_value_is_blamed(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("lora_r: 0\nepochs: x\n")
+    with pytest.raises(InputError) as error:
+        load_recipe(str(path), {"epochs": "many"})
+    blamed = [problem.split(" got")[0] for problem in str(error.value).split("\n")]
+    assert sorted(blamed) == ["--epochs:", f"{path}: lora_r:"]
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1", "\x00"])

@@ -143,7 +143,7 @@ def choose_recipe(run: RunFolder, arguments: argparse.Namespace) -> Recipe:
     options = {
         name: value for name, value in chosen_options(arguments).items() if name in ANSWERING
     }
-    recipe = make_recipe(recipe.model_dump() | options, "the command line")
+    recipe = make_recipe(recipe.model_dump() | options, str(run.path), options)
     confirm_remote_code(recipe, "trust_remote_code" in options)
     return recipe
 

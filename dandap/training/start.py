@@ -105,7 +105,7 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
     changed = (
         load_recipe(arguments.recipe, options)
         if arguments.recipe
-        else make_recipe(saved.model_dump() | options, "--resume")
+        else make_recipe(saved.model_dump() | options, "--resume", options)
     )
     different = []
     for field in type(saved).model_fields:
