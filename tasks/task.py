@@ -193,10 +193,15 @@ class Task:
         return []
 
     def evaluation(self, scores: dict) -> str:
-        """Return the scores of one evaluation while training, for a line."""
+        """Return the scores of one evaluation while training, and what answers look like.
+
+        It is the end of a line.
+        """
         return (
             f"{self.with_interval(self.headline[0], scores)}  exact match "
-            f"{scores['exact_match']:.4f}"
+            f"{scores['exact_match']:.4f}  "
+            f"length {scores['mean_length']:.1f}  stopped {scores['stopped']:.0%}  "
+            f"spans {scores['spans']:.0%}  repeating {scores['repeating']:.0%}"
         )
 
     def with_interval(self, score: str, scores: dict, share: str = "") -> str:

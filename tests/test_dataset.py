@@ -88,7 +88,7 @@ BAD_CSV = {
     "a misspelt column": ([["id", "contxt", "question", "answer"], GOOD], "Did you mean 'contxt'"),
     "a repeated column": ([["id", "context", "question", "context"], GOOD], "more than once"),
     "a header only": ([HEADER], "holds no questions"),
-    "duplicate ids": ([HEADER, GOOD, GOOD], "1 ids more than once: 'a'"),
+    "duplicate ids": ([HEADER, GOOD, GOOD], r"ids more than once \(1\): 'a'"),
     "an empty question": ([HEADER, ["a", "b", " ", "d"]], "line 2: question is empty"),
     "an empty context": ([HEADER, ["a", "", "c", "d"]], "line 2: context is empty"),
     "a missing answer": ([HEADER, GOOD, ["b", "b", "c", ""]], "id b.*no answer"),

@@ -547,7 +547,10 @@ BAD_DATA = {
     "a misspelt column": ("id,contxt,question,answer\na,b,c,d\n", "Did you mean 'contxt'"),
     "no answers": ("id,context,question\na,b,c\n", "no column 'answer'"),
     "a missing answer": ("id,context,question,answer\na,b,c,\n", "id a.*no answer"),
-    "duplicate ids": ("id,context,question,answer\na,b,c,d\na,b,c,d\n", "1 ids more than once"),
+    "duplicate ids": (
+        "id,context,question,answer\na,b,c,d\na,b,c,d\n",
+        r"ids more than once \(1\)",
+    ),
     "broken quotes": ('id,context,question,answer\na,"b,c,d\n', "quotation mark"),
     "empty": ("", "is empty"),
 }

@@ -73,6 +73,7 @@ class Machine:
     free: float | None  # bytes; None on CPU, where a plan is not refused for memory
     flex: bool = False  # FlexAttention in training; otherwise the kernel the model is loaded with
     answer_share: float = ANSWER_SHARE  # of the tokens forwarded in training
+    is_here: bool = True  # and no GPU that --plan is asked about
 
 
 def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -425,7 +426,7 @@ def fit_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training:
                     machine.device, machine.dtype, tokens, on, estimate, machine.free, machine.flex
                 )
                 return plan if training else merged_if_it_fits(recipe, plan)
-    way_out = _way_out(recipe, estimate, machine.free, training)
+    way_out = _way_out(recipe, estimate, machine, training)
     error = DoesNotFit(
         f"{recipe.model} needs about {estimate}; {machine.free / GB:.1f} GB are free. Way out: "
         f"{way_out}."
@@ -473,7 +474,7 @@ def plan_for_size(recipe: Recipe, config: PretrainedConfig, gpu_memory: float) -
         torch.bfloat16 if recipe.compute_dtype == "auto" else getattr(torch, recipe.compute_dtype)
     )
     flex = recipe.read_once and recipe.attention in ("auto", "flex") and gpu_memory > 16 * GB
-    machine = Machine(torch.device("cuda"), dtype, gpu_memory, flex)
+    machine = Machine(torch.device("cuda"), dtype, gpu_memory, flex, is_here=False)
     return fit_plan(recipe, empty_model(config, recipe.trust_remote_code), machine, training=True)
 
 
@@ -510,15 +511,15 @@ def lower_memory(recipe: Recipe, plan: Plan) -> str:
     )
 
 
-def _way_out(recipe: Recipe, estimate: MemoryEstimate, free: float, training: bool) -> str:
+def _way_out(recipe: Recipe, estimate: MemoryEstimate, machine: Machine, training: bool) -> str:
     """Return what would lower the estimate, the strongest first."""
-    steps = ["free the GPU (nvidia-smi shows who uses it)"]
+    steps = ["free the GPU (nvidia-smi shows who uses it)"] if machine.is_here else []
     if training and recipe.quantization == "none":
         steps.append("--quantization nf4")
     if training and recipe.gradient_checkpointing is False:
         steps.append("--gradient_checkpointing true")
     # A shorter batch helps only where base and adapter alone would fit.
-    if training and estimate.total - estimate.activations < free:
+    if training and estimate.total - estimate.activations < machine.free:
         if recipe.tokens_per_batch != "auto":
             steps.append("--tokens_per_batch auto")
         steps.append(f"--max_length {recipe.max_length // 2}")

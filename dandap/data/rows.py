@@ -86,7 +86,7 @@ def refuse_duplicate_ids(rows: list[Row], path: Path) -> None:
     repeated = [row_id for row_id, count in Counter(row.id for row in rows).items() if count > 1]
     if repeated:
         raise InputError(
-            f"{path} has {len(repeated)} ids more than once: {short_list(repeated, 5)}. Every "
+            f"{path} has ids more than once ({len(repeated)}): {short_list(repeated, 5)}. Every "
             "question needs its own."
         )
 

@@ -145,7 +145,7 @@ class KeepBest(TrainerCallback):
                 self.metrics_file,
                 {"step": state.global_step, "epoch": round(state.epoch, 4), "evaluation": scores},
             )
-            print(evaluation_line(state, self.task.evaluation(scores), scores, loss))
+            print(evaluation_line(state, self.task.evaluation(scores), loss))
             track_scores(self.trackers, args, state, control, scores)
         if best_step(state) == state.global_step:
             control.should_save = True
@@ -165,11 +165,7 @@ class KeepBest(TrainerCallback):
         )
 
 
-def evaluation_line(state: TrainerState, told: str, scores: dict, loss: float | None) -> str:
-    """Return one row of the table of evaluations; `told` are the scores as the task has them."""
-    return (
-        f"step {state.global_step:>6}/{state.max_steps}  "
-        f"{'' if loss is None else f'loss {loss:.4f}  '}{told}  "
-        f"length {scores['mean_length']:.1f}  stopped {scores['stopped']:.0%}  "
-        f"spans {scores['spans']:.0%}  repeating {scores['repeating']:.0%}"
-    )
+def evaluation_line(state: TrainerState, told: str, loss: float | None) -> str:
+    """Return one row of the table of evaluations; `told` is what the task says of them."""
+    loss_said = "" if loss is None else f"loss {loss:.4f}  "
+    return f"step {state.global_step:>6}/{state.max_steps}  {loss_said}{told}"

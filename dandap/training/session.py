@@ -151,9 +151,14 @@ def tell_saving(job: Job) -> None:
     articles = len({example.row.article for example in examples})
     print(
         f"reading once: {len(examples):,} questions on {articles:,} articles: "
-        f"{every_time / 1e6:.2f} M -> {once / 1e6:.2f} M tokens per epoch "
+        f"{short_count(every_time)} -> {short_count(once)} tokens per epoch "
         f"({every_time / once:.1f}x fewer)"
     )
+
+
+def short_count(tokens: int) -> str:
+    """Return a number of tokens in millions, or whole where that would be 0.00 M to 0.01 M."""
+    return f"{tokens / 1e6:.2f} M" if tokens >= 20_000 else f"{tokens:,}"
 
 
 def tell_few_steps(job: Job) -> None:
