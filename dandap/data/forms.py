@@ -26,8 +26,8 @@ def column_names(
 ) -> dict[str, str]:
     """Return the file's names by our names, for those that the file has.
 
-    Case, spaces, invisible characters and decomposed Hangul do not count. InputError names a
-    required or mapped column that is missing, and one of ours that stands there twice.
+    Case, spaces, invisible characters and decomposed Hangul do not count. InputError names the
+    required or mapped columns that are missing, and one of ours that stands there twice.
     """
     found = list(found)
     by_key: dict[str, list[str]] = {}
@@ -48,14 +48,18 @@ def column_names(
         names["id"] = next((name for name in map(find, ALSO_IDS) if name), None)
     if names["answers"]:
         required = tuple(name for name in required if name != "answer")
-    for ours, theirs in names.items():
-        wanted = columns.get(ours, ours)
-        if theirs is None and (ours in required or ours in columns):
-            raise InputError(
-                f"{path} has no column {wanted!r}; it has {short_list(found)}."
-                f"{nearest(wanted, found[:1000])} Rename the column, or map it with columns: "
-                f"{{{ours}: NAME}} (--columns {ours}=NAME)."
-            )
+    missing = [
+        ours
+        for ours, theirs in names.items()
+        if theirs is None and (ours in required or ours in columns)
+    ]
+    if missing:
+        wanted = [columns.get(ours, ours) for ours in missing]
+        hints = "".join(nearest(name, found[:1000]) for name in wanted)
+        raise InputError(
+            f"{path} has no column {short_list(wanted)}; it has {short_list(found)}.{hints} "
+            f"Rename yours, or map them: --columns {','.join(f'{ours}=NAME' for ours in missing)}."
+        )
     return {ours: theirs for ours, theirs in names.items() if theirs is not None}
 
 
