@@ -59,6 +59,7 @@ PARTS = {
     "first step": "step ",
 }
 EVERY = 1.0  # seconds between two looks at the memory: each takes some milliseconds a gigabyte
+CHANGED = 0.05  # of a process's memory: more does not come while it is looked at
 
 
 def start(file: Path, kept: Path) -> dict[str, float]:
@@ -95,12 +96,14 @@ class Peak:
     def _look(self) -> None:
         while not self.stopped.wait(EVERY):
             with suppress(psutil.NoSuchProcess):
-                before = self.process.children(recursive=True)
-                used = sum(each.memory_full_info().pss for each in [self.process, *before])
-                # A page counts in parts to those that share it: where one came or went between two
-                # looks, its pages would count twice.
-                if before == self.process.children(recursive=True):
-                    self.most = max(self.most, used)
+                children = self.process.children(recursive=True)
+                own, *others, again = (
+                    each.memory_full_info().pss for each in [self.process, *children, self.process]
+                )
+                # A page counts in parts to those that share it: where a process came or went while
+                # they were looked at, its pages would count twice, and the parent's part changes.
+                if abs(again - own) < CHANGED * own:
+                    self.most = max(self.most, own + sum(others))
 
     def stop(self) -> float:
         """Return the most that was seen, in GB."""
