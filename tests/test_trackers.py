@@ -49,6 +49,23 @@ def test_a_tracker_gets_the_steps_and_the_evaluations(tmp_path, monkeypatch):
     assert any("eval_char_f1" in logs for _, logs in recorder.sent)
 
 
+def test_a_tracker_that_cannot_be_started_is_told_without_a_traceback(tmp_path, monkeypatch):
+    """As MLflow's where its server is away."""
+
+    class Away(Recorder):
+        def setup(self, args, state, model):
+            raise ConnectionError("http://localhost:5000 is away\nand more")
+
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            self.setup(args, state, model)
+
+    monkeypatch.setitem(trackers.INTEGRATION_TO_CALLBACK, "mlflow", Away)
+    monkeypatch.setattr(session, "refuse_missing_trackers", str)
+    options = ["--output_dir", str(tmp_path), "--report_to", "mlflow"]
+    with pytest.raises(InputError, match=r"mlflow could not be started .*is away\)\. Correct"):
+        fine_tune.main([*LEARNED, *options])
+
+
 def test_a_tracker_that_is_not_installed_is_refused_at_once(tmp_path):
     with pytest.raises(InputError, match="wandb is not installed: pip install wandb"):
         fine_tune.main([*LEARNED, "--output_dir", str(tmp_path), "--report_to", "wandb"])
