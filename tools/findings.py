@@ -105,9 +105,9 @@ def tell(findings: Findings, title: str) -> None:
     tables, pictures = findings.tables, findings.pictures
     report = write_page(findings.folder, PAGE, title, tables=tables, pictures=pictures, cell=_cell)
     for name, rows in tables.items():
-        print(name)
+        print(translated(name))
         for row in rows:
-            print("  " + "  ".join(map(_cell, row)))
+            print("  " + "  ".join(translated(_cell(value)) for value in row))
     print(f"report: {report}")
 
 
