@@ -81,6 +81,23 @@ def bases(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Return a headless Chromium; tests are skipped where there is none."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("chromium is missing")
+    quiet = (
+        "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+        "--disable-background-networking --disable-component-update"
+    )
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=quiet.split())
+        yield opened
+        opened.close()
+
+
 # Two processes as the README starts them, on CPUs too: `--cpu --num_processes 2` starts one.
 LAUNCH = [
     *(sys.executable, "-m", "accelerate.commands.launch"),

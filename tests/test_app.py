@@ -502,22 +502,6 @@ def test_the_gate_closes_websockets():
 # In a browser.
 
 
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("chromium is missing")
-    quiet = (
-        "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-        "--disable-background-networking --disable-component-update"
-    )
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=quiet.split())
-        yield opened
-        opened.close()
-
-
 class Server:
     """Runs app.py as a person starts it."""
 

@@ -14,6 +14,7 @@ import metrics
 from dandap import language
 from dandap.data.korean import question_kind
 from dandap.runs import plots
+from dandap.runs.page import write_page
 from dandap.runs.report import (
     Report,
     _smooth,
@@ -27,6 +28,7 @@ from dandap.runs.report import (
 )
 from tasks import TASKS
 from tests.reliability.hostile import HOSTILE
+from tools.findings import PAGE as EXPLORED
 
 CONTEXT = "본사는 부산에 있다. 매출은 1,240억 원이다. 대표는 김철수다."
 
@@ -182,6 +184,31 @@ def glyphs_of(page):
     """Return the characters that a page's own font has, and the font in base64."""
     (data,) = re.findall(r'url\("data:font/woff;base64,([^"]+)"', page)
     return {chr(code) for code in TTFont(io.BytesIO(base64.b64decode(data))).getBestCmap()}, data
+
+
+@pytest.mark.slow
+def test_a_browser_draws_all_korean_by_the_font_of_the_page(tmp_path, browser):
+    """The first words, too, which were boxes where the machine has no Korean font."""
+    words = ("크기", "질문", "얼마 (how much)", "답변", "기사당 질문 수")
+    rows = [(word, "1") for word in words]
+    tables = {"크기": rows, "학습": rows, "한 번만 읽기": rows}
+    page = write_page(tmp_path, EXPLORED, "제목 train.csv", tables=tables, pictures=[], cell=str)
+    with browser.new_page() as opened:
+        opened.goto(page.as_uri())
+        opened.wait_for_timeout(500)
+        session = opened.context.new_cdp_session(opened)
+        session.send("DOM.enable")
+        session.send("CSS.enable")
+        root = session.send("DOM.getDocument")["root"]["nodeId"]
+        where = {"nodeId": root, "selector": "h1, h2, td:first-child"}
+        nodes = session.send("DOM.querySelectorAll", where)["nodeIds"]
+        assert len(nodes) == 1 + 4 + 3 * len(words)
+        for node in nodes:
+            text = session.send("DOM.getOuterHTML", {"nodeId": node})["outerHTML"]
+            fonts = session.send("CSS.getPlatformFontsForNode", {"nodeId": node})["fonts"]
+            own = sum(font["glyphCount"] for font in fonts if font["isCustomFont"])
+            hangul = len(re.findall("[가-힣]", text))
+            assert own == hangul, (text, fonts)
 
 
 def test_a_page_brings_the_korean_glyphs_that_it_uses(tmp_path):

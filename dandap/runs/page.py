@@ -62,6 +62,8 @@ def font_face(text: str) -> str:
     subset.save_font(font, written, options)
     data = base64.b64encode(written.getvalue()).decode()
     return (
-        '@font-face { font-family: "Dandap Hangul"; '
+        # First in the style's list, and for these characters alone: behind the system's fonts
+        # Chromium drew the first words of a page as boxes, and left them so.
+        '@font-face { font-family: "Dandap Hangul"; unicode-range: U+80-10FFFF; '
         f'src: url("data:font/woff;base64,{data}") format("woff"); }}'
     )
