@@ -134,6 +134,15 @@ def test_errors_come_in_korean(tmp_path, capsys):
     assert said.startswith("error: ") and "holds no finished run" in said
 
 
+def test_what_a_file_holds_is_told_in_korean(small_train, tmp_path, capsys):
+    from tools import explore
+
+    explore.main([str(small_train), "--output_dir", str(tmp_path), "--lang", "ko"])
+    said = capsys.readouterr().out.splitlines()
+    assert {"크기", "한 번만 읽기", "데이터 점검"} <= set(said)
+    assert "  질문  20" in said
+
+
 def test_a_folder_keeps_its_name(tmp_path, monkeypatch, capsys):
     """`outputs` is a heading of ours, too, and was translated."""
     import inference
