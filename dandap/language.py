@@ -10,7 +10,9 @@ import yaml
 
 CATALOGUE = Path(__file__).with_name("korean.yaml")
 LANGUAGES = ("en", "ko")
-PLACES = {"file", "folder", "known", "owner", "path", "run"}  # fields that name files and folders
+# Fields that name files, folders and what people have named themselves.
+PLACES = {"file", "folder", "id", "known", "model", "owner", "path", "run"}
+LONGEST = 2000  # characters of what is translated: patterns of many fields take their time on more
 _now = "en"
 
 
@@ -49,7 +51,7 @@ def translated(message: str) -> str:
     Its names and numbers are found by the places of the {fields} in the catalogue, and are
     translated, too, where they are texts of ours; but a folder may be called as a heading is.
     """
-    if _now == "en":
+    if _now == "en" or len(message) > LONGEST:
         return message
     if message in korean("texts"):
         return korean("texts")[message]

@@ -479,7 +479,7 @@ def test_other_data_and_another_recipe_need_insistence(work, capsys):
     other.write_bytes(before.replace("부산".encode(), "울산".encode()))
     try:
         with pytest.raises(
-            InputError, match="the data .* differ from what .* was started with.*--resume_anyway"
+            InputError, match="the data .* changed since .* was started.*--resume_anyway"
         ):
             fine_tune.main(["--resume", str(cut.path)])
         fine_tune.main(["--resume", str(cut.path), "--lora_alpha", "8", "--resume_anyway"])

@@ -255,7 +255,7 @@ def test_other_data_or_another_base_is_refused_and_what_was_insisted_on_is_noted
     tmp_path, monkeypatch, before, message
 ):
     run = changed_run(tmp_path, **before)
-    with pytest.raises(InputError, match=f"{message}.* differ from what .* was started with"):
+    with pytest.raises(InputError, match=f"{message}.* changed since .* was started"):
         tell(run, monkeypatch)
     tell(run, monkeypatch, anyway=True)
     (again,) = run.environment()["resumed"]

@@ -55,9 +55,9 @@ def column_names(
     ]
     if missing:
         wanted = [columns.get(ours, ours) for ours in missing]
-        hints = "".join(nearest(name, found[:1000]) for name in wanted)
+        hint = nearest(wanted[0], found[:1000]) if len(wanted) == 1 else ""
         raise InputError(
-            f"{path} has no column {short_list(wanted)}; it has {short_list(found)}.{hints} "
+            f"{path} has no column {short_list(wanted)}; it has {short_list(found)}.{hint} "
             f"Rename yours, or map them: --columns {','.join(f'{ours}=NAME' for ours in missing)}."
         )
     return {ours: theirs for ours, theirs in names.items() if theirs is not None}

@@ -188,7 +188,7 @@ def tell_what_changed(run: RunFolder, recipe: Recipe, table: Table, anyway: bool
         changed.append(f"the base {recipe.model}")
     if changed and not anyway:
         raise InputError(
-            f"{' and '.join(changed)} differ from what {run.path} was started with. Put the old "
+            f"{' and '.join(changed)} changed since {run.path} was started. Put the old "
             "files back, insist with --resume_anyway, or start a new run."
         )
     for what in changed:
