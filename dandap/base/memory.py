@@ -38,8 +38,9 @@ QUESTION_TOKENS = 100  # of a prompt that is not shared, with a share of the art
 # many more.
 READ_TOKENS = 8192
 # Of max_new_tokens, what a question gets room for in a batch: short answers stop long before it,
-# and what grows too large is halved. On CUDA steps are recorded anew where room must be made, which
-# takes as long as two: with room for 4 of 16 an H200 won 1.1 to 1.2 times, not 2. So 16 at least.
+# and what grows too large is halved. On CUDA a step is recorded anew where room must be made, which
+# takes the time of two: with room for 4 of 16 steps an H200 was 1.1 to 1.2 times as fast as without
+# recording, 3 to 3.8 times in the steps that replay. So 16 at least.
 EXPECTED_SHARE, SHORT_ANSWER = 1 / 4, 16
 
 
