@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 from benchmarks.machine import describe_machine, random_model
 from benchmarks.material import made_up
 from dandap import ROOT
-from dandap.answering import replay, tree_decoder
+from dandap.answering import capture, tree_decoder
 from dandap.answering.answer import Decoding
 from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import answer_examples
@@ -229,12 +229,12 @@ def answers(arguments: argparse.Namespace, device: torch.device) -> dict:
 
 
 def answers_by_trees(model: PreTrainedModel, form: str, tokens: int) -> dict:
-    """Answer by recorded steps and kernel by kernel, which must say the same."""
+    """Answer by captured steps and eagerly, which must say the same."""
     trial = why_no_tree(model, DECODING) or "passed"
     by_graph, replayed = timed_answers(by_trees, model, tokens)
     by_graph |= seconds_of_steps(model, tokens)
-    # The same tensors, launched kernel by kernel: so that answers are equal to the bit.
-    with mock.patch.object(replay, "recorded", return_value=None):
+    # The same tensors, so that answers are equal to the bit.
+    with mock.patch.object(capture, "captured", return_value=None):
         by_kernel, launched = timed_answers(by_trees, model, tokens)
         by_kernel |= seconds_of_steps(model, tokens)
     same = sum(replayed[index] == launched[index] for index in launched)
@@ -256,7 +256,7 @@ class TimedDecoder(tree_decoder.TreeDecoder):
 
 
 def seconds_of_steps(model: PreTrainedModel, tokens: int) -> dict:
-    """Return the seconds of the first step, of the second, which records, and of a later one."""
+    """Return the seconds of the first step, of the second, which captures, and of a later one."""
     TimedDecoder.seconds.clear()
     with mock.patch.object(tree_decoder, "TreeDecoder", TimedDecoder):
         by_trees(model, tokens)

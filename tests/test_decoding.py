@@ -4,15 +4,16 @@ import contextlib
 import gc
 import random
 import re
+import warnings
 import weakref
 from functools import partial
 
 import pytest
 import torch
-from recording import record_on_cpu, recorded
+from capturing import capture_on_cpu
 from tiny_models import FAMILIES
 
-from dandap.answering import replay, tree_decoder
+from dandap.answering import capture, tree_decoder
 from dandap.answering.answer import Decoding
 from dandap.answering.choices import score_choices
 from dandap.answering.generate import generate_answers
@@ -137,17 +138,17 @@ def test_answers_equal_generate(models, family, quantization, adapter):
     [("none", False), pytest.param("nf4", True, marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_replayed_steps_answer_as_generate(models, monkeypatch, family, quantization, adapter):
+def test_captured_steps_answer_as_generate(models, monkeypatch, family, quantization, adapter):
     """As on CUDA: shapes last for 16 steps, stopped branches are fed along, Python is not run."""
     model, examples = models(family, quantization, adapter), make_examples(SHAPE)
-    record_on_cpu(monkeypatch)
+    capturing = capture_on_cpu(monkeypatch)
     for decoding in (natural(), forced(), natural(max_new_tokens=40)):
         assert_same(ours(model, examples, decoding), one_at_a_time(model, examples, decoding))
-    # Of forced answers' fifteen steps the first runs as it is and the others replay.
-    assert recorded.replays > 20
+    # Of forced answers' fifteen steps the first is eager and the others replay.
+    assert capturing.replays > 20
 
 
-def test_replayed_steps_in_many_batches_with_samples_and_a_penalty(models, monkeypatch):
+def test_captured_steps_in_many_batches_with_samples_and_a_penalty(models, monkeypatch):
     model, examples = models("llama"), make_examples(SHAPE)
     ways = (
         natural(samples=4, temperature=1.0),
@@ -156,14 +157,14 @@ def test_replayed_steps_in_many_batches_with_samples_and_a_penalty(models, monke
     )
     texts = lambda answers: [[answer.token_ids for answer in samples] for samples in answers]  # noqa: E731
     plain = [texts(ours(model, examples, decoding)) for decoding in ways]
-    record_on_cpu(monkeypatch)
+    capturing = capture_on_cpu(monkeypatch)
     for tokens in (300, PLENTY):
         assert [texts(ours(model, examples, decoding, tokens)) for decoding in ways] == plain
-    assert recorded.replays > 20
+    assert capturing.replays > 20
 
 
-@pytest.mark.parametrize("records", [False, True])
-def test_a_batch_is_given_back_before_the_next(models, monkeypatch, records):
+@pytest.mark.parametrize("captures", [False, True])
+def test_a_batch_is_given_back_before_the_next(models, monkeypatch, captures):
     """Without a garbage collection, which may be long in coming: its keys fill a GPU's memory."""
     model, examples, decoders = models("llama"), make_examples(SHAPE), []
 
@@ -174,8 +175,8 @@ def test_a_batch_is_given_back_before_the_next(models, monkeypatch, records):
             return super().run()
 
     monkeypatch.setattr(tree_decoder, "TreeDecoder", Noted)
-    if records:
-        record_on_cpu(monkeypatch)
+    if captures:
+        capture_on_cpu(monkeypatch)
     gc.disable()
     try:
         ours(model, examples, natural(), tokens=150)
@@ -184,55 +185,103 @@ def test_a_batch_is_given_back_before_the_next(models, monkeypatch, records):
     assert len(decoders) > 2
 
 
-def test_a_step_that_waits_for_the_gpu_is_not_recorded(models, monkeypatch, capsys):
-    """As a model's own code may; it is told once, and answers are the same."""
-    model, examples = models("llama"), make_examples(SHAPE)
-    expected = one_at_a_time(model, examples, forced())
-    monkeypatch.setattr(tree_decoder, "can_record", lambda device: True)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", _no_graph)
-    monkeypatch.setattr(replay, "_refused", False)
-    assert_same(ours(model, examples, forced()), expected)
-    assert_same(ours(model, examples, forced()), expected)
-    told = "launched kernel by kernel: CUDA graphs failed (RuntimeError: operation not permitted)"
-    assert capsys.readouterr().out.count(told) == 1
+@pytest.fixture
+def cuda(monkeypatch):
+    """Let capturing call what it calls of torch.cuda: `graph` is its context, made of `ends`.
 
-
-@pytest.mark.parametrize("hidden", [False, True])
-def test_a_recording_that_runs_out_of_memory_halves_the_batch(models, monkeypatch, capsys, hidden):
-    """And the smaller batches are recorded: a lack of memory is no refusal."""
-    model, examples = models("llama"), make_examples(SHAPE)
-    expected = one_at_a_time(model, examples, forced())
-    real, short = replay.recorded, iter([True])
-    record_on_cpu(monkeypatch)
+    Returns (captures begun, ends), a list of errors that ending a capture raises, in turn.
+    """
+    begun, ends, modes = [], [], [0]
 
     @contextlib.contextmanager
-    def graph(graph, capture_error_mode):
+    def graph(made, capture_error_mode="global"):
+        begun.append(made)
+        end = ends.pop(0) if ends else None
         try:
             yield
         finally:
-            if hidden:
-                raise RuntimeError("the capture was invalidated")
+            if end:
+                raise end
 
-    def recorded_at_last(work):
-        return real(partial(fail, work)) if next(short, False) else recorded(work)
-
-    def fail(work):
-        work()
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(replay, "recorded", recorded_at_last)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
-    assert_same(ours(model, examples, forced()), expected)
-    assert capsys.readouterr().out.count("out of memory with") == 1
-    assert recorded.replays > 20
-    assert not replay._refused
+    for name, stand_in in {
+        "CUDAGraph": object,
+        "graph": graph,
+        "stream": contextlib.nullcontext,
+        "current_stream": lambda: None,
+        "get_sync_debug_mode": lambda: modes[-1],
+        "set_sync_debug_mode": modes.append,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(capture, "_refused", False)
+    monkeypatch.setattr(tree_decoder, "can_capture", lambda device: not capture._refused)
+    yield begun, ends
+    assert modes[-1] == 0
 
 
-def _no_graph():
-    raise RuntimeError("operation not permitted\nCompile with TORCH_USE_CUDA_DSA")
+def told(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if "CUDA graphs" in line]
+
+
+def test_a_model_that_waits_for_the_gpu_is_not_captured(models, monkeypatch, capsys, cuda):
+    """As one with code of its own may: a failed capture would harm what torch does later."""
+    model, examples = models("llama"), make_examples(SHAPE)
+    expected = one_at_a_time(model, examples, forced())
+    real = tree_decoder.TreeDecoder._step
+
+    def waits(self, chosen):
+        warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+        return real(self, chosen)
+
+    monkeypatch.setattr(tree_decoder.TreeDecoder, "_step", waits)
+    for tokens in (PLENTY, 150):
+        assert_same(ours(model, examples, forced(), tokens), expected)
+    reason = "the model's code waits for the GPU"
+    assert told(capsys) == [
+        f"answers are decoded without CUDA graphs ({reason}): slower, and the same"
+    ]
+    assert cuda[0] == []
+
+
+def test_a_capture_that_fails_is_told_and_ended(models, capsys, cuda):
+    """Its own error is told, not that of its end; an empty capture tells torch that it is over."""
+    model, examples = models("llama"), make_examples(SHAPE)
+    begun, ends = cuda
+    expected = one_at_a_time(model, examples, forced())
+    ends.append(RuntimeError("capture was invalidated"))
+    before = capture.captured
+
+    def fails(work):
+        return before(partial(fail, work, RuntimeError("operation not permitted\nand more")))
+
+    capture.captured = fails
+    try:
+        for tokens in (PLENTY, 150):
+            assert_same(ours(model, examples, forced(), tokens), expected)
+    finally:
+        capture.captured = before
+    (line,) = told(capsys)
+    assert "(RuntimeError: operation not permitted)" in line
+    assert len(begun) == 2
+
+
+def fail(work, error):
+    raise error
+
+
+@pytest.mark.parametrize("end", [None, RuntimeError("capture was invalidated")])
+def test_a_capture_that_runs_out_of_memory_goes_on_eagerly(models, monkeypatch, capsys, cuda, end):
+    """The step has just fitted as it was; the next batch is captured again."""
+    model, examples = models("llama"), make_examples(SHAPE)
+    begun, ends = cuda
+    ends += [end, None] * 20
+    expected = one_at_a_time(model, examples, forced())
+    before = capture.captured
+    lack = torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(capture, "captured", lambda work: before(partial(fail, work, lack)))
+    assert_same(ours(model, examples, forced(), 150), expected)
+    assert not told(capsys)
+    assert not capture._refused
+    assert len(begun) > 4  # of each batch one that failed and one that ended it
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from recording import record_on_cpu, recorded
+from capturing import capture_on_cpu
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -117,15 +117,15 @@ def test_a_grounded_answer_is_a_span_and_equals_greedy_where_greedy_is_one(
     assert spans < 100, "nothing had to be grounded"
 
 
-def test_replayed_steps_ground_the_same(demo, questions, monkeypatch):
+def test_captured_steps_ground_the_same(demo, questions, monkeypatch):
     """As on CUDA, where stopped answers are fed along with those that go on."""
     options = {"grounded": True, "max_new_tokens": 12}
     expected = [answer for _, _, answer in answers(*demo, questions[:40], **options)]
-    record_on_cpu(monkeypatch)
+    capturing = capture_on_cpu(monkeypatch)
     got = [answer for _, _, answer in answers(*demo, questions[:40], **options)]
     assert [answer.token_ids for answer in got] == [answer.token_ids for answer in expected]
     assert len({len(answer.token_ids) for answer in got}) > 3
-    assert recorded.replays > 1
+    assert capturing.replays > 1
 
 
 def test_samples_are_grounded_too(demo, articles):

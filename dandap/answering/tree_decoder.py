@@ -8,7 +8,7 @@ said, which is kept beside:
     article | q 1 | q 2       answer 1: 2 steps so far, and room for more
                               answer 2: 2 steps so far, and room for more
 
-On CUDA a step is recorded as a graph, which wants tensors that stay as large as they are: there is
+On CUDA a step is captured as a graph, which wants tensors that stay as large as they are: there is
 room for several steps, and stopped branches are fed on until it is used up. On a CPU there is room
 for one step, and what has stopped is closed up at once.
 
@@ -26,9 +26,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from dandap.answering.answer import Answer, Decoding
 from dandap.answering.batches import Sequences, TreeBatching, run_batches
+from dandap.answering.capture import CapturedStep, can_capture
 from dandap.answering.generate import penalized
 from dandap.answering.grounding import Grounding
-from dandap.answering.replay import Replayed, can_record
 from dandap.base.device import computing, without_gradients
 from dandap.base.memory import READ_TOKENS, expected_length
 from dandap.data.encoding import Example
@@ -165,9 +165,9 @@ class TreeDecoder:
         longest = max(len(part.tree) for part in batch)
         length = -(-longest // self.multiple) * self.multiple  # as `collate` pads
         self.cache = TreeCache(len(batch), length, self.device)
-        self.records = can_record(self.device)
+        self.captures = can_capture(self.device)
         # Steps that branches get room for at a time.
-        self.room = expected_length(decoding.max_new_tokens) if self.records else 1
+        self.room = expected_length(decoding.max_new_tokens) if self.captures else 1
 
     @without_gradients()
     def run(self) -> dict[int, list[Answer]]:
@@ -291,8 +291,8 @@ class TreeDecoder:
         if step % self.room == 0:
             self.cache.make_room(self.position.shape[1], self.room)
             self.columns = step + self.room  # of own tokens
-            self.replayed = Replayed()
-        return self.replayed(self._step, chosen) if self.records else self._step(chosen)
+            self.captured = CapturedStep()
+        return self.captured(self._step, chosen) if self.captures else self._step(chosen)
 
     def _step(self, chosen: torch.Tensor) -> torch.Tensor:
         """Do what `_feed` says, with nothing that depends on the step but tensors' contents."""

@@ -552,6 +552,8 @@ def _tell_torch_of_it() -> None:
         "set_rng_state_all": lambda states: generator.set_state(states[0]),
         "current_stream": lambda *device: stream,
         "default_stream": lambda *device: stream,
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": lambda mode: None,
     }
     for name, answer in answers.items():
         setattr(cuda, name, answer)

@@ -412,14 +412,14 @@ def scripts(optimizers: list[str]) -> dict:
 
 def tests_for_a_gpu() -> dict:
     """Run what `pytest -m gpu` runs on a real card, on tiny shapes."""
-    from dandap.answering import replay
-    from tests import recording, test_gpu
+    from dandap.answering import capture
+    from tests import capturing, test_gpu
 
     trace_flex()
     for name in test_gpu.TINY:
         test_gpu.test_the_probe_passes_at_every_head_size(name)
         test_gpu.test_flex_has_the_plain_kernels_loss_and_gradients(name)
-        with mock.patch.object(replay, "recorded", recording.recorded):
+        with mock.patch.object(capture, "captured", capturing.Capturing()):
             test_gpu.test_answers_from_trees_are_those_of_generate(name, 100)
     return {"passed": list(test_gpu.TINY)}
 
