@@ -165,7 +165,7 @@ class Deaf(LlamaForCausalLM):
         return super().forward(**others)
 
 
-@pytest.fixture(params=["ignores masks", "mamba", "rwkv"])
+@pytest.fixture(params=["ignores masks", "mamba"])
 def model(request):
     torch.manual_seed(0)
     sizes = {
@@ -176,9 +176,15 @@ def model(request):
     }
     if request.param == "mamba":
         return MambaForCausalLM(MambaConfig(**sizes)).eval()
-    if request.param == "rwkv":  # it takes any cache, and returns none
-        return RwkvForCausalLM(RwkvConfig(**sizes)).eval()
     return Deaf(LlamaConfig(**sizes, intermediate_size=64, num_attention_heads=2)).eval()
+
+
+def test_a_model_that_takes_a_cache_and_returns_none_cannot_branch(encoder):
+    """RWKV keeps a state of its own, and its outputs have no keys and values."""
+    torch.manual_seed(0)
+    config = RwkvConfig(vocab_size=5000, hidden_size=32, num_hidden_layers=2)
+    decoding = Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 6)
+    assert why_no_tree(RwkvForCausalLM(config).eval(), decoding)
 
 
 def test_models_that_cannot_branch_are_answered_by_generate(model, encoder, capsys):
