@@ -241,7 +241,11 @@ def with_options(source: Source, arguments: argparse.Namespace) -> Source:
     from dandap.base.hub import confirm_remote_code
 
     options = {name: value for name, value in chosen_options(arguments).items() if name in OPTIONS}
-    recipe = make_recipe(source.recipe.model_dump() | options, "the run's recipe", options)
+    recipe = make_recipe(
+        source.recipe.model_dump() | options,
+        str(source.run.path if source.run else source.recipe.model),
+        options,
+    )
     # A recipe or somebody's run folder alone must not start code of a repository.
     confirm_remote_code(recipe, "trust_remote_code" in options)
     prompts.check_template(source.template, recipe.template, get_task(recipe.task))

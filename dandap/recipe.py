@@ -4,7 +4,7 @@ YAML files, the command line and --help all come from `Recipe`.
 """
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dandap import ROOT
 from dandap.errors import InputError, nearest
+from dandap.language import chosen
 
 RECIPES_DIR = ROOT / "recipes"
 SHIPPED = ("data/sample/", "data/demo_model")  # what recipes name of the project's own files
@@ -311,7 +312,7 @@ class Recipe(BaseModel):
         if isinstance(value, str) and value != "all-linear":
             value = [name.strip() for name in value.split(",") if name.strip()]
         if value == []:
-            raise ValueError("names of modules with commas between them, or all-linear")
+            raise ValueError(EXPECTED_OF["lora_target_modules"])
         return value
 
     @field_validator("choices", mode="before")
@@ -349,7 +350,7 @@ class Recipe(BaseModel):
     def _tokens_positive(cls, value: Any) -> Any:
         # A limit of the field would be compared with the word auto, too.
         if value != "auto" and value < 1:
-            raise ValueError("auto or a whole number from 1 on")
+            raise ValueError(EXPECTED_OF["tokens_per_batch"])
         return value
 
     @model_validator(mode="after")
@@ -473,8 +474,7 @@ def make_recipe(values: dict[str, Any], where: str, options: Container[str] = ()
     try:
         return Recipe(**values)
     except ValidationError as error:
-        problems = [_problem(details, where, options) for details in error.errors()]
-        raise InputError("\n".join(problems)) from error
+        raise InputError("\n".join(_problems(error, where, options))) from error
 
 
 def _found(name: str) -> str:
@@ -497,36 +497,59 @@ EXPECTED = {
     "int_parsing_size": "a smaller number",
     "bool_parsing": "true or false",
     "bool_type": "true or false",
-    "string_type": "a text",
+    "string_type": "text",
+    "string_too_short": "text",
     "list_type": "a list",
-    "dict_type": "names with values",
+    "dict_type": "NAME=COLUMN pairs with commas between them",
     "greater_than": "a number above {gt}",
-    "greater_than_equal": "a number from {ge} on",
+    "greater_than_equal": "a number of at least {ge}",
     "less_than": "a number below {lt}",
-    "less_than_equal": "a number up to {le}",
-    "literal_error": "one of {expected}",
+    "less_than_equal": "a number of at most {le}",
 }
 
 
-def _problem(details: dict, where: str, options: Container[str]) -> str:
-    """Say one of pydantic's errors in our words: who set what, and what was expected."""
-    # An error of the whole recipe has no field; its message says all but whose it is.
-    said = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if not details["loc"]:
-        return said if options else f"{where}: {said}"
-    field = str(details["loc"][0])
-    if details["type"] in EXPECTED:
-        limits = details.get("ctx", {})
-        # Literals come as "'nf4' or 'none'".
-        limits = {name: str(limit).replace(" or ", ", ") for name, limit in limits.items()}
-        said = EXPECTED[details["type"]].format(**limits)
-    source = f"--{field}" if field in options else f"{where}: {field}"
-    got = (
-        repr(details["input"])
-        if _is_short(details["input"])
-        else f"a {type(details['input']).__name__}"
-    )
-    return f"{source}: got {got}, expected {said} ({Recipe.model_fields[field].description})"
+# Of fields that take several kinds of values, which pydantic tries one by one.
+EXPECTED_OF = {
+    "gradient_checkpointing": "auto, true or false",
+    "lora_target_modules": "names of modules with commas between them, or all-linear",
+    "tokens_per_batch": "auto or a whole number of at least 1",
+}
+
+
+def _problems(error: ValidationError, where: str, options: Container[str]) -> Iterator[str]:
+    """Say pydantic's errors in our words, one a field: who set what, and what was expected."""
+    by_field: dict[str, dict] = {}
+    for details in error.errors():
+        if details["loc"]:
+            by_field.setdefault(str(details["loc"][0]), details)
+            continue
+        # An error of the whole recipe: its message says all but whose it is.
+        said = details["msg"].removeprefix("Value error, ")
+        is_of_options = any(re.search(rf"\b{name}\b", said) for name in options)
+        yield said if is_of_options else f"{where}: {said}"
+    for field, details in by_field.items():
+        source = f"--{field}" if field in options else f"{where}: {field}"
+        given = details["input"]
+        got = repr(given) if _is_short(given) else f"a {type(given).__name__}"
+        # In English, as --help has it.
+        reason = f" ({Recipe.model_fields[field].description})" if chosen() == "en" else ""
+        yield f"{source}: got {got}, expected {_expected(field, details)}{reason}"
+
+
+def _expected(field: str, details: dict) -> str:
+    """Return what a field should have been."""
+    kind, limits = details["type"], details.get("ctx", {})
+    if kind == "value_error":  # of a validator of ours
+        return details["msg"].removeprefix("Value error, ")
+    if field in EXPECTED_OF:
+        return EXPECTED_OF[field]
+    if kind == "literal_error":  # "'nf4' or 'none'"
+        return f"one of {limits['expected'].replace(' or ', ', ')}"
+    numbers = {
+        name: f"{limit:g}" for name, limit in limits.items() if isinstance(limit, float | int)
+    }
+    # The text of a kind that nobody thought of is pydantic's.
+    return EXPECTED[kind].format(**numbers) if kind in EXPECTED else details["msg"]
 
 
 def _is_short(value: Any) -> bool:

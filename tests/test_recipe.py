@@ -1,6 +1,7 @@
 """Recipes and options: one declaration, clear refusals, every file under recipes/."""
 
 import argparse
+import re
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ def test_an_unknown_key_is_told_the_right_one(key, right):
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("lora_r", "0", "--lora_r: got '0', expected a number from 1 on"),
+        ("lora_r", "0", "--lora_r: got '0', expected a number of at least 1"),
         ("lora_r", "1.5", "--lora_r: got '1.5', expected a whole number"),
         ("lora_r", "9" * 5000, "--lora_r: got '9+', expected a smaller number"),
         ("learning_rate", "-1", "--learning_rate: got '-1', expected a number above 0"),
@@ -177,16 +178,40 @@ def test_an_unknown_key_is_told_the_right_one(key, right):
         ("quantization", "int8", "--quantization: got 'int8', expected one of 'nf4', 'none'"),
         ("validation_fraction", "1", "expected a number below 1"),
         ("grounded", "maybe", "expected true or false"),
+        ("epochs", "-1", "expected a number above 0 "),
+        ("tokens_per_batch", "abc", "got 'abc', expected auto or a whole number of at least 1 "),
+        ("gradient_checkpointing", "abc", "expected auto, true or false"),
+        ("model", "", "--model: got '', expected text"),
         ("max_new_tokens", "4000", "leaves no room for a prompt"),
         ("columns", "본문", "expected NAME=COLUMN pairs"),
         ("lora_target_modules", "", "expected names of modules"),
-        ("tokens_per_batch", "0", "expected auto or a whole number from 1 on"),
+        ("tokens_per_batch", "0", "expected auto or a whole number of at least 1"),
         ("choices", " , ,", "expected answers with commas"),
     ],
 )
 def test_out_of_range_values(field, value, expected):
     with pytest.raises(InputError, match=expected):
         load_recipe(None, {field: value})
+
+
+@pytest.mark.parametrize("field", Recipe.model_fields)
+@pytest.mark.parametrize("value", ["", "~", "-1", [[]], {"a": []}])
+def test_nonsense_is_told_in_one_line_of_our_words(field, value):
+    try:
+        load_recipe(None, {field: value})
+    except InputError as error:
+        told = str(error)
+        assert "\n" not in told
+        assert not re.search("[Ii]nput should|String should|[Vv]alid ", told), told
+
+
+def test_a_fault_of_a_whole_recipe_names_its_file_unless_an_option_made_it(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("max_new_tokens: 4000\n")
+    with pytest.raises(InputError, match=rf"^{path}: max_new_tokens .* leaves no room"):
+        load_recipe(str(path), {"epochs": "3"})
+    with pytest.raises(InputError, match="^max_new_tokens .* leaves no room"):
+        load_recipe(str(path), {"max_length": "3000"})
 
 
 def test_who_set_a_wrong_value_is_blamed(tmp_path):
