@@ -59,7 +59,7 @@ PARTS = {
     "first step": "step ",
 }
 EVERY = 1.0  # seconds between two looks at the memory: each takes some milliseconds a gigabyte
-CHANGED = 0.05  # of a process's memory: more does not come while it is looked at
+CHANGED = 0.05  # of the parent's part: a look during which it changed by more is left out
 
 
 def start(file: Path, kept: Path) -> dict[str, float]:
@@ -85,6 +85,18 @@ def start(file: Path, kept: Path) -> dict[str, float]:
     return seconds | {"in all": round(sum(seconds.values()), 1), "peak, GB": peak.stop()}
 
 
+def used(process: psutil.Process) -> int | None:
+    """Return the bytes of a process and those below it, or None where they cannot be told.
+
+    A page counts in parts to those that share it. Where a process comes or goes while they are
+    looked at, its pages would count twice; then the part of the first one changes.
+    """
+    children = process.children(recursive=True)
+    looked_at = [process, *children, process]
+    own, *others, again = (each.memory_full_info().pss for each in looked_at)
+    return own + sum(others) if abs(again - own) < CHANGED * own else None
+
+
 class Peak:
     """Looks at the memory of a process and those below it, until it is stopped."""
 
@@ -96,14 +108,7 @@ class Peak:
     def _look(self) -> None:
         while not self.stopped.wait(EVERY):
             with suppress(psutil.NoSuchProcess):
-                children = self.process.children(recursive=True)
-                own, *others, again = (
-                    each.memory_full_info().pss for each in [self.process, *children, self.process]
-                )
-                # A page counts in parts to those that share it: where a process came or went while
-                # they were looked at, its pages would count twice, and the parent's part changes.
-                if abs(again - own) < CHANGED * own:
-                    self.most = max(self.most, own + sum(others))
+                self.most = max(self.most, used(self.process) or 0)
 
     def stop(self) -> float:
         """Return the most that was seen, in GB."""

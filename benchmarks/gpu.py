@@ -219,9 +219,9 @@ def answers(arguments: argparse.Namespace, device: torch.device) -> dict:
     for form in ["cast", *(["merged"] if plan.merged else [])]:
         plain = recipe.model_copy(update={"quantization": "none"} if form == "merged" else {})
         model = add_adapter(random_model(config, plain, device, dtype), recipe).eval()
-        if form == "cast":
-            found["generate"], _ = timed_answers(by_generate, model, min(tokens, 16384))
-        found |= answers_by_trees(for_answering(model, form == "merged"), form, tokens)
+        model = for_answering(model, form == "merged")
+        found[f"{form}, generate"], _ = timed_answers(by_generate, model, min(tokens, 16384))
+        found |= answers_by_trees(model, form, tokens)
         del model
         gc.collect()
         torch.cuda.empty_cache()
@@ -270,7 +270,7 @@ def timed_answers(
     model: PreTrainedModel,
     tokens: int,
 ) -> tuple[dict, dict[int, list[int]]]:
-    """Return the tokens a second and the peak of the second round, and what was said."""
+    """Return the tokens a second of the second round, the peak of both, and what was said."""
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):  # in the first round kernels load
         started = time.perf_counter()

@@ -56,6 +56,6 @@ def capture_on_cpu(monkeypatch) -> Capturing:
     """Let the decoder capture its steps, by the stand-in, and return it."""
     capturing = Capturing()
     monkeypatch.setattr(tree_decoder, "can_capture", lambda device: not capture._refused)
-    monkeypatch.setattr(capture, "unless_it_waits", lambda work: work())
+    monkeypatch.setattr(capture, "run_eagerly", lambda work: work())
     monkeypatch.setattr(capture, "captured", capturing)
     return capturing

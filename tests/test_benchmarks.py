@@ -1,11 +1,12 @@
 """The benchmark runs from its command line to its last line, on a shape with random weights."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from transformers import Gemma2Config
 
-from benchmarks import inference, overflow, training
+from benchmarks import data, inference, overflow, training
 from dandap.base.shapes import named_config
 from dandap.errors import InputError
 
@@ -66,3 +67,20 @@ def test_cutting_is_measured_both_ways(capsys):
     kept = result["answer_in_text"]
     assert 0 < kept["trim"] < kept["select"] <= 1
     assert kept["difference"] == pytest.approx(kept["select"] - kept["trim"], abs=1e-3)
+
+
+def test_memory_that_changes_while_it_is_looked_at_is_not_told():
+    """A process that ends leaves its part of shared pages to the others, where it counts again."""
+
+    class Process:
+        def __init__(self, *parts, children=()):
+            self.parts, self.below = iter(parts), list(children)
+
+        def children(self, recursive):
+            return self.below
+
+        def memory_full_info(self):
+            return SimpleNamespace(pss=next(self.parts))
+
+    assert data.used(Process(100, 101, children=[Process(50), Process(40)])) == 190
+    assert data.used(Process(100, 150, children=[Process(50), Process(90)])) is None

@@ -124,7 +124,7 @@ def test_what_cannot_be_captured_is_answered_all_the_same(monkeypatch, capsys, i
     expected = said(model, examples, decoding, 100_000)
     monkeypatch.setattr(capture, "_refused", False)
     if not is_seen:
-        monkeypatch.setattr(capture, "unless_it_waits", eagerly)
+        monkeypatch.setattr(capture, "run_eagerly", eagerly)
     model.model.layers[0].register_forward_hook(wait)
     for _ in range(2):
         assert said(model, examples, decoding, 100) == expected

@@ -27,9 +27,14 @@ def texts_of(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             found.add(FIELD.sub("{}", node.value))
         elif isinstance(node, ast.JoinedStr):
-            parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
-            found.add("".join(parts))
+            found.add(joined(node))
     return found
+
+
+def joined(node):
+    """Return an f-string's text, each field as {}."""
+    parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+    return "".join(parts)
 
 
 PAGES = [Path("dandap/runs/report.html.jinja"), Path("tools/explore.html.jinja")]
@@ -65,6 +70,27 @@ def test_no_message_is_taken_for_another(english):
         assert patterns[0] == english
     else:
         assert not patterns
+
+
+# Errors that stay English: a literal {context}, and two fields with nothing between them.
+STAYS_ENGLISH = ("template {}: a field is its name", "--push_to_hub: {} {}")
+
+
+def test_errors_are_in_the_catalogue():
+    """All whose text stands where they are raised."""
+    known = {FIELD.sub("{}", english) for english in CATALOGUE}
+    raised = [
+        node.exc.args[0]
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+        if getattr(node.exc.func, "id", "") == "InputError" and not name.startswith("benchmarks")
+    ]
+    texts = [FIELD.sub("{}", node.value) for node in raised if isinstance(node, ast.Constant)]
+    texts += [joined(node) for node in raised if isinstance(node, ast.JoinedStr)]
+    assert len(texts) > 150
+    lacking = [text for text in texts if text not in known]
+    assert [text for text in lacking if not text.startswith(STAYS_ENGLISH)] == []
 
 
 def test_all_texts_of_the_pages_are_in_the_catalogue():

@@ -162,7 +162,7 @@ def test_every_recipe_has_a_plan(capsys):
     ]
     assert len(known) >= 12
     assert all("tokens per batch" in line and "base" in line for line in known)
-    assert "Estimates; a step on an H200 took 0.5% less" in lines[-1]
+    assert "Estimates; the peak of a step on an H200 was 0.5% below" in lines[-1]
 
 
 def test_a_plan_for_one_recipe_and_common_gpus(capsys):

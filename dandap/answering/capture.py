@@ -42,7 +42,7 @@ class CapturedStep:
         """Return what `work` makes of a tensor; once it is captured, `work` is not called."""
         self.calls += 1
         if self.calls == 1:
-            return unless_it_waits(partial(work, given))
+            return run_eagerly(partial(work, given))
         if self.calls == 2 and not _refused:
             self.given = given.clone()
             self.replay = captured(partial(work, self.given))
@@ -52,7 +52,7 @@ class CapturedStep:
         return self.replay()
 
 
-def unless_it_waits(work: Callable[[], torch.Tensor]) -> torch.Tensor:
+def run_eagerly(work: Callable[[], torch.Tensor]) -> torch.Tensor:
     """Return `work()`; if the host waited for the GPU in it, nothing is captured in this process.
 
     Models' own code may wait, and some of transformers' rotary embeddings. A capture fails there,

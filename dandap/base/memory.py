@@ -38,9 +38,9 @@ QUESTION_TOKENS = 100  # of a prompt that is not shared, with a share of the art
 # many more.
 READ_TOKENS = 8192
 # Of max_new_tokens, what a question gets room for in a batch: short answers stop long before it,
-# and what grows too large is halved. On CUDA a step is recorded anew where room must be made, which
-# takes the time of two: with room for 4 of 16 steps an H200 was 1.1 to 1.2 times as fast as without
-# recording, 3 to 3.8 times in the steps that replay. So 16 at least.
+# and what grows too large is halved. On CUDA a step is captured anew where room must be made, which
+# takes the time of one or two: with room for 4 of 16 steps an H200 was 1.1 to 1.2 times as fast as
+# without, though 3 to 3.8 times in the steps that replay. So 16 at least.
 EXPECTED_SHARE, SHORT_ANSWER = 1 / 4, 16
 
 
@@ -74,7 +74,7 @@ class Machine:
     free: float | None  # bytes; None on CPU, where a plan is not refused for memory
     flex: bool = False  # FlexAttention in training; otherwise the kernel the model is loaded with
     answer_share: float = ANSWER_SHARE  # of the tokens forwarded in training
-    is_here: bool = True  # and no GPU that --plan is asked about
+    is_here: bool = True  # False for a GPU that --plan only imagines
 
 
 def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -96,7 +96,7 @@ def estimate_training(
 
     `model` may be empty. Checkpointing keeps one hidden state a layer and one whole layer. What
     autograd keeps is held against a count of it (tests/test_memory.py), the peak against a traced
-    step of true shape (tests/rehearsal); peaks on a GPU have not been measured.
+    step of true shape (tests/rehearsal); one peak on an H200 was 0.5% below it.
     """
     bytes_each, flex = machine.dtype.itemsize, machine.flex
     config = model.config.get_text_config()
@@ -231,7 +231,7 @@ def estimate_inference(
 
 
 def expected_length(max_new_tokens: int) -> int:
-    """Return how many tokens an answer is expected to have at most, and gets room for at first."""
+    """Return how many tokens of an answer a batch has room for at first."""
     return min(max_new_tokens, max(SHORT_ANSWER, math.ceil(max_new_tokens * EXPECTED_SHARE)))
 
 

@@ -41,8 +41,8 @@ def show_plans(arguments: argparse.Namespace) -> None:
     if not arguments.recipe:
         print("Of what does not fit, --plan --recipe NAME tells ways out.")
     print(
-        "Estimates; a step on an H200 took 0.5% less. Above 16 GB the GPU is taken to run "
-        "FlexAttention (sm_80 and newer)."
+        "Estimates; the peak of a step on an H200 was 0.5% below its own. Above 16 GB the GPU is "
+        "taken to run FlexAttention (sm_80 and newer)."
     )
 
 

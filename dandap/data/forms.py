@@ -58,7 +58,8 @@ def column_names(
         hint = nearest(wanted[0], found[:1000]) if len(wanted) == 1 else ""
         raise InputError(
             f"{path} has no column {short_list(wanted)}; it has {short_list(found)}.{hint} "
-            f"Rename yours, or map them: --columns {','.join(f'{ours}=NAME' for ours in missing)}."
+            f"Rename what it has, or name it: --columns "
+            f"{','.join(f'{ours}=NAME' for ours in missing)}."
         )
     return {ours: theirs for ours, theirs in names.items() if theirs is not None}
 

@@ -61,9 +61,9 @@ def font_face(text: str) -> str:
     written = io.BytesIO()
     subset.save_font(font, written, options)
     data = base64.b64encode(written.getvalue()).decode()
+    # First in the style's list, and for these characters alone: behind the system's fonts Chromium
+    # drew the first words of a page as boxes, and left them so.
     return (
-        # First in the style's list, and for these characters alone: behind the system's fonts
-        # Chromium drew the first words of a page as boxes, and left them so.
         '@font-face { font-family: "Dandap Hangul"; unicode-range: U+80-10FFFF; '
         f'src: url("data:font/woff;base64,{data}") format("woff"); }}'
     )

@@ -295,7 +295,8 @@ def _branch_attention_on_cpu(
     # What of the softmax falls on the branch's own tokens. A sigmoid, because the exponentials of
     # the sums themselves could overflow.
     share = torch.sigmoid(own_sums - sums)[..., None]
-    # Sums of exponentials are float32, and what NF4 layers are given they return.
+    # logsumexp gives float32 under autocast, and an NF4 layer returns the dtype that it gets: the
+    # rest of the model would be float32.
     result = (from_trunk + share * (from_own - from_trunk)).to(query.dtype)
     return result.transpose(1, 2).contiguous()
 
