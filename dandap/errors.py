@@ -2,6 +2,7 @@
 
 import errno
 from difflib import get_close_matches
+from unicodedata import normalize
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # a full disk, or a user's quota of one
 
@@ -26,11 +27,11 @@ class Stopped(Exception):
 
 def nearest(name: str, known) -> str:
     """Return " Did you mean 'x'?" for the known name most like `name`, or "" when none is."""
-    # difflib's time grows with the product of the lengths, and a name may be a whole pasted text.
-    matches = get_close_matches(
-        name[:100], [each for each in known if len(each) <= 100], n=1, cutoff=0.6
-    )
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    # difflib's time grows with the product of the lengths, and a name may be a whole pasted text. Of
+    # a syllable's letters one may be wrong: two syllables would be no more alike than half.
+    by_letters = {normalize("NFD", each): each for each in known if len(each) <= 100}
+    matches = get_close_matches(normalize("NFD", name[:100]), by_letters, n=1, cutoff=0.6)
+    return f" Did you mean {by_letters[matches[0]]!r}?" if matches else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import yaml
 from dandap.base.memory import GB, Machine, empty_model, estimate_training
 from dandap.base.shapes import SHAPES, make_config
 from dandap.command_line import Parser, add_options, chosen_options, parse
-from dandap.errors import InputError
+from dandap.errors import InputError, nearest
 from dandap.recipe import RECIPES_DIR, Recipe, load_recipe, make_recipe
 from prompts import get_template
 
@@ -229,6 +229,19 @@ def test_broken_yaml(tmp_path, text):
     path.write_text(text)
     with pytest.raises(InputError, match=r"bad\.yaml"):
         load_recipe(str(path), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("질뭉", " Did you mean '질문'?"),
+        ("기시", " Did you mean '기사'?"),
+        ("questoin", " Did you mean 'question'?"),
+        ("요약", ""),
+    ],
+)
+def test_a_letter_of_a_short_name_may_be_wrong(name, hint):
+    assert nearest(name, ["질문", "기사", "정답", "question"]) == hint
 
 
 def test_an_unknown_recipe():
