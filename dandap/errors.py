@@ -27,8 +27,8 @@ class Stopped(Exception):
 
 def nearest(name: str, known) -> str:
     """Return " Did you mean 'x'?" for the known name most like `name`, or "" when none is."""
-    # difflib's time grows with the product of the lengths, and a name may be a whole pasted text. By
-    # letters, because one wrong letter would make a word of two syllables half another word.
+    # difflib's time grows with the product of the lengths, and a name may be a whole pasted text.
+    # By letters: one that is wrong would make a word of two syllables half another word.
     by_letters = {normalize("NFD", each): each for each in known if len(each) <= 100}
     matches = get_close_matches(normalize("NFD", name[:100]), by_letters, n=1, cutoff=0.6)
     return f" Did you mean {by_letters[matches[0]]!r}?" if matches else ""
