@@ -242,23 +242,17 @@ def test_a_model_that_waits_for_the_gpu_is_not_captured(models, monkeypatch, cap
     assert cuda[0] == []
 
 
-def test_a_capture_that_fails_is_told_and_ended(models, capsys, cuda):
+def test_a_capture_that_fails_is_told_and_ended(models, monkeypatch, capsys, cuda):
     """Its own error is told, not that of its end; an empty capture tells torch that it is over."""
     model, examples = models("llama"), make_examples(SHAPE)
     begun, ends = cuda
     expected = one_at_a_time(model, examples, forced())
     ends.append(RuntimeError("capture was invalidated"))
-    before = capture.captured
-
-    def fails(work):
-        return before(partial(fail, work, RuntimeError("operation not permitted\nand more")))
-
-    capture.captured = fails
-    try:
-        for tokens in (PLENTY, 150):
-            assert_same(ours(model, examples, forced(), tokens), expected)
-    finally:
-        capture.captured = before
+    fault = RuntimeError("operation not permitted\nand more")
+    real = capture.captured
+    monkeypatch.setattr(capture, "captured", lambda work: real(partial(fail, work, fault)))
+    for tokens in (PLENTY, 150):
+        assert_same(ours(model, examples, forced(), tokens), expected)
     (line,) = told(capsys)
     assert "(RuntimeError: operation not permitted)" in line
     assert len(begun) == 2
@@ -275,9 +269,8 @@ def test_a_capture_that_runs_out_of_memory_goes_on_eagerly(models, monkeypatch, 
     begun, ends = cuda
     ends += [end, None] * 20
     expected = one_at_a_time(model, examples, forced())
-    before = capture.captured
-    lack = torch.OutOfMemoryError("CUDA out of memory")
-    monkeypatch.setattr(capture, "captured", lambda work: before(partial(fail, work, lack)))
+    real, lack = capture.captured, torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(capture, "captured", lambda work: real(partial(fail, work, lack)))
     assert_same(ours(model, examples, forced(), 150), expected)
     assert not told(capsys)
     assert not capture._refused
