@@ -187,9 +187,9 @@ def test_a_batch_is_given_back_before_the_next(models, monkeypatch, captures):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """Let capturing call what it calls of torch.cuda: `graph` is its context, made of `ends`.
+    """Stand in for what capturing calls of torch.cuda.
 
-    Returns (captures begun, ends), a list of errors that ending a capture raises, in turn.
+    Return two lists: the graphs that were begun, and the errors that ending them raises in turn.
     """
     begun, ends, modes = [], [], [0]
 
