@@ -390,7 +390,7 @@ def test_the_endpoint_answers_as_inference_does(served, outputs):
     assert [each["answer"] for each in answers] == [each["prediction"] for each in records]
     assert [each["span"] for each in answers] == [each["span"] for each in records]
     assert all(0 < each["probability"] <= 1 for each in answers)
-    with pytest.raises(Exception, match="no run 'nope'"):
+    with pytest.raises(Exception, match="실행 'nope'이"):
         client.predict(typed["article"], questions, "nope", api_name="/answer")
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/answer"}
 
