@@ -702,3 +702,11 @@ def test_a_step_collated_before_memory_ran_out_is_not_halved_again(trainers, mon
     finally:
         trainer.batching = before
         trainer.model.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "told"),
+    [((203_593, 59_210), "0.20 M -> 0.06 M"), ((54_717, 12_769), "54,717 -> 12,769")],
+)
+def test_what_reading_once_saves_is_told_in_numbers_that_say_something(tokens, told):
+    assert session._counts(*tokens) == told

@@ -151,14 +151,15 @@ def tell_saving(job: Job) -> None:
     articles = len({example.row.article for example in examples})
     print(
         f"reading once: {len(examples):,} questions on {articles:,} articles: "
-        f"{short_count(every_time)} -> {short_count(once)} tokens per epoch "
-        f"({every_time / once:.1f}x fewer)"
+        f"{_counts(every_time, once)} tokens per epoch ({every_time / once:.1f}x fewer)"
     )
 
 
-def short_count(tokens: int) -> str:
-    """Return a number of tokens in millions, or whole where that would be 0.00 M to 0.01 M."""
-    return f"{tokens / 1e6:.2f} M" if tokens >= 20_000 else f"{tokens:,}"
+def _counts(every_time: int, once: int) -> str:
+    """Return both numbers of tokens in millions, or whole where that would be 0.00 or 0.01 M."""
+    if once < 20_000:
+        return f"{every_time:,} -> {once:,}"
+    return f"{every_time / 1e6:.2f} M -> {once / 1e6:.2f} M"
 
 
 def tell_few_steps(job: Job) -> None:
