@@ -4,7 +4,7 @@ YAML files, the command line and --help all come from `Recipe`.
 """
 
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -453,7 +453,7 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def make_recipe(values: dict[str, Any], where: str, options: Container[str] = ()) -> Recipe:
+def make_recipe(values: dict[str, Any], where: str, options: Collection[str] = ()) -> Recipe:
     """Return a checked Recipe; an InputError says of each wrong value what was got and expected.
 
     `where` is what it blames, but for the values that the command line's `options` set.
@@ -516,7 +516,7 @@ EXPECTED_OF = {
 }
 
 
-def _problems(error: ValidationError, where: str, options: Container[str]) -> Iterator[str]:
+def _problems(error: ValidationError, where: str, options: Collection[str]) -> Iterator[str]:
     """Say pydantic's errors in our words, one a field: who set what, and what was expected."""
     by_field: dict[str, dict] = {}
     for details in error.errors():
