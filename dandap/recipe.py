@@ -448,8 +448,8 @@ def find_recipe(name: str) -> Path:
             return path
     known = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
     raise InputError(
-        f"got recipe {name[:100]!r}; expected a YAML file or one of "
-        f"{', '.join(known)}.{nearest(name, known)}"
+        f"got recipe {name[:100]!r}.{nearest(name, known)} Expected a YAML file or one of "
+        f"{', '.join(known)}."
     )
 
 

@@ -543,6 +543,22 @@ def test_bad_calls_are_clear_and_lose_nothing(work, tmp_path, name):
     assert sorted(work.rglob("*")) == before
 
 
+def test_a_test_file_that_is_missing_is_told_before_training(tmp_path, small_train):
+    options = ["--recipe", "demo", "--train_file", str(small_train), "--output_dir", str(tmp_path)]
+    with pytest.raises(InputError, match="no file at data/nope.csv"):
+        fine_tune.main([*options, "--test_file", "data/nope.csv"])
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_a_sample_test_file_beside_ones_own_questions_is_told(tmp_path, small_train, capsys):
+    options = ["--recipe", "demo", "--train_file", str(small_train), "--output_dir", str(tmp_path)]
+    fine_tune.main([*options, "--preview"])
+    told = "answers will be those to data/sample/test.csv, the sample's. For yours: --test_file"
+    assert told in capsys.readouterr().out
+    fine_tune.main([*options, "--preview", "--test_file", str(small_train)])
+    assert "the sample's" not in capsys.readouterr().out
+
+
 BAD_DATA = {
     "a misspelt column": ("id,contxt,question,answer\na,b,c,d\n", "Did you mean 'contxt'"),
     "no answers": ("id,context,question\na,b,c\n", "no column 'answer'"),

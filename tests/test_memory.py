@@ -8,6 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import fine_tune
+from dandap import recipe as recipes
+from dandap.base import plans
 from dandap.base.adapter import add_adapter
 from dandap.base.memory import (
     GB,
@@ -163,6 +165,17 @@ def test_every_recipe_has_a_plan(capsys):
     assert len(known) >= 12
     assert all("tokens per batch" in line and "base" in line for line in known)
     assert "Estimates; the peak of a step on an H200 was 0.5% below" in lines[-1]
+
+
+def test_a_recipe_that_is_wrong_does_not_hide_the_others(capsys, monkeypatch, tmp_path):
+    for name, text in {"mine": "epochs: many\n", "yours": "model: data/demo_model\n"}.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(plans, "RECIPES_DIR", tmp_path)
+    monkeypatch.setattr(recipes, "RECIPES_DIR", tmp_path)
+    fine_tune.main(["--plan", "--gpu_memory", "80GB"])
+    mine, yours, *_ = capsys.readouterr().out.splitlines()
+    assert "epochs: got 'many', expected a number" in mine
+    assert "tokens per batch" in yours
 
 
 def test_a_plan_for_one_recipe_and_common_gpus(capsys):

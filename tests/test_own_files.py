@@ -37,8 +37,10 @@ def test_the_bare_command_tells_of_own_files_under_another_ending(own, capsys):
     assert TOLD in capsys.readouterr().out
 
 
-def test_a_file_that_was_named_needs_no_telling(own, capsys):
+def test_files_that_were_named_need_no_telling(own, capsys):
     choose("demo", train_file="data/train.xlsx")
+    assert TOLD not in capsys.readouterr().out
+    choose("demo", train_file="data/train.xlsx", test_file="data/train.xlsx")
     assert "For yours" not in capsys.readouterr().out
 
 

@@ -69,7 +69,7 @@ def make_report(records, contexts=None, **more):
         headline=("char_f1", "exact_match"),
         nouns=("questions", "articles"),
         asked={r["id"]: r["question"] for r in records},
-        settings={"model": "데모"},
+        settings={"model": "데모", "columns": {"context": "본문", "question": "질문"}},
         environment={"packages": {"torch": "2"}, "gpu": None},
         interval=metrics.bootstrap_interval,
         likeness=metrics.char_f1,
@@ -157,6 +157,13 @@ def test_hostile_texts_stay_text(tmp_path):
     write_report(
         tmp_path, make_report(records, {r["id"]: t for r, t in zip(records, texts, strict=True)})
     )
+
+
+def test_settings_are_told_as_options_have_them(tmp_path):
+    page = write_report(tmp_path, make_report([record(0, "부산", "부산")])).read_text(
+        encoding="utf-8"
+    )
+    assert "<td>columns</td><td>context=본문, question=질문</td>" in page
 
 
 def test_one_right_answer_makes_a_report_too(tmp_path):

@@ -27,7 +27,14 @@ def show_plans(arguments: argparse.Namespace) -> None:
     width = max(map(len, names))
     unknown = []
     for name in names:
-        recipe = load_recipe(name, options)
+        try:
+            recipe = load_recipe(name, options)
+        except InputError as error:
+            if arguments.recipe:
+                raise
+            # One that somebody is writing must not hide the others.
+            print(f"{name:<{width}}  {str(error).splitlines()[0]}")
+            continue
         confirm_remote_code(recipe, "trust_remote_code" in options)
         # Without a recipe's name the table is made offline, of bases whose shapes are known here.
         if not arguments.recipe and recipe.model not in SHAPES and not Path(recipe.model).is_dir():

@@ -12,6 +12,7 @@ from rich.console import Console
 from dandap import ROOT
 from dandap.base.processes import is_first
 from dandap.command_line import chosen_options
+from dandap.data.files import find_files
 from dandap.data.rows import Table
 from dandap.errors import InputError
 from dandap.language import t
@@ -37,12 +38,18 @@ class Start:
 def choose(arguments: argparse.Namespace) -> Start:
     """Return how to start: the bare command's recipe is decided by the data and the machine."""
     options = chosen_options(arguments)
+    # Training gets along without it, and answering would find out hours later.
+    if options.get("test_file", "none") not in ("none", "null"):
+        for name in options["test_file"].split(","):
+            find_files(Path(name))
     if arguments.resume is not None:
         return choose_unfinished(arguments, options)
     if arguments.recipe:
         recipe = load_recipe(arguments.recipe, options)
         if "train_file" not in options:
             tell_own_files(recipe)
+        elif "test_file" not in options:
+            tell_sample_test(recipe)
         return Start(find_recipe(arguments.recipe).stem, recipe)
     # The bare command. A file that was named and is missing is refused when it is read; the demo
     # takes the place only of the default one.
@@ -95,6 +102,13 @@ def tell_own_files(recipe: Recipe) -> None:
     options = f"--train_file {train[0]}" + (f" --test_file {test[0]}" if test else "")
     said = t("{own} is there, and this trains on {theirs}. For yours: {options}")
     print(said.format(own=train[0], theirs=recipe.train_file, options=options))
+
+
+def tell_sample_test(recipe: Recipe) -> None:
+    """Say that a run on people's own file would answer the test file of a recipe's sample."""
+    if recipe.test_file and Path(recipe.test_file).absolute().is_relative_to(ROOT / "data/sample"):
+        said = t("answers will be those to {theirs}, the sample's. For yours: --test_file FILE")
+        print(said.format(theirs=recipe.test_file))
 
 
 def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) -> Start:
