@@ -12,7 +12,9 @@ CATALOGUE = Path(__file__).with_name("korean.yaml")
 LANGUAGES = ("en", "ko")
 # Fields that name files, folders and what people have named themselves.
 PLACES = {"file", "folder", "id", "known", "model", "owner", "path", "run"}
-LONGEST = 2000  # characters of what is translated: patterns of many fields take their time on more
+# Characters of what is translated. The time of patterns with many fields grows with their cube: a
+# text of 1,922 full of ", line " took 0.4 s, one of 4,160 took 24.
+LONGEST = 2000
 _now = "en"
 
 

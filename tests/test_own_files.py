@@ -1,6 +1,7 @@
 """People with files of their own in data/ are told how a recipe trains on them."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,16 @@ def test_the_demo_by_name_tells_of_own_files(own, capsys):
 def test_the_bare_command_tells_of_own_files_under_another_ending(own, capsys):
     assert choose(None).name == "demo"
     assert TOLD in capsys.readouterr().out
+
+
+def test_the_samples_files_are_found_from_any_folder(own, capsys):
+    """They are named as the project has them, and lie where it is."""
+    named = {"train_file": "data/sample/train.csv", "test_file": "data/sample/test.csv"}
+    assert Path(choose("demo", **named).recipe.test_file).is_file()
+    choose("demo", train_file="data/sample/train.csv")
+    assert "For yours" not in capsys.readouterr().out
+    with pytest.raises(InputError, match="no file at data/nope.csv"):
+        choose("demo", test_file="data/sample/test.csv,data/nope.csv")
 
 
 def test_files_that_were_named_need_no_telling(own, capsys):

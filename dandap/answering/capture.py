@@ -114,5 +114,8 @@ def _end_capture() -> None:
     with suppress(RuntimeError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of an empty graph
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, capture_error_mode="thread_local"),
+        ):
             pass

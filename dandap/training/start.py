@@ -36,12 +36,19 @@ class Start:
 
 
 def choose(arguments: argparse.Namespace) -> Start:
-    """Return how to start: the bare command's recipe is decided by the data and the machine."""
+    """Return how to start; InputError if a test file that was named is not there."""
     options = chosen_options(arguments)
-    # Training gets along without it, and answering would find out hours later.
-    if options.get("test_file", "none") not in ("none", "null"):
-        for name in options["test_file"].split(","):
+    start = _choose(arguments, options)
+    # Training gets along without it, and answering would find out hours later. A recipe's own, as
+    # data/test.csv, may still come.
+    if "test_file" in options:
+        for name in start.recipe.test_file.split(","):
             find_files(Path(name))
+    return start
+
+
+def _choose(arguments: argparse.Namespace, options: dict[str, str]) -> Start:
+    """Choose the recipe; the bare command's is decided by the data and the machine."""
     if arguments.resume is not None:
         return choose_unfinished(arguments, options)
     if arguments.recipe:
@@ -106,7 +113,11 @@ def tell_own_files(recipe: Recipe) -> None:
 
 def tell_sample_test(recipe: Recipe) -> None:
     """Say that a run on people's own file would answer the test file of a recipe's sample."""
-    if recipe.test_file and Path(recipe.test_file).absolute().is_relative_to(ROOT / "data/sample"):
+    trained, answered = (
+        Path(name or "").absolute().is_relative_to(ROOT / "data/sample")
+        for name in (recipe.train_file, recipe.test_file)
+    )
+    if answered and not trained:
         said = t("answers will be those to {theirs}, the sample's. For yours: --test_file FILE")
         print(said.format(theirs=recipe.test_file))
 
