@@ -7,10 +7,12 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GraniteMoeHybridConfig,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 SIZES = {
@@ -53,6 +55,27 @@ FAMILIES = {
     "mistral": MistralConfig(
         **SIZES, **(HEADS | {"num_key_value_heads": 4}), sliding_window=WINDOW
     ),  # a key head per head
+    # As Granite 4.0 350M: every layer attends, none has experts, and embeddings, attention, each
+    # layer's addition and the logits are scaled. Its mamba numbers only have to agree.
+    "granite": GraniteMoeHybridConfig(
+        **SIZES,
+        **{name: HEADS[name] for name in HEADS if name != "head_dim"},
+        shared_intermediate_size=128,
+        layer_types=["full_attention"] * 2,
+        num_local_experts=0,
+        num_experts_per_tok=0,
+        mamba_n_heads=8,
+        mamba_d_head=16,
+        position_embedding_type="rope",
+        embedding_multiplier=12,
+        attention_multiplier=1 / 16,
+        residual_multiplier=0.26,
+        logits_scaling=4,
+        tie_word_embeddings=False,
+    ),
+    "qwen3_moe": Qwen3MoeConfig(
+        **SIZES, **HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32
+    ),
 }
 for config in FAMILIES.values():
     config.initializer_range = 0.2

@@ -151,6 +151,9 @@ def training_config(
         disable_tqdm=True,
         report_to="none",  # dandap/training/trackers.py makes the trackers
         max_length=None,  # the encoder trims articles; TRL would cut answers
+        # Models with experts would add how evenly a micro-batch's tokens are routed. It depends on
+        # which questions share the batch, and could not teach the routers: they are frozen.
+        router_aux_loss_coef=0.0,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
     )
