@@ -8,13 +8,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_models import FAMILIES
 from torch.nn.attention.flex_attention import create_mask
 
+from dandap.base.model import load_base
 from dandap.base.shapes import named_config
 from dandap.errors import InputError
 from dandap.recipe import Recipe
 from dandap.tree import attention
-from dandap.tree.attention import OWN_CHOICE, SMALL_TILES, probe, tiles_to_try, why_no_flex
+from dandap.tree.attention import (
+    OWN_CHOICE,
+    SMALL_TILES,
+    probe,
+    tiles_to_try,
+    use_tree_attention,
+    why_no_flex,
+)
+from dandap.tree.masks import BLOCK, tree_masks
+from dandap.tree.token_tree import collate, grow
 
 CPU = torch.device("cpu")
 
@@ -50,6 +61,28 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rounding_passes(kernel, name, dtype):
     probe(named_config(name), CPU, dtype)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_models_take_blocks(kernel, bases, family):
+    """Every architecture hands the blocks on to its layers, and its own scaling and soft cap."""
+    model = load_base(Recipe(model=str(bases / family), quantization="none"), CPU)
+    questions = [([*range(9, 80), q, q + 1], [1, q]) for q in range(3, 7)]
+    batch = collate([grow(questions)], pad_id=0, multiple_of=BLOCK)
+    use_tree_attention(model)
+
+    def logits(flex):
+        return model(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            attention_mask=tree_masks(model.config, batch, torch.float32, flex),
+            use_cache=False,
+        ).logits
+
+    is_token = batch["input_ids"] != 0
+    blocks, dense = (logits(flex)[is_token] for flex in (True, False))
+    assert dense.std() > 0.1
+    torch.testing.assert_close(blocks, dense, rtol=1e-4, atol=1e-4)
 
 
 def other(**changed):

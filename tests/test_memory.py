@@ -40,6 +40,7 @@ PARAMETERS = {
     "Qwen/Qwen3-4B-Instruct-2507": 4_022_468_096,
     "Qwen/Qwen3-8B": 8_190_735_360,
     "google/gemma-3-270m": 268_098_176,
+    "ibm-granite/granite-4.0-350m": 352_379_904,
     "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
     "Qwen/Qwen3-0.6B": 596_049_920,
     "x2bee/POLAR-14B-v0.2": 14_221_316_096,

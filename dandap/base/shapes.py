@@ -118,6 +118,24 @@ SHAPES = {
     # Small enough for a laptop.
     "google/gemma-3-270m": GEMMA_3_270M,
     "google/gemma-3-270m-it": GEMMA_3_270M,
+    # Of the hybrid architecture, without its Mamba layers and experts.
+    "ibm-granite/granite-4.0-350m": {
+        "model_type": "granitemoehybrid",
+        "hidden_size": 1024,
+        "intermediate_size": 2048,
+        "shared_intermediate_size": 2048,
+        "num_hidden_layers": 28,
+        "layer_types": ["full_attention"] * 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "mamba_d_head": 16,  # transformers checks it against the hidden size, unused or not
+        "position_embedding_type": "rope",
+        "vocab_size": 100352,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": True,
+    },
     "Qwen/Qwen2.5-0.5B-Instruct": {
         "model_type": "qwen2",
         "hidden_size": 896,

@@ -116,4 +116,8 @@ def _block_mask(
         count, order = kind.sum(-1), kind.int().argsort(dim=-1, descending=True, stable=True)
         kinds.append((count[:, None].int(), order[:, None].int()))  # (rows, 1 for all heads, ...)
     partial_blocks, full_blocks = kinds
-    return BlockMask.from_kv_blocks(*partial_blocks, *full_blocks, BLOCK, sees, (length, length))
+    mask = BlockMask.from_kv_blocks(*partial_blocks, *full_blocks, BLOCK, sees, (length, length))
+    # GPT-2 and hybrid architectures (Granite 4) ask every mask whether it is padding's, of two
+    # dimensions; a BlockMask has a shape and no ndim.
+    mask.ndim = len(mask.shape)
+    return mask

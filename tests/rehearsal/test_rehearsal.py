@@ -204,7 +204,7 @@ def test_faults_are_caught(rehearse, number):
 RECIPES = (
     "eeve-10.8b", "kosolar-10.7b", "nous-solar-10.7b", "solar-10.7b-r8", "ko-gemma-2-9b",
     "llama-2-ko-7b", "kanana-1.5-8b", "midm-2.0-mini", "ax-4.0-light", "qwen3-4b", "qwen3-8b",
-    "gemma-3-270m", "qwen2.5-0.5b", "qwen3-0.6b",
+    "gemma-3-270m", "granite-4.0-350m", "qwen2.5-0.5b", "qwen3-0.6b",
 )  # fmt: skip
 ON_EACH = [{"what": "chosen_training_memory", "recipe": recipe} for recipe in RECIPES]
 
