@@ -4,7 +4,15 @@ from collections import Counter
 
 import pytest
 
-from metrics import bootstrap_interval, char_f1, consensus, exact_match, normalize, score
+from metrics import (
+    bootstrap_interval,
+    char_f1,
+    compare,
+    consensus,
+    exact_match,
+    normalize,
+    score,
+)
 
 # (prediction, gold, exact match, character F1)
 PAIRS = [
@@ -53,6 +61,13 @@ def test_score_means_and_counts():
     assert (result["questions"], result["articles"]) == (3, 2)
     low, high = result["char_f1_interval"]
     assert (low, high) == (0.5, 1.0)  # resampling two articles: means of 1/2, 2/3 or 1
+
+
+def test_one_article_is_not_certain():
+    """Resampled it is always itself; what other articles would score, it does not tell."""
+    assert score(["가", "나"], ["가", "다"], ["a", "a"])["char_f1_interval"] == (0, 1)
+    assert compare([0.6, 0.6], [0.5, 0.5], ["a", "a"])["interval"] == (-1, 1)
+    assert compare([0.6, 0.6], [0.5, 0.5], ["a", "b"])["interval"][0] > 0
 
 
 def test_interval_resamples_articles_not_questions():

@@ -138,6 +138,10 @@ def test_an_earlier_adapter_is_kept_only_if_it_is_better_in_pairs():
     assert step_to_keep(state_of(surely, last), metrics.compare) == 1
     assert best_step(state_of(by_one_article, last)) == 1, "the higher mean"
     assert step_to_keep(state_of(by_one_article, last), metrics.compare) == 2
+    on_one = state_of(surely, last)
+    for record in on_one.log_history:
+        record["articles"] = ["a"] * 6
+    assert step_to_keep(on_one, metrics.compare) == 2, "one article shows nothing"
     assert step_to_keep(state_of(last, surely), metrics.compare) == 2
     assert step_to_keep(TrainerState(), metrics.compare) is None
     old = state_of(by_one_article, last)
