@@ -5,6 +5,7 @@ sentence.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable
 from itertools import pairwise
@@ -82,13 +83,23 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
-        # argparse takes most values that start with - for options, and then misses an argument.
-        hint = (
-            " A value that starts with - is written --option=-1."
-            if "expected one argument" in message
-            else ""
-        )
-        raise InputError(f"{message}.{hint} See --help.")
+        """Raise the InputError of a mistake that argparse describes, in words of ours."""
+        if found := re.fullmatch(r"argument (.+): expected one argument", message):
+            # It takes most values that start with - for options, and then misses an argument.
+            raise InputError(
+                f"{found[1]} got no value, expected one. A value that starts with - is written "
+                "--option=-1. See --help."
+            )
+        if found := re.fullmatch(
+            r"argument (.+): invalid choice: (.+) \(choose from (.+)\)", message
+        ):
+            option, got, choices = found.groups()
+            raise InputError(f"{option}: got {got}, expected one of {choices}. See --help.")
+        if found := re.fullmatch(r"the following arguments are required: (.+)", message):
+            raise InputError(f"the command line lacks {found[1]}. See --help.")
+        if found := re.fullmatch(r"argument (.+?): (got .+)", message):  # a type of ours
+            raise InputError(f"{found[1]}: {found[2]}. See --help.")
+        raise InputError(f"{message}. See --help.")
 
 
 def positive(text: str) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dandap import language
-from dandap.command_line import run_script
+from dandap.command_line import Parser, parse, positive, run_script
+from dandap.errors import InputError
 from dandap.language import korean, pattern_of, t, translated
 from tests.test_layout import TREES
 
@@ -182,3 +183,24 @@ def test_a_mistake_before_the_option_is_told_in_its_language(capsys):
     import inference
 
     assert "알 수 없는 옵션" in ends(capsys, inference.main, "--rum", "x", "--lang", "ko")
+
+
+@pytest.mark.parametrize(
+    "words, english, said",
+    [
+        (["RUN", "--out_of"], "--out_of got no value, expected one. A value", "값이 없습니다"),
+        (["RUN", "--by", "x"], "--by: got 'x', expected one of 'f1', 'em'", "'f1', 'em' 가운데"),
+        ([], "the command line lacks RUN. See --help.", "RUN이(가) 빠졌습니다"),
+        (["RUN", "--out_of", "x"], "got 'x', expected a whole number of at least 1", "1 이상"),
+    ],
+)
+def test_argparse_speaks_our_words(words, english, said):
+    parser = Parser()
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--by", choices=["f1", "em"])
+    parser.add_argument("--out_of", type=positive)
+    with pytest.raises(InputError) as told:
+        parse(parser, [*words, "--lang", "en"])
+    assert english in str(told.value)
+    language.use("ko")
+    assert said in translated(str(told.value))
