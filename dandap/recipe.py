@@ -458,23 +458,27 @@ def make_recipe(values: dict[str, Any], where: str, options: Collection[str] = (
 
     `where` is what it blames, but for the values that the command line's `options` set.
     """
-    for key in values:
-        if key not in Recipe.model_fields:
-            raise InputError(
-                f"{where}: got the unknown key {key!r}.{_right_name(str(key), Recipe.model_fields)}"
-            )
+    problems = [
+        f"{where}: got the unknown key {key!r}.{_right_name(str(key), Recipe.model_fields)}"
+        for key in values
+        if key not in Recipe.model_fields
+    ]
     # `none` clears an option, but is one of quantization's own values.
     values = {
         key: None if value in ("none", "null") and key not in ("quantization",) else value
         for key, value in values.items()
+        if key in Recipe.model_fields
     }
     for field in ("model", "train_file", "test_file"):
         if isinstance(values.get(field), str):
             values[field] = ",".join(map(_found, values[field].split(",")))
     try:
-        return Recipe(**values)
+        recipe = Recipe(**values)
     except ValidationError as error:
-        raise InputError("\n".join(_problems(error, where, options))) from error
+        raise InputError("\n".join([*problems, *_problems(error, where, options)])) from error
+    if problems:
+        raise InputError("\n".join(problems))
+    return recipe
 
 
 def _found(name: str) -> str:

@@ -244,6 +244,16 @@ def test_a_letter_of_a_short_name_may_be_wrong(name, hint):
     assert nearest(name, ["질문", "기사", "정답", "question"]) == hint
 
 
+def test_unknown_keys_hide_no_wrong_values(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("learning_rat: 3\nepochs: many\nlora: 3\n")
+    with pytest.raises(InputError) as told:
+        load_recipe(str(file), {"lora_r": "x"})
+    asked = ["'learning_rate'?", "'lora_r'?", "--lora_r: got 'x'", "epochs: got 'many'"]
+    for line, part in zip(str(told.value).split("\n"), asked, strict=True):
+        assert part in line
+
+
 def test_an_unknown_recipe():
     with pytest.raises(InputError, match="Did you mean 'eeve-10.8b'"):
         load_recipe("eeve-10b", {})
