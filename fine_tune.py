@@ -35,16 +35,18 @@ from tasks import get_task
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; raise InputError for what cannot be used."""
     arguments = parse(command_line(), argv)
+    if arguments.soup and not arguments.folds:
+        raise InputError("--soup is the mean of folds: give --folds N as well.")
     # Under a launcher (accelerate launch, torchrun) every process comes here; all would print.
     with first_one_speaks():
-        if arguments.folds:
-            from folds import train_folds  # with inference.py and ensemble.py, used here alone
-
-            train_folds(arguments, fine_tune)
-        elif arguments.plan:
+        if arguments.plan:
             from dandap.base.plans import show_plans  # with torch, as below
 
             show_plans(arguments)
+        elif arguments.folds and not arguments.preview:
+            from folds import train_folds  # with inference.py and ensemble.py, used here alone
+
+            train_folds(arguments, fine_tune)
         else:
             fine_tune(arguments)
 

@@ -15,6 +15,7 @@ import argparse
 import gc
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,8 +35,9 @@ from dandap.runs.files import (
     write_json_lines,
 )
 from dandap.runs.folder import RunFolder, named
-from dandap.runs.predictions import Answered, find_predictions, write_predictions
+from dandap.runs.predictions import Answered, answers_whole, write_predictions
 from dandap.runs.submission import write_review
+from dandap.training.start import kept_recipe
 from tasks import get_task
 
 Train = Callable[[argparse.Namespace], None]  # fine_tune.fine_tune
@@ -49,12 +51,19 @@ def train_folds(arguments: argparse.Namespace, train: Train) -> None:
     parent = choose_parent(arguments)
     for number in range(1, arguments.folds + 1):
         run = RunFolder(parent / f"fold-{number}")
+        own = of_fold(arguments, run, number)
         if run.report_file.is_file():
+            kept_recipe(run, own, chosen_options(own))
             print(f"fold {number} of {arguments.folds} is done: {run.path}")
             continue
         print(f"fold {number} of {arguments.folds}")
         try:
-            train(of_fold(arguments, run, number))
+            train(own)
+        except InputError:
+            # A mistyped start would be what a bare --resume finds: it leaves nothing.
+            if not any(parent.glob("fold-*")):
+                shutil.rmtree(parent)
+            raise
         except Stopped as stopped:
             told = str(stopped).split(" Continue")[0]
             how = f"python fine_tune.py --folds {arguments.folds} --resume {parent}"
@@ -156,32 +165,44 @@ def answer_together(
     if not Path(recipe.test_file).is_file():
         print(f"no submission: there is no file at {recipe.test_file}")
         return None
-    if arguments.soup:
-        soup = make_soup(parent, runs)
-        return inference.main(["--run", str(soup.path), "--output_dir", str(parent)])["submission"]
-    for run in runs:
-        if not has_answers(run, parent):
+    test = get_task(recipe.task).read_test(recipe, Path(recipe.test_file)).sha256
+    members = []
+    for run in [make_soup(parent, runs)] if arguments.soup else runs:
+        if not find_answers(run, test):
             inference.main(["--run", str(run.path), "--output_dir", str(parent)])
-    members = [str(run.path) for run in runs]
-    return ensemble.main([*members, "--output_dir", str(parent)])["submission"]
+        members.append(find_answers(run, test))
+    if arguments.soup:
+        return str(members[0] / "submission.csv")
+    return ensemble.main([*map(str, members), "--output_dir", str(parent)])["submission"]
 
 
-def has_answers(run: RunFolder, parent: Path) -> bool:
-    """Return whether a run has answered the whole test file before."""
-    try:
-        find_predictions(str(run.path), str(parent))
-    except InputError:
-        return False
-    return True
+def find_answers(run: RunFolder, test: str) -> Path | None:
+    """Return the folder of the run's newest answers to the file of this SHA-256, or None.
+
+    Answers in another way than the run's own, or to some of the questions, are not these.
+    """
+    trained = run.load_recipe().model_dump()
+    found = [
+        file
+        for file in run.answers.glob("*/scores.json")
+        if answers_whole(file, None)
+        and read_json(file).get("recipe") == trained
+        and test in read_json(file).get("data", {}).values()
+    ]
+    newest = max(found, key=lambda file: read_json(file)["started"], default=None)
+    return newest and newest.parent
 
 
 def make_soup(parent: Path, runs: list[RunFolder]) -> RunFolder:
     """Return a run whose adapter is the mean of the folds', made once."""
     from dandap.base.adapter import average_adapters  # with torch, which --help need not wait for
 
-    soup = RunFolder(parent / "soup")
-    if soup.finished:
-        return soup
+    whole = RunFolder(parent / "soup")
+    if whole.path.is_dir():
+        return whole
+    # Cut off while it is written it must not look whole.
+    soup = RunFolder(parent / ".soup")
+    shutil.rmtree(soup.path, ignore_errors=True)
     make_folder(soup.path)
     recipe = runs[0].load_recipe()
     average_adapters(recipe, [run.adapter for run in runs], soup.adapter)
@@ -191,5 +212,6 @@ def make_soup(parent: Path, runs: list[RunFolder]) -> RunFolder:
     # The parts that the folds held out are trained on by the others: nothing is held out any more.
     settings = {"fold": None, "validation_fraction": 0.0, "run_name": "soup"}
     soup.save_recipe(recipe.model_copy(update=settings), runs[0].load_template()[1])
-    print(f"soup: the mean of {len(runs)} adapters in {soup.adapter}")
-    return soup
+    soup.path.rename(whole.path)
+    print(f"soup: the mean of {len(runs)} adapters in {whole.adapter}")
+    return whole

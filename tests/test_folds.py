@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 import fine_tune
 import folds
+import inference
 from dandap.base.adapter import add_adapter, average_adapters
 from dandap.base.model import load_base
 from dandap.data.rows import Row, split_by_article
@@ -140,6 +141,20 @@ def test_folds_go_on_and_answer_together(small_train, tmp_path, monkeypatch, cap
     assert not made, "nothing is trained again"
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert "/soup/" in result["submission"]
+    answers = [path for fold in parent.glob("fold-*") for path in fold.glob("answers/*")]
+    assert len(answers) == 2, "nothing is answered again"
+    # Cut off while it was written, a soup is made anew; answers to another file are no votes.
+    (parent / "soup").rename(parent / ".soup")
+    other = tmp_path / "other.csv"
+    other.write_text("".join(test.read_text(encoding="utf-8").splitlines(True)[:3]), "utf-8")
+    inference.main(["--run", str(parent / "fold-1"), "--test_file", str(other)])
+    fine_tune.main(["--folds", "2", "--resume", str(parent), "--soup"])
+    assert (parent / "soup" / "recipe.yaml").is_file()
+    fine_tune.main(["--folds", "2", "--resume", str(parent)])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert Path(result["submission"]).read_text(encoding="utf-8").count("\n") == 21
+    with pytest.raises(InputError, match=r"fold-1 was started with grounded=False \(now True\)"):
+        fine_tune.main(["--folds", "2", "--resume", str(parent), "--grounded", "true"])
     with pytest.raises(InputError, match="has 2 folds, not 3"):
         fine_tune.main(["--folds", "3", "--resume", str(parent)])
 
@@ -150,9 +165,18 @@ def test_folds_go_on_and_answer_together(small_train, tmp_path, monkeypatch, cap
         (["--folds", "1"], "expected at least 2"),
         (["--folds", "2", "--fold", "1/2"], "give one of them"),
         (["--folds", "2", "--resume", "nowhere"], "there are no folds there"),
+        (["--folds", "2", "--train_file", "nowhere.csv"], "no file at nowhere.csv"),
+        (["--soup"], "give --folds N as well"),
     ],
 )
 def test_what_cannot_be_folded_is_told(tmp_path, more, message):
     with pytest.raises(InputError, match=message):
         fine_tune.main(["--recipe", "demo", "--output_dir", str(tmp_path), *more])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("look", ["--plan", "--preview"])
+def test_a_look_before_folding_makes_nothing(tmp_path, capsys, look):
+    fine_tune.main(["--recipe", "demo", "--output_dir", str(tmp_path), "--folds", "2", look])
+    assert "tokens" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

@@ -78,7 +78,7 @@ def find_predictions(name: str, output_dir: str, split: str | None = None) -> Pa
     # What training answered counts before what `--split validation` answered later.
     if split and run.validation_record.is_file():
         return run.validation_record
-    whole = [file for file in run.answers.glob("*/scores.json") if _is_of(file, split)]
+    whole = [file for file in run.answers.glob("*/scores.json") if answers_whole(file, split)]
     if not whole:
         how = " --split validation" if split else ""
         raise InputError(
@@ -103,7 +103,7 @@ def run_of(path: Path) -> RunFolder | None:
     )
 
 
-def _is_of(scores_file: Path, split: str | None) -> bool:
+def answers_whole(scores_file: Path, split: str | None) -> bool:
     """Say whether a finished inference answered all of a test file, or of the split."""
     try:
         scores = read_json(scores_file)

@@ -151,8 +151,8 @@ def training_config(
         disable_tqdm=True,
         report_to="none",  # dandap/training/trackers.py makes the trackers
         max_length=None,  # the encoder trims articles; TRL would cut answers
-        # Models with experts would add how unevenly a micro-batch's tokens are routed. It depends on
-        # which questions share the batch and how often an article is read: no tree could equal it.
+        # Models with experts would add how unevenly a micro-batch's tokens are routed. It depends
+        # on which questions share the batch and how often an article is read: no tree equals it.
         router_aux_loss_coef=0.0,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,

@@ -126,6 +126,14 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
     """Return the run to continue, with the recipe it was started with."""
     output_dir = options.get("output_dir", Recipe.model_fields["output_dir"].default)
     run = find_unfinished(arguments.resume, output_dir)
+    return Start(run.path.name, kept_recipe(run, arguments, options), run)
+
+
+def kept_recipe(run: RunFolder, arguments: argparse.Namespace, options: dict[str, str]) -> Recipe:
+    """Return the recipe to go on with: the run's, which the command line must not change.
+
+    InputError says what it would change; with --resume_anyway the changed one is returned.
+    """
     saved = run.load_recipe()
     changed = (
         load_recipe(arguments.recipe, options)
@@ -140,7 +148,7 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
     different = [field for field in different if field not in ("output_dir", "run_name")]
     if different and arguments.resume_anyway:
         print(f"resuming with another recipe (--resume_anyway): {', '.join(different)}")
-        return Start(run.path.name, changed, run)
+        return changed
     if different:
         parts = []
         for field in different:
@@ -149,7 +157,7 @@ def choose_unfinished(arguments: argparse.Namespace, options: dict[str, str]) ->
             f"{run.path} was started with {', '.join(parts)}. A resumed run keeps its recipe: drop "
             "these options, insist with --resume_anyway, or start a new run."
         )
-    return Start(run.path.name, saved, run)
+    return saved
 
 
 def find_unfinished(name: str, output_dir: str) -> RunFolder:
@@ -161,7 +169,7 @@ def find_unfinished(name: str, output_dir: str) -> RunFolder:
         if not unfinished:
             raise InputError(
                 f"{output_dir} holds no unfinished run with a checkpoint. Start one without "
-                "--resume."
+                "--resume; folds go on with --folds N --resume."
             )
         run = newest(unfinished, "started")
     if run.finished and not lacks_validation(run):
