@@ -9,12 +9,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import fine_tune
 from dandap import recipe as recipes
-from dandap.base import plans
+from dandap.base import memory, plans
 from dandap.base.adapter import add_adapter
 from dandap.base.memory import (
     GB,
     Machine,
     _layer_bytes,
+    cpu_plan,
     empty_model,
     estimate_training,
     parse_size,
@@ -184,6 +185,38 @@ def test_a_plan_for_one_recipe_and_common_gpus(capsys):
     lines = capsys.readouterr().out.splitlines()[:-1]
     assert len(lines) == 4 or torch.cuda.is_available()
     assert all(" checkpointing" in line and "no checkpointing" not in line for line in lines)
+
+
+def test_a_small_base_has_a_plan_for_this_cpu(capsys, monkeypatch):
+    monkeypatch.setattr(plans, "why_no_gpu", lambda: "there is none")
+    monkeypatch.setattr(memory, "available_memory", lambda: 16 * GB)
+    fine_tune.main(["--plan", "--recipe", "gemma-3-270m"])
+    (line,) = (each for each in capsys.readouterr().out.splitlines() if "this CPU" in each)
+    assert "4096 tokens per batch" in line
+    assert line.endswith("NF4 weights dequantised once")
+    assert "base 1.1" in line
+    fine_tune.main(["--plan", "--recipe", "qwen3-4b"])
+    assert "this CPU" not in capsys.readouterr().out
+
+
+def test_a_cpu_with_little_memory_reads_less_at_once(capsys, monkeypatch):
+    """Smaller batches cost nothing there, checkpointing a third; then it is told."""
+    recipe = load_recipe("qwen3-0.6b", {})
+    model = empty_model(make_config(SHAPES[recipe.model]))
+    host = Machine(torch.device("cpu"), torch.float32, None)
+    chosen = []
+    for free in (24, 10, 5, 1):
+        monkeypatch.setattr(memory, "available_memory", lambda free=free: free * GB)
+        plan = cpu_plan(recipe, model, host, training=True)
+        chosen.append((plan.tokens_per_batch, plan.gradient_checkpointing, plan.dequantised))
+        assert plan.estimate.total <= free * GB or free == 1
+        assert ("may need" in capsys.readouterr().out) == (free == 1)
+    assert chosen == [
+        (4096, False, True),
+        (2048, False, False),
+        (4096, True, True),
+        (2048, True, False),
+    ]
 
 
 def test_what_does_not_fit_is_said(capsys):

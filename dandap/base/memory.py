@@ -4,6 +4,7 @@ A plan has a batch size and checkpointing; what does not fit is refused with a w
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -328,11 +329,13 @@ def make_plan(
         )
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     machine = Machine(device, dtype, free, flex)
-    return (
-        fit_plan(recipe, model, machine, training)
-        if device.type == "cuda"
-        else cpu_plan(recipe, model, machine, training)
-    )
+    if device.type == "cuda":
+        return fit_plan(recipe, model, machine, training)
+    plan = cpu_plan(recipe, model, machine, training)
+    chosen = recipe.compute_dtype != "auto"
+    if training and not chosen and plan.estimate.parameters > SMALL and cpu_computes_bfloat16():
+        print("this CPU computes bfloat16: --compute_dtype bfloat16 trains in half the time")
+    return plan
 
 
 def same_plan(plan: Plan) -> Plan:
@@ -360,24 +363,45 @@ def for_these_answers(
 
 
 def cpu_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training: bool) -> Plan:
-    """Return the plan for a CPU, or refuse a base that it would train for weeks."""
+    """Return the plan for a CPU, or refuse a base that it would train for weeks.
+
+    What main memory does not hold is told, not refused: the estimate is of full batches, and a CPU
+    reads each article by itself.
+    """
     refuse_without_gpu(recipe, model)
-    tokens = recipe.tokens_per_batch
-    if tokens == "auto":
-        tokens = CPU_TOKENS if training else CPU_ANSWERING_TOKENS
-        tokens = max(tokens, recipe.max_length + ROOM)
-    checkpointing = recipe.gradient_checkpointing is True
-    estimate = _estimate(recipe, model, machine, tokens, checkpointing, training)
-    weights = estimate.parameters * machine.dtype.itemsize
-    fits = weights <= COPY_SHARE * available_memory()
-    dequantised = recipe.quantization == "nf4" and fits and not is_sharded()
-    if dequantised:
-        estimate = replace(estimate, weights=weights)
-    chosen = recipe.compute_dtype != "auto"
-    if training and not chosen and estimate.parameters > SMALL and cpu_computes_bfloat16():
-        print("this CPU computes bfloat16: --compute_dtype bfloat16 trains in half the time")
+    free = available_memory()
+    for tokens, checkpointing in _cpu_choices(recipe, training):
+        estimate = _estimate(recipe, model, machine, tokens, checkpointing, training)
+        if estimate.total <= free:
+            break
+    else:
+        print(
+            f"WARNING: {recipe.model} may need {estimate}; {free / GB:.1f} GB of main memory are "
+            "free. Close other programs, or lower --max_length."
+        )
     plan = Plan(machine.device, machine.dtype, tokens, checkpointing, estimate, None)
-    return replace(plan, dequantised=dequantised)
+    weights = estimate.parameters * machine.dtype.itemsize
+    copied = replace(estimate, weights=weights)
+    fits = weights <= COPY_SHARE * free and copied.total <= free
+    if recipe.quantization == "nf4" and fits and not is_sharded():
+        return replace(plan, estimate=copied, dequantised=True)
+    return plan
+
+
+def _cpu_choices(recipe: Recipe, training: bool) -> Iterator[tuple[int, bool]]:
+    """Yield batch sizes and whether to checkpoint, the fastest first."""
+    sizes = [recipe.tokens_per_batch]
+    if recipe.tokens_per_batch == "auto":
+        most = CPU_TOKENS if training else CPU_ANSWERING_TOKENS
+        sizes = [max(most, recipe.max_length + ROOM)]
+        while sizes[-1] // 2 > recipe.max_length:
+            sizes.append(sizes[-1] // 2)
+        sizes.append(recipe.max_length)
+    ways = (recipe.gradient_checkpointing is True,)
+    if training and recipe.gradient_checkpointing == "auto":
+        ways = (False, True)
+    for checkpointing in ways:
+        yield from ((tokens, checkpointing) for tokens in sizes)
 
 
 def refuse_without_gpu(recipe: Recipe, model: PreTrainedModel) -> None:

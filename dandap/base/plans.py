@@ -4,10 +4,20 @@ import argparse
 from pathlib import Path
 
 import torch
+from transformers import PretrainedConfig
 
-from dandap.base.device import why_no_gpu
+from dandap.base.device import pick_compute_dtype, why_no_gpu
 from dandap.base.hub import confirm_remote_code
-from dandap.base.memory import GB, DoesNotFit, parse_size, plan_for_size
+from dandap.base.memory import (
+    GB,
+    DoesNotFit,
+    Machine,
+    Plan,
+    cpu_plan,
+    empty_model,
+    parse_size,
+    plan_for_size,
+)
 from dandap.base.model import load_config
 from dandap.base.shapes import SHAPES, make_config
 from dandap.command_line import chosen_options
@@ -29,20 +39,24 @@ def show_plans(arguments: argparse.Namespace) -> None:
     for name in names:
         try:
             recipe = load_recipe(name, options)
+            confirm_remote_code(recipe, "trust_remote_code" in options)
+            # Without a recipe's name the table is made offline, of bases whose shapes are known.
+            here = recipe.model in SHAPES or Path(recipe.model).is_dir()
+            if not arguments.recipe and not here:
+                unknown.append(name)
+                continue
+            config = known_config(recipe)
         except InputError as error:
             if arguments.recipe:
                 raise
             # One that somebody is writing must not hide the others.
             print(f"{name:<{width}}  {str(error).splitlines()[0]}")
             continue
-        confirm_remote_code(recipe, "trust_remote_code" in options)
-        # Without a recipe's name the table is made offline, of bases whose shapes are known here.
-        if not arguments.recipe and recipe.model not in SHAPES and not Path(recipe.model).is_dir():
-            unknown.append(name)
-            continue
         for size in sizes:
-            line = plan_line(recipe, size, in_a_table=not arguments.recipe)
+            line = plan_line(recipe, config, size, in_a_table=not arguments.recipe)
             print(f"{find_recipe(name).stem:<{width}} {size / GB:>4.0f} GB  {line}")
+        if why_no_gpu() and not arguments.gpu_memory and (line := cpu_line(recipe, config)):
+            print(f"{find_recipe(name).stem:<{width}} this CPU  {line}")
     if unknown:
         print(f"not known here: {', '.join(unknown)}; --plan --recipe NAME asks the hub for one")
     if not arguments.recipe:
@@ -53,20 +67,38 @@ def show_plans(arguments: argparse.Namespace) -> None:
     )
 
 
-def plan_line(recipe: Recipe, size: float, in_a_table: bool) -> str:
+def known_config(recipe: Recipe) -> PretrainedConfig:
+    """Return the architecture of a recipe's base: one of SHAPES, or asked of the hub."""
+    return make_config(SHAPES[recipe.model]) if recipe.model in SHAPES else load_config(recipe)
+
+
+def plan_line(recipe: Recipe, config: PretrainedConfig, size: float, in_a_table: bool) -> str:
     """Return what would be chosen on a GPU of `size` bytes, or why it cannot be used.
 
     In a table of many recipes the ways out would fill the screen.
     """
     try:
-        config = (
-            make_config(SHAPES[recipe.model]) if recipe.model in SHAPES else load_config(recipe)
-        )
-        plan = plan_for_size(recipe, config, size)
+        return _choice(plan_for_size(recipe, config, size))
     except DoesNotFit as error:
         return f"{'does not fit':<40}  {error.estimate}" if in_a_table else str(error)
     except InputError as error:
         return str(error)
+
+
+def cpu_line(recipe: Recipe, config: PretrainedConfig) -> str | None:
+    """Return what would be chosen on this machine's CPU; None for a base that needs a GPU."""
+    cpu = torch.device("cpu")
+    machine = Machine(cpu, pick_compute_dtype(recipe, cpu), None)
+    try:
+        plan = cpu_plan(
+            recipe, empty_model(config, recipe.trust_remote_code), machine, training=True
+        )
+    except InputError:
+        return None
+    return _choice(plan) + (", NF4 weights dequantised once" if plan.dequantised else "")
+
+
+def _choice(plan: Plan) -> str:
     checkpointing = "checkpointing" if plan.gradient_checkpointing else "no checkpointing"
     return f"{plan.tokens_per_batch:>6} tokens per batch, {checkpointing:<16}  {plan.estimate}"
 
