@@ -27,6 +27,7 @@ def test_training_prints_its_result_last(capsys):
     result = training.main([*options, "--questions_per_step", "8"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
     assert result["max_loss_difference"] < 1e-5
+    assert 0 < result["gradient_difference"] < 1e-5
     tokens = 16 * (40 + 35 + 6), 4 * (40 + 4 * (35 + 5))  # the stop token is predicted, not read
     assert result["token_ratio"] == pytest.approx(tokens[0] / tokens[1], abs=1e-3)
     assert (
