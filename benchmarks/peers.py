@@ -6,8 +6,11 @@ an epoch after one that warms up: Unsloth's is a second training, LLaMA-Factory'
 vLLM gets the same prompts and answers each with as many tokens, its prefix cache on and empty at
 the start. Unsloth and vLLM are written against their documentation (FastLanguageModel, LLM) and
 were never run by us; nor was LLaMA-Factory on a GPU. On a CPU LLaMA-Factory 0.9.5 was run, in an
-environment of its own, because it needs a TRL of before 1.0: there `python -m benchmarks.peers
-llamafactory job.json`, the JSON being the job of benchmarks.training with a "folder" to write to.
+environment of its own, because it needs a TRL of before 1.0. A trainer is run so, the second line
+in its own environment:
+
+python -m benchmarks.training --model FOLDER --data FILE --job job.json
+python -m benchmarks.peers llamafactory job.json
 """
 
 import sys
@@ -52,7 +55,7 @@ def run_peers(names: tuple[str, ...], job: dict) -> dict[str, float]:
 def _run_worker(name: str, job: dict) -> float | None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "job.json"
-        file.write_text(json.dumps({**job, "folder": folder}))
+        file.write_text(json.dumps(job))
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.peers", name, str(file)],
             capture_output=True,
@@ -209,6 +212,15 @@ def _vllm(job: dict) -> float:
     return len(prompts) / (time.perf_counter() - started)
 
 
+WORKERS = {"unsloth": _unsloth, "llamafactory": _llamafactory, "vllm": _vllm}
+
+
+def work(name: str, file: Path) -> float:
+    """Return the questions/s of one peer, run in this process on the job of a JSON file."""
+    # Beside the job, so that it goes with the folder of run_peers even if this process is killed.
+    with tempfile.TemporaryDirectory(dir=file.resolve().parent) as folder:
+        return WORKERS[name]({**json.loads(file.read_text()), "folder": folder})
+
+
 if __name__ == "__main__":
-    worker = {"unsloth": _unsloth, "llamafactory": _llamafactory, "vllm": _vllm}[sys.argv[1]]
-    print(worker(json.loads(Path(sys.argv[2]).read_text())))
+    print(work(sys.argv[1], Path(sys.argv[2])))

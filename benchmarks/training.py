@@ -5,6 +5,8 @@ python -m benchmarks.training --model EEVE-10.8B --article 1000 --questions_per_
                                                                a true shape, random weights
 python -m benchmarks.training --growth --plot growth.svg       1, 2, 4, 8, 16 questions on an
                                                                article
+python -m benchmarks.training --model FOLDER --job job.json    nothing is measured: the job of
+                                                               benchmarks.peers
 
 The ways: (a) seed: batch 1, loss on the whole sequence, as the published notebooks train. (b) trl:
 loss on answers, grouped by length, at its fastest batch size. (c) read_once: ours. unsloth and
@@ -45,6 +47,7 @@ from dandap.base.adapter import add_adapter
 from dandap.base.memory import MemoryEstimate, Plan
 from dandap.command_line import Parser, parse, positive
 from dandap.data.encoding import Example
+from dandap.errors import InputError
 from dandap.recipe import Recipe
 from dandap.training.job import Job
 from dandap.training.plain import make_trainer, supervised
@@ -55,18 +58,31 @@ TRL_BATCHES = (1, 2, 4, 8)
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; return the JSON of the last line."""
+    """Run the command line; return the JSON of the last line, or what --job has written."""
     arguments = parse(command_line(), argv)
+    if arguments.job and (arguments.growth or not Path(arguments.model).is_dir()):
+        raise InputError(
+            f"--job: got --model {arguments.model}{' --growth' if arguments.growth else ''}, "
+            "expected a model folder (peers load no shape) and no --growth."
+        )
     with tempfile.TemporaryDirectory() as folder:
         return run(arguments, prepare(arguments, folder))
 
 
 def run(arguments: argparse.Namespace, setting: "Setting") -> dict:
-    """Measure what the options ask for: how cost grows, or the ways on one set of questions."""
+    """Measure what the options ask for: how cost grows, or the ways on one set of questions.
+
+    With --job nothing is measured: what a peer would train on is written to that file.
+    """
     print(describe_machine(setting.plan.device))
     if arguments.growth:
         return growth(arguments, setting)
     examples = make_examples(arguments, setting.tokenizer, setting.recipe)
+    if arguments.job:
+        job = peer_job(setting, examples, setting.trl_batch or 1)
+        Path(arguments.job).write_text(json.dumps(job))
+        print(f"{arguments.job}: {len(examples)} questions, batch {job['batch']}")
+        return job
     result = compare(setting, examples, arguments.rounds)
     print(json.dumps(result))
     return result
@@ -100,6 +116,11 @@ def command_line() -> Parser:
         help="TRL's batch size (default: the fastest of 1, 2, 4, 8)",
     )
     parser.add_argument("--plot", metavar="FILE", help="with --growth: draw it (.svg or .png)")
+    parser.add_argument(
+        "--job",
+        metavar="FILE",
+        help="write the job of benchmarks.peers and stop; its batch is --trl_batch (default: 1)",
+    )
     return parser
 
 

@@ -1,12 +1,13 @@
 """The benchmark runs from its command line to its last line, on a shape with random weights."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from transformers import Gemma2Config
 
-from benchmarks import data, inference, overflow, training
+from benchmarks import data, inference, overflow, peers, training
 from dandap.base.shapes import named_config
 from dandap.errors import InputError
 
@@ -38,6 +39,31 @@ def test_training_prints_its_result_last(capsys):
     assert result["forwarded_tokens"]["read_once"] < result["forwarded_tokens"]["trl"]
     assert result["speedup_vs_trl"] > 0
     assert result["speedup_vs_seed"] > 0
+
+
+def test_a_peers_job_is_written_and_worked_on(tmp_path, monkeypatch):
+    """A peer that needs libraries of its own is run by hand, in another environment."""
+    file, given = tmp_path / "job.json", []
+
+    def worker(job):
+        assert Path(job["folder"]).is_dir()
+        given.append(job)
+        return 2.5
+
+    monkeypatch.setitem(peers.WORKERS, "llamafactory", worker)
+    job = training.main(["--questions", "4", "--trl_batch", "2", "--job", str(file)])
+    assert peers.work("llamafactory", file) == 2.5
+    folder = given[0].pop("folder")
+    assert given == [job]
+    assert not Path(folder).exists()
+    assert (job["batch"], job["questions_per_step"], len(job["rows"])) == (2, 16, 4)
+    assert max(len(row["input_ids"]) for row in job["rows"]) == job["longest"]
+
+
+@pytest.mark.parametrize("options", [["--growth"], ["--model", "tiny-qwen3"]])
+def test_what_is_no_peers_job_is_refused(options, tmp_path):
+    with pytest.raises(InputError, match="expected a model folder"):
+        training.main([*options, "--job", str(tmp_path / "job.json")])
 
 
 def test_shapes_are_named():
