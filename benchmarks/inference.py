@@ -34,6 +34,7 @@ from benchmarks.machine import describe_machine, peak_memory
 from benchmarks.material import (
     GROWTH,
     Material,
+    add_comparison_options,
     add_material_options,
     counted_tokens,
     load_material,
@@ -79,6 +80,7 @@ def command_line() -> Parser:
     """Return the options: model, questions, and how each way is measured."""
     parser = Parser(__doc__)
     add_material_options(parser)
+    add_comparison_options(parser)
     parser.add_argument("--no_adapter", action="store_true", help="the base alone")
     parser.add_argument(
         "--tokens_per_batch",

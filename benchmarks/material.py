@@ -31,7 +31,7 @@ DEMO_MODEL, DEMO_DATA = "data/demo_model", "data/sample/train.csv"
 
 
 def add_material_options(parser: Parser) -> None:
-    """Add the options of every comparison: which model, which questions, how often."""
+    """Add the options of what is measured: which model, which questions."""
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -50,7 +50,7 @@ def add_material_options(parser: Parser) -> None:
         metavar="N",
         type=positive,
         default=320,
-        help="questions of a round (default: 320)",
+        help="questions of a round (default: %(default)s)",
     )
     parser.add_argument(
         "--article",
@@ -68,6 +68,10 @@ def add_material_options(parser: Parser) -> None:
     parser.add_argument(
         "--quantization", choices=["nf4", "none"], default="nf4", help="the base (default: nf4)"
     )
+
+
+def add_comparison_options(parser: Parser) -> None:
+    """Add the options of every comparison of ways: how often, and of how many sizes."""
     parser.add_argument(
         "--rounds",
         metavar="N",

@@ -35,6 +35,8 @@ from trl import SFTTrainer
 from benchmarks.machine import describe_machine, matmul_flops, peak_memory
 from benchmarks.material import (
     GROWTH,
+    Material,
+    add_comparison_options,
     add_material_options,
     counted_tokens,
     load_material,
@@ -92,6 +94,7 @@ def command_line() -> Parser:
     """Return the options: model, questions, and how each way is measured."""
     parser = Parser(__doc__)
     add_material_options(parser)
+    add_comparison_options(parser)
     parser.add_argument(
         "--questions_per_step",
         metavar="N",
@@ -145,21 +148,26 @@ def prepare(arguments: argparse.Namespace, folder: str) -> Setting:
         "warmup_steps": 0,
     }
     base = load_material(arguments, options)
-    reason = why_no_flex(base.recipe, base.model.config, base.device, base.dtype)
-    print(f"attention of ours: {'flex' if reason is None else f'the plain kernel ({reason})'}")
-    # The plan is given by the options, so the estimate that would pick one is left empty.
-    plan = Plan(
-        base.device,
-        base.dtype,
-        arguments.tokens_per_batch,
-        arguments.gradient_checkpointing,
-        MemoryEstimate(0, 0, 0, 0),
-        None,
-        reason is None,
-    )
+    plan = given_plan(base, arguments.tokens_per_batch, arguments.gradient_checkpointing)
     model = add_adapter(base.model, base.recipe)
     return Setting(
         base.recipe, plan, base.tokenizer, model, arguments.model, folder, arguments.trl_batch
+    )
+
+
+def given_plan(base: Material, tokens_per_batch: int, checkpointing: bool) -> Plan:
+    """Return the plan of these options, and print which attention it has."""
+    reason = why_no_flex(base.recipe, base.model.config, base.device, base.dtype)
+    print(f"attention of ours: {'flex' if reason is None else f'the plain kernel ({reason})'}")
+    # The plan is given by the options, so the estimate that would pick one is left empty.
+    return Plan(
+        base.device,
+        base.dtype,
+        tokens_per_batch,
+        checkpointing,
+        MemoryEstimate(0, 0, 0, 0),
+        None,
+        reason is None,
     )
 
 

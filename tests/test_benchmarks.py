@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import Gemma2Config
 
-from benchmarks import data, inference, overflow, peers, training
+from benchmarks import data, inference, operators, overflow, peers, training
 from dandap.base.shapes import named_config
 from dandap.errors import InputError
 
@@ -94,6 +94,28 @@ def test_cutting_is_measured_both_ways(capsys):
     kept = result["answer_in_text"]
     assert 0 < kept["trim"] < kept["select"] <= 1
     assert kept["difference"] == pytest.approx(kept["select"] - kept["trim"], abs=1e-3)
+
+
+def test_a_profile_tells_what_the_time_goes_into(capsys, monkeypatch):
+    """Other jobs of the machine take their time from any operator, so that no share is known."""
+    monkeypatch.setattr(inference, "FORCED", 3)  # torch takes a second for 2,000 events
+    material = ["--model", "tiny-llama", "--article", "40", "--questions_per_article", "4"]
+    result = operators.main([*material, "--questions", "8"])
+    *_, last = lines = capsys.readouterr().out.splitlines()
+    assert json.loads(last) == result
+    assert sum(line.startswith(("| nf4 |", "| dequantised |")) for line in lines) == 8
+    for row in result["rows"]:
+        assert 0 < row["products"] < 1
+        assert 0 <= row["attention"] < 1
+        assert row["products"] + row["attention"] + sum(row["others"].values()) < 1.001
+        if row["weights"] == "dequantised":
+            assert not any("4bit" in name.lower() for name in row["others"])
+    assert [row["work"] for row in result["rows"]] == 2 * [
+        "training step, 4 of an article",
+        "answering 1",
+        "answering 4 of an article",
+        "answering 8 together",
+    ]
 
 
 def test_memory_that_changes_while_it_is_looked_at_is_not_told():
