@@ -61,7 +61,7 @@ def train_folds(arguments: argparse.Namespace, train: Train) -> None:
             train(own)
         except InputError:
             # A mistyped start would be what a bare --resume finds: it leaves nothing.
-            if not any(parent.glob("fold-*")):
+            if [path.name for path in parent.iterdir()] == ["folds.json"]:
                 shutil.rmtree(parent)
             raise
         except Stopped as stopped:
@@ -165,14 +165,15 @@ def answer_together(
     if not Path(recipe.test_file).is_file():
         print(f"no submission: there is no file at {recipe.test_file}")
         return None
-    test = get_task(recipe.task).read_test(recipe, Path(recipe.test_file)).sha256
+    task = get_task(recipe.task)
+    test = task.read_test(recipe, Path(recipe.test_file)).sha256
     members = []
     for run in [make_soup(parent, runs)] if arguments.soup else runs:
         if not find_answers(run, test):
             inference.main(["--run", str(run.path), "--output_dir", str(parent)])
         members.append(find_answers(run, test))
     if arguments.soup:
-        return str(members[0] / "submission.csv")
+        return str(members[0] / task.submission)
     return ensemble.main([*map(str, members), "--output_dir", str(parent)])["submission"]
 
 
