@@ -346,14 +346,16 @@ def compare(setting: Setting, examples: list[Example], rounds: int) -> dict:
     # The first round of ours, in which kernels load, does not count.
     ours.run(setting)
     ours.seconds.clear()
-    # In turn, because machines are shared: other work on them slows all ways alike.
-    for _ in range(rounds):
-        for way in ways:
-            way.run(setting)
+    # Before the rounds, after which a few questions are known by heart: of a loss of nearly nothing
+    # rounding is a large part.
     differences = {
         "max_loss_difference": loss_difference(setting, trl, ours, examples),
         "gradient_difference": gradient_difference(setting, trl, ours, examples),
     }
+    # In turn, because machines are shared: other work on them slows all ways alike.
+    for _ in range(rounds):
+        for way in ways:
+            way.run(setting)
     for way in ways:
         report(setting, way, len(examples))
     peers = run_peers(
