@@ -69,13 +69,13 @@ def write_csv(tmp_path):
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
-    """Return a folder per family of tiny_models, with random weights."""
+    """Return a folder per family of tiny_models, and one with experts, with random weights."""
     import torch
-    from tiny_models import FAMILIES
+    from tiny_models import EXPERTS, FAMILIES
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path_factory.mktemp("bases")
-    for name, config in FAMILIES.items():
+    for name, config in {**FAMILIES, "experts": EXPERTS}.items():
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
     return folder

@@ -227,6 +227,20 @@ def test_sgd_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization):
     compare(recipe, make_plan(checkpointing=True), examples, tokenizer, tmp_path, relative_weights)
 
 
+def test_steps_of_experts_equal_trl(bases, tokenizer, tmp_path):
+    """Without a loss of how unevenly tokens are routed, which TRL's default adds to its own."""
+    recipe = make_recipe(
+        bases / "experts",
+        quantization="none",
+        optim="sgd",
+        learning_rate=1e-2,
+        questions_per_step=8,
+    )
+    recipe = recipe.model_copy(update={"lr_scheduler_type": "constant"})
+    examples = make_examples(articles=8, questions=2, answers=2)
+    compare(recipe, make_plan(), examples, tokenizer, tmp_path, relative_weights)
+
+
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adamw_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization):
