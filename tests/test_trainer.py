@@ -237,7 +237,7 @@ def test_steps_of_experts_equal_trl(bases, tokenizer, tmp_path):
         questions_per_step=8,
     )
     recipe = recipe.model_copy(update={"lr_scheduler_type": "constant"})
-    examples = make_examples(articles=8, questions=2, answers=2)
+    examples = make_examples(articles=20, questions=2, answers=2)
     compare(recipe, make_plan(), examples, tokenizer, tmp_path, relative_weights)
 
 
