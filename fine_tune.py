@@ -173,6 +173,10 @@ def read_data(recipe: Recipe) -> Data:
     table = get_task(recipe.task).read_train(recipe)
     tell_data(recipe, table)
     train, validation = split_by_article(table.rows, recipe.validation_fraction, recipe.fold)
+    if validation:
+        asked, on = get_task(recipe.task).nouns
+        articles = len({row.article for row in validation})
+        print(f"held out to validate: {len(validation):,} {asked} on {articles:,} {on}")
     return Data(table, train, validation, check_rows(recipe, train, validation))
 
 

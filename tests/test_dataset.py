@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from dandap.data.questions import read
-from dandap.data.rows import split_by_article
+from dandap.data.rows import Row, split_by_article
 from dandap.data.texts import clean
 from dandap.errors import InputError
 from tests.conftest import HEADER
@@ -149,6 +149,15 @@ def test_validation_is_whole_articles_whatever_the_order(small_train):
     assert len(train) + len(validation) == len(rows)
     again = split_by_article(rows[::-1], 0.3)[1]
     assert {row.id for row in again} == {row.id for row in validation}
+
+
+def test_articles_chosen_by_the_same_hash_are_not_all_held_out():
+    """As benchmarks.take chooses them: the smallest hashes, which validation takes as well."""
+    rows = [Row(f"{n}", f"{n}번 회사는 {n * 7919}억 원을 벌었다.", "얼마?") for n in range(300)]
+    first = sorted(rows, key=lambda row: row.article)[:30]
+    held = split_by_article(first, 0.1)[1]
+    assert len(held) == 6, "twice the share at most"
+    assert {row.article for row in held} == {row.article for row in first[:6]}
 
 
 def test_no_validation_and_only_one_article(small_train):
