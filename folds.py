@@ -35,7 +35,7 @@ from dandap.runs.files import (
     write_json_lines,
 )
 from dandap.runs.folder import RunFolder, named
-from dandap.runs.predictions import Answered, answers_whole, write_predictions
+from dandap.runs.predictions import Answered, own_answers, write_predictions
 from dandap.runs.submission import write_review
 from dandap.training.start import kept_recipe
 from tasks import get_task
@@ -178,20 +178,9 @@ def answer_together(
 
 
 def find_answers(run: RunFolder, test: str) -> Path | None:
-    """Return the folder of the run's newest answers to the file of this SHA-256, or None.
-
-    Answers in another way than the run's own, or to some of the questions, are not these.
-    """
-    trained = run.load_recipe().model_dump()
-    found = [
-        file
-        for file in run.answers.glob("*/scores.json")
-        if answers_whole(file, None)
-        and read_json(file).get("recipe") == trained
-        and test in read_json(file).get("data", {}).values()
-    ]
-    newest = max(found, key=lambda file: read_json(file)["started"], default=None)
-    return newest and newest.parent
+    """Return the folder of the run's newest own answers to the file of this SHA-256, or None."""
+    found = [folder for folder, noted in own_answers(run) if test in noted["data"].values()]
+    return found[-1] if found else None
 
 
 def make_soup(parent: Path, runs: list[RunFolder]) -> RunFolder:

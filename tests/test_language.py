@@ -186,7 +186,7 @@ def test_a_mistake_before_the_option_is_told_in_its_language(capsys):
 
 
 @pytest.mark.parametrize(
-    "words, english, said",
+    ("words", "english", "said"),
     [
         (["RUN", "--out_of"], "--out_of got no value, expected one. A value", "값이 없습니다"),
         (["RUN", "--by", "x"], "--by: got 'x', expected one of 'f1', 'em'", "'f1', 'em' 가운데"),

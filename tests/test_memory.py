@@ -230,8 +230,8 @@ def test_what_does_not_fit_is_said(capsys):
 
 def test_more_memory_never_means_a_smaller_choice():
     recipe = load_recipe("qwen3-8b", {})
-    config = make_config(SHAPES[recipe.model])
-    plans = [plan_for_size(recipe, config, size * GB) for size in (16, 24, 48, 80, 140)]
+    model = empty_model(make_config(SHAPES[recipe.model]))
+    plans = [plan_for_size(recipe, model, size * GB) for size in (16, 24, 48, 80, 140)]
     order = [(not plan.gradient_checkpointing, plan.tokens_per_batch) for plan in plans]
     assert order == sorted(order)
     assert all(plan.estimate.total <= plan.free for plan in plans)
@@ -240,7 +240,9 @@ def test_more_memory_never_means_a_smaller_choice():
 def test_one_question_a_step_needs_no_large_batches():
     recipe = load_recipe("eeve-10.8b", {})
     assert (
-        plan_for_size(recipe, make_config(SHAPES[recipe.model]), 80 * GB).tokens_per_batch
+        plan_for_size(
+            recipe, empty_model(make_config(SHAPES[recipe.model])), 80 * GB
+        ).tokens_per_batch
         == recipe.max_length
     )
 

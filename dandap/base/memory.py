@@ -489,8 +489,8 @@ def _estimate(
     return estimate_inference(recipe, model, tokens, machine.dtype.itemsize)
 
 
-def plan_for_size(recipe: Recipe, config: PretrainedConfig, gpu_memory: float) -> Plan:
-    """Return the plan for a GPU that is not here, with `gpu_memory` bytes.
+def plan_for_size(recipe: Recipe, model: PreTrainedModel, gpu_memory: float) -> Plan:
+    """Return the plan for a GPU that is not here, with `gpu_memory` bytes; `model` may be empty.
 
     All of its memory is taken to be free, and bfloat16 to be native; FlexAttention is counted on
     above 16 GB, because no T4 has more.
@@ -500,7 +500,7 @@ def plan_for_size(recipe: Recipe, config: PretrainedConfig, gpu_memory: float) -
     )
     flex = recipe.read_once and recipe.attention in ("auto", "flex") and gpu_memory > 16 * GB
     machine = Machine(torch.device("cuda"), dtype, gpu_memory, flex, is_here=False)
-    return fit_plan(recipe, empty_model(config, recipe.trust_remote_code), machine, training=True)
+    return fit_plan(recipe, model, machine, training=True)
 
 
 def parse_size(text: str) -> float:

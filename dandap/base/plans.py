@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig
+from transformers import PreTrainedModel
 
 from dandap.base.device import pick_compute_dtype, why_no_gpu
 from dandap.base.hub import confirm_remote_code
@@ -45,7 +45,7 @@ def show_plans(arguments: argparse.Namespace) -> None:
             if not arguments.recipe and not here:
                 unknown.append(name)
                 continue
-            config = known_config(recipe)
+            model = known_model(recipe)
         except InputError as error:
             if arguments.recipe:
                 raise
@@ -53,9 +53,9 @@ def show_plans(arguments: argparse.Namespace) -> None:
             print(f"{name:<{width}}  {str(error).splitlines()[0]}")
             continue
         for size in sizes:
-            line = plan_line(recipe, config, size, in_a_table=not arguments.recipe)
+            line = plan_line(recipe, model, size, in_a_table=not arguments.recipe)
             print(f"{find_recipe(name).stem:<{width}} {size / GB:>4.0f} GB  {line}")
-        if why_no_gpu() and not arguments.gpu_memory and (line := cpu_line(recipe, config)):
+        if why_no_gpu() and not arguments.gpu_memory and (line := cpu_line(recipe, model)):
             print(f"{find_recipe(name).stem:<{width}} this CPU  {line}")
     if unknown:
         print(f"not known here: {', '.join(unknown)}; --plan --recipe NAME asks the hub for one")
@@ -67,32 +67,32 @@ def show_plans(arguments: argparse.Namespace) -> None:
     )
 
 
-def known_config(recipe: Recipe) -> PretrainedConfig:
-    """Return the architecture of a recipe's base: one of SHAPES, or asked of the hub."""
-    return make_config(SHAPES[recipe.model]) if recipe.model in SHAPES else load_config(recipe)
+def known_model(recipe: Recipe) -> PreTrainedModel:
+    """Return a recipe's base without weights: one of SHAPES, or asked of the hub."""
+    shape = SHAPES.get(recipe.model)
+    config = make_config(shape) if shape else load_config(recipe)
+    return empty_model(config, recipe.trust_remote_code)
 
 
-def plan_line(recipe: Recipe, config: PretrainedConfig, size: float, in_a_table: bool) -> str:
+def plan_line(recipe: Recipe, model: PreTrainedModel, size: float, in_a_table: bool) -> str:
     """Return what would be chosen on a GPU of `size` bytes, or why it cannot be used.
 
     In a table of many recipes the ways out would fill the screen.
     """
     try:
-        return _choice(plan_for_size(recipe, config, size))
+        return _choice(plan_for_size(recipe, model, size))
     except DoesNotFit as error:
         return f"{'does not fit':<40}  {error.estimate}" if in_a_table else str(error)
     except InputError as error:
         return str(error)
 
 
-def cpu_line(recipe: Recipe, config: PretrainedConfig) -> str | None:
+def cpu_line(recipe: Recipe, model: PreTrainedModel) -> str | None:
     """Return what would be chosen on this machine's CPU; None for a base that needs a GPU."""
     cpu = torch.device("cpu")
     machine = Machine(cpu, pick_compute_dtype(recipe, cpu), None)
     try:
-        plan = cpu_plan(
-            recipe, empty_model(config, recipe.trust_remote_code), machine, training=True
-        )
+        plan = cpu_plan(recipe, model, machine, training=True)
     except InputError:
         return None
     return _choice(plan) + (", NF4 weights dequantised once" if plan.dequantised else "")

@@ -8,10 +8,11 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.repocard import metadata_load
 from jinja2 import Environment, StrictUndefined
 
-from dandap.errors import InputError, first_line
+from dandap.errors import first_line
 from dandap.recipe import Recipe
-from dandap.runs.files import read_json, read_json_lines, write_text
+from dandap.runs.files import read_json_lines, write_text
 from dandap.runs.folder import RunFolder
+from dandap.runs.predictions import own_answers
 
 CARD = Path(__file__).with_name("card.md.jinja")
 PATHS = ("model", "train_file", "test_file")  # of a recipe; a card tells their names alone
@@ -192,24 +193,13 @@ def score_rows(run: RunFolder, noted: dict, task) -> tuple[list[list[str]], str]
 
 
 def test_scores(run: RunFolder) -> dict[str, dict]:
-    """Return the scores of the run's newest whole answers to each test file."""
-    newest, trained = {}, run.load_recipe().model_dump()
-    for file in run.answers.glob("*/scores.json"):
-        try:
-            noted = read_json(file)
-        except InputError as error:
-            print(f"{file.parent} is passed over: {error}")
-            continue
-        # Answered in another way (samples, another wording) they are not the model's own.
-        same = noted.get("recipe") == trained
-        if same and noted.get("scores") and noted.get("limit") is None and not noted.get("split"):
-            name = Path(next(iter(noted["data"]))).stem
-            newest[name] = max(newest.get(name, noted), noted, key=_started)
-    return {name: noted["scores"] for name, noted in sorted(newest.items())}
-
-
-def _started(noted: dict) -> str:
-    return str(noted.get("started", ""))
+    """Return the scores of the run's newest own answers to each test file."""
+    newest = {
+        Path(next(iter(noted["data"]))).stem: noted["scores"]
+        for _, noted in own_answers(run)
+        if noted.get("scores")
+    }
+    return dict(sorted(newest.items()))
 
 
 def judged(noted: dict, task) -> str:

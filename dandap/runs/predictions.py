@@ -78,7 +78,7 @@ def find_predictions(name: str, output_dir: str, split: str | None = None) -> Pa
     # What training answered counts before what `--split validation` answered later.
     if split and run.validation_record.is_file():
         return run.validation_record
-    whole = [file for file in run.answers.glob("*/scores.json") if answers_whole(file, split)]
+    whole = [file for file in run.answers.glob("*/scores.json") if _is_of(file, split)]
     if not whole:
         how = " --split validation" if split else ""
         raise InputError(
@@ -103,7 +103,7 @@ def run_of(path: Path) -> RunFolder | None:
     )
 
 
-def answers_whole(scores_file: Path, split: str | None) -> bool:
+def _is_of(scores_file: Path, split: str | None) -> bool:
     """Say whether a finished inference answered all of a test file, or of the split."""
     try:
         scores = read_json(scores_file)
@@ -112,6 +112,19 @@ def answers_whole(scores_file: Path, split: str | None) -> bool:
         return False
     # With --limit only some questions are answered.
     return scores.get("split") == split and scores.get("limit") is None
+
+
+def own_answers(run: RunFolder) -> list[tuple[Path, dict]]:
+    """Return the finished answers to whole test files that are the run's own, oldest first.
+
+    Each is its folder and what its scores.json notes. Answered in another way (samples, another
+    wording) they would not be the run's own.
+    """
+    trained = run.load_recipe().model_dump()
+    whole = [file for file in run.answers.glob("*/scores.json") if _is_of(file, None)]
+    noted = [(file.parent, read_json(file)) for file in whole]
+    own = [(folder, scores) for folder, scores in noted if scores.get("recipe") == trained]
+    return sorted(own, key=lambda answer: (str(answer[1].get("started", "")), answer[0].name))
 
 
 def load_predictions(path: Path) -> list[dict]:
