@@ -12,7 +12,7 @@ from gradio_client import Client
 Client("http://127.0.0.1:7860").predict("기사", ["질문", "질문"], api_name="/answer")
 """
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import argparse
 import getpass
@@ -23,13 +23,12 @@ from functools import partial
 from pathlib import Path
 
 import inference
-import prompts
 from dandap import ROOT
-from dandap.base.processes import refuse_several
-from dandap.command_line import Parser, add_options, parse, positive, run_script
-from dandap.data.encoding import Example
+from dandap.cli import Parser, add_options, parse, positive, run_script
+from dandap.data.encode import Example
 from dandap.data.rows import Row, Table, by_article
 from dandap.errors import InputError
+from dandap.model.distributed import refuse_several
 from dandap.page.desk import Desk, endpoint, show
 from dandap.recipe import ANSWERING, Recipe
 from dandap.runs.folder import RunFolder, find_run, list_runs, newest
@@ -140,14 +139,14 @@ def open_source(run: RunFolder, adapted: bool, arguments: argparse.Namespace) ->
 
     The base alone is asked in the wording that the run was trained with.
     """
-    from dandap.answering.session import open_model  # this loads torch, which takes 10 s
+    from dandap.answering.run import open_model  # this loads torch, which takes 10 s
 
     given = {"run": str(run.path), "no_adapter": False, "template": None, "recipe": None}
     wanted = argparse.Namespace(**vars(arguments) | given)
     source = inference.with_options(inference.choose(wanted), wanted)
     if not adapted:
         source = replace(source, run=None)
-    model = open_model(source.recipe, source.template, source.run, prompts.make_encoder)
+    model = open_model(source.recipe, source.template, source.run)
     return source.recipe, model
 
 

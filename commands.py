@@ -4,12 +4,12 @@
 stands; recipes, the demo's data and its base are found in the project's folder.
 """
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 from functools import partial
 from importlib import import_module
 
-from dandap.command_line import run_script
+from dandap.cli import run_script
 
 
 def start(module: str, main: str = "main") -> None:

@@ -11,7 +11,7 @@ A, B and C are each a run, a folder of answers, or a .csv or .jsonl file.
                   member listed first
 """
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import json
 import math
@@ -20,10 +20,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import metrics
-from dandap.command_line import Parser, parse, run_script
+from dandap.cli import Parser, parse, run_script
 from dandap.errors import InputError
-from dandap.recipe import make_recipe
-from dandap.runs.files import (
+from dandap.files import (
     check_writable,
     copy_whole,
     new_folder,
@@ -32,6 +31,7 @@ from dandap.runs.files import (
     write_json,
     write_json_lines,
 )
+from dandap.recipe import make_recipe
 from dandap.runs.journal import RECORD
 from dandap.runs.predictions import (
     add_search_options,

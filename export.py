@@ -11,7 +11,7 @@ The base is dequantised before the adapter is merged into it, and the export ans
 One that loses more of the score than chance explains is refused, and nothing is left of it.
 """
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import argparse
 import json
@@ -20,15 +20,15 @@ from pathlib import Path
 
 import inference
 import prompts
-from dandap.base.processes import refuse_several
-from dandap.command_line import Parser, add_options, chosen_options, parse, run_script
-from dandap.data.rows import Table, split_by_article
+from dandap.cli import Parser, add_options, chosen_options, parse, run_script
+from dandap.data.encode import Encoder
+from dandap.data.rows import Answered, Table, split_by_article
 from dandap.errors import InputError
+from dandap.files import check_writable, read_json, read_json_lines, whole_folder, write_json
+from dandap.manifest import folder_hash
+from dandap.model.distributed import refuse_several
 from dandap.recipe import Recipe, make_recipe
-from dandap.runs.files import check_writable, read_json, read_json_lines, whole_folder, write_json
 from dandap.runs.folder import RunFolder
-from dandap.runs.manifest import folder_hash
-from dandap.runs.predictions import Answered
 from tasks import get_task
 
 RECORD = "export.json"  # what an export is and how it answered; by it a folder is known as one
@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> dict:
     check_writable(parent, "Name another with --exports_dir.")
 
     # These load torch, which takes 10 s: not before the command line is understood.
-    from dandap.exporting.gguf import find_converter
-    from dandap.exporting.upload import sign_in, upload
+    from dandap.export.gguf import find_converter
+    from dandap.export.upload import sign_in, upload
 
     # What can be refused without the model is refused before it is loaded.
     refuse_upload(arguments, source.recipe)
@@ -114,7 +114,7 @@ def choose(arguments: argparse.Namespace) -> inference.Source:
     options = {name: value for name, value in chosen.items() if name in OPTIONS}
     recipe = make_recipe(source.recipe.model_dump() | options, str(source.run.path), options)
 
-    from dandap.exporting.weights import with_dtype  # with torch
+    from dandap.export.weights import with_dtype  # with torch
 
     recipe = with_dtype(recipe, source.run)
     return replace(source, recipe=recipe)
@@ -155,8 +155,8 @@ def is_there(folder: Path, source: inference.Source, taken: bool) -> bool:
 
 def export_merged(source: inference.Source, folder: Path, name: str | None) -> None:
     """Write the merged model, with its card, once its answers have proved to be the run's."""
-    from dandap.exporting.card import write_card
-    from dandap.exporting.weights import as_base, check_room, write_merged
+    from dandap.export.card import write_card
+    from dandap.export.weights import as_base, check_room, write_merged
 
     recipe, run, task = source.recipe, source.run, get_task(source.recipe.task)
     questions, which = read_questions(recipe, run)
@@ -186,9 +186,9 @@ def export_gguf(
 
     With it go an Ollama Modelfile and a card.
     """
-    from dandap.base.model import load_tokenizer
-    from dandap.exporting.card import write_card
-    from dandap.exporting.gguf import OUTTYPES, convert, marked, prompt_texts, write_modelfile
+    from dandap.export.card import write_card
+    from dandap.export.gguf import OUTTYPES, convert, marked, prompt_texts, write_modelfile
+    from dandap.model.load import load_tokenizer
 
     recipe, task = source.recipe, get_task(source.recipe.task)
     merged = folder.with_name("merged")
@@ -197,7 +197,7 @@ def export_gguf(
     before = read_json(merged / RECORD)
     dtype = before["dtype"]
     file = f"{source.run.path.resolve().name}-{OUTTYPES[dtype]}.gguf"
-    encoder = prompts.make_encoder(recipe, source.template, load_tokenizer(recipe, merged))
+    encoder = Encoder(load_tokenizer(recipe, merged), source.template, task.sample)
     texts = prompt_texts(encoder, source.template, worded(source.template, marked(task.sample)))
     with whole_folder(folder) as partial:
         convert(converter, merged, partial / file, dtype)
@@ -212,14 +212,14 @@ def worded(template: prompts.Template, row) -> prompts.Template | None:
     """Return the template filled with a row's article and question; None if it has other fields."""
     try:
         return prompts.render(template, {"context": row.context, "question": row.question})
-    except InputError:
+    except KeyError:
         return None
 
 
 def export_adapter(source: inference.Source, folder: Path, name: str | None) -> None:
     """Write the adapter so that PEFT loads it from any folder, with its tokenizer and a card."""
-    from dandap.exporting.card import write_card
-    from dandap.exporting.weights import write_adapter
+    from dandap.export.card import write_card
+    from dandap.export.weights import write_adapter
 
     run, task = source.run, get_task(source.recipe.task)
     # Its weights are the run's, byte for byte, so that its scores are those of the training.
@@ -253,10 +253,10 @@ def note(source: inference.Source, to: str, name: str | None) -> dict:
 
 def stops_of(source: inference.Source) -> dict[int, str]:
     """Return the tokens that end an answer of the run's template, by their ids."""
-    from dandap.base.model import load_tokenizer
+    from dandap.model.load import load_tokenizer
 
     tokenizer = load_tokenizer(source.recipe, source.run.adapter)
-    encoder = prompts.make_encoder(source.recipe, source.template, tokenizer)
+    encoder = Encoder(tokenizer, source.template, get_task(source.recipe.task).sample)
     return {stop: tokenizer.convert_ids_to_tokens(stop) for stop in encoder.stop_ids()}
 
 
@@ -276,12 +276,12 @@ def read_questions(recipe: Recipe, run: RunFolder) -> tuple[inference.Questions,
 
 def ask(source: inference.Source, questions: inference.Questions, doing: str) -> Answering:
     """Answer the questions as inference does, by the run or by an exported model alone."""
-    from dandap.answering.session import open_model
-    from dandap.base.device import free_memory
+    from dandap.answering.run import open_model
+    from dandap.model.device import free_memory
     from dandap.training.validation import Validation
 
     recipe, task = source.recipe, get_task(source.recipe.task)
-    model = open_model(recipe, source.template, source.run, prompts.make_encoder)
+    model = open_model(recipe, source.template, source.run)
     encoder, decoding = model.answerer.encoder, model.answerer.decoding
     examples = inference.encode(recipe, encoder, questions)
     model.check(examples)

@@ -12,24 +12,25 @@ python fine_tune.py --resume              continue the newest unfinished run
 python fine_tune.py --folds 5             cross-validate, and let the five answer together
 """
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
 import prompts
-from dandap.base.processes import first_one_speaks, held, is_first
-from dandap.command_line import Parser, add_options, chosen_options, parse, positive, run_script
+from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
 from dandap.data.checks import check_data, tell_findings
+from dandap.data.encode import Encoder
 from dandap.data.lengths import preview
 from dandap.data.rows import Row, Table, split_by_article
 from dandap.errors import InputError
+from dandap.files import check_writable, write_json
+from dandap.model.distributed import first_one_speaks, held, is_first
 from dandap.recipe import Recipe
-from dandap.runs.files import check_writable, write_json
 from dandap.runs.folder import RunFolder, refuse_taken
 from dandap.training.start import choose
-from tasks import get_task
+from tasks import checked_template, get_task
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     # Under a launcher (accelerate launch, torchrun) every process comes here; all would print.
     with first_one_speaks():
         if arguments.plan:
-            from dandap.base.plans import show_plans  # with torch, as below
+            from dandap.model.plans import show_plans  # with torch, as below
 
             show_plans(arguments)
         elif arguments.folds and not arguments.preview:
@@ -63,7 +64,7 @@ def fine_tune(arguments: argparse.Namespace) -> None:
     from dandap.training import session
 
     base = session.open_base(start, data.table, arguments)
-    encoder = prompts.make_encoder(recipe, template, base.tokenizer)
+    encoder = Encoder(base.tokenizer, template, task.sample)
     examples = session.encode_training(recipe, encoder, base, task.expand(data.train))
     held_out = session.encode_validation(recipe, encoder, data.validation)
     if arguments.preview:
@@ -134,13 +135,13 @@ def choose_template(
 
     Both are settled before any data are read.
     """
-    from dandap.base.hub import confirm_remote_code
+    from dandap.model.hub import confirm_remote_code
 
     confirm_remote_code(recipe, "trust_remote_code" in chosen_options(arguments))
     template = (
-        trained_template(run, recipe) if run else prompts.get_template(recipe.template, recipe.task)
+        trained_template(run, recipe) if run else checked_template(recipe.template, recipe.task)
     )
-    prompts.check_template(template, recipe.template, get_task(recipe.task))
+    get_task(recipe.task).check_template(template, recipe.template)
     if not run and not arguments.preview:
         refuse_taken(recipe.output_dir, recipe.run_name)
         check_writable(Path(recipe.output_dir), "Name another --output_dir.")
@@ -153,9 +154,7 @@ def trained_template(run: RunFolder, recipe: Recipe) -> prompts.Template:
     The recipe can differ from the run's only with --resume_anyway.
     """
     name, template = run.load_template()
-    return (
-        template if name == recipe.template else prompts.get_template(recipe.template, recipe.task)
-    )
+    return template if name == recipe.template else checked_template(recipe.template, recipe.task)
 
 
 @dataclass(frozen=True)

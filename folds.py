@@ -21,12 +21,11 @@ from pathlib import Path
 
 import ensemble
 import inference
-from dandap.base.processes import refuse_several
-from dandap.command_line import chosen_options
-from dandap.data.texts import bare
+from dandap.cli import chosen_options
+from dandap.data.rows import Answered
+from dandap.data.text import bare
 from dandap.errors import InputError, Stopped
-from dandap.recipe import Recipe
-from dandap.runs.files import (
+from dandap.files import (
     make_folder,
     new_folder,
     read_json,
@@ -34,11 +33,13 @@ from dandap.runs.files import (
     write_json,
     write_json_lines,
 )
+from dandap.model.distributed import refuse_several
+from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, named
-from dandap.runs.predictions import Answered, own_answers, write_predictions
-from dandap.runs.submission import write_review
+from dandap.runs.predictions import own_answers, write_predictions
 from dandap.training.start import kept_recipe
 from tasks import get_task
+from tasks.submission import write_review
 
 Train = Callable[[argparse.Namespace], None]  # fine_tune.fine_tune
 SURE = 0.9  # the geometric mean of an answer's token probabilities from which a fold counts as sure
@@ -185,7 +186,7 @@ def find_answers(run: RunFolder, test: str) -> Path | None:
 
 def make_soup(parent: Path, runs: list[RunFolder]) -> RunFolder:
     """Return a run whose adapter is the mean of the folds', made once."""
-    from dandap.base.adapter import average_adapters  # with torch, which --help need not wait for
+    from dandap.model.adapter import average_adapters  # with torch, which --help need not wait for
 
     whole = RunFolder(parent / "soup")
     if whole.path.is_dir():

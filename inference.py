@@ -9,7 +9,7 @@ python inference.py --recipe eeve-10.8b --no_adapter --template context_bot
                                                  zero-shot: the base alone
 """
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import argparse
 import json
@@ -22,28 +22,26 @@ from typing import NamedTuple
 
 import prompts
 from dandap import ROOT
-from dandap.bars import track
-from dandap.base.processes import (
+from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
+from dandap.console import track
+from dandap.data.lengths import tell_cut
+from dandap.data.rows import Answered, Row, Table, split_by_article
+from dandap.errors import InputError
+from dandap.files import check_writable, copy_whole, refuse_output, write_json
+from dandap.model.distributed import (
     first_one_speaks,
     from_first,
     held,
-    is_first,
-    is_sharded,
     leave_together,
     process_number,
     share_of,
 )
-from dandap.command_line import Parser, add_options, chosen_options, parse, positive, run_script
-from dandap.data.lengths import tell_cut
-from dandap.data.rows import Row, Table, split_by_article
-from dandap.errors import InputError
 from dandap.recipe import ANSWERING, Recipe, find_recipe, load_recipe, make_recipe
-from dandap.runs.files import check_writable, copy_whole, refuse_output, write_json
 from dandap.runs.folder import RunFolder, begin, describe_environment, find_run, list_runs, new_run
 from dandap.runs.journal import Journal, answers_folder, answers_name, hash_settings
-from dandap.runs.predictions import Answered, write_predictions
-from dandap.runs.submission import SubmissionForm, write_review
-from tasks import get_task
+from dandap.runs.predictions import write_predictions
+from tasks import checked_template, get_task
+from tasks.submission import SubmissionForm, write_review
 
 DEMO_TEST = ROOT / "data/sample/test.csv"
 # A test file may name its columns in another way than the training file did.
@@ -209,7 +207,7 @@ def choose(arguments: argparse.Namespace) -> Source:
             f"template: {arguments.template} (--template) instead of {trained_name}, "
             "which the run was trained with"
         )
-        template = prompts.get_template(arguments.template, recipe.task)
+        template = checked_template(arguments.template, recipe.task)
         recipe = make_recipe(recipe.model_dump() | {"template": arguments.template}, "--template")
     # prompts.py may have been edited since; the adapter has learned the wording that was saved.
     elif prompts.TEMPLATES.get(trained_name) != template:
@@ -232,13 +230,13 @@ def choose_base(arguments: argparse.Namespace) -> Source:
     if arguments.template:
         recipe = make_recipe(recipe.model_dump() | {"template": arguments.template}, "--template")
     print(f"base model {recipe.model} alone, template {recipe.template}")
-    return Source(None, recipe, prompts.get_template(recipe.template, recipe.task))
+    return Source(None, recipe, checked_template(recipe.template, recipe.task))
 
 
 def with_options(source: Source, arguments: argparse.Namespace) -> Source:
     """Return the source with the command line's ways of answering, its wording checked."""
     # This loads the hub's library, which --help need not wait for.
-    from dandap.base.hub import confirm_remote_code
+    from dandap.model.hub import confirm_remote_code
 
     options = {name: value for name, value in chosen_options(arguments).items() if name in OPTIONS}
     recipe = make_recipe(
@@ -248,7 +246,7 @@ def with_options(source: Source, arguments: argparse.Namespace) -> Source:
     )
     # A recipe or somebody's run folder alone must not start code of a repository.
     confirm_remote_code(recipe, "trust_remote_code" in options)
-    prompts.check_template(source.template, recipe.template, get_task(recipe.task))
+    get_task(recipe.task).check_template(source.template, recipe.template)
     return replace(source, recipe=recipe)
 
 
@@ -299,13 +297,13 @@ def read_rows(recipe: Recipe, arguments: argparse.Namespace) -> Table:
 
 def opener(arguments: argparse.Namespace, source: Source, questions: Questions) -> Callable:
     """Return what opens the model: our own engine, or vLLM where that can do what is asked."""
-    opened = (source.recipe, source.template, source.run, prompts.make_encoder)
+    opened = (source.recipe, source.template, source.run)
     # This loads torch, which takes 10 s: not before the input is known to be right.
     if arguments.engine == "ours":
-        from dandap.answering.session import open_model
+        from dandap.answering.run import open_model
 
         return partial(open_model, *opened)
-    from dandap.answering.vllm_engine import open_vllm, refuse
+    from dandap.answering.vllm import open_vllm, refuse
 
     refuse(source.recipe, questions.rows)
     return partial(open_vllm, *opened, Path(arguments.output_dir) / "bases")
@@ -404,9 +402,7 @@ def answer(
     answers = model.answerer.answers(examples, known)
     total, done = share_of(len(examples)), share_of(len(known))
     for example, said in track(answers, "answering", "questions", total, done):
-        # With a sharded base all answer everything, in step.
-        if is_first() or not is_sharded():
-            journal.add(task.record(example, said))
+        journal.add(task.record(example, said))
     leave_together()
     records = journal.finish([example.row.id for example in examples])
     return Answered(questions.rows, records), len(examples) - len(known)

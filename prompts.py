@@ -17,17 +17,10 @@ a literal brace.
 `python prompts.py [TEMPLATE]` prints what a template makes of a sample row.
 """
 
-import dandap.start  # noqa: F401
-
 import string
+from collections.abc import Collection, Mapping
 
-from dandap.command_line import Parser, parse, run_script
-from dandap.data.encoding import Encoder
-from dandap.data.rows import Row
 from dandap.errors import InputError, nearest
-from dandap.recipe import Recipe
-from tasks import TASKS, get_task
-from tasks.task import Task
 
 Template = dict[str, str]
 
@@ -124,110 +117,87 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
-def get_template(name: str, task: str = "economic_qa") -> Template:
-    """Return the template of this name, checked against the task's fields.
-
-    An unknown name is an InputError that names the nearest known one.
-    """
+def get_template(name: str) -> Template:
+    """Return the template of this name; InputError names the nearest known one."""
     if name not in TEMPLATES:
         raise InputError(
             f"got template {name!r}; expected one of {', '.join(TEMPLATES)}."
             f"{nearest(name, TEMPLATES)}"
         )
-    check_template(TEMPLATES[name], name, get_task(task))
     return TEMPLATES[name]
 
 
-def check_template(template: Template, name: str, task: Task) -> None:
-    """Refuse a template that `render` could not fill, or that leaves out what the task is about."""
+def check_template(
+    template: Template, name: str, fields: Collection[str], needs: Collection[str]
+) -> None:
+    """Reject a template that `render` could not fill, or that lacks a field the task needs.
+
+    `fields` are the names a template may use; a need "one|other" is met by either.
+    """
     if set(template) - {"answer"} not in ({"prompt"}, {"user"}, {"system", "user"}):
         raise InputError(
-            f"template {name!r} has the parts {sorted(template)}; expected 'prompt', "
-            "or 'user' with or without 'system', and 'answer' if the answer is to be more than "
-            "itself."
+            f"template {name!r} has the parts {sorted(template)}; expected 'prompt', or 'user' "
+            "with or without 'system', and optionally 'answer'."
         )
-    found = []
-    try:
-        for part in template.values():
-            # Each parsed piece is (text before, field, format, conversion); no field: None.
-            pieces = string.Formatter().parse(part)
-            found += [piece for piece in pieces if piece[1] is not None]
-    except ValueError as error:
+    used = set()
+    for part in template.values():
+        try:
+            pieces = list(string.Formatter().parse(part))
+        except ValueError as error:
+            raise InputError(
+                f"template {name!r}: {error} in {part[:80]!r}. Write {{{{ and }}}} for literal "
+                "braces."
+            ) from error
+        for _, field, width, conversion in pieces:
+            if width or conversion:
+                raise InputError(
+                    f"template {name!r} has {{{field}...}} in {part[:80]!r}; expected a field's "
+                    "name alone in braces, as {context}. Write {{ and }} for literal braces."
+                )
+            used |= {field} - {None}
+    lacking = [need for need in needs if not used & set(need.split("|"))]
+    if lacking or not used <= set(fields):
+        needed = " and ".join(need.replace("|", " or ") for need in needs)
         raise InputError(
-            f"template {name!r}: {error}. Write {{{{ and }}}} for literal braces."
-        ) from error
-    fields, known = [field for _, field, _, _ in found], sample_fields(task)
-    if any(width or conversion for _, _, width, conversion in found):
-        raise InputError(
-            f"template {name!r}: a field is its name in braces and nothing else, as {{context}}; "
-            "no width, no !r."
-        )
-    needs = [needed.split("|") for needed in task.needs]
-    is_whole = all(set(names) & set(fields) for names in needs)
-    if not is_whole or not set(fields) <= set(known):
-        needed = " and ".join(" or ".join(f"{{{name}}}" for name in names) for names in needs)
-        raise InputError(
-            f"template {name!r} has the fields {sorted(set(fields))}; {task.name} needs {needed}, "
-            f"and knows {', '.join(known)}."
+            f"template {name!r} has the fields {sorted(used)}; this task needs {needed}, and knows "
+            f"{', '.join(fields)}."
         )
 
 
-def sample_fields(task: Task) -> dict[str, str]:
-    """Return what a task's templates may use, filled from its sample row."""
-    return task.fields(task.sample.context, task.sample, task.sample.answers[0])
+def render(template: Template, fields: Mapping[str, str]) -> Template:
+    """Fill a template's parts with a row's texts.
 
-
-def render(template: Template, fields: dict[str, str]) -> Template:
-    """Fill a template's parts with a row's texts, for training, validation and inference alike.
-
-    Texts are put in once and never read as templates: an article that spells {question} keeps it as
-    it is.
+    The texts are inserted once: an article that contains {question} keeps it as it is.
     """
-    try:
-        return {part: text.format_map(fields) for part, text in template.items()}
-    except (KeyError, IndexError, AttributeError) as error:
-        raise InputError(
-            f"a template asks for {error}; this task has {', '.join(fields)}."
-        ) from error
-
-
-def make_encoder(recipe: Recipe, template: Template, tokenizer) -> Encoder:
-    """Return what encodes rows of the recipe's task with a template and a model's tokenizer."""
-    task = get_task(recipe.task)
-
-    def fill(context: str, row: Row, answer: str) -> Template:
-        return render(template, task.fields(context, row, answer))
-
-    return Encoder(tokenizer, fill, task.sample)
+    return {part: text.format_map(fields) for part, text in template.items()}
 
 
 def show(argv: list[str] | None = None) -> None:
-    """Print what templates make of a sample row of the task they fit."""
+    """Print templates, filled with the sample row of the first task that they fit."""
+    from dandap.cli import Parser, parse
+    from tasks import TASKS
+
     parser = Parser(__doc__)
     parser.add_argument(
         "templates", nargs="*", metavar="TEMPLATE", help="names of TEMPLATES (default: all)"
     )
     for name in parse(parser, argv).templates or list(TEMPLATES):
-        task = task_of(name)
+        template = get_template(name)
+        for task in TASKS.values():
+            try:
+                task.check_template(template, name)
+                break
+            except InputError as error:
+                fault = error
+        else:
+            raise fault
         print(f"=== {name} ({task.name})")
-        parts = {"answer": "{answer}"} | get_template(name, task.name)
-        for part, text in render(parts, sample_fields(task)).items():
+        for part, text in render({"answer": "{answer}"} | template, task.sample_fields()).items():
             print(f"[{part}]\n{text}")
         print()
 
 
-def task_of(name: str) -> Task:
-    """Return the first task whose fields the template of this name uses."""
-    for task in TASKS.values():
-        try:
-            get_template(name, task.name)
-        except InputError:
-            continue
-        return task
-    # No task takes it: this raises, and says what economic QA misses in it.
-    get_template(name)
-    raise AssertionError(name)
-
-
 if __name__ == "__main__":
+    from dandap.cli import run_script
+
     run_script(show)

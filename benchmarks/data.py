@@ -9,7 +9,7 @@ encoded. The second start finds what the first one kept. The peak is that of all
 together; pages that they share count once.
 """
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import csv
 import json
@@ -30,7 +30,7 @@ matplotlib.use("svg")
 
 import matplotlib.pyplot as plt
 
-from dandap.command_line import Parser, run_script
+from dandap.cli import Parser, run_script
 
 QUESTIONS, CHARACTERS = 5, 420  # on an article; of it
 

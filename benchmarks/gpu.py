@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import argparse
 import gc
@@ -36,20 +36,20 @@ from benchmarks.material import made_up
 from dandap import ROOT
 from dandap.answering import capture, tree_decoder
 from dandap.answering.answer import Decoding
+from dandap.answering.branch_check import why_no_tree
 from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import answer_examples
-from dandap.answering.trial import why_no_tree
-from dandap.base.adapter import add_adapter, for_answering
-from dandap.base.device import pick_compute_dtype, pick_device, why_no_gpu
-from dandap.base.memory import GB, Machine, empty_model, estimate_training, make_plan
-from dandap.base.model import load_tokenizer
-from dandap.base.shapes import NAMES, SHAPES, make_config, named_config
-from dandap.command_line import Parser, parse, run_script
-from dandap.data.encoding import Example
+from dandap.cli import Parser, parse, run_script
+from dandap.data.encode import Example
 from dandap.errors import InputError, first_line
+from dandap.model.adapter import add_adapter, for_answering
+from dandap.model.device import pick_compute_dtype, pick_device, why_no_gpu
+from dandap.model.load import load_tokenizer
+from dandap.model.memory import GB, Machine, empty_model, estimate_training, make_plan
+from dandap.model.shapes import NAMES, SHAPES, make_config, named_config
 from dandap.recipe import Recipe, load_recipe
 from dandap.training.job import Job
-from dandap.training.read_once import make_read_once_trainer
+from dandap.training.trainer import make_read_once_trainer
 from dandap.tree.attention import head_size, why_no_flex
 
 SCRIPT = [sys.executable, "fine_tune.py"]

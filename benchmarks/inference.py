@@ -18,7 +18,7 @@ from pathlib import Path
 # So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import argparse
 import json
@@ -46,11 +46,11 @@ from benchmarks.peers import ANSWERERS, run_peers
 from dandap.answering.answer import Decoding
 from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import answer_examples
-from dandap.base.adapter import add_adapter
-from dandap.base.device import computing
-from dandap.command_line import Parser, parse, positive
-from dandap.data.encoding import Encoder, Example
+from dandap.cli import Parser, parse, positive
+from dandap.data.encode import Encoder, Example
 from dandap.data.rows import Row
+from dandap.model.adapter import add_adapter
+from dandap.model.device import computing
 
 BATCHES = (1, 4, 8, 32)
 # With forced tokens all ways generate as much, whatever the model says: their speeds compare.

@@ -13,7 +13,7 @@ import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from dandap.base.model import keep_weights_in_place, pick_attention
+from dandap.model.load import keep_weights_in_place, pick_attention
 from dandap.recipe import Recipe
 
 

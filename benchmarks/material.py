@@ -16,15 +16,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import prompts
 from benchmarks.machine import random_model
-from dandap.base.device import pick_compute_dtype, pick_device
-from dandap.base.model import load_base, load_config, load_tokenizer
-from dandap.base.shapes import NAMES, named_config
-from dandap.command_line import Parser, positive
-from dandap.data.encoding import Example
-from dandap.data.questions import read
+from dandap.cli import Parser, positive
+from dandap.data.encode import Encoder, Example
+from dandap.data.read import read
 from dandap.data.rows import Row, by_article
+from dandap.model.device import pick_compute_dtype, pick_device
+from dandap.model.load import load_base, load_config, load_tokenizer
+from dandap.model.shapes import NAMES, named_config
 from dandap.recipe import Recipe, make_recipe
-from prompts import make_encoder
+from tasks import get_task
 
 GROWTH = (1, 2, 4, 8, 16)  # questions on an article, of the tables of how cost grows
 DEMO_MODEL, DEMO_DATA = "data/demo_model", "data/sample/train.csv"
@@ -119,7 +119,7 @@ def make_examples(
         return made_up(arguments.article, arguments.questions_per_article, arguments.questions)
     # A base without a chat template gets the plain wording.
     template = prompts.get_template(recipe.template if tokenizer.chat_template else "answer_bot")
-    encoder = make_encoder(recipe, template, tokenizer)
+    encoder = Encoder(tokenizer, template, get_task(recipe.task).sample)
     rows = read(arguments.data, need_answers=True).rows
     order = by_article(row.article for row in rows)
     random.Random(0).shuffle(order)

@@ -17,7 +17,7 @@ from pathlib import Path
 # file would break them all: cProfile, which torch loads, would take it for Python's own `profile`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import argparse
 import json
@@ -34,13 +34,13 @@ from benchmarks.inference import decodings, tree_way
 from benchmarks.machine import describe_machine
 from benchmarks.material import Material, add_material_options, load_material, make_examples
 from benchmarks.training import given_plan, quiet
-from dandap.base.adapter import add_adapter, for_answering
-from dandap.base.device import free_memory
-from dandap.base.model import dequantise
-from dandap.command_line import Parser, parse, run_script
-from dandap.data.encoding import Example
+from dandap.cli import Parser, parse, run_script
+from dandap.data.encode import Example
+from dandap.model.adapter import add_adapter, for_answering
+from dandap.model.device import free_memory
+from dandap.model.load import dequantise
 from dandap.training.job import Job
-from dandap.training.read_once import make_read_once_trainer
+from dandap.training.trainer import make_read_once_trainer
 
 # By the names of CPU operators and of CUDA kernels; FlexAttention's are Triton templates.
 ATTENTION = re.compile("attention|flash|fmha|sdpa|triton_tem")

@@ -14,22 +14,22 @@ from pathlib import Path
 # So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import json
 
 import metrics
 from benchmarks.material import DEMO_DATA, DEMO_MODEL
-from dandap.answering.session import open_model
-from dandap.bars import track
-from dandap.base.model import load_tokenizer
-from dandap.command_line import Parser, parse, positive, run_script
-from dandap.data.encoding import Encoder, Example
-from dandap.data.questions import read
+from dandap.answering.run import open_model
+from dandap.cli import Parser, parse, positive, run_script
+from dandap.console import track
+from dandap.data.encode import Encoder, Example
+from dandap.data.read import read
 from dandap.data.rows import Row, by_article
+from dandap.model.load import load_tokenizer
 from dandap.recipe import Recipe, make_recipe
 from dandap.runs.folder import RunFolder, find_run
-from prompts import get_template, make_encoder
+from prompts import get_template
 from tasks import get_task
 
 WAYS = ("trim", "select")
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> dict:
     run = find_run(arguments.run, "outputs") if arguments.run else None
     recipe = run.load_recipe() if run else make_recipe({"model": DEMO_MODEL}, "the command line")
     template = run.load_template()[1] if run else get_template(recipe.template)
-    encoder = make_encoder(recipe, template, load_tokenizer(recipe))
+    encoder = Encoder(load_tokenizer(recipe), template, get_task(recipe.task).sample)
     rows = read_rows(recipe, arguments.data)[: arguments.questions]
 
     cut = {way: cut_in_half(encoder, rows, way) for way in WAYS}
@@ -99,7 +99,7 @@ def cut_in_half(encoder: Encoder, rows: list[Row], way: str) -> list[Example]:
 
 def answer(run: RunFolder, recipe: Recipe, examples: list[Example]) -> list[float]:
     """Return the character F1 of the run's answers, in the order of the examples."""
-    answerer = open_model(recipe, run.load_template()[1], run, make_encoder).answerer
+    answerer = open_model(recipe, run.load_template()[1], run).answerer
     task = get_task(recipe.task)
     answers = track(answerer.answers(examples), "answering", "questions", total=len(examples))
     # Answers come as batches end, so they are put in order by their ids.

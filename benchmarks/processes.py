@@ -13,7 +13,7 @@ from pathlib import Path
 # So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import argparse
 import json
@@ -27,9 +27,9 @@ import fine_tune
 import inference
 from benchmarks.material import DEMO_DATA
 from dandap import ROOT
-from dandap.base.processes import process_number
-from dandap.command_line import Parser, parse, positive, run_script
+from dandap.cli import Parser, parse, positive, run_script
 from dandap.errors import InputError
+from dandap.model.distributed import process_number
 
 LAUNCH = [
     *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
@@ -138,7 +138,7 @@ def train(arguments: argparse.Namespace, begin, end) -> None:
 
     The first step loads what is loaded late, and one process alone saves: neither is counted.
     """
-    from dandap.training.read_once import ReadOnceTrainer
+    from dandap.training.trainer import ReadOnceTrainer
 
     one_step = ReadOnceTrainer.training_step
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
-from dandap.command_line import Parser, parse, positive, run_script
-from dandap.data.questions import read
+from dandap.cli import Parser, parse, positive, run_script
+from dandap.data.read import read
 from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.runs.files import make_folder, write_table
+from dandap.files import make_folder, write_table
 
 COLUMNS = ("id", "context", "question", "answers")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 # So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import argparse
 import json
@@ -45,15 +45,15 @@ from benchmarks.material import (
     ratio,
 )
 from benchmarks.peers import TRAINERS, run_peers
-from dandap.base.adapter import add_adapter
-from dandap.base.memory import MemoryEstimate, Plan
-from dandap.command_line import Parser, parse, positive
-from dandap.data.encoding import Example
+from dandap.cli import Parser, parse, positive
+from dandap.data.encode import Example
 from dandap.errors import InputError
+from dandap.model.adapter import add_adapter
+from dandap.model.memory import MemoryEstimate, Plan
 from dandap.recipe import Recipe
 from dandap.training.job import Job
 from dandap.training.plain import make_trainer, supervised
-from dandap.training.read_once import count_tokens, make_read_once_trainer
+from dandap.training.trainer import count_tokens, make_read_once_trainer
 from dandap.tree.attention import why_no_flex
 
 TRL_BATCHES = (1, 2, 4, 8)

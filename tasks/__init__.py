@@ -7,16 +7,16 @@ on.
 from importlib import import_module
 from pkgutil import iter_modules
 
+import prompts
 from dandap.errors import InputError, nearest
+from prompts import Template
 from tasks.task import Task
 
 
 def find_tasks(folder: list[str]) -> dict[str, Task]:
     """Return the tasks of a folder's modules by their names."""
-    # tasks.task holds the base class and no task.
-    names = [module.name for module in iter_modules(folder) if module.name != "task"]
-    tasks = [import_module(f"tasks.{name}").TASK for name in names]
-    return {task.name: task for task in tasks}
+    modules = [import_module(f"tasks.{module.name}") for module in iter_modules(folder)]
+    return {module.TASK.name: module.TASK for module in modules if hasattr(module, "TASK")}
 
 
 TASKS = find_tasks(__path__)
@@ -29,3 +29,10 @@ def get_task(name: str) -> Task:
             f"got task {name!r}; expected one of {', '.join(TASKS)}.{nearest(name, TASKS)}"
         )
     return TASKS[name]
+
+
+def checked_template(name: str, task: str) -> Template:
+    """Return the template of this name, checked against the fields of the task of that name."""
+    template = prompts.get_template(name)
+    get_task(task).check_template(template, name)
+    return template

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import metrics
+from dandap.console import shown
 from dandap.data.files import TABLES, decode, encoding_notes, find_files, read_bytes
 from dandap.data.json_files import parse_json
 from dandap.data.korean import with_ro
 from dandap.data.rows import Row, Table, by_article, join, refuse_duplicate_ids
-from dandap.data.texts import SURROGATE, clean, trim, writable
+from dandap.data.text import SURROGATE, clean, trim, writable
 from dandap.errors import InputError
-from dandap.runs.files import write_bytes
-from dandap.terminal import shown
+from dandap.files import write_bytes
 from tasks.task import Box, Chart, Description, Task, refuse_columns
 
 LETTERS = ("A", "B", "C")
@@ -161,9 +161,19 @@ def to_row(item: Item) -> Row:
     content, output = item["input"], item.get("output") or ""
     category = category_of(content)
     options = dict(zip(LETTERS, (trim(clean(content[name])) for name in INFERENCES), strict=True))
+    definition = DEFINITIONS[category]
+    # The template chooses how a question names its category: by the file's term, the official one
+    # or the definition. with_ro adds 로 or 으로: 전제로, 원인으로.
     fields = {
         "category": category,
         "reference": "\n".join(_line(turn) for turn in referred(content)),
+        "options": "\n".join(f"{letter}. {text}" for letter, text in options.items()),
+        "question": f"대상 발화의 {with_ro(category)} 가장 알맞은 것은 무엇인가?",
+        "question_term": f"대상 발화의 {with_ro(TERMS_KO[category], TERMS[category])} "
+        "가장 알맞은 것은 무엇인가?",
+        "question_definition": f"다음 설명에 가장 알맞은 것은 무엇인가? 설명: {definition}",
+        "instruction_definition": "아래 설명에 가장 알맞은 선택지를 골라 그 기호와 내용을 "
+        f"적어라. 설명: {definition}",
         **{f"option_{letter}": text for letter, text in options.items()},
     }
     answers = (LETTERS[INFERENCES.index(output)],) if output else ()
@@ -324,25 +334,6 @@ class DialogueInference(Task):
         refuse_columns(columns)
         return read(paths, need_answers)
 
-    def fields(self, context, row, answer):
-        category, definition = row.fields["category"], DEFINITIONS[row.fields["category"]]
-        options = {letter: row.fields[f"option_{letter}"] for letter in LETTERS}
-        # The template chooses how a question names its category: by the file's term, the official
-        # one or the definition. with_ro adds 로 or 으로: 전제로, 원인으로.
-        return {
-            "context": context,
-            "reference": row.fields["reference"],
-            "options": "\n".join(f"{letter}. {text}" for letter, text in options.items()),
-            "question": f"대상 발화의 {with_ro(category)} 가장 알맞은 것은 무엇인가?",
-            "question_term": f"대상 발화의 {with_ro(TERMS_KO[category], TERMS[category])} "
-            "가장 알맞은 것은 무엇인가?",
-            "question_definition": f"다음 설명에 가장 알맞은 것은 무엇인가? 설명: {definition}",
-            "instruction_definition": "아래 설명에 가장 알맞은 선택지를 골라 그 기호와 내용을 "
-            f"적어라. 설명: {definition}",
-            "answer": answer,
-            "answer_text": options.get(answer, ""),
-        }
-
     def kind(self, row):
         return row.fields["category"]
 
@@ -405,7 +396,7 @@ class DialogueInference(Task):
         }
 
     def question(self, row):
-        return self.fields(row.context, row, "")["question"]
+        return row.fields["question"]
 
     def spoken(self, row, answer):
         return f"{answer}. {row.fields[f'option_{answer}']}" if answer in LETTERS else answer

@@ -6,9 +6,9 @@ Answers are scored by character F1 and submitted as a CSV.
 from pathlib import Path
 
 from dandap.data.korean import KINDS, question_kind
-from dandap.data.questions import read
+from dandap.data.read import read
 from dandap.data.rows import Row
-from dandap.runs.submission import submission_form
+from tasks.submission import submission_form
 from tasks.task import Task
 
 
@@ -33,9 +33,6 @@ class EconomicQA(Task):
 
     def read(self, paths, columns, need_answers):
         return read(paths, columns, need_answers)
-
-    def fields(self, context, row, answer):
-        return {"context": context, "question": row.question, "answer": answer}
 
     def kind(self, row):
         kind = question_kind(row.question)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import metrics
+import prompts
 from dandap.answering.answer import Answer
-from dandap.data.encoding import Example
-from dandap.data.questions import read_answers, typed_rows
-from dandap.data.rows import Row, Table, match_ids
+from dandap.data.encode import Example
+from dandap.data.read import read_answers, typed_rows
+from dandap.data.rows import Answered, Row, Table, match_ids, template_fields
 from dandap.errors import InputError
 from dandap.recipe import Recipe
-from dandap.runs.predictions import Answered
-from dandap.runs.submission import SubmissionForm, submission_like, write_submission
+from tasks.submission import SubmissionForm, submission_like, write_submission
 
 
 class Chart(NamedTuple):
@@ -88,9 +88,13 @@ class Task:
         """
         raise NotImplementedError
 
-    def fields(self, context: str, row: Row, answer: str) -> dict[str, str]:
-        """Return what templates may use; `context` is the article as far as it fits."""
-        raise NotImplementedError
+    def sample_fields(self) -> dict[str, str]:
+        """Return the fields of the sample row, which are those that templates may use."""
+        return template_fields(self.sample, self.sample.context, self.sample.answers[0])
+
+    def check_template(self, template: prompts.Template, name: str) -> None:
+        """Reject a template that cannot be filled from this task's rows."""
+        prompts.check_template(template, name, self.sample_fields(), self.needs)
 
     def kind(self, row: Row) -> str:
         """Return what a question asks for, by which reports group."""

@@ -15,10 +15,10 @@ import metrics
 from dandap.data.files import TABLES, find_files, read_bytes
 from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
 from dandap.data.tables import column_key, read_table
-from dandap.data.texts import clean, trim
+from dandap.data.text import clean, trim
 from dandap.errors import InputError, first_line, short_list
-from dandap.runs.files import write_text
-from dandap.runs.submission import SubmissionForm, write_submission
+from dandap.files import write_text
+from tasks.submission import SubmissionForm, write_submission
 from tasks.task import Box, Task, refuse_columns
 
 QUESTIONS = ("질문_1", "질문_2")
@@ -215,9 +215,6 @@ class WallpaperQA(Task):
     def read(self, paths, columns, need_answers):
         refuse_columns(columns)
         return read(paths, need_answers)
-
-    def fields(self, context, row, answer):
-        return {"question": row.question, "answer": answer}
 
     def kind(self, row):
         return row.fields.get("category") or "(none)"

@@ -23,7 +23,7 @@ class _Operations(TorchDispatchMode):
 
 
 class Capturing:
-    """Captures as dandap.answering.capture.captured does, and counts the replays."""
+    """Captures as dandap.answering.cuda_graph.captured does, and counts the replays."""
 
     def __init__(self):
         self.replays = 0

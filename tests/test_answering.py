@@ -17,13 +17,13 @@ from transformers import (
 from dandap.answering import tree_decoder, trial
 from dandap.answering.answer import Decoding, place
 from dandap.answering.answerer import Answerer
+from dandap.answering.branch_check import why_no_tree
 from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import answer_examples
-from dandap.answering.trial import why_no_tree
-from dandap.base.model import load_base, load_tokenizer
-from dandap.data.encoding import Encoder
+from dandap.data.encode import Encoder
 from dandap.data.rows import Row
 from dandap.errors import InputError
+from dandap.model.load import load_base, load_tokenizer
 from dandap.recipe import Recipe, load_recipe, make_recipe
 from dandap.tree import masks
 from dandap.tree.masks import additive

@@ -14,7 +14,7 @@ from dandap.data.rows import split_by_article
 from dandap.errors import InputError
 from tasks import wallpaper_qa as wallpaper
 from tools import augment
-from tools.demo_wallpaper import make_rows
+from tools.demo.wallpaper import make_rows
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from transformers import Gemma2Config
 
 from benchmarks import data, inference, operators, overflow, peers, training
-from dandap.base.shapes import named_config
 from dandap.errors import InputError
+from dandap.model.shapes import named_config
 
 
 def test_training_prints_its_result_last(capsys):

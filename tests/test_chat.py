@@ -3,14 +3,15 @@
 from datetime import datetime
 
 import pytest
+from helpers import make_encoder
 from transformers import AutoTokenizer
 
-from dandap.data import chat
-from dandap.data.encoding import Encoder
+from dandap.data import chat_template as chat
+from dandap.data.encode import Encoder
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.recipe import make_recipe
-from prompts import get_template, make_encoder
+from prompts import get_template
 
 ROW = Row("a", "한빛전자는 1분기 매출 1,240억 원을 기록했다.", "1분기 매출은?", ("1,240억 원",))
 TURNS = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + eos_token }}{% endfor %}"

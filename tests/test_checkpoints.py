@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 import fine_tune
-from dandap.base.adapter import load_adapter
-from dandap.base.memory import MemoryEstimate, Plan, lower_memory
-from dandap.base.model import load_base
-from dandap.command_line import run_script
+from dandap.cli import run_script
 from dandap.errors import InputError, Stopped
+from dandap.files import locked
+from dandap.manifest import fault, seal
+from dandap.model.adapter import load_adapter
+from dandap.model.load import load_base
+from dandap.model.memory import MemoryEstimate, Plan, lower_memory
 from dandap.recipe import Recipe
-from dandap.runs.files import locked
 from dandap.runs.folder import RunFolder
-from dandap.runs.manifest import fault, seal
 from dandap.training import checkpoints, session
 from dandap.training.checkpoints import check_space, newest_valid
 from dandap.training.stop import StopSignals
@@ -98,7 +98,7 @@ def test_a_full_disk_is_refused_before_training(tmp_path, monkeypatch):
 
 def test_a_folder_in_use_is_refused_and_a_dead_owner_is_not(tmp_path):
     hold = (
-        "import time; from pathlib import Path; from dandap.runs.files import locked\n"
+        "import time; from pathlib import Path; from dandap.files import locked\n"
         f"with locked(Path({str(tmp_path)!r})):\n"
     )
     owner = subprocess.Popen(
@@ -493,7 +493,7 @@ def test_other_data_and_another_recipe_need_insistence(work, capsys):
 LIMITED = """
 import resource, sys
 import fine_tune
-from dandap.command_line import run_script
+from dandap.cli import run_script
 from dandap.training.checkpoints import CrashProof
 save = CrashProof._save_checkpoint
 

@@ -5,9 +5,9 @@ import unicodedata
 
 import pytest
 
-from dandap.data.questions import read
+from dandap.data.read import read
 from dandap.data.rows import Row, split_by_article
-from dandap.data.texts import clean
+from dandap.data.text import clean
 from dandap.errors import InputError
 from tests.conftest import HEADER
 

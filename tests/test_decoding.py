@@ -18,11 +18,11 @@ from dandap.answering.answer import Decoding
 from dandap.answering.choices import score_choices
 from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import answer_examples
-from dandap.base.adapter import add_adapter
-from dandap.base.model import load_base
-from dandap.data.encoding import Example
+from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError
+from dandap.model.adapter import add_adapter
+from dandap.model.load import load_base
 from dandap.recipe import Recipe
 
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ import pytest
 import fine_tune
 import inference
 from tasks.dialogue_inference import CATEGORIES, INFERENCES, read
-from tools.demo_articles import Word, plain
-from tools.demo_dialogues import FEELINGS, make_dialogues, past, present, swap_speakers
-from tools.demo_situations import TEST, TRAIN, Situation
+from tools.demo.articles import Word, plain
+from tools.demo.dialogues import FEELINGS, make_dialogues, past, present, swap_speakers
+from tools.demo.situations import TEST, TRAIN, Situation
 
 SAMPLE = Path("data/sample")
 PHRASES = ("asks", "tells", "plans", "causes", "wishes", "steps", "tasks")

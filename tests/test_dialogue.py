@@ -12,22 +12,23 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import make_encoder
 
 import ensemble
 import fine_tune
 import inference
-from dandap.base.model import load_tokenizer
 from dandap.data.korean import with_ro
+from dandap.data.rows import Answered
 from dandap.errors import InputError
+from dandap.model.load import load_tokenizer
 from dandap.recipe import RECIPES_DIR, load_recipe, make_recipe
 from dandap.runs.folder import RunFolder
-from dandap.runs.predictions import Answered
-from dandap.runs.submission import SubmissionForm
-from prompts import get_template, make_encoder, render
-from tasks import TASKS
+from prompts import render
+from tasks import TASKS, checked_template
 from tasks import dialogue_inference as nikl
 from tasks.dialogue_inference import DEFINITIONS, TERMS_KO
-from tools.demo_dialogues import make_dialogues, numbered
+from tasks.submission import SubmissionForm
+from tools.demo.dialogues import make_dialogues, numbered
 
 TASK = TASKS["dialogue_inference"]
 SAMPLES = Path("data/sample")
@@ -183,7 +184,7 @@ def test_a_prompt_holds_everything_for_every_category(items, template, category)
     """The published code had the particle overwrite the whole question."""
     row = next(nikl.to_row(item) for item in items if item["input"]["category"] == category)
     fields = TASK.fields(row.context, row, row.answers[0])
-    text = get_template(template, "dialogue_inference")["prompt"].format_map(fields)
+    text = checked_template(template, "dialogue_inference")["prompt"].format_map(fields)
     assert row.context in text
     assert (
         text.index(row.context)
@@ -212,7 +213,7 @@ def test_what_is_learned_is_the_option_or_its_letter(items, template, learned):
     recipe = make_recipe(
         {"model": "data/demo_model", "task": "dialogue_inference", "template": template}, "test"
     )
-    encoder = make_encoder(recipe, get_template(template, recipe.task), load_tokenizer(recipe))
+    encoder = make_encoder(recipe, checked_template(template, recipe.task), load_tokenizer(recipe))
     (example,) = encoder.encode_rows([row], 1000, answers=True)
     letter = row.answers[0]
     assert encoder.decode(example.answer_ids) == learned.format(
@@ -223,12 +224,12 @@ def test_what_is_learned_is_the_option_or_its_letter(items, template, learned):
 def test_an_economic_template_does_not_fit():
     needed = "dialogue_inference needs {context} and {options} or {answer_text}"
     with pytest.raises(InputError, match=needed):
-        get_template("concise", "dialogue_inference")
+        checked_template("concise", "dialogue_inference")
 
 
 def test_a_prompt_may_leave_the_options_out_where_the_answer_is_one_of_them(items):
     row = nikl.to_row(items[0])
-    template = get_template("dialogue_statement", "dialogue_inference")
+    template = checked_template("dialogue_statement", "dialogue_inference")
     parts = render(template, TASK.fields(row.context, row, row.answers[0]))
     options = [row.fields[f"option_{letter}"] for letter in "ABC"]
     assert not any(option in parts["user"] for option in options)

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+from helpers import make_encoder
 from transformers import AutoTokenizer
 
-import prompts
 from dandap.data import encoded, kept
-from dandap.data.encoding import Encoder
+from dandap.data.encode import Encoder
 from dandap.data.rows import Row
 from dandap.recipe import Recipe
+from tasks import checked_template
 
 LONG = "매출은 5,000억원이다. " * 60
 ROWS = [
@@ -30,7 +31,7 @@ def folder(tmp_path, monkeypatch):
 def encoder(template="concise", tokenizer=None):
     tokenizer = tokenizer or AutoTokenizer.from_pretrained("data/demo_model")
     recipe = Recipe(template=template)
-    return prompts.make_encoder(recipe, prompts.get_template(template, recipe.task), tokenizer)
+    return make_encoder(recipe, checked_template(template, recipe.task), tokenizer)
 
 
 def encode(encoder, rows=ROWS, limit=200, answers=True, on_overflow="trim"):

@@ -6,8 +6,9 @@ import sys
 import pytest
 from transformers import AutoTokenizer
 
-from dandap.data import encoding, in_processes
-from dandap.data.encoding import SAMPLE, Encoder
+from dandap.data import encode as encoding
+from dandap.data import in_processes
+from dandap.data.encode import SAMPLE, Encoder
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from prompts import TEMPLATES, get_template, render, task_of

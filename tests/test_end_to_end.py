@@ -20,11 +20,11 @@ import inference
 import prompts
 from dandap.answering.answer import Decoding
 from dandap.answering.generate import generate_answers
-from dandap.answering.session import open_model
-from dandap.base import device
+from dandap.answering.run import open_model
 from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.runs.files import safe_name
+from dandap.files import safe_name
+from dandap.model import device
 from dandap.runs.folder import RunFolder, find_run, list_runs
 from dandap.training import start
 from tests.conftest import HEADER, LAUNCH
@@ -250,7 +250,11 @@ def test_batches_answer_as_single_prompts_do(work):
     source = inference.choose(
         inference.parse(inference.command_line(), ["--output_dir", str(work / "outputs")])
     )
-    answerer = open_model(source.recipe, source.template, source.run, prompts.make_encoder).answerer
+    answerer = open_model(
+        source.recipe,
+        source.template,
+        source.run,
+    ).answerer
     encoder, model = answerer.encoder, answerer.model
     texts = ["본사는?", "한빛전자가 지난해에 기록한 매출은 모두 얼마인가?", "몇 호인가?"]
     ids = [
@@ -360,7 +364,7 @@ import os, sys
 sys.path.insert(0, os.getcwd())
 import fine_tune
 from dandap.answering.answerer import Answerer
-from dandap.command_line import run_script
+from dandap.cli import run_script
 
 answers = Answerer.answers
 

@@ -16,9 +16,9 @@ import yaml
 import ensemble
 import metrics
 from dandap.errors import InputError
-from dandap.runs.files import locked
+from dandap.files import locked
 from dandap.runs.predictions import load_predictions
-from dandap.runs.submission import REVIEW_COLUMNS, write_review
+from tasks.submission import REVIEW_COLUMNS, write_review
 
 
 def records(*answers, **more):

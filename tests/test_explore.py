@@ -13,7 +13,7 @@ import pytest
 
 from dandap.errors import InputError
 from tools import explore, findings, words
-from tools.demo_dialogues import make_dialogues, numbered
+from tools.demo.dialogues import make_dialogues, numbered
 
 PUBLISHED = {
     *(

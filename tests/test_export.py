@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import make_encoder
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -20,18 +21,17 @@ import export
 import fine_tune
 import inference
 import prompts
-from dandap.base import plain as base_plain
-from dandap.base.adapter import add_adapter
-from dandap.base.identity import base_identity
-from dandap.base.model import load_base, load_tokenizer
-from dandap.data.rows import Row
+from dandap.data.rows import Answered, Row
 from dandap.errors import InputError
-from dandap.exporting import gguf, upload, weights
-from dandap.exporting.card import base_licence
+from dandap.export import gguf, upload, weights
+from dandap.export.card import base_licence
+from dandap.files import read_json, whole_folder, write_json
+from dandap.model import plain as base_plain
+from dandap.model.adapter import add_adapter
+from dandap.model.identity import base_identity
+from dandap.model.load import load_base, load_tokenizer
 from dandap.recipe import Recipe, load_recipe, make_recipe
-from dandap.runs.files import read_json, whole_folder, write_json
 from dandap.runs.folder import RunFolder, begin
-from dandap.runs.predictions import Answered
 from dandap.training.session import save_adapter
 from tasks import get_task
 from tests.conftest import ROOT
@@ -378,7 +378,7 @@ def in_go(template, system, prompt):
 @pytest.mark.parametrize("name", ["concise", "context_bot_system", "answer_bot", "nouns_only"])
 def test_ollamas_template_gives_the_runs_prompt(name):
     recipe = load_recipe("demo", {"template": name})
-    encoder = prompts.make_encoder(recipe, prompts.TEMPLATES[name], load_tokenizer(recipe))
+    encoder = make_encoder(recipe, prompts.TEMPLATES[name], load_tokenizer(recipe))
     sample = get_task(recipe.task).sample
     template = prompts.TEMPLATES[name]
     worded = export.worded(template, gguf.marked(sample))
@@ -396,7 +396,7 @@ def test_ollamas_template_gives_the_runs_prompt(name):
 def test_a_wording_of_other_fields_leaves_ollamas_prompt_as_it_is():
     recipe = load_recipe("dialogue-demo", {"template": "dialogue"})
     template = prompts.TEMPLATES[recipe.template]
-    encoder = prompts.make_encoder(recipe, template, load_tokenizer(recipe))
+    encoder = make_encoder(recipe, template, load_tokenizer(recipe))
     assert export.worded(template, gguf.marked(get_task(recipe.task).sample)) is None
     assert gguf.go_template(*gguf.prompt_texts(encoder, template, None)) == "{{ .Prompt }}"
 
@@ -499,7 +499,7 @@ def demo(tmp_path_factory):
 def examples(demo):
     """Return the 265 questions as the run's encoder has them."""
     recipe = demo[0].load_recipe()
-    encoder = prompts.make_encoder(
+    encoder = make_encoder(
         recipe, demo[0].load_template()[1], load_tokenizer(recipe, demo[0].adapter)
     )
     rows = get_task(recipe.task).read_test(recipe, Path(recipe.test_file)).rows

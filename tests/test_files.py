@@ -12,15 +12,15 @@ import openpyxl
 import pandas as pd
 import pytest
 
+from dandap.console import shown
 from dandap.data import rows as dataset
 from dandap.data.files import decode
-from dandap.data.forms import answer_texts
-from dandap.data.near_copies import group_near_copies
-from dandap.data.questions import read
+from dandap.data.near_duplicates import group_near_copies
+from dandap.data.qa_formats import answer_texts
+from dandap.data.read import read
 from dandap.data.rows import families, match_ids, split_by_article
-from dandap.data.texts import bare, clean, html_text, trim
+from dandap.data.text import bare, clean, html_text, trim
 from dandap.errors import InputError
-from dandap.terminal import shown
 
 ROW = {"id": "a1", "context": "한빛전자는 36.7% 늘었다.", "question": "얼마나?", "answer": "36.7%"}
 LINE = "a1,한빛전자는 36.7% 늘었다.,얼마나?,36.7%\n"

@@ -13,10 +13,10 @@ from transformers import TrainerCallback
 import fine_tune
 import folds
 import inference
-from dandap.base.adapter import add_adapter, average_adapters
-from dandap.base.model import load_base
 from dandap.data.rows import Row, split_by_article
 from dandap.errors import InputError, Stopped
+from dandap.model.adapter import add_adapter, average_adapters
+from dandap.model.load import load_base
 from dandap.recipe import make_recipe
 from dandap.runs.folder import RunFolder
 from dandap.training import session

@@ -22,7 +22,7 @@ import json
 
 from dandap.data.files import read_bytes
 from dandap.data.rows import Row, Table
-from dandap.runs.files import write_text
+from dandap.files import write_text
 from tasks.task import Task
 
 VERDICTS = ("참", "거짓")

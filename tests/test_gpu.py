@@ -10,9 +10,9 @@ from dandap.answering import capture, tree_decoder
 from dandap.answering.answer import Decoding
 from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import answer_examples
-from dandap.base.shapes import NAMES, named_config
-from dandap.data.encoding import Example
+from dandap.data.encode import Example
 from dandap.data.rows import Row
+from dandap.model.shapes import NAMES, named_config
 from dandap.tree.attention import probe, use_tree_attention
 from dandap.tree.logits import logits_at
 from dandap.tree.masks import BLOCK, tree_masks

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from capturing import capture_on_cpu
+from helpers import make_encoder
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -12,11 +13,10 @@ import prompts
 from dandap.answering.answer import Decoding
 from dandap.answering.grounding import Grounding, token_bytes
 from dandap.answering.tree_decoder import answer_examples
-from dandap.base.model import load_base, load_tokenizer
-from dandap.data.questions import read
+from dandap.data.read import read
 from dandap.data.rows import Row
+from dandap.model.load import load_base, load_tokenizer
 from dandap.recipe import Recipe
-from prompts import make_encoder
 
 DEMO = Recipe(model="data/demo_model", quantization="none")
 

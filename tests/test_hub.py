@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import make_encoder
 from transformers import GenerationConfig
 
-from dandap.base.adapter import resolve_targets
-from dandap.base.memory import Machine, empty_model, estimate_training
-from dandap.base.model import load_config, load_tokenizer
+from dandap.model.adapter import resolve_targets
+from dandap.model.load import load_config, load_tokenizer
+from dandap.model.memory import Machine, empty_model, estimate_training
 from dandap.recipe import RECIPES_DIR, load_recipe
-from prompts import get_template, make_encoder
-from tasks import get_task
+from tasks import checked_template, get_task
 
 pytestmark = pytest.mark.hub
 RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("**/*.yaml"))
@@ -25,7 +25,7 @@ SPELLED = " <|im_end|></s>"
 def test_template_stop_token_and_targets(name):
     recipe = load_recipe(name, {})
     config, tokenizer = load_config(recipe), load_tokenizer(recipe)
-    template = get_template(recipe.template, recipe.task)
+    template = checked_template(recipe.template, recipe.task)
     encoder = make_encoder(recipe, template, tokenizer)
     sample = get_task(recipe.task).sample
     row = replace(sample, context=sample.context + SPELLED, question=sample.question + SPELLED)

@@ -12,11 +12,11 @@ import pytest
 
 import fine_tune
 import inference
-from dandap.data.encoding import Example
+from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError
+from dandap.files import locked
 from dandap.recipe import Recipe
-from dandap.runs.files import locked
 from dandap.runs.journal import Journal, answers_folder, answers_name
 from tests.conftest import HEADER, LAUNCH, ROOT, process_of
 
@@ -205,7 +205,7 @@ def test_a_finished_inference_gets_a_new_folder(work):
 def test_two_at_once_on_one_folder_are_refused(work):
     path = cut_off(work, "locked", 3)
     hold = (
-        "import time; from pathlib import Path; from dandap.runs.files import locked\n"
+        "import time; from pathlib import Path; from dandap.files import locked\n"
         f"with locked(Path({str(path)!r})):\n"
     )
     owner = subprocess.Popen(

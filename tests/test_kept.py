@@ -5,9 +5,11 @@ import json
 
 import pytest
 
-from dandap.data import kept, kept_rows, near_copies, questions
-from dandap.data.near_copies import group_near_copies
-from dandap.data.questions import read
+from dandap.data import kept, kept_rows
+from dandap.data import near_duplicates as near_copies
+from dandap.data import read as questions
+from dandap.data.near_duplicates import group_near_copies
+from dandap.data.read import read
 from dandap.data.tables import _lines
 from dandap.errors import InputError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dandap import language
-from dandap.command_line import Parser, parse, positive, run_script
+from dandap.cli import Parser, parse, positive, run_script
 from dandap.errors import InputError
 from dandap.language import korean, pattern_of, t, translated
 from tests.test_layout import TREES

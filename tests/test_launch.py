@@ -14,7 +14,7 @@ import yaml
 
 import fine_tune
 import inference
-from dandap.command_line import parse
+from dandap.cli import parse
 from dandap.runs.folder import RunFolder
 from tests.conftest import HEADER, ROOT
 

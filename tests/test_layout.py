@@ -15,9 +15,9 @@ FLOORS = (
     ("dandap.data",),
     ("dandap.runs",),
     ("dandap.tree",),
-    ("dandap.base",),
+    ("dandap.model",),
     ("dandap.training", "dandap.answering"),
-    ("dandap.page", "dandap.exporting"),
+    ("dandap.page", "dandap.export"),
     ("tasks",),
     ("prompts",),
     ("inference", "ensemble"),
@@ -119,7 +119,7 @@ for _line, _code in (
     ("tools.refine --help", 0),
     ("tools.augment --help", 0),
     ("tools.augment pairs nowhere.csv out.csv", 2),
-    ("tools.make_demo --help", 0),
+    ("tools.demo.make --help", 0),
 ):
     _script, *_argv = _line.split()
     LIGHT[_line] = (
@@ -192,7 +192,7 @@ TASK_NAMES = ("economic_qa", "dialogue_inference", "wallpaper_qa")
 
 @pytest.mark.parametrize(
     "module",
-    [name for name in MODULES if not name.startswith(("tasks", "tools.demo_model", "benchmarks"))],
+    [name for name in MODULES if not name.startswith(("tasks", "tools.demo.model", "benchmarks"))],
 )
 def test_nothing_outside_tasks_asks_which_task_it_is(module):
     """A task's name may be a default or stand in a text; it is compared with nothing."""

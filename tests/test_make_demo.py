@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fine_tune
 import inference
-from tools import demo_model, make_demo
-from tools.demo_articles import INDUSTRIES, KS_SYLLABLES, SURNAMES, Word, make_article, plain
+from tools.demo import make as make_demo
+from tools.demo import model as demo_model
+from tools.demo.articles import INDUSTRIES, KS_SYLLABLES, SURNAMES, Word, make_article, plain
 
 SAMPLE = Path("data/sample")
 

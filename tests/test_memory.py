@@ -9,9 +9,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import fine_tune
 from dandap import recipe as recipes
-from dandap.base import memory, plans
-from dandap.base.adapter import add_adapter
-from dandap.base.memory import (
+from dandap.errors import InputError
+from dandap.model import memory, plans
+from dandap.model.adapter import add_adapter
+from dandap.model.load import load_base, load_config
+from dandap.model.memory import (
     GB,
     Machine,
     _layer_bytes,
@@ -21,9 +23,7 @@ from dandap.base.memory import (
     parse_size,
     plan_for_size,
 )
-from dandap.base.model import load_base, load_config
-from dandap.base.shapes import NAMES, SHAPES, make_config
-from dandap.errors import InputError
+from dandap.model.shapes import NAMES, SHAPES, make_config
 from dandap.recipe import RECIPES_DIR, Recipe, load_recipe
 from dandap.tree.logits import logits_at
 from dandap.tree.masks import tree_masks

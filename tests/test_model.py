@@ -6,12 +6,17 @@ from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
-from dandap.base import device as model_module
-from dandap.base import memory
-from dandap.base.adapter import add_adapter, for_answering, resolve_targets
-from dandap.base.device import pick_compute_dtype, pick_device, why_no_gpu
-from dandap.base.hub import confirm_remote_code
-from dandap.base.memory import (
+from dandap.data.encode import Example
+from dandap.data.lengths import answer_share
+from dandap.data.rows import Row
+from dandap.errors import InputError
+from dandap.model import device as model_module
+from dandap.model import memory
+from dandap.model.adapter import add_adapter, for_answering, resolve_targets
+from dandap.model.device import pick_compute_dtype, pick_device, why_no_gpu
+from dandap.model.hub import confirm_remote_code
+from dandap.model.load import load_base, load_config, load_tokenizer, pick_attention
+from dandap.model.memory import (
     Machine,
     cpu_plan,
     empty_model,
@@ -21,12 +26,7 @@ from dandap.base.memory import (
     for_these_answers,
     make_plan,
 )
-from dandap.base.model import load_base, load_config, load_tokenizer, pick_attention
-from dandap.base.shapes import SHAPES, make_config
-from dandap.data.encoding import Example
-from dandap.data.lengths import answer_share
-from dandap.data.rows import Row
-from dandap.errors import InputError
+from dandap.model.shapes import SHAPES, make_config
 from dandap.recipe import Recipe, load_recipe
 from dandap.training.plain import split_step
 

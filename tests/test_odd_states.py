@@ -15,18 +15,12 @@ import pytest
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig
 
 import fine_tune
-from dandap.base import identity
-from dandap.base.identity import folder_hash, same_base
-from dandap.base.model import check_base, check_ids
-from dandap.command_line import parse
-from dandap.data.encoding import Example
+from dandap.cli import parse
+from dandap.data.encode import Example
 from dandap.data.lengths import loses_answer, without_too_long
 from dandap.data.rows import Row, Table
 from dandap.errors import InputError
-from dandap.recipe import load_recipe, make_recipe
-from dandap.runs import files, manifest
-from dandap.runs import folder as run_folder
-from dandap.runs.files import (
+from dandap.files import (
     append_json,
     check_writable,
     checked_name,
@@ -38,15 +32,21 @@ from dandap.runs.files import (
     write_json,
     write_text,
 )
+from dandap.manifest import fault, seal
+from dandap.model import identity
+from dandap.model.identity import folder_hash, same_base
+from dandap.model.load import check_base, check_ids
+from dandap.recipe import load_recipe, make_recipe
+from dandap.runs import files, manifest
+from dandap.runs import folder as run_folder
 from dandap.runs.folder import RunFolder, find_run, list_runs, new_run, refuse_taken
-from dandap.runs.manifest import fault, seal
 from dandap.runs.predictions import same_questions
-from dandap.runs.submission import SubmissionForm, active, inert, submission_form, write_submission
 from dandap.training import start
 from dandap.training.checkpoints import newest_valid
 from dandap.training.stop import StopSignals
 from prompts import check_template
 from tasks import TASKS
+from tasks.submission import SubmissionForm, active, inert, submission_form, write_submission
 from tools import compare
 
 # --- files and folders
@@ -283,8 +283,8 @@ def test_a_bases_files_tell_it_from_another(tmp_path):
 
 
 def test_large_weights_are_hashed_in_part(tmp_path, monkeypatch):
-    monkeypatch.setattr("dandap.runs.manifest.WHOLE", 1000)
-    monkeypatch.setattr("dandap.runs.manifest.PIECE", 10)
+    monkeypatch.setattr("dandap.manifest.WHOLE", 1000)
+    monkeypatch.setattr("dandap.manifest.PIECE", 10)
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(range(256)) * 100)
     before = folder_hash(tmp_path)
@@ -386,8 +386,8 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path):
 def script(code, tmp_path, **environment):
     """Return (command, environment) of a script that works as ours do, in its own process."""
     lines = [
-        "import dandap.start",
-        "from dandap.command_line import run_script",
+        "import dandap.startup",
+        "from dandap.cli import run_script",
         "from dandap.errors import InputError",
         "from pathlib import Path",
         code,
@@ -542,8 +542,8 @@ def test_a_tool_may_be_started_by_its_path(name, tmp_path):
 
 
 def test_the_hub_is_asked_once_and_not_for_a_minute(monkeypatch, capsys):
-    from dandap.base import hub
-    from dandap.base.model import load_tokenizer
+    from dandap.model import hub
+    from dandap.model.load import load_tokenizer
 
     def unreachable(request, timeout):
         assert timeout == hub.HUB_TIMEOUT
@@ -670,7 +670,7 @@ def test_the_same_ids_on_other_questions_are_not_compared():
 )
 def test_the_allocators_setting_is_ours_unless_it_was_given(given, expected):
     kept = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
-    code = "import dandap.start, os; print(os.environ.get('PYTORCH_ALLOC_CONF'))"
+    code = "import dandap.startup, os; print(os.environ.get('PYTORCH_ALLOC_CONF'))"
     done = subprocess.run(
         [sys.executable, "-c", code], env=kept | given, capture_output=True, text=True
     )

@@ -3,7 +3,7 @@
 import pytest
 
 from dandap.answering.batches import run_batches
-from dandap.base.processes import dealt, from_all, from_first, process_count, share_of
+from dandap.model.distributed import dealt, from_all, from_first, process_count, share_of
 
 
 class Pairs:

@@ -7,12 +7,12 @@ import pytest
 import torch
 import yaml
 
-from dandap.base.memory import GB, Machine, empty_model, estimate_training
-from dandap.base.shapes import SHAPES, make_config
-from dandap.command_line import Parser, add_options, chosen_options, parse
+from dandap.cli import Parser, add_options, chosen_options, parse
 from dandap.errors import InputError, nearest
+from dandap.model.memory import GB, Machine, empty_model, estimate_training
+from dandap.model.shapes import SHAPES, make_config
 from dandap.recipe import RECIPES_DIR, Recipe, load_recipe, make_recipe
-from prompts import get_template
+from tasks import checked_template
 
 RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
 
@@ -32,7 +32,7 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_resolves(name):
     recipe = load_recipe(name, {})
-    get_template(recipe.template, recipe.task)
+    checked_template(recipe.template, recipe.task)
     written = yaml.safe_load((RECIPES_DIR / f"{name}.yaml").read_text(encoding="utf-8"))
     parent = load_recipe(written.pop("extends"), {}) if "extends" in written else Recipe()
     same = [

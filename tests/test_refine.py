@@ -7,7 +7,7 @@ import pytest
 from dandap.errors import InputError
 from tasks.dialogue_inference import load_items
 from tools import refine
-from tools.demo_dialogues import make_dialogues, numbered
+from tools.demo.dialogues import make_dialogues, numbered
 
 STEPS = [
     (refine.join_lines, "한 줄\n두  줄 ", "한 줄 두 줄"),

@@ -14,7 +14,7 @@ import metrics
 from dandap import language
 from dandap.data.korean import question_kind
 from dandap.runs import plots
-from dandap.runs.page import write_page
+from dandap.runs.html import write_page
 from dandap.runs.report import (
     Report,
     _smooth,

@@ -16,13 +16,13 @@ from transformers import TrainerControl, TrainerState
 
 import fine_tune
 import metrics
-from dandap.data.encoding import Example
+from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError, Stopped
 from dandap.recipe import make_recipe
 from dandap.runs.folder import RunFolder
 from dandap.training import session
-from dandap.training.keep_best import (
+from dandap.training.evaluate import (
     Evaluation,
     KeepBest,
     best_step,

@@ -16,7 +16,7 @@ import yaml
 import fine_tune
 import inference
 from dandap.errors import InputError
-from dandap.runs.files import read_json, write_json
+from dandap.files import read_json, write_json
 from dandap.runs.folder import RunFolder
 from tools import submit
 

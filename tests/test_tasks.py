@@ -7,18 +7,18 @@ import pandas as pd
 import pytest
 
 from dandap.answering.answer import Answer
-from dandap.data.encoding import Example
+from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.recipe import Recipe
 from dandap.runs.predictions import write_predictions
-from dandap.runs.submission import (
+from tasks import TASKS, get_task
+from tasks.submission import (
     SubmissionForm,
     check_submission,
     submission_form,
     write_submission,
 )
-from tasks import TASKS, get_task
 
 TASK = TASKS["economic_qa"]
 NASTY = ['"따옴표", 쉼표', "줄\n바꿈", "복귀\r문자", "=1+1", "NA", "0007", "1.50", " 빈칸 ", ""]

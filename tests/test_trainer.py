@@ -18,18 +18,18 @@ from safetensors.torch import load_file
 from tiny_models import FAMILIES
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from dandap.base.adapter import add_adapter
-from dandap.base.memory import MemoryEstimate, Plan
-from dandap.base.model import load_base
-from dandap.data.encoding import Example
+from dandap.data.encode import Example
 from dandap.data.rows import Row
+from dandap.model.adapter import add_adapter
+from dandap.model.load import load_base
+from dandap.model.memory import MemoryEstimate, Plan
 from dandap.recipe import Recipe
 from dandap.training import session
+from dandap.training.batching import Batching, Key, Questions, StepSampler, deal
 from dandap.training.job import Job
 from dandap.training.plain import make_trainer
-from dandap.training.read_once import count_tokens, make_read_once_trainer
 from dandap.training.sharing import TreeTokens, gain, share
-from dandap.training.steps import Batching, Key, Questions, StepSampler, deal
+from dandap.training.trainer import count_tokens, make_read_once_trainer
 
 CPU = torch.device("cpu")
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 import inference
 from dandap.answering import vllm_engine
-from dandap.base.model import load_config, load_tokenizer
 from dandap.data.rows import Row
 from dandap.errors import InputError
+from dandap.files import read_json, write_json
+from dandap.manifest import MANIFEST
+from dandap.model.load import load_config, load_tokenizer
 from dandap.recipe import Recipe, load_recipe
-from dandap.runs.files import read_json, write_json
-from dandap.runs.manifest import MANIFEST
 from tasks import get_task
 from tests.conftest import ROOT
 from tests.test_export import make_run

@@ -9,22 +9,23 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from helpers import make_encoder
 
 import fine_tune
 import inference
 import metrics
-from dandap.base.memory import Plan
-from dandap.base.model import load_tokenizer
 from dandap.data.rows import Row
 from dandap.errors import InputError
+from dandap.model.load import load_tokenizer
+from dandap.model.memory import Plan
 from dandap.recipe import RECIPES_DIR, load_recipe
-from dandap.training.steps import make_batching
-from prompts import get_template, make_encoder, render
-from tasks import TASKS
+from dandap.training.batching import make_batching
+from prompts import render
+from tasks import TASKS, checked_template
 from tasks import wallpaper_qa as similarity
 from tasks import wallpaper_qa as wallpaper
 from tools import augment
-from tools.demo_wallpaper import make_rows, make_test
+from tools.demo.wallpaper import make_rows, make_test
 
 HEADER = ["id", "질문_1", "질문_2", "category", *wallpaper.ANSWERS]
 ROW = ["TRAIN_000", "왜 생기나?", "원인은?", "곰팡이", "답1", "답2", "답3", "답4", "답5"]
@@ -91,9 +92,11 @@ def test_character_rouge_l(prediction, gold, expected):
 
 def test_published_prompts_stand_verbatim():
     fields = {"question": "물음"}
-    assert render(get_template("wallpaper_bare", "wallpaper_qa"), fields) == {"prompt": "물음"}
+    assert render(checked_template("wallpaper_bare", "wallpaper_qa"), fields) == {"prompt": "물음"}
     text = "주어진 질문에 대한 답을 출력 질문: 물음 답:"
-    assert render(get_template("wallpaper_instruction", "wallpaper_qa"), fields) == {"prompt": text}
+    assert render(checked_template("wallpaper_instruction", "wallpaper_qa"), fields) == {
+        "prompt": text
+    }
 
 
 @pytest.mark.parametrize(
@@ -195,7 +198,7 @@ def test_training_reads_a_question_once_for_its_five_answers(write_csv):
         wallpaper.read([write_csv([HEADER, ROW])], need_answers=True).rows
     )
     encoder = make_encoder(
-        recipe, get_template(recipe.template, recipe.task), load_tokenizer(recipe)
+        recipe, checked_template(recipe.template, recipe.task), load_tokenizer(recipe)
     )
     examples = encoder.encode_rows(rows, recipe.prompt_limit, answers=True)
     (batch,) = make_batching(

@@ -22,7 +22,7 @@ from pathlib import Path
 # So that `python tools/NAME.py` works like `python -m tools.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import argparse
 import csv
@@ -33,24 +33,23 @@ import random
 import re
 from collections.abc import Callable, Iterable
 
-from dandap.command_line import Parser, parse, positive, run_script
-from dandap.data.encoding import Encoder
+from dandap.cli import Parser, parse, positive, run_script
 from dandap.data.files import read_bytes
 from dandap.data.rows import Row
 from dandap.data.sentences import character_pairs, likeness
 from dandap.data.tables import read_table
-from dandap.data.texts import trim
+from dandap.data.text import trim
 from dandap.errors import InputError, first_line, short_list
-from dandap.recipe import Recipe, load_recipe, make_recipe
-from dandap.runs.files import (
+from dandap.files import (
     append_json,
     read_json_lines,
     refuse_existing,
     write_json_lines,
     write_text,
 )
+from dandap.recipe import load_recipe, make_recipe
 from dandap.runs.folder import find_run
-from dandap.runs.submission import active, inert
+from tasks.submission import active, inert
 from tasks.wallpaper_qa import ANSWERS, QUESTIONS, read_lines
 
 COLUMNS = ("id", "질문", "category", *ANSWERS, "generated", "sources")
@@ -237,11 +236,15 @@ def local_model(arguments: argparse.Namespace) -> Ask:
     recipe = make_recipe(recipe.model_dump() | plain | long, "tools.augment")
 
     # These load torch, which only a model of this machine's needs.
-    from dandap.answering.session import open_model
-    from dandap.base.hub import confirm_remote_code
+    from dandap.answering.run import open_model
+    from dandap.model.hub import confirm_remote_code
+    from dandap.model.load import load_tokenizer
 
     confirm_remote_code(recipe, arguments.trust_remote_code == "true")
-    answerer = open_model(recipe, {}, run, encoder_of_prompts).answerer
+    template = {"user": "{question}"}
+    if not load_tokenizer(recipe, run.adapter if run else None).chat_template:
+        template = {"prompt": "{question}"}
+    answerer = open_model(recipe, template, run).answerer
 
     def ask(prompt: str) -> str:
         examples = answerer.encoder.encode_rows(
@@ -251,19 +254,6 @@ def local_model(arguments: argparse.Namespace) -> Ask:
         return answer.text
 
     return ask
-
-
-def encoder_of_prompts(recipe: Recipe, template: dict[str, str], tokenizer) -> Encoder:
-    """Return what encodes a row's question as the whole prompt.
-
-    It goes into the model's chat template if the model has one.
-    """
-    part = "user" if tokenizer.chat_template else "prompt"
-
-    def render(context: str, row: Row, answer: str) -> dict[str, str]:
-        return {part: row.question}
-
-    return Encoder(tokenizer, render)
 
 
 def endpoint(url: str, model: str) -> Ask:

@@ -11,7 +11,7 @@ from pathlib import Path
 # So that `python tools/NAME.py` works like `python -m tools.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import argparse
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from itertools import combinations
 import yaml
 
 import metrics
-from dandap.command_line import Parser, parse, run_script
+from dandap.cli import Parser, parse, run_script
 from dandap.errors import InputError
+from dandap.files import check_writable, new_folder, read_json, write_json
 from dandap.recipe import Recipe
-from dandap.runs.files import check_writable, new_folder, read_json, write_json
 from dandap.runs.predictions import (
     add_search_options,
     find_predictions,

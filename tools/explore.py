@@ -13,9 +13,9 @@ from pathlib import Path
 # So that `python tools/NAME.py` works like `python -m tools.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
-from dandap.command_line import Parser, parse, run_script
+from dandap.cli import Parser, parse, run_script
 from dandap.data.files import find_files
 from dandap.errors import InputError
 from dandap.recipe import make_recipe
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> dict:
     test = task.read_test(recipe, Path(arguments.test)).rows if arguments.test else []
 
     # These load torch, pandas and matplotlib: not before the files are known to be readable.
-    from dandap.base.model import load_tokenizer
+    from dandap.model.load import load_tokenizer
     from tools.findings import explore, tell
 
     tokenizer = load_tokenizer(recipe)

@@ -18,11 +18,11 @@ from wordcloud import WordCloud
 from dandap.data.checks import TOLD, check_data
 from dandap.data.rows import Row, by_article
 from dandap.data.sentences import character_pairs, likeness, split_sentences
+from dandap.files import new_folder
 from dandap.language import t, translated
-from dandap.runs.files import new_folder
-from dandap.runs.page import write_page
+from dandap.runs.html import write_page
 from dandap.runs.plots import BLUE, INK, bars, draw, font_file, image
-from dandap.runs.submission import inert
+from tasks.submission import inert
 from tasks.task import Chart, Description, Task
 from tools.refine import refine
 from tools.words import count_words

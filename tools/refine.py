@@ -10,13 +10,13 @@ from pathlib import Path
 # So that `python tools/NAME.py` works like `python -m tools.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import re
 from collections.abc import Callable
 
-from dandap.command_line import Parser, parse, run_script
-from dandap.runs.files import refuse_existing, write_bytes
+from dandap.cli import Parser, parse, run_script
+from dandap.files import refuse_existing, write_bytes
 from tasks.dialogue_inference import Item, load_items, to_json, utterance_ids
 
 Turn = dict

@@ -13,7 +13,7 @@ from pathlib import Path
 # So that `python tools/NAME.py` works like `python -m tools.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.start  # noqa: F401
+import dandap.startup  # noqa: F401
 
 import argparse
 import os
@@ -21,10 +21,9 @@ import shutil
 import zipfile
 
 from dandap import ROOT
-from dandap.command_line import Parser, add_options, chosen_options, parse, positive, run_script
+from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
 from dandap.errors import InputError, first_line, short_list
-from dandap.recipe import ANSWERING, Recipe, make_recipe
-from dandap.runs.files import (
+from dandap.files import (
     check_writable,
     make_folder,
     new_folder,
@@ -32,8 +31,9 @@ from dandap.runs.files import (
     write_json,
     write_text,
 )
+from dandap.manifest import KINDS, fault
+from dandap.recipe import ANSWERING, Recipe, make_recipe
 from dandap.runs.folder import RunFolder, find_run
-from dandap.runs.manifest import KINDS, fault
 from tasks import get_task
 
 # What inference.py imports of ours; what it is licensed under goes with it.
@@ -126,7 +126,7 @@ def choose_recipe(run: RunFolder, arguments: argparse.Namespace) -> Recipe:
 
     An unfinished run, a damaged adapter and unconfirmed remote code are refused.
     """
-    from dandap.base.hub import (
+    from dandap.model.hub import (
         confirm_remote_code,
     )  # with the hub's library, for which --help waits
 
@@ -223,7 +223,7 @@ def find_model(name: str, revision: str | None) -> Path:
 
 def check_base(run: RunFolder, recipe: Recipe, folder: Path) -> None:
     """Refuse another base than the run was trained on; its answers would be others."""
-    from dandap.base.identity import base_identity, same_base
+    from dandap.model.identity import base_identity, same_base
 
     trained_on = run.environment().get("base")
     today = base_identity(recipe)
@@ -316,7 +316,7 @@ def pack_run(run: RunFolder, recipe: Recipe, models: dict[str, Path], folder: Pa
 
     Paths and what else tells of this machine stay here.
     """
-    from dandap.base.identity import base_identity
+    from dandap.model.identity import base_identity
 
     packed = RunFolder(folder / "model" / "run")
     shutil.copytree(run.adapter, packed.adapter)

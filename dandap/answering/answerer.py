@@ -8,14 +8,14 @@ from collections.abc import Container, Iterator
 from transformers import PreTrainedModel
 
 from dandap.answering.answer import Answer, Decoding, place
+from dandap.answering.branch_check import why_no_tree
 from dandap.answering.choices import encode_choices, offered, score_choices
 from dandap.answering.generate import generate_answers
 from dandap.answering.grounding import Grounding
 from dandap.answering.tree_decoder import answer_examples
-from dandap.answering.trial import why_no_tree
-from dandap.base.memory import READ_TOKENS, Plan
-from dandap.data.encoding import Encoder, Example
+from dandap.data.encode import Encoder, Example
 from dandap.errors import InputError
+from dandap.model.memory import READ_TOKENS, Plan
 from dandap.recipe import Recipe
 
 

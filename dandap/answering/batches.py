@@ -4,11 +4,11 @@ from collections.abc import Callable, Container, Iterator
 from functools import partial
 from typing import Protocol, TypeVar
 
-from dandap.base.device import unless_out_of_memory
-from dandap.base.processes import dealt, is_sharded
-from dandap.data.encoding import Example
+from dandap.data.encode import Example
 from dandap.data.rows import by_article
 from dandap.errors import InputError
+from dandap.model.device import unless_out_of_memory
+from dandap.model.distributed import dealt
 from dandap.tree.packing import Part, pack
 from dandap.tree.token_tree import TokenTree, grow
 
@@ -49,8 +49,7 @@ def run_batches(
     while left:
         members = batching.members(left[0])
         run = partial(work, left[0])
-        # With a sharded base the others would wait for the forwards of one that is out of memory.
-        results = run() if is_sharded() else unless_out_of_memory(run)
+        results = unless_out_of_memory(run)
         if results is None:
             size = batching.size(left[0])
             if len(members) == 1:

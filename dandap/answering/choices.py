@@ -2,12 +2,13 @@
 
 from collections.abc import Container, Iterator
 
+import torch
 from transformers import PreTrainedModel
 
 from dandap.answering.batches import Sequences, TreeBatching, run_batches
-from dandap.base.device import computing, without_gradients
-from dandap.base.memory import READ_TOKENS
-from dandap.data.encoding import Encoder, Example
+from dandap.data.encode import Encoder, Example
+from dandap.model.device import computing
+from dandap.model.memory import READ_TOKENS
 from dandap.recipe import Recipe
 from dandap.tree.logits import logits_at
 from dandap.tree.masks import tree_masks
@@ -33,7 +34,7 @@ def score_choices(
     def sequences(index: int) -> Sequences:
         return [(examples[index].prompt_ids, ids) for ids in choices[index]]
 
-    @without_gradients()
+    @torch.inference_mode()
     def score(batch: list[Part]) -> dict[int, list[float]]:
         tensors = collate(
             [part.tree for part in batch], pad_id, device=next(model.parameters()).device

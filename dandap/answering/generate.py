@@ -12,11 +12,11 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from dandap.answering.answer import Answer, Decoding
 from dandap.answering.batches import run_batches
-from dandap.base.device import computing, without_gradients
+from dandap.model.device import computing
 from dandap.tree.transfer import send
 
 
-@without_gradients()
+@torch.inference_mode()
 def generate_answers(
     model: PreTrainedModel | PeftModel,
     prompts: list[list[int]],

@@ -26,12 +26,12 @@ from transformers import DynamicCache, PreTrainedModel
 
 from dandap.answering.answer import Answer, Decoding
 from dandap.answering.batches import Sequences, TreeBatching, run_batches
-from dandap.answering.capture import CapturedStep, can_capture
+from dandap.answering.cuda_graph import CapturedStep, can_capture
 from dandap.answering.generate import penalized
 from dandap.answering.grounding import Grounding
-from dandap.base.device import computing, without_gradients
-from dandap.base.memory import READ_TOKENS, expected_length
-from dandap.data.encoding import Example
+from dandap.data.encode import Example
+from dandap.model.device import computing
+from dandap.model.memory import READ_TOKENS, expected_length
 from dandap.tree.attention import Branched, branching
 from dandap.tree.logits import logits_at
 from dandap.tree.masks import ALIGNED, additive, sliding_windows, tree_masks
@@ -169,7 +169,7 @@ class TreeDecoder:
         # Steps that branches get room for at a time.
         self.room = expected_length(decoding.max_new_tokens) if self.captures else 1
 
-    @without_gradients()
+    @torch.inference_mode()
     def run(self) -> dict[int, list[Answer]]:
         """Return the samples of every example of the batch, by the example's number."""
         with branching(self.model):

@@ -6,9 +6,9 @@ Found are contradictions, answers that cannot be copied, leaks between splits an
 from collections import defaultdict
 from collections.abc import Iterable
 
-from dandap.data.near_copies import forget_signatures, group_near_copies
+from dandap.data.near_duplicates import forget_signatures, group_near_copies
 from dandap.data.rows import Row
-from dandap.data.texts import bare
+from dandap.data.text import bare
 
 TOLD = {
     "contradictions": "questions asked twice on one article with different answers",

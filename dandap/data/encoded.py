@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from dandap.data.encoding import Encoder, Example
+from dandap.data.encode import Encoder, Example
 from dandap.data.kept import kept, key_of
 from dandap.data.rows import Row
 

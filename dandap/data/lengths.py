@@ -3,7 +3,7 @@
 These are articles that are cut, answers that go with what is cut, and answers that are too long.
 """
 
-from dandap.data.encoding import Encoder, Example
+from dandap.data.encode import Encoder, Example
 from dandap.data.rows import by_article
 from dandap.errors import InputError, short_list
 from dandap.recipe import Recipe

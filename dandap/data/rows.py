@@ -3,13 +3,14 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-from dandap.data.near_copies import group_near_copies
-from dandap.data.texts import bare, id_key
+from dandap.data.near_duplicates import group_near_copies
+from dandap.data.text import bare, id_key
 from dandap.errors import InputError, short_list
 
 
@@ -47,6 +48,18 @@ class Row:
         return _hash(self.group) if self.group else _name_of_story(self.context)
 
 
+def template_fields(row: Row, context: str, answer: str) -> dict[str, str]:
+    """Return the fields that a template may use for a row.
+
+    `context` is the article, shortened where it was too long. For a chosen letter, `answer_text` is
+    the text of that option (`option_A` of row.fields).
+    """
+    fields = {"context": context, "question": row.question, "answer": answer, **row.fields}
+    if row.choices:
+        fields["answer_text"] = row.fields.get(f"option_{answer}", "")
+    return fields
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -71,6 +84,18 @@ class Table:
     rows: list[Row]
     sha256: str  # of the file's bytes
     notes: list[str]  # what was dropped or decided, in sentences for people
+
+
+class Answered(NamedTuple):
+    """Holds questions and their answers in one order; records are lines of predictions.jsonl."""
+
+    rows: Sequence[Row]
+    records: Sequence[dict]
+
+    @property
+    def predictions(self) -> list[str]:
+        """Return the answers' texts."""
+        return [record["prediction"] for record in self.records]
 
 
 def join(tables: list[Table]) -> Table:

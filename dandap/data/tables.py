@@ -15,7 +15,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 from dandap.data.files import TABLES, decode, encoding_notes, refuse_other_text, refuse_unreadable
-from dandap.data.texts import INVISIBLE, trim
+from dandap.data.text import INVISIBLE, trim
 from dandap.errors import InputError, first_line, short_list
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}

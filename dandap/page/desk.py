@@ -11,7 +11,7 @@ from functools import partial
 from threading import Lock
 
 from dandap.answering.answer import place
-from dandap.data.encoding import Example
+from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError, short_list
 from dandap.language import t, translated

@@ -10,8 +10,7 @@ from pathlib import Path
 from dandap import ROOT
 from dandap.data.rows import Table
 from dandap.errors import InputError, short_list
-from dandap.recipe import Recipe, load_recipe
-from dandap.runs.files import (
+from dandap.files import (
     checked_name,
     free_folder,
     locked,
@@ -21,6 +20,7 @@ from dandap.runs.files import (
     write_json,
     write_text,
 )
+from dandap.recipe import Recipe, load_recipe
 
 # A result may depend on the versions of these.
 PACKAGES = (

@@ -7,10 +7,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from dandap.data.encoding import Example
+from dandap.data.encode import Example
 from dandap.errors import InputError
-from dandap.recipe import Recipe
-from dandap.runs.files import (
+from dandap.files import (
     append_json,
     new_folder,
     read_json,
@@ -18,7 +17,8 @@ from dandap.runs.files import (
     write_json,
     write_json_lines,
 )
-from dandap.runs.manifest import folder_hash
+from dandap.manifest import folder_hash
+from dandap.recipe import Recipe
 
 RECORD = "predictions.jsonl"  # in every folder of answers
 PARTS = "predictions-*.jsonl"  # those of processes 1, 2, ...; the first one puts them into RECORD

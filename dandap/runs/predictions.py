@@ -7,30 +7,15 @@ import argparse
 import csv
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from dandap.data.files import decode
-from dandap.data.rows import Row
-from dandap.data.texts import clean, writable
+from dandap.data.text import clean, writable
 from dandap.errors import InputError, first_line
-from dandap.runs.files import read_json, write_table
+from dandap.files import read_json, write_table
 from dandap.runs.folder import RunFolder, find_run, named
 from dandap.runs.journal import RECORD
-from dandap.runs.submission import REVIEW_COLUMNS, active
-
-
-class Answered(NamedTuple):
-    """Holds questions and their answers in one order; records are lines of predictions.jsonl."""
-
-    rows: Sequence[Row]
-    records: Sequence[dict]
-
-    @property
-    def predictions(self) -> list[str]:
-        """Return the answers' texts."""
-        return [record["prediction"] for record in self.records]
+from tasks.submission import REVIEW_COLUMNS, active
 
 
 def _in_a_cell(value):

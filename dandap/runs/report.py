@@ -19,7 +19,7 @@ from dandap.data.checks import TOLD
 from dandap.data.korean import NEAR_MISSES, near_miss
 from dandap.data.sentences import nearest_first, split_sentences
 from dandap.language import t
-from dandap.runs.page import write_page
+from dandap.runs.html import write_page
 from dandap.runs.plots import BLUE, GREY, ORANGE, bars, draw
 
 PAGE = Path(__file__).with_name("report.html.jinja")

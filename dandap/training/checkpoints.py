@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from transformers import Trainer
 
 from dandap.errors import InputError, short_list
-from dandap.runs.manifest import fault, flush, seal
-from dandap.training.keep_best import best_step
+from dandap.manifest import fault, flush, seal
+from dandap.training.evaluate import best_step
 
 STAGING = ".saving"  # where a checkpoint is written before it is renamed to its place
 KEPT = 2  # checkpoints: should the newest be damaged later, there is one before it

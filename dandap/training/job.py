@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from dandap.base.memory import Plan
-from dandap.data.encoding import Example
+from dandap.data.encode import Example
+from dandap.model.memory import Plan
 from dandap.recipe import Recipe
 
 

@@ -12,10 +12,10 @@ from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from dandap.base.memory import Plan
-from dandap.base.processes import process_count
-from dandap.data.encoding import Example
+from dandap.data.encode import Example
 from dandap.errors import InputError
+from dandap.model.distributed import process_count
+from dandap.model.memory import Plan
 from dandap.recipe import Recipe
 from dandap.training.checkpoints import CrashProof
 from dandap.training.job import Job

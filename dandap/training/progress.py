@@ -6,8 +6,8 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from dandap.bars import bars
-from dandap.runs.files import append_json, read_json_lines, write_json_lines
+from dandap.console import bars
+from dandap.files import append_json, read_json_lines, write_json_lines
 
 PRINTED_EVERY = 10  # steps
 # Steps; the first ones are slower (kernels load, memory is allocated).

@@ -19,10 +19,19 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerState
 
-from dandap.base.adapter import add_adapter, load_weights
-from dandap.base.device import pick_device, why_no_gpu
-from dandap.base.identity import base_identity
-from dandap.base.memory import (
+from dandap.data.encode import Encoder, Example
+from dandap.data.encoded import encode_kept
+from dandap.data.lengths import answer_share, loses_answer, tell_cut, tell_lengths, without_too_long
+from dandap.data.rows import Row, Table, by_article
+from dandap.errors import InputError, Stopped
+from dandap.files import append_json, write_json
+from dandap.manifest import fault, seal
+from dandap.model.adapter import add_adapter, load_weights
+from dandap.model.device import pick_device, why_no_gpu
+from dandap.model.distributed import from_first, is_first, process_count
+from dandap.model.identity import base_identity
+from dandap.model.load import check_base, check_ids, load_base, load_config, load_tokenizer
+from dandap.model.memory import (
     Plan,
     empty_model,
     for_these_answers,
@@ -31,30 +40,20 @@ from dandap.base.memory import (
     refuse_without_gpu,
     same_plan,
 )
-from dandap.base.model import check_base, check_ids, load_base, load_config, load_tokenizer
-from dandap.base.processes import from_first, is_first, is_sharded, process_count
-from dandap.base.shapes import SHAPES, make_config
-from dandap.base.sharding import shard
-from dandap.data.encoded import encode_kept
-from dandap.data.encoding import Encoder, Example
-from dandap.data.lengths import answer_share, loses_answer, tell_cut, tell_lengths, without_too_long
-from dandap.data.rows import Row, Table, by_article
-from dandap.errors import InputError, Stopped
+from dandap.model.shapes import SHAPES, make_config
 from dandap.recipe import Recipe
-from dandap.runs.files import append_json, write_json
 from dandap.runs.folder import RunFolder, begin, new_run, now
-from dandap.runs.manifest import fault, seal
+from dandap.training.batching import deal
 from dandap.training.checkpoints import STAGING, check_space, newest_valid, step_of
+from dandap.training.evaluate import best_step, evaluated_steps, step_to_keep
 from dandap.training.job import Job
-from dandap.training.keep_best import best_step, evaluated_steps, step_to_keep
 from dandap.training.plain import make_trainer
 from dandap.training.progress import TrainingProgress, forget_after
-from dandap.training.read_once import count_tokens, make_read_once_trainer
 from dandap.training.sharing import FED, TreeTokens, gain
 from dandap.training.start import Start, tell_what_changed
-from dandap.training.steps import deal
 from dandap.training.stop import StopSignals
 from dandap.training.trackers import make_trackers, refuse_missing_trackers
+from dandap.training.trainer import count_tokens, make_read_once_trainer
 from dandap.training.validation import Validation
 
 FEW_STEPS = 20  # 120 questions of the sample make 7, after which answers are still sentences
@@ -92,9 +91,6 @@ def open_base(start: Start, table: Table, arguments: argparse.Namespace) -> Base
     if preview:
         return Base(tokenizer, config, None, None)
     plan = make_plan(recipe, config, pick_device(), training=True)
-    if is_sharded():
-        # One that checkpoints forwards every layer twice, and would wait for the others for ever.
-        plan = same_plan(plan)
     answering = same_plan(make_plan(recipe, config, plan.device, training=False))
     return Base(tokenizer, config, plan, answering)
 
@@ -134,10 +130,6 @@ def make_model(job: Job, config: PretrainedConfig, folder: Path) -> PeftModel:
     model = add_adapter(load_base(job.recipe, plan.device, config, plan.dequantised), job.recipe)
     trained, total = model.get_nb_trainable_parameters()
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
-    if is_sharded():
-        if not job.recipe.read_once:
-            raise InputError("read_once false: not with a sharded base. Leave it out.")
-        shard(model, plan.device)
     check_space(folder, trained)
     return model
 

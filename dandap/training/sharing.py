@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from dandap.data.encoding import Example
+from dandap.data.encode import Example
 
 # Questions of one article that go through the model together, as indices of examples.
 Piece = list[int]

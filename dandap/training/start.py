@@ -10,15 +10,15 @@ from pathlib import Path
 from rich.console import Console
 
 from dandap import ROOT
-from dandap.base.processes import is_first
-from dandap.command_line import chosen_options
+from dandap.cli import chosen_options
+from dandap.console import obeyed_output
 from dandap.data.files import find_files
 from dandap.data.rows import Table
 from dandap.errors import InputError
 from dandap.language import t
+from dandap.model.distributed import is_first
 from dandap.recipe import Recipe, find_recipe, load_recipe, make_recipe
 from dandap.runs.folder import RunFolder, begin, list_runs, named, newest
-from dandap.terminal import obeyed_output
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _choose(arguments: argparse.Namespace, options: dict[str, str]) -> Start:
         return choose_demo(options, train_file)
     recipe = load_recipe(None, options)
     # This loads torch, which takes 10 s: a mistake in the command is told before.
-    from dandap.base.device import why_no_gpu
+    from dandap.model.device import why_no_gpu
 
     # Refused here, before anything is fetched; another model may be small enough for a CPU.
     reason = why_no_gpu()
@@ -207,7 +207,7 @@ def tell_what_changed(run: RunFolder, recipe: Recipe, table: Table, anyway: bool
 
     What is new is noted in the run beside the old.
     """
-    from dandap.base.identity import base_identity, same_base  # with the hub's library
+    from dandap.model.identity import base_identity, same_base  # with the hub's library
 
     before, today = run.environment(), begin([table], base_identity(recipe))
     changed = []

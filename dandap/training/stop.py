@@ -5,7 +5,7 @@ import signal
 import torch
 from transformers import TrainerCallback
 
-from dandap.base.processes import process_count
+from dandap.model.distributed import process_count
 
 
 class StopSignals(TrainerCallback):

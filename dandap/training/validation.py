@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from functools import partial
 
-from dandap.bars import track
-from dandap.base.processes import from_all, from_first, leave_together, share_of
-from dandap.data.encoding import Example
-from dandap.runs.files import append_json, read_json, read_json_lines, write_json_lines
+from dandap.console import track
+from dandap.data.encode import Example
+from dandap.data.rows import Answered
+from dandap.files import append_json, read_json, read_json_lines, write_json_lines
+from dandap.model.distributed import from_all, from_first, leave_together, share_of
 from dandap.runs.folder import RunFolder
-from dandap.runs.predictions import Answered, write_predictions
-from dandap.training.keep_best import Evaluation, KeepBest, some_of, steps_between
+from dandap.runs.predictions import write_predictions
+from dandap.training.evaluate import Evaluation, KeepBest, some_of, steps_between
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,10 @@ from dandap.answering.answer import Decoding
 from dandap.answering.choices import score_choices
 from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import TreeDecoder, answer_examples
-from dandap.base import memory
-from dandap.base.adapter import add_adapter, for_answering
-from dandap.base.device import pick_compute_dtype, pick_device
-from dandap.base.memory import (
+from dandap.model import memory
+from dandap.model.adapter import add_adapter, for_answering
+from dandap.model.device import pick_compute_dtype, pick_device
+from dandap.model.memory import (
     GB,
     Machine,
     MemoryEstimate,
@@ -48,14 +48,14 @@ from dandap.base.memory import (
     estimate_training,
     fit_plan,
 )
-from dandap.base.model import load_tokenizer
-from dandap.base.shapes import SHAPES, make_config, named_config
+from dandap.model.load import load_tokenizer
+from dandap.model.shapes import SHAPES, make_config, named_config
 from dandap.errors import InputError
 from dandap.recipe import load_recipe, make_recipe
 from dandap.training import read_once
 from dandap.training.job import Job
 from dandap.training.plain import make_trainer
-from dandap.training.read_once import make_read_once_trainer
+from dandap.training.trainer import make_read_once_trainer
 from dandap.tree import attention
 
 ON_A_PRETENDED_GPU = """
@@ -63,7 +63,7 @@ import sys
 from tests.rehearsal import pretended_gpu
 pretended_gpu.install(sys.argv.pop(1))
 import fine_tune
-from dandap.command_line import run_script
+from dandap.cli import run_script
 run_script(fine_tune.main)
 """
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -385,7 +385,7 @@ def scripts(optimizers: list[str]) -> dict:
     import fine_tune
     import inference
     from dandap.errors import Stopped
-    from dandap.runs.files import read_json_lines
+    from dandap.files import read_json_lines
     from dandap.runs.folder import RunFolder
     from dandap.training.stop import StopSignals
 

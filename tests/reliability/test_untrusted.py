@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 import fine_tune
 import inference
 import prompts
-from dandap.base.model import load_tokenizer
-from dandap.data.encoding import Encoder
-from dandap.data.questions import read
+from dandap.data.encode import Encoder
+from dandap.data.read import read
 from dandap.data.rows import Row
 from dandap.errors import InputError
+from dandap.files import safe_name
+from dandap.model.load import load_tokenizer
 from dandap.recipe import Recipe, load_recipe
-from dandap.runs.files import safe_name
 from dandap.runs.predictions import load_predictions
-from dandap.runs.submission import SubmissionForm, write_review, write_submission
 from tasks import dialogue_inference as nikl
 from tasks import wallpaper_qa as wallpaper
+from tasks.submission import SubmissionForm, write_review, write_submission
 from tests.conftest import HEADER, ROOT
 from tests.reliability.hostile import HOSTILE
 

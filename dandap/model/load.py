@@ -1,0 +1,196 @@
+"""The base model in NF4 or 16 bit, its tokenizer, and their limits."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dandap.data.encode import Example
+from dandap.errors import InputError
+from dandap.model.device import pick_compute_dtype
+from dandap.model.hub import find_hub, loading
+from dandap.recipe import Recipe
+
+# peft still reads the old name; nothing a user could change.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+
+
+def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedTokenizerBase:
+    """Return the base model's tokenizer, or the one saved in a run's adapter folder."""
+    source = str(folder or recipe.model)
+    if not folder and not Path(source).is_dir():
+        find_hub()
+    options = {} if folder else {"revision": recipe.revision}
+    with loading(source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=recipe.trust_remote_code, **options
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        # Only a filler: padding is masked, and answers' own stop tokens stay in the loss. A stop
+        # token is taken where there is nothing else.
+        before, tokenizer.pad_token = (
+            tokenizer.pad_token,
+            tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token,
+        )
+        if before and before != tokenizer.pad_token:
+            print(
+                f"the base pads with its stop token {before!r}; {tokenizer.pad_token!r} is used "
+                "instead, and masked"
+            )
+    return tokenizer
+
+
+def check_base(
+    recipe: Recipe, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Compare the recipe with the base's limits before any weight is loaded.
+
+    Beyond learned positions (GPT-2, KoGPT2) there is nothing to look up, which CUDA reports as a
+    device-side assert; beyond rotary ones a model answers, but was never trained there.
+    """
+    config = config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and recipe.max_length > positions:
+        told = (
+            f"max_length={recipe.max_length} is more than the {positions} positions of "
+            f"{recipe.model}"
+        )
+        rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
+        if not rotary:
+            raise InputError(f"{told}: it cannot read further. Use --max_length {positions}.")
+        print(
+            f"WARNING: {told}, which was not trained beyond them; --max_length {positions} stays "
+            "within"
+        )
+    size = getattr(config, "vocab_size", None)
+    if size and tokenizer.vocab_size > size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens and the base {recipe.model} "
+            f"embeddings for {size:,}: they do not belong together. Use the tokenizer that came "
+            "with the base."
+        )
+    if size and tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= size:
+        # Added for training elsewhere, and the base was not enlarged (Llama 2 with [PAD]).
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
+
+
+def check_ids(
+    examples: list[Example], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Refuse token ids that have no embedding; on CUDA they would end in a device-side assert."""
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    for example in examples if size else ():
+        highest = max(max(example.prompt_ids), max(example.answer_ids, default=0))
+        if highest >= size:
+            token = tokenizer.convert_ids_to_tokens(highest)
+            raise InputError(
+                f"question {example.row.id}: the token {token!r} has the id {highest} and the base "
+                f"embeddings for {size}. The tokenizer was enlarged and the base was not; use the "
+                "tokenizer that came with the base."
+            )
+
+
+def load_config(recipe: Recipe) -> PretrainedConfig:
+    """Return the base model's architecture; InputError if it cannot be had."""
+    if not Path(recipe.model).is_dir():
+        find_hub()
+    with loading(recipe.model, "model"):
+        return AutoConfig.from_pretrained(
+            recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
+        )
+
+
+def load_base(
+    recipe: Recipe,
+    device: torch.device,
+    config: PretrainedConfig | None = None,
+    dequantised: bool = False,
+) -> PreTrainedModel:
+    """Load the base model on `device`, 4-bit NF4 by default, frozen; only safetensors are read.
+
+    With `dequantised` its NF4 weights are kept as the numbers that they stand for.
+    """
+    dtype = pick_compute_dtype(recipe, device)
+    config = config or load_config(recipe)
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",  # Linear4bit's own default is fp4
+        bnb_4bit_use_double_quant=recipe.double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    with loading(recipe.model, "model"):
+        model = AutoModelForCausalLM.from_pretrained(
+            recipe.model,
+            revision=recipe.revision,
+            config=config,
+            quantization_config=quantization if recipe.quantization == "nf4" else None,
+            dtype=dtype,
+            device_map={"": device},
+            attn_implementation=pick_attention(recipe, config),
+            use_safetensors=True,
+            trust_remote_code=recipe.trust_remote_code,
+        )
+    keep_weights_in_place(model)
+    if dequantised:
+        dequantise(model)
+    # Only the adapter is trained; the base takes no memory for gradients.
+    model.requires_grad_(False)
+    return model
+
+
+def dequantise(model: torch.nn.Module, onto: torch.device | None = None) -> None:
+    """Put plain linear layers in the place of 4-bit ones, with the same numbers.
+
+    `onto` is the device for the plain ones; None: where the 4-bit ones are.
+
+    On CPUs without a fused kernel bitsandbytes dequantises the whole weight for every product:
+    a tenth of the time of answering one question with a base of 270 M parameters.
+    """
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, Linear4bit):
+                setattr(parent, name, _plain_linear(layer).to(onto))
+
+
+def _plain_linear(layer: Linear4bit) -> torch.nn.Linear:
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    plain = torch.nn.Linear(1, 1, bias=False, device="meta")  # shape and weight follow
+    plain.out_features, plain.in_features = weight.shape
+    plain.weight = torch.nn.Parameter(weight.to(layer.compute_dtype), requires_grad=False)
+    if layer.bias is not None:
+        bias = layer.bias.data.to(layer.compute_dtype)
+        plain.bias = torch.nn.Parameter(bias, requires_grad=False)
+    return plain
+
+
+def keep_weights_in_place(model: torch.nn.Module) -> None:
+    """Switch off bitsandbytes' repacking for CPUs with AVX512-BF16.
+
+    There one forward in eval mode repacks the 4-bit weights, and every later training gradient is
+    silently wrong.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def pick_attention(recipe: Recipe, config: PretrainedConfig) -> str:
+    """Return the kernel to load with: the recipe's, or sdpa.
+
+    It is eager where attention scores are soft-capped (Gemma 2), which sdpa cannot do. Training
+    may go over to flex afterwards (dandap/tree/attention.py).
+    """
+    if recipe.attention in ("sdpa", "eager"):
+        return recipe.attention
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"

@@ -1,0 +1,279 @@
+"""Make fictional dialogues for dialogue_inference, small enough for the demo's base to learn.
+
+A dialogue is three talks on one situation, one after the other, each with the item of one category.
+In a talk something is so and something else is not: the cause that a speaker gives and the one that
+the other guessed, what who will do, what is done and what is left. A third statement is about
+something that is not so either, which some talks mention. The wordings of talks are those of
+training and test; situations, their turns and all phrases that fill the wordings are not
+(tools/demo/situations.py).
+"""
+
+import itertools
+import random
+
+from tasks.dialogue_inference import CATEGORIES, INFERENCES, Item
+from tools.demo.articles import Word, plain
+from tools.demo.situations import TRAIN, Situation
+
+# The turns of a talk, with bars between them: S says the utterance that is asked about, which has a
+# star, and O is the other. {right} is so and {wrong} is not, of S at least.
+# What tells them apart stands before them: the demo's base reads from left to right and copies
+# from where a phrase begins.
+TALKS = {
+    "원인": (
+        "O: {ask}|*S: {tell}....|O: 혹시 {wrong} 그런 거야? 아니면 {other} 그랬어?|S: 아니, 사실은 {right} 그랬어.",
+        "O: {ask}|*S: {tell} ㅠㅠ|O: 설마 {wrong} 그랬어?|S: 그게 아니라 {right} 그랬어.",
+        "O: {ask}|*S: {tell}.|O: 왜???|S: 사실은 {right} 그랬지 뭐.|O: 나는 또 {wrong} 그런 줄 알았어.",
+        "O: {ask}|*S: {tell}.|O: 어쩌다가?|S: 알고 보니 {right} 그런 거였어.|O: 그랬구나. 혹시 {wrong} 그랬나, 설마 {other} 그랬나 했지.",
+        "O: {ask}|*S: {tell} ㅠㅡㅠ|O: 나는 또 {wrong} 그런 줄 알았네.|S: ㅋㅋ 아니야, 사실은 {right} 그랬어.",
+        "O: {ask}|*S: {tell}.|O: 설마 {wrong} 그랬어? 혹시 {other} 그런 거야?|S: 아니라니까~ 알고 보니 {right} 그런 거였어.",
+        "O: {ask}|*S: {tell}....|O: 헐, 왜?|S: 사실은 {right} 그랬어.|O: 설마 {wrong} 그랬나, 혹시 {other} 그랬나 하고 걱정했네.",
+    ),
+    "동기": (
+        "*S: {plan}!|O: 갑자기? 혹시 {wrong} 싶어서 그래? 아니면 {other} 싶어서?|S: 아니, 그냥 {right} 싶어서.",
+        "*S: {plan}~|O: 왜?|S: 그냥 {right} 싶어서 ㅎㅎ|O: 나는 또 {wrong} 싶은 줄 알았네.",
+        "*S: {plan}.|O: 왜???|S: 사실은 {right} 싶거든.|O: 그렇구나. 나라면 {wrong} 싶을 텐데.",
+        "*S: {plan}!|O: 설마 {wrong} 싶어서? 혹시 {other} 싶어서?|S: 그게 아니라 {right} 싶어서.",
+        "*S: {plan}.|O: 너 혹시 {wrong} 싶은 거야?|S: ㅋㅋㅋ 사실은 {right} 싶어서 그래.",
+        "*S: {plan}~|O: 설마 {other} 싶은 건 아니지? 나라면 {wrong} 싶을 텐데.|S: 사실은 {right} 싶어서 그래.",
+    ),
+    "전제": (
+        "O: 준비는 어떻게 돼 가?|*S: 벌써 {right:은/는} 끝냈지. 이제 {wrong}하고 {other}만 남았어.",
+        "O: 준비는 다 했어?|*S: 이제 {wrong:을/를} 하면 돼. 어제 {right:을/를} 다 했거든.",
+        "O: 아직 {wrong:은/는} 남았지?|*S: ㅇㅇ 그것만 남았어. 벌써 {right:을/를} 끝냈고.",
+        "O: 뭐가 남았어?|*S: 아직 {wrong:은/는} 못 했어 ㅠㅠ 이제 {other:을/를} 해야지. 어제 {right:은/는} 다 했지만.",
+        "O: 어디까지 했어?|*S: 이미 {right:이/가} 끝났고 아직 {wrong:이/가} 남았어.",
+        "O: 아직 {wrong:은/는} 못 했어? 이제 {other:을/를} 해야 돼?|*S: ㅇㅇ 이미 {right:은/는} 끝났는데 그게 남았어.",
+    ),
+    "후행사건": (
+        "*S: 그럼 내가 {right}게.|O: 고마워~ 나는 {wrong}게.",
+        "O: 네가 {right}래? 나는 {wrong}게. 이미 {other} 사람은 구했어.|*S: 좋아, 그럴게.",
+        "O: 나는 {wrong}게. 너는 {right} 수 있어?|*S: ㅇㅇ 알았어!!",
+        "*S: 이미 {other} 사람은 있으니까 내가 {right}까?|O: 그래 주면 좋지. 나는 {wrong}게.",
+        "O: 혹시 {wrong} 수 있어?|*S: 그건 좀.... 대신 내가 {right}게.|O: 좋아, 그건 내가 할게. 이미 {other} 사람은 있고.",
+        "O: 나는 {wrong} 생각이야. 이미 {other} 사람은 구했고.|*S: 그럼 내가 {right}게!!",
+    ),
+    "반응": ("*S: {right}|O: {wrong}", "O: {wrong}|*S: {right}"),
+}  # fmt: skip
+# In this order talks follow each other.
+ORDER = ("원인", "동기", "전제", "후행사건", "반응")
+# What comes first where the first talk is none that opens a dialogue.
+OPENINGS = {
+    "전제": "S: {topic} 때문에 정신이 없네.",
+    "후행사건": "S: 우리 {topic} 말인데, 일을 나누자.",
+    "반응": "O: {topic} 이야기 들었어?",
+}
+GREETINGS = ("", "", "", "안녕~ ", "안녕! ", "name{o}, ", "야, ")
+# What a speaker feels, and what who feels it says.
+FEELINGS = {
+    "고마워한다": ("네 덕분에 살았어.", "정말 고마워, 잊지 않을게.", "이렇게까지 도와주다니 고맙다 ㅠㅠ"),
+    "미안해한다": ("괜히 나 때문에.... 미안해.", "미안, 내가 잘못했어.", "진짜 미안해 ㅠㅠ"),
+    "놀라워한다": ("헐, 진짜???", "깜짝이야! 그런 일이 있었어?", "말도 안 돼, 몰랐어!!"),
+    "마음을 놓는다": ("휴, 다행이다.", "이제야 한시름 놨어.", "잘돼서 다행이네~"),
+    "기대한다": ("벌써 두근두근해!", "얼른 그날이 왔으면 좋겠다 ㅎㅎ", "너무 기대돼~"),
+    "걱정한다": ("괜찮을까? 자꾸 불안해.", "잘 안되면 어떡하지....", "무슨 일 생길까 봐 겁나."),
+    "속상해한다": ("너무 속상해 ㅠㅠ", "눈물 나려고 해.", "마음이 아프다 진짜."),
+}  # fmt: skip
+# How statements of a speaker begin, and how those of the other one do.
+SWAPPED = {"화자1은": "화자2는", "화자1이": "화자2가", "화자2는": "화자1은", "화자2가": "화자1이"}
+Turn = tuple[int, str]  # who speaks, and what
+Claim = tuple[int, str]  # of whom something is said, and what
+
+
+def make_dialogues(
+    situations: list[Situation] = TRAIN, count: int = 40, seed: int = 0
+) -> list[list[Item]]:
+    """Return dialogues in random order, each as its three items, all with `output`.
+
+    They are the same for a seed. Among every ten all choices of three categories stand once, and in
+    each category the three outputs stand as often as can be.
+    """
+    rng = random.Random(seed)
+    choices = list(itertools.combinations(ORDER, 3))
+    places = {category: rng.randrange(3) for category in CATEGORIES}
+    dialogues = []
+    for number in range(count):
+        # A situation's dialogues have different choices, because 10 and the shift go apart.
+        situation = situations[(number + number // 10) % len(situations)]
+        items = make_dialogue(situation, choices[number % 10], rng)
+        for item in items:
+            category = item["input"]["category"]
+            places[category] = (places[category] + 1) % 3
+            put_right_at(item, places[category])
+        dialogues.append(items)
+    rng.shuffle(dialogues)
+    return dialogues
+
+
+def put_right_at(item: Item, place: int) -> None:
+    """Swap the right inference, which stands first, with the one at `place`."""
+    content, right, other = item["input"], INFERENCES[0], INFERENCES[place]
+    content[right], content[other] = content[other], content[right]
+    item["output"] = other
+
+
+def make_dialogue(
+    situation: Situation, categories: tuple[str, ...], rng: random.Random
+) -> list[Item]:
+    """Return the items of one dialogue, whose right inference stands first."""
+    turns, asked = [], []
+    for number, category in enumerate(categories):
+        speakers = (1, 2) if rng.random() < 0.5 else (2, 1)
+        talk, place, inferences = make_talk(category, situation, speakers, rng)
+        if not number:
+            talk, place = open_talk(talk, place, category, situation, speakers)
+        asked.append((category, len(turns) + place, inferences))
+        turns += talk
+    # Who speaks first is speaker 1.
+    if turns[0][0] == 2:
+        turns = [(3 - speaker, text) for speaker, text in turns]
+        asked = [(*which, list(map(swap_speakers, said))) for *which, said in asked]
+    speaker, text = turns[0]
+    turns[0] = (speaker, rng.choice(GREETINGS).format(o=3 - speaker) + text)
+    conversation = [{"speaker": speaker, "utterance": text} for speaker, text in turns]
+    items = []
+    for category, place, inferences in asked:
+        # The wrong two in random order: which of them is said must not be told from its place.
+        first, *others = inferences
+        inferences = [first, *rng.sample(others, 2)]
+        content = {
+            "conversation": conversation,
+            "reference_id": [place],
+            "category": category,
+            **dict(zip(INFERENCES, inferences, strict=True)),
+        }
+        items.append({"id": "", "input": content, "output": INFERENCES[0]})
+    return items
+
+
+def open_talk(
+    talk: list[Turn], place: int, category: str, situation: Situation, speakers: tuple[int, int]
+) -> tuple[list[Turn], int]:
+    """Return the talk with the turn that opens the dialogue, if it needs one."""
+    if category not in OPENINGS:
+        return talk, place
+    opening, _ = fill_turns(OPENINGS[category], {"topic": situation.topic}, speakers)
+    return opening + talk, place + 1
+
+
+def make_talk(
+    category: str, situation: Situation, speakers: tuple[int, int], rng: random.Random
+) -> tuple[list[Turn], int, list[str]]:
+    """Return a talk's turns, the place of the one asked about, and the inferences, right first.
+
+    `speakers` are S and O.
+    """
+    phrases = {
+        "원인": situation.causes,
+        "동기": situation.wishes,
+        "전제": situation.steps,
+        "후행사건": situation.tasks,
+        "반응": list(FEELINGS),
+    }
+    right, wrong, other = rng.sample(phrases[category], 3)
+    words = {"right": Word(right), "wrong": Word(wrong), "other": Word(other)}
+    if category == "반응":
+        words = {name: rng.choice(FEELINGS[feeling]) for name, feeling in words.items()}
+    for name in ("ask", "tell", "plan"):
+        words[name] = rng.choice(getattr(situation, f"{name}s"))
+    talk, place = fill_turns(rng.choice(TALKS[category]), words, speakers)
+    if category in ("원인", "전제"):  # which are of nobody
+        claims = [(0, right), (0, wrong), (0, other)]
+    else:
+        claims = make_claims(right, wrong, other, speakers, rng)
+    return talk, place, [state(category, *claim) for claim in claims]
+
+
+def fill_turns(
+    turns: str, words: dict[str, str], speakers: tuple[int, int]
+) -> tuple[list[Turn], int]:
+    """Return turns as TALKS writes them filled in, and the place of the one with a star or 0."""
+    filled, place = [], 0
+    for number, turn in enumerate(turns.split("|")):
+        who, text = turn.split(": ", 1)
+        if who.startswith("*"):
+            place = number
+        speaker = speakers[0] if who.endswith("S") else speakers[1]
+        filled.append((speaker, plain(text.format_map(words))))
+    return filled, place
+
+
+def make_claims(
+    right: str, wrong: str, other: str, speakers: tuple[int, int], rng: random.Random
+) -> list[Claim]:
+    """Return what three statements claim of whom: the right one, which is of S, and two wrong.
+
+    Half of the time all are of S. Else two have the content in common and two the person, and the
+    right one is as often in the middle as at either end, so that this tells nothing. That
+    O does what is `wrong` of S is true, or may be, so no statement says that.
+    """
+    s, o = speakers
+    if rng.random() < 0.5:
+        return [(s, right), (s, wrong), (s, other)]
+    middle = [(s, right), (o, right), (s, rng.choice((wrong, other)))]
+    ends = [(s, right), (o, right), (o, other)], [(s, right), (s, other), (o, other)]
+    return rng.choice((middle, *ends))
+
+
+def state(category: str, speaker: int, phrase: str) -> str:
+    """Return the statement of a category, of a speaker where it is of one."""
+    if category == "원인":
+        return f"{past(phrase)}."
+    if category == "전제":
+        return plain(f"{Word(phrase):은/는} 이미 끝났다.")
+    person = Word(f"화자{speaker}")
+    if category == "동기":
+        return plain(f"{person:은/는} {phrase} 싶어 한다.")
+    if category == "반응":
+        return plain(f"{person:은/는} {phrase}.")
+    return plain(f"{person:이/가} {present(phrase)}.")
+
+
+def swap_speakers(statement: str) -> str:
+    """Return a statement with 화자1 and 화자2 in each other's place."""
+    person, rest = statement[:4], statement[4:]
+    return SWAPPED.get(person, person) + rest
+
+
+def past(cause: str) -> str:
+    """Return what happened from why: 고장 나서 becomes 고장 났다."""
+    return with_final(cause.removesuffix("서"), 20) + "다"  # 20 is ㅆ
+
+
+def present(task: str) -> str:
+    """Return what somebody does from its form before 게: 살 becomes 산다, 찍을 becomes 찍는다."""
+    if task.endswith("을"):
+        return task.removesuffix("을") + "는다"
+    return with_final(task, 4) + "다"  # 4 is ㄴ
+
+
+def with_final(word: str, final: int) -> str:
+    """Return a word whose last syllable ends in the final consonant of this number."""
+    syllable = ord(word[-1]) - ord("가")
+    return word[:-1] + chr(ord("가") + syllable - syllable % 28 + final)
+
+
+def numbered(dialogues: list[list[Item]], split: str) -> list[Item]:
+    """Return all items of a split, with the ids of items and utterances as NIKL writes them."""
+    items = []
+    for number, dialogue in enumerate(dialogues, 1):
+        name = f"dandap.{split}.{number:03d}"
+        for item in dialogue:
+            turns = [
+                {
+                    "speaker": turn["speaker"],
+                    "utterance": turn["utterance"],
+                    "utterance_id": f"{name}.{place}",
+                }
+                for place, turn in enumerate(item["input"]["conversation"], 1)
+            ]
+            referred = [f"{name}.{place + 1}" for place in item["input"]["reference_id"]]
+            content = {**item["input"], "conversation": turns, "reference_id": referred}
+            items.append(
+                {
+                    "id": f"dandap-대화 맥락 추론-{split}-{len(items) + 1:06d}",
+                    "input": content,
+                    "output": item["output"],
+                }
+            )
+    return items
