@@ -22,7 +22,7 @@ import inference
 import prompts
 from dandap.cli import Parser, add_options, chosen_options, parse, run_script
 from dandap.data.encode import Encoder
-from dandap.data.rows import Answered, Table, split_by_article
+from dandap.data.rows import Answers, Table, split_by_article
 from dandap.errors import InputError
 from dandap.files import check_writable, read_json, read_json_lines, whole_folder, write_json
 from dandap.manifest import folder_hash
@@ -40,7 +40,7 @@ OPTIONS = ("train_file", "compute_dtype", "trust_remote_code")
 class Answering:
     """Holds how a model answered, with what others need in order to answer alike."""
 
-    answered: Answered
+    answered: Answers
     stops: dict[int, str]  # id -> text
     generation: dict  # what generation_config.json says
 
@@ -306,7 +306,7 @@ def ask(source: inference.Source, questions: inference.Questions, doing: str) ->
     return Answering(answered, stops, generation)
 
 
-def judge(task, before: Answered, after: Answered) -> dict:
+def judge(task, before: Answers, after: Answers) -> dict:
     """Return both scores and their difference; InputError for a loss that is more than chance."""
     rows, ours = task.answerable(after)
     _, theirs = task.answerable(before)

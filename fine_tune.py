@@ -31,6 +31,7 @@ from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, refuse_taken
 from dandap.training.start import choose
 from tasks import checked_template, get_task
+from tasks.task import read_test, read_train
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -169,7 +170,7 @@ class Data:
 
 def read_data(recipe: Recipe) -> Data:
     """Read, split and check the training file, and print what was found."""
-    table = get_task(recipe.task).read_train(recipe)
+    table = read_train(get_task(recipe.task), recipe)
     tell_data(recipe, table)
     train, validation = split_by_article(table.rows, recipe.validation_fraction, recipe.fold)
     if validation:
@@ -213,7 +214,7 @@ def test_rows(recipe: Recipe) -> list[Row]:
     if not Path(recipe.test_file).is_file():
         return []
     try:
-        return get_task(recipe.task).read_test(recipe, Path(recipe.test_file)).rows
+        return read_test(get_task(recipe.task), recipe, Path(recipe.test_file)).rows
     except InputError as error:
         # Training does not need the test file, so a bad one stops only inference.py.
         print(f"WARNING: the test file cannot be used yet: {error}")

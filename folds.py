@@ -22,7 +22,7 @@ from pathlib import Path
 import ensemble
 import inference
 from dandap.cli import chosen_options
-from dandap.data.rows import Answered
+from dandap.data.rows import Answers
 from dandap.data.text import bare
 from dandap.errors import InputError, Stopped
 from dandap.files import (
@@ -127,7 +127,7 @@ def score_out_of_fold(parent: Path, runs: list[RunFolder]) -> dict:
         record["id"]: record for run in runs for record in read_json_lines(run.validation_record)
     }
     rows = [row for row in task.read_train(recipe).rows if row.id in found]
-    answered = Answered(rows, [found[row.id] for row in rows])
+    answered = Answers(rows, [found[row.id] for row in rows])
     scores = task.final_scores(recipe, answered)
     write_json_lines(parent / "out_of_fold.jsonl", answered.records)
     write_predictions(parent / "out_of_fold.csv", answered.records)

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import metrics
@@ -20,7 +21,8 @@ from dandap.data.rows import Row, Table, by_article, join, refuse_duplicate_ids
 from dandap.data.text import SURROGATE, clean, trim, writable
 from dandap.errors import InputError
 from dandap.files import write_bytes
-from tasks.task import Box, Chart, Description, Task, refuse_columns
+from tasks.exploration import Chart, Description
+from tasks.task import Box, PageForm, Task, reject_columns, submit_like_member
 
 LETTERS = ("A", "B", "C")
 INFERENCES = ("inference_1", "inference_2", "inference_3")
@@ -176,6 +178,8 @@ def to_row(item: Item) -> Row:
         f"적어라. 설명: {definition}",
         **{f"option_{letter}": text for letter, text in options.items()},
     }
+    # What a reader of the report must know besides the dialogue.
+    fields["details"] = "\n".join([category, fields["reference"], fields["options"]])
     answers = (LETTERS[INFERENCES.index(output)],) if output else ()
     dialogue = "\n".join(map(_line, content["conversation"]))
     return Row(writable(item["id"]), dialogue, category, answers, choices=LETTERS, fields=fields)
@@ -300,6 +304,54 @@ def write_filled(path: Path, like: Path, letters: list[str]) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class DialogueForm(PageForm):
+    """The page's inputs for one item on a dialogue."""
+
+    title: str = "Dialogues"
+    boxes: tuple[Box, ...] = (
+        Box("dialogue", "Dialogue (an utterance a line, as 1: hello)", 8),
+        Box("target", "Number of the line that is asked about"),
+        Box("category", "Kind of inference", choices=CATEGORIES),
+        Box("inference_1", "Inference A"),
+        Box("inference_2", "Inference B"),
+        Box("inference_3", "Inference C"),
+    )
+    sample_file: str = "data/sample/dialogue_test.json"
+
+    def to_rows(self, typed):
+        """Return the one question that was typed; `target` holds numbers of lines."""
+        turns = typed_turns(typed["dialogue"])
+        names = re.findall(r"\d+", typed["target"])
+        inferences = {name: typed[name] for name in INFERENCES}
+        content = {"conversation": turns, "reference_id": names, "category": typed["category"]}
+        item = {"id": "1", "input": content | inferences}
+        if fault := _fault(item) or ("" if names else "no line is named as the target"):
+            raise InputError(
+                f"{fault}. Expected a line a turn, as 1: 안녕, and the number of the line that is "
+                "asked about."
+            )
+        return [to_row(item)]
+
+    def to_text(self, rows):
+        row = rows[0]
+        lines, referred_to = row.context.split("\n"), row.fields["reference"].split("\n")
+        target = [str(number) for number, line in enumerate(lines, 1) if line in referred_to]
+        inferences = [row.fields[f"option_{letter}"] for letter in LETTERS]
+        return {
+            "dialogue": row.context,
+            "target": ", ".join(target),
+            "category": row.fields["category"],
+            **dict(zip(INFERENCES, inferences, strict=True)),
+        }
+
+    def show_question(self, row):
+        return row.fields["question"]
+
+    def show_answer(self, row, answer):
+        return f"{answer}. {row.fields[f'option_{answer}']}" if answer in LETTERS else answer
+
+
 class DialogueInference(Task):
     """Asks questions of five categories on an utterance, with three statements to choose from."""
 
@@ -309,20 +361,10 @@ class DialogueInference(Task):
     sample = SAMPLE
     headline = ("accuracy",)
     nouns = ("items", "dialogues")
-    cleans = True
-    title = "Dialogues"
-    boxes = (
-        Box("dialogue", "Dialogue (an utterance a line, as 1: hello)", 8),
-        Box("target", "Number of the line that is asked about"),
-        Box("category", "Kind of inference", choices=CATEGORIES),
-        Box("inference_1", "Inference A"),
-        Box("inference_2", "Inference B"),
-        Box("inference_3", "Inference C"),
-    )
-    sample_file = "data/sample/dialogue_test.json"
+    page = DialogueForm()
     submission = "submission.json"
 
-    def recognises(self, path):
+    def recognizes(self, path):
         # The first 100,000 bytes tell, without parsing a file of megabytes.
         return (
             path.is_file()
@@ -331,17 +373,13 @@ class DialogueInference(Task):
         )
 
     def read(self, paths, columns, need_answers):
-        refuse_columns(columns)
+        reject_columns(columns)
         return read(paths, need_answers)
 
     def kind(self, row):
         return row.fields["category"]
 
-    def asked(self, row):
-        options = [f"{letter}. {row.fields[f'option_{letter}']}" for letter in LETTERS]
-        return "\n".join([row.fields["category"], row.fields["reference"], *options])
-
-    def each(self, rows, predictions):
+    def score_each(self, rows, predictions):
         """Return 1 for every right answer, else 0."""
         pairs = zip(predictions, rows, strict=True)
         return [metrics.exact_match(prediction, row.answers) for prediction, row in pairs]
@@ -369,49 +407,17 @@ class DialogueInference(Task):
             "confusion": confusion,
         }
 
-    def ask(self, typed):
-        """Return the one question that was typed; `target` holds numbers of lines."""
-        turns = typed_turns(typed["dialogue"])
-        names = re.findall(r"\d+", typed["target"])
-        inferences = {name: typed[name] for name in INFERENCES}
-        content = {"conversation": turns, "reference_id": names, "category": typed["category"]}
-        item = {"id": "1", "input": content | inferences}
-        if fault := _fault(item) or ("" if names else "no line is named as the target"):
-            raise InputError(
-                f"{fault}. Expected a line a turn, as 1: 안녕, and the number of the line that is "
-                "asked about."
-            )
-        return [to_row(item)]
+    def submit(self, recipe, folder, test_file, answers, form):
+        return write_filled(folder / self.submission, test_file, answers.predictions), None
 
-    def typed(self, rows):
-        row = rows[0]
-        lines, referred_to = row.context.split("\n"), row.fields["reference"].split("\n")
-        target = [str(number) for number, line in enumerate(lines, 1) if line in referred_to]
-        inferences = [row.fields[f"option_{letter}"] for letter in LETTERS]
-        return {
-            "dialogue": row.context,
-            "target": ", ".join(target),
-            "category": row.fields["category"],
-            **dict(zip(INFERENCES, inferences, strict=True)),
-        }
-
-    def question(self, row):
-        return row.fields["question"]
-
-    def spoken(self, row, answer):
-        return f"{answer}. {row.fields[f'option_{answer}']}" if answer in LETTERS else answer
-
-    def submit(self, recipe, folder, test_file, answered, form):
-        return write_filled(folder / self.submission, test_file, answered.predictions), None
-
-    def submit_joined(self, recipe, folder, member, records):
+    def submit_combined(self, recipe, folder, member, records):
         like = member.with_name(self.submission)
         if not like.is_file():  # answers to some items, or to validation questions
-            return self.submit_csv(folder, member, records)
+            return submit_like_member(folder, member, records)
         letters = [record["prediction"] for record in records]
         return write_filled(folder / "final-result.json", like, letters), None
 
-    def remarks(self, scores):
+    def summarize(self, scores):
         return [
             f"{name} {of['accuracy']:.4f} (n={of['questions']})"
             for name, of in sorted(scores["by_category"].items())
@@ -425,9 +431,6 @@ class DialogueInference(Task):
             (gold, *(said.get(name, 0) for name in columns)) for gold, said in confusion.items()
         ]
         return [("right", *(f"said {name}" for name in columns)), *rows]
-
-    def evaluation(self, scores):
-        return self.with_interval("accuracy", scores)
 
     def describe(self, path, clean):
         return describe(load_items(path), clean)

@@ -9,7 +9,7 @@ from dandap.data.korean import KINDS, question_kind
 from dandap.data.read import read
 from dandap.data.rows import Row
 from tasks.submission import submission_form
-from tasks.task import Task
+from tasks.task import PageForm, Task, submit_like_member
 
 
 class EconomicQA(Task):
@@ -20,7 +20,7 @@ class EconomicQA(Task):
 
     name = "economic_qa"
     needs = ("context", "question")
-    sample_file = "data/sample/test.csv"
+    page = PageForm(sample_file="data/sample/test.csv")
     sample = Row(
         "sample",
         "한빛전자는 올해 1분기 매출 1,240억 원을 기록했다.",
@@ -28,7 +28,7 @@ class EconomicQA(Task):
         ("1,240억 원",),
     )
 
-    def recognises(self, path: Path) -> bool:
+    def recognizes(self, path: Path) -> bool:
         return False  # it takes what no other task knows
 
     def read(self, paths, columns, need_answers):
@@ -38,16 +38,16 @@ class EconomicQA(Task):
         kind = question_kind(row.question)
         return f"{KINDS[kind]} ({kind})"
 
-    def form(self, test_file, rows):
+    def submission_form(self, test_file, rows):
         return submission_form(test_file, [row.id for row in rows])
 
-    def submit_joined(self, recipe, folder, member, records):
-        return self.submit_csv(folder, member, records)
+    def submit_combined(self, recipe, folder, member, records):
+        return submit_like_member(folder, member, records)
 
-    def submit(self, recipe, folder, test_file, answered, form):
+    def submit(self, recipe, folder, test_file, answers, form):
         import pandas as pd  # 0.4 s, which `import tasks` need not take
 
-        path, _ = super().submit(recipe, folder, test_file, answered, form)
+        path, _ = super().submit(recipe, folder, test_file, answers, form)
         # The organiser may read the file so, and would score "None" or "NA" as no answer.
         lost = pd.read_csv(path, encoding="utf-8-sig").iloc[:, 1].isna().sum()
         told = (

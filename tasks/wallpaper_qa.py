@@ -6,7 +6,7 @@ to train on, and one question a row to answer.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +19,7 @@ from dandap.data.text import clean, trim
 from dandap.errors import InputError, first_line, short_list
 from dandap.files import write_text
 from tasks.submission import SubmissionForm, write_submission
-from tasks.task import Box, Task, refuse_columns
+from tasks.task import Box, PageForm, Task, reject_columns
 
 QUESTIONS = ("질문_1", "질문_2")
 ANSWERS = tuple(f"답변_{number}" for number in range(1, 6))
@@ -190,6 +190,19 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(x * y for x, y in zip(one, other, strict=True)) / lengths if lengths else 0.0
 
 
+@dataclass(frozen=True)
+class WallpaperForm(PageForm):
+    """The page's input: questions without an article."""
+
+    title: str = "Wallpaper"
+    boxes: tuple[Box, ...] = (Box("questions", "Questions (one a line)", 6),)
+    sample_file: str = "data/sample/wallpaper_test.csv"
+
+    def to_rows(self, typed):
+        # As in a file each question is its own group: rows of one group share a reading.
+        return [replace(row, group=row.id) for row in super().to_rows(typed)]
+
+
 class WallpaperQA(Task):
     """Asks questions without an article; each has up to five gold answers, which are longer."""
 
@@ -199,13 +212,11 @@ class WallpaperQA(Task):
         "sample", "", "벽지에 곰팡이가 생기는 이유는?", ("습기가 벽에 맺히기 때문입니다.",)
     )
     headline = ("char_f1", "rouge_l")
-    title = "Wallpaper"
-    boxes = (Box("questions", "Questions (one a line)", 6),)
-    sample_file = "data/sample/wallpaper_test.csv"
+    page = WallpaperForm()
     models = ("embedding_model",)
     nouns = ("questions", "rows")  # a row of the file has up to two
 
-    def recognises(self, path):
+    def recognizes(self, path):
         if not path.is_file() or path.suffix.lower() not in TABLES:
             return False
         # A table of articles is another task's, in whatever language its other columns are.
@@ -213,7 +224,7 @@ class WallpaperQA(Task):
         return "context" not in header and "id" in header and bool(header & {"질문", "질문_1"})
 
     def read(self, paths, columns, need_answers):
-        refuse_columns(columns)
+        reject_columns(columns)
         return read(paths, need_answers)
 
     def kind(self, row):
@@ -235,7 +246,7 @@ class WallpaperQA(Task):
             "rouge_l_interval": metrics.bootstrap_interval(values, [row.article for row in rows]),
         }
 
-    def final_score(self, recipe, rows, predictions):
+    def score_extra(self, recipe, rows, predictions):
         """Return the cosine similarity of sentence embeddings to the gold answers.
 
         Without the model return nothing, and tell why.
@@ -260,8 +271,8 @@ class WallpaperQA(Task):
         }
         return {"similarity": similarity}
 
-    def remarks(self, scores):
-        lines = super().remarks(scores)
+    def summarize(self, scores):
+        lines = super().summarize(scores)
         if similarity := scores.get("similarity"):
             mean, best = (f"{similarity[kind]:.4f}" for kind in ("mean", "best"))
             lines.append(
@@ -269,25 +280,20 @@ class WallpaperQA(Task):
             )
         return lines
 
-    def ask(self, typed):
-        # As in a file each question stands by itself: rows of one group would share a reading.
-        return [replace(row, group=row.id) for row in super().ask(typed)]
-
-    def submit(self, recipe, folder, test_file, answered, form):
+    def submit(self, recipe, folder, test_file, answers, form):
         """Write answers.csv, and where the embedding model can be loaded submission.csv.
 
         The submission holds the sentence embeddings of the answers.
         """
-        # The answers come first, because they are all there is if the model cannot be had.
-        ids, answers = [row.id for row in answered.rows], folder / "answers.csv"
-        write_submission(answers, SubmissionForm(("id", "답변")), ids, answered.predictions)
+        # The plain answers come first: they are all there is if the model cannot be loaded.
+        ids, plain = [row.id for row in answers.rows], folder / "answers.csv"
+        write_submission(plain, SubmissionForm(("id", "답변")), ids, answers.predictions)
         try:
-            vectors = embed(answered.predictions, recipe.embedding_model)
+            vectors = embed(answers.predictions, recipe.embedding_model)
         except InputError as error:
-            return answers, f"no submission of sentence embeddings: {error}"
-        return write_vectors(
-            folder / "submission.csv", ids, vectors
-        ), f"the plain answers: {answers}"
+            return plain, f"no submission of sentence embeddings: {error}"
+        path = write_vectors(folder / "submission.csv", ids, vectors)
+        return path, f"the plain answers: {plain}"
 
 
 def write_vectors(path: Path, ids: list[str], vectors: list[list[float]]) -> Path:

@@ -18,7 +18,7 @@ import ensemble
 import fine_tune
 import inference
 from dandap.data.korean import with_ro
-from dandap.data.rows import Answered
+from dandap.data.rows import Answers
 from dandap.errors import InputError
 from dandap.model.load import load_tokenizer
 from dandap.recipe import RECIPES_DIR, load_recipe, make_recipe
@@ -51,7 +51,7 @@ SCORES = {"short": "1.10", "long": "0.12345678901234567891"}
 
 
 def answered(rows, letters):
-    return Answered(rows, [{"prediction": letter} for letter in letters])
+    return Answers(rows, [{"prediction": letter} for letter in letters])
 
 
 def write(path, items, **layout):

@@ -21,7 +21,7 @@ import export
 import fine_tune
 import inference
 import prompts
-from dandap.data.rows import Answered, Row
+from dandap.data.rows import Answers, Row
 from dandap.errors import InputError
 from dandap.export import gguf, upload, weights
 from dandap.export.card import base_licence
@@ -182,7 +182,7 @@ def answered(predictions):
         {"prediction": text, "ended": "stopped", "span": None, "article": row.article}
         for row, text in zip(rows, predictions, strict=True)
     ]
-    return Answered(rows, records)
+    return Answers(rows, records)
 
 
 def test_a_loss_beyond_chance_is_refused_and_one_within_it_is_told(capsys):

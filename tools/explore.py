@@ -83,7 +83,7 @@ def task_of(path: Path) -> Task:
     """Return the task whose file it is, by its fields; economic QA takes what no other knows."""
     # Raises if there is no such file, which `recognises` takes for granted.
     find_files(path)
-    return next((task for task in TASKS.values() if task.recognises(path)), TASKS["economic_qa"])
+    return next((task for task in TASKS.values() if task.recognizes(path)), TASKS["economic_qa"])
 
 
 if __name__ == "__main__":

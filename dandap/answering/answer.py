@@ -1,6 +1,12 @@
 """An answer, from its first token to its text, and how answers are decoded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import metrics
+from dandap.data.encode import Example
+from tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -51,3 +57,33 @@ def place(text: str, context: str) -> tuple[int, int] | None:
     """Return where a text first stands in the article, as [start, end) characters, or None."""
     start = context.find(text) if text else -1
     return None if start < 0 else (start, start + len(text))
+
+
+def make_record(task: Task, example: Example, answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return the line of predictions.jsonl for a question's answer.
+
+    Of several samples it is the one most like the others (`metrics.consensus`); all texts are
+    listed under "samples".
+    """
+    texts = [answer.text for answer in answers]
+    answer, row = answers[metrics.consensus(texts)], example.row
+    record = {
+        "id": row.id,
+        "question": row.question,
+        "prediction": answer.text,
+        "gold": list(row.answers),
+        "char_f1": metrics.char_f1(answer.text, row.answers) if row.answers else None,
+        "exact_match": metrics.exact_match(answer.text, row.answers) if row.answers else None,
+        "log_probability": round(answer.log_probability, 4),
+        "span": answer.span and list(answer.span),
+        "token_ids": answer.token_ids,
+        "ended": "stopped" if answer.stopped else "cut",
+        "trimmed_characters": example.trimmed,
+        "article": row.article,
+        "kind": task.kind(row),
+    }
+    if answer.choices:
+        record["choices"] = answer.choices
+    if len(texts) > 1:
+        record["samples"] = texts
+    return record

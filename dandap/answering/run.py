@@ -1,63 +1,402 @@
-"""A model opened for answering: base, adapter, tokenizer, and how its answers come about."""
+"""Answer questions with a run's adapter, or with a base model alone.
 
+    from dandap.answering.run import answer, find_source
+
+    result = answer(find_source("demo-20261130-180000"), "data/test.csv")
+    result.scores, result.submission
+
+A model stays open for several calls with `open_model`, `encode` and `predict`.
+"""
+
+import time
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from transformers import PretrainedConfig
 
+import prompts
+from dandap import ROOT
+from dandap.answering.answer import make_record
 from dandap.answering.answerer import Answerer
+from dandap.console import track
 from dandap.data.encode import Encoder, Example
+from dandap.data.lengths import tell_cut
+from dandap.data.rows import Answers, Row, Table, split_by_article
+from dandap.errors import InputError
+from dandap.files import check_writable, copy_whole, refuse_output, write_json
 from dandap.model.adapter import for_answering, load_adapter
 from dandap.model.device import pick_device
+from dandap.model.distributed import (
+    from_first,
+    held,
+    leave_together,
+    process_number,
+    share_of,
+)
+from dandap.model.hub import confirm_remote_code
 from dandap.model.identity import base_identity, same_base
 from dandap.model.load import check_base, check_ids, load_base, load_config, load_tokenizer
 from dandap.model.memory import make_plan, same_plan
-from dandap.recipe import Recipe
-from dandap.runs.folder import RunFolder
-from tasks import get_task
+from dandap.recipe import Recipe, make_recipe
+from dandap.runs.folder import RunFolder, begin, describe_environment, find_run, list_runs, new_run
+from dandap.runs.journal import Journal, answers_folder, answers_name, hash_settings
+from dandap.runs.predictions import write_predictions
+from dandap.runs.report import write_report
+from tasks import checked_template, get_task
+from tasks.scoring import compute_scores, print_scores
+from tasks.submission import SubmissionForm, write_review
+from tasks.task import read_test, read_train
+
+DEMO_TEST = ROOT / "data/sample/test.csv"
+Engine = Literal["ours", "vllm"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What answers: a run's adapter on its base, or a base alone where `run` is None."""
+
+    run: RunFolder | None
+    recipe: Recipe
+    template: prompts.Template
+
+
+class Questions(NamedTuple):
+    """The questions to answer, and the submission format; None where none will be written."""
+
+    table: Table
+    rows: list[Row]  # the table's, or its first ones
+    form: SubmissionForm | None
+
+
+class Result(NamedTuple):
+    """The answers of one inference, the folder they are in, and what was made of them."""
+
+    folder: Path
+    answers: Answers
+    scores: dict[str, Any] | None
+    submission: Path | None
+    seconds: float
+
+
+def find_source(
+    name: str | None = None,
+    output_dir: str = "outputs",
+    template: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Source:
+    """Return a finished run (the newest without a name), with options over its recipe.
+
+    `template` names another wording than the run was trained with. Options that run code of a
+    repository must be among `options`: a run folder alone cannot switch them on.
+    """
+    run = find_run(name, output_dir)
+    recipe = run.load_recipe()
+    if not run.finished:
+        raise InputError(
+            f"{run.path} has no adapter: training has not finished, or it is a zero-shot run. "
+            f"Continue with fine_tune.py --resume {run.path}, or name another --run."
+        )
+    trained_name, wording = run.load_template()
+    print(f"run: {run.path}")
+    if template:
+        print(f"template: {template} instead of {trained_name}, which the run was trained with")
+        wording = checked_template(template, recipe.task)
+        recipe = make_recipe(recipe.model_dump() | {"template": template}, "--template")
+    elif prompts.TEMPLATES.get(trained_name) != wording:
+        print(
+            f"WARNING: template {trained_name!r} in prompts.py has changed since training; the one "
+            "saved with the run is used"
+        )
+    return with_options(Source(run, recipe, wording), options or {})
+
+
+def base_source(
+    recipe: Recipe, template: str | None = None, options: Mapping[str, Any] | None = None
+) -> Source:
+    """Return a recipe's untuned base model."""
+    if template:
+        recipe = make_recipe(recipe.model_dump() | {"template": template}, "--template")
+    print(f"untuned base model {recipe.model}, template {recipe.template}")
+    source = Source(None, recipe, checked_template(recipe.template, recipe.task))
+    return with_options(source, options or {})
+
+
+def with_options(source: Source, options: Mapping[str, Any]) -> Source:
+    """Return the source with other answering options, its template checked."""
+    where = str(source.run.path if source.run else source.recipe.model)
+    recipe = make_recipe(source.recipe.model_dump() | dict(options), where, list(options))
+    confirm_remote_code(recipe, "trust_remote_code" in options)
+    get_task(recipe.task).check_template(source.template, recipe.template)
+    return Source(source.run, recipe, source.template)
 
 
 @dataclass(frozen=True)
 class OpenModel:
-    """Holds what answers, the identity of its base, and the engine with its version.
+    """A loaded model that answers rows of its recipe's task."""
 
-    The versions of our own engine's packages are noted apart.
-    """
-
-    answerer: Answerer  # or what has its `encoder` and `answers`
-    base: dict[str, str]
+    recipe: Recipe
+    answerer: Answerer  # or a VllmAnswerer
+    base: dict[str, str]  # the base's identity
     config: PretrainedConfig
-    engine: str = "ours"
+    engine: str = "ours"  # vLLM's has a version
 
-    def check(self, examples: list[Example]) -> None:
-        """Refuse token ids that the base has no embedding for."""
-        check_ids(examples, self.config, self.answerer.encoder.tokenizer)
+    @property
+    def encoder(self) -> Encoder:
+        """Return the encoder of the model's tokenizer and template."""
+        return self.answerer.encoder
+
+    def encode(self, rows: list[Row], all_rows: Collection[Row] = ()) -> list[Example]:
+        """Return the rows as token ids, and print which articles were shortened.
+
+        How an article is shortened depends on all its questions. `all_rows` has those that are not
+        answered, so that a part of a file gets the same prompts as the whole file.
+        """
+        articles, ids = {row.article for row in rows}, {row.id for row in rows}
+        others = [row for row in all_rows if row.article in articles and row.id not in ids]
+        limit = self.recipe.prompt_limit
+        examples = self.encoder.encode([*rows, *others], limit, False, self.recipe.on_overflow)
+        tell_cut(self.recipe, examples)
+        check_ids(examples, self.config, self.encoder.tokenizer)
+        return examples[: len(rows)]
+
+    def predict(
+        self, examples: list[Example], known: Collection[str] = ()
+    ) -> Iterator[dict[str, Any]]:
+        """Yield a record of predictions.jsonl for each example as batches finish.
+
+        Examples whose ids are `known` are skipped; the others keep their batches, and so their
+        answers, to the bit.
+        """
+        task = get_task(self.recipe.task)
+        for example, answers in self.answerer.answers(examples, known):
+            yield make_record(task, example, answers)
+
+    def predict_all(self, examples: list[Example], description: str | None = None) -> Answers:
+        """Return rows and records in the examples' order; a description shows progress."""
+        records = self.predict(examples)
+        if description:
+            records = track(records, description, "questions", len(examples))
+        by_id = {record["id"]: record for record in records}
+        return Answers(
+            [example.row for example in examples], [by_id[example.row.id] for example in examples]
+        )
 
 
-def open_model(
-    recipe: Recipe,
-    template: dict[str, str],
-    run: RunFolder | None,
-) -> OpenModel:
-    """Load a run's model, or with no run the recipe's base alone."""
-    # What can be refused without the weights is refused before they are loaded.
+def open_model(source: Source) -> OpenModel:
+    """Load the source's model. What can be rejected without the weights is rejected first."""
+    recipe, run = source.recipe, source.run
     config = load_config(recipe)
     plan = same_plan(make_plan(recipe, config, pick_device(), training=False))
     tokenizer = load_tokenizer(recipe, run.adapter if run else None)
     check_base(recipe, config, tokenizer)
     base = base_identity(recipe)
-    # Only a warning: the adapter's tensors may still fit, and load_adapter refuses them if not.
-    trained_on = run.environment().get("base", base) if run else base
-    if not same_base(trained_on, base):
-        print(
-            f"WARNING: the base {recipe.model} is not the one that {run.path} was trained on; its "
-            "answers will differ"
-        )
-    encoder = Encoder(tokenizer, template, get_task(recipe.task).sample)
+    warn_other_base(source, base)
+    encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
     print(plan)
     model = load_base(recipe, plan.device, config, plan.dequantised)
     if run:
         model = load_adapter(model, run.adapter)
-        # On a CPU the products are what takes the time.
-        if plan.device.type == "cuda":
+        if plan.device.type == "cuda":  # on a CPU the matrix products take the time
             model = for_answering(model, plan.merged)
-    return OpenModel(Answerer(recipe, encoder, model, plan), base, config)
+    return OpenModel(recipe, Answerer(recipe, encoder, model, plan), base, config)
+
+
+def warn_other_base(source: Source, base: dict[str, str]) -> None:
+    """Warn if the base is not the one that the run was trained on."""
+    if source.run and not same_base(source.run.environment().get("base", base), base):
+        print(
+            f"WARNING: the base {source.recipe.model} is not the one that {source.run.path} was "
+            "trained on; its answers will differ"
+        )
+
+
+def read_questions(
+    source: Source,
+    test_file: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+) -> Questions:
+    """Read the questions and the form of the submission.
+
+    Without a test file it is the recipe's; with split "validation" the run's held-out rows. A bad
+    sample_submission.csv is found here, before hours of answering.
+    """
+    recipe, task = source.recipe, get_task(source.recipe.task)
+    if split and test_file:
+        raise InputError("got --split and --test_file; give one of them.")
+    if split:
+        table = read_train(task, recipe)
+        _, rows = split_by_article(table.rows, recipe.validation_fraction, recipe.fold)
+        if not rows:
+            raise InputError("the run has validation_fraction 0: there is no validation split.")
+        table = Table(table.path, rows, table.sha256, table.notes)
+    else:
+        table = read_test(task, recipe, Path(test_file or recipe.test_file))
+    rows = table.rows[:limit]
+    asked, on = task.nouns
+    print(f"{table.path}: {len(rows):,} {asked} on {len({row.article for row in rows}):,} {on}")
+    for note in table.notes:
+        print(f"  {note}")
+    form = None
+    if limit is None and not split:
+        form = task.submission_form(table.path, rows)
+        if form.note:
+            print(form.note)
+    return Questions(table, rows, form)
+
+
+def answer(
+    source: Source,
+    test_file: str | None = None,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    engine: Engine = "ours",
+    output_dir: str = "outputs",
+    answers_dir: str | None = None,
+    output: str | None = None,
+    overwrite: bool = False,
+) -> Result:
+    """Answer a test file (or the validation split), score it and write the submission.
+
+    Answers go into a new folder of the run, or of `answers_dir`. An unfinished inference with the
+    same settings is continued. Under a launcher each process answers its share, and the first one
+    returns.
+    """
+    refuse_output(output, overwrite)
+    questions = read_questions(source, test_file, split, limit)
+    run = source.run
+    parent = Path(answers_dir) if answers_dir else run.answers if run else Path(output_dir)
+    check_writable(parent, "Name another with --answers_dir.")
+    started = time.perf_counter()
+    if engine == "vllm":
+        from dandap.answering.vllm import open_vllm, refuse
+
+        refuse(source.recipe, questions.rows)
+        model = open_vllm(source, Path(output_dir) / "bases")
+    else:
+        model = open_model(source)
+    if not run and not answers_dir:
+        parent = from_first(partial(_base_run, source, questions, model.base, output_dir)).answers
+    of = split or questions.table.path.stem
+    name = of if engine == "ours" else f"{of}-{engine}"
+    name = answers_name(name, source.recipe, run.load_recipe() if run else source.recipe, limit)
+    settings = _hash_settings(source, questions, model, split, limit)
+    folder = from_first(partial(answers_folder, parent, name, settings))
+    loaded = time.perf_counter()
+    # Two inferences in one folder would overwrite each other's journal.
+    with held(folder):
+        examples = model.encode(questions.rows, questions.table.rows)
+        journal = Journal(folder, settings, examples, process_number())
+        known = from_first(journal.read)
+        if known:
+            print(f"continuing in {folder}: {len(known):,} of {len(examples):,} answers are there")
+        total, done = share_of(len(examples)), share_of(len(known))
+        records = model.predict(examples, known)
+        for record in track(records, "answering", "questions", total, done):
+            journal.add(record)
+        leave_together()
+        answers = Answers(questions.rows, journal.finish([example.row.id for example in examples]))
+        timing = {
+            "loading": loaded - started,
+            "answering": time.perf_counter() - loaded,
+            "questions": len(examples) - len(known),
+        }
+        metadata = {
+            **{"limit": limit, "split": split, "engine": engine},
+            **{"run": run and str(run.path), "model": source.recipe.model},
+            "template": source.template,
+        }
+        scores, submission = _report(source, questions, answers, folder, of, timing, metadata)
+        # --output is written last: an inference that is interrupted before can continue.
+        if output and submission:
+            copy_whole(submission, Path(output))
+        elif output:
+            print("no submission was written: --limit and --split answer only some questions")
+    return Result(folder, answers, scores, submission, timing["loading"] + timing["answering"])
+
+
+def _base_run(
+    source: Source, questions: Questions, base: dict[str, str], output_dir: str
+) -> RunFolder:
+    """Return a run folder without an adapter for an untuned base; an earlier one is reused."""
+    for run in list_runs(output_dir):
+        if "-base-" not in run.path.name or run.finished:
+            continue
+        try:
+            if run.load_recipe() == source.recipe and run.load_template()[1] == source.template:
+                return run
+        except InputError as error:
+            print(f"{run.path} is skipped: {error}")
+    run = new_run(output_dir, None, f"{Path(source.recipe.model).name}-base")
+    write_json(run.environment_file, begin([questions.table], base))
+    run.save_recipe(source.recipe, source.template)
+    return run
+
+
+def _hash_settings(
+    source: Source, questions: Questions, model: OpenModel, split: str | None, limit: int | None
+) -> str:
+    """Return a hash of everything the answers depend on; only then an inference is continued."""
+    return hash_settings(
+        {
+            "recipe": source.recipe.model_dump(),
+            "template": source.template,
+            "data": questions.table.sha256,
+            "gold": [row.answers for row in questions.rows],
+            "limit": limit,
+            "split": split,
+            "packages": describe_environment([])["packages"],
+            "base": model.base,
+            "engine": model.engine,
+        },
+        source.run.adapter if source.run else None,
+    )
+
+
+def _report(
+    source: Source,
+    questions: Questions,
+    answers: Answers,
+    folder: Path,
+    name: str,
+    timing: dict[str, float],
+    metadata: dict[str, Any],
+) -> tuple[dict[str, Any] | None, Path | None]:
+    """Write predictions, submission, report and scores.json; print and return the scores."""
+    recipe, task = source.recipe, get_task(source.recipe.task)
+    scores = compute_scores(task, answers, recipe)
+    write_predictions(folder / "predictions.csv", answers.records)
+    write_review(folder / "review.csv", answers.records)
+    submission = None
+    if questions.form:
+        submission, note = task.submit(
+            recipe, folder, questions.table.path, answers, questions.form
+        )
+        if note:
+            print(note)
+        print(f"submission: {submission} ({len(answers.rows):,} rows, read back and checked)")
+    cut = sum(record["ended"] == "cut" for record in answers.records)
+    print(
+        f"{len(answers.rows):,} answers in {timing['loading'] + timing['answering']:.1f} s, {cut} "
+        f"cut at max_new_tokens={recipe.max_new_tokens}: {folder}/predictions.jsonl"
+    )
+    environment = describe_environment([questions.table])
+    without_gold = [
+        row for row in answers.rows if not row.answers and not row.fields.get("impossible")
+    ]
+    if scores:
+        print_scores(task, name, scores)
+        title = f"{source.run.path.name if source.run else recipe.model}: {folder.name}"
+        # The report shows the questions with gold answers.
+        pairs = [pair for pair in zip(*answers, strict=True) if pair[0].answers]
+        judged = Answers(*map(list, zip(*pairs, strict=True)))
+        write_report(folder, title, task, recipe, judged, scores, environment)
+    elif len(without_gold) < len(answers.rows):
+        print(f"no score: {len(without_gold)} of {len(answers.rows)} questions have no gold answer")
+    noted = {"scores": scores, "timing": timing, "recipe": recipe.model_dump()}
+    write_json(folder / "scores.json", noted | metadata | environment)
+    return scores, submission

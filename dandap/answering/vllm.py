@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, PretrainedConfig
 
 from dandap.answering.answer import Answer, Decoding, place
-from dandap.answering.run import OpenModel
+from dandap.answering.run import OpenModel, Source, warn_other_base
 from dandap.data.encode import Encoder, Example
 from dandap.data.rows import Row, by_article
 from dandap.errors import InputError
@@ -26,11 +26,10 @@ from dandap.model.dequantize import check_space, load_plain, plain_weights
 from dandap.model.device import free_memory, pick_compute_dtype, pick_device
 from dandap.model.distributed import refuse_several
 from dandap.model.hub import loading
-from dandap.model.identity import base_identity, same_base
+from dandap.model.identity import base_identity
 from dandap.model.load import check_base, load_config, load_tokenizer
 from dandap.model.memory import available_memory, empty_model
 from dandap.recipe import Recipe
-from dandap.runs.folder import RunFolder
 from tasks import get_task
 
 INSTALL = (
@@ -131,16 +130,12 @@ def _batches(examples: list[Example]) -> Iterator[list[Example]]:
         yield batch
 
 
-def open_vllm(
-    recipe: Recipe,
-    template: dict[str, str],
-    run: RunFolder | None,
-    bases: Path,
-) -> OpenModel:
+def open_vllm(source: Source, bases: Path) -> OpenModel:
     """Open vLLM on a run's base with its adapter, or with no run on the recipe's base alone.
 
     `bases` is the folder for plain bases.
     """
+    recipe, run = source.recipe, source.run
     config = load_config(recipe)
     tokenizer = load_tokenizer(recipe, run.adapter if run else None)
     check_base(recipe, config, tokenizer)
@@ -152,12 +147,8 @@ def open_vllm(
         )
     base = base_identity(recipe)
     rank = check_adapter(recipe, config, run.adapter) if run else None
-    if run and not same_base(run.environment().get("base", base), base):
-        print(
-            f"WARNING: the base {recipe.model} is not the one that {run.path} was trained on; its "
-            "answers will differ"
-        )
-    encoder = Encoder(tokenizer, template, get_task(recipe.task).sample)
+    warn_other_base(source, base)
+    encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
     decoding = Decoding(
         stop_ids=encoder.stop_ids(_generation(recipe, config)),
         pad_id=tokenizer.pad_token_id,
@@ -166,7 +157,8 @@ def open_vllm(
     )
     folder = plain_base(recipe, base, bases) if recipe.quantization == "nf4" else None
     engine, adapter = _start(recipe, folder, run and run.adapter, rank)
-    return OpenModel(VllmAnswerer(encoder, decoding, engine, adapter), base, config, _version())
+    answerer = VllmAnswerer(encoder, decoding, engine, adapter)
+    return OpenModel(recipe, answerer, base, config, _version())
 
 
 def _version() -> str:

@@ -167,6 +167,14 @@ class Encoder:
         """Return an answer's text, without control tokens and surrounding white space."""
         return self.tokenizer.decode([i for i in answer_ids if i not in self.control_ids]).strip()
 
+    def encode(
+        self, rows: list[Row], prompt_limit: int, answers: bool, on_overflow: str
+    ) -> list[Example]:
+        """Return examples in the rows' order; those of large data are cached."""
+        from dandap.data.encoded import encode_kept
+
+        return encode_kept(self, rows, prompt_limit, answers, on_overflow)
+
     def encode_rows(
         self,
         rows: list[Row],

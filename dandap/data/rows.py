@@ -86,7 +86,7 @@ class Table:
     notes: list[str]  # what was dropped or decided, in sentences for people
 
 
-class Answered(NamedTuple):
+class Answers(NamedTuple):
     """Holds questions and their answers in one order; records are lines of predictions.jsonl."""
 
     rows: Sequence[Row]

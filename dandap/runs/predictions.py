@@ -102,7 +102,7 @@ def _is_of(scores_file: Path, split: str | None) -> bool:
 def own_answers(run: RunFolder) -> list[tuple[Path, dict]]:
     """Return the finished answers to whole test files that are the run's own, oldest first.
 
-    Each is its folder and what its scores.json notes. Answered in another way (samples, another
+    Each is its folder and what its scores.json notes. Answers in another way (samples, another
     wording) they would not be the run's own.
     """
     trained = run.load_recipe().model_dump()

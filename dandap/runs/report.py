@@ -15,12 +15,17 @@ from typing import NamedTuple
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+import metrics
 from dandap.data.checks import TOLD
 from dandap.data.korean import NEAR_MISSES, near_miss
+from dandap.data.rows import Answers
 from dandap.data.sentences import nearest_first, split_sentences
 from dandap.language import t
+from dandap.recipe import Recipe
 from dandap.runs.html import write_page
 from dandap.runs.plots import BLUE, GREY, ORANGE, bars, draw
+from tasks.scoring import label
+from tasks.task import Task
 
 PAGE = Path(__file__).with_name("report.html.jinja")
 WORST, LISTED = 30, 20  # most answers that are shown, and most lines of a list
@@ -69,8 +74,43 @@ class Bar(NamedTuple):
     count: int
 
 
-def write_report(folder: Path, report: Report) -> Path:
-    """Write report.html and plots/*.png into a folder, and return the page's path."""
+def write_report(
+    folder: Path,
+    title: str,
+    task: Task,
+    recipe: Recipe,
+    answers: Answers,
+    scores: dict,
+    environment: dict,
+    **more,
+) -> Path:
+    """Write report.html and plots/*.png of scored answers, and return the page's path.
+
+    `more` are the history, findings and suspects of a training.
+    """
+    report = Report(
+        title=title,
+        records=list(answers.records),
+        contexts={row.id: row.context for row in answers.rows},
+        scores=scores,
+        headline=task.headline,
+        nouns=task.nouns,
+        asked={row.id: row.fields.get("details", row.question) for row in answers.rows},
+        settings=recipe.differences(),
+        environment=environment,
+        interval=metrics.bootstrap_interval,
+        likeness=metrics.char_f1,
+        label=label,
+        remarks=task.summarize(scores),
+        table=task.table(scores),
+        **more,
+    )
+    path = _write_report(folder, report)
+    print(f"report: {path}")
+    return path
+
+
+def _write_report(folder: Path, report: Report) -> Path:
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     charts = score_charts(report)
@@ -80,8 +120,8 @@ def write_report(folder: Path, report: Report) -> Path:
     drawn = {}
     if any("loss" in line for line in report.history):
         first = report.headline[0]
-        label = t(report.label(first))
-        curves = partial(training_curves, history=report.history, score=first, label=label)
+        named = t(report.label(first))
+        curves = partial(training_curves, history=report.history, score=first, label=named)
         drawn["training"] = draw(plots / "training.png", t("Loss and score by step"), curves, 3.8)
     confident = partial(confidence_curve, records=report.records)
     drawn["confidence"] = draw(plots / "confidence.png", t("Score by confidence"), confident, 3.8)
@@ -149,11 +189,11 @@ def score_charts(report: Report) -> dict[str, tuple[str, list[Bar]]]:
 def score_groups(groups: Groups, interval: Interval) -> list[Bar]:
     """Return each group's mean score with its interval."""
     rows = []
-    for label, group in groups.items():
+    for name, group in groups.items():
         values = [record["char_f1"] for record in group]
         # The bootstrap draws whole articles, because scores on one article hang together.
         around = interval(values, [record["article"] for record in group])
-        rows.append(Bar(label, sum(values) / len(values), around, len(values)))
+        rows.append(Bar(name, sum(values) / len(values), around, len(values)))
     return rows
 
 

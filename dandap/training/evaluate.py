@@ -13,6 +13,7 @@ from dandap.files import append_json
 from dandap.model.distributed import is_first
 from dandap.recipe import Recipe
 from dandap.training.trackers import track_scores
+from tasks.scoring import format_evaluation, label
 
 
 def some_of(examples: list[Example], most: int) -> list[Example]:
@@ -145,13 +146,13 @@ class KeepBest(TrainerCallback):
                 self.metrics_file,
                 {"step": state.global_step, "epoch": round(state.epoch, 4), "evaluation": scores},
             )
-            print(evaluation_line(state, self.task.evaluation(scores), loss))
+            print(evaluation_line(state, format_evaluation(self.task, scores), loss))
             track_scores(self.trackers, args, state, control, scores)
         if best_step(state) == state.global_step:
             control.should_save = True
         if self.has_ended(state):
             print(
-                f"no higher {self.task.label(self.metric)} in {self.patience} evaluations "
+                f"no higher {label(self.metric)} in {self.patience} evaluations "
                 "(patience): training ends"
             )
             control.should_save = control.should_training_stop = True

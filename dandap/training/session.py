@@ -19,6 +19,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerState
 
+import metrics
 from dandap.data.encode import Encoder, Example
 from dandap.data.encoded import encode_kept
 from dandap.data.lengths import answer_share, loses_answer, tell_cut, tell_lengths, without_too_long
@@ -265,7 +266,7 @@ def train(
     if checkpoint and keepers and keepers[0].has_ended(state := load_state(checkpoint)):
         print("training had ended already, for want of a higher score (patience)")
         load_weights(model, checkpoint)
-        return note_best(run, state, validation.task.compare)
+        return note_best(run, state, metrics.compare)
     progress, stop = TrainingProgress(run.metrics_file), StopSignals()
     trackers = make_trackers(job.recipe, run) if is_first() else []
     for keeper in keepers:
@@ -289,7 +290,7 @@ def train(
             f"{trainer.state.max_steps}. Continue with python fine_tune.py --resume {run.path}",
             128 + stop.received,
         )
-    return note_best(run, trainer.state, validation.task.compare) if keepers else None
+    return note_best(run, trainer.state, metrics.compare) if keepers else None
 
 
 def find_checkpoint(run: RunFolder, model: PeftModel) -> Path | None:

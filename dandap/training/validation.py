@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 from functools import partial
 
+from dandap.answering.answer import make_record
 from dandap.console import track
 from dandap.data.encode import Example
-from dandap.data.rows import Answered
+from dandap.data.rows import Answers
 from dandap.files import append_json, read_json, read_json_lines, write_json_lines
 from dandap.model.distributed import from_all, from_first, leave_together, share_of
 from dandap.runs.folder import RunFolder
 from dandap.runs.predictions import write_predictions
+from dandap.runs.report import write_report
 from dandap.training.evaluate import Evaluation, KeepBest, some_of, steps_between
+from tasks.scoring import answerable, compute_scores, print_scores
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Validation:
     answerer: object
     examples: list[Example]
 
-    def answered(self, examples: list[Example], doing: str | None = None) -> Answered:
+    def answered(self, examples: list[Example], doing: str | None = None) -> Answers:
         """Return the questions with the records of their answers; `doing` names a bar, if given.
 
         Each of several processes answers its share, and all return everything.
@@ -32,11 +35,13 @@ class Validation:
         shown = self.answerer.answers(examples)
         if doing:
             shown = track(shown, doing, "questions", total=share_of(len(examples)))
-        mine = {example.row.id: self.task.record(example, answers) for example, answers in shown}
+        mine = {
+            example.row.id: make_record(self.task, example, answers) for example, answers in shown
+        }
         records: dict[str, dict] = {}
         for share in from_all(mine):
             records |= share
-        return Answered(
+        return Answers(
             [example.row for example in examples], [records[example.row.id] for example in examples]
         )
 
@@ -58,10 +63,10 @@ class Validation:
 
         return [KeepBest(evaluate, every, recipe.patience, run.metrics_file, self.task)]
 
-    def _evaluation(self, answered: Answered) -> Evaluation:
-        rows, predictions = self.task.answerable(answered)
-        each = self.task.each(rows, predictions)
-        return Evaluation(self.task.scores_of(answered), each, [row.article for row in rows])
+    def _evaluation(self, answered: Answers) -> Evaluation:
+        rows, predictions = answerable(answered)
+        each = self.task.score_each(rows, predictions)
+        return Evaluation(compute_scores(self.task, answered), each, [row.article for row in rows])
 
     def finish(self, run: RunFolder) -> None:
         """Answer all questions; score, print, keep and report them.
@@ -73,16 +78,16 @@ class Validation:
         if not self.examples:
             return
         recipe = self.answerer.recipe
-        scores = self.task.final_scores(recipe, answered)
+        scores = compute_scores(self.task, answered, recipe)
         write_json_lines(run.validation_record, answered.records)
         write_predictions(run.validation_file, answered.records)
         append_json(run.metrics_file, {"validation": scores})
-        self.task.tell("validation", scores)
+        print_scores(self.task, "validation", scores)
         more = {
             "history": list(read_json_lines(run.metrics_file)),
             "findings": read_json(run.findings_file),
         }
         title = f"{run.path.name}: validation"
-        self.task.report(
-            run.path, title, recipe, answered, scores, environment=run.environment(), **more
+        write_report(
+            run.path, title, self.task, recipe, answered, scores, run.environment(), **more
         )
