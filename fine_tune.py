@@ -2,12 +2,10 @@
 
 recipe -> rows -> model -> train -> adapter and validation score
 
-python fine_tune.py                       the demo, or the default recipe once data/train.csv
-                                          is there
+python fine_tune.py                       the demo, or the default recipe once data/train.csv exists
 python fine_tune.py --recipe kanana-1.5-8b --epochs 2
-python fine_tune.py --preview             one encoded example, token counts, what would be trimmed
-python fine_tune.py --plan                memory of every recipe, or of --recipe, and what
-                                          would be chosen
+python fine_tune.py --preview             one encoded example, token counts, what is shortened
+python fine_tune.py --plan                memory and batch size of every recipe, or of --recipe
 python fine_tune.py --resume              continue the newest unfinished run
 python fine_tune.py --folds 5             cross-validate, and let the five answer together
 """
@@ -15,218 +13,197 @@ python fine_tune.py --folds 5             cross-validate, and let the five answe
 import dandap.startup  # noqa: F401
 
 import argparse
-from dataclasses import dataclass
+import json
 from pathlib import Path
+from typing import Any
 
-import prompts
+from rich.console import Console
+
+from dandap import ROOT
 from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
-from dandap.data.checks import check_data, tell_findings
-from dandap.data.encode import Encoder
-from dandap.data.lengths import preview
-from dandap.data.rows import Row, Table, split_by_article
+from dandap.console import obeyed_output
+from dandap.data.files import find_files
 from dandap.errors import InputError
-from dandap.files import check_writable, write_json
-from dandap.model.distributed import first_one_speaks, held, is_first
-from dandap.recipe import Recipe
-from dandap.runs.folder import RunFolder, refuse_taken
-from dandap.training.start import choose
-from tasks import checked_template, get_task
-from tasks.task import read_test, read_train
+from dandap.files import read_json
+from dandap.model.distributed import first_one_speaks, refuse_several
+from dandap.recipe import Recipe, find_recipe, load_recipe, make_recipe
+from dandap.runs.folder import RunFolder
+from tasks import get_task
+
+DEFAULT = Recipe()
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line; raise InputError for what cannot be used."""
+    """Run the command line."""
     arguments = parse(command_line(), argv)
+    options = chosen_options(arguments)
     if arguments.soup and not arguments.folds:
-        raise InputError("--soup is the mean of folds: give --folds N as well.")
-    # Under a launcher (accelerate launch, torchrun) every process comes here; all would print.
+        raise InputError("--soup is the mean of folds: add --folds N.")
     with first_one_speaks():
         if arguments.plan:
-            from dandap.model.plans import show_plans  # with torch, as below
+            from dandap.model.plans import show_plans  # loads torch, as do those below
 
             show_plans(arguments)
         elif arguments.folds and not arguments.preview:
-            from folds import train_folds  # with inference.py and ensemble.py, used here alone
-
-            train_folds(arguments, fine_tune)
+            train_folds(arguments, options)
         else:
-            fine_tune(arguments)
+            train_one(arguments, options)
 
 
-def fine_tune(arguments: argparse.Namespace) -> None:
-    """Train as the command line says, from the choice of the recipe to the validation score."""
-    start = choose(arguments)
-    recipe, task = start.recipe, get_task(start.recipe.task)
-    template = choose_template(start.run, arguments, recipe)
-    data = read_data(recipe)
+def train_one(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Train or preview one run."""
+    run: RunFolder | None = None
+    if arguments.resume is None:
+        name, recipe = choose_recipe(arguments, options)
+    else:
+        from dandap.training.resume import find_unfinished, resumed_recipe
 
-    # These load torch, which takes 10 s: not before command line and data are understood.
-    from dandap.answering.answerer import Answerer
-    from dandap.training import session
+        run = find_unfinished(arguments.resume, options.get("output_dir", DEFAULT.output_dir))
+        name = run.path.name
+        recipe = resumed_recipe(
+            run, changed_recipe(arguments, options, run.load_recipe()), arguments.resume_anyway
+        )
+    check_input(recipe, options)
 
-    base = session.open_base(start, data.table, arguments)
-    encoder = Encoder(base.tokenizer, template, task.sample)
-    examples = session.encode_training(recipe, encoder, base, task.expand(data.train))
-    held_out = session.encode_validation(recipe, encoder, data.validation)
+    from dandap.training.run import preview_training, train
+
     if arguments.preview:
-        return preview(encoder, examples[0])
+        preview_training(recipe, run)
+    else:
+        train(recipe, name, run, arguments.resume_anyway)
 
-    job = session.make_job(recipe, base, examples)
-    model = session.make_model(job, base.config, start.folder)
-    run = session.begin_run(start, job, template, data.table)
-    with held(run.path):
-        checkpoint = session.find_checkpoint(run, model) if start.run else None
-        note(run, data, recipe, template)
-        answerer = Answerer(recipe, encoder, model, base.answering)
-        validation = session.Validation(task, answerer, held_out)
-        session.train_run(run, job, model, validation, checkpoint)
-        validation.finish(run)
-    print(f"run saved in {run.path}\nanswer a test file: python inference.py --run {run.path}")
+
+def train_folds(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Cross-validate; with --resume continue in a folder of folds."""
+    refuse_several("fine_tune.py --folds")
+    if "fold" in options:
+        raise InputError("got --fold and --folds; give one of them.")
+    parent: Path | None = None
+    metadata = {"recipe": arguments.recipe, "options": options}
+    if arguments.resume is None:
+        name, recipe = choose_recipe(arguments, options)
+    else:
+        from dandap.training.cross_validation import find_folds
+
+        parent = find_folds(arguments.resume, options.get("output_dir", DEFAULT.output_dir))
+        name, saved = parent.name, read_json(parent / "folds.json")
+        if saved.get("folds") != arguments.folds:
+            raise InputError(f"{parent} has {saved.get('folds')} folds, not {arguments.folds}.")
+        started = saved.get("options")
+        if not isinstance(started, dict) or not isinstance(saved.get("recipe"), str | None):
+            raise InputError(f"{parent / 'folds.json'} is damaged. Put it back from a copy.")
+        # The options of the first command hold; this command's are added to them.
+        recipe = load_recipe(arguments.recipe or saved["recipe"], started | options)
+    check_input(recipe, options)
+
+    from dandap.training.cross_validation import cross_validate
+
+    result = cross_validate(
+        recipe, arguments.folds, name, arguments.soup, parent, arguments.resume_anyway, metadata
+    )
+    headline = get_task(recipe.task).headline
+    summary = {
+        "folds": str(result.folder),
+        **{name: round(result.scores[name], 4) for name in headline},
+        "suspects": len(result.suspects),
+        "submission": result.submission and str(result.submission),
+    }
+    print(json.dumps(summary, ensure_ascii=False))
+
+
+def choose_recipe(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple[str, Recipe]:
+    """Return the recipe and its name; the bare command's depends on the data and the machine."""
+    if arguments.recipe:
+        recipe = load_recipe(arguments.recipe, options)
+        if "train_file" not in options:
+            mention_own_files(recipe)
+        elif "test_file" not in options and is_sample(recipe.test_file):
+            if not is_sample(recipe.train_file):
+                print(
+                    f"WARNING: the test file is the sample's, {recipe.test_file}. Use --test_file."
+                )
+        return find_recipe(arguments.recipe).stem, recipe
+    train_file = Path(options.get("train_file", DEFAULT.train_file))
+    if not train_file.exists() and "train_file" not in options:
+        recipe = load_recipe("demo", options)
+        if not Path(recipe.train_file).is_file():
+            raise InputError(
+                f"there is no {train_file}, and {ROOT} lacks the demo's data. Put your train.csv "
+                "there, or use a complete copy of the project."
+            )
+        Console(file=obeyed_output(), soft_wrap=True).print(
+            "DEMO: there is no data/train.csv, so this trains the bundled tiny model on fictional "
+            "articles. For the real job put train.csv (id, context, question, answer) and test.csv "
+            "(id, context, question) into data/.",
+            style="bold yellow",
+            markup=False,
+        )
+        mention_own_files(recipe)
+        return "demo", recipe
+    recipe = load_recipe(None, options)
+    if recipe.model == DEFAULT.model and not arguments.preview:
+        from dandap.model.device import why_no_gpu  # loads torch
+
+        if reason := why_no_gpu():
+            raise InputError(
+                f"{train_file} exists, and the default recipe ({recipe.model}) needs a GPU: "
+                f"{reason}. A small base trains without: python fine_tune.py --recipe qwen3-0.6b"
+            )
+    return "default", recipe
+
+
+def changed_recipe(arguments: argparse.Namespace, options: dict[str, Any], saved: Recipe) -> Recipe:
+    """Return the recipe that the command line asks to resume with."""
+    if arguments.recipe:
+        return load_recipe(arguments.recipe, options)
+    return make_recipe(saved.model_dump() | options, "--resume", list(options))
+
+
+def check_input(recipe: Recipe, options: dict[str, Any]) -> None:
+    """Reject what can be known before the data are read."""
+    from dandap.model.hub import confirm_remote_code
+
+    # Only the command line of this start can switch on a repository's code.
+    confirm_remote_code(recipe, "trust_remote_code" in options)
+    if "test_file" in options:
+        # Training does not need it, and answering would notice hours later.
+        for name in recipe.test_file.split(","):
+            find_files(Path(name))
+
+
+def mention_own_files(recipe: Recipe) -> None:
+    """Print how to train on files in data/, where a recipe has data of its own."""
+    train, test = (sorted(Path("data").glob(f"{name}.*")) for name in ("train", "test"))
+    if train and Path(recipe.train_file) not in train and recipe.task == DEFAULT.task:
+        options = f"--train_file {train[0]}" + (f" --test_file {test[0]}" if test else "")
+        print(f"{train[0]} exists, and this trains on {recipe.train_file}. For yours: {options}")
+
+
+def is_sample(name: str) -> bool:
+    """Return whether a file is one of the bundled samples."""
+    return Path(name).absolute().is_relative_to(ROOT / "data/sample")
 
 
 def command_line() -> Parser:
-    """Return the options: --recipe, --preview, --resume and every field of Recipe."""
+    """Return the options."""
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--recipe", metavar="NAME|PATH", help="an experiment of recipes/, by name or as a YAML file"
-    )
-    parser.add_argument("--preview", action="store_true", help="show one encoded example and stop")
-    parser.add_argument(
-        "--plan",
-        action="store_true",
-        help="show the memory of every recipe, or of --recipe, and stop",
-    )
-    parser.add_argument(
-        "--gpu_memory",
-        metavar="SIZE",
-        help="with --plan: for a GPU of this size, as 16GB (default: this one)",
-    )
-    parser.add_argument(
-        "--resume",
-        metavar="RUN",
-        nargs="?",
-        const="",
-        help="continue a run (the newest unfinished one)",
-    )
-    parser.add_argument(
-        "--resume_anyway",
-        action="store_true",
-        help="with --resume: although recipe or data have changed",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--recipe", metavar="NAME|PATH", help="an experiment of recipes/, by name or YAML file")
+    add("--preview", action="store_true", help="show one encoded example and stop")
+    add("--plan", action="store_true", help="show the memory of recipes and stop")
+    add("--gpu_memory", metavar="SIZE", help="with --plan: another GPU, as 16GB (default: this)")
+    add("--resume", metavar="RUN", nargs="?", const="", help="continue a run (default: the newest)")
+    add("--resume_anyway", action="store_true", help="resume although recipe or data changed")
+    add(
         "--folds",
         metavar="N",
         type=positive,
-        help="train on each complement of N parts of the articles, answer the part that is held "
-        "out, and the test file by all; with --resume goes on",
+        help="train on each complement of N parts of the articles, answer the part held out, and "
+        "the test file by all",
     )
-    parser.add_argument(
-        "--soup",
-        action="store_true",
-        help="with --folds: answer the test file by one adapter, the mean of all",
-    )
+    add("--soup", action="store_true", help="with --folds: answer by the mean of the adapters")
     add_options(parser, "recipe options (over those of --recipe)")
     return parser
-
-
-def choose_template(
-    run: RunFolder | None, arguments: argparse.Namespace, recipe: Recipe
-) -> prompts.Template:
-    """Return the checked wording, and refuse an output folder that no new run can be written to.
-
-    Both are settled before any data are read.
-    """
-    from dandap.model.hub import confirm_remote_code
-
-    confirm_remote_code(recipe, "trust_remote_code" in chosen_options(arguments))
-    template = (
-        trained_template(run, recipe) if run else checked_template(recipe.template, recipe.task)
-    )
-    get_task(recipe.task).check_template(template, recipe.template)
-    if not run and not arguments.preview:
-        refuse_taken(recipe.output_dir, recipe.run_name)
-        check_writable(Path(recipe.output_dir), "Name another --output_dir.")
-    return template
-
-
-def trained_template(run: RunFolder, recipe: Recipe) -> prompts.Template:
-    """Return the wording that a run was started with, or the recipe's if that is another now.
-
-    The recipe can differ from the run's only with --resume_anyway.
-    """
-    name, template = run.load_template()
-    return template if name == recipe.template else checked_template(recipe.template, recipe.task)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Hold the training file, its split, and the findings of the data checks by kind."""
-
-    table: Table
-    train: list[Row]
-    validation: list[Row]
-    findings: dict[str, list[dict]]
-
-
-def read_data(recipe: Recipe) -> Data:
-    """Read, split and check the training file, and print what was found."""
-    table = read_train(get_task(recipe.task), recipe)
-    tell_data(recipe, table)
-    train, validation = split_by_article(table.rows, recipe.validation_fraction, recipe.fold)
-    if validation:
-        asked, on = get_task(recipe.task).nouns
-        articles = len({row.article for row in validation})
-        print(f"held out to validate: {len(validation):,} {asked} on {articles:,} {on}")
-    return Data(table, train, validation, check_rows(recipe, train, validation))
-
-
-def tell_data(recipe: Recipe, table: Table) -> None:
-    """Print the size of the training file, the notes of its reading, and the recipe's options."""
-    articles = len({row.article for row in table.rows})
-    asked, on = get_task(recipe.task).nouns
-    print(f"{table.path}: {len(table.rows):,} {asked} on {articles:,} {on}")
-    for note in table.notes:
-        print(f"  {note}")
-    differences = recipe.differences()
-    print(
-        "recipe: "
-        + (", ".join(f"{name}={value}" for name, value in differences.items()) or "all defaults")
-    )
-
-
-def check_rows(
-    recipe: Recipe, train_rows: list[Row], validation_rows: list[Row]
-) -> dict[str, list[dict]]:
-    """Return what is wrong with the data, by kind, and print it."""
-    # Large data take some seconds, so one process of several checks them for all.
-    if not is_first():
-        return {}
-    findings = check_data(
-        {"train": train_rows, "validation": validation_rows, "test": test_rows(recipe)}
-    )
-    for line in tell_findings(findings):
-        print(f"  {line}")
-    return findings
-
-
-def test_rows(recipe: Recipe) -> list[Row]:
-    """Return the rows of the test file for the data checks; none if it is missing or unusable."""
-    if not Path(recipe.test_file).is_file():
-        return []
-    try:
-        return read_test(get_task(recipe.task), recipe, Path(recipe.test_file)).rows
-    except InputError as error:
-        # Training does not need the test file, so a bad one stops only inference.py.
-        print(f"WARNING: the test file cannot be used yet: {error}")
-        return []
-
-
-def note(run: RunFolder, data: Data, recipe: Recipe, template: prompts.Template) -> None:
-    """Write the data's findings, the recipe and the wording into the run's folder."""
-    # A continued run is written again, because --resume_anyway may have changed its recipe.
-    if is_first():
-        write_json(run.findings_file, data.findings)
-        run.save_recipe(recipe, template)
 
 
 if __name__ == "__main__":

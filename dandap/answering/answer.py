@@ -1,4 +1,4 @@
-"""An answer, from its first token to its text, and how answers are decoded."""
+"""An answer, its record, and how answers are decoded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,10 +11,7 @@ from tasks.task import Task
 
 @dataclass(frozen=True)
 class Decoding:
-    """Says how answers are decoded.
-
-    A temperature of 0 takes the likeliest token; beams are for `generate` alone.
-    """
+    """How answers are decoded; temperature 0 is greedy, beams are for `generate` alone."""
 
     stop_ids: list[int]
     pad_id: int
@@ -29,32 +26,29 @@ class Decoding:
 
 @dataclass
 class Answer:
-    """Holds what the model says to a question.
+    """The model's answer to a question.
 
-    A decoder fills the first three fields, `Answerer` the text and its place.
+    A decoder fills the first three fields, `Answerer` the text and its span.
     """
 
-    # Without padding; the stop token is included if it came.
+    # Without padding; the stop token is included if there was one.
     token_ids: list[int] = field(default_factory=list)
     stopped: bool = False  # False: cut at max_new_tokens
     log_probability: float = 0.0  # of a token, on average; the model's own, at temperature 1
     text: str = ""
-    # Its first place in the article as the model read it, in characters.
+    # The text's first place in the article as the model read it, in characters.
     span: tuple[int, int] | None = None
     # The log-probability of every choice, where there were choices.
     choices: dict[str, float] | None = None
 
     @property
-    def said(self) -> list[int]:
-        """Return the ids without the stop token.
-
-        It is no part of the text, whether or not the tokenizer calls it special.
-        """
+    def content_ids(self) -> list[int]:
+        """Return the ids without the stop token."""
         return self.token_ids[:-1] if self.stopped else self.token_ids
 
 
-def place(text: str, context: str) -> tuple[int, int] | None:
-    """Return where a text first stands in the article, as [start, end) characters, or None."""
+def find_span(text: str, context: str) -> tuple[int, int] | None:
+    """Return the text's first place in the article as [start, end) characters, or None."""
     start = context.find(text) if text else -1
     return None if start < 0 else (start, start + len(text))
 

@@ -8,7 +8,7 @@ from dandap.data.encode import Example
 from dandap.data.rows import by_article
 from dandap.errors import InputError
 from dandap.model.device import unless_out_of_memory
-from dandap.model.distributed import dealt
+from dandap.model.distributed import process_count, process_number
 from dandap.tree.packing import Part, pack
 from dandap.tree.token_tree import TokenTree, grow
 
@@ -16,8 +16,8 @@ T, Batch = TypeVar("T"), TypeVar("Batch")
 Sequences = list[tuple[list[int], list[int]]]  # (prompt, answer) pairs of a question
 
 
-class Batching(Protocol[Batch]):
-    """Describes how questions, known by their numbers, are put into batches of so many tokens."""
+class QuestionBatches(Protocol[Batch]):
+    """How questions, given by their numbers, are put into batches of so many tokens."""
 
     def batches(self, indices: list[int], tokens: int) -> list[Batch]:
         """Return the batches, the largest first, so that memory peaks at the start."""
@@ -26,41 +26,35 @@ class Batching(Protocol[Batch]):
         """Return a batch's questions."""
 
     def size(self, batch: Batch) -> int:
-        """Return a batch's tokens, padding and those that are still to come included."""
+        """Return a batch's tokens, with padding and the tokens still to be generated."""
 
 
 def run_batches(
-    batching: Batching[Batch],
+    batching: QuestionBatches[Batch],
     count: int,
     tokens: int,
     work: Callable[[Batch], dict[int, T]],
     done: Container[int],
 ) -> Iterator[tuple[int, T]]:
-    """Yield (number of the question, result) batch by batch.
+    """Yield (number of the question, result) batch by batch; questions in `done` are skipped.
 
-    Where memory runs out, the batches that are left are halved; InputError is raised if a single
-    question is too large. Questions that are `done` are left out; the others keep their batches,
-    so that their answers stay the same to the bit. Of several processes each does its share of the
-    batches that one would do, so that these stay the same, too; all must know the same `done`.
+    Where memory runs out, the remaining batches are halved. Skipped questions stay in their batches
+    and each process works on whole batches: another padding would round differently.
     """
     batches = batching.batches(list(range(count)), tokens)
-    # A batch is skipped only as a whole: another padding rounds differently.
-    left = dealt([b for b in batches if not all(index in done for index in batching.members(b))])
+    left = [b for b in batches if not all(index in done for index in batching.members(b))]
+    left = left[process_number() :: process_count()]
     while left:
-        members = batching.members(left[0])
-        run = partial(work, left[0])
-        results = unless_out_of_memory(run)
+        members, size = batching.members(left[0]), batching.size(left[0])
+        results = unless_out_of_memory(partial(work, left[0]))
         if results is None:
-            size = batching.size(left[0])
             if len(members) == 1:
                 raise InputError(out_of_memory(f"one question of {size} tokens"))
-            # Half of what was tried, which may be far below the limit: half of the limit could be
-            # the same batch once more.
-            too_many, tokens = min(tokens, size), min(tokens, size) // 2
-            print(f"out of memory with {too_many} tokens in a batch: going on with {tokens}")
-            indices: list[int] = []
-            for batch in left:
-                indices += batching.members(batch)
+            # The batch may be far below the limit; half of the limit could be the same again.
+            failed = min(tokens, size)
+            tokens = failed // 2
+            print(f"out of memory with {failed} tokens in a batch: continuing with {tokens}")
+            indices = [index for batch in left for index in batching.members(batch)]
             left = batching.batches(sorted(indices), tokens)
             continue
         left.pop(0)
@@ -69,10 +63,10 @@ def run_batches(
                 yield index, result
 
 
-class TreeBatching:
+class TreeBatches:
     """Puts questions into trees, one an article, and trees into batches.
 
-    `sequences` gives a question's (prompt, answer) pairs; each question needs room for `new`
+    `sequences` returns a question's (prompt, answer) pairs; every question needs room for `new`
     further tokens.
     """
 
@@ -83,20 +77,14 @@ class TreeBatching:
         """Return batches of articles' trees, the largest first."""
         articles = by_article(self.examples[index].row.article for index in indices)
         groups = [[indices[i] for i in article] for article in articles]
-
-        def fits(batch: list[Part]) -> bool:
-            return self.size(batch) <= tokens
-
-        return pack(groups, self._tree_of, fits)
+        return pack(groups, self._tree_of, lambda batch: self.size(batch) <= tokens)
 
     def members(self, batch: list[Part]) -> list[int]:
         """Return a batch's questions, tree by tree."""
         return [index for part in batch for index in part.members]
 
     def size(self, batch: list[Part]) -> int:
-        """Return a batch's tokens, padding and the new ones included."""
-        # Tensors are rectangles: every row is as long as the longest tree, and has as many slots
-        # for branches as the row with the most questions.
+        """Return a batch's tokens: every row is padded to the longest tree and most branches."""
         longest = max(len(part.tree) for part in batch)
         return len(batch) * (longest + max(len(part.members) for part in batch) * self.new)
 
@@ -106,5 +94,7 @@ class TreeBatching:
 
 def out_of_memory(what: str) -> str:
     """Return the message that memory ran out on what cannot be made smaller."""
-    way_out = "Free the GPU (nvidia-smi shows who uses it), or lower max_length, samples or beams."
-    return f"out of memory while answering {what}. {way_out}"
+    return (
+        f"out of memory while answering {what}. Free the GPU (nvidia-smi shows who uses it), or "
+        "lower max_length, samples or beams."
+    )

@@ -1,11 +1,11 @@
-"""Answers chosen from a list, by the log-probability of each."""
+"""Answers selected from a list, by the log-probability of each choice."""
 
 from collections.abc import Container, Iterator
 
 import torch
 from transformers import PreTrainedModel
 
-from dandap.answering.batches import Sequences, TreeBatching, run_batches
+from dandap.answering.batches import Sequences, TreeBatches, run_batches
 from dandap.data.encode import Encoder, Example
 from dandap.model.device import computing
 from dandap.model.memory import READ_TOKENS
@@ -24,10 +24,10 @@ def score_choices(
     tokens_per_batch: int,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, list[float]]]:
-    """Yield (number of the example, log-probability of each of its choices), but for the `done`.
+    """Yield (number of the example, log-probability of each of its choices); skip the `done`.
 
-    choices[number] are ids as an answer's, or their beginnings. A log-probability is the sum over
-    a choice's tokens. Batches have at most READ_TOKENS tokens.
+    choices[number] are the ids of answers, or their first ones. A log-probability is the sum over a
+    choice's tokens.
     """
     model.eval()
 
@@ -50,39 +50,34 @@ def score_choices(
         predictor = tensors["predictor"]
         # Only the targets' log-probabilities: log_softmax would be a second (positions, vocab).
         each = logits[predictor, tensors["target_ids"]] - logits.logsumexp(-1)[predictor]
-        # Targets stand in the order in which the trees got their sequences: question by question,
-        # choice by choice.
+        # Targets are in the order of the trees' sequences: question by question, choice by choice.
         owners = [index for part in batch for index in part.members]
         lengths = [len(ids) for index in owners for ids in choices[index]]
         sums = iter([float(piece.sum()) for piece in each.cpu().split(lengths)])
-        # Dealt out in the same order, as many to a question as it has choices.
         return {index: [next(sums) for _ in choices[index]] for index in owners}
 
-    batching = TreeBatching(examples, sequences, new=0)
+    batching = TreeBatches(examples, sequences, new=0)
     yield from run_batches(batching, len(examples), min(tokens_per_batch, READ_TOKENS), score, done)
 
 
-def offered(example: Example, recipe: Recipe) -> tuple[str, ...]:
-    """Return the question's own choices, or the recipe's; none where any text may be said."""
+def choices_of(example: Example, recipe: Recipe) -> tuple[str, ...]:
+    """Return the question's own choices, else the recipe's; empty for a free text."""
     return example.row.choices or tuple(recipe.choices)
 
 
 def encode_choices(
     encoder: Encoder, examples: list[Example], recipe: Recipe
 ) -> list[list[list[int]]]:
-    """Return the token ids of every example's choices.
-
-    They are whole, or as many of the first as tell the choices apart.
-    """
+    """Return the token ids of every example's choices, whole or up to where they all differ."""
     encoded = []
     for e in examples:
-        choices = offered(e, recipe)
+        choices = choices_of(e, recipe)
         encoded.append([encoder.encode_answer(e.context, e.row, c, e.prompt_ids) for c in choices])
-    return encoded if recipe.choices_by == "whole" else [_beginnings(ids) for ids in encoded]
+    return encoded if recipe.choices_by == "whole" else [_distinct_prefixes(ids) for ids in encoded]
 
 
-def _beginnings(ids: list[list[int]]) -> list[list[int]]:
-    """Return the shortest beginnings, of the same length, that all differ: mostly of one token."""
+def _distinct_prefixes(ids: list[list[int]]) -> list[list[int]]:
+    """Return the shortest prefixes of one length that all differ; mostly of one token."""
     longest = max(map(len, ids), default=0)
     for count in range(1, longest + 1):
         if len({tuple(choice[:count]) for choice in ids}) == len(ids):

@@ -1,7 +1,4 @@
-"""The plain way: transformers' generate in batches sorted by length.
-
-The article is read once per question.
-"""
+"""Answers by transformers' generate, in batches sorted by length; no prefix is shared."""
 
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -24,10 +21,7 @@ def generate_answers(
     tokens_per_batch: int,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, Answer]]:
-    """Yield the likeliest answers as (number of the prompt, Answer), but for the `done`.
-
-    `run_batches` says what happens where memory runs out.
-    """
+    """Yield (number of the prompt, Answer) as batches finish; skip the `done`."""
     model.eval()
 
     def work(batch: list[int]) -> dict[int, Answer]:
@@ -35,12 +29,12 @@ def generate_answers(
         return dict(zip(batch, answers, strict=True))
 
     yield from run_batches(
-        PromptBatching(prompts, decoding), len(prompts), tokens_per_batch, work, done
+        PromptBatches(prompts, decoding), len(prompts), tokens_per_batch, work, done
     )
 
 
-class PromptBatching:
-    """Puts prompts of similar length into batches, in which the shorter ones are padded."""
+class PromptBatches:
+    """Puts prompts of similar length into batches; the shorter ones are padded."""
 
     def __init__(self, prompts: list[list[int]], decoding: Decoding):
         self.prompts, self.decoding = prompts, decoding
@@ -49,32 +43,28 @@ class PromptBatching:
         """Return the prompts in batches, the longest first."""
         left, batches = sorted(indices, key=lambda index: -len(self.prompts[index])), []
         while left:
-            # The first one left is the longest: every row is padded to it.
             rows = max(1, tokens // self._room(left[0]))
             batches.append(left[:rows])
             left = left[rows:]
         return batches
 
     def members(self, batch: list[int]) -> list[int]:
-        """Return a batch's questions, which is the batch itself."""
+        """Return a batch's questions: the batch itself."""
         return batch
 
     def size(self, batch: list[int]) -> int:
-        """Return a batch's tokens: every row is as long as the first, the longest."""
+        """Return a batch's tokens: every row is padded to the first one."""
         return len(batch) * self._room(batch[0])
 
     def _room(self, index: int) -> int:
-        """Return the tokens of a row that begins with this prompt, on all beams."""
+        # All beams of a row, with the tokens still to be generated.
         return self.decoding.beams * (len(self.prompts[index]) + self.decoding.max_new_tokens)
 
 
 @contextmanager
 def _no_generation_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Hide the model's generation_config from generate while this lasts.
-
-    generate fills what it is not told from there: sampling, penalties, forbidden words.
-    """
-    # PEFT's wrapper and the base each have one, and either may be asked.
+    """Hide the model's generation_config from generate: its sampling, penalties, forbidden words."""
+    # PEFT's wrapper and the base each have one, and either may be used.
     owners = {model, model.get_base_model()} if isinstance(model, PeftModel) else {model}
     before = {owner: owner.generation_config for owner in owners}
     for owner in owners:
@@ -87,9 +77,9 @@ def _no_generation_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None
 
 
 def penalized(logits: torch.Tensor, seen: list[list[int]], penalty: float) -> torch.Tensor:
-    """Return logits (rows, vocab) lowered for the tokens that each row has seen.
+    """Return logits (rows, vocab) lowered for the tokens in each row, prompt included.
 
-    The prompt is seen, too (Keskar et al., 2019).
+    This is the repetition penalty of Keskar et al. (2019).
     """
     # One tensor for all rows, filled with copies of a row's last token: one transfer a step.
     distinct = [sorted(set(ids)) for ids in seen]
@@ -101,7 +91,7 @@ def penalized(logits: torch.Tensor, seen: list[list[int]], penalty: float) -> to
 
 
 class _Penalty(LogitsProcessor):
-    """Does `penalized` for generate, whose own penalty would also count the padding."""
+    """`penalized` for generate, whose own penalty would also count the padding."""
 
     def __init__(self, prompts: list[list[int]], decoding: Decoding):
         self.start = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
@@ -149,8 +139,8 @@ def _generate(
     else:  # scores would be the logits after generate has struck out stops
         steps = model.compute_transition_scores(out.sequences, out.logits, normalize_logits=True)
     answers = []
-    said, scores = out.sequences[:, length:].tolist(), steps.float().tolist()
-    for new, log_probabilities in zip(said, scores, strict=True):
+    generated = out.sequences[:, length:].tolist()
+    for new, log_probabilities in zip(generated, steps.float().tolist(), strict=True):
         # What follows the first stop token is padding, to the batch's longest answer.
         stops = [position for position, token in enumerate(new) if token in decoding.stop_ids]
         count = stops[0] + 1 if stops else len(new)

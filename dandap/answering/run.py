@@ -27,9 +27,11 @@ from dandap.data.lengths import tell_cut
 from dandap.data.rows import Answers, Row, Table, split_by_article
 from dandap.errors import InputError
 from dandap.files import check_writable, copy_whole, refuse_output, write_json
+from dandap.manifest import folder_hash
 from dandap.model.adapter import for_answering, load_adapter
 from dandap.model.device import pick_device
 from dandap.model.distributed import (
+    from_all,
     from_first,
     held,
     leave_together,
@@ -175,11 +177,16 @@ class OpenModel:
             yield make_record(task, example, answers)
 
     def predict_all(self, examples: list[Example], description: str | None = None) -> Answers:
-        """Return rows and records in the examples' order; a description shows progress."""
+        """Return rows and records in the examples' order; a description shows progress.
+
+        Each of several processes answers its share, and all return everything.
+        """
         records = self.predict(examples)
         if description:
-            records = track(records, description, "questions", len(examples))
-        by_id = {record["id"]: record for record in records}
+            records = track(records, description, "questions", share_of(len(examples)))
+        by_id: dict[str, dict] = {}
+        for part in from_all({record["id"]: record for record in records}):
+            by_id |= part
         return Answers(
             [example.row for example in examples], [by_id[example.row.id] for example in examples]
         )
@@ -309,6 +316,7 @@ def answer(
             **{"limit": limit, "split": split, "engine": engine},
             **{"run": run and str(run.path), "model": source.recipe.model},
             "template": source.template,
+            "adapter": folder_hash(run.adapter) if run else None,
         }
         scores, submission = _report(source, questions, answers, folder, of, timing, metadata)
         # --output is written last: an inference that is interrupted before can continue.

@@ -25,7 +25,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from dandap.answering.answer import Answer, Decoding
-from dandap.answering.batches import Sequences, TreeBatching, run_batches
+from dandap.answering.batches import Sequences, TreeBatches, run_batches
 from dandap.answering.cuda_graph import CapturedStep, can_capture
 from dandap.answering.generate import penalized
 from dandap.answering.grounding import Grounding
@@ -77,7 +77,7 @@ def answer_examples(
         return TreeDecoder(model, batch, examples, decoding, grounding).run()
 
     new = decoding.samples * expected_length(decoding.max_new_tokens)
-    batching = TreeBatching(examples, sequences, new)
+    batching = TreeBatches(examples, sequences, new)
     yield from run_batches(batching, len(examples), tokens_per_batch, work, done)
 
 

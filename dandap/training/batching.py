@@ -1,11 +1,11 @@
 """Optimizer steps of whole articles, and their micro-batches of trees.
 
-How an epoch's articles (A, B, ...; numbers are questions) come to the model, here with 4 questions
-a step and 2 processes:
+How an epoch's articles (A, B, ...; numbers are questions) reach the model, here with 4 questions a
+step and 2 processes:
 
     articles        A: 1 2 3     B: 4 5     C: 6 7 8 9 10 11     D: 12      12 questions, 3 steps
 
-    deal            _split C, which has more than 4, into halves, and shuffle the pieces:
+    deal            split C, which has more than 4, into halves, and shuffle the pieces:
                     B 4 5 | C 6 8 10 | D 12 | A 1 2 3 | C 7 9 11
                     fill steps from the right, up to questions left / steps left (12 / 3 = 4):
                     step 1  C 7 9 11            3 (with A it would be 6: farther from 4)
@@ -35,40 +35,56 @@ import torch
 from dandap.data.encode import Example
 from dandap.data.rows import by_article
 from dandap.model.memory import Plan
-from dandap.training.sharing import Piece, TreeTokens, share
+from dandap.recipe import Recipe
 from dandap.tree.masks import ALIGNED, BLOCK
 from dandap.tree.packing import Part, pack
-from dandap.tree.token_tree import TokenTree, collate_all, grow
+from dandap.tree.token_tree import collate_all, grow
 
 SIMILAR = 0.9  # the shortest tree of a padded micro-batch, as a share of the longest
+# Questions of one article that go through the model together, as indices of examples.
+Piece = list[int]
+
+
+def grow_examples(examples: list[Example]):
+    """Return the token tree of examples."""
+    return grow((example.prompt_ids, example.answer_ids) for example in examples)
 
 
 @dataclass(frozen=True)
 class Batching:
-    """Makes micro-batches of at most `tokens_per_batch` unique tokens of a step's questions.
+    """Splits a step's questions into micro-batches of at most `tokens_per_batch` unique tokens.
 
-    They have rows of one tree each, of similar size, because padding is computed too and a masked
-    row of several trees costs more than the trees alone (SDPA, eager); or one row with everything
-    in it, whose empty blocks FlexAttention skips.
+    FlexAttention gets one row with everything in it (`one_row`): it skips empty blocks. SDPA and
+    eager get a row per tree, of similar sizes, because they compute padding too. On a CPU every
+    tree is `alone`: larger batches take more memory and no less time.
     """
 
     tokens_per_batch: int
     one_row: bool
     pad_id: int
-    # One tree a micro-batch: on a CPU larger ones take more memory and no less time.
     alone: bool = False
+
+    @classmethod
+    def for_plan(cls, plan: Plan, pad_id: int) -> "Batching":
+        """Return the layout for the plan's attention kernel and device."""
+        return cls(plan.tokens_per_batch, plan.flex, pad_id, alone=plan.device.type == "cpu")
 
     def collate_step(self, examples: list[Example]) -> dict:
         """Return a step as the dataloader's item: its micro-batches, and the questions themselves.
 
-        Trainer counts the step's answer tokens by the labels, which are as many.
+        Trainer counts the step's answer tokens by `labels`, of which there is one a target.
         """
-        batches = [self._trees(batch) for batch in self.micro_batches(examples)]
-        packed = collate_all(batches, self.pad_id, self._multiple())
+        trees = []
+        for batch in self.micro_batches(examples):
+            if self.one_row:  # one tree of all articles, which share the instruction
+                trees.append([grow_examples([e for part in batch for e in part.members])])
+            else:
+                trees.append([part.tree for part in batch])
+        multiple = BLOCK if self.one_row else 1 if self.alone else ALIGNED
+        packed = collate_all(trees, self.pad_id, multiple)
         targets = sum(shapes["target_ids"][0] for shapes in packed.shapes)
         labels = torch.zeros(targets, dtype=torch.long)
-        # Trainer counts labels without a row's first, which nothing predicts; ours are targets
-        # alone, and as shift_labels all of them are counted.
+        # Trainer does not count a row's first label, unless they are called shift_labels.
         item = {"packed": packed, "labels": labels, "shift_labels": labels}
         return item | {"examples": examples, "batching": self}
 
@@ -78,7 +94,9 @@ class Batching:
         An article too large for a batch is split.
         """
         groups = by_article(example.row.article for example in examples)
-        return pack([[examples[index] for index in group] for group in groups], _grow, self._fits)
+        return pack(
+            [[examples[index] for index in group] for group in groups], grow_examples, self._fits
+        )
 
     def size(self, batch: list[Part]) -> int:
         """Return the tokens of a micro-batch, padding included."""
@@ -89,46 +107,19 @@ class Batching:
         if self.size(batch) > self.tokens_per_batch:
             return False
         lengths = [len(part.tree) for part in batch]  # the longest first
-        alike = not self.alone and lengths[-1] >= SIMILAR * lengths[0]
-        return self.one_row or len(batch) == 1 or alike
-
-    def _multiple(self) -> int:
-        """Return what a row's length is a multiple of."""
-        if self.one_row:
-            return BLOCK
-        return 1 if self.alone else ALIGNED
-
-    def _trees(self, batch: list[Part]) -> list[TokenTree]:
-        """Return a micro-batch's rows."""
-        if self.one_row:
-            # One tree of all articles, which share the instruction before them.
-            return [_grow([member for part in batch for member in part.members])]
-        return [part.tree for part in batch]
-
-
-def make_batching(plan: Plan, pad_id: int) -> Batching:
-    """Return the layout that suits the plan's kernel and device."""
-    return Batching(
-        plan.tokens_per_batch, one_row=plan.flex, pad_id=pad_id, alone=plan.device.type == "cpu"
-    )
-
-
-def _grow(examples: list[Example]) -> TokenTree:
-    return grow((example.prompt_ids, example.answer_ids) for example in examples)
+        similar = not self.alone and lengths[-1] >= SIMILAR * lengths[0]
+        return self.one_row or len(batch) == 1 or similar
 
 
 class Key(NamedTuple):
-    """Names a question of a step.
-
-    One that is not learned is read without its answer, and adds nothing to the loss.
-    """
+    """A question of a step. One that is not learned is read without its answer."""
 
     index: int
     learned: bool = True
 
 
 class Questions(Sequence):
-    """Holds the examples as the dataloader's dataset, asked by `Key`."""
+    """The examples as the dataloader's dataset, indexed by `Key`."""
 
     def __init__(self, examples: list[Example]):
         self.examples = examples
@@ -136,7 +127,7 @@ class Questions(Sequence):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, key: Key) -> Example:
+    def __getitem__(self, key: Key) -> Example:  # type: ignore[override]
         example = self.examples[key.index]
         return example if key.learned else replace(example, answer_ids=[])
 
@@ -144,8 +135,8 @@ class Questions(Sequence):
 class StepSampler:
     """Yields one process's keys of `Questions` for each optimizer step of an epoch.
 
-    All epochs have as many steps. `step` tells how many steps have been taken: a resumed run asks
-    it, and so has the order of an uninterrupted one.
+    All epochs have as many steps. `step` returns how many steps were taken, so that a resumed run
+    continues in the order of an uninterrupted one.
     """
 
     def __init__(
@@ -153,9 +144,9 @@ class StepSampler:
         examples: list[Example],
         questions_per_step: int,
         seed: int,
-        process: int,
-        processes: int,
         step: Callable[[], int],
+        process: int = 0,
+        processes: int = 1,
     ):
         self.articles = by_article(example.row.article for example in examples)
         self.count = len(examples)
@@ -170,10 +161,12 @@ class StepSampler:
         epoch = self.step() // len(self)
         rng = random.Random(f"{self.seed} {epoch}")
         for step in deal(self.articles, self.questions_per_step, rng):
-            mine = share(step, self.tokens, self.processes)[self.process]
-            # All processes take part in every step, or the exchange of gradients would wait for
-            # ever: one that got no question reads one without learning it.
-            keys = [Key(index) for piece in mine for index in piece]
+            pieces = step
+            if self.tokens:
+                pieces = share(step, self.tokens, self.processes)[self.process]
+            # Every process takes part in every step, or the exchange of gradients would hang: one
+            # without a question reads one without learning it.
+            keys = [Key(index) for piece in pieces for index in piece]
             yield keys or [Key(step[0][0], learned=False)]
 
 
@@ -181,19 +174,23 @@ def deal(articles: list[Piece], questions_per_step: int, rng: random.Random) -> 
     """Return an epoch's steps: whole articles in random order (drawn at the top of this file).
 
     There are ceil(questions / questions_per_step) steps of about `questions_per_step` questions
-    each, and at least one question. An article with more questions than a step is split.
+    each, at least one. An article with more questions than a step is split.
     """
     pieces: list[Piece] = []
     for article in articles:
-        pieces += _split(article, questions_per_step, rng)
+        count = math.ceil(len(article) / questions_per_step)
+        # Pieces of nearly equal size, and other ones in every epoch.
+        shuffled = rng.sample(article, len(article)) if count > 1 else article
+        pieces += [shuffled[number::count] for number in range(count)]
     rng.shuffle(pieces)
     left = sum(map(len, pieces))
     steps = []
     for steps_left in range(math.ceil(left / questions_per_step), 0, -1):
-        # The mean of what is left: a step that came out large makes the later ones smaller.
-        step, size, goal = [], 0, left / steps_left
-        # One piece at least, and at least one left for each later step; pieces no larger than a
-        # step are always enough. A piece is taken if it brings the step nearer to its goal.
+        # The mean of what is left: after a large step the later ones are smaller.
+        step: list[Piece] = []
+        size, goal = 0, left / steps_left
+        # At least one piece, and at least one left for each later step. A piece is added if that
+        # brings the step nearer to its goal.
         while not step or (
             len(pieces) >= steps_left and abs(size + len(pieces[-1]) - goal) <= abs(size - goal)
         ):
@@ -204,13 +201,82 @@ def deal(articles: list[Piece], questions_per_step: int, rng: random.Random) -> 
     return steps
 
 
-def _split(article: Piece, most: int, rng: random.Random) -> list[Piece]:
-    """Return the article's questions in as few pieces of at most `most` as possible.
+class TreeTokens:
+    """Counts the tokens of a piece's tree: the shared prefix, and each question's own tokens.
 
-    The pieces are of nearly equal size, and other ones in every epoch.
+    A prefix that only some of an article's questions share is counted more than once.
     """
-    count = math.ceil(len(article) / most)
-    if count == 1:
-        return [article]
-    shuffled = rng.sample(article, len(article))
-    return [shuffled[number::count] for number in range(count)]
+
+    def __init__(self, examples: list[Example], articles: list[Piece]):
+        self.shared, self.own = [0] * len(examples), [0] * len(examples)
+        for article in articles:
+            first = examples[article[0]].prompt_ids
+            shared = min(_common_prefix(first, examples[index].prompt_ids) for index in article)
+            for index in article:
+                example = examples[index]
+                self.shared[index] = shared
+                self.own[index] = len(example.prompt_ids) - shared + len(example.answer_ids)
+
+    def __call__(self, piece: Piece) -> int:
+        return self.shared[piece[0]] + sum(self.own[index] for index in piece)
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    for number, (token, same) in enumerate(zip(one, other, strict=False)):
+        if token != same:
+            return number
+    return min(len(one), len(other))
+
+
+def share(step: list[Piece], tokens: Callable[[Piece], int], processes: int) -> list[list[Piece]]:
+    """Return a step's pieces for each process, dealt so that the longest share is short."""
+    pieces = list(step)
+    # Halving reads an article twice, but at the same time; else a process would have nothing to do.
+    while len(pieces) < processes and (largest := max(pieces, key=len))[1:]:
+        pieces.remove(largest)
+        pieces += [largest[::2], largest[1::2]]
+    shares: list[list[Piece]] = [[] for _ in range(processes)]
+    load = [0] * processes
+    # The longest first, each to the process with the least so far.
+    for piece in sorted(pieces, key=lambda piece: -tokens(piece)):
+        process = load.index(min(load))
+        shares[process].append(piece)
+        load[process] += tokens(piece)
+    return shares
+
+
+def speedup(examples: list[Example], recipe: Recipe, processes: int, questions: int) -> float:
+    """Return how many times as fast as one process several take an epoch's steps, at best.
+
+    One process reads all tokens of a step; several wait for the one with the longest share.
+    """
+    articles = by_article(example.row.article for example in examples)
+    tokens = TreeTokens(examples, articles)
+    alone = longest = 0
+    for step in deal(articles, questions, random.Random(recipe.seed)):
+        alone += sum(map(tokens, step))
+        longest += max(sum(map(tokens, part)) for part in share(step, tokens, processes))
+    return alone / longest
+
+
+def count_tokens(
+    examples: list[Example], recipe: Recipe, plan: Plan, most_steps: int | None = None
+) -> tuple[int, int]:
+    """Return an epoch's tokens with the article read for every question, and with it read once.
+
+    Of more than `most_steps` steps that many, evenly spread, are counted and extrapolated.
+    """
+    batching = replace(Batching.for_plan(plan, pad_id=0), one_row=False)
+    steps = list(StepSampler(examples, recipe.questions_per_step, recipe.seed, step=lambda: 0))
+    alone = once = 0
+    for step in steps[:: math.ceil(len(steps) / (most_steps or len(steps)))]:
+        members = [examples[key.index] for key in step]
+        alone += sum(map(_length, members))
+        for batch in batching.micro_batches(members):
+            once += sum(len(part.tree) for part in batch)
+    every_time = sum(map(_length, examples))
+    return every_time, round(once * every_time / alone)
+
+
+def _length(example: Example) -> int:
+    return len(example.prompt_ids) + len(example.answer_ids)

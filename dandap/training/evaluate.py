@@ -1,41 +1,46 @@
-"""Validation that decides: answers are scored while training, and say which adapter is kept."""
+"""Validation: the held-out questions are answered while training and after it."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
+from dandap.answering.run import OpenModel
 from dandap.data.encode import Example
 from dandap.data.rows import by_article
-from dandap.files import append_json
-from dandap.model.distributed import is_first
+from dandap.files import append_json, read_json, read_json_lines, write_json_lines
+from dandap.model.distributed import from_first, is_first, leave_together
 from dandap.recipe import Recipe
-from dandap.training.trackers import track_scores
-from tasks.scoring import format_evaluation, label
+from dandap.runs.folder import RunFolder
+from dandap.runs.predictions import write_predictions
+from dandap.runs.report import write_report
+from dandap.training.callbacks import Tracker, track_scores
+from dandap.training.checkpoints import best_step, evaluations
+from tasks import get_task
+from tasks.scoring import answerable, compute_scores, format_evaluation, label, print_scores
 
 
-def some_of(examples: list[Example], most: int) -> list[Example]:
+def sample_examples(examples: list[Example], most: int) -> list[Example]:
     """Return at most so many questions, of whole articles where possible.
 
     They are the same for every run on the same data.
     """
-    # By the articles themselves, so that another order of rows chooses the same.
+    # By the articles' hashes, so that another order of rows selects the same ones.
     articles = sorted(
-        by_article(e.row.article for e in examples),
+        by_article(example.row.article for example in examples),
         key=lambda article: examples[article[0]].row.article,
     )
     chosen: list[int] = []
     for article in articles:
         if len(chosen) + len(article) <= most:
             chosen += article
-    # Every article may have more questions than are wanted: then a part of one is taken.
+    # Every article may have more questions than `most`.
     return [examples[index] for index in sorted(chosen or articles[0][:most])]
 
 
 def steps_between(recipe: Recipe, questions: int) -> int | None:
-    """Return the optimizer steps between evaluations, or None if there are to be none."""
+    """Return the optimizer steps between evaluations, or None for no evaluations."""
     if recipe.evaluate_every is None:
         return None
     number, unit = recipe.evaluate_every.split()
@@ -43,130 +48,101 @@ def steps_between(recipe: Recipe, questions: int) -> int | None:
     return int(number) if unit == "steps" else max(1, round(float(number) * steps_per_epoch))
 
 
-def best_step(state: TrainerState) -> int | None:
-    """Return the step whose answers had the highest score, of equals the last.
+class Evaluate(TrainerCallback):
+    """Answers and scores validation questions every so many steps and after the last one.
 
-    None is returned before the first evaluation.
-    """
-    evaluated = _evaluations(state)
-    if not evaluated:
-        return None
-    return max(evaluated, key=lambda record: (record["evaluation"], record["step"]))["step"]
-
-
-def step_to_keep(state: TrainerState, compare: Callable[..., dict]) -> int | None:
-    """Return the step whose adapter is kept; None before the first evaluation.
-
-    It is the best evaluation's where that is better than the last one's by more than the questions'
-    choice can explain (paired, whole articles resampled), else the last one's. The highest of
-    several means is an accident more often than not: on 32 questions it chose the adapter of a
-    quarter of an epoch, which lost 0.006 F1 on 265 others. `compare` is the task's.
-    """
-    best = best_step(state)
-    if best is None:
-        return None
-    evaluated = {record["step"]: record for record in _evaluations(state)}
-    last = max(evaluated)
-    ours, theirs = evaluated[best], evaluated[last]
-    # Other questions, or a run that was begun before scores were noted by question, are no pairs.
-    if "each" not in theirs or ours.get("articles") != theirs["articles"]:
-        return best
-    gain = compare(ours["each"], theirs["each"], theirs["articles"])
-    return best if gain["interval"][0] > 0 else last
-
-
-def evaluated_steps(state: TrainerState) -> set[int]:
-    """Return the steps whose evaluations the state knows."""
-    return {record["step"] for record in _evaluations(state)}
-
-
-def _evaluations(state: TrainerState) -> list[dict]:
-    """Return what was evaluated; the trainer's state keeps it, so that a resumed run knows it."""
-    return [record for record in state.log_history if "evaluation" in record]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Holds the scores of an evaluation, and its questions' own, each with its article."""
-
-    scores: dict
-    each: list[float]
-    articles: list[str]
-
-
-class KeepBest(TrainerCallback):
-    """Evaluates every so many steps and after the last one, and has a new best adapter saved.
-
-    It stops training when there has been no better one for long. `evaluate` returns the task's
-    scores, the same in all processes, of which the first of its headline counts; `patience` is the
-    number of evaluations without a higher one, None for no end. `step_to_keep` decides between the
-    best and the last.
+    A new best adapter is saved. Training stops after `patience` evaluations without a higher score.
     """
 
-    def __init__(
-        self,
-        evaluate: Callable[[], Evaluation],
-        every: int,
-        patience: int | None,
-        metrics_file: Path,
-        task,
-    ):
-        self.evaluate, self.every, self.patience = evaluate, every, patience
-        self.metrics_file, self.task, self.metric = metrics_file, task, task.headline[0]
-        self.trackers: list[TrainerCallback] = []  # of the first process
+    def __init__(self, model: OpenModel, examples: list[Example], every: int, run: RunFolder):
+        self.model, self.every, self.run = model, every, run
+        self.examples = sample_examples(examples, model.recipe.evaluate_questions)
+        self.task, self.patience = get_task(model.recipe.task), model.recipe.patience
+        self.trackers: list[Tracker] = []  # of the first process
+        model.answerer.check(examples)  # now, and not at the first evaluation
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Make up for the evaluation of a run's last step, which a run told to stop leaves out."""
-        if (
-            state.global_step
-            and self._is_due(state)
-            and state.global_step not in evaluated_steps(state)
-        ):
-            self._evaluate(args, state, control, loss=None)
+        """Make up for the last step's evaluation, which an interrupted run leaves out."""
+        done = {record["step"] for record in evaluations(state)}
+        if state.global_step and self._is_due(state) and state.global_step not in done:
+            self._evaluate(args, state, control)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Evaluate a step when it is logged, which is before it is saved."""
-        # A run that was told to stop must end soon; the evaluation comes when it is resumed.
+        # A run that was asked to stop must end soon; its evaluation is made when it is resumed.
         stopping = control.should_training_stop and state.global_step < state.max_steps
         if "loss" in (logs or {}) and self._is_due(state) and not stopping:
-            self._evaluate(args, state, control, logs["loss"])
+            self._evaluate(args, state, control, f"loss {logs['loss']:.4f}  ")
 
     def _is_due(self, state: TrainerState) -> bool:
         # None within half a period of the end: the last step is evaluated anyway.
         left = state.max_steps - state.global_step
         return left == 0 or (state.global_step % self.every == 0 and left >= self.every / 2)
 
-    def _evaluate(self, args, state: TrainerState, control, loss: float | None) -> None:
-        found = self.evaluate()
-        scores = found.scores
-        noted = {"evaluation": scores[self.metric], "each": found.each, "articles": found.articles}
-        state.log_history.append({"step": state.global_step, **noted})
+    def _evaluate(self, args, state: TrainerState, control, loss: str = "") -> None:
+        answers = self.model.predict_all(self.examples)
+        # One process's scores are everybody's: all must take the same decision to stop.
+        scores, record = from_first(partial(self._score, answers))
+        state.log_history.append({"step": state.global_step, **record})
         if is_first():
-            append_json(
-                self.metrics_file,
-                {"step": state.global_step, "epoch": round(state.epoch, 4), "evaluation": scores},
+            line = {"step": state.global_step, "epoch": round(state.epoch or 0, 4)}
+            append_json(self.run.metrics_file, line | {"evaluation": scores})
+            print(
+                f"step {state.global_step:>6}/{state.max_steps}  {loss}"
+                f"{format_evaluation(self.task, scores)}"
             )
-            print(evaluation_line(state, format_evaluation(self.task, scores), loss))
             track_scores(self.trackers, args, state, control, scores)
         if best_step(state) == state.global_step:
             control.should_save = True
-        if self.has_ended(state):
+        if self.patience_exceeded(state):
             print(
-                f"no higher {label(self.metric)} in {self.patience} evaluations "
+                f"no higher {label(self.task.headline[0])} in {self.patience} evaluations "
                 "(patience): training ends"
             )
             control.should_save = control.should_training_stop = True
 
-    def has_ended(self, state: TrainerState) -> bool:
-        """Say whether there has been no gain for as long as patience allows."""
-        scores = [record["evaluation"] for record in _evaluations(state)]
-        return (
-            bool(self.patience and scores)
-            and len(scores) - 1 - scores.index(max(scores)) >= self.patience
-        )
+    def _score(self, answers) -> tuple[dict[str, Any], dict[str, Any]]:
+        scores = compute_scores(self.task, answers)
+        assert scores  # validation rows have gold answers
+        rows, predictions = answerable(answers)
+        return scores, {
+            "evaluation": scores[self.task.headline[0]],
+            "each": self.task.score_each(rows, predictions),
+            "articles": [row.article for row in rows],
+        }
+
+    def patience_exceeded(self, state: TrainerState) -> bool:
+        """Return whether the score has not risen for as long as patience allows."""
+        scores = [record["evaluation"] for record in evaluations(state)]
+        if not self.patience or not scores:
+            return False
+        return len(scores) - 1 - scores.index(max(scores)) >= self.patience
 
 
-def evaluation_line(state: TrainerState, told: str, loss: float | None) -> str:
-    """Return one row of the table of evaluations; `told` is what the task says of them."""
-    loss_said = "" if loss is None else f"loss {loss:.4f}  "
-    return f"step {state.global_step:>6}/{state.max_steps}  {loss_said}{told}"
+def validate(model: OpenModel, examples: list[Example], run: RunFolder) -> None:
+    """Answer all validation questions; score, print, save and report them.
+
+    All processes answer; the first one does the rest and is alone afterwards.
+    """
+    answers = model.predict_all(examples, "validating")
+    leave_together()
+    if not examples:
+        return
+    recipe, task = model.recipe, get_task(model.recipe.task)
+    scores = compute_scores(task, answers, recipe)
+    assert scores  # validation rows have gold answers
+    write_json_lines(run.validation_record, answers.records)
+    write_predictions(run.validation_file, answers.records)
+    append_json(run.metrics_file, {"validation": scores})
+    print_scores(task, "validation", scores)
+    write_report(
+        run.path,
+        f"{run.path.name}: validation",
+        task,
+        recipe,
+        answers,
+        scores,
+        run.environment(),
+        history=list(read_json_lines(run.metrics_file)),
+        findings=read_json(run.findings_file),
+    )

@@ -1,0 +1,209 @@
+"""Cross-validation: train on the complement of each of N parts of the articles.
+
+Each fold is a run like any other, in one folder together:
+
+    outputs/demo-folds-20261125-180000/
+        fold-1/ ... fold-5/       runs; each has answered the part it was not trained on
+        out_of_fold.jsonl, .csv   these answers together: one for every training row
+        suspects.csv              labels that a confident fold contradicts
+        report.html, folds.json   cross-validated scores with their intervals
+        ensemble-f1_sum-.../      the test file, answered by all folds and voted on
+        soup/                     with soup: one adapter, the mean of the folds'
+"""
+
+import gc
+import math
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dandap.answering.run import answer, find_source
+from dandap.data.rows import Answers
+from dandap.data.text import bare
+from dandap.errors import InputError, Stopped
+from dandap.files import (
+    make_folder,
+    new_folder,
+    read_json,
+    read_json_lines,
+    write_json,
+    write_json_lines,
+)
+from dandap.manifest import fault, folder_hash
+from dandap.model.adapter import average_adapters
+from dandap.model.identity import base_identity
+from dandap.recipe import Recipe
+from dandap.runs.ensemble import combine
+from dandap.runs.folder import RunFolder, named
+from dandap.runs.predictions import own_answers, write_predictions
+from dandap.runs.report import write_report
+from dandap.training.resume import check_unchanged, resumed_recipe
+from dandap.training.run import train
+from tasks import get_task
+from tasks.scoring import compute_scores, print_scores
+from tasks.submission import write_review
+from tasks.task import read_test, read_train
+
+CONFIDENT = 0.9  # the geometric mean of an answer's token probabilities
+WRONG = 0.2  # character F1 up to which an answer contradicts its label
+
+
+class CrossValidation(NamedTuple):
+    """The folds' folder, their out-of-fold scores, the suspects and the submission."""
+
+    folder: Path
+    scores: dict[str, Any]
+    suspects: list[dict]
+    submission: Path | None
+
+
+def cross_validate(
+    recipe: Recipe,
+    folds: int,
+    name: str = "default",
+    soup: bool = False,
+    resume: Path | None = None,
+    resume_anyway: bool = False,
+    metadata: dict[str, Any] | None = None,
+) -> CrossValidation:
+    """Train and validate every fold, score them together and answer the test file by all.
+
+    `name` starts the folder's name; `resume` continues in a folder of folds, where finished folds
+    are verified and not trained again. `metadata` is saved in folds.json.
+    """
+    if folds < 2:
+        raise InputError(f"--folds: got {folds}, expected at least 2.")
+    parent = resume
+    if parent is None:
+        parent = new_folder(recipe.output_dir, recipe.run_name or f"{name}-folds")
+        write_json(parent / "folds.json", {"folds": folds} | (metadata or {}))
+    task = get_task(recipe.task)
+    runs = [RunFolder(parent / f"fold-{number}") for number in range(1, folds + 1)]
+    for number, run in enumerate(runs, 1):
+        own = recipe.model_copy(
+            update={
+                "fold": f"{number}/{folds}",
+                "run_name": run.path.name,
+                "output_dir": str(parent),
+            }
+        )
+        begun = run.path.is_dir() and not run.only_begun
+        print(f"fold {number} of {folds}{' is continued' if begun else ''}")
+        if begun:
+            own = resumed_recipe(run, own, resume_anyway)
+        if run.report_file.is_file():
+            table = read_train(task, own)
+            check_unchanged(run, own, table, base_identity(own), resume_anyway)
+            if reason := fault(run.adapter):
+                raise InputError(f"{run.adapter} cannot be used: {reason}. Remove {run.path}.")
+            continue
+        try:
+            train(own, resume=run if begun else None, resume_anyway=resume_anyway)
+        except InputError:
+            # A mistyped command leaves nothing for a bare --resume to find.
+            if [path.name for path in parent.iterdir()] == ["folds.json"]:
+                shutil.rmtree(parent)
+            raise
+        except Stopped as stopped:
+            reason = str(stopped).split(" Continue")[0]
+            command = f"python fine_tune.py --folds {folds} --resume {parent}"
+            raise Stopped(
+                f"fold {number}: {reason} Continue with {command}", stopped.code
+            ) from None
+        gc.collect()  # a trainer refers to its model in cycles; the next fold needs the memory
+
+    records = {
+        record["id"]: record for run in runs for record in read_json_lines(run.validation_record)
+    }
+    rows = [row for row in read_train(task, recipe).rows if row.id in records]
+    answers = Answers(rows, [records[row.id] for row in rows])
+    scores = compute_scores(task, answers, recipe)
+    assert scores  # training rows have gold answers
+    write_json_lines(parent / "out_of_fold.jsonl", answers.records)
+    write_predictions(parent / "out_of_fold.csv", answers.records)
+    suspects = find_suspects(answers.records)
+    write_review(parent / "suspects.csv", suspects)
+    print_scores(task, "out of fold", scores)
+    if suspects:
+        print(f"{len(suspects)} labels contradict a confident fold: {parent / 'suspects.csv'}")
+    title, environment = f"{parent.name}: {folds} folds", runs[0].environment()
+    write_report(parent, title, task, recipe, answers, scores, environment, suspects=suspects)
+    submission = answer_test_file(parent, recipe, [make_soup(parent, runs)] if soup else runs)
+    return CrossValidation(parent, scores, suspects, submission)
+
+
+def find_folds(name: str, output_dir: str) -> Path:
+    """Return a folder of folds by name or path; "" is the newest one."""
+    if name:
+        parent = named(name, output_dir)
+    else:
+        found = [file.parent for file in Path(output_dir).glob("*/folds.json")]
+        parent = max(found, key=lambda folder: folder.stat().st_mtime_ns, default=None)
+    if parent is None or not (parent / "folds.json").is_file():
+        raise InputError(f"got --folds and --resume {name}; there are no folds in {output_dir}.")
+    return parent
+
+
+def find_suspects(records: list[dict]) -> list[dict]:
+    """Return records with a confident answer that has almost nothing of the label.
+
+    The most confident comes first. A sentence that contains the label contradicts nothing: the
+    model has not learned to be short yet.
+    """
+    suspects = [
+        record
+        for record in records
+        if record["log_probability"] >= math.log(CONFIDENT)
+        and record["char_f1"] <= WRONG
+        and not any(bare(gold) in bare(record["prediction"]) for gold in record["gold"])
+    ]
+    return sorted(suspects, key=lambda record: -record["log_probability"])
+
+
+def answer_test_file(parent: Path, recipe: Recipe, runs: list[RunFolder]) -> Path | None:
+    """Answer the test file by every run, vote if there are several, and return the submission."""
+    test_file = Path(recipe.test_file)
+    if not test_file.is_file():
+        print(f"no submission: there is no file at {test_file}")
+        return None
+    sha256 = read_test(get_task(recipe.task), recipe, test_file).sha256
+    members = []
+    for run in runs:
+        adapter = folder_hash(run.adapter)
+        # Answers by this adapter to this file; both may have changed since.
+        found = [
+            folder
+            for folder, noted in own_answers(run)
+            if sha256 in noted["data"].values() and noted.get("adapter", adapter) == adapter
+        ]
+        if found:
+            members.append(found[-1])
+        else:
+            options = {"trust_remote_code": True} if recipe.trust_remote_code else {}
+            members.append(answer(find_source(str(run.path), options=options)).folder)
+    if len(members) == 1:
+        return members[0] / get_task(recipe.task).submission
+    return combine([str(member) for member in members], output_dir=str(parent)).submission
+
+
+def make_soup(parent: Path, runs: list[RunFolder]) -> RunFolder:
+    """Return a run whose adapter is the mean of the folds', made anew when a fold has changed."""
+    whole = RunFolder(parent / "soup")
+    parts = {run.path.name: folder_hash(run.adapter) for run in runs}
+    if whole.path.is_dir() and read_json(whole.environment_file).get("soup_hashes") == parts:
+        return whole
+    shutil.rmtree(whole.path, ignore_errors=True)
+    # Interrupted while it is written it must not look whole.
+    soup = RunFolder(parent / ".soup")
+    shutil.rmtree(soup.path, ignore_errors=True)
+    make_folder(soup.path)
+    recipe = runs[0].load_recipe()
+    average_adapters(recipe, [run.adapter for run in runs], soup.adapter)
+    environment = runs[0].environment() | {"soup_of": list(parts), "soup_hashes": parts}
+    write_json(soup.environment_file, environment)
+    # What one fold held out, the others were trained on: nothing is held out any more.
+    settings = {"fold": None, "validation_fraction": 0.0, "run_name": "soup"}
+    soup.save_recipe(recipe.model_copy(update=settings), runs[0].load_template()[1])
+    soup.path.rename(whole.path)
+    print(f"soup: the mean of {len(runs)} adapters in {whole.adapter}")
+    return whole

@@ -1,0 +1,330 @@
+"""Train an adapter: from a recipe to the folder of its run.
+
+from dandap.recipe import load_recipe
+from dandap.training.run import train
+
+run = train(load_recipe("demo", {"epochs": 2}))
+"""
+
+import math
+from functools import partial
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+import prompts
+from dandap.answering.answerer import Answerer
+from dandap.answering.run import OpenModel
+from dandap.data.checks import check_data, tell_findings
+from dandap.data.encode import Encoder, Example
+from dandap.data.lengths import (
+    answer_share,
+    loses_answer,
+    preview,
+    tell_cut,
+    tell_lengths,
+    without_too_long,
+)
+from dandap.data.rows import Row, Table, split_by_article
+from dandap.errors import InputError, Stopped
+from dandap.files import append_json, check_writable, write_json
+from dandap.model.adapter import add_adapter, load_weights
+from dandap.model.device import pick_device, why_no_gpu
+from dandap.model.distributed import from_first, held, is_first, process_count
+from dandap.model.identity import base_identity
+from dandap.model.load import check_base, check_ids, load_base, load_config, load_tokenizer
+from dandap.model.memory import (
+    Plan,
+    empty_model,
+    for_these_answers,
+    lower_memory,
+    make_plan,
+    refuse_without_gpu,
+    same_plan,
+)
+from dandap.model.shapes import SHAPES, make_config
+from dandap.recipe import Recipe
+from dandap.runs.folder import RunFolder, begin, new_run, refuse_taken
+from dandap.training.batching import count_tokens, speedup
+from dandap.training.callbacks import StopSignals, Tracker, TrainingProgress, check_trackers
+from dandap.training.checkpoints import (
+    check_space,
+    find_checkpoint,
+    load_state,
+    save_adapter,
+    selected_checkpoint,
+    step_of,
+)
+from dandap.training.evaluate import Evaluate, steps_between, validate
+from dandap.training.resume import check_unchanged
+from dandap.training.trainer import make_trainer
+from tasks import checked_template, get_task
+from tasks.task import read_test, read_train
+
+FEW_STEPS = 20  # 120 questions of the sample make 7, after which answers are still sentences
+COUNTED_STEPS = 500  # of an epoch, for the tokens that reading once saves: a few seconds
+FED = 0.75  # of the speed of several processes; below it more questions a step are suggested
+
+
+def train(
+    recipe: Recipe,
+    name: str = "run",
+    resume: RunFolder | None = None,
+    resume_anyway: bool = False,
+) -> RunFolder:
+    """Train an adapter as the recipe says, validate it, and return its run.
+
+    `name` starts the folder's name where the recipe has no run_name. `resume` continues an
+    unfinished run, whose data and base must be unchanged unless `resume_anyway`.
+    """
+    task = get_task(recipe.task)
+    template = run_template(recipe, resume)
+    if not resume:
+        refuse_taken(recipe.output_dir, recipe.run_name)
+        check_writable(Path(recipe.output_dir), "Name another --output_dir.")
+    check_trackers(recipe)
+    table, rows, validation_rows = read_data(recipe)
+    findings = check_rows(recipe, rows, validation_rows)
+
+    # A base that needs a GPU is rejected before anything is fetched.
+    if why_no_gpu() and recipe.model in SHAPES:
+        refuse_without_gpu(recipe, empty_model(make_config(SHAPES[recipe.model])))
+    tokenizer, config = load_tokenizer(recipe), load_config(recipe)
+    check_base(recipe, config, tokenizer)
+    base = base_identity(recipe)
+    if resume:
+        check_unchanged(resume, recipe, table, base, resume_anyway)
+    # Planned while the device's memory is free.
+    plan = make_plan(recipe, config, pick_device(), training=True)
+    answering_plan = same_plan(make_plan(recipe, config, plan.device, training=False))
+
+    encoder = Encoder(tokenizer, template, task.sample)
+    examples = encode_training(recipe, encoder, task.expand(rows))
+    check_ids(examples, config, tokenizer)
+    validation = encode_validation(recipe, encoder, validation_rows)
+    plan = for_these_answers(plan, recipe, config, answer_share(examples))
+    print(f"{plan}, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}")
+    print_sharing(recipe, plan, examples)
+
+    model = add_adapter(load_base(recipe, plan.device, config, plan.dequantised), recipe)
+    trained, total = model.get_nb_trainable_parameters()
+    print(f"adapter: {trained:,} of {total:,} parameters are trained")
+    check_space(resume.path if resume else Path(recipe.output_dir), trained)
+
+    # The folder is made only now, so that what failed before leaves no empty run.
+    run = resume or from_first(
+        partial(start_run, recipe, name, plan, begin([table], base), template, examples)
+    )
+    with held(run.path):
+        checkpoint = find_checkpoint(run, model) if resume and not run.finished else None
+        if is_first():  # again for a resumed run: resume_anyway may have changed its recipe
+            write_json(run.findings_file, findings)
+            run.save_recipe(recipe, template)
+        answerer = Answerer(recipe, encoder, model, answering_plan)
+        open_model = OpenModel(recipe, answerer, base, config)
+        if run.finished:
+            print(f"{run.path} is trained; its interrupted validation is repeated")
+            load_weights(model, run.adapter)
+        else:
+            selected = fit(run, plan, examples, open_model, validation, checkpoint)
+            if selected:  # in every process: all of them answer with it
+                load_weights(model, selected)
+            from_first(partial(save_adapter, model, tokenizer, recipe, run))
+        validate(open_model, validation, run)
+    print(f"run saved in {run.path}\nanswer a test file: python inference.py --run {run.path}")
+    return run
+
+
+def fit(
+    run: RunFolder,
+    plan: Plan,
+    examples: list[Example],
+    open_model: OpenModel,
+    validation: list[Example],
+    checkpoint: Path | None,
+) -> Path | None:
+    """Train to the end; return the selected checkpoint, or None for the last step's adapter."""
+    recipe, model = open_model.recipe, open_model.answerer.model
+    assert isinstance(model, PeftModel)
+    every = steps_between(recipe, len(examples))
+    evaluate = Evaluate(open_model, validation, every, run) if every and validation else None
+    state = load_state(checkpoint) if checkpoint else None
+    if state and evaluate and evaluate.patience_exceeded(state):
+        # Interrupted between its last checkpoint and its adapter.
+        print("training had ended: no higher score for as long as patience allows")
+        load_weights(model, checkpoint)
+    else:
+        progress, stop = TrainingProgress(run.metrics_file), StopSignals()
+        trackers = [Tracker(name, run.path) for name in recipe.report_to] if is_first() else []
+        callbacks = [stop, *([progress] if is_first() else []), *trackers]
+        if evaluate:
+            evaluate.trackers = trackers
+            callbacks.append(evaluate)
+        tokenizer = open_model.encoder.tokenizer
+        trainer = make_trainer(recipe, plan, tokenizer, examples, model, run.checkpoints, callbacks)
+        trainer.run_id, trainer.args.run_name = run.name_of_run, run.path.name
+        try:
+            with stop:
+                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        except torch.OutOfMemoryError as error:
+            raise InputError(lower_memory(recipe, plan)) from error
+        finally:
+            progress.close()
+        state = trainer.state
+        if stop.received:
+            code = 128 + stop.received
+            if not is_first():
+                raise SystemExit(code)  # the first process prints why
+            raise Stopped(
+                f"{stop.received.name} after step {state.global_step} of {state.max_steps}. "
+                f"Continue with python fine_tune.py --resume {run.path}",
+                code,
+            )
+    if not evaluate:
+        return None
+    selected = selected_checkpoint(run, state)
+    if is_first():
+        step = step_of(selected) if selected else state.global_step
+        append_json(run.metrics_file, {"kept": step})
+    return selected
+
+
+def run_template(recipe: Recipe, resume: RunFolder | None) -> prompts.Template:
+    """Return the checked wording: a resumed run's own, unless its recipe names another now."""
+    if resume:
+        name, template = resume.load_template()
+        if name == recipe.template:
+            get_task(recipe.task).check_template(template, name)
+            return template
+    return checked_template(recipe.template, recipe.task)
+
+
+def read_data(recipe: Recipe) -> tuple[Table, list[Row], list[Row]]:
+    """Return the training file, and its rows to train and to validate on; print what was found."""
+    task = get_task(recipe.task)
+    table = read_train(task, recipe)
+    asked, on = task.nouns
+    articles = len({row.article for row in table.rows})
+    print(f"{table.path}: {len(table.rows):,} {asked} on {articles:,} {on}")
+    for note in table.notes:
+        print(f"  {note}")
+    changed = [f"{name}={value}" for name, value in recipe.differences().items()]
+    print(f"recipe: {', '.join(changed) or 'all defaults'}")
+    rows, validation = split_by_article(table.rows, recipe.validation_fraction, recipe.fold)
+    if validation:
+        articles = len({row.article for row in validation})
+        print(f"held out to validate: {len(validation):,} {asked} on {articles:,} {on}")
+    return table, rows, validation
+
+
+def check_rows(recipe: Recipe, rows: list[Row], validation: list[Row]) -> dict[str, list[dict]]:
+    """Print and return what is suspicious in the data, by kind; the test file is included."""
+    if not is_first():  # large data take some seconds: one process checks them for all
+        return {}
+    test: list[Row] = []
+    if Path(recipe.test_file).is_file():
+        try:
+            test = read_test(get_task(recipe.task), recipe, Path(recipe.test_file)).rows
+        except InputError as error:
+            # Training does not need the test file, so a bad one stops only inference.py.
+            print(f"WARNING: the test file cannot be used yet: {error}")
+    findings = check_data({"train": rows, "validation": validation, "test": test})
+    for line in tell_findings(findings):
+        print(f"  {line}")
+    return findings
+
+
+def encode_training(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
+    """Encode the rows to train on; rows that are too long are left out and named."""
+    examples = encoder.encode(rows, recipe.prompt_limit, True, recipe.on_overflow)
+    examples = without_too_long(recipe, examples)
+    tell_lengths(recipe, examples)
+    return examples
+
+
+def encode_validation(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
+    """Encode the rows to validate on, as inference does."""
+    examples = encoder.encode(rows, recipe.prompt_limit, False, recipe.on_overflow)
+    tell_cut(recipe, examples)
+    return examples
+
+
+def print_sharing(recipe: Recipe, plan: Plan, examples: list[Example]) -> None:
+    """Print the tokens that reading once saves, and warn of few steps and idle processes."""
+    articles = len({example.row.article for example in examples})
+    if recipe.read_once:
+        every_time, once = count_tokens(examples, recipe, plan, COUNTED_STEPS)
+        tokens = f"{every_time:,} -> {once:,}"
+        if once >= 20_000:
+            tokens = f"{every_time / 1e6:.2f} M -> {once / 1e6:.2f} M"
+        print(
+            f"reading once: {len(examples):,} questions on {articles:,} articles: {tokens} tokens "
+            f"per epoch ({every_time / once:.1f}x fewer)"
+        )
+    steps = math.ceil(len(examples) / recipe.questions_per_step * recipe.epochs)
+    if steps < FEW_STEPS:
+        print(
+            f"Only {steps} optimizer steps: the model may not learn to answer briefly. Try "
+            f"--epochs {math.ceil(recipe.epochs * FEW_STEPS / steps)}."
+        )
+    processes, questions = process_count(), recipe.questions_per_step
+    if processes == 1 or not recipe.read_once or not is_first():
+        return
+    now_at = speedup(examples, recipe, processes, questions)
+    line = f"{processes} processes train at best {now_at:.1f} times as fast as one"
+    more = questions
+    if now_at < FED * processes:
+        # Doubled until it is enough, or a step would be a tenth of all questions.
+        while more < len(examples) / 10 and (
+            speedup(examples, recipe, processes, more) < FED * processes
+        ):
+            more *= 2
+    if more > questions:
+        line = (
+            f"WARNING: {line}: {questions} questions a step are too few. With "
+            f"--questions_per_step {more} it is {speedup(examples, recipe, processes, more):.1f} "
+            "times; steps become fewer, and may need a higher learning_rate."
+        )
+    print(line)
+
+
+def start_run(
+    recipe: Recipe,
+    name: str,
+    plan: Plan,
+    environment: dict,
+    template: prompts.Template,
+    examples: list[Example],
+) -> RunFolder:
+    """Make a run folder with everything the run depends on."""
+    run = new_run(recipe.output_dir, recipe.run_name, name)
+    run.metrics_file.unlink(missing_ok=True)  # of a run that stopped before its first checkpoint
+    # What "auto" selected here: an export on another machine cannot know it.
+    dtype = str(plan.compute_dtype).removeprefix("torch.")
+    write_json(run.environment_file, environment | {"compute_dtype": dtype})
+    run.save_recipe(recipe, template)
+    trimmed = {example.row.id: example.trimmed for example in examples if example.trimmed}
+    if trimmed:
+        lost = [example.row.id for example in examples if loses_answer(example)]
+        content = {
+            "characters cut from the article, by question": trimmed,
+            "whose answer was cut off with it": lost,
+        }
+        write_json(run.path / "trimmed.json", content)
+    return run
+
+
+def preview_training(recipe: Recipe, resume: RunFolder | None = None) -> None:
+    """Print token counts, what would be shortened, and one encoded example."""
+    task = get_task(recipe.task)
+    template = run_template(recipe, resume)
+    _, rows, validation_rows = read_data(recipe)
+    check_rows(recipe, rows, validation_rows)
+    tokenizer, config = load_tokenizer(recipe), load_config(recipe)
+    check_base(recipe, config, tokenizer)
+    encoder = Encoder(tokenizer, template, task.sample)
+    examples = encode_training(recipe, encoder, task.expand(rows))
+    check_ids(examples, config, tokenizer)
+    encode_validation(recipe, encoder, validation_rows)
+    preview(encoder, examples[0])
