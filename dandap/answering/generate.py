@@ -63,7 +63,7 @@ class PromptBatches:
 
 @contextmanager
 def _no_generation_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Hide the model's generation_config from generate: its sampling, penalties, forbidden words."""
+    """Hide the model's generation_config from generate: its sampling and penalties."""
     # PEFT's wrapper and the base each have one, and either may be used.
     owners = {model, model.get_base_model()} if isinstance(model, PeftModel) else {model}
     before = {owner: owner.generation_config for owner in owners}

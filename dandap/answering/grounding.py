@@ -1,4 +1,4 @@
-"""Answers that are literal spans of the article: which token may come next."""
+"""Answers that are literal spans of the article: which token may be next."""
 
 import codecs
 import re
@@ -6,14 +6,14 @@ import re
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-MOST_BYTES = 4  # of a character; a vocabulary may have to say it byte by byte
+MOST_BYTES = 4  # of a character, which a vocabulary may have to spell byte by byte
 
 
 class Grounding:
-    """Chooses tokens so that an answer stays a span of its article.
+    """Selects tokens so that an answer stays a span of its article.
 
-    Spans are followed in UTF-8 bytes, because a token may be a part of a character. White space
-    around an answer does not count, as it does not in answers that are not grounded.
+    Spans are compared as UTF-8 bytes, because a token may be part of a character. White space
+    around an answer does not count.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control_ids: set[int]):
@@ -28,55 +28,52 @@ class Grounding:
         left: int,
         likeliest: list[int],
     ) -> int | None:
-        """Return the first of some tokens that keeps the answer a span of the context, or ends it.
+        """Return the first token that keeps the answer a span of the context, or ends it; or None.
 
-        `token_ids` is the answer so far; None is returned if none of the tokens will do. `left`
-        tokens may still be said, this one included: enough must remain for the span's first
-        character.
+        `token_ids` is the answer so far. `left` tokens remain, this one included: they must be
+        enough for the span's first character.
         """
-        said = self._said(token_ids)
-        may_end = _is_span(said, context)
+        answer = self._bytes(token_ids)
+        may_end = _is_span(answer, context)
         for token in likeliest:
             is_stop = token in stop_ids
-            if may_end if is_stop else self._may_say(said, token, context, left - 1):
+            if may_end if is_stop else self._may_append(answer, token, context, left - 1):
                 return token
         return None
 
     def text(self, token_ids: list[int]) -> str:
-        """Return the answer; a character that was cut in the middle is left out."""
-        return _characters(self._said(token_ids))[0].strip()
+        """Return the answer's text without a character that was cut in the middle."""
+        return _characters(self._bytes(token_ids))[0].strip()
 
-    def _said(self, token_ids: list[int]) -> bytes:
+    def _bytes(self, token_ids: list[int]) -> bytes:
         return b"".join(self.bytes_of.get(token, b"") for token in token_ids)
 
-    def _may_say(self, said: bytes, token: int, context: str, left: int) -> bool:
-        """Say whether a token lengthens a span, or is white space around one.
+    def _may_append(self, answer: bytes, token: int, context: str, left: int) -> bool:
+        """Return whether a token lengthens a span, or is white space around one.
 
-        One token of white space may stand before a span, any number after it.
+        One token of white space may precede a span, any number may follow it.
         """
         new = self.bytes_of.get(token, b"")
         try:
-            text, rest = _characters(said + new)
+            text, rest = _characters(answer + new)
         except UnicodeDecodeError:  # it would start or break a span within a character
             return False
-        # Nothing but white space so far: the tokens that are left must do for a character, or the
-        # answer would end empty.
+        # Only white space so far: the remaining tokens must be enough for a character.
         if not text.strip() and left < (_missing(rest) if rest else self._to_a_character(context)):
             return False
         if not text.strip() and rest:
             characters = (c.encode() for c in context if c.strip())
             if not any(character.startswith(rest) for character in characters):
                 return False  # it could only become white space
-        # A token without bytes, or more white space before the span, leads nowhere: the likeliest
-        # could be said again until the limit.
-        if not new or (said and not text.strip() and not rest):
+        # A token without bytes, or more white space before the span, could repeat until the limit.
+        if not new or (answer and not text.strip() and not rest):
             return False
-        # Bytes are compared because of `rest`; the other way is white space after a finished span.
+        # Bytes because of `rest`; or white space after a finished span.
         longer = text.lstrip().encode() + rest
         return longer in context.encode() or (not rest and text.strip() in context)
 
     def _to_a_character(self, context: str) -> int:
-        """Return how many tokens the article's easiest character takes, or their upper bound."""
+        """Return how many tokens the article's shortest character takes, at most."""
         for character in set(context):
             if character.strip() and character.encode() in self.known:
                 return 1
@@ -84,18 +81,18 @@ class Grounding:
 
 
 def _missing(begun: bytes) -> int:
-    """Return how many bytes a character lacks that has begun (RFC 3629, section 3)."""
+    """Return how many bytes are missing of a character (RFC 3629, section 3)."""
     return (2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4) - len(begun)
 
 
-def _is_span(said: bytes, context: str) -> bool:
-    """Say whether bytes are a span of the context: one character or more, none of them in part."""
-    text, rest = _characters(said)
+def _is_span(answer: bytes, context: str) -> bool:
+    """Return whether bytes are a span of the context, of whole characters."""
+    text, rest = _characters(answer)
     return not rest and bool(text.strip()) and text.strip() in context
 
 
 def _characters(data: bytes) -> tuple[str, bytes]:
-    """Return a text's whole characters, and the bytes of one that has only begun.
+    """Return a text's whole characters, and the bytes of an incomplete one.
 
     UnicodeDecodeError is raised for bytes that can never become a character.
     """
@@ -104,7 +101,7 @@ def _characters(data: bytes) -> tuple[str, bytes]:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, control_ids: set[int]) -> dict[int, bytes]:
-    """Return what each token adds to a text; control tokens add nothing and are left out.
+    """Return the bytes that each token adds to a text, without control tokens.
 
     Byte-level vocabularies (GPT-2, Llama 3, Qwen) write bytes as printable characters; the others
     (SentencePiece: Llama 2, SOLAR, EEVE, Gemma) write a space as U+2581 and single bytes as <0xEA>.
@@ -117,7 +114,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, control_ids: set[int]) -> di
     for token, token_id in tokenizer.get_vocab().items():
         if token_id in control_ids:
             continue
-        # Tokens that were added later are written as they are, in vocabularies of either kind.
+        # Tokens that were added later are literal in both kinds of vocabularies.
         if token_id in added or (byte_level and not set(token) <= byte_of.keys()):
             found[token_id] = token.encode()
         elif byte_level:

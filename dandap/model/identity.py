@@ -1,4 +1,4 @@
-"""The identity of a run's base, told by its files, so that no run goes on over another one."""
+"""The identity of a run's base, so that no run continues on another one."""
 
 from pathlib import Path
 
@@ -9,28 +9,24 @@ from dandap.recipe import Recipe
 
 
 def base_identity(recipe: Recipe) -> dict[str, str]:
-    """Return the base's name and what tells its files from another's.
+    """Return the base's name with its commit (hub) or a hash of its files (folder).
 
-    A hub model is told by the commit that is in the cache, a folder by a hash of its config,
-    tokenizer and weights. Weights of more than WHOLE bytes are hashed in part (16 MB spread over
-    each file), so that 20 GB take a second and not a minute: another model or another training
-    shows, a single flipped bit may not.
+    Large weights are hashed in part (16 MB spread over each file): 20 GB take a second. Another
+    model or another training shows, a single flipped bit may not.
     """
     folder = Path(recipe.model)
     if folder.is_dir():
         return {"model": recipe.model, "files": folder_hash(folder)}
     found = try_to_load_from_cache(recipe.model, "config.json", revision=recipe.revision or "main")
-    # The cache's folders are called snapshots/<commit>/. Not a str: the file is not in the cache.
-    return {
-        "model": recipe.model,
-        "commit": Path(found).parent.name if isinstance(found, str) else (recipe.revision or ""),
-    }
+    # The cache's folders are named snapshots/<commit>/. Not a str: the file is not in the cache.
+    commit = Path(found).parent.name if isinstance(found, str) else (recipe.revision or "")
+    return {"model": recipe.model, "commit": commit}
 
 
 def same_base(one: dict[str, str], other: dict[str, str]) -> bool:
-    """Say whether two identities are of the same base; a folder may have been moved."""
+    """Return whether two identities are of the same base; a folder may have been moved."""
     if "files" in one and "files" in other:
         return one["files"] == other["files"]
-    # Without a commit only the names are left to compare.
-    not_in_the_cache = "" in (one.get("commit"), other.get("commit"))
-    return one == other or (not_in_the_cache and one["model"] == other["model"])
+    # Without a commit only the names can be compared.
+    unknown = "" in (one.get("commit"), other.get("commit"))
+    return one == other or (unknown and one["model"] == other["model"])

@@ -1,4 +1,4 @@
-"""The base model in NF4 or 16 bit, its tokenizer, and their limits."""
+"""The base model in NF4 or 16 bits, its tokenizer, and their limits."""
 
 import warnings
 from pathlib import Path
@@ -37,72 +37,63 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedToke
             source, trust_remote_code=recipe.trust_remote_code, **options
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        # Only a filler: padding is masked, and answers' own stop tokens stay in the loss. A stop
-        # token is taken where there is nothing else.
-        before, tokenizer.pad_token = (
-            tokenizer.pad_token,
-            tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token,
-        )
+        # Padding is masked, and the answers' own stop tokens stay in the loss.
+        before, tokenizer.pad_token = tokenizer.pad_token, filler(tokenizer)
         if before and before != tokenizer.pad_token:
-            print(
-                f"the base pads with its stop token {before!r}; {tokenizer.pad_token!r} is used "
-                "instead, and masked"
-            )
+            print(f"padding with {tokenizer.pad_token!r} instead of the stop token {before!r}")
     return tokenizer
 
 
 def check_base(
     recipe: Recipe, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Compare the recipe with the base's limits before any weight is loaded.
+    """Compare the recipe with the base's limits before weights are loaded.
 
-    Beyond learned positions (GPT-2, KoGPT2) there is nothing to look up, which CUDA reports as a
-    device-side assert; beyond rotary ones a model answers, but was never trained there.
+    Beyond learned positions (GPT-2) CUDA ends with a device-side assert; beyond rotary ones a model
+    answers, but was never trained there.
     """
     config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions and recipe.max_length > positions:
-        told = (
-            f"max_length={recipe.max_length} is more than the {positions} positions of "
-            f"{recipe.model}"
-        )
+        message = f"max_length={recipe.max_length} exceeds the {positions} positions of "
+        message += f"{recipe.model}. Use --max_length {positions}."
         rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
         if not rotary:
-            raise InputError(f"{told}: it cannot read further. Use --max_length {positions}.")
-        print(
-            f"WARNING: {told}, which was not trained beyond them; --max_length {positions} stays "
-            "within"
-        )
+            raise InputError(message)
+        print(f"WARNING: {message}")
     size = getattr(config, "vocab_size", None)
     if size and tokenizer.vocab_size > size:
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens and the base {recipe.model} "
-            f"embeddings for {size:,}: they do not belong together. Use the tokenizer that came "
-            "with the base."
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, and the base {recipe.model} "
+            f"embeddings for {size:,}. Use the tokenizer that came with the base."
         )
     if size and tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= size:
         # Added for training elsewhere, and the base was not enlarged (Llama 2 with [PAD]).
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
+        tokenizer.pad_token = filler(tokenizer)
+
+
+def filler(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a token to pad with; a stop token where there is nothing else."""
+    return tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
 
 
 def check_ids(
     examples: list[Example], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Refuse token ids that have no embedding; on CUDA they would end in a device-side assert."""
+    """Reject token ids without an embedding; on CUDA they end in a device-side assert."""
     size = getattr(config.get_text_config(), "vocab_size", None)
     for example in examples if size else ():
         highest = max(max(example.prompt_ids), max(example.answer_ids, default=0))
         if highest >= size:
             token = tokenizer.convert_ids_to_tokens(highest)
             raise InputError(
-                f"question {example.row.id}: the token {token!r} has the id {highest} and the base "
-                f"embeddings for {size}. The tokenizer was enlarged and the base was not; use the "
-                "tokenizer that came with the base."
+                f"question {example.row.id}: the token {token!r} has id {highest}, and the base "
+                f"embeddings for {size}. Use the tokenizer that came with the base."
             )
 
 
 def load_config(recipe: Recipe) -> PretrainedConfig:
-    """Return the base model's architecture; InputError if it cannot be had."""
+    """Return the base model's config."""
     if not Path(recipe.model).is_dir():
         find_hub()
     with loading(recipe.model, "model"):
@@ -119,7 +110,7 @@ def load_base(
 ) -> PreTrainedModel:
     """Load the base model on `device`, 4-bit NF4 by default, frozen; only safetensors are read.
 
-    With `dequantised` its NF4 weights are kept as the numbers that they stand for.
+    With `dequantised` its NF4 weights are replaced by their dequantized values.
     """
     dtype = pick_compute_dtype(recipe, device)
     config = config or load_config(recipe)
