@@ -1,19 +1,18 @@
-"""Answers for trees of prompts: tokens are read once, then each step feeds a token per live branch.
+"""Decode trees of prompts: the prompts are read once, then each step feeds a token per live branch.
 
-The prompts of an article are one tree, a row of the batch, and so are its keys and values, which
-stay where they are. A new token sees its prompt's ancestors in them and what its own branch has
-said, which is kept beside:
+The prompts of an article are one tree, a row of the batch; its keys and values stay in place. A
+new token sees its prompt's ancestors in them and its own branch's tokens, which are stored apart:
 
     trunk (a row)             own (a slot per branch)
     article | q 1 | q 2       answer 1: 2 steps so far, and room for more
                               answer 2: 2 steps so far, and room for more
 
-On CUDA a step is captured as a graph, which wants tensors that stay as large as they are: there is
-room for several steps, and stopped branches are fed on until it is used up. On a CPU there is room
-for one step, and what has stopped is closed up at once.
+On CUDA a step is captured as a graph, whose tensors cannot change size: there is room for several
+steps, and stopped branches are fed along until it is used up. On a CPU there is room for one step,
+and stopped branches are removed at once.
 
-Answers are those of `generate` (dandap/answering/generate.py), token for token in float32; in 16
-bits ties may fall otherwise.
+Answers equal those of `generate` (dandap/answering/generate.py), token for token in float32; in 16
+bits ties may be decided differently.
 """
 
 import hashlib
@@ -39,18 +38,18 @@ from dandap.tree.packing import Part
 from dandap.tree.token_tree import collate
 from dandap.tree.transfer import send
 
-FIRST_TRIED = 16  # tokens that may keep an answer grounded; nearly always one of them does
+FIRST_TRIED = 16  # most probable tokens tried before all others in a grounded answer
 
 
 @dataclass
 class Branch:
-    """Holds one answer while it grows, and where it grows."""
+    """An answer that grows, and its place in the batch."""
 
     index: int  # of its example
     sample: int
     row: int  # of the batch
     slot: int  # within the row
-    # Its log-probability is a sum until all answers have ended.
+    # The log-probability is a sum until all answers have ended.
     answer: Answer = field(default_factory=Answer)
 
 
@@ -62,15 +61,14 @@ def answer_examples(
     grounding: Grounding | None = None,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, list[Answer]]]:
-    """Yield (number of the example, its samples) as batches finish, but for the `done`.
+    """Yield (number of the example, its samples) as batches finish; skip the `done`.
 
-    A batch has at most `tokens_per_batch` tokens, padding and a share of the new ones included;
-    `run_batches` says what happens where memory runs out.
+    A batch has at most `tokens_per_batch` tokens, with padding and a share of the new ones.
     """
     model.eval()
 
     def sequences(index: int) -> Sequences:
-        # Any answer of one token will do: it marks the prompt's end as predicting.
+        # Any one-token answer marks the prompt's end as predicting.
         return [(examples[index].prompt_ids, decoding.stop_ids[:1])]
 
     def work(batch: list[Part]) -> dict[int, list[Answer]]:
@@ -82,13 +80,13 @@ def answer_examples(
 
 
 class TreeCache(DynamicCache):
-    """Holds keys and values of trees, and beside them those of the branches that grow from them.
+    """Keys and values of trees, and apart from them those of the branches that grow from them.
 
-    dandap/tree/attention.py draws the two parts and attends to them.
+    dandap/tree/attention.py draws both parts and attends to them.
     """
 
     def __init__(self, rows: int, length: int, device: torch.device):
-        # Not of a config: sliding layers would drop keys by index; the masks window by position.
+        # Without a config: sliding layers would drop keys by index; our masks window by position.
         super().__init__()
         self.rows, self.length = rows, length
         # The rows whose trees are being forwarded; None while branches are.
@@ -99,7 +97,7 @@ class TreeCache(DynamicCache):
         self.step = torch.full((1,), -1, device=device)
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        """Keep the keys and values of new tokens, and return what these tokens attend to.
+        """Store the keys and values of new tokens, and return what these tokens attend to.
 
         Both are (rows, kv_heads, tokens, size). A tree attends to itself, a branch to `Branched`.
         """
@@ -113,7 +111,7 @@ class TreeCache(DynamicCache):
             for whole, states in zip(self.trunk[layer_idx], new, strict=True):
                 whole[self.reading, :, : states.shape[2]] = states
             return new
-        # What came as tokens of a row are branches: (rows, kv_heads, branches, 1 step, size).
+        # A row's tokens are branches here: (rows, kv_heads, branches, 1 step, size).
         for whole, states in zip(self.own[layer_idx], new, strict=True):
             whole.index_copy_(3, self.step, states[:, :, :, None])
         return tuple(map(Branched, self.trunk[layer_idx], self.own[layer_idx]))
@@ -137,16 +135,13 @@ class TreeCache(DynamicCache):
             self.own[number] = tuple(states[row, :, slot].transpose(1, 2) for states in layer)
 
     def keep_trees(self, rows: torch.Tensor) -> None:
-        """Keep these rows' trees alone; `keep_branches` has to move their branches."""
+        """Drop all other rows' trees; `keep_branches` moves their branches."""
         for number, layer in enumerate(self.trunk):
             self.trunk[number] = tuple(states[rows] for states in layer)
 
 
 class TreeDecoder:
-    """Decodes a batch of trees, a row each, whose branches grow.
-
-    A branch has a slot in its row: tensors are (rows, slots).
-    """
+    """Decodes a batch of trees, a row each. A branch has a slot in its row: (rows, slots)."""
 
     def __init__(
         self,
@@ -180,15 +175,15 @@ class TreeDecoder:
         branches = live = self._branch_off()
         for step in range(self.decoding.max_new_tokens):
             chosen = self._take_tokens(live, logits, step)
-            going_on = [branch for branch in live if not branch.answer.stopped]
-            if not going_on or step + 1 == self.decoding.max_new_tokens:
+            growing = [branch for branch in live if not branch.answer.stopped]
+            if not growing or step + 1 == self.decoding.max_new_tokens:
                 break
-            # Stopped branches are no longer fed; the answers before hold them until the end. A
-            # graph, which other shapes would end, has them along until room must be made anyway.
-            if step % self.room == 0 and len(going_on) < len(live):
-                left = [place for place, branch in enumerate(live) if not branch.answer.stopped]
+            # Stopped branches are removed. A captured graph, whose shapes cannot change, feeds them
+            # along until room must be made anyway.
+            if step % self.room == 0 and len(growing) < len(live):
+                left = [number for number, branch in enumerate(live) if not branch.answer.stopped]
                 chosen = chosen[self._sent(left)]
-                live = going_on
+                live = growing
                 self._regroup(live)
             logits = self._feed(chosen, step)
         answers: dict[int, list[Answer]] = {}
@@ -199,7 +194,7 @@ class TreeDecoder:
 
     def _read(self) -> torch.Tensor:
         """Forward the trees, some at a time, and return logits (branches, vocab)."""
-        # On a CPU each by itself: padding costs there.
+        # On a CPU each by itself: padding takes time there.
         rows = 1 if self.device.type == "cpu" else max(1, READ_TOKENS // self.cache.length)
         logits = []
         for first in range(0, len(self.parts), rows):
@@ -209,8 +204,8 @@ class TreeDecoder:
             predicted = self._forward(
                 batch["input_ids"], batch["position_ids"], mask, batch["predicts"]
             )
-            # Questions with the same prompt share the position that predicts, samples as well:
-            # `predictor` has a line for each question, in the order of the branches.
+            # Questions with the same prompt, and samples, share the predicting position:
+            # `predictor` has an entry for each question, in the order of the branches.
             owner = batch["predictor"]
             if self.decoding.samples > 1:
                 owner = owner.repeat_interleave(
@@ -225,10 +220,10 @@ class TreeDecoder:
         return collate(trees, self.decoding.pad_id, self.multiple, self.device)
 
     def _branch_off(self) -> list[Branch]:
-        """Return a branch per sample, and set what the branches see and where they stand.
+        """Return a branch per sample, and set what the branches see and their positions.
 
-        `sees`, (rows, slots, columns), is what of the tree a branch sees; `position`, (rows,
-        slots), is that of its last token.
+        `sees` is (rows, slots, columns): the columns of the tree that a branch sees; `position` is
+        that of its last token, (rows, slots).
         """
         branches = []
         samples = self.decoding.samples
@@ -236,8 +231,8 @@ class TreeDecoder:
             owners = [(index, sample) for index in part.members for sample in range(samples)]
             for slot, (index, sample) in enumerate(owners):
                 branches.append(Branch(index, sample, row, slot))
-        # The index of a branch's last prompt token. Slots without a branch have 0: they see the
-        # first token, and what they compute is dropped.
+        # The index of a branch's last prompt token. Slots without a branch have 0; their results
+        # are dropped.
         width = 1 + max(branch.slot for branch in branches)
         ends = torch.zeros(len(self.parts), width, dtype=torch.long)
         for row, part in enumerate(self.parts):
@@ -255,10 +250,9 @@ class TreeDecoder:
         return branches
 
     def _regroup(self, live: list[Branch]) -> None:
-        """Close the gaps that stopped branches leave, in tensors, cache and `live` itself."""
+        """Remove stopped branches from the tensors, the cache and the places of `live`."""
         rows = sorted({branch.row for branch in live})
-        # Rows without branches go once they are half: that copies the cache, and with every row
-        # that ends it would be copied as often as there are articles.
+        # Empty rows are removed once they are half: that copies the cache.
         if len(rows) > len(self.sees) / 2:
             rows = list(range(len(self.sees)))
         number = {row: new for new, row in enumerate(rows)}
@@ -266,8 +260,8 @@ class TreeDecoder:
         for branch in live:
             members[number[branch.row]].append(branch.slot)
             branch.row, branch.slot = number[branch.row], len(members[number[branch.row]]) - 1
-        # slot[r, w] is the old slot of what comes to [r, w]. Shorter rows are filled with copies
-        # of their old slot 0, which nobody reads.
+        # slot[r, w] is the old slot of the branch now at [r, w]. Shorter rows are filled with
+        # copies of their old slot 0, which nobody reads.
         width = max(map(len, members))
         slot = self._sent([slots + [0] * (width - len(slots)) for slots in members])
         kept = self._sent(rows)
@@ -280,7 +274,7 @@ class TreeDecoder:
         self._find_slots(live, width)
 
     def _find_slots(self, live: list[Branch], width: int) -> None:
-        """Note where the live branches stand, counted row by row."""
+        """Set the live branches' slots, counted row by row."""
         self.slots = self._sent([branch.row * width + branch.slot for branch in live])
 
     def _sent(self, numbers: list | torch.Tensor) -> torch.Tensor:
@@ -295,7 +289,7 @@ class TreeDecoder:
         return self.captured(self._step, chosen) if self.captures else self._step(chosen)
 
     def _step(self, chosen: torch.Tensor) -> torch.Tensor:
-        """Do what `_feed` says, with nothing that depends on the step but tensors' contents."""
+        """Do one step; only the contents of tensors depend on its number, as a graph needs."""
         ids = torch.full_like(self.position, self.decoding.pad_id)
         ids.view(-1).index_copy_(0, self.slots, chosen)
         self.position += 1
@@ -307,12 +301,8 @@ class TreeDecoder:
         return self._forward(ids, self.position, masks.get("", masks), self.slots)
 
     def _sees_within(self, window: int | None) -> torch.Tensor:
-        """Return what the new tokens see, (rows, slots, columns and steps).
-
-        They see their part of the tree and all that their branch has said, both within the window.
-        """
-        # How many steps ago each own token was said, the oldest first; all branches are as old.
-        # Below zero are those still to come.
+        """Return what the new tokens see, (rows, slots, columns and steps): tree and own branch."""
+        # How many steps ago each own token was fed, the oldest first; below zero are future steps.
         age = self.cache.step - torch.arange(self.columns, device=self.device)
         age = age.expand(*self.position.shape, -1)
         if window is None:
@@ -333,11 +323,8 @@ class TreeDecoder:
         return outputs.logits.float()
 
     def _take_tokens(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
-        """Append each branch's next token, with what it adds to the log-probability.
-
-        The tokens are returned as they are on the device, (branches).
-        """
-        # Tokens are chosen by `allowed`, and counted by `logits`, which are the model's own.
+        """Append each branch's next token, and return the tokens, (branches)."""
+        # Selected by `allowed`; the log-probability is that of `logits`, the model's own.
         stop_ids = self.decoding.stop_ids
         allowed = logits
         if self.decoding.repetition_penalty != 1:
@@ -361,7 +348,7 @@ class TreeDecoder:
 
     def _append(self, branch: Branch, token: int, log_probability: float) -> None:
         if branch.answer.stopped:
-            return  # fed along with those that go on
+            return  # fed along with the others
         branch.answer.token_ids.append(token)
         branch.answer.log_probability += log_probability
         branch.answer.stopped = token in self.decoding.stop_ids
@@ -369,10 +356,7 @@ class TreeDecoder:
     def _take_grounded(
         self, live: list[Branch], logits: torch.Tensor, scores: torch.Tensor
     ) -> torch.Tensor:
-        """Append the likeliest tokens that keep answers spans, and return them.
-
-        The first few are tried before a whole vocabulary is sorted.
-        """
+        """Append the most probable tokens that keep answers spans, and return them."""
         chosen = []
         likeliest = scores.topk(min(FIRST_TRIED, scores.shape[1])).indices
         tokens, log_probabilities = _fetched(likeliest.T, logits)  # (tried, branches)
@@ -389,7 +373,7 @@ class TreeDecoder:
             token = pick(first)
             if token is None:
                 token = pick(scores[number].argsort(descending=True).tolist())
-            # Nothing can be said of an article without a character; the answer ends as it is.
+            # An article without a character has no span; the answer ends.
             token = self.decoding.stop_ids[0] if token is None else token
             if token in first:
                 log_probability = log_probabilities[first.index(token)][number]
@@ -400,22 +384,19 @@ class TreeDecoder:
         return self._sent(chosen)
 
     def _sampled(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
-        """Draw tokens from the softmax at the decoding's temperature.
-
-        A token is where a uniform number falls in the softmax's cumulative sum.
-        """
+        """Draw tokens from the softmax at the decoding's temperature, by its cumulative sum."""
         # The upper 24 of the seed's 56 bits: below 1, and exact in float32.
         drawn = [(self._seed(branch, step) >> 32) / 2**24 for branch in live]
         reached = self._tempered(logits).softmax(-1).cumsum(-1)
-        # Of the sum that was reached, which rounding keeps from being 1.
+        # Rounding keeps the sum from being 1.
         at = self._sent(drawn)[:, None] * reached[:, -1:]
         return torch.searchsorted(reached, at, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
     def _perturbed(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
-        """Return logits with Gumbel noise, or as they are at temperature 0.
+        """Return logits with Gumbel noise; without it at temperature 0.
 
-        The largest of any choice of tokens then is a sample of their softmax (Gumbel, 1954), so
-        grounding can go down the order of scores and still sample.
+        The largest of any subset of tokens is then a sample of its softmax (Gumbel, 1954), so
+        grounding can try tokens in order and still sample.
         """
         if not self.decoding.temperature:
             return logits
@@ -427,14 +408,11 @@ class TreeDecoder:
         return self._tempered(logits) - noise.log()  # -log of an exponential is Gumbel noise
 
     def _tempered(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return logits over the temperature, the largest at 0: finite at any temperature."""
+        """Return logits / temperature, the largest at 0: finite at any temperature."""
         return (logits - logits.amax(-1, keepdim=True)) / self.decoding.temperature
 
     def _seed(self, branch: Branch, step: int) -> int:
-        """Return a seed of 56 bits that question, sample and step alone decide.
-
-        So the batch that a question is in changes nothing.
-        """
+        """Return a seed of 56 bits that depends on question, sample and step, not on the batch."""
         name = f"{self.decoding.seed} {self.examples[branch.index].row.id} {branch.sample} {step}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
 
@@ -442,10 +420,9 @@ class TreeDecoder:
 def _fetched(
     tokens: torch.Tensor, logits: torch.Tensor
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Return tokens, (some, branches), and their log-probabilities, at one wait for the device.
+    """Return tokens, (n, branches), and their log-probabilities with one wait for the device.
 
-    logits are (branches, vocab), in float32, as are the tokens on their way: it holds every
-    integer up to 16.7 million.
+    logits are (branches, vocab) in float32. The tokens are sent as float32, exact up to 2**24.
     """
     log_probabilities = logits.gather(1, tokens.T).T - logits.logsumexp(-1)
     both = torch.stack([tokens.float(), log_probabilities]).tolist()

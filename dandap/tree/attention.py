@@ -1,6 +1,6 @@
-"""Attention of token trees: by FlexAttention, of branches over their tree, by ordinary kernels.
+"""Attention of token trees: FlexAttention, branches over their tree, and ordinary kernels.
 
-FlexAttention is tried on the machine before it is used.
+FlexAttention is probed on the machine before it is used.
 """
 
 import copy
@@ -28,9 +28,9 @@ from dandap.tree.masks import BLOCK, tree_masks
 from dandap.tree.token_tree import collate, grow
 
 NAME = "tree"  # how transformers knows our attention function
-# FlexAttention's blocks of queries and keys, and how many of them its kernels load ahead. Its own
-# choice wants 153 kB of shared memory forwards and 136 kB backwards at head size 256 in 16 bits;
-# these want 53 and 66, so that they fit the 101 kB of an RTX 3090 or 4090, A10 or L4.
+# FlexAttention's block sizes and pipeline stages. Its own choice needs 153 kB of shared memory
+# forwards and 136 kB backwards at head size 256 in 16 bits; these need 53 and 66, and fit the
+# 101 kB of an RTX 3090 or 4090, A10 or L4.
 SMALL_TILES = {
     "fwd_num_stages": 1,
     "bwd_num_stages": 1,
@@ -43,7 +43,7 @@ OWN_CHOICE: dict[str, int] = {}
 # What the probe found to work on this machine, by head size and dtype.
 _chosen_tiles: dict[tuple[int, torch.dtype], dict[str, int]] = {}
 # The probe's limit on the difference from float32, as a share of the norm. Rounding to bfloat16
-# comes to at most 0.0046; the broken kernels of tests/test_attention.py to 0.25 at least.
+# gives at most 0.0046; the broken kernels of tests/test_attention.py give at least 0.25.
 PROBE_LIMIT = 0.02
 PROBE_WINDOW = 64  # shorter than the probe's article, which real windows are not
 
@@ -51,9 +51,9 @@ PROBE_WINDOW = 64  # shorter than the probe's article, which real windows are no
 def why_no_flex(
     recipe: Recipe, config: PretrainedConfig, device: torch.device, dtype: torch.dtype
 ) -> str | None:
-    """Return the reason why training cannot use FlexAttention here, or None if it can.
+    """Return why training cannot use FlexAttention here, or None if it can.
 
-    InputError is raised if there is a reason and the recipe insists on FlexAttention.
+    InputError is raised if there is a reason and the recipe demands FlexAttention.
     """
     reason = _obstacle(recipe, config.get_text_config(), device, dtype)
     if reason and recipe.attention == "flex":
@@ -65,22 +65,22 @@ def _obstacle(
     recipe: Recipe, config: PretrainedConfig, device: torch.device, dtype: torch.dtype
 ) -> str | None:
     if recipe.attention not in ("auto", "flex"):
-        return f"attention={recipe.attention} was asked for"
+        return f"attention={recipe.attention}"
     if not recipe.read_once:
         return "read_once is off"
     if device.type != "cuda":
         return "flex has no backward on CPU"
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
-        return f"flex needs a GPU from sm_80 on, this one is sm_{major}{minor}"
+        return f"flex needs at least sm_80, this GPU is sm_{major}{minor}"
     if getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0):
-        return "flex knows no attention dropout"
+        return "flex has no attention dropout"
     for tiles in tiles_to_try(config, device, dtype):
         _chosen_tiles[head_size(config), dtype] = tiles
         try:
             probe(config, device, dtype)
             return None
-        # A compiler may raise anything, and all of it means: not on this machine.
+        # A compiler may raise anything.
         except Exception as error:  # noqa: BLE001
             reason = f"flex failed its probe: {first_line(error)}"
     return reason
@@ -92,30 +92,30 @@ def tiles_to_try(
     """Return the kernel options to probe, the fastest first that can fit the GPU."""
     shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
     wide = head_size(config) * dtype.itemsize > 256  # bytes of a head's key: above 128 x 16 bits
-    # Known not to fit, and a compilation that fails takes as long as one that does not.
+    # A compilation that is known to fail takes as long as one that succeeds.
     return [SMALL_TILES] if wide and shared < 160_000 else [OWN_CHOICE, SMALL_TILES]
 
 
 def head_size(config: PretrainedConfig) -> int:
-    """Return the numbers of a head's query, key or value."""
+    """Return the size of a head's query, key or value."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 class Branched(NamedTuple):
-    """Holds keys, or values, that branches' new tokens see; a row's branches share its trunk."""
+    """Keys or values that branches' new tokens see; a row's branches share its trunk."""
 
     trunk: torch.Tensor  # (rows, kv_heads, length, size): the tree that was read
-    own: torch.Tensor  # (rows, kv_heads, branches, steps, size): what each branch has said
+    own: torch.Tensor  # (rows, kv_heads, branches, steps, size): each branch's own tokens
 
 
 def use_tree_attention(model: PreTrainedModel) -> None:
-    """Let a model's attention take BlockMasks and branches; `tree_attention` tells them apart."""
+    """Let a model's attention take BlockMasks and branches, by `tree_attention`."""
     model.set_attn_implementation(NAME)
 
 
 @contextmanager
 def branching(model: PreTrainedModel) -> Iterator[None]:
-    """Let the model's attention take branches for as long as this lasts."""
+    """Let the model's attention take branches inside this context."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     before = base.config._attn_implementation
     use_tree_attention(base)
@@ -126,10 +126,9 @@ def branching(model: PreTrainedModel) -> Iterator[None]:
 
 
 def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
-    """Run FlexAttention forward and backward at the model's heads, with its masks and soft cap.
+    """Run FlexAttention forward and backward with the model's heads, masks and soft cap.
 
-    An AssertionError is raised where output or gradients are not those of the plain formula in
-    float32; what the compiler raises is passed on.
+    AssertionError is raised where output or gradients differ from the plain formula in float32.
     """
     config = copy.deepcopy(config)
     if getattr(config, "sliding_window", None):
@@ -162,7 +161,7 @@ def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) ->
 def _probe_inputs(
     config: PretrainedConfig, length: int, device: torch.device, dtype: torch.dtype
 ) -> list[torch.Tensor]:
-    """Return random query, key and value, (1, heads, length, size), that ask for gradients."""
+    """Return random query, key and value, (1, heads, length, size), that require gradients."""
     heads, size = config.num_attention_heads, head_size(config)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     generator = torch.Generator(device).manual_seed(0)
@@ -178,7 +177,7 @@ def _probe_inputs(
 def _output_and_gradients(
     config: PretrainedConfig, inputs: list[torch.Tensor], mask: torch.Tensor | BlockMask
 ) -> list[torch.Tensor]:
-    """Return attention's output and the gradients of its squares' sum to query, key and value."""
+    """Return attention's output, and gradients of its sum of squares to query, key and value."""
     module = torch.nn.Module()
     module.num_key_value_groups = inputs[0].shape[1] // inputs[1].shape[1]
     softcap = getattr(config, "attn_logit_softcapping", None)
@@ -191,10 +190,10 @@ def _output_and_gradients(
 def tree_attention(
     module, query, key, value, attention_mask, *, softcap=None, **options
 ) -> tuple[torch.Tensor, None]:
-    """Send BlockMasks to FlexAttention, branches to their own attention, the rest to SDPA or eager.
+    """Send BlockMasks to FlexAttention, branches to their own attention, others to SDPA or eager.
 
-    This is transformers' attention interface: query (batch, heads, length, size), key and value
-    with their own number of heads -> (batch, length, heads, size), and no weights.
+    transformers' attention interface: query (batch, heads, length, size), key and value with their
+    own number of heads -> (batch, length, heads, size), and no weights.
     """
     scaling = options.get("scaling")
     if isinstance(key, Branched):
@@ -226,7 +225,7 @@ def _branch_attention(
     scaling: float | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Attend with one new token per branch to its row's trunk and to what the branch has said.
+    """Attend with one new token per branch to its row's trunk and to the branch's own tokens.
 
         row 0      article | q 1 | q 2            branch 0 (under q 1)   own 0: a b c
                    `----- trunk -----'            branch 1 (under q 2)   own 1: d e f
@@ -242,9 +241,9 @@ def _branch_attention(
                                 `------ one softmax over both ------'
 
     query is (rows, heads, branches, size), mask (rows, 1, branches, length + steps). Trunk scores
-    are one matrix product for all branches and query heads of a key head: the trunk is read once
-    and not copied. Own columns are other keys for every branch, so a product per branch; `c` and
-    `f` are the new tokens, which see themselves. The weights are cut where the scores were joined.
+    are one matrix product for all branches and query heads of a key head: the trunk is not copied.
+    Own columns have other keys for every branch, so they need a product per branch; `c` and `f` are
+    the new tokens, which see themselves. The weights are split where the scores were joined.
     """
     rows, heads, width, size = query.shape
     kv_heads, length = key.trunk.shape[1:3]
@@ -264,7 +263,7 @@ def _branch_attention(
     # The softmax sums in float32 whatever its input; autocast would make a copy in every layer.
     with torch.autocast(query.device.type, enabled=False):
         weights = (scores + mask[:, :, None]).softmax(-1).to(query.dtype)
-    # Flattened before it is cut, which copies nothing.
+    # Flattened before it is split, which copies nothing.
     from_trunk = (weights.flatten(2, 3)[..., :length] @ value.trunk).view(grouped.shape)
     from_own = torch.einsum("rkgwt,rkwtd->rkgwd", weights[..., length:], value.own)
     return (from_trunk + from_own).view(query.shape).transpose(1, 2).contiguous()
@@ -273,7 +272,7 @@ def _branch_attention(
 def _branch_attention_on_cpu(
     query: torch.Tensor, key: Branched, value: Branched, mask: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """Return the same as `_branch_attention` by torch's fused CPU kernel, which keeps no scores.
+    """Return the same as `_branch_attention` by torch's fused CPU kernel, which stores no scores.
 
         trunk   fused kernel     from_trunk   its softmax's mean of values    sums      log sum exp
         own     two einsums      from_own     its softmax's mean of values    own_sums  log sum exp
@@ -281,8 +280,8 @@ def _branch_attention_on_cpu(
         share  = exp(own_sums) / (exp(sums) + exp(own_sums)) = sigmoid(own_sums - sums)
         result = (1 - share) * from_trunk + share * from_own
 
-    That is one softmax over both: each part's own softmax lacks only the other part's exponentials
-    in its denominator.
+    That is one softmax over both: each part's softmax lacks only the other's exponentials in its
+    denominator.
     """
     length = key.trunk.shape[2]
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -292,30 +291,28 @@ def _branch_attention_on_cpu(
     scores = torch.einsum("rhwd,rhwtd->rhwt", query * scaling, key.own) + mask[..., length:]
     own_sums = scores.logsumexp(-1)
     from_own = torch.einsum("rhwt,rhwtd->rhwd", (scores - own_sums[..., None]).exp(), value.own)
-    # What of the softmax falls on the branch's own tokens. A sigmoid, because the exponentials of
-    # the sums themselves could overflow.
+    # The softmax's share on the branch's own tokens. A sigmoid: exp(sums) could overflow.
     share = torch.sigmoid(own_sums - sums)[..., None]
-    # logsumexp gives float32 under autocast, and an NF4 layer returns the dtype that it gets: the
-    # rest of the model would be float32.
+    # logsumexp gives float32 under autocast, and an NF4 layer returns the dtype of its input.
     result = (from_trunk + share * (from_own - from_trunk)).to(query.dtype)
     return result.transpose(1, 2).contiguous()
 
 
 @cache
 def _compiled():
-    # dynamic: otherwise it is compiled again for each new length, 14.7 s against 1.4 ms. fullgraph:
-    # where a graph breaks, the plain formula runs instead, with all scores in memory (35 GB at
-    # 8,192 tokens), and nothing says so. Every kind of heads, mask and gradient is compiled for
-    # itself: a process that tries many bases comes to more than torch's limit of 8.
+    # dynamic: otherwise it is compiled again for each new length, 14.7 s instead of 1.4 ms.
+    # fullgraph: where a graph breaks, the plain formula runs silently, with all scores in memory
+    # (35 GB at 8,192 tokens). Every kind of heads, mask and gradient is compiled separately: a process
+    # that tries many bases exceeds torch's limit of 8.
     torch._dynamo.config.recompile_limit = 64
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 @cache
 def _capped(softcap: float | None, device: torch.device):
-    """Return Gemma 2's soft-capping of scores as FlexAttention takes it, or None without.
+    """Return Gemma 2's soft-capping as a score_mod, or None.
 
-    Cached: another function object would have FlexAttention compiled again.
+    Cached: another function object would make FlexAttention compile again.
     """
     if softcap is None:
         return None

@@ -1,4 +1,4 @@
-"""Logits where they are wanted, and their cross-entropy without a copy of them in float32."""
+"""Logits at selected positions, and their cross-entropy without a float32 copy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ CHUNK = 2**24  # logits that are float32 at once: 67 MB
 
 @contextmanager
 def logits_at(model: PreTrainedModel, positions: torch.Tensor) -> Iterator[None]:
-    """Let the model return logits of these positions alone, (positions, vocab).
+    """Let the model return the logits of these positions alone, (positions, vocab).
 
-    They are counted row by row through the batch. transformers' own `logits_to_keep` takes a mask,
-    whose marks the host must count, waiting for the device, or as many positions in every row.
+    Positions are counted row by row through the batch. transformers' `logits_to_keep` takes a mask,
+    for which the host waits for the device, or the same number of positions in every row.
     """
 
     def select(head, inputs):
@@ -33,9 +33,9 @@ def summed_cross_entropy(
 ) -> torch.Tensor:
     """Return the sum over pairs of -log softmax(logits[predictor])[target], in float32.
 
-    logits are (positions, vocab) in any precision; `times` says how often each pair stands among
-    the pairs. Only the logits and, in the backward, their gradient are held whole, in their own
-    precision: 4 bytes a logit in 16 bits, where the usual way takes 16.
+    logits are (positions, vocab) in any precision; `times` is how often each pair occurs. Only the
+    logits and, in the backward, their gradient are whole tensors, in their own precision: 4 bytes a
+    logit in 16 bits, where the usual way takes 16.
     """
     return _SummedCrossEntropy.apply(logits, predictor, target_ids, times)
 
@@ -43,8 +43,8 @@ def summed_cross_entropy(
 class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, predictor, target_ids, times):
-        # log softmax is (logit - top) - rest. The two apart: their sum, a log-sum-exp of 50, would
-        # lose to rounding what of a softmax near 1 is missing.
+        # log softmax is (logit - top) - rest. Kept apart: their sum, a log-sum-exp of 50, would
+        # round away the difference of a softmax from 1.
         top = logits.amax(-1).float()
         parts = zip(_chunks(logits), _chunks(top, logits), strict=True)
         rest = torch.cat(
@@ -65,14 +65,14 @@ class _SummedCrossEntropy(torch.autograd.Function):
         for part, out, high, log_sum, weight in parts:
             softmax = part.float().sub_(high[:, None]).sub_(log_sum[:, None]).exp_()
             out.copy_(softmax.mul_(weight[:, None]).mul_(upstream))
-        # A target's own is written over, computed whole in float32: near 1, a softmax of 16 bits
-        # would leave nothing after the subtraction.
+        # A target's gradient is computed in float32: near 1, a softmax in 16 bits would leave
+        # nothing after the subtraction.
         exact = right.exp() * pairs[predictor] - times
         gradient[predictor, target_ids] = (exact * upstream).to(gradient.dtype)
         return gradient, None, None, None
 
 
 def _chunks(tensor: torch.Tensor, like: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-    """Return a tensor in pieces of so many rows that CHUNK logits (of `like`) are in each."""
+    """Split a tensor into pieces of rows with CHUNK logits (of `like`) each."""
     vocabulary = (tensor if like is None else like).shape[-1]
     return tensor.split(max(1, CHUNK // vocabulary))

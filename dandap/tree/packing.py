@@ -7,7 +7,7 @@ from dandap.tree.token_tree import TokenTree
 
 
 class Part(NamedTuple):
-    """Holds what of an article goes through the model together: its questions and their tree."""
+    """Questions of an article that go through the model together, and their tree."""
 
     members: list
     tree: TokenTree
@@ -18,17 +18,17 @@ def pack(
 ) -> list[list[Part]]:
     """Return batches of parts that fit, the largest tree first.
 
-    Of a group too large for a batch each part takes as many members as there is room for; a single
-    member that does not fit is a batch by itself.
+    A group too large for a batch is split into parts as large as possible; a single member that
+    does not fit is a batch by itself.
     """
 
     def largest(group: list) -> Part:
-        """Return the part of as many first members as fit, of one at least."""
+        """Return the part of as many first members as fit, at least one."""
         part = Part(group, tree_of(group))
         if len(group) == 1 or fits([part]):
             return part
         part = Part(group[:1], tree_of(group[:1]))
-        # So many fit (or one, which has to), and so many do not.
+        # `few` fit, `many` do not.
         few, many = 1, len(group)
         while many - few > 1:
             middle = (few + many) // 2
@@ -46,8 +46,7 @@ def pack(
             parts.append(largest(left))
             left = left[len(parts[-1].members) :]
     batches: list[list[Part]] = []
-    # By size, so that neighbours are alike and little is padding; the largest first, so that memory
-    # peaks at the start.
+    # By size: there is little padding, and memory peaks at the start.
     for part in sorted(parts, key=lambda part: -len(part.tree)):
         if batches and fits([*batches[-1], part]):
             batches[-1].append(part)

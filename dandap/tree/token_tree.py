@@ -1,4 +1,4 @@
-"""Sequences that share beginnings become one tree of tokens, laid out depth-first.
+"""Sequences that share prefixes become one tree of tokens, laid out depth-first.
 
             [BOS] article ...          article, once
                      |-- question 1 -- answer 1
@@ -10,12 +10,12 @@
 
     query q sees key k   <=>   k <= q <= subtree_end[k]        (q lies in k's subtree)
 
-A token's hidden state then is what it would be in a sequence of its own: it sees its ancestors, at
-their positions.
+A token's hidden state is what it would be in a sequence of its own: it sees its ancestors, at their
+positions.
 
-`grow` first makes nodes, numbered as they are met; `_lay_out` then walks them depth-first, so that
-a subtree is one range of indices. An example, in which BOS is the whole article and the third
-sequence comes back to the first one's question:
+`grow` first makes nodes, numbered in order of appearance; `_lay_out` then walks them depth-first,
+so that a subtree is one range of indices. An example, in which BOS is the whole article and the
+third sequence returns to the first one's question:
 
     sequences      [BOS Q1]   [A STOP]        nodes   0 (no token)    children
                    [BOS Q2 ?] [STOP]                  `- 1 BOS        0: {BOS: 1}
@@ -48,15 +48,15 @@ from dandap.tree.transfer import Packed
 
 @dataclass(frozen=True)
 class TokenTree:
-    """Holds tokens in depth-first order; branches stand in the order in which sequences came."""
+    """Tokens in depth-first order; branches are in the order of the sequences."""
 
     input_ids: list[int]
     position_ids: list[int]
     subtree_end: list[int]
     # Per sequence the index of its last prompt token, which predicts the first answer token.
     prompt_end: list[int]
-    # (index that predicts, token predicted). Equal answers repeat their pairs, so that each counts
-    # in the loss as often as in ordinary training.
+    # (predicting index, predicted token). Equal answers repeat their pairs, so that each counts in
+    # the loss as often as in ordinary training.
     targets: list[tuple[int, int]]
 
     def __len__(self) -> int:
@@ -66,11 +66,11 @@ class TokenTree:
 def grow(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:
     """Return the tree of (prompt_ids, answer_ids) pairs; prompts may not be empty, answers may.
 
-    An answer's last token is predicted and predicts nothing, so it is a target and no part of the
-    tree. Time and memory are linear in the tokens given.
+    An answer's last token predicts nothing, so it is a target and no part of the tree. Time and
+    memory are linear in the tokens given.
     """
-    # node -> {token: node below}. Node 0 stands above every first token and is no token itself, so
-    # `get(token, 0)` below can take 0 for "not there yet".
+    # node -> {token: node below}. Node 0 is above every first token and no token itself, so
+    # `get(token, 0)` below can use 0 for "not there yet".
     children: list[dict[int, int]] = [{}]
     # Per sequence the nodes that predict the answer's tokens, and the answer.
     paths: list[tuple[list[int], Sequence[int]]] = []
@@ -94,7 +94,7 @@ def grow(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:
     prompt_end, targets = [], []
     for path, answer_ids in paths:
         prompt_end.append(index_of[path[0]])
-        # Not strict: an empty answer has a path of one node and nothing that it predicts.
+        # Not strict: an empty answer has a path of one node and predicts nothing.
         for node, token in zip(path, answer_ids, strict=False):
             targets.append((index_of[node], token))
     return TokenTree(input_ids, position_ids, subtree_end, prompt_end, targets)
@@ -103,19 +103,19 @@ def grow(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:
 def _lay_out(children: list[dict[int, int]]) -> tuple[list[int], list[int], list[int], list[int]]:
     """Return tokens, depths, last index below each, and node -> index, in depth-first order.
 
-    A stack takes the place of recursion, because a tree is as deep as its longest sequence:
-    Python's limit is 1,000 calls, and articles have more tokens.
+    With a stack instead of recursion: a tree is as deep as its longest sequence, and Python's limit
+    is 1,000 calls.
     """
     input_ids, position_ids = [], []
     subtree_end, index_of = [0] * (len(children) - 1), [0] * len(children)
     ancestors: list[int] = []  # indices from the root to the token before
-    # Reversed, because a stack gives back the last first: branches keep the order they came in.
+    # Reversed, because a stack returns the last first: branches keep the sequences' order.
     stack = [(token, node, 0) for token, node in reversed(children[0].items())]
     while stack:
         token, node, depth = stack.pop()
         index = index_of[node] = len(input_ids)
-        # Whatever is as deep as this token or deeper has no more tokens below it: its subtree
-        # ended with the index before. Each token is closed once, so the walk stays linear.
+        # Tokens as deep as this one or deeper have no more tokens below: their subtrees ended with
+        # the index before. Each token is closed once, so the walk is linear.
         for finished in ancestors[depth:]:
             subtree_end[finished] = index - 1
         del ancestors[depth:]
@@ -123,13 +123,13 @@ def _lay_out(children: list[dict[int, int]]) -> tuple[list[int], list[int], list
         input_ids.append(token)
         position_ids.append(depth)
         stack.extend((token, node, depth + 1) for token, node in reversed(children[node].items()))
-    for finished in ancestors:  # the last sequence's path, which no later token has closed
+    for finished in ancestors:  # the last sequence's path
         subtree_end[finished] = len(input_ids) - 1
     return input_ids, position_ids, subtree_end, index_of
 
 
 def collate_all(batches: list[list[TokenTree]], pad_id: int, multiple_of: int = 1) -> Packed:
-    """Put each batch's trees in rows of their own; `collate` says what a batch holds."""
+    """Put each batch's trees in rows of their own; `collate` describes a batch."""
     numbers: list[int] = []
     shapes = []
     for trees in batches:
@@ -146,9 +146,8 @@ def collate(
     """Put one tree in each row, padded on the right to a multiple of `multiple_of` tokens.
 
     input_ids, position_ids and subtree_end are (rows, length). `predicts` are the positions that
-    predict an answer token, counted row by row through all of the batch. The k-th pair
-    (predictor[k], target_ids[k]) names one of them and what it predicts, and times[k] says how
-    often the same pair stands there.
+    predict an answer token, counted row by row through the batch. The k-th pair (predictor[k],
+    target_ids[k]) is one of them and the token it predicts, and times[k] how often the pair occurs.
     """
     return collate_all([trees], pad_id, multiple_of).on(device)[0]
 
@@ -165,10 +164,9 @@ def _arrays(
         padding = length - len(tree)
         input_ids += tree.input_ids + [pad_id] * padding
         position_ids += tree.position_ids + [0] * padding
-        # A padding token is its own end, so it sees and is seen by itself alone.
+        # A padding token is its own end, so it sees only itself.
         subtree_end += tree.subtree_end + list(range(len(tree), length))
-        # The model returns logits for these alone (`logits_at`): each is as wide as the
-        # vocabulary, 32,000 to 256,000 numbers.
+        # The model returns logits for these alone (`logits_at`).
         marked = sorted({index for index, _ in tree.targets})
         number = {index: len(predicts) + place for place, index in enumerate(marked)}
         predicts += [row * length + index for index in marked]

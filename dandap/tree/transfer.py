@@ -1,4 +1,4 @@
-"""Numbers on their way from the host to a device, without the host waiting for them."""
+"""Transfers from the host to a device without the host waiting."""
 
 import math
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ import torch
 
 
 def send(numbers: list | torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Return numbers on a device; on CUDA the host goes on while they are copied."""
+    """Return numbers on a device; on CUDA the host continues while they are copied."""
     tensor = torch.as_tensor(numbers)
-    # Only from page-locked memory does a copy run beside the host's work.
+    # Only a copy from page-locked memory is asynchronous.
     if torch.device(device).type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -17,7 +17,7 @@ def send(numbers: list | torch.Tensor, device: torch.device | str) -> torch.Tens
 
 @dataclass(frozen=True)
 class Packed:
-    """Holds the arrays of several batches as one, so that one transfer brings all to a device."""
+    """The arrays of several batches as one, so that one transfer moves all to a device."""
 
     numbers: torch.Tensor  # flat, of integers
     shapes: list[dict[str, tuple[int, ...]]]  # per batch, in the order of the numbers
