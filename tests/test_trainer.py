@@ -24,12 +24,19 @@ from dandap.model.adapter import add_adapter
 from dandap.model.load import load_base
 from dandap.model.memory import MemoryEstimate, Plan
 from dandap.recipe import Recipe
-from dandap.training import session
-from dandap.training.batching import Batching, Key, Questions, StepSampler, deal
-from dandap.training.job import Job
-from dandap.training.plain import make_trainer
-from dandap.training.sharing import TreeTokens, gain, share
-from dandap.training.trainer import count_tokens, make_read_once_trainer
+from dandap.training import run as training_run
+from dandap.training.batching import (
+    Batching,
+    Key,
+    Questions,
+    StepSampler,
+    TreeTokens,
+    count_tokens,
+    deal,
+    share,
+    speedup,
+)
+from dandap.training.trainer import make_trainer
 
 CPU = torch.device("cpu")
 
@@ -126,13 +133,13 @@ def in_padded_rows(trainer):
     return trainer
 
 
-def run(make, recipe, plan, examples, tokenizer, folder, sequential=False):
+def run(recipe, plan, examples, tokenizer, folder, sequential=False):
     """(record, trained weights, trainer) of one epoch."""
     record, model = Record(), adapted(recipe)
-    trainer = make(Job(recipe, plan, tokenizer, examples), model, str(folder), [record])
+    trainer = make_trainer(recipe, plan, tokenizer, examples, model, folder, [record])
     trainer.args.logging_steps = 1
     trainer.args.save_strategy = "no"
-    if make is make_read_once_trainer:
+    if recipe.read_once:
         in_padded_rows(trainer)
     if sequential:
         trainer.args.train_sampling_strategy = "sequential"
@@ -147,8 +154,6 @@ def in_the_order_of(trainer, examples):
             examples,
             trainer.args.per_device_train_batch_size,
             trainer.args.seed,
-            0,
-            1,
             step=lambda: 0,
         )
     )
@@ -188,22 +193,15 @@ def absolute_weights(got, want):
 
 def compare(recipe, plan, examples, tokenizer, tmp_path, weights_tolerance):
     """Ours against TRL's trainer, one example at a time, on the same steps."""
-    ours = run(make_read_once_trainer, recipe, plan, examples, tokenizer, tmp_path / "ours")
+    ours = run(recipe, plan, examples, tokenizer, tmp_path / "ours")
     steps = in_the_order_of(ours[2], examples)
     assert {len(step) for step in steps} == {recipe.questions_per_step}, (
         "TRL's steps all have the same size"
     )
     one_at_a_time = Plan(CPU, torch.float32, 1, plan.gradient_checkpointing, plan.estimate, None)
     ordered = [example for step in steps for example in step]
-    theirs = run(
-        make_trainer,
-        recipe,
-        one_at_a_time,
-        ordered,
-        tokenizer,
-        tmp_path / "theirs",
-        sequential=True,
-    )
+    plain = recipe.model_copy(update={"read_once": False})
+    theirs = run(plain, one_at_a_time, ordered, tokenizer, tmp_path / "theirs", sequential=True)
     assert theirs[2].args.per_device_train_batch_size == 1
     assert_same(ours, theirs, weights_tolerance)
 
@@ -282,10 +280,11 @@ def plain_gradients(model, examples):
     return total, gradients
 
 
-def tree_gradients(trainer, examples):
+def tree_gradients(trainer, examples, targets=None):
     """Return the same by one training_step of ours."""
     step = trainer.batching.collate_step(examples)
-    loss = trainer.training_step(trainer.model, step, step["labels"].numel()).item()
+    targets = targets or step["labels"].numel()
+    loss = trainer.training_step(trainer.model, step, targets).item()
     gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.model.zero_grad()
     return loss, gradients
@@ -301,8 +300,8 @@ def trainers(bases, tokenizer, tmp_path_factory):
         if key not in made:
             recipe = make_recipe(bases / family, **options)
             folder = str(tmp_path_factory.mktemp("trainer"))
-            trainer = make_read_once_trainer(
-                Job(recipe, make_plan(200), tokenizer, make_examples()), adapted(recipe), folder, []
+            trainer = make_trainer(
+                recipe, make_plan(200), tokenizer, make_examples(), adapted(recipe), folder, []
             )
             made[key] = in_padded_rows(trainer)
         return made[key]
@@ -354,8 +353,8 @@ def test_an_adapter_on_the_head_trains(trainers):
 def test_checkpoints_hold_lora_tensors_only(bases, tokenizer, tmp_path):
     """PEFT writes the whole head beside its adapter, 262 MB for SOLAR."""
     recipe = make_recipe(bases / "llama", lora_target_modules="q_proj,lm_head")
-    trainer = make_read_once_trainer(
-        Job(recipe, make_plan(), tokenizer, make_examples()), adapted(recipe), str(tmp_path), []
+    trainer = make_trainer(
+        recipe, make_plan(), tokenizer, make_examples(), adapted(recipe), str(tmp_path), []
     )
     trainer.train()
     saved = load_file(next(tmp_path.glob("checkpoint-*")) / "adapter_model.safetensors")
@@ -382,8 +381,8 @@ def test_an_evaluation_between_steps_changes_nothing(bases, tokenizer, tmp_path)
     for callbacks in ([], [Evaluate()]):
         model = adapted(recipe)
         assert any(isinstance(module, Linear4bit) for module in model.modules())
-        make_read_once_trainer(
-            Job(recipe, make_plan(), tokenizer, examples), model, str(tmp_path), callbacks
+        make_trainer(
+            recipe, make_plan(), tokenizer, examples, model, str(tmp_path), callbacks
         ).train()
         results.append({n: p.data for n, p in model.named_parameters() if p.requires_grad})
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
@@ -396,9 +395,7 @@ def test_dropout_draws_once_per_shared_token(bases, tokenizer, tmp_path):
     """
     recipe = make_recipe(bases / "llama", lora_dropout=0.5)
     one = make_examples(articles=1, questions=1)
-    trainer = make_read_once_trainer(
-        Job(recipe, make_plan(), tokenizer, one), adapted(recipe), str(tmp_path), []
-    )
+    trainer = make_trainer(recipe, make_plan(), tokenizer, one, adapted(recipe), str(tmp_path), [])
     losses = []
     for examples in (one, one * 2):
         torch.manual_seed(0)
@@ -473,53 +470,36 @@ def test_shares_are_as_long_as_their_trees():
     assert [tokens(piece) for piece in articles] == [20 + 3 * 51, 31 + 1, 26 + 2]
     assert tokens([1]) == 20 + 51
     assert share(articles, tokens, 2) == [[[0, 1, 2]], [[3], [4]]]
-    assert gain([articles], tokens, 2) == (173 + 32 + 28) / 173
+    recipe = Recipe(questions_per_step=5)
+    assert speedup(examples, recipe, 2, 5) == (173 + 32 + 28) / 173
 
 
-def test_few_questions_cannot_feed_many_processes():
+def test_few_questions_cannot_feed_many_processes(monkeypatch, capsys):
     """Five questions an article, as in KorQuAD: three articles are halved for eight processes."""
     examples = make_examples(articles=200, questions=5, length=(300, 500))
-    articles = [list(range(5 * number, 5 * number + 5)) for number in range(200)]
-    tokens = TreeTokens(examples, articles)
-
-    def at(questions, processes):
-        return gain(deal(articles, questions, random.Random(0)), tokens, processes)
-
-    assert 2.5 < at(16, 8) < 4.5
-    assert 6 < at(64, 8) < 7.5
-    assert at(64, 2) > 1.9
-    assert at(16, 1) == 1
-
-
-@pytest.mark.parametrize(
-    ("questions", "processes", "said"),
-    [
-        (16, 1, ""),
-        (64, 8, "8 processes train at best 6."),
-        (16, 8, "WARNING: 8 processes train at best 3."),
-    ],
-)
-def test_what_several_processes_gain_is_told(monkeypatch, capsys, questions, processes, said):
-    """A step that cannot feed them all names a number that can; it is a fact of the data."""
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    examples = make_examples(articles=200, questions=5, length=(300, 500))
-    session.tell_gain(Job(Recipe(questions_per_step=questions), make_plan(), None, examples))
-    out = capsys.readouterr().out
-    assert out.startswith(said)
-    assert bool(out) == (processes > 1)
-    if "WARNING" in out:
-        wanted = int(re.search(r"--questions_per_step (\d+) it is (\d+\.\d) times", out)[1])
-        articles = [list(range(5 * number, 5 * number + 5)) for number in range(200)]
-        steps = deal(articles, wanted, random.Random(42))
-        assert gain(steps, TreeTokens(examples, articles), processes) >= 6
-        steps = deal(articles, wanted // 2, random.Random(42))
-        assert gain(steps, TreeTokens(examples, articles), processes) < 6
+    recipe = Recipe()
+    assert 2.5 < speedup(examples, recipe, 8, 16) < 4.5
+    assert 6 < speedup(examples, recipe, 8, 64) < 7.5
+    assert speedup(examples, recipe, 2, 64) > 1.9
+    assert speedup(examples, recipe, 1, 16) == 1
+    lines = {}
+    for questions, processes in ((16, 1), (64, 8), (16, 8)):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        training_run.print_sharing(
+            Recipe(questions_per_step=questions, epochs=9), make_plan(), examples
+        )
+        lines[questions, processes] = capsys.readouterr().out.splitlines()[1:]
+    assert lines[16, 1] == []
+    assert lines[64, 8][0].startswith("8 processes train at best 6.")
+    assert lines[16, 8][0].startswith("WARNING: 8 processes train at best 3.")
+    more = int(re.search(r"--questions_per_step (\d+) it is", lines[16, 8][0])[1])
+    assert speedup(examples, recipe, 8, more) >= 6 > speedup(examples, recipe, 8, more // 2)
 
 
 def test_a_process_without_a_question_reads_one_of_the_step_without_learning_it():
     examples = make_examples(articles=1, questions=2)
     steps = [
-        next(iter(StepSampler(examples, 2, 42, process, 3, step=lambda: 0))) for process in range(3)
+        next(iter(StepSampler(examples, 2, 42, lambda: 0, process, 3))) for process in range(3)
     ]
     (idle,) = [step for step in steps if not step[0].learned]
     assert sorted(step[0].index for step in steps if step is not idle) == [0, 1]
@@ -530,26 +510,16 @@ def test_a_question_read_without_its_answer_adds_nothing(trainers):
     examples = make_examples()
     silent = Questions(examples)[Key(3, learned=False)]
     assert (silent.prompt_ids, silent.answer_ids) == (examples[3].prompt_ids, [])
-    loss, gradients = tree_gradients_of_silent(trainers("llama"), silent)
+    loss, gradients = tree_gradients(trainers("llama"), [silent], targets=5)
     assert loss == 0
     assert all(gradient.abs().max() == 0 for gradient in gradients.values())
-
-
-def tree_gradients_of_silent(trainer, silent):
-    step = trainer.batching.collate_step([silent])
-    loss = trainer.training_step(trainer.model, step, 5).item()
-    gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
-    trainer.model.zero_grad()
-    return loss, gradients
 
 
 def test_the_order_changes_every_epoch_and_comes_back():
     examples = make_examples(articles=30)
 
     def order(epoch, seed=42):
-        return list(
-            StepSampler(examples, 4, seed, 0, 1, step=lambda: epoch * math.ceil(len(examples) / 4))
-        )
+        return list(StepSampler(examples, 4, seed, lambda: epoch * math.ceil(len(examples) / 4)))
 
     assert order(0) == order(0)
     assert order(0) != order(1)
@@ -588,14 +558,12 @@ def test_what_reading_once_saves():
     assert count_tokens(examples, Recipe(questions_per_step=1), make_plan()) == (6 * 89, 6 * 88)
 
 
-def test_few_steps_are_told_with_the_epochs_that_are_not(tokenizer, capsys):
-    recipe = Recipe(questions_per_step=2, epochs=2)
-    session.tell_few_steps(Job(recipe, make_plan(), tokenizer, make_examples()[:6]))
-    assert "6 steps are few" in (said := capsys.readouterr().out)
-    assert "--epochs 7 takes at least 20" in said
-    recipe = Recipe(questions_per_step=2, epochs=7)
-    session.tell_few_steps(Job(recipe, make_plan(), tokenizer, make_examples()[:6]))
-    assert not capsys.readouterr().out
+def test_few_steps_are_a_warning_with_the_epochs_that_are_enough(capsys):
+    for epochs, warning in ((2, "Only 6 optimizer steps: .* Try --epochs 7."), (7, None)):
+        recipe = Recipe(questions_per_step=2, epochs=epochs)
+        training_run.print_sharing(recipe, make_plan(), make_examples()[:6])
+        line = "\n".join(capsys.readouterr().out.splitlines()[1:])
+        assert re.fullmatch(warning, line) if warning else not line
 
 
 def test_of_many_steps_some_are_counted_for_all():
@@ -629,8 +597,8 @@ def test_bfloat16_on_a_cpu_keeps_the_adapter_in_float32(tokenizer, tmp_path):
             for layer, module in model.named_modules()
             if layer.endswith("base_layer")
         ]
-        job = Job(recipe, plan, tokenizer, examples)
-        make_read_once_trainer(job, model, str(tmp_path / name), [record]).train()
+        folder = tmp_path / name
+        make_trainer(recipe, plan, tokenizer, examples, model, folder, [record]).train()
         assert handles and kinds == {getattr(torch, name)}
         kinds.clear()
         losses[name] = record.losses
@@ -640,24 +608,30 @@ def test_bfloat16_on_a_cpu_keeps_the_adapter_in_float32(tokenizer, tmp_path):
         assert low == pytest.approx(full, rel=1e-2) and low != full
 
 
+def limit_memory(monkeypatch, trainer, tokens):
+    """Let a forward of more than so many tokens run out of memory."""
+    real = trainer.compute_loss
+
+    def compute_loss(model, inputs, **others):
+        loss = real(model, inputs, **others)
+        if inputs["input_ids"].numel() > tokens():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss
+
+    monkeypatch.setattr(trainer, "compute_loss", compute_loss)
+
+
 def test_memory_that_runs_out_halves_the_batches(trainers, monkeypatch, capsys):
     """The step is done again, to the same loss and gradients; a later step keeps the size."""
     trainer = trainers("llama")
     examples = make_examples(articles=3, questions=6)
     whole, gradients = tree_gradients(trainer, examples)
     size = max(map(trainer.batching.size, trainer.batching.micro_batches(examples)))
-    real, before = trainer.compute_loss, trainer.batching
-
-    def compute_loss(model, inputs, **others):
-        loss = real(model, inputs, **others)
-        if inputs["input_ids"].numel() > 0.6 * size:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return loss
-
-    monkeypatch.setattr(trainer, "compute_loss", compute_loss)
+    before = trainer.batching
+    limit_memory(monkeypatch, trainer, lambda: 0.6 * size)
     try:
         got, again = tree_gradients(trainer, examples)
-        assert "going on with" in capsys.readouterr().out
+        assert "continuing with" in capsys.readouterr().out
         assert trainer.batching.tokens_per_batch < before.tokens_per_batch
         assert_same_gradients((got, again), (whole, gradients))
         tree_gradients(trainer, examples)
@@ -676,14 +650,7 @@ def test_a_question_that_does_not_fit_ends_the_search(trainers, monkeypatch):
     (long,) = make_examples(articles=1, questions=1, length=(90, 90))
     short = make_examples(seed=1, articles=1, questions=2)
     short = [replace(e, row=Row(f"short {e.row.id}", "short", "q")) for e in short]
-    real = trainer.compute_loss
-
-    def compute_loss(model, inputs, **others):
-        if inputs["input_ids"].numel() > 80:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, inputs, **others)
-
-    monkeypatch.setattr(trainer, "compute_loss", compute_loss)
+    limit_memory(monkeypatch, trainer, lambda: 80)
     try:
         with pytest.raises(torch.OutOfMemoryError, match="a single question"):
             tree_gradients(trainer, [long, *short])
@@ -698,14 +665,7 @@ def test_a_step_collated_before_memory_ran_out_is_not_halved_again(trainers, mon
     examples = make_examples(articles=3, questions=6)
     ahead = before.collate_step(examples)
     size = max(map(before.size, before.micro_batches(examples)))
-    real = trainer.compute_loss
-
-    def compute_loss(model, inputs, **others):
-        if inputs["input_ids"].numel() > 0.6 * size:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, inputs, **others)
-
-    monkeypatch.setattr(trainer, "compute_loss", compute_loss)
+    limit_memory(monkeypatch, trainer, lambda: 0.6 * size)
     try:
         tree_gradients(trainer, examples)
         halved = trainer.batching
@@ -716,11 +676,3 @@ def test_a_step_collated_before_memory_ran_out_is_not_halved_again(trainers, mon
     finally:
         trainer.batching = before
         trainer.model.zero_grad()
-
-
-@pytest.mark.parametrize(
-    ("tokens", "told"),
-    [((203_593, 59_210), "0.20 M -> 0.06 M"), ((54_717, 12_769), "54,717 -> 12,769")],
-)
-def test_what_reading_once_saves_is_told_in_numbers_that_say_something(tokens, told):
-    assert session._counts(*tokens) == told

@@ -291,7 +291,16 @@ def answer(
     of = split or questions.table.path.stem
     name = of if engine == "ours" else f"{of}-{engine}"
     name = answers_name(name, source.recipe, run.load_recipe() if run else source.recipe, limit)
-    settings = _hash_settings(source, questions, model, split, limit)
+    # An unfinished inference is continued only if nothing that answers depend on has changed.
+    settings = hash_settings(
+        {
+            **{"recipe": source.recipe.model_dump(), "template": source.template},
+            **{"data": questions.table.sha256, "gold": [row.answers for row in questions.rows]},
+            **{"limit": limit, "split": split, "base": model.base, "engine": model.engine},
+            "packages": describe_environment([])["packages"],
+        },
+        run.adapter if run else None,
+    )
     folder = from_first(partial(answers_folder, parent, name, settings))
     loaded = time.perf_counter()
     # Two inferences in one folder would overwrite each other's journal.
@@ -343,26 +352,6 @@ def _base_run(
     write_json(run.environment_file, begin([questions.table], base))
     run.save_recipe(source.recipe, source.template)
     return run
-
-
-def _hash_settings(
-    source: Source, questions: Questions, model: OpenModel, split: str | None, limit: int | None
-) -> str:
-    """Return a hash of everything the answers depend on; only then an inference is continued."""
-    return hash_settings(
-        {
-            "recipe": source.recipe.model_dump(),
-            "template": source.template,
-            "data": questions.table.sha256,
-            "gold": [row.answers for row in questions.rows],
-            "limit": limit,
-            "split": split,
-            "packages": describe_environment([])["packages"],
-            "base": model.base,
-            "engine": model.engine,
-        },
-        source.run.adapter if source.run else None,
-    )
 
 
 def _report(
