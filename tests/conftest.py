@@ -103,7 +103,6 @@ LAUNCH = [
     *(sys.executable, "-m", "accelerate.commands.launch"),
     *("--config_file", "recipes/accelerate/ddp.yaml"),
 ]
-SHARDED = [*LAUNCH[:-1], "recipes/accelerate/fsdp.yaml"]
 
 
 def process_of(launcher, rank):
@@ -124,17 +123,21 @@ def process_of(launcher, rank):
 HEADER = ["id", "context", "question", "answer"]
 
 
-@pytest.fixture
-def small_train(write_csv):
-    """Ten articles with two questions each."""
+def write_small_train(path, articles=10):
+    """Write articles with two questions each, and return the path."""
     rows = [HEADER]
-    for number in range(20):
+    for number in range(articles):
         article = (
-            f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. "
-            "본사는 부산에 있다."
+            f"한빛전자 {number}호는 지난해 매출 {100 + number}억 원을 기록했다. 본사는 부산에 있다."
         )
-        question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[
-            number % 2
-        ]
-        rows.append([f"TRAIN_{number:05d}", article, question, answer])
-    return write_csv(rows)
+        rows.append([f"TRAIN_{2 * number:05d}", article, "매출은?", f"{100 + number}억 원"])
+        rows.append([f"TRAIN_{2 * number + 1:05d}", article, "본사는 어디인가?", "부산"])
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+@pytest.fixture
+def small_train(tmp_path):
+    """Ten articles with two questions each."""
+    return write_small_train(tmp_path / "train.csv")

@@ -25,10 +25,11 @@ from dandap.model.load import load_base
 from dandap.model.memory import MemoryEstimate, Plan, lower_memory
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder
-from dandap.training import checkpoints, session
+from dandap.training import checkpoints
+from dandap.training import run as training_run
+from dandap.training.callbacks import StopSignals
 from dandap.training.checkpoints import check_space, newest_valid
-from dandap.training.stop import StopSignals
-from tests.conftest import HEADER, LAUNCH, ROOT, process_of
+from tests.conftest import LAUNCH, ROOT, process_of, write_small_train
 
 
 def make_checkpoint(folder, step):
@@ -117,55 +118,18 @@ def test_a_folder_in_use_is_refused_and_a_dead_owner_is_not(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory, module_small_train):
-    """One uninterrupted run of 12 steps, its checkpoints all kept by hand."""
+def work(tmp_path_factory):
+    """One uninterrupted run of 12 steps."""
     folder = tmp_path_factory.mktemp("work")
-    shutil.copy(module_small_train, folder / "train.csv")
+    write_small_train(folder / "train.csv", articles=12)
     fine_tune.main([*options(folder), "--run_name", "whole"])
     return folder
 
 
-@pytest.fixture(scope="module")
-def module_small_train(tmp_path_factory):
-    import csv
-
-    path = tmp_path_factory.mktemp("data") / "train.csv"
-    rows = [HEADER]
-    for number in range(24):
-        article = (
-            f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. "
-            "본사는 부산에 있다."
-        )
-        question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[
-            number % 2
-        ]
-        rows.append([f"TRAIN_{number:05d}", article, question, answer])
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return path
-
-
 def options(folder, *more):
-    paths = [
-        "--train_file",
-        str(folder / "train.csv"),
-        "--output_dir",
-        str(folder / "outputs"),
-        "--validation_fraction",
-        "0",
-    ]
-    return [
-        "--recipe",
-        "demo",
-        *paths,
-        "--questions_per_step",
-        "4",
-        "--epochs",
-        "2",
-        "--save_steps",
-        "1",
-        *more,
-    ]
+    fixed = "--recipe demo --validation_fraction 0 --questions_per_step 4 --epochs 2 --save_steps 1"
+    paths = ["--train_file", str(folder / "train.csv"), "--output_dir", str(folder / "outputs")]
+    return [*fixed.split(), *paths, *more]
 
 
 def adapter(folder, name):
@@ -200,18 +164,18 @@ class At(TrainerCallback):
 
 def interrupt(folder, monkeypatch, step, action, *more):
     """Train in this process and do something at the end of a step."""
-    real = session.make_read_once_trainer
+    real = training_run.make_trainer
 
     def make(*args, **kwargs):
         trainer = real(*args, **kwargs)
         trainer.callback_handler.callbacks.insert(0, At(step, action))
         return trainer
 
-    monkeypatch.setattr(session, "make_read_once_trainer", make)
+    monkeypatch.setattr(training_run, "make_trainer", make)
     try:
         fine_tune.main([*options(folder), *more])
     finally:
-        monkeypatch.setattr(session, "make_read_once_trainer", real)
+        monkeypatch.setattr(training_run, "make_trainer", real)
 
 
 SIGNALS = {
@@ -337,8 +301,7 @@ def test_a_half_written_checkpoint_is_no_checkpoint(work):
 
 def test_batch_sizes_are_never_found_by_trying(work):
     """auto_find_batch_size starts again at step 0 with weights that have changed already."""
-    from dandap.recipe import Recipe
-    from dandap.training.plain import training_config
+    from dandap.training.trainer import training_config
 
     plan = Plan(torch.device("cpu"), torch.float32, 100, False, None, None)
     assert training_config(Recipe(), plan, str(work / "c"), 10, 1, 1).auto_find_batch_size is False
@@ -349,7 +312,7 @@ def test_steps_that_a_float16_scaler_skips_are_no_error(work, monkeypatch):
 
     Those steps change nothing and are no reason to stop.
     """
-    real = session.make_read_once_trainer
+    real = training_run.make_trainer
 
     def make(*args, **kwargs):
         trainer = real(*args, **kwargs)
@@ -361,7 +324,7 @@ def test_steps_that_a_float16_scaler_skips_are_no_error(work, monkeypatch):
         )
         return trainer
 
-    monkeypatch.setattr(session, "make_read_once_trainer", make)
+    monkeypatch.setattr(training_run, "make_trainer", make)
     fine_tune.main([*options(work), "--run_name", "scaled"])
     records = [
         json.loads(line)
@@ -436,7 +399,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(work, r
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_not_a_number_is_never_saved(work, monkeypatch, kind):
     """In step 5: only the checkpoints before it are there, and the questions are named."""
-    real = session.make_read_once_trainer
+    real = training_run.make_trainer
 
     def make(*args, **kwargs):
         trainer = real(*args, **kwargs)
@@ -459,10 +422,10 @@ def test_not_a_number_is_never_saved(work, monkeypatch, kind):
         trainer.callback_handler.callbacks.insert(0, At(4, spoil))
         return trainer
 
-    monkeypatch.setattr(session, "make_read_once_trainer", make)
+    monkeypatch.setattr(training_run, "make_trainer", make)
     with pytest.raises(
         InputError,
-        match=r"(the loss|length) is (nan|inf) in step 5 \(questions TRAIN_.*nothing more is saved",
+        match=r"(the loss|grad_norm) is (nan|inf) in step 5 \(questions TRAIN_.*nothing more",
     ):
         fine_tune.main([*options(work), "--run_name", f"nan-{kind}"])
     assert kept(work, f"nan-{kind}").name == "checkpoint-4"
@@ -584,8 +547,8 @@ def test_out_of_memory_in_training_says_what_to_lower(work, monkeypatch):
         monkeypatch.setattr(trainer, "compute_loss", full)
         return trainer
 
-    real = session.make_read_once_trainer
-    monkeypatch.setattr(session, "make_read_once_trainer", make)
+    real = training_run.make_trainer
+    monkeypatch.setattr(training_run, "make_trainer", make)
     with pytest.raises(
         InputError,
         match=r"out of memory in training.*--gradient_checkpointing true.*--resume_anyway",
@@ -629,8 +592,8 @@ def test_how_scripts_end(error, code, said, capsys):
     assert capsys.readouterr().err.strip() == said
 
 
-def test_the_plain_path_names_the_questions_of_a_bad_step(work, monkeypatch):
-    real = session.make_trainer
+def test_the_plain_path_stops_at_a_bad_step(work, monkeypatch):
+    real = training_run.make_trainer
 
     def make(*args, **kwargs):
         trainer = real(*args, **kwargs)
@@ -638,10 +601,8 @@ def test_the_plain_path_names_the_questions_of_a_bad_step(work, monkeypatch):
         weights.register_hook(lambda gradient: gradient * math.nan)
         return trainer
 
-    monkeypatch.setattr(session, "make_trainer", make)
-    with pytest.raises(
-        InputError, match=r"length is nan in step 1 \(questions (TRAIN_\d+, ){3}TRAIN_\d+\)"
-    ):
+    monkeypatch.setattr(training_run, "make_trainer", make)
+    with pytest.raises(InputError, match=r"grad_norm is nan in step 1: nothing more is saved"):
         fine_tune.main([*options(work), "--run_name", "plain", "--read_once", "false"])
 
 
@@ -695,6 +656,6 @@ def test_an_adapter_whose_tensors_fit_nothing_is_refused(work):
     recipe = run.load_recipe()
     with pytest.raises(
         InputError,
-        match=r"is not this base's: \d+ tensors of it are not in the model, .* are missing in it",
+        match=r"is not this base's: \d+ tensors are not in the model .* are missing",
     ):
         load_adapter(load_base(recipe, torch.device("cpu")), run.adapter)
