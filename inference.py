@@ -14,6 +14,7 @@ import dandap.startup  # noqa: F401
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from dandap import ROOT
 from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
@@ -27,8 +28,8 @@ from tasks import get_task
 OPTIONS = (*ANSWERING, "columns")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line; the last line printed is the result as JSON."""
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run the command line; print the result as JSON in the last line, and return it."""
     arguments = parse(command_line(), argv)
     with first_one_speaks():
         check(arguments)
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
             "submission": result.submission and str(result.submission),
         }
         print(json.dumps(summary, ensure_ascii=False))
+        return summary
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -89,7 +91,7 @@ def reject_demo_run(arguments: argparse.Namespace, recipe: Recipe) -> None:
     is_demo = Path(recipe.test_file).resolve() == (ROOT / "data/sample/test.csv").resolve()
     if is_demo and not arguments.run and test_file == Path(Recipe().test_file).resolve():
         raise InputError(
-            f"the newest finished run is the demo, which cannot answer {arguments.test_file} well. "
+            f"the newest finished run is the demo, which cannot answer {test_file.name} well. "
             "Train on your data first, or name the demo run with --run."
         )
 

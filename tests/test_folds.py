@@ -11,7 +11,6 @@ from peft import PeftModel
 from transformers import TrainerCallback
 
 import fine_tune
-import folds
 import inference
 from dandap.data.rows import Row, split_by_article
 from dandap.errors import InputError, Stopped
@@ -19,7 +18,8 @@ from dandap.model.adapter import add_adapter, average_adapters
 from dandap.model.load import load_base
 from dandap.recipe import make_recipe
 from dandap.runs.folder import RunFolder
-from dandap.training import session
+from dandap.training import run as training_run
+from dandap.training.cross_validation import find_suspects
 
 ROWS = [
     Row(f"{n}-{q}", f"{n}번 회사의 소식은 {n * 7919}억 원이다.", f"{q}?")
@@ -61,7 +61,7 @@ def test_suspects_are_sure_and_wrong_the_surest_first():
         | said
         | {"prediction": "매출은 5억원이라고 할 수 있습니다."},
     ]
-    assert [record["id"] for record in folds.find_suspects(records)] == ["first", "second"]
+    assert [record["id"] for record in find_suspects(records)] == ["first", "second"]
 
 
 def test_a_soup_is_the_mean_of_what_its_adapters_add(tmp_path):
@@ -106,7 +106,7 @@ def test_folds_go_on_and_answer_together(small_train, tmp_path, monkeypatch, cap
     output = ["--output_dir", str(tmp_path / "o")]
     files = ["--train_file", str(small_train), "--test_file", str(test)]
     command = ["--folds", "2", "--recipe", "demo", *files, *output, "--evaluate_every", "none"]
-    made, real = [], session.make_read_once_trainer
+    made, real = [], training_run.make_trainer
 
     def make(*args):
         made.append(real(*args))
@@ -114,7 +114,7 @@ def test_folds_go_on_and_answer_together(small_train, tmp_path, monkeypatch, cap
             made[-1].callback_handler.callbacks.insert(0, Stop())
         return made[-1]
 
-    monkeypatch.setattr(session, "make_read_once_trainer", make)
+    monkeypatch.setattr(training_run, "make_trainer", make)
     with pytest.raises(
         Stopped, match=r"^fold 2: .*Continue with python fine_tune.py --folds 2 --resume"
     ):
@@ -123,7 +123,7 @@ def test_folds_go_on_and_answer_together(small_train, tmp_path, monkeypatch, cap
     assert not RunFolder(parent / "fold-2").finished
     fine_tune.main(["--folds", "2", "--resume", *output])
     out = capsys.readouterr().out
-    assert "fold 1 of 2 is done" in out
+    assert "fold 1 of 2 is continued" in out
     assert "resuming" in out
     result = json.loads(out.splitlines()[-1])
     assert set(result) == {"folds", "char_f1", "exact_match", "suspects", "submission"}
@@ -164,9 +164,9 @@ def test_folds_go_on_and_answer_together(small_train, tmp_path, monkeypatch, cap
     [
         (["--folds", "1"], "expected at least 2"),
         (["--folds", "2", "--fold", "1/2"], "give one of them"),
-        (["--folds", "2", "--resume", "nowhere"], "there are no folds there"),
+        (["--folds", "2", "--resume", "nowhere"], "there are no folds in"),
         (["--folds", "2", "--train_file", "nowhere.csv"], "no file at nowhere.csv"),
-        (["--soup"], "give --folds N as well"),
+        (["--soup"], "add --folds N"),
     ],
 )
 def test_what_cannot_be_folded_is_told(tmp_path, more, message):

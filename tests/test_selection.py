@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -15,23 +15,16 @@ from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
 import fine_tune
-import metrics
 from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError, Stopped
 from dandap.recipe import make_recipe
 from dandap.runs.folder import RunFolder
-from dandap.training import session
-from dandap.training.evaluate import (
-    Evaluation,
-    KeepBest,
-    best_step,
-    some_of,
-    step_to_keep,
-    steps_between,
-)
+from dandap.training import run as training_run
+from dandap.training.checkpoints import best_step, select_step
+from dandap.training.evaluate import Evaluate, sample_examples, steps_between
 from tasks import TASKS
-from tests.conftest import HEADER
+from tests.conftest import write_small_train
 from tests.test_checkpoints import At
 
 
@@ -72,39 +65,39 @@ def examples(*sizes):
 
 def test_a_part_of_the_questions_is_whole_articles_whatever_their_order():
     every = examples(3, 2, 4, 2, 3)
-    chosen = some_of(every, 8)
+    chosen = sample_examples(every, 8)
     assert 5 <= len(chosen) <= 8
     ids = {e.row.id for e in chosen}
     assert all(
         len({e.row.id for e in every if e.row.article == c.row.article} - ids) == 0 for c in chosen
     )
-    assert {e.row.id for e in some_of(every[::-1], 8)} == ids
-    assert some_of(every, 100) == every
-    assert len(some_of(examples(5), 3)) == 3, "one article larger than the limit"
+    assert {e.row.id for e in sample_examples(every[::-1], 8)} == ids
+    assert sample_examples(every, 100) == every
+    assert len(sample_examples(examples(5), 3)) == 3, "one article larger than the limit"
 
 
 def play(folder, f1s, every=1, patience=None, max_steps=None):
-    """Return (steps evaluated, steps saved, step at which it stopped) of a made-up run."""
+    """Return (steps evaluated, steps saved, best step, last step) of a made-up run."""
     values, evaluated, saved = iter(f1s), [], []
     state = TrainerState(max_steps=max_steps or len(f1s) * every, epoch=0.5)
 
-    def evaluate():
-        evaluated.append(state.global_step)
-        shape = {
-            "mean_length": 3.0,
-            "stopped": 1.0,
-            "spans": 1.0,
-            "repeating": 0.0,
-            "exact_match": 0.5,
-        }
-        value = next(values)
-        scores = {"char_f1": value, "char_f1_interval": (value, value), **shape}
-        return Evaluation(scores, [value] * 3, ["a", "b", "c"])
+    class Played(Evaluate):
+        def __init__(self):
+            self.every, self.patience, self.trackers, self.examples = every, patience, [], []
+            self.model, self.run = mock.Mock(), mock.Mock(metrics_file=folder / "metrics.jsonl")
+            self.task = TASKS["economic_qa"]
 
-    keeper = KeepBest(evaluate, every, patience, folder / "metrics.jsonl", TASKS["economic_qa"])
+        def _score(self, answers):
+            evaluated.append(state.global_step)
+            value = next(values)
+            scores = {"char_f1": value, "char_f1_interval": (value, value), "exact_match": 0.5}
+            record = {"evaluation": value, "each": [value] * 3, "articles": ["a", "b", "c"]}
+            return scores, record
+
+    callback = Played()
     for step in range(1, state.max_steps + 1):
         state.global_step, control = step, TrainerControl()
-        keeper.on_log(None, state, control, logs={"loss": 1.0})
+        callback.on_log(None, state, control, logs={"loss": 1.0})
         if control.should_save:
             saved.append(step)
         if control.should_training_stop:
@@ -135,21 +128,21 @@ def test_an_earlier_adapter_is_kept_only_if_it_is_better_in_pairs():
     last = [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
     surely = [0.6, 0.6, 0.6, 0.6, 0.6, 0.6]
     by_one_article = [1.0, 1.0, 0.4, 0.5, 0.5, 0.5]
-    assert step_to_keep(state_of(surely, last), metrics.compare) == 1
+    assert select_step(state_of(surely, last)) == 1
     assert best_step(state_of(by_one_article, last)) == 1, "the higher mean"
-    assert step_to_keep(state_of(by_one_article, last), metrics.compare) == 2
+    assert select_step(state_of(by_one_article, last)) == 2
     on_one = state_of(surely, last)
     for record in on_one.log_history:
         record["articles"] = ["a"] * 6
-    assert step_to_keep(on_one, metrics.compare) == 2, "one article shows nothing"
-    assert step_to_keep(state_of(last, surely), metrics.compare) == 2
-    assert step_to_keep(TrainerState(), metrics.compare) is None
+    assert select_step(on_one) == 2, "one article shows nothing"
+    assert select_step(state_of(last, surely)) == 2
+    assert select_step(TrainerState()) is None
     old = state_of(by_one_article, last)
     old.log_history = [{k: r[k] for k in ("step", "evaluation")} for r in old.log_history]
-    assert step_to_keep(old, metrics.compare) == 1, "a run that was begun before"
+    assert select_step(old) == 1, "a run that was begun before"
     other = state_of(by_one_article, last)
     other.log_history[0] |= {"each": [0.9] * 4, "articles": list("abcd")}
-    assert step_to_keep(other, metrics.compare) == 1, "other questions, after --resume_anyway"
+    assert select_step(other) == 1, "other questions, after --resume_anyway"
 
 
 def test_each_score_is_the_headlines():
@@ -163,8 +156,9 @@ def test_each_score_is_the_headlines():
         rows = [
             Row(str(n), str(n), "?", (answer,), fields=fields) for n, answer in enumerate(answers)
         ]
-        each, scores = TASKS[task].each(rows, said), TASKS[task].score(rows, said)
-        assert sum(each) / 3 == pytest.approx(scores[TASKS[task].headline[0]])
+        task = TASKS[task]
+        each, scores = task.score_each(rows, said), task.score(rows, said)
+        assert sum(each) / 3 == pytest.approx(scores[task.headline[0]])
 
 
 def test_patience_ends_training(tmp_path):
@@ -180,68 +174,34 @@ def test_patience_ends_training(tmp_path):
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """Twelve articles with two questions each; three of them for validation."""
-    import csv
-
     folder = tmp_path_factory.mktemp("selection")
-    rows = [HEADER]
-    for number in range(24):
-        article = (
-            f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. "
-            "본사는 부산에 있다."
-        )
-        question, answer = (("매출은?", f"{100 + number // 2}억 원"), ("본사는 어디인가?", "부산"))[
-            number % 2
-        ]
-        rows.append([f"TRAIN_{number:05d}", article, question, answer])
-    with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(rows)
+    write_small_train(folder / "train.csv", articles=12)
     return folder
 
 
 def options(folder, *more):
-    paths = [
-        "--recipe",
-        "demo",
-        "--train_file",
-        str(folder / "train.csv"),
-        "--output_dir",
-        str(folder / "outputs"),
-    ]
-    return [
-        *paths,
-        "--validation_fraction",
-        "0.3",
-        "--questions_per_step",
-        "4",
-        "--epochs",
-        "2",
-        "--evaluate_every",
-        "2 steps",
-        *more,
-    ]
+    fixed = "--recipe demo --validation_fraction 0.3 --questions_per_step 4 --epochs 2"
+    paths = ["--train_file", str(folder / "train.csv"), "--output_dir", str(folder / "outputs")]
+    return [*fixed.split(), *paths, "--evaluate_every", "2 steps", *more]
 
 
 def f1_by_step(monkeypatch, f1s):
-    """Let evaluations of a run say what the test says, by the step they are made at."""
-    real = KeepBest._evaluate
+    """Let evaluations of a run have the test's scores, by the step they are made at."""
+    real, steps = Evaluate._evaluate, []
 
-    def evaluate(self, args, state, control, loss):
-        measured = self.evaluate
-        f1 = f1s[state.global_step]
+    def evaluate(self, args, state, control, loss=""):
+        steps.append(state.global_step)
+        real(self, args, state, control, loss)
 
-        def said():
-            found = measured()
-            return replace(
-                found, scores=found.scores | {"char_f1": f1}, each=[f1] * len(found.each)
-            )
+    def score(self, answers):
+        scores, record = real_score(self, answers)
+        f1 = f1s[steps[-1]]
+        each = [f1] * len(record["each"])
+        return scores | {"char_f1": f1}, record | {"evaluation": f1, "each": each}
 
-        self.evaluate = said
-        try:
-            real(self, args, state, control, loss)
-        finally:
-            self.evaluate = measured
-
-    monkeypatch.setattr(KeepBest, "_evaluate", evaluate)
+    real_score = Evaluate._score
+    monkeypatch.setattr(Evaluate, "_evaluate", evaluate)
+    monkeypatch.setattr(Evaluate, "_score", score)
 
 
 def test_the_adapter_of_the_best_evaluation_is_kept(work, monkeypatch, capsys):
@@ -265,20 +225,20 @@ def test_the_adapter_of_the_best_evaluation_is_kept(work, monkeypatch, capsys):
     )
     assert all(torch.equal(best[name], ours[name]) for name in best)
     assert any(not torch.equal(final[name], ours[name]) for name in final)
-    assert "the adapter of step 4 is kept" in capsys.readouterr().out
+    assert "the adapter of step 4 is selected" in capsys.readouterr().out
 
 
 def test_a_lost_best_is_told_and_the_last_one_kept(work, monkeypatch, capsys):
     f1_by_step(monkeypatch, {2: 0.9, **dict.fromkeys(range(3, 20), 0.1)})
-    real = session.find_best
+    real = training_run.selected_checkpoint
 
-    def damage(run, state, compare):
+    def damage(run, state):
         (run.checkpoints / "checkpoint-2" / "adapter_model.safetensors").write_bytes(b"")
-        return real(run, state, compare)
+        return real(run, state)
 
-    monkeypatch.setattr(session, "find_best", damage)
+    monkeypatch.setattr(training_run, "selected_checkpoint", damage)
     fine_tune.main(options(work, "--run_name", "lost"))
-    assert "the best adapter, of step 2, cannot be used" in capsys.readouterr().out
+    assert "the best adapter, of step 2, is unusable" in capsys.readouterr().out
     assert RunFolder(work / "outputs" / "lost").finished
 
 
@@ -287,7 +247,7 @@ def test_a_run_that_was_cut_evaluates_and_decides_the_same(work, monkeypatch, st
     """Step 2 is one that is evaluated: a run told to stop there leaves that to the resumed one."""
     if not (work / "outputs" / "whole").exists():
         fine_tune.main(options(work, "--run_name", "whole"))
-    real = session.make_read_once_trainer
+    real = training_run.make_trainer
 
     def make(*args, **kwargs):
         trainer = real(*args, **kwargs)
@@ -296,10 +256,10 @@ def test_a_run_that_was_cut_evaluates_and_decides_the_same(work, monkeypatch, st
         )
         return trainer
 
-    monkeypatch.setattr(session, "make_read_once_trainer", make)
+    monkeypatch.setattr(training_run, "make_trainer", make)
     with pytest.raises(Stopped):
         fine_tune.main(options(work, "--run_name", f"cut-{step}"))
-    monkeypatch.setattr(session, "make_read_once_trainer", real)
+    monkeypatch.setattr(training_run, "make_trainer", real)
     cut, whole = RunFolder(work / "outputs" / f"cut-{step}"), RunFolder(work / "outputs" / "whole")
     fine_tune.main(["--resume", str(cut.path)])
 

@@ -8,7 +8,8 @@ from transformers import TrainerCallback
 import fine_tune
 from dandap.errors import InputError
 from dandap.recipe import load_recipe
-from dandap.training import session, trackers
+from dandap.training import callbacks
+from dandap.training import run as training_run
 
 LEARNED = ["--recipe", "demo", "--epochs", "0.1", "--evaluate_every", "2 steps"]
 
@@ -33,8 +34,8 @@ def test_a_tracker_gets_the_steps_and_the_evaluations(tmp_path, monkeypatch):
         made.append(Recorder())
         return made[-1]
 
-    monkeypatch.setitem(trackers.INTEGRATION_TO_CALLBACK, "trackio", make)
-    monkeypatch.setattr(session, "refuse_missing_trackers", str)
+    monkeypatch.setitem(callbacks.INTEGRATION_TO_CALLBACK, "trackio", make)
+    monkeypatch.setattr(training_run, "check_trackers", str)
     options = ["--output_dir", str(tmp_path), "--run_name", "tracked", "--report_to", "trackio"]
     fine_tune.main([*LEARNED, *options])
     (recorder,) = made
@@ -59,15 +60,15 @@ def test_a_tracker_that_cannot_be_started_is_told_without_a_traceback(tmp_path, 
         def on_train_begin(self, args, state, control, model=None, **kwargs):
             self.setup(args, state, model)
 
-    monkeypatch.setitem(trackers.INTEGRATION_TO_CALLBACK, "mlflow", Away)
-    monkeypatch.setattr(session, "refuse_missing_trackers", str)
+    monkeypatch.setitem(callbacks.INTEGRATION_TO_CALLBACK, "mlflow", Away)
+    monkeypatch.setattr(training_run, "check_trackers", str)
     options = ["--output_dir", str(tmp_path), "--report_to", "mlflow"]
     with pytest.raises(InputError, match=r"mlflow could not be started .*is away\)\. Correct"):
         fine_tune.main([*LEARNED, *options])
 
 
 def test_a_tracker_that_is_not_installed_is_refused_at_once(tmp_path):
-    with pytest.raises(InputError, match="wandb is not installed: pip install wandb"):
+    with pytest.raises(InputError, match="wandb is not installed. Run pip install wandb"):
         fine_tune.main([*LEARNED, "--output_dir", str(tmp_path), "--report_to", "wandb"])
     assert not list(tmp_path.iterdir())
 
