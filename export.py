@@ -11,8 +11,6 @@ The base is dequantised before the adapter is merged into it, and the export ans
 One that loses more of the score than chance explains is refused, and nothing is left of it.
 """
 
-import dandap.startup  # noqa: F401
-
 import argparse
 import json
 from dataclasses import dataclass, replace

@@ -12,8 +12,6 @@ python fine_tune.py --resume              continue the newest unfinished run
 python fine_tune.py --folds 5             cross-validate, and let the five answer together
 """
 
-import dandap.startup  # noqa: F401
-
 import argparse
 from dataclasses import dataclass
 from pathlib import Path

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its p
 
 import dandap.startup  # noqa: F401
 
+# isort: split
 import argparse
 import gc
 import json

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import Trainer
 
 from dandap.errors import InputError, short_list
+from dandap.files import existing_parent
 from dandap.manifest import fault, flush, seal
 from dandap.training.evaluate import best_step
 
@@ -156,9 +157,7 @@ def check_space(folder: Path, trained_parameters: int) -> None:
     each = 12 * trained_parameters + 1e6
     # Those of a resumed run will give way to the new ones.
     there = min(len(list_checkpoints(folder / "checkpoints")), KEPT + 1)
-    # The folder itself may not be there yet; its nearest parent is on the same disk.
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing_parent(folder)).free
     if free < (most - there) * each:
         raise InputError(
             f"{folder} has {free / 1e6:,.0f} MB free; {most - there} more checkpoints of "

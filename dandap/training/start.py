@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dandap import ROOT
 from dandap.cli import chosen_options
-from dandap.console import obeyed_output
+from dandap.console import terminal_output
 from dandap.data.files import find_files
 from dandap.data.rows import Table
 from dandap.errors import InputError
@@ -91,7 +91,7 @@ def choose_demo(options: dict[str, str], train_file: Path) -> Start:
         "articles. For the real job put train.csv (id, context, question, answer) and test.csv "
         "(id, context, question) into data/."
     )
-    Console(file=obeyed_output(), soft_wrap=True).print(said, style="bold yellow", markup=False)
+    Console(file=terminal_output(), soft_wrap=True).print(said, style="bold yellow", markup=False)
     tell_own_files(demo)
     return Start("demo", demo)
 
