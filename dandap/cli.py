@@ -62,12 +62,11 @@ def add_options(parser: argparse.ArgumentParser, title: str, names: Iterable[str
         if names and name not in names:
             continue
         default = "none" if field.default in (None, {}, []) else field.default
-        reason = " ".join((field.description or "").split())
         group.add_argument(
             f"--{name}",
             metavar=_metavar(field.annotation),
             default=argparse.SUPPRESS,  # `chosen_options` returns those that were given
-            help=f"{reason} (default: {default})".replace("%", "%%"),
+            help=f"{field.description} (default: {default})".replace("%", "%%"),
         )
 
 

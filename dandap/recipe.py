@@ -74,8 +74,7 @@ class Recipe(BaseModel):
     fold: str | None = None
     """fold to hold out instead, as 2/5: the second of five; --folds 5 trains all of them"""
     evaluate_every: str | None = "0.25 epochs"
-    """evaluation interval, as `200 steps` or `0.25 epochs`, or none; the best checkpoint is
-    selected if it beats the last one by more than chance"""
+    """`200 steps`, `0.25 epochs` or none; selects a checkpoint clearly better than the last"""
     evaluate_questions: int = Field(500, ge=1)
     """most questions of an evaluation during training; after it all are answered"""
     patience: int | None = Field(None, ge=1)
@@ -111,8 +110,7 @@ class Recipe(BaseModel):
     double_quantization: bool = True
     """quantize the quantization constants too; saves 0.4 bits per weight"""
     compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """auto: bfloat16, float16 on GPUs without native bfloat16 (T4), float32 on CPUs (bfloat16
-    takes half the time on those that have it in hardware)"""
+    """auto: bfloat16, float16 on GPUs without native bfloat16 (T4), float32 on CPUs"""
 
     # Adapter and training
     lora_r: int = Field(16, ge=1)
@@ -340,6 +338,12 @@ def _shipped_path(name: str) -> str:
     return str(ROOT / name) if is_ours else name
 
 
+# The middle of pydantic's "Input should be a valid number, unable to parse string as a number".
+EXPECTED = re.compile(
+    r"(?:\w+ should (?:be|have)|Unable .* as) (.+?)(?:,? (?:unable|got|exceeded|after) .*)?"
+)
+
+
 def _problems(error: ValidationError, where: str, options: Collection[str]) -> Iterable[str]:
     """Return one line per wrong field: its source, the value, and what was expected."""
     expected: dict[str, list[str]] = {}  # several for a union of types
@@ -355,9 +359,10 @@ def _problems(error: ValidationError, where: str, options: Collection[str]) -> I
         if name not in Recipe.model_fields:
             lines.append(f"{where}: unknown key {name!r}.{suggest(name, Recipe.model_fields)}")
             continue
-        # "Input should be a valid number, unable to parse string as a number": only its middle.
-        if match := re.match(r"(?:Input|String|List) should (?:be|have) ([^,]*)", message):
-            message = match[1].replace("valid ", "").replace("a boolean", "true or false")
+        if match := EXPECTED.fullmatch(message):
+            message = match[1].replace("a valid boolean", "true or false")
+            message = re.sub("an? (valid )?integer", "a whole number", message)
+            message = message.replace("valid ", "")
             message = re.sub("^(greater|less)", r"a number \1", message)
         expected.setdefault(name, []).append(message)
         value = details["input"]
