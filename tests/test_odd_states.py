@@ -1,7 +1,4 @@
-"""Test runs and machines in odd states.
-
-These are links, full or read-only places, closed pipes, broken neighbours and other bases.
-"""
+"""Test runs in odd states: broken neighbors, changed bases, unusual data."""
 
 import json
 import os
