@@ -12,8 +12,6 @@ from gradio_client import Client
 Client("http://127.0.0.1:7860").predict("기사", ["질문", "질문"], api_name="/answer")
 """
 
-import dandap.startup  # noqa: F401
-
 import argparse
 import getpass
 import os

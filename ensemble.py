@@ -11,8 +11,6 @@ A, B and C are each a run, a folder of answers, or a .csv or .jsonl file.
                   member listed first
 """
 
-import dandap.startup  # noqa: F401
-
 import json
 import math
 from collections import Counter

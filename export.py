@@ -11,8 +11,6 @@ The base is dequantised before the adapter is merged into it, and the export ans
 One that loses more of the score than chance explains is refused, and nothing is left of it.
 """
 
-import dandap.startup  # noqa: F401
-
 import argparse
 import json
 from dataclasses import dataclass, replace
@@ -276,9 +274,10 @@ def read_questions(recipe: Recipe, run: RunFolder) -> tuple[inference.Questions,
 
 def ask(source: inference.Source, questions: inference.Questions, doing: str) -> Answering:
     """Answer the questions as inference does, by the run or by an exported model alone."""
+    from dandap.training.validation import Validation
+
     from dandap.answering.run import open_model
     from dandap.model.device import free_memory
-    from dandap.training.validation import Validation
 
     recipe, task = source.recipe, get_task(source.recipe.task)
     model = open_model(recipe, source.template, source.run)

@@ -10,8 +10,6 @@ python fine_tune.py --resume              continue the newest unfinished run
 python fine_tune.py --folds 5             cross-validate, and let the five answer together
 """
 
-import dandap.startup  # noqa: F401
-
 import argparse
 import json
 from pathlib import Path
@@ -21,7 +19,7 @@ from rich.console import Console
 
 from dandap import ROOT
 from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
-from dandap.console import obeyed_output
+from dandap.console import terminal_output
 from dandap.data.files import find_files
 from dandap.errors import InputError
 from dandap.files import read_json
@@ -131,7 +129,7 @@ def choose_recipe(arguments: argparse.Namespace, options: dict[str, Any]) -> tup
                 f"there is no {train_file}, and {ROOT} lacks the demo's data. Put your train.csv "
                 "there, or use a complete copy of the project."
             )
-        Console(file=obeyed_output(), soft_wrap=True).print(
+        Console(file=terminal_output(), soft_wrap=True).print(
             "DEMO: there is no data/train.csv, so this trains the bundled tiny model on fictional "
             "articles. For the real job put train.csv (id, context, question, answer) and test.csv "
             "(id, context, question) into data/.",

@@ -9,8 +9,6 @@ python inference.py --recipe eeve-10.8b --no_adapter --template context_bot
                                                  zero-shot: the untuned base model
 """
 
-import dandap.startup  # noqa: F401
-
 import argparse
 import json
 from pathlib import Path

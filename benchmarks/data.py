@@ -11,6 +11,7 @@ together; pages that they share count once.
 
 import dandap.startup  # noqa: F401
 
+# isort: split
 import csv
 import json
 import os

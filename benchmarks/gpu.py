@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its p
 
 import dandap.startup  # noqa: F401
 
+# isort: split
 import argparse
 import gc
 import json
@@ -29,6 +30,7 @@ from unittest import mock
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Params4bit
+from dandap.training.job import Job
 from transformers import PreTrainedModel
 
 from benchmarks.machine import describe_machine, random_model
@@ -48,7 +50,6 @@ from dandap.model.load import load_tokenizer
 from dandap.model.memory import GB, Machine, empty_model, estimate_training, make_plan
 from dandap.model.shapes import NAMES, SHAPES, make_config, named_config
 from dandap.recipe import Recipe, load_recipe
-from dandap.training.job import Job
 from dandap.training.trainer import make_read_once_trainer
 from dandap.tree.attention import head_size, why_no_flex
 

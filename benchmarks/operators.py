@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.startup  # noqa: F401
 
+# isort: split
 import argparse
 import json
 import re
@@ -27,6 +28,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from dandap.training.job import Job
 from torch.autograd import DeviceType
 from torch.profiler import profile
 
@@ -39,7 +41,6 @@ from dandap.data.encode import Example
 from dandap.model.adapter import add_adapter, for_answering
 from dandap.model.device import free_memory
 from dandap.model.load import dequantise
-from dandap.training.job import Job
 from dandap.training.trainer import make_read_once_trainer
 
 # By the names of CPU operators and of CUDA kernels; FlexAttention's are Triton templates.

@@ -19,8 +19,6 @@ from pathlib import Path
 # So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.startup  # noqa: F401
-
 import importlib.util
 import json
 import os

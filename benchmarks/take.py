@@ -10,8 +10,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
 
-import dandap.startup  # noqa: F401
-
 from dandap.cli import Parser, parse, positive, run_script
 from dandap.data.read import read
 from dandap.data.rows import Row

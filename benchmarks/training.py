@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.startup  # noqa: F401
 
+# isort: split
 import argparse
 import json
 import statistics
@@ -29,6 +30,8 @@ import time
 from dataclasses import dataclass, field, replace
 
 import torch
+from dandap.training.job import Job
+from dandap.training.plain import make_trainer, supervised
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
@@ -51,8 +54,6 @@ from dandap.errors import InputError
 from dandap.model.adapter import add_adapter
 from dandap.model.memory import MemoryEstimate, Plan
 from dandap.recipe import Recipe
-from dandap.training.job import Job
-from dandap.training.plain import make_trainer, supervised
 from dandap.training.trainer import count_tokens, make_read_once_trainer
 from dandap.tree.attention import why_no_flex
 

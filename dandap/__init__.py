@@ -1,9 +1,8 @@
-"""Dandap gives short answers to questions about Korean news.
+"""Fine-tune Korean LLMs to answer questions about articles in few words.
 
-From the ground up, its packages are data, runs, tree and base, on these training and answering, and
-on answering the page of app.py.
+From the ground up: data; tree; runs and model; answering; training; page and export.
 """
 
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent  # the project's folder: recipes/ and data/ lie there
+ROOT = Path(__file__).parent.parent  # the project's folder, with recipes/ and data/

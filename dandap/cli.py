@@ -1,74 +1,88 @@
 """Build the command line of every script.
 
-Options come from the recipe's fields, mistakes are InputErrors, and a script that fails ends in one
-sentence.
+Options come from the recipe's fields. Mistakes are InputErrors, which end a script in one sentence.
 """
 
+import dandap.startup  # noqa: F401
+
+# isort: split
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterable
-from itertools import pairwise
+from functools import partial
+from importlib import import_module
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from dandap import language
-from dandap.console import leave, shown, shown_output
+from dandap.console import discard, printable, safe_output
 from dandap.errors import InputError, Stopped, disk_message
-from dandap.recipe import Recipe, _right_name
+from dandap.recipe import Recipe, suggest
 
-LONGEST_MESSAGE = 4000  # characters; what was got may be a file of a million columns
+LONGEST_MESSAGE = 4000  # characters; a value may be the header of a million columns
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; end it in one sentence, without a traceback, where people can mend it.
+def run_script(main: Callable[[], Any]) -> None:
+    """Run a script's `main`; end errors that users can fix in one sentence, without a traceback.
 
-    The exit code then is 2; it is 130 after Ctrl-C, and `Stopped` brings its own.
+    The exit code is then 2. It is 130 after Ctrl-C, and that of `Stopped`.
     """
     try:
-        with shown_output():
+        with safe_output():
             main()
     except InputError as error:
-        _end(f"error: {_short(str(error))}", 2)
+        _end(f"error: {error}", 2)
     except OSError as error:
-        # Libraries raise OSErrors of their own, as of a connection: these need their traceback.
+        # OSErrors without a number come from libraries, as for a connection: show the traceback.
         if error.errno is None:
             raise
-        _end(f"error: {_short(disk_message(error))}", 2)
+        _end(f"error: {disk_message(error)}", 2)
     except Stopped as stopped:
-        _end(f"stopped: {_short(str(stopped))}", stopped.code)
+        _end(f"stopped: {stopped}", stopped.code)
     except KeyboardInterrupt:
-        _end("stopped", 130)  # as shells have it: 128 and the signal
-
-
-def _short(message: str) -> str:
-    if len(message) <= LONGEST_MESSAGE:
-        return message
-    # Both ends are kept: messages begin with what was got and end with what to do.
-    return f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
+        _end("stopped", 130)  # as in shells: 128 + SIGINT
 
 
 def _end(message: str, code: int) -> None:
+    if (
+        len(message) > LONGEST_MESSAGE
+    ):  # cut its middle: it begins with the problem, ends with a fix
+        message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
     try:
-        print(shown(language.translated(message)), file=sys.stderr, flush=True)
-    except OSError:  # nobody can be told (a full disk); the exit code still tells
-        leave(sys.stderr)
+        print(printable(message), file=sys.stderr, flush=True)
+    except OSError:  # a full disk behind 2>; the exit code remains
+        discard(sys.stderr)
     raise SystemExit(code) from None
 
 
 def add_options(parser: argparse.ArgumentParser, title: str, names: Iterable[str] = ()) -> None:
-    """Give `parser` an option per field of Recipe, or per name, with its default and reason."""
+    """Add an option for each field of Recipe, or of `names`, with its default and reason."""
     group = parser.add_argument_group(title)
     for name, field in Recipe.model_fields.items():
         if names and name not in names:
             continue
         default = "none" if field.default in (None, {}, []) else field.default
-        # argparse formats help texts with %, so that a percent sign of ours must be doubled.
-        help_text = f"{field.description} (default: {default})".replace("%", "%%")
-        # An option that is not given leaves no attribute: `chosen_options` finds what was set.
-        group.add_argument(f"--{name}", metavar="VALUE", default=argparse.SUPPRESS, help=help_text)
+        group.add_argument(
+            f"--{name}",
+            metavar=_metavar(field.annotation),
+            default=argparse.SUPPRESS,  # `chosen_options` returns those that were given
+            help=f"{field.description} (default: {default})".replace("%", "%%"),
+        )
+
+
+def _metavar(annotation: Any) -> str:
+    """Return the values of a type for --help, as {nf4,none}, or VALUE."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
+    words: list[str] = []
+    for kind in kinds:
+        if kind is not bool and get_origin(kind) is not Literal:
+            return "VALUE"
+        words += ["true", "false"] if kind is bool else get_args(kind)
+    return f"{{{','.join(words)}}}"
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses a command line; its mistakes are InputErrors, as all others are."""
+    """An ArgumentParser with --lang, whose errors are InputErrors."""
 
     def __init__(self, description: str = ""):
         super().__init__(
@@ -79,72 +93,58 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--lang",
             choices=language.LANGUAGES,
-            help="the language of pages, reports and errors (default: the locale's, else en)",
+            help="language of pages and reports (default: the locale's, else en)",
         )
 
     def error(self, message: str):
-        """Raise the InputError of a mistake that argparse describes, in words of ours."""
-        if found := re.fullmatch(r"argument (.+): expected one argument", message):
-            # It takes most values that start with - for options, and then misses an argument.
-            raise InputError(
-                f"{found[1]} got no value, expected one. A value that starts with - is written "
-                "--option=-1. See --help."
-            )
-        if found := re.fullmatch(
-            r"argument (.+): invalid choice: (.+) \(choose from (.+)\)", message
-        ):
-            option, got, choices = found.groups()
-            raise InputError(f"{option}: got {got}, expected one of {choices}. See --help.")
-        if found := re.fullmatch(r"the following arguments are required: (.+)", message):
-            raise InputError(f"the command line lacks {found[1]}. See --help.")
-        if found := re.fullmatch(r"argument (.+?): (got .+)", message):  # a type of ours
-            raise InputError(f"{found[1]}: {found[2]}. See --help.")
+        """Raise argparse's message as an InputError."""
         raise InputError(f"{message}. See --help.")
 
 
 def positive(text: str) -> int:
-    """Return the whole number of at least 1 that the text of an argparse option holds."""
-    if not text.isdigit() or int(text) < 1:
+    """Return the positive integer in the text of an argparse option."""
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
     return int(text)
 
 
 def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
-    """Parse a command line; for an unknown option raise an InputError that names the right one."""
-    options = {option for action in parser._actions for option in action.option_strings}
-    words = [_underscored(word, options) for word in (sys.argv[1:] if argv is None else argv)]
-    # First of all: a mistake in another option is told in that language, too.
-    language.use(_value_of("--lang", words))
+    """Parse a command line; hyphens in options are underscores; suggest a name for unknown ones."""
+    options = [option for action in parser._actions for option in action.option_strings]
+    words = []
+    for word in sys.argv[1:] if argv is None else argv:
+        name, equals, value = word.partition("=")
+        declared = f"--{name[2:].replace('-', '_')}"
+        is_option = name.startswith("--") and declared in options
+        words.append(f"{declared}{equals}{value}" if is_option else word)
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
+        kind = "option" if unknown[0].startswith("-") else "argument"
         name = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
-        options = [
-            option.lstrip("-") for action in parser._actions for option in action.option_strings
-        ]
-        what = (
-            f"option {unknown[0]!r}"
-            if unknown[0].startswith("-")
-            else f"argument {unknown[0]!r} that belongs to no option"
-        )
-        raise InputError(f"got the unknown {what}.{_right_name(name, options)} See --help.")
+        hint = suggest(name, [option.lstrip("-") for option in options])
+        raise InputError(f"got the unknown {kind} {unknown[0]!r}.{hint} See --help.")
+    language.use(arguments.lang)
     return arguments
-
-
-def _value_of(option: str, words: list[str]) -> str | None:
-    """Return the last value of an option on the command line, or None."""
-    values = [after for word, after in pairwise(words) if word == option]
-    values += [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
-    return next((value for value in reversed(values) if value in language.LANGUAGES), None)
-
-
-def _underscored(word: str, options: set[str]) -> str:
-    """Return an option with hyphens as it is declared: --learning_rate for --learning-rate."""
-    name, equals, value = word.partition("=")
-    # The two hyphens in front became underscores, too, and are put back.
-    declared = name.replace("-", "_").replace("__", "--", 1)
-    return declared + equals + value if name.startswith("--") and declared in options else word
 
 
 def chosen_options(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the recipe fields that the command line set, with their texts."""
     return {name: value for name, value in vars(arguments).items() if name in Recipe.model_fields}
+
+
+def _start(module: str, main: str = "main") -> None:
+    run_script(getattr(import_module(module), main))
+
+
+# The console commands of pyproject.toml: dandap-train and others.
+train = partial(_start, "fine_tune")
+answer = partial(_start, "inference")
+ensemble = partial(_start, "ensemble")
+prompts = partial(_start, "prompts", "show")
+augment = partial(_start, "tools.augment")
+compare = partial(_start, "tools.compare")
+explore = partial(_start, "tools.explore")
+refine = partial(_start, "tools.refine")
+submit = partial(_start, "tools.submit")
+app = partial(_start, "app")
+export = partial(_start, "export")

@@ -1,7 +1,4 @@
-"""Seal checkpoints and adapters with a manifest: each file's size and SHA-256, and whose they are.
-
-They count only when what their manifest says holds.
-"""
+"""Verify folders of files by a manifest: the size and SHA-256 of each file, and whose they are."""
 
 import hashlib
 import json
@@ -11,20 +8,20 @@ from pathlib import Path
 from dandap.files import let_read
 
 MANIFEST = "manifest.json"
+KINDS = (".json", ".safetensors", ".model", ".jinja", ".txt", ".py")  # files of a model
+WHOLE = 2**28  # bytes; `folder_hash` reads larger files in part:
+PIECES, PIECE = 256, 2**16  # evenly spaced pieces of so many bytes
 
 
 def seal(folder: Path, run: str | None = None) -> None:
-    """Write the manifest of a folder's files, all flushed to the disk; `run` signs it.
-
-    Others may read the files afterwards, as any new file here.
-    """
+    """Write the manifest of a folder, signed by `run`, and flush all files to the disk."""
     let_read(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in files
     }
-    # The manifest comes last, so that a folder whose saving was cut off has none.
+    # The manifest comes last: a folder whose writing was interrupted has none.
     for path in files:
         flush(path)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
@@ -34,15 +31,15 @@ def seal(folder: Path, run: str | None = None) -> None:
     flush(folder)
 
 
-def fault(folder: Path, run: str | None = None) -> str | None:
-    """Say why a checkpoint or an adapter cannot be used.
+def fault(folder: Path, run: str | None = None, weights: bool = True) -> str | None:
+    """Return why a sealed folder cannot be used, or None.
 
-    Return None if its manifest holds and is not another run's. Without `run` it may be anybody's.
+    It must be that of `run`, if given, and have a .safetensors file, unless `weights` is False.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
-        # An unsigned manifest is taken: folders of earlier versions have no name of their run.
+        # Manifests of earlier versions have no run.
         if run and manifest.get("run") not in (run, None):
             return "it is another run's"
         for name, expected in files.items():
@@ -54,55 +51,45 @@ def fault(folder: Path, run: str | None = None) -> str | None:
             if sha256(path) != expected["sha256"]:
                 return f"{name} is damaged (its SHA-256 differs)"
     except FileNotFoundError:
-        return "it has no manifest: it was not written to its end"
+        return "it has no manifest: its writing was interrupted"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
-    # A manifest without files would hold for any folder.
-    if not any(name.endswith(".safetensors") for name in files):
+    if weights and not any(name.endswith(".safetensors") for name in files):
         return "its manifest names no weights"
     return None
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk.
-
-    Windows opens no folder and flushes no handle that cannot write; it keeps a folder's entries by
-    itself.
-    """
+    """Flush a file, or a folder's entries, to the disk."""
     try:
+        # Windows flushes only handles that can write.
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except PermissionError:
-        if not path.is_dir():
-            raise
-        return
+        if path.is_dir():  # Windows opens no folder, and flushes entries itself
+            return
+        raise
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-WHOLE = 2**28  # bytes; files up to this size are hashed whole
-PIECES, PIECE = 256, 2**16  # larger ones by so many pieces of so many bytes, from end to end
-KINDS = (".json", ".safetensors", ".model", ".jinja", ".txt", ".py")
-
-
 def folder_hash(folder: Path) -> str:
-    """Hash the names and contents of a model's or adapter's files."""
+    """Return a hash of the names and contents of a model's or adapter's files."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in KINDS and path.name != "manifest.json":
+        if path.is_file() and path.suffix in KINDS and path.name != MANIFEST:
             digest.update(f"{path.name} {path.stat().st_size} {_file_hash(path)}\n".encode())
     return digest.hexdigest()
 
 
 def _file_hash(path: Path) -> str:
-    """Return a file's SHA-256; of one above WHOLE bytes, that of PIECES evenly spaced pieces."""
     size = path.stat().st_size
     if size <= WHOLE:
         return sha256(path)

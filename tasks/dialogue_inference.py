@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import metrics
-from dandap.console import shown
+from dandap.console import printable
 from dandap.data.files import TABLES, decode, encoding_notes, find_files, read_bytes
 from dandap.data.json_files import parse_json
 from dandap.data.korean import with_ro
@@ -69,7 +69,7 @@ def load_items(path: Path) -> list[Item]:
         if fault:
             name = item.get("id", "") if isinstance(item, dict) else ""
             raise InputError(
-                f"{path}, item {number} ({shown(str(name))}): {fault}. Expected id, input "
+                f"{path}, item {number} ({printable(str(name))}): {fault}. Expected id, input "
                 "(conversation, reference_id, category, inference_1, inference_2, inference_3) "
                 "and output."
             )

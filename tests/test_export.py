@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from dandap.training.session import save_adapter
 from helpers import make_encoder
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
@@ -32,7 +33,6 @@ from dandap.model.identity import base_identity
 from dandap.model.load import load_base, load_tokenizer
 from dandap.recipe import Recipe, load_recipe, make_recipe
 from dandap.runs.folder import RunFolder, begin
-from dandap.training.session import save_adapter
 from tasks import get_task
 from tests.conftest import ROOT
 

@@ -12,7 +12,6 @@ import openpyxl
 import pandas as pd
 import pytest
 
-from dandap.console import shown
 from dandap.data import rows as dataset
 from dandap.data.files import decode
 from dandap.data.near_duplicates import group_near_copies
@@ -750,7 +749,6 @@ def test_html_as_a_reader_sees_it():
 def test_texts():
     assert trim("\u200b \ufeff가 나\u200d\n") == "가 나"
     assert bare("가 나\r\n\xa0다\u200b.") == bare("가나다.")
-    assert shown("\x1b]52;c;x\x07가\n\t나\r\u202e") == "\\x1b]52;c;x\\x07가\n\t나\\r\\u202e"
 
 
 def test_squad_without_ids_gets_numbers(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import commands
+from dandap import cli
 from tests.conftest import ROOT, copy_project
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -46,17 +46,16 @@ def scripts(tmp_path_factory):
 
 
 def test_every_command_starts_a_script():
-    names = PROJECT["project"]["scripts"]
-    for command, target in names.items():
+    for command, target in PROJECT["project"]["scripts"].items():
         module, _, name = target.partition(":")
-        assert (module, f"dandap-{name}") == ("commands", command)
-        started = getattr(commands, name).args[0]
-        assert (ROOT / f"{started.replace('.', '/')}.py").is_file()
+        assert (module, f"dandap-{name}") == ("dandap.cli", command)
+        script = getattr(cli, name).args[0]
+        assert (ROOT / f"{script.replace('.', '/')}.py").is_file()
     modules = PROJECT["tool"]["setuptools"]["py-modules"]
     assert modules == sorted(path.stem for path in ROOT.glob("*.py")), "a script is not installed"
 
 
-def test_the_old_ends_of_ranges_are_those_that_are_tested():
+def test_the_oldest_supported_versions_are_tested():
     """PIP_CONSTRAINT=requirements-oldest.txt .ci/run tests them; torch's is a GPU image's."""
     ranges, pins = {}, {}
     for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
@@ -73,14 +72,14 @@ def test_commands_start_from_another_folder(scripts, tmp_path):
     assert "[user]" in run(scripts / "dandap-prompts", "concise", cwd=tmp_path)
     code = "from importlib.metadata import requires; print(*requires('dandap'), sep='\\n')"
     needed = run(next(scripts.glob("python*")), "-c", code, cwd=tmp_path).splitlines()
-    assert "trl==1.16.0" in needed, "dependencies are those of requirements.txt, without remarks"
+    assert "trl==1.16.0" in needed, "dependencies come from requirements.txt, without comments"
     help_text = run(scripts / "dandap-train", "--help", cwd=tmp_path)
     assert help_text.startswith("usage: dandap-train ")
 
 
 @pytest.mark.slow
-def test_a_run_is_made_in_another_folder(scripts, tmp_path):
-    """The demo is the project's, a file of one's own lies where one stands, and so do the runs."""
+def test_training_and_answering_from_another_folder(scripts, tmp_path):
+    """The demo is in the project; own files and runs are in the current folder."""
     short = ["--epochs", "0.05", "--evaluate_every", "none", "--validation_fraction", "0"]
     out = run(scripts / "dandap-train", "--recipe", "demo", *short, "--run_name", "a", cwd=tmp_path)
     assert "run saved in outputs" in out
@@ -102,15 +101,15 @@ def test_the_dockerfile_passes_its_linter():
     assert ended.returncode == 0, ended.stdout
 
 
-def test_the_image_has_its_layers_in_order_and_no_root():
+def test_the_image_installs_before_code_and_does_not_run_as_root():
     lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     steps = [line for line in lines if line and not line.startswith("#")]
     requirements = steps.index("COPY requirements.txt .")
     assert steps[requirements + 1].endswith("-r requirements.txt")
-    assert steps.index("COPY . .") > requirements + 1, "a change of code would install all again"
+    assert steps.index("COPY . .") > requirements + 1, "a code change would reinstall everything"
     after = steps[steps.index("USER 1000") :]
     assert not [step for step in after if step.startswith(("RUN", "COPY", "USER root"))]
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    assert {".git", "outputs", "data/*"} <= set(ignored), "what is the user's stays outside"
+    assert {".git", "outputs", "data/*"} <= set(ignored), "users' files stay outside"
     name = steps[-1].split('"')[1]
     assert name in PROJECT["project"]["scripts"]

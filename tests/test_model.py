@@ -3,6 +3,7 @@
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from dandap.training.plain import split_step
 from peft import PeftModel
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
@@ -28,7 +29,6 @@ from dandap.model.memory import (
 )
 from dandap.model.shapes import SHAPES, make_config
 from dandap.recipe import Recipe, load_recipe
-from dandap.training.plain import split_step
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")

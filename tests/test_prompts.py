@@ -1,6 +1,7 @@
 """Every template: the same prompt in training and inference, a stop token learned, nothing of a row is control text."""
 
 import pytest
+from dandap.training.plain import supervised
 from helpers import make_encoder
 from transformers import AutoTokenizer
 
@@ -8,7 +9,6 @@ import prompts
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.recipe import Recipe
-from dandap.training.plain import supervised
 from prompts import TEMPLATES, check_template, get_template, render, task_of
 from tasks import TASKS
 

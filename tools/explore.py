@@ -13,8 +13,6 @@ from pathlib import Path
 # So that `python tools/NAME.py` works like `python -m tools.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.startup  # noqa: F401
-
 from dandap.cli import Parser, parse, run_script
 from dandap.data.files import find_files
 from dandap.errors import InputError

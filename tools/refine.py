@@ -10,8 +10,6 @@ from pathlib import Path
 # So that `python tools/NAME.py` works like `python -m tools.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.startup  # noqa: F401
-
 import re
 from collections.abc import Callable
 

@@ -13,8 +13,6 @@ from pathlib import Path
 # So that `python tools/NAME.py` works like `python -m tools.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.startup  # noqa: F401
-
 import argparse
 import os
 import shutil
@@ -25,6 +23,7 @@ from dandap.cli import Parser, add_options, chosen_options, parse, positive, run
 from dandap.errors import InputError, first_line, short_list
 from dandap.files import (
     check_writable,
+    existing_parent,
     make_folder,
     new_folder,
     read_json,
@@ -261,8 +260,7 @@ def size_of(paths: list[Path]) -> int:
 
 def check_space(parent: Path, needed: int) -> None:
     """Refuse to begin where the disk has no room for the models and the zip of them."""
-    while not parent.is_dir():
-        parent = parent.absolute().parent
+    parent = existing_parent(parent)
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise InputError(

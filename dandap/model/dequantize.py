@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dandap.errors import InputError
+from dandap.files import existing_parent
 from dandap.model.device import pick_compute_dtype, pick_device
 from dandap.model.load import dequantise, load_base, load_config
 from dandap.model.memory import GB, available_memory, empty_model
@@ -21,7 +22,7 @@ def check_space(recipe: Recipe, folder: Path, what: str, way_out: str) -> None:
     model = empty_model(load_config(recipe), recipe.trust_remote_code)
     dtype = pick_compute_dtype(recipe, pick_device())
     size = dtype.itemsize * sum(parameter.numel() for parameter in model.parameters())
-    existing = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    existing = existing_parent(folder)
     for name, free in (
         (f"the disk of {existing}", shutil.disk_usage(existing).free),
         ("main memory", available_memory()),

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerState
 
 import metrics
 from dandap.errors import InputError, short_list
-from dandap.files import read_json_lines, write_json_lines
+from dandap.files import existing_parent, read_json_lines, write_json_lines
 from dandap.manifest import fault, flush, seal
 from dandap.model.distributed import is_first
 from dandap.recipe import Recipe
@@ -146,8 +146,7 @@ def check_space(folder: Path, trained_parameters: int) -> None:
     # The best and the one being written come on top; those of a resumed run give way to new ones.
     existing = min(len(list_checkpoints(folder / "checkpoints")), KEPT + 1)
     missing = KEPT + 2 - existing
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(parent).free
+    free = shutil.disk_usage(existing_parent(folder)).free
     if free < missing * each:
         raise InputError(
             f"{folder} has {free / 1e6:,.0f} MB free; {missing} more checkpoints of "
