@@ -23,28 +23,7 @@ from tasks.task import Box, PageForm, Task, reject_columns
 
 QUESTIONS = ("질문_1", "질문_2")
 ANSWERS = tuple(f"답변_{number}" for number in range(1, 6))
-KNOWN = ("id", "질문", "category", "generated", "sources", "source", "accept", *QUESTIONS, *ANSWERS)
-
-
-def read_lines(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]], Table]:
-    """Return a file's columns, its rows as (place, cells), and a Table without rows.
-
-    Known columns get the names that they have here, however the file spells them.
-    """
-    data, digest = read_bytes(path)
-    sheet = read_table(path, data)
-    known = {column_key(name): name for name in KNOWN}
-    names = {theirs: known.get(column_key(theirs), theirs) for theirs in sheet.header}
-    sheet.refuse_unclear([theirs for theirs, ours in names.items() if ours in KNOWN])
-    lines = []
-    for place, cells in sheet.rows:
-        # Rows may be shorter than the header, and Parquet has None and numbers.
-        values = {ours: cells.get(theirs) for theirs, ours in names.items()}
-        texts = {name: "" if value is None else str(value) for name, value in values.items()}
-        lines.append((place, texts))
-    if not lines:
-        raise InputError(f"{path} has only a header. Expected at least one row.")
-    return list(names.values()), lines, Table(path, [], digest, sheet.notes)
+KNOWN = ("id", "질문", "category", "generated", "sources", "accept", *QUESTIONS, *ANSWERS)
 
 
 def read(paths: list[Path], need_answers: bool) -> Table:
@@ -57,27 +36,41 @@ def read(paths: list[Path], need_answers: bool) -> Table:
 
 
 def _read_one(path: Path, need_answers: bool) -> Table:
-    header, lines, table = read_lines(path)
+    data, digest = read_bytes(path)
+    sheet = read_table(path, data)
+    # Known columns get the names that they have here, however the file spells them.
+    known = {column_key(name): name for name in KNOWN}
+    names = {theirs: known.get(column_key(theirs), theirs) for theirs in sheet.header}
+    header = set(names.values())
     if "accept" in header:
         raise InputError(
             f"{path} is a review. Write the rows to train on: python -m tools.augment accept "
             f"{path} OUT."
         )
-    is_original = set(QUESTIONS) <= set(header)
+    is_original = set(QUESTIONS) <= header
     questions = QUESTIONS if is_original else ("질문",)
     answers = ANSWERS if is_original else ANSWERS[:1] if need_answers else ()
     missing = [name for name in ("id", *questions, *answers) if name not in header]
     if missing:
         raise InputError(
-            f"{path} has no column {missing[0]!r}, but {short_list(header)}. Expected id, 질문_1, "
-            "질문_2, category, 답변_1 to 답변_5 to train on, or id, 질문 to answer."
+            f"{path} has no column {missing[0]!r}, but {short_list(sheet.header)}. Expected id, "
+            "질문_1, 질문_2, category, 답변_1 to 답변_5 to train on, or id, 질문 to answer."
         )
+    sheet.refuse_unclear([theirs for theirs, ours in names.items() if ours in KNOWN])
+    lines = []
+    for place, cells in sheet.rows:
+        # Rows may be shorter than the header, and Parquet has None and numbers.
+        values = {ours: cells.get(theirs) for theirs, ours in names.items()}
+        texts = {name: "" if value is None else str(value) for name, value in values.items()}
+        lines.append((place, texts))
+    if not lines:
+        raise InputError(f"{path} has only a header. Expected at least one row.")
     # tools.augment numbers the pairs of a row, T1#1 to T1#10; other ids with # are the file's own.
-    pairs = Counter(cells["id"].split("#")[0] for _, cells in lines)
+    pairs = Counter(texts["id"].split("#")[0] for _, texts in lines)
     rows = []
-    for place, cells in lines:
-        name, source = cells["id"], cells["id"].split("#")[0]
-        texts = {column: trim(clean(text)) for column, text in cells.items()}
+    for place, texts in lines:
+        name, source = texts["id"], texts["id"].split("#")[0]
+        texts = {column: trim(clean(text)) for column, text in texts.items()}
         golds = tuple(texts[column] for column in ANSWERS if texts.get(column))
         # A test row may lack its question: the submission needs an answer to all rows.
         is_complete = golds and all(texts[column] for column in questions)
@@ -92,7 +85,7 @@ def _read_one(path: Path, need_answers: bool) -> Table:
             row_id = f"{name}-{number}" if is_original else name
             rows.append(Row(row_id, "", texts[column], golds, fields=fields, group=group))
     refuse_duplicate_ids(rows, path)
-    return replace(table, rows=rows)
+    return Table(path, rows, digest, sheet.notes)
 
 
 @cache
