@@ -91,7 +91,7 @@ def find_fault(item: Item) -> str | None:
         if not turns:
             return "the conversation is empty"
         if not isinstance(content["reference_id"], list):
-            return "reference_id is not a list"
+            return f"reference_id is {type(content['reference_id']).__name__}, not a list"
         known = {name for turn in content["conversation"] for name in utterance_ids(turn)}
         for name in content["reference_id"]:
             if name not in known:
@@ -114,23 +114,6 @@ def utterance_ids(turn: Item) -> list[str]:
     """Return the ids of a turn's utterances; turns that tools.refine merged have several."""
     ids = turn["utterance_id"]
     return ids if isinstance(ids, list) else [ids]
-
-
-def read(paths: list[Path], need_answers: bool) -> Table:
-    """Return a row per item; its article is the dialogue, its answer the letter."""
-    tables = []
-    for path in paths:
-        rows = [to_row(item) for item in load_items(path)]
-        refuse_duplicate_ids(rows, path)
-        for row in rows if need_answers else []:
-            if not row.answers or not all(row.fields[f"option_{letter}"] for letter in LETTERS):
-                raise InputError(
-                    f"{path}: {row.id} has no output or an empty inference. Training needs both: "
-                    "fill them in, or remove the item."
-                )
-        data, digest = read_bytes(path)
-        tables.append(Table(path, rows, digest, encoding_notes(path, decode(data, path)[1])))
-    return tables[0] if len(tables) == 1 else join(tables)
 
 
 def to_row(item: Item) -> Row:
@@ -311,7 +294,19 @@ class DialogueInference(Task):
 
     def read(self, paths, columns, need_answers):
         reject_columns(columns)
-        return read(paths, need_answers)
+        tables = []
+        for path in paths:
+            rows = [to_row(item) for item in load_items(path)]
+            refuse_duplicate_ids(rows, path)
+            for row in rows if need_answers else []:
+                if not row.answers or not all(row.fields[f"option_{letter}"] for letter in LETTERS):
+                    raise InputError(
+                        f"{path}: {row.id} has no output or an empty inference. Training needs "
+                        "both: fill them in, or remove the item."
+                    )
+            data, digest = read_bytes(path)
+            tables.append(Table(path, rows, digest, encoding_notes(path, decode(data, path)[1])))
+        return tables[0] if len(tables) == 1 else join(tables)
 
     def kind(self, row):
         return row.fields["category"]

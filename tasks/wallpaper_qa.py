@@ -26,16 +26,11 @@ ANSWERS = tuple(f"답변_{number}" for number in range(1, 6))
 KNOWN = ("id", "질문", "category", "generated", "sources", "accept", *QUESTIONS, *ANSWERS)
 
 
-def read(paths: list[Path], need_answers: bool) -> Table:
+def read_file(path: Path, need_answers: bool) -> Table:
     """Return a row per question; the questions of a file's row share their answers.
 
     They also share a `group`, which stays on one side of the validation split.
     """
-    tables = [_read_one(file, need_answers) for path in paths for file in find_files(path)]
-    return tables[0] if len(tables) == 1 else join(tables)
-
-
-def _read_one(path: Path, need_answers: bool) -> Table:
     data, digest = read_bytes(path)
     sheet = read_table(path, data)
     # Known columns get the names that they have here, however the file spells them.
@@ -93,18 +88,12 @@ def _load_encoder(model: str):
     # The error is returned to be cached: an unreachable hub is tried for half a minute.
     try:
         from sentence_transformers import SentenceTransformer
-    except ModuleNotFoundError as error:
-        if error.name != "sentence_transformers":  # one of its own requirements
-            raise
-        return InputError(
-            "sentence-transformers is not installed: pip install -r requirements-extra.txt"
-        )
-    try:
+
         return SentenceTransformer(model)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         return InputError(
             f"the embedding model {model!r} cannot be loaded ({first_line(error)}). Name a folder "
-            "or a hub id."
+            "or a hub id, and pip install -r requirements-extra.txt."
         )
 
 
@@ -165,7 +154,9 @@ class WallpaperQA(Task):
 
     def read(self, paths, columns, need_answers):
         reject_columns(columns)
-        return read(paths, need_answers)
+        files = [file for path in paths for file in find_files(path)]
+        tables = [read_file(file, need_answers) for file in files]
+        return tables[0] if len(tables) == 1 else join(tables)
 
     def kind(self, row):
         return row.fields.get("category") or "(none)"

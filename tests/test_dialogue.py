@@ -46,7 +46,7 @@ def fields_of(row):
 
 
 def test_rows_of_a_file(items, tmp_path):
-    rows = nikl.read([write(tmp_path / "a.json", items)], need_answers=True).rows
+    rows = TASK.read([write(tmp_path / "a.json", items)], {}, True).rows
     assert len(rows) == 12
     assert len({row.article for row in rows}) == 4, "items on one dialogue share it"
     first, content = rows[0], items[0]["input"]
@@ -59,9 +59,9 @@ def test_rows_of_a_file(items, tmp_path):
 
 def test_several_files_are_one_table(items, tmp_path):
     one, other = write(tmp_path / "a.json", items[:6]), write(tmp_path / "b.json", items[6:])
-    assert len(nikl.read([one, other], need_answers=True).rows) == 12
+    assert len(TASK.read([one, other], {}, True).rows) == 12
     with pytest.raises(InputError, match=r"ids more than once \(6\)"):
-        nikl.read([one, one], need_answers=True)
+        TASK.read([one, one], {}, True)
 
 
 def test_items_without_an_output_and_decomposed_categories(items, tmp_path):
@@ -69,7 +69,7 @@ def test_items_without_an_output_and_decomposed_categories(items, tmp_path):
     test[0]["output"], test[1]["output"] = None, ""
     del test[2]["output"]
     test[0]["input"]["category"] = "\u110b\u116f\u11ab\u110b\u1175\u11ab "  # 원인 from a Mac
-    rows = nikl.read([write(tmp_path / "a.json", test)], need_answers=False).rows
+    rows = TASK.read([write(tmp_path / "a.json", test)], {}, False).rows
     assert [row.answers for row in rows] == [()] * 3
     assert rows[0].fields["category"] == "원인"
 
@@ -86,7 +86,7 @@ def test_filling_keeps_the_rest_of_the_file(items, tmp_path):
             text = text.replace('"X"', "1.10").replace("true", "0.12345678901234567891")
             path = tmp_path / "test.json"
             path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n")
-            rows = nikl.read([path], need_answers=False).rows
+            rows = TASK.read([path], {}, False).rows
             written, _ = TASK.submit(
                 make_recipe({}, "test"), tmp_path, path, answered(rows, letters), SubmissionForm()
             )
@@ -102,7 +102,7 @@ def test_filling_keeps_the_rest_of_the_file(items, tmp_path):
 def test_half_an_emoji_stays_escaped(items, tmp_path):
     item = items[0] | {"id": "\ud83d", "output": ""}
     (tmp_path / "a.json").write_text(json.dumps([item]))
-    rows = nikl.read([tmp_path / "a.json"], need_answers=False).rows
+    rows = TASK.read([tmp_path / "a.json"], {}, False).rows
     nikl.write_filled(tmp_path / "b.json", tmp_path / "a.json", ["B"])
     assert rows[0].id == "?"
     (filled,) = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
@@ -117,7 +117,7 @@ BROKEN = [
     (lambda item: item["input"].update(category="결과"), "got the category '결과'"),
     (lambda item: item["input"].update(inference_2=" "), "or an empty inference"),
     (lambda item: item["input"].update(reference_id=["u"]), "names the utterance u"),
-    (lambda item: item["input"].update(reference_id="u"), "reference_id is not a list"),
+    (lambda item: item["input"].update(reference_id="u"), "reference_id is str, not a list"),
     (lambda item: item["input"].update(conversation=[]), "conversation is empty"),
     (lambda item: item.update(output="A"), "got the output 'A'"),
     (lambda item: item.update(output=""), "has no output"),
@@ -129,11 +129,11 @@ def test_broken_items_are_rejected_by_name(items, tmp_path):
         item = copy.deepcopy(items[0]) | {"id": "train-1"}
         change(item)
         with pytest.raises(InputError) as error:
-            nikl.read([write(tmp_path / "a.json", [item])], need_answers=True)
+            TASK.read([write(tmp_path / "a.json", [item])], {}, True)
         assert message in str(error.value)
     for content, message in (({}, "expected a JSON list"), ([], "at least one"), ([3], "item 1")):
         with pytest.raises(InputError, match=message):
-            nikl.read([write(tmp_path / "a.json", content)], need_answers=True)
+            TASK.read([write(tmp_path / "a.json", content)], {}, True)
 
 
 def test_the_particle_follows_the_last_syllable(items):

@@ -29,7 +29,7 @@ ROW = ["TRAIN_000", "왜 생기나?", "원인은?", "곰팡이", "답1", "답2",
 
 
 def test_a_row_is_two_questions_and_ten_pairs(write_csv):
-    rows = wallpaper.read([write_csv([HEADER, ROW])], need_answers=True).rows
+    rows = TASK.read([write_csv([HEADER, ROW])], {}, True).rows
     assert [(row.id, row.question) for row in rows] == [
         ("TRAIN_000-1", "왜 생기나?"),
         ("TRAIN_000-2", "원인은?"),
@@ -48,7 +48,7 @@ def test_a_test_file(write_csv):
         [["id", "질문"], ["007", "왜? 또한, 어떻게?"], ["NA", ""]], encoding="utf-8-sig"
     )
     assert TASK.recognizes(path)
-    rows = wallpaper.read([path], need_answers=False).rows
+    rows = TASK.read([path], {}, False).rows
     found = [(row.id, row.question, row.answers) for row in rows]
     assert found == [("007", "왜? 또한, 어떻게?", ()), ("NA", "", ())]
 
@@ -66,7 +66,7 @@ def test_broken_training_files(write_csv):
         ([["accept", *HEADER], ["y", *ROW]], "tools.augment accept"),
     ):
         with pytest.raises(InputError, match=message):
-            wallpaper.read([write_csv(rows)], need_answers=True)
+            TASK.read([write_csv(rows)], {}, True)
 
 
 def test_parquet_and_capitals(tmp_path):
@@ -74,7 +74,7 @@ def test_parquet_and_capitals(tmp_path):
     frame["id"] = [1, 2]
     frame.loc[1, "답변_5"] = None
     frame.to_parquet(tmp_path / "a.parquet")
-    rows = wallpaper.read([tmp_path / "a.parquet"], need_answers=True).rows
+    rows = TASK.read([tmp_path / "a.parquet"], {}, True).rows
     assert len(TASK.expand(rows)) == 18
     assert {row.fields["category"] for row in rows} == {"곰팡이"}
 
@@ -83,7 +83,7 @@ def test_pairs_of_one_row_share_a_group_and_other_ids_with_a_hash_do_not(write_c
     header = ["id", "질문", "답변_1"]
     for count, groups in ((10, 1), (40, 40)):
         lines = [[f"T#{n}", f"{n}?", "답"] for n in range(count)]
-        rows = wallpaper.read([write_csv([header, *lines])], need_answers=True).rows
+        rows = TASK.read([write_csv([header, *lines])], {}, True).rows
         assert len({row.group for row in rows}) == groups
 
 
@@ -122,7 +122,7 @@ def test_published_prompts_and_recipes():
 
 def test_training_reads_a_question_once_for_its_five_answers(write_csv):
     recipe = load_recipe("wallpaper-demo", {})
-    rows = TASK.expand(wallpaper.read([write_csv([HEADER, ROW])], need_answers=True).rows)
+    rows = TASK.expand(TASK.read([write_csv([HEADER, ROW])], {}, True).rows)
     template = checked_template(recipe.template, recipe.task)
     encoder = make_encoder(recipe, template, load_tokenizer(recipe))
     examples = encoder.encode_rows(rows, recipe.prompt_limit, answers=True)
