@@ -318,8 +318,7 @@ class DialogueInference(Task):
     def score(self, rows, predictions):
         """Return accuracy (exact match by its usual name), also by category, and a confusion."""
         scores = super().score(rows, predictions)
-        hits: dict[str, list[bool]] = {}
-        confusion = {gold: dict.fromkeys(LETTERS, 0) for gold in LETTERS}
+        hits, confusion = {}, {gold: dict.fromkeys(LETTERS, 0) for gold in LETTERS}
         for row, prediction in zip(rows, predictions, strict=True):
             hits.setdefault(row.fields["category"], []).append(prediction in row.answers)
             # A prediction that is no letter gets a column of its own.
