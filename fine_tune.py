@@ -115,11 +115,8 @@ def choose_recipe(arguments: argparse.Namespace, options: dict[str, Any]) -> tup
         recipe = load_recipe(arguments.recipe, options)
         if "train_file" not in options:
             mention_own_files(recipe)
-        elif "test_file" not in options and is_sample(recipe.test_file):
-            if not is_sample(recipe.train_file):
-                print(
-                    f"WARNING: the test file is the sample's, {recipe.test_file}. Use --test_file."
-                )
+        elif "test_file" not in options and not is_sample(recipe.train_file):
+            mention_sample_test(recipe)
         return find_recipe(arguments.recipe).stem, recipe
     train_file = Path(options.get("train_file", DEFAULT.train_file))
     if not train_file.exists() and "train_file" not in options:
@@ -175,6 +172,12 @@ def mention_own_files(recipe: Recipe) -> None:
     if train and Path(recipe.train_file) not in train and recipe.task == DEFAULT.task:
         options = f"--train_file {train[0]}" + (f" --test_file {test[0]}" if test else "")
         print(f"{train[0]} exists, and this trains on {recipe.train_file}. For yours: {options}")
+
+
+def mention_sample_test(recipe: Recipe) -> None:
+    """Warn if the test file is the sample's although the training file is not."""
+    if is_sample(recipe.test_file):
+        print(f"WARNING: the test file is the sample's, {recipe.test_file}. Use --test_file FILE.")
 
 
 def is_sample(name: str) -> bool:

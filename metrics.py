@@ -1,9 +1,9 @@
 """Score short answers by character F1 and exact match, with bootstrap intervals.
 
-The rules are those of KorQuAD 1.0 (Lim, Kim and Lee, 2019), as its official evaluator applies
-them: replace brackets and quotation marks with spaces, lower-case, delete ASCII punctuation,
-collapse white space. Exact match compares the results; character F1 compares their non-space
-characters as multisets. Of several gold answers the one that scores best counts.
+Texts are normalized like in the official evaluator of KorQuAD 1.0 (Lim, Kim and Lee, 2019): replace
+brackets and quotation marks with spaces, lower-case, delete ASCII punctuation, collapse white
+space. Exact match compares the results, character F1 their non-space characters as multisets. Of
+several gold answers the best-scoring one counts.
 """
 
 import re
@@ -13,34 +13,34 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# This stands beside every saved score, and must change whenever a score could.
+# Saved with every score; change it whenever a score could change.
 METRIC_VERSION = "korquad-1.0/char-f1"
 
-# “ ” · … are kept, as the official evaluator keeps them.
+# Like in the official evaluator, “ ” · … stay.
 _TO_SPACE = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))
 _DELETE = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
-    """Return the text that both metrics compare, its words separated by single spaces."""
-    # Brackets and quotation marks come first: as ASCII punctuation they would join their words.
+    """Return the text that both metrics compare, with single spaces between words."""
+    # Brackets and quotation marks first: deleted as ASCII punctuation, they would join their words.
     return " ".join(text.translate(_TO_SPACE).lower().translate(_DELETE).split())
 
 
 def exact_match(prediction: str, gold: str | Sequence[str]) -> float:
-    """Return 1.0 if the normalised prediction equals a normalised gold answer, else 0.0."""
+    """Return 1.0 if the normalized prediction equals a normalized gold answer, else 0.0."""
     return float(any(normalize(prediction) == normalize(answer) for answer in _golds(gold)))
 
 
 def char_f1(prediction: str, gold: str | Sequence[str]) -> float:
-    """Return character F1 in [0, 1]; without a common character 0, even when both are empty."""
+    """Return character F1 in [0, 1]; 0 without a common character, even if both are empty."""
     return max(_f1(_characters(prediction), _characters(answer)) for answer in _golds(gold))
 
 
 def _golds(gold: str | Sequence[str]) -> Sequence[str]:
     golds = [gold] if isinstance(gold, str) else gold
     if not golds:
-        raise ValueError("got no gold answer; a score needs at least one")
+        raise ValueError("got no gold answer; expected at least one")
     return golds
 
 
@@ -57,9 +57,9 @@ def _f1(prediction: Counter[str], gold: Counter[str]) -> float:
 
 
 def rouge_l(prediction: str, gold: str | Sequence[str]) -> float:
-    """Return character ROUGE-L in [0, 1] (Lin, 2004), white space left out.
+    """Return ROUGE-L in [0, 1] (Lin, 2004) over characters, without white space.
 
-    It is the F measure of the longest common subsequence; of several gold answers the best counts.
+    It is the F measure of the longest common subsequence.
     """
     return max(
         _rouge_l("".join(prediction.split()), "".join(answer.split())) for answer in _golds(gold)
@@ -67,8 +67,8 @@ def rouge_l(prediction: str, gold: str | Sequence[str]) -> float:
 
 
 def _rouge_l(prediction: str, gold: str) -> float:
-    # row[j] is the length of the longest common subsequence of gold[:j] and of what was read of the
-    # prediction so far; `diagonal` is row[j - 1] as it was one character before.
+    # row[j]: length of the longest common subsequence of gold[:j] and the prediction so far;
+    # `diagonal`: row[j - 1] before the current character.
     row = [0] * (len(gold) + 1)
     for character in prediction:
         diagonal = 0
@@ -81,48 +81,43 @@ def _rouge_l(prediction: str, gold: str) -> float:
 
 
 def consensus(answers: Sequence[str]) -> int:
-    """Return the index of the answer with the most character F1 with all; the first of equals.
+    """Return the index of the answer with the highest total F1 against all; ties go to the first.
 
-    This is minimum Bayes risk decoding (Kumar and Byrne, 2004) with character F1 as the gain. An
-    answer is wholly like itself, unless it is empty: an empty answer never scores.
+    This is minimum Bayes risk decoding (Kumar and Byrne, 2004) with character F1 as the gain.
     """
     characters = [_characters(answer) for answer in answers]
 
     def gain(index: int) -> float:
         total = 0.0
-        # In the members' order, itself included, because the order of a sum decides its last bit,
-        # and that bit whose answer is taken where two are equally like the others.
+        # Always in the same order: the order of a sum decides its last bit, and that bit decides
+        # between answers with the same gain. An answer has F1 1 with itself, an empty one 0.
         for other, theirs in enumerate(characters):
-            itself = other == index
-            total += float(bool(theirs)) if itself else _f1(characters[index], theirs)
+            is_itself = other == index
+            total += float(bool(theirs)) if is_itself else _f1(characters[index], theirs)
         return total
 
     return max(range(len(answers)), key=lambda index: (gain(index), -index))
 
 
 def repeats(text: str) -> bool:
-    """Say whether a piece of two characters or more stands three times in a row.
-
-    Answers that never end look so.
-    """
-    # Pieces of at most 62 characters: the search tries each length at each place, and so takes time
-    # linear in the text.
+    """Return whether a text repeats a piece of two characters or more three times in a row."""
+    # At most 62 characters a piece, so that the search takes time linear in the text.
     return re.search(r"(\S.{0,60}?\S)(\s*\1){2}", text) is not None
 
 
 def score(
     predictions: Sequence[str], golds: Sequence[str | Sequence[str]], articles: Sequence[str]
 ) -> dict:
-    """Return the means over a file with their 95% intervals, the counts and the metric's version.
+    """Return mean scores with 95% intervals, counts and the metric's version.
 
     The keys are "metric", "questions", "articles", "char_f1", "char_f1_interval", "exact_match" and
-    "exact_match_interval". `articles` names the article of each question: questions on one article
-    are resampled together.
+    "exact_match_interval". `articles` has the article of each question; the intervals resample
+    whole articles.
     """
     if not len(predictions) == len(golds) == len(articles):
         raise ValueError(
             f"got {len(predictions)} predictions, {len(golds)} golds, {len(articles)} articles; "
-            "need as many of each"
+            "expected as many of each"
         )
     result: dict = {
         "metric": METRIC_VERSION,
@@ -137,11 +132,11 @@ def score(
 
 
 def compare(ours: Sequence[float], theirs: Sequence[float], articles: Sequence[str]) -> dict:
-    """Return the mean of `ours` minus `theirs` and its interval, for the same questions in order.
+    """Return the mean "difference" of paired scores, ours minus theirs, and its "interval".
 
-    The keys are "difference" and "interval". Whole articles are resampled.
+    Both are in the order of the questions; the interval resamples whole articles.
     """
-    # Pairs take out how hard each question is, which two separate intervals hold twice.
+    # Two separate intervals would each include the questions' difficulty; pairs cancel it out.
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     return {
         "difference": sum(differences) / len(differences),
@@ -157,21 +152,20 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the 95% percentile interval of the mean, resampling whole articles (Efron, 1979).
 
-    The draws are seeded, so the interval is the same every time. Of a single article it is all that
-    the mean can be, `possible`.
+    The draws are seeded. For a single article the interval is `possible`, all values of a mean.
     """
-    # Every draw would be that article, and its mean seem certain: validation on one article would
-    # keep an adapter for being ahead on it by anything at all.
+    # Every draw would be that article, and its mean would look certain: validation would then
+    # select an adapter for any tiny lead on it.
     if len(set(articles)) == 1:
         return possible
-    # Questions on one article are not independent; drawn one by one they would give an interval
-    # that is too narrow. Sums and counts per article are all that a draw needs.
+    # Questions on one article are not independent: drawing them one by one would give an interval
+    # that is too narrow. A draw needs only each article's sum and count.
     numbers: dict[str, int] = {}
     article = [numbers.setdefault(name, len(numbers)) for name in articles]
     totals = np.bincount(article, weights=np.asarray(values, dtype=float))
     counts = np.bincount(article)
-    # The draws of random.Random(0).choices, which this was computed with at first: a list as the
-    # seed starts the Mersenne Twister in the same way.
+    # The same draws as random.Random(0).choices, with which earlier scores were computed: given a
+    # list as seed, NumPy starts the Mersenne Twister the same way.
     rng = np.random.RandomState([0])
     means = np.empty(samples)
     for number in range(samples):

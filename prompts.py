@@ -1,20 +1,18 @@
-"""Say how articles and questions are put to a model: the templates.
+"""The templates: how articles and questions are put to a model.
 
 Add an entry to TEMPLATES to try a new wording: python fine_tune.py --template NAME.
 
-A template is a dict of strings with {context} and {question} where a row's texts go:
+A template is a dict of strings with fields such as {context} and {question}:
 
-    "system", "user"   a chat turn, wrapped by the model's own chat template ("system" may be left
-                       out)
-    "prompt"           plain text, exactly as the model will see it; the answer follows it directly
-    "answer"           what is learned, where that is more than {answer}
+    "system", "user"   a chat turn, in the model's own chat template ("system" is optional)
+    "prompt"           plain text, exactly as the model sees it; the answer follows directly
+    "answer"           the text to learn, if it is more than {answer}
 
-Those are economic_qa's fields; other tasks have others (`fields` in tasks/; a wrong one is
-refused with the list of them).
+{context}, {question} and {answer} are economic_qa's fields. Other tasks have others: an unknown
+field is rejected with a list of them.
 
-Put {context} before {question}: what the questions of an article share is read once. Write {{ for
-a literal brace.
-`python prompts.py [TEMPLATE]` prints what a template makes of a sample row.
+Put {context} before {question}, so that questions on an article share a prefix. Write {{ for a
+literal brace. `python prompts.py [TEMPLATE]` prints templates filled with a sample row.
 """
 
 import string
@@ -24,16 +22,15 @@ from dandap.errors import InputError, nearest
 
 Template = dict[str, str]
 
-# The published instruction that prompts A and B share (2024 Inha AI Challenge); recipes/ says who
-# used which.
+# The instruction of the published prompts A and B (2024 Inha AI Challenge); see recipes/.
 _CONCISE_BOT = "Question에 대한 답변만 가급적 한 단어로 최대한 간결하게 답변하도록 해."
 
 _DIALOGUE = "[대화]\n{context}\n\n[대상 발화]\n{reference}\n\n[질문]\n"
 _OPTIONS = "\n\n[선택지]\n{options}\n\n[답]\n"
 
 TEMPLATES: dict[str, Template] = {
-    # Ours, the default: the rule stands before the article, where it is read once for all
-    # questions. At the end its 36 tokens were read for each question.
+    # Ours, the default. The instruction is before the article and so read once; at the end, its 36
+    # tokens would be read for each question.
     "concise": {
         "user": "다음 기사를 읽고 질문에 답하라. "
         "기사에 나온 표현을 그대로 써서 되도록 한 단어로, 설명 없이 답만 적어라."
@@ -57,8 +54,8 @@ TEMPLATES: dict[str, Template] = {
         + _CONCISE_BOT
         + ":\n\n{context}\n\nQuestion:\n{question}",
     },
-    # Dialogue inference: the five prompt sets of the 2024 winner by what they hold, in words of
-    # ours. The dialogue stands first, so that the questions on it share it.
+    # Dialogue inference: the five prompt sets of the 2024 winner, in our words. The dialogue is
+    # first, so that its questions share it.
     "dialogue": {
         "prompt": _DIALOGUE + "{question}" + _OPTIONS,
         "answer": "{answer}. {answer_text}",
@@ -86,17 +83,16 @@ TEMPLATES: dict[str, Template] = {
         + _OPTIONS,
         "answer": "{answer}. {answer_text}",
     },
-    # Without "answer" the letter alone is learned.
+    # Without "answer", the model learns only the letter.
     "dialogue_letter": {"prompt": _DIALOGUE + "{question}" + _OPTIONS},
-    # No options in the prompt: a model too small to compare them says what it finds in the
-    # dialogue, and the option that it would say likeliest is the answer (--choices_by whole).
+    # Without options, for models too small to compare them: the answer is the option with the
+    # highest probability as a text (--choices_by whole).
     "dialogue_statement": {
         "user": "다음 대화를 읽고 질문에 답하라.\n\n대화:\n{context}\n\n대상 발화:\n{reference}\n\n"
         "질문: {question}",
         "answer": "{answer_text}",
     },
-    # Wallpaper QA: the two published ones, the bare question against an instruction, and one for
-    # chat models.
+    # Wallpaper QA: the two published ones, and one for chat models.
     "wallpaper_bare": {"prompt": "{question}"},
     "wallpaper_instruction": {"prompt": "주어진 질문에 대한 답을 출력 질문: {question} 답:"},
     "wallpaper_chat": {
@@ -106,7 +102,7 @@ TEMPLATES: dict[str, Template] = {
     "system_context": {
         "prompt": "### System:\n{context}\n\n### User:\n{question}\n### Assistant:\n",
     },
-    # Prompt D: the same model's wording at inference; a variant to try with --template.
+    # Prompt D: the same model's prompt at inference; a variant to try with --template.
     "nouns_only": {
         "prompt": "너는 주어진 Context를 토대로 Question에 답하는 챗봇이야. "
         "Question에 대한 답변만 최대한 한 단어로, 명사들로만 답변해줘. "
@@ -130,16 +126,16 @@ def get_template(name: str) -> Template:
 def check_template(
     template: Template, name: str, fields: Collection[str], needs: Collection[str]
 ) -> None:
-    """Reject a template that `render` could not fill, or that lacks a field the task needs.
+    """Reject a template that `render` cannot fill, or that lacks a field the task needs.
 
-    `fields` are the names a template may use; a need "one|other" is met by either.
+    `fields` are the names a template may use. The need "one|other" is met by either.
     """
     if set(template) - {"answer"} not in ({"prompt"}, {"user"}, {"system", "user"}):
         raise InputError(
             f"template {name!r} has the parts {sorted(template)}; expected 'prompt', or 'user' "
             "with or without 'system', and optionally 'answer'."
         )
-    used = set()
+    used: set[str] = set()
     for part in template.values():
         try:
             pieces = list(string.Formatter().parse(part))
@@ -154,26 +150,24 @@ def check_template(
                     f"template {name!r} has {{{field}...}} in {part[:80]!r}; expected a field's "
                     "name alone in braces, as {context}. Write {{ and }} for literal braces."
                 )
-            used |= {field} - {None}
+            if field is not None:
+                used.add(field)
     lacking = [need for need in needs if not used & set(need.split("|"))]
     if lacking or not used <= set(fields):
         needed = " and ".join(need.replace("|", " or ") for need in needs)
         raise InputError(
-            f"template {name!r} has the fields {sorted(used)}; this task needs {needed}, and knows "
+            f"template {name!r} has the fields {sorted(used)}; this task needs {needed}, and has "
             f"{', '.join(fields)}."
         )
 
 
 def render(template: Template, fields: Mapping[str, str]) -> Template:
-    """Fill a template's parts with a row's texts.
-
-    The texts are inserted once: an article that contains {question} keeps it as it is.
-    """
+    """Return a template's parts with a row's texts; braces within the texts stay as they are."""
     return {part: text.format_map(fields) for part, text in template.items()}
 
 
 def show(argv: list[str] | None = None) -> None:
-    """Print templates, filled with the sample row of the first task that they fit."""
+    """Print templates, filled with the sample row of the first task that fits."""
     from dandap.cli import Parser, parse
     from tasks import TASKS
 

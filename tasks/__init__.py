@@ -1,7 +1,6 @@
-"""Hold the tasks, a file each; a file of this folder that ends in `TASK = ...` is one.
+"""The tasks: each file of this folder that ends in `TASK = ...` is one.
 
-`TASKS` finds them. They may import dandap and metrics; nothing in dandap asks which task it works
-on.
+No file of dandap/ depends on a particular task.
 """
 
 from importlib import import_module
@@ -13,9 +12,9 @@ from prompts import Template
 from tasks.task import Task
 
 
-def find_tasks(folder: list[str]) -> dict[str, Task]:
-    """Return the tasks of a folder's modules by their names."""
-    modules = [import_module(f"tasks.{module.name}") for module in iter_modules(folder)]
+def find_tasks(folders: list[str]) -> dict[str, Task]:
+    """Return the tasks in the folders' modules, by name."""
+    modules = [import_module(f"tasks.{module.name}") for module in iter_modules(folders)]
     return {module.TASK.name: module.TASK for module in modules if hasattr(module, "TASK")}
 
 
@@ -23,7 +22,7 @@ TASKS = find_tasks(__path__)
 
 
 def get_task(name: str) -> Task:
-    """Return the task of this name; refuse another name and say which known one is nearest."""
+    """Return the task of this name; InputError names the nearest known one."""
     if name not in TASKS:
         raise InputError(
             f"got task {name!r}; expected one of {', '.join(TASKS)}.{nearest(name, TASKS)}"
@@ -32,7 +31,7 @@ def get_task(name: str) -> Task:
 
 
 def checked_template(name: str, task: str) -> Template:
-    """Return the template of this name, checked against the fields of the task of that name."""
+    """Return a template, checked against the fields of the task of this name."""
     template = prompts.get_template(name)
     get_task(task).check_template(template, name)
     return template

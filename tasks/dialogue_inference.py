@@ -1,6 +1,6 @@
-"""Ask what follows from an utterance of a dialogue, chosen from three statements (NIKL).
+"""Dialogue inference: which of three statements follows from an utterance (NIKL 2024).
 
-A submission is the test file with its outputs filled in.
+The submission is the test file with every output filled in.
 """
 
 import codecs
@@ -11,62 +11,63 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import metrics
 from dandap.console import printable
-from dandap.data.files import TABLES, decode, encoding_notes, find_files, read_bytes
+from dandap.data.files import TABLES, decode, encoding_notes, read_bytes
 from dandap.data.json_files import parse_json
 from dandap.data.korean import with_ro
-from dandap.data.rows import Row, Table, by_article, join, refuse_duplicate_ids
+from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
 from dandap.data.text import SURROGATE, clean, trim, writable
 from dandap.errors import InputError
 from dandap.files import write_bytes
 from tasks.exploration import Chart, Description
 from tasks.task import Box, PageForm, Task, reject_columns, submit_like_member
 
+Item = dict[str, Any]  # an item of the file, with all its fields
+
 LETTERS = ("A", "B", "C")
 INFERENCES = ("inference_1", "inference_2", "inference_3")
-CATEGORIES = ("원인", "후행사건", "전제", "동기", "반응")
-# A category's official term in English and Korean, and what it means in words of ours.
-TERMS = {
-    "원인": "cause",
-    "후행사건": "subsequent event",
-    "전제": "prerequisite",
-    "동기": "motivation",
-    "반응": "emotional reaction",
-}
-TERMS_KO = {
-    "원인": "원인",
-    "후행사건": "후행 사건",
-    "전제": "전제 조건",
-    "동기": "내적 동기",
-    "반응": "감정 반응",
-}
-DEFINITIONS = {
-    "원인": "대상 발화에 나온 일이 일어나게 한 사건이나 상황",
-    "후행사건": "대상 발화의 일이 있고 나서 이어서 일어날 법한 사건",
-    "전제": "대상 발화가 말이 되려면 이미 참이어야 하는 사실",
-    "동기": "화자가 대상 발화처럼 말하거나 행동하게 만든 마음이나 바람",
-    "반응": "대상 발화의 일을 두고 화자나 듣는 사람이 느낄 법한 감정",
-}
 
-# A sign of the private use area around the digits of a number with a point: Python would write the
-# number in another way, as 1.0 for 1.00.
-NUMBER = "\ue000"
-Item = dict  # as the file has it; what is not known here is kept
+
+class Category(NamedTuple):
+    """A category's official terms, and its meaning in our words."""
+
+    english: str
+    korean: str
+    definition: str
+
+
+CATEGORIES = {
+    "원인": Category("cause", "원인", "대상 발화에 나온 일이 일어나게 한 사건이나 상황"),
+    "후행사건": Category(
+        "subsequent event", "후행 사건", "대상 발화의 일이 있고 나서 이어서 일어날 법한 사건"
+    ),
+    "전제": Category(
+        "prerequisite", "전제 조건", "대상 발화가 말이 되려면 이미 참이어야 하는 사실"
+    ),
+    "동기": Category(
+        "motivation", "내적 동기", "화자가 대상 발화처럼 말하거나 행동하게 만든 마음이나 바람"
+    ),
+    "반응": Category(
+        "emotional reaction",
+        "감정 반응",
+        "대상 발화의 일을 두고 화자나 듣는 사람이 느낄 법한 감정",
+    ),
+}
 
 
 def load_items(path: Path) -> list[Item]:
-    """Read a file's items and check them; the InputError says which item lacks what."""
-    find_files(path, "the NIKL dialogue JSON")
-    items = parse_json(decode(path.read_bytes(), path)[0], str(path), parse_float=_marked)
+    """Return the items of a file; InputError names the first one that is wrong."""
+    data, _ = read_bytes(path)
+    items = parse_json(decode(data, path)[0], str(path), parse_float=_mark_number)
     if not isinstance(items, list) or not items:
         raise InputError(
             f"{path}: got {type(items).__name__}; expected a JSON list of at least one item."
         )
     for number, item in enumerate(items, 1):
-        fault = _fault(item)
-        if fault:
+        if fault := find_fault(item):
             name = item.get("id", "") if isinstance(item, dict) else ""
             raise InputError(
                 f"{path}, item {number} ({printable(str(name))}): {fault}. Expected id, input "
@@ -76,243 +77,154 @@ def load_items(path: Path) -> list[Item]:
     return items
 
 
-def _fault(item: Item) -> str | None:
-    """Say what is wrong with an item, or return None."""
-    if not isinstance(item, dict) or not isinstance(item.get("input"), dict):
-        return "it is no object, or lacks 'input'"
+def find_fault(item: Item) -> str | None:
+    """Return what is wrong with an item, or None."""
     try:
-        content = item["input"]
-        texts = [item["id"], content["category"], *(content[name] for name in INFERENCES)]
-        if not all(isinstance(text, str) for text in texts) or not all(map(trim, texts[:2])):
-            return "id or category is empty, or one of them or an inference is no text"
-        if category_of(content) not in CATEGORIES:
-            return (
-                f"got the category {content['category']!r}; expected one of {', '.join(CATEGORIES)}"
-            )
+        content, output = item["input"], item.get("output") or ""
         turns = [(turn["speaker"], turn["utterance"]) for turn in content["conversation"]]
-        if not turns or not all(isinstance(text, str) for _, text in turns):
-            return "the conversation is empty, or an utterance is no text"
+        names = [item["id"], content["category"]]
+        texts = [*names, *(content[name] for name in INFERENCES), *(text for _, text in turns)]
+        if not all(isinstance(text, str) for text in texts) or not all(map(trim, names)):
+            return "the id or category is empty, or a text is not a string"
+        if category_of(content) not in CATEGORIES:
+            return f"got the category {names[1]!r}; expected one of {', '.join(CATEGORIES)}"
+        if not turns:
+            return "the conversation is empty"
         if not isinstance(content["reference_id"], list):
-            return (
-                f"reference_id is {type(content['reference_id']).__name__}, "
-                "expected a list of utterance ids"
-            )
+            return f"reference_id is {type(content['reference_id']).__name__}, not a list"
         known = {name for turn in content["conversation"] for name in utterance_ids(turn)}
-        missing = [name for name in content["reference_id"] if name not in known]
-        if missing:
-            return (
-                f"reference_id names the utterance {missing[0]}, "
-                "which the conversation does not have"
-            )
-        # Test files have no output, an empty one or null.
-        if (item.get("output") or "") not in ("", *INFERENCES):
-            return (
-                f"got the output {item['output']!r}; "
-                f"expected one of {', '.join(INFERENCES)}, or nothing in a test file"
-            )
-    # Besides a key that is missing, what should be an object or a list and is not.
-    except (KeyError, TypeError, AttributeError) as error:
+        for name in content["reference_id"]:
+            if name not in known:
+                return f"reference_id names the utterance {name}, which is not in the conversation"
+        if output not in ("", *INFERENCES):
+            return f"got the output {output!r}; expected one of {', '.join(INFERENCES)}, or empty"
+    except KeyError as error:
         return f"it lacks {error}"
+    except (TypeError, AttributeError) as error:  # a text, for example, where an object belongs
+        return f"it has another structure ({error})"
     return None
 
 
-def category_of(content: dict) -> str:
-    """Return the category in its usual form: composed Hangul, no space around."""
-    # Decomposed, as files from a Mac may have it, 원인 would equal no name of CATEGORIES.
+def category_of(content: Item) -> str:
+    """Return the category as `CATEGORIES` spells it; files from a Mac decompose Hangul."""
     return trim(unicodedata.normalize("NFC", content["category"]))
 
 
-def utterance_ids(turn: dict) -> list[str]:
-    """Return the ids of one turn's utterances; a turn that cleaning merged has several."""
+def utterance_ids(turn: Item) -> list[str]:
+    """Return the ids of a turn's utterances; turns that tools.refine merged have several."""
     ids = turn["utterance_id"]
     return ids if isinstance(ids, list) else [ids]
 
 
-def read(paths: list[Path], need_answers: bool) -> Table:
-    """Read one row per item of all files.
-
-    The dialogue is the article, and the letter of the right inference the answer.
-    """
-    tables = [_read_one(path, need_answers) for path in paths]
-    return tables[0] if len(tables) == 1 else join(tables)
-
-
-def _read_one(path: Path, need_answers: bool) -> Table:
-    rows = [to_row(item) for item in load_items(path)]
-    refuse_duplicate_ids(rows, path)
-    without = [row.id for row in rows if not row.answers]
-    blank = [
-        row.id for row in rows if not all(row.fields[f"option_{letter}"] for letter in LETTERS)
-    ]
-    if need_answers and blank:
-        raise InputError(
-            f"{path}: an inference is empty or no text in {len(blank)} items, first {blank[0]}. "
-            "Fill it in."
-        )
-    if need_answers and without:
-        raise InputError(
-            f"{path}: {len(without)} items have no output, first {without[0]}. "
-            "Training needs one in every item."
-        )
-    data, digest = read_bytes(path)
-    return Table(path, rows, digest, encoding_notes(path, decode(data, path)[1]))
-
-
 def to_row(item: Item) -> Row:
-    """Return an item as a question; the dialogue is its article."""
+    """Return an item as a question about its dialogue."""
     content, output = item["input"], item.get("output") or ""
-    category = category_of(content)
-    options = dict(zip(LETTERS, (trim(clean(content[name])) for name in INFERENCES), strict=True))
-    definition = DEFINITIONS[category]
-    # The template chooses how a question names its category: by the file's term, the official one
-    # or the definition. with_ro adds 로 or 으로: 전제로, 원인으로.
+    name = category_of(content)
+    category = CATEGORIES[name]
+    options = dict(zip(LETTERS, (trim(clean(content[key])) for key in INFERENCES), strict=True))
+    referred = set(content["reference_id"])
+    targets = [turn for turn in content["conversation"] if referred & set(utterance_ids(turn))]
+    best = "가장 알맞은 것은 무엇인가?"
     fields = {
-        "category": category,
-        "reference": "\n".join(_line(turn) for turn in referred(content)),
+        "category": name,
+        "reference": "\n".join(map(_line, targets)),
         "options": "\n".join(f"{letter}. {text}" for letter, text in options.items()),
-        "question": f"대상 발화의 {with_ro(category)} 가장 알맞은 것은 무엇인가?",
-        "question_term": f"대상 발화의 {with_ro(TERMS_KO[category], TERMS[category])} "
-        "가장 알맞은 것은 무엇인가?",
-        "question_definition": f"다음 설명에 가장 알맞은 것은 무엇인가? 설명: {definition}",
+        # Templates choose how a question names its category. with_ro appends 로 or 으로.
+        "question": f"대상 발화의 {with_ro(name)} {best}",
+        "question_term": f"대상 발화의 {with_ro(category.korean, category.english)} {best}",
+        "question_definition": f"다음 설명에 {best} 설명: {category.definition}",
         "instruction_definition": "아래 설명에 가장 알맞은 선택지를 골라 그 기호와 내용을 "
-        f"적어라. 설명: {definition}",
+        f"적어라. 설명: {category.definition}",
         **{f"option_{letter}": text for letter, text in options.items()},
     }
-    # What a reader of the report must know besides the dialogue.
-    fields["details"] = "\n".join([category, fields["reference"], fields["options"]])
+    fields["details"] = "\n".join([name, fields["reference"], fields["options"]])  # for the report
     answers = (LETTERS[INFERENCES.index(output)],) if output else ()
     dialogue = "\n".join(map(_line, content["conversation"]))
-    return Row(writable(item["id"]), dialogue, category, answers, choices=LETTERS, fields=fields)
+    return Row(writable(item["id"]), dialogue, name, answers, choices=LETTERS, fields=fields)
 
 
-def referred(content: dict) -> list[dict]:
-    """Return the turns that reference_id names."""
-    names = set(content["reference_id"])
-    return [turn for turn in content["conversation"] if names & set(utterance_ids(turn))]
+def _line(turn: Item) -> str:
+    return f"화자{turn['speaker']}: {clean(turn['utterance']).strip()}"  # 화자: speaker
 
 
-def _line(turn: dict) -> str:
-    """Return a turn as templates show it, "화자1: ..." with 화자 for speaker."""
-    return f"화자{turn['speaker']}: {clean(turn['utterance']).strip()}"
+# Layouts of json.dumps; a file in another one is written in the first.
+LAYOUTS: list[dict[str, Any]] = [
+    {"indent": indent, "separators": separators, "ensure_ascii": ensure_ascii}
+    for ensure_ascii in (False, True)
+    for indent, separators in ((2, None), (4, None), (1, None), (None, None), (None, (",", ":")))
+]
+# A private-use character around the digits of a number with a point: as a float, 1.00 would be
+# written as 1.0.
+MARK = "\ue000"
 
 
-def typed_turns(text: str) -> list[dict]:
-    """Return the turns of a dialogue that somebody typed, a line each, named by their numbers."""
-    turns = []
-    for number, line in enumerate(filter(trim, text.splitlines()), 1):
-        match = re.fullmatch(r"\s*(?:화자\s*)?(\w+)\s*[:：]\s*(.+)", line)
-        if not match:
-            raise InputError(
-                f"line {number} of the dialogue: got {line[:100]!r}; expected who speaks and what "
-                "is said, as 1: 안녕."
-            )
-        turns.append({"speaker": match[1], "utterance": match[2], "utterance_id": str(number)})
-    return turns
+def _mark_number(digits: str) -> str:
+    return f"{MARK}{digits}{MARK}"
 
 
-# Templates are tried on this made-up item before any file is read.
+def _dump(value: Any, layout: dict[str, Any]) -> str:
+    # Half surrogate pairs stay escaped: UTF-8 cannot encode them.
+    text = SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", json.dumps(value, **layout))
+    mark = rf"(?:{MARK}|\\ue000)"
+    return re.sub(rf'"{mark}([^"]*?){mark}"', r"\1", text)
+
+
+def to_json(items: list[Item], like: bytes, path: Path) -> bytes:
+    """Return items as JSON in the layout of `like`, the bytes of the file at `path`."""
+    text = decode(like, path)[0]
+    unix = text.replace("\r\n", "\n")
+    content = parse_json(unix, str(path), parse_float=_mark_number)
+    same = (layout for layout in LAYOUTS if _dump(content, layout) == unix.strip())
+    written = _dump(items, next(same, LAYOUTS[0])) + "\n" * unix.endswith("\n")
+    # Line feeds within texts are escaped, so all others end lines.
+    written = written.replace("\n", "\r\n") if "\r\n" in text else written
+    return codecs.BOM_UTF8 * like.startswith(codecs.BOM_UTF8) + written.encode()
+
+
+def write_filled(path: Path, like: Path, letters: list[str]) -> Path:
+    """Write the file `like` with its outputs filled in, read it back and return the path."""
+    items = load_items(like)
+    if len(items) != len(letters):
+        raise InputError(
+            f"{like} has {len(items)} items, got {len(letters)} answers. Name answers to that file."
+        )
+    outputs = [INFERENCES[LETTERS.index(letter)] for letter in letters]
+    filled = [item | {"output": output} for item, output in zip(items, outputs, strict=True)]
+    write_bytes(path, to_json(filled, like.read_bytes(), like))
+    if [item["output"] for item in load_items(path)] != outputs:
+        raise RuntimeError(f"{path} reads back differently from what was written")
+    return path
+
+
+# A made-up item, on which templates are checked.
 SAMPLE = to_row(
     {
         "id": "sample",
         "input": {
             "conversation": [
-                {"speaker": 1, "utterance": "비가 와서 우산을 샀어.", "utterance_id": "sample.1"},
-                {"speaker": 2, "utterance": "잘했네. 나는 다 젖었어.", "utterance_id": "sample.2"},
+                {"speaker": 1, "utterance": "비가 와서 우산을 샀어.", "utterance_id": "1"},
+                {"speaker": 2, "utterance": "잘했네. 나는 다 젖었어.", "utterance_id": "2"},
             ],
-            "reference_id": ["sample.1"],
+            "reference_id": ["1"],
             "category": "원인",
-            **dict(
-                zip(
-                    INFERENCES,
-                    (
-                        "화자1이 우산을 챙겨 오지 않았다.",
-                        "화자1이 비를 좋아한다.",
-                        "화자2가 우산을 팔았다.",
-                    ),
-                    strict=True,
-                )
-            ),
+            "inference_1": "화자1이 우산을 챙겨 오지 않았다.",
+            "inference_2": "화자1이 비를 좋아한다.",
+            "inference_3": "화자2가 우산을 팔았다.",
         },
         "output": "inference_1",
     }
 )
 
 
-def filled(items: list[Item], letters: list[str]) -> list[Item]:
-    """Return the items with `output` filled from the letters, and all else as it was."""
-    return [
-        {**item, "output": INFERENCES[LETTERS.index(letter)]}
-        for item, letter in zip(items, letters, strict=True)
-    ]
-
-
-def to_json(items: list[Item], like: bytes, path: Path) -> bytes:
-    """Return JSON in the layout of `like`, the bytes of the file at `path` that held the items."""
-    text = decode(like, path)[0]
-    # The layout is the style of json.dumps that makes the file's own text of what it holds; for a
-    # file that no style makes it is an indent of two.
-    unix, indent, options = text.replace("\r\n", "\n"), 2, {"ensure_ascii": False}
-    read = json.loads(unix, parse_float=_marked)
-    styles = [(None, (", ", ": ")), (None, (",", ":"))]
-    styles += [(width, None) for width in (1, 2, 4, "\t")]
-    for indent_of, separators in styles:
-        for ascii_only in (False, True):
-            style = {"indent": indent_of, "separators": separators, "ensure_ascii": ascii_only}
-            if _dump(read, **style) == unix.strip():
-                indent, options = indent_of, {"separators": separators, "ensure_ascii": ascii_only}
-    written = _dump(items, indent=indent, **options) + "\n" * unix.endswith("\n")
-    # Within texts a line feed is escaped, so that all others end lines.
-    written = written.replace("\n", "\r\n") if "\r\n" in text else written
-    return like.startswith(codecs.BOM_UTF8) * codecs.BOM_UTF8 + written.encode()
-
-
-def _marked(digits: str) -> str:
-    """Return a number's digits as a text, which `_dump` makes a number again."""
-    return f"{NUMBER}{digits}{NUMBER}"
-
-
-def _escaped(half: re.Match) -> str:
-    return f"\\u{ord(half[0]):04x}"
-
-
-def _dump(value, **style) -> str:
-    """Return JSON as json.dumps has it, with marked numbers as their digits.
-
-    Halves of surrogate pairs stay escaped, since no UTF-8 file can hold them.
-    """
-    text = SURROGATE.sub(_escaped, json.dumps(value, **style))
-    # With ensure_ascii the mark itself is escaped.
-    return re.sub(rf'"(?:{NUMBER}|\\ue000)([^"]*?)(?:{NUMBER}|\\ue000)"', r"\1", text)
-
-
-def write_filled(path: Path, like: Path, letters: list[str]) -> Path:
-    """Write the file `like` with `output` filled in its layout, read it back, return the path."""
-    items = load_items(like)
-    if len(items) != len(letters):
-        raise InputError(
-            f"{like} holds {len(items)} items, and {len(letters)} were answered. "
-            "Name answers to that file."
-        )
-    write_bytes(path, to_json(filled(items, letters), like.read_bytes(), like))
-    back = [(row.id, row.answers) for row in read([path], need_answers=True).rows]
-    if back != [
-        (writable(item["id"]), (letter,)) for item, letter in zip(items, letters, strict=True)
-    ]:
-        raise RuntimeError(
-            f"{path} reads back differently from what was written ({len(back)} items)"
-        )
-    return path
-
-
 @dataclass(frozen=True)
 class DialogueForm(PageForm):
-    """The page's inputs for one item on a dialogue."""
+    """The page's inputs for one item."""
 
     title: str = "Dialogues"
     boxes: tuple[Box, ...] = (
         Box("dialogue", "Dialogue (an utterance a line, as 1: hello)", 8),
         Box("target", "Number of the line that is asked about"),
-        Box("category", "Kind of inference", choices=CATEGORIES),
+        Box("category", "Kind of inference", choices=tuple(CATEGORIES)),
         Box("inference_1", "Inference A"),
         Box("inference_2", "Inference B"),
         Box("inference_3", "Inference C"),
@@ -320,29 +232,37 @@ class DialogueForm(PageForm):
     sample_file: str = "data/sample/dialogue_test.json"
 
     def to_rows(self, typed):
-        """Return the one question that was typed; `target` holds numbers of lines."""
-        turns = typed_turns(typed["dialogue"])
-        names = re.findall(r"\d+", typed["target"])
-        inferences = {name: typed[name] for name in INFERENCES}
-        content = {"conversation": turns, "reference_id": names, "category": typed["category"]}
-        item = {"id": "1", "input": content | inferences}
-        if fault := _fault(item) or ("" if names else "no line is named as the target"):
+        turns = []
+        for number, line in enumerate(filter(trim, typed["dialogue"].splitlines()), 1):
+            match = re.fullmatch(r"\s*(?:화자\s*)?(\w+)\s*[:：]\s*(.+)", line)
+            if not match:
+                raise InputError(
+                    f"line {number} of the dialogue: got {line[:100]!r}; expected the speaker and "
+                    "the utterance, as 1: 안녕."
+                )
+            turn = {"speaker": match[1], "utterance": match[2], "utterance_id": str(number)}
+            turns.append(turn)
+        targets = re.findall(r"\d+", typed["target"])
+        content = {name: typed[name] for name in ("category", *INFERENCES)}
+        content |= {"conversation": turns, "reference_id": targets}
+        item = {"id": "1", "input": content}
+        if fault := find_fault(item) or (None if targets else "no line is named as the target"):
             raise InputError(
-                f"{fault}. Expected a line a turn, as 1: 안녕, and the number of the line that is "
-                "asked about."
+                f"{fault}. Expected a line for each utterance, as 1: 안녕, and the number of the "
+                "line that is asked about."
             )
         return [to_row(item)]
 
     def to_text(self, rows):
         row = rows[0]
-        lines, referred_to = row.context.split("\n"), row.fields["reference"].split("\n")
-        target = [str(number) for number, line in enumerate(lines, 1) if line in referred_to]
-        inferences = [row.fields[f"option_{letter}"] for letter in LETTERS]
+        referred = row.fields["reference"].split("\n")
+        lines = enumerate(row.context.split("\n"), 1)
+        options = [row.fields[f"option_{letter}"] for letter in LETTERS]
         return {
             "dialogue": row.context,
-            "target": ", ".join(target),
+            "target": ", ".join(str(number) for number, line in lines if line in referred),
             "category": row.fields["category"],
-            **dict(zip(INFERENCES, inferences, strict=True)),
+            **dict(zip(INFERENCES, options, strict=True)),
         }
 
     def show_question(self, row):
@@ -353,10 +273,10 @@ class DialogueForm(PageForm):
 
 
 class DialogueInference(Task):
-    """Asks questions of five categories on an utterance, with three statements to choose from."""
+    """Questions of five categories about an utterance, with three statements to choose from."""
 
     name = "dialogue_inference"
-    # Either the prompt shows the options, or the answer is what the right one says.
+    # The prompt shows the options, or the answer is the text of the right one.
     needs = ("context", "options|answer_text")
     sample = SAMPLE
     headline = ("accuracy",)
@@ -365,7 +285,7 @@ class DialogueInference(Task):
     submission = "submission.json"
 
     def recognizes(self, path):
-        # The first 100,000 bytes tell, without parsing a file of megabytes.
+        # The beginning is enough: parsing takes long for a file of megabytes.
         return (
             path.is_file()
             and path.suffix.lower() not in TABLES
@@ -374,48 +294,46 @@ class DialogueInference(Task):
 
     def read(self, paths, columns, need_answers):
         reject_columns(columns)
-        return read(paths, need_answers)
+        tables = []
+        for path in paths:
+            rows = [to_row(item) for item in load_items(path)]
+            refuse_duplicate_ids(rows, path)
+            for row in rows if need_answers else []:
+                if not row.answers or not all(row.fields[f"option_{letter}"] for letter in LETTERS):
+                    raise InputError(
+                        f"{path}: {row.id} has no output or an empty inference. Training needs "
+                        "both: fill them in, or remove the item."
+                    )
+            data, digest = read_bytes(path)
+            tables.append(Table(path, rows, digest, encoding_notes(path, decode(data, path)[1])))
+        return tables[0] if len(tables) == 1 else join(tables)
 
     def kind(self, row):
         return row.fields["category"]
 
     def score_each(self, rows, predictions):
-        """Return 1 for every right answer, else 0."""
         pairs = zip(predictions, rows, strict=True)
         return [metrics.exact_match(prediction, row.answers) for prediction, row in pairs]
 
     def score(self, rows, predictions):
-        """Return accuracy with its interval over dialogues, and what was said for which answer.
-
-        Accuracy is exact match under its usual name, and told for each category, too.
-        """
+        """Return accuracy (exact match by its usual name), also by category, and a confusion."""
         scores = super().score(rows, predictions)
-        categories, confusion = {}, {gold: dict.fromkeys(LETTERS, 0) for gold in LETTERS}
+        hits, confusion = {}, {gold: dict.fromkeys(LETTERS, 0) for gold in LETTERS}
         for row, prediction in zip(rows, predictions, strict=True):
-            hits, count = categories.get(row.fields["category"], (0, 0))
-            categories[row.fields["category"]] = (hits + (prediction in row.answers), count + 1)
-            # What is said and is no letter is counted, too, beside the letters.
-            confusion[row.answers[0]][prediction] = confusion[row.answers[0]].get(prediction, 0) + 1
+            hits.setdefault(row.fields["category"], []).append(prediction in row.answers)
+            # A prediction that is no letter gets a column of its own.
+            counts = confusion[row.answers[0]]
+            counts[prediction] = counts.get(prediction, 0) + 1
         return scores | {
             "metric": "accuracy",
             "accuracy": scores["exact_match"],
             "accuracy_interval": scores["exact_match_interval"],
             "by_category": {
-                name: {"accuracy": hits / count, "questions": count}
-                for name, (hits, count) in categories.items()
+                name: {"accuracy": sum(values) / len(values), "questions": len(values)}
+                for name, values in hits.items()
             },
             "confusion": confusion,
         }
-
-    def submit(self, recipe, folder, test_file, answers, form):
-        return write_filled(folder / self.submission, test_file, answers.predictions), None
-
-    def submit_combined(self, recipe, folder, member, records):
-        like = member.with_name(self.submission)
-        if not like.is_file():  # answers to some items, or to validation questions
-            return submit_like_member(folder, member, records)
-        letters = [record["prediction"] for record in records]
-        return write_filled(folder / "final-result.json", like, letters), None
 
     def summarize(self, scores):
         return [
@@ -425,85 +343,69 @@ class DialogueInference(Task):
 
     def table(self, scores):
         confusion = scores["confusion"]
-        # All rows have the same columns, also where one answer was said that is no letter.
-        columns = list(dict.fromkeys(letter for said in confusion.values() for letter in said))
+        predicted = list(dict.fromkeys(name for counts in confusion.values() for name in counts))
         rows = [
-            (gold, *(said.get(name, 0) for name in columns)) for gold, said in confusion.items()
+            (gold, *(counts.get(name, 0) for name in predicted))
+            for gold, counts in confusion.items()
         ]
-        return [("right", *(f"said {name}" for name in columns)), *rows]
+        return [("right", *(f"predicted {name}" for name in predicted)), *rows]
 
-    def describe(self, path, clean):
-        return describe(load_items(path), clean)
+    def submit(self, recipe, folder, test_file, answers, form):
+        return write_filled(folder / self.submission, test_file, answers.predictions), None
 
+    def submit_combined(self, recipe, folder, member, records):
+        like = member.with_name(self.submission)
+        if not like.is_file():  # answers to validation questions, or with --limit
+            return submit_like_member(folder, member, records)
+        letters = [record["prediction"] for record in records]
+        return write_filled(folder / "final-result.json", like, letters), None
 
-def describe(items: list[Item], clean: Callable[[Item, Counter], Item] | None) -> Description:
-    """Return the pictures and tables that the winner of 2024 published, by their names.
+    def describe(self, path: Path, clean: Callable[[Item, Counter[str]], Item] | None):
+        """Return the charts and tables that the winner of 2024 published.
 
-    `clean` is tools.refine's, or None.
-    """
-    tables, counts = {}, Counter()
-    if clean:
-        items = [clean(item, counts) for item in items]
-        tables["Cleaning, utterances changed"] = [(count, name) for name, count in counts.items()]
-    # Items on one dialogue repeat it; equal utterances make them one.
-    dialogues = {
-        json.dumps([turn["utterance"] for turn in item["input"]["conversation"]]): item
-        for item in items
-    }
-    turns = [len(item["input"]["conversation"]) for item in dialogues.values()]
-    totals = []
-    for item in items:
-        totals.append(sum(len(turn["utterance"]) for turn in item["input"]["conversation"]))
-    categories = Counter(item["input"]["category"] for item in items)
-    outputs = Counter(item.get("output") or "(none)" for item in items)
-    tables["Size"] = [("items", len(items)), ("dialogues", len(dialogues))]
-    rows = list(map(to_row, items))
-    return Description(
-        rows,
-        tables,
-        {"Category and output": [*categories.most_common(), *sorted(outputs.items())]},
-        sizes={"turns of a dialogue": turns, "characters of all utterances": totals},
-        charts=_charts(categories, outputs, turns, totals),
-        lists={
-            "total_utterance_lengths": [
-                {"id": item["id"], "total_utterance_length": total}
-                for item, total in zip(items, totals, strict=True)
-            ]
-        },
-        shared=_shared(rows),
-        texts=[
-            turn["utterance"]
-            for item in dialogues.values()
-            for turn in item["input"]["conversation"]
-        ],
-    )
-
-
-def _charts(
-    categories: Counter, outputs: Counter, turns: list[int], totals: list[int]
-) -> list[Chart]:
-    """Return charts of what was counted; `totals` are characters of all utterances of an item."""
-    sorted_outputs = dict(sorted(outputs.items()))
-    total_length = "total_utterance_length_distribution"
-    return [
-        Chart("category_distribution", "categories", dict(categories.most_common()), "category"),
-        Chart("conversation_length_distribution", "turns of a dialogue", turns, "turns"),
-        Chart("output_distribution", "outputs", sorted_outputs, "output"),
-        Chart(total_length, "characters of all utterances", totals, "characters"),
-    ]
-
-
-def _shared(rows: list[Row]) -> list[tuple[str, list[str]]]:
-    """Return each dialogue, which is read once, with what is read after it for each question."""
-    shared = []
-    for group in by_article(row.article for row in rows):
-        asked = []
-        for index in group:
-            fields = rows[index].fields
-            options = [fields[f"option_{letter}"] for letter in LETTERS]
-            asked.append(" ".join([fields["reference"], *options]))
-        shared.append((rows[group[0]].context, asked))
-    return shared
+        `clean` is tools.refine.refine, or None to describe the file as it is.
+        """
+        items = load_items(path)
+        tables: dict[str, list[tuple]] = {}
+        if clean:
+            changes: Counter[str] = Counter()
+            items = [clean(item, changes) for item in items]
+            tables["Cleaning, utterances changed"] = [(n, name) for name, n in changes.items()]
+        rows = [to_row(item) for item in items]
+        conversations = [item["input"]["conversation"] for item in items]
+        # Items on the same dialogue repeat it.
+        dialogues = {row.context: turns for row, turns in zip(rows, conversations, strict=True)}
+        following: dict[str, list[str]] = {}
+        for row in rows:
+            options = (row.fields[f"option_{letter}"] for letter in LETTERS)
+            text = " ".join([row.fields["reference"], *options])
+            following.setdefault(row.context, []).append(text)
+        counts = [len(turns) for turns in dialogues.values()]
+        lengths = [sum(len(turn["utterance"]) for turn in turns) for turns in conversations]
+        categories = dict(Counter(row.question for row in rows).most_common())
+        outputs = dict(sorted(Counter(item.get("output") or "(none)" for item in items).items()))
+        tables["Size"] = [("items", len(items)), ("dialogues", len(dialogues))]
+        length, lengths_title = "total_utterance_length", "characters of all utterances"
+        return Description(
+            rows,
+            tables,
+            more_tables={"Category and output": [*categories.items(), *outputs.items()]},
+            sizes={"turns of a dialogue": counts, lengths_title: lengths},
+            charts=[
+                Chart("category_distribution", "categories", categories, "category"),
+                Chart("conversation_length_distribution", "turns of a dialogue", counts, "turns"),
+                Chart("output_distribution", "outputs", outputs, "output"),
+                Chart(f"{length}_distribution", lengths_title, lengths, "characters"),
+            ],
+            lists={
+                f"{length}s": [
+                    {"id": item["id"], length: characters}
+                    for item, characters in zip(items, lengths, strict=True)
+                ]
+            },
+            shared=list(following.items()),
+            texts=[turn["utterance"] for turns in dialogues.values() for turn in turns],
+        )
 
 
 TASK = DialogueInference()

@@ -1,9 +1,4 @@
-"""Ask questions on economic news, which are answered in a few words of the article.
-
-Answers are scored by character F1 and submitted as a CSV.
-"""
-
-from pathlib import Path
+"""Economic QA: questions on economic news, answered in a few words of the article (Inha 2024)."""
 
 from dandap.data.korean import KINDS, question_kind
 from dandap.data.read import read
@@ -13,10 +8,7 @@ from tasks.task import PageForm, Task, submit_like_member
 
 
 class EconomicQA(Task):
-    """Asks short questions on articles.
-
-    Files are tables of id, context, question and answer, or SQuAD and its relatives.
-    """
+    """Short questions on articles, in tables or in the forms of SQuAD."""
 
     name = "economic_qa"
     needs = ("context", "question")
@@ -28,8 +20,8 @@ class EconomicQA(Task):
         ("1,240억 원",),
     )
 
-    def recognizes(self, path: Path) -> bool:
-        return False  # it takes what no other task knows
+    def recognizes(self, path):
+        return False  # the default for files that no other task recognizes
 
     def read(self, paths, columns, need_answers):
         return read(paths, columns, need_answers)
@@ -41,20 +33,20 @@ class EconomicQA(Task):
     def submission_form(self, test_file, rows):
         return submission_form(test_file, [row.id for row in rows])
 
-    def submit_combined(self, recipe, folder, member, records):
-        return submit_like_member(folder, member, records)
-
     def submit(self, recipe, folder, test_file, answers, form):
-        import pandas as pd  # 0.4 s, which `import tasks` need not take
+        import pandas as pd  # 0.4 s
 
         path, _ = super().submit(recipe, folder, test_file, answers, form)
-        # The organiser may read the file so, and would score "None" or "NA" as no answer.
+        # Organizers may read the file with the defaults, and score "NA" as no answer.
         lost = pd.read_csv(path, encoding="utf-8-sig").iloc[:, 1].isna().sum()
-        told = (
-            f"{lost} answers are empty or words as NA, which pandas' plain read_csv takes for "
-            "nothing: review.csv shows them"
+        note = (
+            f"{lost} answers are empty or words such as NA, which pandas reads as missing values: "
+            "see review.csv"
         )
-        return path, told if lost else None
+        return path, note if lost else None
+
+    def submit_combined(self, recipe, folder, member, records):
+        return submit_like_member(folder, member, records)
 
 
 TASK = EconomicQA()

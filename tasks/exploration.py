@@ -1,29 +1,27 @@
-"""What tools.explore shows of a task's file that is more than questions on articles."""
+"""What `Task.describe` returns to tools.explore."""
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dandap.data.rows import Row
 
 
 class Chart(NamedTuple):
-    """Describes a picture for tools.explore: counts by name, or the distribution of numbers."""
+    """Counts by name as columns, or numbers as a histogram."""
 
-    name: str
+    name: str  # of the image file
     title: str
     values: dict[str, int] | list[int]
     label: str
 
 
-@dataclass
-class Description:
-    """Holds what tools.explore shows of a file that is more than questions on articles."""
+class Description(NamedTuple):
+    """The contents of a file whose questions share more than an article."""
 
     rows: list[Row]
-    tables: dict[str, list[tuple]]  # title -> rows of cells; what stands above the sizes
-    more_tables: dict[str, list[tuple]]  # and what stands below them
-    sizes: dict[str, list[int]]  # what is measured -> its values
+    tables: dict[str, list[tuple]]  # title -> rows; shown before the sizes
+    more_tables: dict[str, list[tuple]]  # shown after the sizes
+    sizes: dict[str, list[int]]  # name -> values
     charts: list[Chart]
-    lists: dict[str, list[dict]]  # a CSV's name -> its rows
-    shared: list[tuple[str, list[str]]]  # a text that is read once, and what is read after it
-    texts: list[str] = field(default_factory=list)  # whose words are counted
+    lists: dict[str, list[dict]]  # name of a CSV file -> its rows
+    shared: list[tuple[str, list[str]]]  # a text that is read once, and what follows it
+    texts: list[str]  # for the word cloud

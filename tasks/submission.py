@@ -1,13 +1,10 @@
-"""Write submissions in the form that the organiser's sample asks for, and review.csv.
-
-Submissions are written whole, read back and checked.
-"""
+"""Write submissions in the form of the organizer's sample, and review.csv for spreadsheets."""
 
 import codecs
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from dandap.data.files import decode
@@ -16,151 +13,135 @@ from dandap.data.tables import read_cells
 from dandap.errors import InputError, short_list
 from dandap.files import write_table, write_text
 
-SUBMISSION_COLUMNS = ("id", "answer")  # where the organiser's sample is not there
 REVIEW_COLUMNS = ("id", "question", "prediction", "gold", "char_f1", "log_probability", "ended")
-# A spreadsheet takes a cell that begins so for a formula (OWASP, CSV injection).
+# Spreadsheets run cells that begin with these as formulas (OWASP, CSV injection).
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def write_review(path: Path, records: list[dict]) -> None:
-    """Write review.csv, in which a person compares answers with a spreadsheet.
-
-    What would run as a formula has an apostrophe before it.
-    """
-    rows = []
-    for record in records:
-        rows.append({name: inert(record[name]) for name in REVIEW_COLUMNS})
-    write_table(path, rows, REVIEW_COLUMNS)
-
-
 def _runs(text: str) -> bool:
-    """Say whether a text would run as a formula if it had no apostrophes before it."""
-    # Apostrophes of the text's own do not count, so that `active` gives '-10도 back as it was.
+    # Leading apostrophes are ignored, so that `active` returns '-10도 unchanged.
     return text.lstrip("'").startswith(FORMULA)
-
-
-def active(text: str) -> str:
-    """Undo what `inert` made of a text."""
-    return text[1:] if text.startswith("'") and _runs(text) else text
 
 
 def inert(value):
     """Return a value with an apostrophe before it if a spreadsheet would run it as a formula.
 
-    Of a list of texts it returns one text.
+    A list of texts becomes one text.
     """
     text = " | ".join(value) if isinstance(value, list) else value
     return f"'{text}" if isinstance(text, str) and _runs(text) else text
 
 
+def active(text: str) -> str:
+    """Undo `inert`."""
+    return text[1:] if text.startswith("'") and _runs(text) else text
+
+
+def write_review(path: Path, records: list[dict]) -> None:
+    """Write review.csv, for comparing answers in a spreadsheet; formulas are made inert."""
+    rows = [{name: inert(record[name]) for name in REVIEW_COLUMNS} for record in records]
+    write_table(path, rows, REVIEW_COLUMNS)
+
+
 @dataclass(frozen=True)
 class SubmissionForm:
-    """Describes what a submission looks like.
+    """The columns, encoding and order of a submission; `note` explains them to people."""
 
-    `note` tells people what of the organiser's sample was used, and why not all of it.
-    """
-
-    columns: tuple[str, str] = SUBMISSION_COLUMNS
+    columns: tuple[str, str] = ("id", "answer")
     encoding: str = "utf-8-sig"
-    # The test file's ids in the sample's order; empty for the test file's own.
-    order: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()  # of the ids; empty: the order of the test file
     note: str | None = None
 
 
-def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
-    """Read sample_submission.csv beside the test file, before anything is answered.
+def read_form(path: Path, ids: Sequence[str]) -> SubmissionForm | None:
+    """Return the form of a CSV file of ids and answers; None unless it has two columns.
 
-    Without a sample, or where its ids or columns are not the test file's, the form is ours. A
-    sample that cannot be read, or whose header is no header, raises an InputError: found after
-    hours of answering it would cost them.
+    `order` is empty if the file's ids are not `ids`.
     """
-    # A folder's files, or several with commas between them, are no path that exists.
+    data = path.read_bytes()
+    text, encoding = decode(data, path)
+    table = read_cells(text, path)
+    if len(table.header) != 2:
+        return None
+    name, answer = table.header
+    if len({name.strip(), answer.strip()} - {""}) < 2:
+        raise InputError(
+            f"{path} has the header {table.header}; expected two different names. "
+            "Correct it, or remove it."
+        )
+    notes = []
+    if encoding != "utf-8":
+        notes.append(f"{path} is {encoding}; the submission is written as UTF-8")
+    if table.separator != ",":
+        notes.append(f"{path} is not separated by commas; the submission is")
+    found = [cells.get(name, "") for _, cells in table.rows]
+    find, places = match_ids(ids, found), {row_id: place for place, row_id in enumerate(found)}
+    matched = {row_id: places[other] for row_id in ids if (other := find(row_id)) is not None}
+    order: tuple[str, ...] = ()
+    # These are equal only if the file has each id once, and no other.
+    if len(matched) == len(ids) == len(found) == len(places):
+        order = tuple(sorted(ids, key=matched.__getitem__))
+        if order != tuple(ids):
+            notes.append(f"the submission is in the order of {path}, not of the test file")
+        if set(ids) != set(found):
+            notes.append(f"{path} spells some ids differently; the test file's spelling is used")
+    has_mark = encoding != "utf-8" or data.startswith(codecs.BOM_UTF8)
+    written_as = "utf-8-sig" if has_mark else "utf-8"
+    return SubmissionForm((name, answer), written_as, order, "; ".join(notes) or None)
+
+
+def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
+    """Return the form of sample_submission.csv next to the test file, or the default form.
+
+    It is read before answering, which may take hours: a broken sample is an InputError at once.
+    """
+    # Several files, separated by commas, are no path that exists.
     if not test_file.exists():
         test_file = Path(str(test_file).split(",")[0])
     sample = test_file.with_name("sample_submission.csv")
-    if not sample.is_file():
-        return _form_without_sample(test_file)
-    text, encoding = decode(sample.read_bytes(), sample)
-    sheet = read_cells(text, sample)
-    if len(sheet.header) == 2 and len({name.strip() for name in sheet.header} - {""}) < 2:
-        raise InputError(
-            f"{sample} has the header {sheet.header}; expected two different names. "
-            "Correct it, or remove it."
+    if sample.is_file():
+        form = read_form(sample, ids)
+        if form and form.order:
+            return form
+        note = (
+            f"WARNING: {sample} is not of this test file (its ids or columns differ), so the "
+            "columns are id, answer. If another column has the ids: --columns id=NAME"
         )
-    found = [cells.get(sheet.header[0], "") for _, cells in sheet.rows] if sheet.header else []
-    find = match_ids(ids, found)
-    places = {name: place for place, name in enumerate(found)}
-    matched = {name: places[other] for name in ids if (other := find(name)) is not None}
-    # All numbers are equal only if the sample has each id of the test file once, and no other.
-    if len(sheet.header) != 2 or not len(matched) == len(ids) == len(found) == len(places):
-        return SubmissionForm(
-            note=f"WARNING: {sample} is not of this test file (its ids or columns differ), and the "
-            f"organiser may refuse what follows; the columns are {', '.join(SUBMISSION_COLUMNS)}. "
-            "If another column holds the ids: --columns id=NAME"
-        )
-    has_mark = encoding != "utf-8" or sample.read_bytes().startswith(codecs.BOM_UTF8)
-    notes = []
-    if encoding != "utf-8":
-        notes.append(f"{sample} is {encoding}; the submission is written as UTF-8")
-    if sheet.separator != ",":
-        notes.append(f"{sample} is not separated by commas; the submission is")
-    order = tuple(sorted(ids, key=matched.__getitem__))
-    if order != tuple(ids):
-        notes.append(
-            f"the submission's rows stand in the order of {sample}, which is not the test file's"
-        )
-    if any(name not in places for name in ids):
-        notes.append(
-            f"{sample} writes some ids in another way; "
-            "the submission has them as the test file does"
-        )
-    columns = (sheet.header[0], sheet.header[1])
-    written_as = "utf-8-sig" if has_mark else "utf-8"
-    return SubmissionForm(columns, written_as, order, "; ".join(notes) or None)
-
-
-def _form_without_sample(test_file: Path) -> SubmissionForm:
-    """Return our own form, with a note if a file beside the test file may be meant as a sample."""
-    others = []
-    for path in test_file.parent.glob("*.[cC][sS][vV]"):
-        if "sample" in path.name.lower():
-            others.append(path.name)
-    hint = (
-        f"{short_list(others)} beside {test_file} is not read; "
-        "name it sample_submission.csv if it is the organiser's"
+        return SubmissionForm(note=note)
+    tables = test_file.parent.glob("*.[cC][sS][vV]")
+    others = [path.name for path in tables if "sample" in path.name.lower()]
+    note = (
+        f"{short_list(others)} next to {test_file} is not read; name it sample_submission.csv if "
+        "it is the organizer's"
     )
-    return SubmissionForm(note=hint if others else None)
+    return SubmissionForm(note=note if others else None)
 
 
-def form_of(submission: Path) -> SubmissionForm | None:
-    """Return the form of a CSV of two columns, as a submission is, and the order of its ids.
+def submission_like(member: Path, ids: Sequence[str]) -> SubmissionForm:
+    """Return the form of an ensemble member's submission, or the default form.
 
-    For a file with other columns return None.
+    `member` is a file of answers; a submission.csv next to it comes first.
     """
-    data = submission.read_bytes()
-    text, encoding = decode(data, submission)
-    sheet = read_cells(text, submission)
-    if len(sheet.header) != 2 or len({name.strip() for name in sheet.header} - {""}) != 2:
-        return None
-    has_mark = data.startswith(codecs.BOM_UTF8) or encoding != "utf-8"
-    order = tuple(cells.get(sheet.header[0], "") for _, cells in sheet.rows)
-    return SubmissionForm(
-        (sheet.header[0], sheet.header[1]), "utf-8-sig" if has_mark else "utf-8", order
-    )
+    for path in (member.with_name("submission.csv"), member):
+        if path.suffix.lower() == ".csv" and path.is_file() and (form := read_form(path, ids)):
+            return form
+    return SubmissionForm()
 
 
 def write_submission(
     path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]
 ) -> None:
-    """Write the submission in the form's order, whole; read it back and check it."""
+    """Write a whole submission in the form's order, read it back and check it."""
     answer_of = dict(zip(ids, answers, strict=True))
     ids = list(form.order or ids)
-    # pandas 2, with which organisers may read, ends a cell at NUL: what follows would be lost.
+    # Organizers may read with pandas 2, which ends a cell at NUL.
     answers = [answer_of[name].replace("\0", "") for name in ids]
     text = io.StringIO()
-    # Minimal quoting leaves a bare carriage return unquoted, and a reader would see two rows.
-    quoting = csv.QUOTE_ALL if any("\r" in cell for cell in (*ids, *answers)) else csv.QUOTE_MINIMAL
-    writer = csv.writer(text, lineterminator="\n", quoting=quoting)
+    # Minimal quoting leaves a bare carriage return unquoted, and readers would see two rows.
+    has_return = any("\r" in cell for cell in (*ids, *answers))
+    writer = csv.writer(
+        text, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
+    )
     writer.writerow(form.columns)
     writer.writerows(zip(ids, answers, strict=True))
     write_text(path, text.getvalue(), encoding=form.encoding)
@@ -170,43 +151,17 @@ def write_submission(
 def check_submission(
     path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]
 ) -> None:
-    """Read a written submission as the organiser would.
+    """Read a submission with pandas, as organizers do; RuntimeError if it differs."""
+    import pandas as pd  # 0.4 s
 
-    Raise RuntimeError if it is not what was meant.
-    """
-    import pandas as pd  # what organisers read with; 0.4 s
-
-    # Without keep_default_na=False the answers "NA" and "None" would read as nothing.
+    # Without keep_default_na=False the answers "NA" and "None" would be missing values.
     table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    has_bom = path.read_bytes().startswith(codecs.BOM_UTF8)
-    meant = (list(form.columns), list(ids), list(answers), form.encoding == "utf-8-sig")
-    if (
-        list(table.columns),
-        table.iloc[:, 0].tolist(),
-        table.iloc[:, 1].tolist(),
-        has_bom,
-    ) != meant:
-        raise RuntimeError(
-            f"{path} reads back differently from what was written ({len(table)} rows, "
-            f"{list(table.columns)})"
-        )
-
-
-def submission_like(member: Path, ids: Sequence[str]) -> SubmissionForm:
-    """Return the columns, byte-order mark and order of a member's submission.
-
-    Without one, return the main task's columns. A member is a file of answers of an ensemble.
-    """
-    for path in (member.with_name("submission.csv"), member):
-        if path.suffix.lower() != ".csv" or not path.is_file() or not (form := form_of(path)):
-            continue
-        # Of other ids it still tells the columns and the mark, but no order.
-        if sorted(form.order) != sorted(ids):
-            return replace(form, order=())
-        told = (
-            f"the submission's rows stand in the order of {path}"
-            if list(form.order) != list(ids)
-            else None
-        )
-        return replace(form, note=told)
-    return SubmissionForm()
+    has_mark = path.read_bytes().startswith(codecs.BOM_UTF8)
+    is_same = (
+        tuple(table.columns) == form.columns
+        and table.iloc[:, 0].tolist() == list(ids)
+        and table.iloc[:, 1].tolist() == list(answers)
+        and has_mark == (form.encoding == "utf-8-sig")
+    )
+    if not is_same:
+        raise RuntimeError(f"{path} reads back differently from what was written")

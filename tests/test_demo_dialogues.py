@@ -13,7 +13,7 @@ import pytest
 
 import fine_tune
 import inference
-from tasks.dialogue_inference import CATEGORIES, INFERENCES, read
+from tasks.dialogue_inference import CATEGORIES, INFERENCES, TASK
 from tools.demo.articles import Word, plain
 from tools.demo.dialogues import FEELINGS, make_dialogues, past, present, swap_speakers
 from tools.demo.situations import TEST, TRAIN, Situation
@@ -165,7 +165,7 @@ def test_words_in_common_with_the_dialogue_tell_little(speaker_first, expected):
 
 
 def test_the_shipped_test_has_its_answers_apart():
-    rows = read([SAMPLE / "dialogue_test.json"], need_answers=False).rows
+    rows = TASK.read([SAMPLE / "dialogue_test.json"], {}, False).rows
     assert len(rows) == 120
     assert not any(row.answers for row in rows)
     lines = (SAMPLE / "dialogue_test_answers.csv").read_text(encoding="utf-8").splitlines()[1:]

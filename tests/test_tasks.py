@@ -1,12 +1,11 @@
-"""Submissions and predictions: what was meant is what reads back."""
+"""Submissions and gold answers: what is written reads back, and broken files are rejected."""
 
 import csv
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from dandap.answering.answer import Answer
+from dandap.answering.answer import Answer, make_record
 from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError
@@ -15,131 +14,155 @@ from dandap.runs.predictions import write_predictions
 from tasks import TASKS, get_task
 from tasks.submission import (
     SubmissionForm,
+    active,
     check_submission,
+    inert,
     submission_form,
+    submission_like,
     write_submission,
 )
+from tasks.task import read_test
 
 TASK = TASKS["economic_qa"]
 NASTY = ['"따옴표", 쉼표', "줄\n바꿈", "복귀\r문자", "=1+1", "NA", "0007", "1.50", " 빈칸 ", ""]
 
 
-def rows(count):
-    return [Row(f"TEST_{n:04d}", "기사", "질문?") for n in range(count)]
+def read_text_table(path):
+    return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
 
 
-def write(path, test_file, questions, answers):
-    form = submission_form(test_file, [row.id for row in questions])
-    write_submission(path, form, [row.id for row in questions], answers)
-    return form.note
-
-
-def test_submission_round_trip_of_nasty_answers(tmp_path):
-    path = tmp_path / "submission.csv"
-    assert write(path, tmp_path / "test.csv", rows(len(NASTY)), NASTY) is None
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    assert table["id"].tolist() == [row.id for row in rows(len(NASTY))]
-    assert table["answer"].tolist() == NASTY
+def test_a_submission_keeps_every_id_and_answer(tmp_path):
+    path, ids = tmp_path / "s.csv", ["\u1100\u11611", " 2 ", "3\r4", *"456789"]
+    write_submission(path, SubmissionForm(), ids, NASTY[: len(ids)])
+    table = read_text_table(path)
+    assert table["id"].tolist() == ids
+    assert table["answer"].tolist() == NASTY[: len(ids)]
     assert path.read_bytes().startswith(b"\xef\xbb\xbf")
     assert b"\r\n" not in path.read_bytes()
-
-
-def sample(folder: Path, ids, columns=("id", "answer"), encoding="utf-8"):
-    with (folder / "sample_submission.csv").open("w", encoding=encoding, newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *([i, ""] for i in ids)])
-
-
-@pytest.mark.parametrize(("encoding", "bom"), [("utf-8", False), ("utf-8-sig", True)])
-def test_the_organisers_columns_and_byte_order_mark(tmp_path, encoding, bom):
-    sample(tmp_path, ["TEST_0001", "TEST_0000"], columns=("ID", "정답"), encoding=encoding)
-    path = tmp_path / "submission.csv"
-    note = write(path, tmp_path / "test.csv", rows(2), ["가", "나"])
-    assert "rows stand in the order of" in note
-    assert path.read_bytes().startswith(b"\xef\xbb\xbf") == bom
-    assert path.read_text(encoding="utf-8-sig") == "ID,정답\nTEST_0001,나\nTEST_0000,가\n"
-
-
-def test_a_sample_of_another_file_is_not_used_and_told(tmp_path):
-    sample(tmp_path, ["X"], columns=("ID", "정답"))
-    note = write(tmp_path / "submission.csv", tmp_path / "test.csv", rows(1), ["가"])
-    assert "is not of this test file" in note
-    assert (tmp_path / "submission.csv").read_text(encoding="utf-8-sig").startswith("id,answer\n")
 
 
 def test_a_wrong_submission_is_noticed(tmp_path):
     path = tmp_path / "submission.csv"
     form = SubmissionForm(("id", "answer"), "utf-8")
-    for text in (
-        "id,answer\nTEST_0001,가\n",
-        "id,answer\nTEST_0000,나\n",
-        "ID,answer\nTEST_0000,가\n",
-        "\ufeffid,answer\nTEST_0000,가\n",
-    ):
+    for text in ("id,answer\nx,가\n", "id,answer\na,나\n", "ID,answer\na,가\n"):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(RuntimeError, match="reads back differently"):
-            check_submission(path, form, [row.id for row in rows(1)], ["가"])
-    path.write_text("id,answer\nTEST_0000,가\n", encoding="utf-8")
-    check_submission(path, form, [row.id for row in rows(1)], ["가"])
+            check_submission(path, form, ["a"], ["가"])
+    path.write_text("id,answer\na,가\n", encoding="utf-8-sig")
+    with pytest.raises(RuntimeError, match="reads back differently"):
+        check_submission(path, form, ["a"], ["가"])
+    path.write_text("id,answer\na,가\n", encoding="utf-8")
+    check_submission(path, form, ["a"], ["가"])
 
 
-def test_gold_answers_from_a_file_of_their_own(write_csv, tmp_path):
-    test = write_csv([["id", "context", "question"], ["a", "기사", "질문?"]], "test.csv")
-    write_csv([["id", "answer"], ["a", "답"]], "test_answers.csv")
-    table = TASK.read_test(Recipe(), test)
-    assert table.rows[0].answers == ("답",)
-    assert "test_answers.csv" in table.notes[-1]
+def test_the_sample_decides_columns_encoding_and_order(tmp_path):
+    sample, test = tmp_path / "sample_submission.csv", tmp_path / "test.csv"
+    for text, mark in (
+        ("ID,정답\nb,x\na,x\n", False),
+        ("\ufeffID,정답\nb,x\na,x\n", True),
+        ("\ufeff\ufeffID,정답\nb,x\na,x\n", True),
+        ("sep=;\nID;정답\nb;x\na;x\n", False),
+        ("ID,정답,\nb,x,\na,x,\n", False),
+    ):
+        sample.write_text(text, encoding="utf-8")
+        form = submission_form(test, ["a", "b"])
+        assert (form.columns, form.order) == (("ID", "정답"), ("b", "a")), text
+        assert form.encoding == ("utf-8-sig" if mark else "utf-8"), text
+        assert f"in the order of {sample}" in form.note
+    write_submission(tmp_path / "s.csv", form, ["a", "b"], ["가", "나"])
+    assert (tmp_path / "s.csv").read_text(encoding="utf-8") == "ID,정답\nb,나\na,가\n"
+    several = f"{tmp_path}/one.csv,{tmp_path}/two.csv"
+    assert submission_form(tmp_path / several, ["a", "b"]).order == ("b", "a")
 
 
-def test_gold_answers_that_do_not_belong_are_refused(write_csv):
-    test = write_csv([["id", "context", "question"], ["a", "기사", "질문?"]], "test.csv")
-    write_csv([["id", "answer"], ["b", "답"]], "test_answers.csv")
-    with pytest.raises(InputError, match="no answer for 1 ids"):
-        TASK.read_test(Recipe(), test)
+def test_a_sample_in_another_encoding_gives_its_columns(tmp_path):
+    sample, test = tmp_path / "sample_submission.csv", tmp_path / "test.csv"
+    for encoding in ("cp949", "utf-16"):
+        sample.write_bytes("번호\t정답\r\na\tx\r\n".encode(encoding))
+        form = submission_form(test, ["a"])
+        assert (form.columns, form.encoding) == (("번호", "정답"), "utf-8-sig")
+        assert f"is {encoding}; the submission is written as UTF-8" in form.note
+        assert "is not separated by commas; the submission is" in form.note
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('id,answer\na,"답\n', "quotation mark"),
-        ("id,answer\na,답\na,답\n", "stands there twice"),
-        ("id,answer\na,\n", "no answer for a"),
-        ("id,anwser\na,답\n", "Did you mean 'anwser'"),
-    ],
-)
-def test_broken_gold_answers(write_csv, tmp_path, text, message):
-    test = write_csv([["id", "context", "question"], ["a", "기사", "질문?"]], "test.csv")
-    (tmp_path / "test_answers.csv").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=message):
-        TASK.read_test(Recipe(), test)
+def test_a_sample_that_does_not_fit(tmp_path):
+    sample, test = tmp_path / "sample_submission.csv", tmp_path / "test.csv"
+    for text in ("ID,정답\nX,\n", "id,answer\na,\na,\n", "id,x,answer\na,,\n"):
+        sample.write_text(text, encoding="utf-8")
+        form = submission_form(test, ["a"])
+        assert "is not of this test file" in form.note
+        assert (form.columns, form.order) == (("id", "answer"), ())
+    sample.write_text("id,id\na,x\n", encoding="utf-8")
+    with pytest.raises(InputError, match="expected two different names"):
+        submission_form(test, ["a"])
+    sample.write_bytes(b"id,answer\na,\xff\xff\n")
+    with pytest.raises(InputError, match="the byte 0xff"):
+        submission_form(test, ["a"])
+    sample.rename(tmp_path / "sampleSubmission.csv")
+    assert "'sampleSubmission.csv' next to" in submission_form(test, ["a"]).note
 
 
-def test_a_sample_in_cp949_reads(tmp_path):
-    sample(tmp_path, ["TEST_0000"], columns=("번호", "정답"), encoding="cp949")
-    assert submission_form(tmp_path / "test.csv", ["TEST_0000"]).columns == ("번호", "정답")
+def test_an_ensemble_is_written_like_its_first_member(tmp_path):
+    (tmp_path / "submission.csv").write_text("ID,정답\nb,\na,\n", encoding="utf-8")
+    member = tmp_path / "predictions.jsonl"
+    form = submission_like(member, ["a", "b"])
+    assert (form.columns, form.encoding, form.order) == (("ID", "정답"), "utf-8", ("b", "a"))
+    form = submission_like(member, ["a", "c"])
+    assert (form.columns, form.order, form.note) == (("ID", "정답"), (), None)
+    assert submission_like(tmp_path / "x" / "predictions.jsonl", ["a"]) == SubmissionForm()
 
 
-def test_a_test_file_needs_no_answer_column_even_when_training_maps_one(write_csv):
-    test = write_csv([["id", "본문", "question"], ["a", "기사", "질문?"]], "test.csv")
-    assert (
-        TASK.read_test(Recipe(columns={"context": "본문", "answer": "정답"}), test).rows[0].answers
-        == ()
-    )
+def test_formulas_are_inert_in_spreadsheets_and_come_back():
+    for text in ("=1+1", "-10도", "'-10도'에서", "''=1", "'가'", "가", "'"):
+        assert active(inert(text)) == text
+        assert not inert(text).startswith(("=", "-"))
+    assert inert("'-10도") == "''-10도"
 
 
 def test_predictions_keep_every_text(tmp_path):
     records = [
-        TASK.record(
-            Example(Row(str(n), "기사", "질문?", ("답", "정답")), [1], []),
+        make_record(
+            TASK,
+            Example(Row(str(number), "기사", "질문?", ("답", "정답")), [1], []),
             [Answer([1, 2], True, -0.5, text)],
         )
-        for n, text in enumerate(NASTY)
+        for number, text in enumerate(NASTY)
     ]
     write_predictions(tmp_path / "predictions.csv", records)
-    table = pd.read_csv(
-        tmp_path / "predictions.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig"
-    )
+    table = read_text_table(tmp_path / "predictions.csv")
     assert table["prediction"].tolist() == NASTY
     assert table["gold"].tolist() == ["답 | 정답"] * len(NASTY)
+
+
+@pytest.fixture
+def test_file(tmp_path):
+    with (tmp_path / "test.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["id", "본문", "question"], ["a", "기사", "질문?"]])
+    return tmp_path / "test.csv"
+
+
+RECIPE = Recipe(columns={"context": "본문", "answer": "정답"})
+
+
+def test_gold_answers_from_a_file_of_their_own(test_file):
+    assert read_test(TASK, RECIPE, test_file).rows[0].answers == ()
+    test_file.with_name("test_answers.csv").write_text("id,answer\na,답\n", encoding="utf-8")
+    table = read_test(TASK, RECIPE, test_file)
+    assert table.rows[0].answers == ("답",)
+    assert "test_answers.csv" in table.notes[-1]
+
+
+def test_broken_gold_answers(test_file):
+    for text, message in (
+        ('id,answer\na,"답\n', "quotation mark"),
+        ("id,answer\na,답\na,답\n", "twice"),
+        ("id,answer\na,\n", "no answer for a"),
+        ("id,answer\nb,답\n", "no answer for a"),
+        ("id,anwser\na,답\n", "Did you mean 'anwser'"),
+    ):
+        test_file.with_name("test_answers.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=message):
+            read_test(TASK, RECIPE, test_file)
 
 
 def test_an_unknown_task():

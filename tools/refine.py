@@ -1,13 +1,13 @@
-"""Clean NIKL dialogues: python -m tools.refine IN OUT [--report].
+"""Clean NIKL dialogues in nine steps: python -m tools.refine IN OUT [--report].
 
-There are nine steps, in the order below; --report says what each changed. Referred utterances are
-never merged away, dropped or emptied: what reference_id names is there afterwards too.
+Utterances that reference_id names are never merged, dropped or emptied. --report prints what each
+step changed.
 """
 
 import sys
 from pathlib import Path
 
-# So that `python tools/NAME.py` works like `python -m tools.NAME`.
+# `python tools/NAME.py` works like `python -m tools.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import re
@@ -17,24 +17,21 @@ from dandap.cli import Parser, parse, run_script
 from dandap.files import refuse_existing, write_bytes
 from tasks.dialogue_inference import Item, load_items, to_json, utterance_ids
 
-Turn = dict
-
-
-# --report prints each step's docstring after its number, so these are phrases and no sentences.
+# --report prints the steps' docstrings.
 
 
 def join_lines(text: str) -> str:
-    """1: line breaks and repeated spaces to one space."""
+    """1: replace line breaks and repeated spaces with one space."""
     return re.sub(r"\s+", " ", text).strip()
 
 
 def spell_yes(text: str) -> str:
-    """2: a word of two or more ㅇ to 응."""
+    """2: replace words of two or more ㅇ with 응."""
     return re.sub(r"(?<!\S)ㅇ{2,}(?!\S)", "응", text)
 
 
 def shorten_marks(text: str) -> str:
-    """3: four or more dots to three, three or more question marks to two."""
+    """3: shorten four or more dots to three, three or more question marks to two."""
     return re.sub(r"\?{3,}", "??", re.sub(r"\.{4,}", "...", text))
 
 
@@ -49,7 +46,7 @@ def delete_greetings(text: str) -> str:
 
 
 def name_speakers(text: str) -> str:
-    """6: name1 to 화자1, name2 to 화자2."""
+    """6: replace name1 with 화자1, name2 with 화자2."""
     return re.sub(r"name([12])(?!\d)", r"화자\1", text)
 
 
@@ -59,7 +56,7 @@ def delete_jamo(text: str) -> str:
 
 
 def empty_symbols(text: str) -> str:
-    """8: an utterance without Hangul, letters and digits has only symbols and becomes empty."""
+    """8: empty utterances without Hangul, letters and digits."""
     return text if re.search(r"[가-힣A-Za-z0-9]", text) else ""
 
 
@@ -75,84 +72,69 @@ TEXT_STEPS: tuple[Callable[[str], str], ...] = (
 )
 
 
-def merge_turns(turns: list[Turn], referred: set[str]) -> list[Turn]:
-    """9: merge consecutive utterances of one speaker, never across a referred one; `utterance_id`
-    becomes a list.
-    """
-    merged: list[Turn] = []
+def merge_turns(turns: list[Item], referred: set[str]) -> list[Item]:
+    """9: merge consecutive utterances of a speaker, except referred ones; ids become a list."""
+    merged: list[Item] = []
     for turn in turns:
         before = merged[-1] if merged else None
-        apart = before is None or before["speaker"] != turn["speaker"]
-        if apart or referred & {*utterance_ids(before), *utterance_ids(turn)}:
+        if before is None or before["speaker"] != turn["speaker"]:
             merged.append(turn)
             continue
         ids = [*utterance_ids(before), *utterance_ids(turn)]
-        merged[-1] = {
-            **before,
-            "utterance": f"{before['utterance']} {turn['utterance']}",
-            "utterance_id": ids,
-        }
+        if referred & set(ids):
+            merged.append(turn)
+            continue
+        text = f"{before['utterance']} {turn['utterance']}"
+        merged[-1] = before | {"utterance": text, "utterance_id": ids}
     return merged
 
 
 def refine(item: Item, counts: dict[str, int]) -> Item:
-    """Return the item cleaned; `counts` gains what each step changed, in utterances."""
+    """Return a cleaned item; add the number of utterances that each step changed to `counts`."""
     content = item["input"]
     referred = set(content["reference_id"])
-    turns = [
-        refine_turn(turn, bool(referred & set(utterance_ids(turn))), counts)
-        for turn in content["conversation"]
-    ]
-    # Dropped before merging, so that an emptied utterance does not keep two of a speaker apart.
-    kept = [turn for turn in turns if turn["utterance"] or referred & set(utterance_ids(turn))]
-    merged = merge_turns(kept, referred)
-    counts["dropped"] = counts.get("dropped", 0) + len(turns) - len(kept)
-    counts["merge_turns"] = counts.get("merge_turns", 0) + len(kept) - len(merged)
-    return {**item, "input": {**content, "conversation": merged}}
-
-
-def refine_turn(turn: Turn, is_referred: bool, counts: dict[str, int]) -> Turn:
-    """Take one utterance through the steps.
-
-    A referred one keeps its text where a step would leave nothing.
-    """
-    text = turn["utterance"]
-    # The order counts: of "ㅋㅋ?" the seventh step leaves "?", which the eighth empties.
-    for step in TEXT_STEPS:
-        cleaned = step(text)
-        if cleaned != text and (cleaned or not is_referred):
-            counts[step.__name__] = counts.get(step.__name__, 0) + 1
-            text = cleaned
-    return {**turn, "utterance": text}
+    turns = []
+    for turn in content["conversation"]:
+        text, is_referred = turn["utterance"], bool(referred & set(utterance_ids(turn)))
+        # The order matters: of "ㅋㅋ?" the seventh step leaves "?", which the eighth deletes.
+        for step in TEXT_STEPS:
+            cleaned = step(text)
+            if cleaned != text and (cleaned or not is_referred):
+                counts[step.__name__] = counts.get(step.__name__, 0) + 1
+                text = cleaned
+        # Dropped before merging, so that the utterances around it can merge.
+        if text or is_referred:
+            turns.append(turn | {"utterance": text})
+    merged = merge_turns(turns, referred)
+    dropped = len(content["conversation"]) - len(turns)
+    counts["dropped"] = counts.get("dropped", 0) + dropped
+    counts["merge_turns"] = counts.get("merge_turns", 0) + len(turns) - len(merged)
+    return item | {"input": content | {"conversation": merged}}
 
 
 def main(argv: list[str] | None = None) -> dict[str, int]:
-    """Run the command line; return what each step changed, in utterances."""
+    """Run the command line; return the number of utterances that each step changed."""
     arguments = parse(command_line(), argv)
     source, target = Path(arguments.source), Path(arguments.target)
     refuse_existing(target, False, "OUT", "Choose another name.")
-    items = load_items(source)
     counts: dict[str, int] = {}
-    cleaned = [refine(item, counts) for item in items]
+    cleaned = [refine(item, counts) for item in load_items(source)]
     write_bytes(target, to_json(cleaned, source.read_bytes(), source))
     print(f"{target}: {len(cleaned):,} items")
     if arguments.report:
-        for number, step in enumerate((*TEXT_STEPS, merge_turns), 1):
-            # A docstring may stand on several lines; it is printed on one.
-            what = " ".join(step.__doc__[3:].split())
-            print(
-                f"  {number} {step.__name__:<16} {counts.get(step.__name__, 0):>6} utterances   "
-                f"{what}"
-            )
-        print(f"  dropped, because nothing was left: {counts['dropped']}")
+        for step in (*TEXT_STEPS, merge_turns):
+            number, what = step.__doc__.split(": ", 1)
+            count = counts.get(step.__name__, 0)
+            print(f"  {number} {step.__name__:<16} {count:>6} utterances   {what}")
+        print(f"  dropped because they became empty: {counts['dropped']}")
     return counts
 
 
 def command_line() -> Parser:
-    """Return the options: the file to clean, and where the cleaned one goes."""
+    """Return the parser of the options."""
     parser = Parser(__doc__)
     parser.add_argument("source", metavar="IN", help="NIKL dialogue JSON")
-    parser.add_argument("target", metavar="OUT", help="where the cleaned file goes; must not exist")
+    parser.add_argument("target", metavar="OUT", help="the cleaned file; must not exist")
     parser.add_argument("--report", action="store_true", help="print what each step changed")
     return parser
 

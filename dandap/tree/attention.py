@@ -302,8 +302,8 @@ def _branch_attention_on_cpu(
 def _compiled():
     # dynamic: otherwise it is compiled again for each new length, 14.7 s instead of 1.4 ms.
     # fullgraph: where a graph breaks, the plain formula runs silently, with all scores in memory
-    # (35 GB at 8,192 tokens). Every kind of heads, mask and gradient is compiled separately: a process
-    # that tries many bases exceeds torch's limit of 8.
+    # (35 GB at 8,192 tokens). Every kind of heads, mask and gradient is compiled separately: with
+    # many bases a process exceeds torch's limit of 8.
     torch._dynamo.config.recompile_limit = 64
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 

@@ -207,8 +207,8 @@ READERS = {
     "yaml": lambda path: load_recipe(str(path), {}),
     "predictions.jsonl": load_predictions,
     "predictions.csv": load_predictions,
-    "nikl.json": lambda path: nikl.read([path], need_answers=True),
-    "wallpaper.csv": lambda path: wallpaper.read([path], need_answers=True),
+    "nikl.json": lambda path: nikl.TASK.read([path], {}, True),
+    "wallpaper.csv": lambda path: wallpaper.TASK.read([path], {}, True),
 }
 PIECES = {
     "csv": [
