@@ -13,11 +13,11 @@ from pathlib import Path
 
 import metrics
 from dandap.console import shown
-from dandap.data.files import TABLES, decode, encoding_notes, find_files, read_bytes
-from dandap.data.json_files import parse_json
+from dandap.data.files import TABLES, find_files, read_bytes
 from dandap.data.korean import with_ro
+from dandap.data.qa_formats import parse_json
 from dandap.data.rows import Row, Table, by_article, join, refuse_duplicate_ids
-from dandap.data.text import SURROGATE, clean, trim, writable
+from dandap.data.text import SURROGATE, clean, decode, encoding_notes, trim, writable
 from dandap.errors import InputError
 from dandap.files import write_bytes
 from tasks.task import Box, Chart, Description, Task, refuse_columns

@@ -6,7 +6,7 @@ Answers are scored by character F1 and submitted as a CSV.
 from pathlib import Path
 
 from dandap.data.korean import KINDS, question_kind
-from dandap.data.read import read
+from dandap.data.read import read_questions
 from dandap.data.rows import Row
 from tasks.submission import submission_form
 from tasks.task import Task
@@ -32,7 +32,7 @@ class EconomicQA(Task):
         return False  # it takes what no other task knows
 
     def read(self, paths, columns, need_answers):
-        return read(paths, columns, need_answers)
+        return read_questions(paths, columns, need_answers)
 
     def kind(self, row):
         kind = question_kind(row.question)

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dandap.data.files import decode
 from dandap.data.rows import match_ids
-from dandap.data.tables import read_cells
+from dandap.data.tables import read_table
 from dandap.errors import InputError, short_list
 from dandap.files import write_table, write_text
 
@@ -80,8 +79,8 @@ def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
     sample = test_file.with_name("sample_submission.csv")
     if not sample.is_file():
         return _form_without_sample(test_file)
-    text, encoding = decode(sample.read_bytes(), sample)
-    sheet = read_cells(text, sample)
+    sheet = read_table(sample)
+    encoding = sheet.encoding
     if len(sheet.header) == 2 and len({name.strip() for name in sheet.header} - {""}) < 2:
         raise InputError(
             f"{sample} has the header {sheet.header}; expected two different names. "
@@ -137,12 +136,11 @@ def form_of(submission: Path) -> SubmissionForm | None:
 
     For a file with other columns return None.
     """
-    data = submission.read_bytes()
-    text, encoding = decode(data, submission)
-    sheet = read_cells(text, submission)
+    sheet = read_table(submission)
     if len(sheet.header) != 2 or len({name.strip() for name in sheet.header} - {""}) != 2:
         return None
-    has_mark = data.startswith(codecs.BOM_UTF8) or encoding != "utf-8"
+    data = submission.read_bytes()
+    has_mark = data.startswith(codecs.BOM_UTF8) or sheet.encoding != "utf-8"
     order = tuple(cells.get(sheet.header[0], "") for _, cells in sheet.rows)
     return SubmissionForm(
         (sheet.header[0], sheet.header[1]), "utf-8-sig" if has_mark else "utf-8", order

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 import metrics
-from dandap.data.files import TABLES, find_files, read_bytes
+from dandap.data.files import TABLES, find_files, hash_file
 from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
 from dandap.data.tables import column_key, read_table
 from dandap.data.text import clean, trim
@@ -42,8 +42,7 @@ def read_lines(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]],
     Known columns are under the names that they have here, however the file writes them.
     """
     (path,) = find_files(path, "a table of wallpaper-QA rows")
-    data, digest = read_bytes(path)
-    sheet = read_table(path, data)
+    sheet = read_table(path)
     known = {column_key(name): name for name in KNOWN}
     names = {theirs: known.get(column_key(theirs), theirs) for theirs in sheet.header}
     sheet.refuse_unclear([theirs for theirs, ours in names.items() if ours in KNOWN])
@@ -54,7 +53,7 @@ def read_lines(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]],
     ]
     if not lines:
         raise InputError(f"{path} holds no questions (only a header). Expected at least one row.")
-    return list(names.values()), lines, Table(path, [], digest, sheet.notes)
+    return list(names.values()), lines, Table(path, [], hash_file(path), sheet.notes)
 
 
 def _read_one(path: Path, need_answers: bool) -> Table:
@@ -209,7 +208,7 @@ class WallpaperQA(Task):
         if not path.is_file() or path.suffix.lower() not in TABLES:
             return False
         # A table of articles is another task's, in whatever language its other columns are.
-        header = set(read_table(path, read_bytes(path)[0]).header)
+        header = set(read_table(path).header)
         return "context" not in header and "id" in header and bool(header & {"질문", "질문_1"})
 
     def read(self, paths, columns, need_answers):

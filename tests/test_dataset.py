@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from dandap.data.read import read
+from dandap.data.read import read_questions as read
 from dandap.data.rows import Row, split_by_article
 from dandap.data.text import clean
 from dandap.errors import InputError

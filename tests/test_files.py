@@ -14,12 +14,11 @@ import pytest
 
 from dandap.console import shown
 from dandap.data import rows as dataset
-from dandap.data.files import decode
 from dandap.data.near_duplicates import group_near_copies
 from dandap.data.qa_formats import answer_texts
-from dandap.data.read import read
+from dandap.data.read import read_questions as read
 from dandap.data.rows import families, match_ids, split_by_article
-from dandap.data.text import bare, clean, html_text, trim
+from dandap.data.text import bare, clean, decode, html_text, trim
 from dandap.errors import InputError
 
 ROW = {"id": "a1", "context": "한빛전자는 36.7% 늘었다.", "question": "얼마나?", "answer": "36.7%"}
