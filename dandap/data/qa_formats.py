@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -42,35 +43,25 @@ def column_names(
     Case, spaces, invisible characters and decomposed Hangul do not count. InputError names the
     required or mapped columns that are missing, and one that is ambiguous.
     """
-    by_key: dict[str, list[str]] = {}
-    for name in found:
-        by_key.setdefault(column_key(name), []).append(name)
+    found = list(found)
+    by_key = {column_key(name): name for name in found}
+    counts = Counter(map(column_key, found))
     names = {}
     for ours in COLUMNS:
         wanted = columns.get(ours, ours)
-        others = ALSO_IDS if wanted == "id" else ()
-        same = next((by_key[k] for k in map(column_key, (wanted, *others)) if k in by_key), [])
-        # Of "Answer" and "answer" the one that is written as wanted is used.
-        if len(same) > 1 and same.count(wanted) != 1:
-            raise InputError(
-                f"{path} has the column {same[0]!r} more than once. Rename or remove one."
-            )
-        if same:
-            names[ours] = wanted if wanted in same else same[0]
-    missing = [
-        name
-        for name in COLUMNS
-        if name not in names
-        and (
-            name in columns or (name in required and not (name == "answer" and "answers" in names))
-        )
-    ]
+        keys = map(column_key, (wanted, *(ALSO_IDS if wanted == "id" else ())))
+        key = next((key for key in keys if key in by_key), None)
+        if key and counts[key] > 1:
+            raise InputError(f"{path} has the column {key!r} more than once. Rename or remove one.")
+        if key:
+            names[ours] = by_key[key]
+    needed = {*required, *columns} - ({"answer"} - set(columns) if "answers" in names else set())
+    missing = [name for name in COLUMNS if name in needed and name not in names]
     if missing:
-        known = [name for same in by_key.values() for name in same]
-        wanted = [columns.get(name, name) for name in missing]
-        hint = nearest(wanted[0], known[:1000]) if len(wanted) == 1 else ""
+        theirs = [columns.get(name, name) for name in missing]
+        hint = nearest(theirs[0], found[:1000]) if len(theirs) == 1 else ""
         raise InputError(
-            f"{path} has no column {short_list(wanted)}; it has {short_list(known)}.{hint} Rename "
+            f"{path} has no column {short_list(theirs)}; it has {short_list(found)}.{hint} Rename "
             f"what it has, or use --columns {','.join(f'{name}=NAME' for name in missing)}."
         )
     return names

@@ -183,9 +183,8 @@ def _make_rows(
                 "characters in every row, or no ids at all."
             )
         name = writable(name)
-        context, question = (record.get(part) for part in REQUIRED)
-        if not need_answers:
-            context, question = context or "", question or ""
+        texts: list[Any] = [record.get(part) for part in REQUIRED]
+        context, question = (text if need_answers else text or "" for text in texts)
         context, signs = _article(context) if isinstance(context, str) else (context, set())
         for part, text in (("context", context), ("question", question)):
             if not isinstance(text, str) or (need_answers and not trim(text)):

@@ -8,25 +8,19 @@ silently (rows that are too short, stray quotation marks).
 import csv
 import re
 import unicodedata
-import zlib
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 from dandap.data.files import READABLE, TABLES, find_files
 from dandap.data.text import INVISIBLE, encoding_notes, open_text, trim
 from dandap.errors import InputError, first_line, short_list
 
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-# What openpyxl raises for damaged zip or XML files, and for unexpected styles and names.
-EXCEL_FAULTS = (
-    *(BadZipFile, zlib.error, LookupError, ValueError, OSError),
-    *(SyntaxError, TypeError, AttributeError),
-)
+SEPARATORS = ",;\t|"
 
 
 @dataclass
@@ -80,34 +74,25 @@ def _read_csv(path: Path) -> Sheet:
         encoding = file.encoding
         first = next((line for line in file if line.strip("\ufeff ,;|\t\r\n")), "").lstrip("\ufeff")
     declared = re.fullmatch(r'"?sep=(.)"?\s*', first)
-    names = {mark: next(csv.reader([first], delimiter=mark), []) for mark in SEPARATORS}
-    separator = declared[1] if declared else max(names, key=lambda mark: len(names[mark]))
-    # In `id, context` the spaces belong to the separator: quotation marks follow them.
-    after = names.get(separator, [])[1:]
-    spaced = bool(after) and all(name.startswith(" ") for name in after)
-    lines = _csv_rows(path, encoding, separator, spaced)
+    separator = declared[1] if declared else max(SEPARATORS, key=first.count)
+    # In `id, context` the spaces belong to the separators: quotation marks follow them.
+    spaced = 0 < first.count(separator) == first.count(f"{separator} ")
+    lines = _csv_rows(path, encoding, delimiter=separator, skipinitialspace=spaced)
     if declared:
         next(lines)
     header = _header(path, next(lines, (0, []))[1])
     notes = encoding_notes(path, encoding)
     if separator != ",":
-        used = SEPARATORS.get(separator, repr(separator))
-        notes.append(f"{path.name}: the cells are separated by {used}")
+        notes.append(f"{path.name}: the cells are separated by {separator!r}")
     return Sheet(header, _rows(path, header, lines), notes, encoding, separator)
 
 
-def _csv_rows(
-    path: Path, encoding: str, separator: str, spaced: bool
-) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(path: Path, encoding: str, **form: Any) -> Iterator[tuple[int, list[str]]]:
     """Yield the last line and the cells of each row that is not blank."""
     with path.open(encoding=encoding, newline="") as file:
         lines = chain([next(file, "").lstrip("\ufeff")], file)
-        reader = csv.reader(
-            (line.replace("\0", "") for line in lines),
-            strict=True,
-            delimiter=separator,
-            skipinitialspace=spaced,
-        )
+        texts = (line.replace("\0", "") for line in lines)
+        reader = csv.reader(texts, strict=True, **form)
         try:
             for cells in reader:
                 if any(map(trim, cells)):
@@ -146,6 +131,17 @@ def _rows(
         yield f"line {line}", dict(zip(header, cells, strict=False))
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn any error of a library about a damaged file into an InputError."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be read ({first_line(error)}). Save or export it again."
+        ) from error
+
+
 def _read_excel(path: Path) -> Sheet:
     """Read the first sheet; errors, and numbers displayed in another form, are unclear."""
     try:
@@ -156,52 +152,37 @@ def _read_excel(path: Path) -> Sheet:
             f"{path} is an Excel workbook: save it as CSV UTF-8, or install openpyxl (pip install "
             "-r requirements-extra.txt)."
         ) from error
-    lines, unclear, header = [], {}, []
-    try:
-        with path.open("rb") as file:
-            sheet, *others = load_workbook(file, read_only=True, data_only=True).worksheets
-            sheet.reset_dimensions()  # some programs write A1:A1 for every sheet
-            for number, row in enumerate(sheet.iter_rows(), 1):
-                texts = ["" if cell.value is None else str(cell.value) for cell in row]
-                # Excel writes control characters as _x000D_.
-                texts = [unescape(text).replace("\0", "") for text in texts]
-                if not any(map(trim, texts)):
-                    continue
-                if not header:
-                    header = _header(path, texts)
-                    continue
-                lines.append((number, texts))
-                for name, cell in zip(header, row, strict=False):
-                    is_number = not isinstance(cell.value, str | bool | None)
-                    plain = ("General", "0", "@")
-                    if cell.data_type == "e" or (
-                        is_number and (cell.is_date or cell.number_format not in plain)
-                    ):
-                        unclear[name] = (
-                            f"{path}, cell {cell.coordinate}: it has {cell.value!r}, displayed as "
-                            f"{cell.number_format!r}, so its text is not certain. Format the "
-                            "column as text, or save the sheet as CSV UTF-8."
-                        )
-    except EXCEL_FAULTS as error:
-        raise InputError(
-            f"{path} is an Excel workbook that cannot be read ({first_line(error)}). Save it again."
-        ) from error
-    header = header or _header(path, [])
+    lines, unclear = [], {}
+    with _reading(path), path.open("rb") as file:
+        sheet, *others = load_workbook(file, read_only=True, data_only=True).worksheets
+        sheet.reset_dimensions()  # some programs write A1:A1 for every sheet
+        for number, row in enumerate(sheet.iter_rows(), 1):
+            # Excel writes control characters as _x000D_.
+            texts = ["" if cell.value is None else unescape(str(cell.value)) for cell in row]
+            if not any(map(trim, texts)):
+                continue
+            lines.append((number, [text.replace("\0", "") for text in texts]))
+            for name, cell in zip(lines[0][1], row, strict=False):
+                is_number = not isinstance(cell.value, str | bool | None)
+                is_plain = cell.number_format in ("General", "0", "@") and not cell.is_date
+                if cell.data_type == "e" or (is_number and not is_plain):
+                    unclear[name] = (
+                        f"{path}, cell {cell.coordinate}: it has {cell.value!r}, displayed as "
+                        f"{cell.number_format!r}, so its text is not certain. Format the column "
+                        "as text, or save the sheet as CSV UTF-8."
+                    )
+    header = _header(path, lines[0][1] if lines else [])
     names = short_list(other.title for other in others)
     notes = [f"{path.name}: only the first sheet was read, not {names}"] if others else []
-    return Sheet(header, _rows(path, header, lines), notes, unclear=unclear)
+    return Sheet(header, _rows(path, header, lines[1:]), notes, unclear=unclear)
 
 
 def _read_arrow(path: Path, is_parquet: bool) -> Sheet:
     """Read Parquet, or Arrow's stream format, which datasets' save_to_disk writes."""
-    import pyarrow  # 0.3 s
-    import pyarrow.parquet
-
-    def damaged(error: Exception) -> InputError:
-        return InputError(f"{path} cannot be read ({first_line(error)}). Export it again.")
+    import pyarrow.parquet  # 0.3 s
 
     labels: dict[str, list[str]] = {}
-    try:
+    with _reading(path):
         if is_parquet:
             parquet = pyarrow.parquet.ParquetFile(path)
             schema, batches = parquet.schema_arrow, parquet.iter_batches(batch_size=1000)
@@ -213,18 +194,13 @@ def _read_arrow(path: Path, is_parquet: bool) -> Sheet:
 
             features = Features.from_arrow_schema(schema).items()
             labels = {name: of.names for name, of in features if isinstance(of, ClassLabel)}
-    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        raise damaged(error) from error
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
-        number = 0
-        try:
-            for batch in batches:
-                for number, cells in enumerate(batch.to_pylist(), number + 1):
-                    for name, classes in labels.items():
-                        cells[name] = None if cells[name] is None else classes[cells[name]]
-                    yield f"row {number}", cells
-        except (pyarrow.ArrowException, OSError) as error:
-            raise damaged(error) from error
+        with _reading(path):
+            cells = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(cells, 1):
+                for name, classes in labels.items():
+                    row[name] = None if row[name] is None else classes[row[name]]
+                yield f"row {number}", row
 
     return Sheet(schema.names, rows())
