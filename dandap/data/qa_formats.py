@@ -22,7 +22,7 @@ AS_WRITTEN: dict[str, Any] = {"parse_int": str, "parse_float": str, "parse_const
 # A list or {"text": ...} that was saved as its text. Other texts that begin with a bracket, as
 # "[단독] 보도", are answers.
 LISTED = re.compile(r"""\[\s*['"].*['"]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
-ARRAY = re.compile(r"array\((\[.*?\])(?:, dtype=[^)]*)?\)", re.DOTALL)  # numpy's text of one
+ARRAY = re.compile(r"array(?=\(\[)|, dtype=[\w'<>]+(?=\))")  # of numpy's text, all but (the list)
 
 
 def parse_json(text: str, where: str, **options: Any) -> Any:
@@ -199,7 +199,7 @@ def structured(text: str, where: str) -> Any:
         # numpy writes ['전주' '서울'], which Python would join to one text.
         if re.search(r"""['"]\s+['"]""", text):
             raise ValueError("no comma between two texts")
-        return ast.literal_eval(ARRAY.sub(r"\1", text))  # parses literals, evaluates nothing
+        return ast.literal_eval(ARRAY.sub("", text))  # parses literals, evaluates nothing
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise InputError(
             f"{where}: {text[:60]} is not a valid list ({first_line(error)}). Write it as JSON."

@@ -110,13 +110,7 @@ def _sheet_records(
     # Of the columns in use only: others of a workbook may be dates and formulas.
     sheet.refuse_unclear(names.values())
     for place, cells in sheet.rows:
-        # Without a flag a question can be answered.
-        if any(their not in cells for our, their in names.items() if our != "is_impossible"):
-            raise InputError(
-                f"{path}, {place}: got {len(cells)} cells, the header has {len(sheet.header)}. "
-                "A separator or quotation mark in a text needs the cell in quotation marks."
-            )
-        yield place, {ours: cells.get(theirs) for ours, theirs in names.items()}
+        yield place, {ours: cells[theirs] for ours, theirs in names.items()}
 
 
 def _answers(where: str, record: dict[str, Any]) -> tuple[tuple[str, ...], bool]:

@@ -115,7 +115,7 @@ def _header(path: Path, cells: list[str]) -> list[str]:
 def _rows(
     path: Path, header: list[str], lines: Iterable[tuple[int, list[str]]]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield rows as dicts; cells may be missing at a row's end."""
+    """Yield rows as dicts; InputError for one with more or fewer cells than the header."""
     width, first = len(header), trim(header[0])
     for line, cells in lines:
         if first and trim(cells[0]) == first:
@@ -123,7 +123,7 @@ def _rows(
                 f"{path}, line {line}: the header again. Delete that line, or keep glued files "
                 "apart: several may be named with commas."
             )
-        if any(map(trim, cells[width:])):
+        if len(cells) < width or any(map(trim, cells[width:])):
             raise InputError(
                 f"{path}, line {line}: got {len(cells)} cells, the header has {width}. "
                 "A separator or quotation mark in a text needs the cell in quotation marks."
@@ -152,17 +152,22 @@ def _read_excel(path: Path) -> Sheet:
             f"{path} is an Excel workbook: save it as CSV UTF-8, or install openpyxl (pip install "
             "-r requirements-extra.txt)."
         ) from error
+    header: list[str] = []
     lines, unclear = [], {}
     with _reading(path), path.open("rb") as file:
         sheet, *others = load_workbook(file, read_only=True, data_only=True).worksheets
         sheet.reset_dimensions()  # some programs write A1:A1 for every sheet
         for number, row in enumerate(sheet.iter_rows(), 1):
-            # Excel writes control characters as _x000D_.
-            texts = ["" if cell.value is None else unescape(str(cell.value)) for cell in row]
+            values = ("" if cell.value is None else cell.value for cell in row)
+            # True is displayed as TRUE; Excel writes control characters as _x000D_.
+            texts = [str(v).upper() if v is True or v is False else str(v) for v in values]
+            texts = [unescape(text).replace("\0", "") for text in texts]
             if not any(map(trim, texts)):
                 continue
-            lines.append((number, [text.replace("\0", "") for text in texts]))
-            for name, cell in zip(lines[0][1], row, strict=False):
+            header = header or _header(path, list(texts))
+            padding = [""] * (len(header) - len(texts))
+            lines.append((number, texts + padding))
+            for name, cell in zip(header, row, strict=False):
                 is_number = not isinstance(cell.value, str | bool | None)
                 is_plain = cell.number_format in ("General", "0", "@") and not cell.is_date
                 if cell.data_type == "e" or (is_number and not is_plain):
@@ -171,7 +176,7 @@ def _read_excel(path: Path) -> Sheet:
                         f"{cell.number_format!r}, so its text is not certain. Format the column "
                         "as text, or save the sheet as CSV UTF-8."
                     )
-    header = _header(path, lines[0][1] if lines else [])
+    header = _header(path, header)
     names = short_list(other.title for other in others)
     notes = [f"{path.name}: only the first sheet was read, not {names}"] if others else []
     return Sheet(header, _rows(path, header, lines[1:]), notes, unclear=unclear)
