@@ -329,7 +329,7 @@ def test_answers(tmp_path):
 def test_gold_answers_of_their_own(tmp_path):
     path = write(tmp_path, "test_answers.csv", "id,answer\n0007,NA\nb,\"['전주', '서울']\"\n")
     assert read_answers(path) == {"0007": ("NA",), "b": ("전주", "서울")}
-    for rows, message in (("a,1\na,2\n", "the id a is not unique"), ("a,\n", "no answer for a")):
+    for rows, message in (("a,1\na,2\n", "the id a is there twice"), ("a,\n", "no answer for a")):
         with pytest.raises(InputError, match=message):
             read_answers(write(tmp_path, "b.csv", "id,answer\n" + rows))
 
@@ -391,8 +391,11 @@ def test_signs_of_damage_are_noted(tmp_path):
 
 def test_an_invalid_byte_is_named():
     for data, message in (
-        ("가나다\n라마".encode("cp949") + b"\xff\n", "line 2: invalid byte 0xff at 11; .* cp949"),
-        ("가나".encode() + b"\xff\xff", "line 1: invalid byte 0xff at 6; .* utf-8"),
+        (
+            "가나다\n라마".encode("cp949") + b"\xff\n",
+            "line 2: the byte 0xff at 11 is wrong; .* cp949",
+        ),
+        ("가나".encode() + b"\xff\xff", "line 1: the byte 0xff at 6 is wrong; .* utf-8"),
     ):
         with pytest.raises(InputError, match=message):
             decode(data, Path("a.csv"))
@@ -402,7 +405,7 @@ NOT_DATA = {
     "empty.csv": ("", "is empty"),
     "empty.json": (" \n", "is empty"),
     "header.csv": (HEAD, "has no questions"),
-    "bytes.csv": (HEAD.encode() + b"a,\xff\xfe\xff,c,d\n", "line 2: invalid byte 0xff at 29"),
+    "bytes.csv": (HEAD.encode() + b"a,\xff\xfe\xff,c,d\n", "line 2: the byte 0xff at 29 is wrong"),
     "no answer column.csv": ("id,context,question\na,b,c\n", "no column 'answer'"),
     "renamed.csv": (
         "id,본문,물음\na,b,c\n",

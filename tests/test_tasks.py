@@ -101,7 +101,7 @@ def test_gold_answers_that_do_not_belong_are_refused(write_csv):
     ("text", "message"),
     [
         ('id,answer\na,"답\n', "quotation mark"),
-        ("id,answer\na,답\na,답\n", "stands there twice"),
+        ("id,answer\na,답\na,답\n", "is there twice"),
         ("id,answer\na,\n", "no answer for a"),
         ("id,anwser\na,답\n", "Did you mean 'anwser'"),
     ],

@@ -96,7 +96,9 @@ def read_answers(path: Path) -> dict[str, tuple[str, ...]]:
     for place, record in _sheet_records(path, read_table(path), {}, ("id", "answer")):
         name, where = record["id"], f"{path}, {place}"
         if name in golds:
-            raise InputError(f"{where}: the id {name} is not unique. Give each question one row.")
+            raise InputError(
+                f"{where}: the id {name} is there twice. Every question needs one row."
+            )
         golds[name] = _answers(where, record)[0]
         if not golds[name]:
             raise InputError(f"{where}: no answer for {name}. Fill it in or remove the file.")

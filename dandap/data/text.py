@@ -42,9 +42,9 @@ def decode(data: bytes, path: Path) -> tuple[str, str]:
     encoding, start = max(failures.items(), key=lambda failure: failure[1])
     line = data.count(b"\n", 0, start) + 1
     raise InputError(
-        f"{path}, line {line}: invalid byte 0x{data[start]:02x} at "
-        f"{start}; up to there the file is {encoding}, but it is neither UTF-8 nor cp949 as a "
-        "whole. Correct that place, or export the file again as UTF-8."
+        f"{path}, line {line}: the byte 0x{data[start]:02x} at {start} is wrong; up to there the "
+        f"file is {encoding}, but as a whole it is neither UTF-8 nor cp949. Correct that place, "
+        "or export the file again as UTF-8."
     )
 
 
