@@ -84,7 +84,11 @@ def clean(text: str) -> str:
     text = writable(text)
     if unicodedata.is_normalized("NFC", text):
         return text
-    return JAMO.sub(lambda match: unicodedata.normalize("NFC", match[0]), text)
+    return JAMO.sub(_composed, text)
+
+
+def _composed(match: re.Match[str]) -> str:
+    return unicodedata.normalize("NFC", match[0])
 
 
 def trim(text: str) -> str:
