@@ -22,7 +22,7 @@ from dandap.answering.run import open_model
 from dandap.cli import Parser, parse, positive, run_script
 from dandap.console import track
 from dandap.data.encode import Encoder, Example
-from dandap.data.read import read
+from dandap.data.read import read_questions
 from dandap.data.rows import Row, by_article
 from dandap.model.load import load_tokenizer
 from dandap.recipe import Recipe, make_recipe
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 def read_rows(recipe: Recipe, path: str) -> list[Row]:
     """Return the rows with their gold answers, which a test file has in a file beside it."""
-    table = read(path)
+    table = read_questions(path)
     return (
         table.rows
         if all(row.answers for row in table.rows)

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
 
 from dandap.cli import Parser, parse, positive, run_script
-from dandap.data.read import read
+from dandap.data.read import read_questions
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.files import make_folder, write_table
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--test", metavar="N", type=positive, default=40, help="articles to answer")
     arguments = parse(parser, argv)
-    rows = read(arguments.file, need_answers=True).rows
+    rows = read_questions(arguments.file, need_answers=True).rows
     articles = sorted({row.article for row in rows})  # the names are hashes of the texts
     if len(articles) < arguments.train + arguments.test:
         raise InputError(

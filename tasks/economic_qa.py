@@ -1,7 +1,7 @@
 """Economic QA: questions on economic news, answered in a few words of the article (Inha 2024)."""
 
 from dandap.data.korean import KINDS, question_kind
-from dandap.data.read import read
+from dandap.data.read import read_questions
 from dandap.data.rows import Row
 from tasks.submission import submission_form
 from tasks.task import PageForm, Task, submit_like_member
@@ -24,7 +24,7 @@ class EconomicQA(Task):
         return False  # the default for files that no other task recognizes
 
     def read(self, paths, columns, need_answers):
-        return read(paths, columns, need_answers)
+        return read_questions(paths, columns, need_answers)
 
     def kind(self, row):
         kind = question_kind(row.question)

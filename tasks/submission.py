@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dandap.data.files import decode
 from dandap.data.rows import match_ids
-from dandap.data.tables import read_cells
+from dandap.data.tables import read_table
 from dandap.errors import InputError, short_list
 from dandap.files import write_table, write_text
 
@@ -58,9 +57,8 @@ def read_form(path: Path, ids: Sequence[str]) -> SubmissionForm | None:
 
     `order` is empty if the file's ids are not `ids`.
     """
-    data = path.read_bytes()
-    text, encoding = decode(data, path)
-    table = read_cells(text, path)
+    table = read_table(path)
+    encoding = table.encoding
     if len(table.header) != 2:
         return None
     name, answer = table.header
@@ -85,7 +83,7 @@ def read_form(path: Path, ids: Sequence[str]) -> SubmissionForm | None:
             notes.append(f"the submission is in the order of {path}, not of the test file")
         if set(ids) != set(found):
             notes.append(f"{path} spells some ids differently; the test file's spelling is used")
-    has_mark = encoding != "utf-8" or data.startswith(codecs.BOM_UTF8)
+    has_mark = encoding != "utf-8" or path.read_bytes().startswith(codecs.BOM_UTF8)
     written_as = "utf-8-sig" if has_mark else "utf-8"
     return SubmissionForm((name, answer), written_as, order, "; ".join(notes) or None)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import metrics
-from dandap.data.files import TABLES, find_files, read_bytes
+from dandap.data.files import TABLES, find_files, hash_file
 from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
 from dandap.data.tables import column_key, read_table
 from dandap.data.text import clean, trim
@@ -31,8 +31,7 @@ def read_file(path: Path, need_answers: bool) -> Table:
 
     They also share a `group`, which stays on one side of the validation split.
     """
-    data, digest = read_bytes(path)
-    sheet = read_table(path, data)
+    sheet = read_table(path)
     # Known columns get the names that they have here, however the file spells them.
     known = {column_key(name): name for name in KNOWN}
     names = {theirs: known.get(column_key(theirs), theirs) for theirs in sheet.header}
@@ -80,7 +79,7 @@ def read_file(path: Path, need_answers: bool) -> Table:
             row_id = f"{name}-{number}" if is_original else name
             rows.append(Row(row_id, "", texts[column], golds, fields=fields, group=group))
     refuse_duplicate_ids(rows, path)
-    return Table(path, rows, digest, sheet.notes)
+    return Table(path, rows, hash_file(path), sheet.notes)
 
 
 @cache
@@ -149,7 +148,7 @@ class WallpaperQA(Task):
     def recognizes(self, path):
         if not path.is_file() or path.suffix.lower() not in TABLES:
             return False
-        header = set(read_table(path, read_bytes(path)[0]).header)
+        header = set(read_table(path).header)
         return "context" not in header and "id" in header and bool(header & {"질문", "질문_1"})
 
     def read(self, paths, columns, need_answers):

@@ -464,7 +464,7 @@ BAD_CALLS = {
     "a header-only test file": (
         inference.main,
         ["--test_file", "{header}", "--output_dir", "{outputs}"],
-        "holds no questions",
+        "has no questions",
     ),
     "an unknown template": (
         inference.main,

@@ -1,770 +1,471 @@
-"""The files that people have: every separator, encoding, kind and form is read, or named."""
+"""Data files: each encoding, separator, kind and form is read, and what cannot be is named."""
 
 import json
+import subprocess
+import sys
 import unicodedata
-import zipfile
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
 
 import datasets
-import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
 
 from dandap.data import rows as dataset
-from dandap.data.files import decode
 from dandap.data.near_duplicates import group_near_copies
 from dandap.data.qa_formats import answer_texts
-from dandap.data.read import read
+from dandap.data.read import read_answers, read_questions, typed_rows
 from dandap.data.rows import families, match_ids, split_by_article
-from dandap.data.text import bare, clean, html_text, trim
+from dandap.data.text import bare, clean, decode, html_text, trim
 from dandap.errors import InputError
 
-ROW = {"id": "a1", "context": "한빛전자는 36.7% 늘었다.", "question": "얼마나?", "answer": "36.7%"}
-LINE = "a1,한빛전자는 36.7% 늘었다.,얼마나?,36.7%\n"
 HEAD = "id,context,question,answer\n"
+LINE = "a1,한빛전자는 36.7% 늘었다.,얼마나?,36.7%\n"
+ROW = dict(zip(HEAD.strip().split(","), LINE.strip().split(","), strict=True))
+WHOLE = (*list(ROW.values())[:3], ("36.7%",))
 
 
-def the_row(table):
-    (row,) = table.rows
+def write(folder, name, content):
+    """Write text, bytes, or a value as JSON, and return the path."""
+    if not isinstance(content, str | bytes):
+        content = json.dumps(content)
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+    (folder / name).write_bytes(data)
+    return folder / name
+
+
+def first_of(path, columns=None):
+    row = read_questions(path, columns, need_answers=True).rows[0]
     return row.id, row.context, row.question, row.answers
 
 
-WHOLE = ("a1", ROW["context"], ROW["question"], ("36.7%",))
-
-TABLES = {
-    "blank lines before": ("a.csv", ("\n ,\n" + HEAD + LINE).encode()),
-    "semicolons": ("a.csv", (HEAD + LINE).replace(",", ";").encode()),
-    "tabs": ("a.csv", (HEAD + LINE).replace(",", "\t").encode()),
-    "tabs.tsv": ("a.tsv", (HEAD + LINE).replace(",", "\t").encode()),
-    "a declared separator": ("a.csv", b"sep=;\r\n" + (HEAD + LINE).replace(",", ";").encode()),
-    "a quoted cell with semicolons": ("a.csv", (HEAD.replace("id", '"id"') + LINE).encode()),
-    "UTF-16": ("a.csv", (HEAD + LINE).encode("utf-16")),
-    "Unicode text": ("a.txt", (HEAD + LINE).replace(",", "\t").encode("utf-16")),
-    "two byte-order marks": ("a.csv", ("\ufeff\ufeff" + HEAD + LINE).encode()),
-    "a quoted name after two marks": (
-        "a.csv",
-        ("\ufeff\ufeff" + '"id"' + HEAD[2:] + LINE).encode(),
-    ),
-    "capitals": ("a.csv", (HEAD.upper() + LINE).encode()),
-    "padded names": ("a.csv", (HEAD.replace(",", " , ") + LINE).encode()),
-    "empty columns behind": ("a.csv", (HEAD.strip() + ",,\n" + LINE.strip() + ",,\n").encode()),
-    "empty cells behind": ("a.csv", (HEAD + LINE.strip() + ",,\n").encode()),
-    "a repeated column of no interest": (
-        "a.csv",
-        (HEAD.strip() + ",비고,비고\n" + LINE.strip() + ",x,y\n").encode(),
-    ),
-    "cp949": ("a.csv", (HEAD + LINE).encode("cp949")),
-    "spaces after separators": (
-        "a.csv",
-        (HEAD.replace(",", ", ") + 'a1, "한빛전자는 36.7% 늘었다.", 얼마나?, "36.7%"\n').encode(),
-    ),
-    "a column of numbers called #": (
-        "a.csv",
-        ("#," + HEAD.strip() + ",,\n1," + LINE.strip() + "\n").encode(),
-    ),
-    "no flag at a row's end": ("a.csv", (HEAD.strip() + ",is_impossible\n" + LINE).encode()),
-    "an empty list beside an answer": (
-        "a.csv",
-        (HEAD.strip() + ",answers\n" + LINE.strip() + ",\n").encode(),
-    ),
-    "old mail": ("a.csv", b"\x1b$)C" + (HEAD + LINE).encode("iso2022_kr").removeprefix(b"\x1b$)C")),
-    "Windows' line ends": ("a.csv", (HEAD + LINE).replace("\n", "\r\n").encode()),
-}
+def rejected(path, message, need_answers=False):
+    with pytest.raises(InputError, match=message):
+        read_questions(path, need_answers=need_answers)
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_tables(tmp_path, name):
-    file, data = TABLES[name]
-    (tmp_path / file).write_bytes(data)
-    assert the_row(read(tmp_path / file, need_answers=True)) == WHOLE
+def test_tables(tmp_path):
+    csv = HEAD + LINE
+    trailing = HEAD.strip() + ",,\n" + LINE.strip() + ",,\n"
+    cases = {
+        "blank lines before.csv": "\n ,\n" + csv,
+        "semicolons.csv": csv.replace(",", ";"),
+        "tabs.csv": csv.replace(",", "\t"),
+        "tabs.tsv": csv.replace(",", "\t"),
+        "bars.txt": csv.replace(",", "|"),
+        "declared.csv": "sep=;\r\n" + csv.replace(",", ";"),
+        "cp949.csv": csv.encode("cp949"),
+        "UTF-16.csv": csv.encode("utf-16"),
+        "Unicode text.txt": csv.replace(",", "\t").encode("utf-16"),
+        "one mark.csv": "\ufeff" + csv,
+        "two marks.csv": "\ufeff\ufeff" + csv.replace("id", '"id"', 1),
+        "Windows.csv": csv.replace("\n", "\r\n"),
+        "old Mac.csv": csv.replace("\n", "\r"),
+        "NUL.csv": csv.replace("늘었다", "늘었\0다"),
+        "capitals.csv": HEAD.upper() + LINE,
+        "padded names.csv": HEAD.replace(",", " , ") + LINE,
+        "spaces.csv": HEAD.replace(",", ", ") + 'a1, "한빛전자는 36.7% 늘었다.", 얼마나?, 36.7%\n',
+        "trailing columns.csv": trailing,
+        "trailing cells.csv": HEAD + LINE.strip() + ",,\n",
+        "repeated other column.csv": HEAD.strip() + ",비고,비고\n" + LINE.strip() + ",x,y\n",
+        "empty answers.csv": HEAD.strip() + ",answers\n" + LINE.strip() + ",\n",
+    }
+    for name, content in cases.items():
+        assert first_of(write(tmp_path, name, content)) == WHOLE, name
 
 
-def hugging_face(answers):
-    return {key: value for key, value in ROW.items() if key != "answer"} | {"answers": answers}
+QA = {"id": "a1", "question": "얼마나?"}
+TEXTS = {"text": ["36.7%"], "answer_start": [7]}
+HF = {key: ROW[key] for key in ("id", "context", "question")} | {"answers": TEXTS}
+PAGE = (
+    "<!DOCTYPE html><html><head><title>x</title></head><body><p>한빛전자는 <b>36.7%</b> 늘었다.</p>"
+    "<script>x</script></body></html>"
+)
 
 
-def squad(*documents):
-    return {"version": "1", "data": list(documents)}
+def squad(*qas, context=ROW["context"]):
+    return {"version": "1", "data": [{"paragraphs": [{"context": context, "qas": list(qas)}]}]}
 
 
-QA = {"id": "a1", "question": ROW["question"]}
-DICT = {"text": ["36.7%"], "answer_start": [7]}
-FORMS = {
-    "lines.jsonl": (json.dumps(ROW) + "\n\n"),
-    "lines.json": json.dumps(ROW) + "\n" + json.dumps(ROW | {"id": "b"}),
-    "list.json": json.dumps([ROW]),
-    "to_dict.json": json.dumps({key: [value] for key, value in ROW.items()}),
-    "to_dict on a line.jsonl": json.dumps(
-        {key: [value, value + "2"] for key, value in ROW.items()}
-    ),
-    "SQuAD on a line.jsonl": json.dumps(
-        {
-            "version": "1",
-            "data": [
-                {
-                    "paragraphs": [
-                        {
-                            "context": ROW["context"],
-                            "qas": [
-                                {
-                                    "id": "a1",
-                                    "question": ROW["question"],
-                                    "answers": [{"text": "36.7%"}],
-                                }
-                            ],
-                        }
-                    ]
-                }
-            ],
-        }
-    ),
-    "SQuAD on each line.jsonl": "\n".join(
-        json.dumps(
+def test_json(tmp_path):
+    lines = json.dumps(ROW) + "\n\n" + json.dumps(ROW | {"id": "b"})
+    ai_hub = {"text": "36.7%", "answer_start": 7, "clue_text": "늘었다"}
+    cases = {
+        "lines.jsonl": lines,
+        "lines.json": lines,
+        "cp949.jsonl": json.dumps(ROW, ensure_ascii=False).encode("cp949"),
+        "marked.json": "\ufeff" + json.dumps([ROW]),
+        "list.json": json.dumps([ROW], indent=1),
+        "list.jsonl": [ROW],
+        "record.json": HF | {"answers": ["36.7%"]},
+        "capitals.jsonl": {key.title(): value for key, value in ROW.items()},
+        "to_json of pandas.json": {key: {"0": value} for key, value in ROW.items()},
+        "named list.json": {"version": "1", "train": [ROW]},
+        "hub viewer.json": {"features": [{"name": "id"}], "rows": [{"row_idx": 0, "row": ROW}]},
+        "hub viewer.jsonl": {"row": ROW},
+        "answers.json": [HF | {"answers": ["36.7%", None]}],
+        "hugging face.jsonl": HF,
+        "hugging face in data.json": {"version": "1", "data": [HF]},
+        "empty answers.json": [ROW | {"answers": []}],
+        "squad.json": squad(QA | {"answers": [{"text": "36.7%"}]}),
+        "squad indented.json": json.dumps(squad(QA | {"answers": TEXTS}), indent=1),
+        "squad lines.jsonl": json.dumps(squad(QA | {"answers": [{"text": "36.7%"}]})) + "\n",
+        "documents.json": squad(QA | {"answers": TEXTS})["data"],
+        "klue.json": squad({"guid": "a1", "question": "얼마나?", "answers": [{"text": "36.7%"}]}),
+        "ai hub.json": squad(
             {
-                "data": [
-                    {
-                        "paragraphs": [
-                            {
-                                "context": ROW["context"],
-                                "qas": [
-                                    {
-                                        "id": name,
-                                        "question": ROW["question"],
-                                        "answers": [{"text": "36.7%"}],
-                                    }
-                                ],
-                            }
-                        ]
-                    }
-                ]
+                "question_id": "a1",
+                "question": "얼마나?",
+                "answers": ai_hub,
+                "is_impossible": "false",
             }
-        )
-        for name in ("a1", "a2")
-    ),
-    "the hub's viewer with features.json": json.dumps(
-        {"features": [{"name": "id"}], "rows": [{"row_idx": 0, "row": ROW}]}
-    ),
-    "the hub's rows.jsonl": json.dumps({"row": ROW})
-    + "\n"
-    + json.dumps({"row": ROW | {"id": "b"}}),
-    "capitals on a line.jsonl": json.dumps(
-        {"id": "a1", "Context": ROW["context"], "Question": ROW["question"], "answers": ["36.7%"]}
-    ),
-    "one record.json": json.dumps(
-        {"id": "a1", "context": ROW["context"], "question": ROW["question"], "answers": ["36.7%"]}
-    ),
-    "an empty list beside an answer.json": json.dumps([ROW | {"answers": []}]),
-    "list.jsonl": json.dumps([ROW]),
-    "columns.json": json.dumps({key: {"0": value} for key, value in ROW.items()}),
-    "split.json": json.dumps({"columns": list(ROW), "index": [0], "data": [list(ROW.values())]}),
-    "index.json": json.dumps({"0": ROW}),
-    "a named list.json": json.dumps({"version": "1", "train": [ROW]}),
-    "the hub's viewer.json": json.dumps({"rows": [{"row_idx": 0, "row": ROW}]}),
-    "flat in data.json": json.dumps(squad(hugging_face(DICT))),
-    "hugging face.jsonl": json.dumps(hugging_face(DICT)),
-    "answers.json": json.dumps([hugging_face(["36.7%", None])]),
-    "numbers.json": json.dumps([ROW]).replace('"36.7%"', "36.70"),
-    "squad.json": json.dumps(
-        squad(
-            {
-                "paragraphs": [
-                    {"context": ROW["context"], "qas": [QA | {"answers": [{"text": "36.7%"}]}]}
-                ]
-            }
-        )
-    ),
-    "squad dict.json": json.dumps(
-        squad({"paragraphs": [{"context": ROW["context"], "qas": [QA | {"answers": DICT}]}]})
-    ),
-    "aihub.json": json.dumps(
-        squad(
-            {
-                "paragraphs": [
-                    {
-                        "context": ROW["context"],
-                        "qas": [
-                            {
-                                "question_id": "a1",
-                                "question": ROW["question"],
-                                "answers": {
-                                    "text": "36.7%",
-                                    "answer_start": 7,
-                                    "clue_text": "늘었다",
-                                },
-                                "is_impossible": "false",
-                            }
-                        ],
-                    }
-                ]
-            }
-        )
-    ),
-    "korquad2.json": json.dumps(
-        squad(
-            {
-                "context": "<!DOCTYPE html><html><head><title>x</title></head><body><p>한빛전자는 <b>36.7%</b> 늘었다.</p>"
-                "<script>x</script></body></html>",
-                "qas": [QA | {"answer": {"text": "<b>36.7%</b>", "answer_start": 9}}],
-            }
-        )
-    ),
-    "documents.json": json.dumps(
-        [{"paragraphs": [{"context": ROW["context"], "qas": [QA | {"answers": DICT}]}]}]
-    ),
-}
+        ),
+        "korquad 2.json": {
+            "data": [{"context": PAGE, "qas": [QA | {"answer": {"text": "<b>36.7%</b>"}}]}]
+        },
+    }
+    for name, content in cases.items():
+        assert first_of(write(tmp_path, name, content)) == WHOLE, name
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_json(tmp_path, name):
-    (tmp_path / name).write_text(FORMS[name], encoding="utf-8")
-    rows = read(tmp_path / name, need_answers=True).rows
-    expected = ("36.70",) if name.startswith("numbers") else ("36.7%",)
-    assert (rows[0].id, rows[0].context, rows[0].question, rows[0].answers) == (
-        *WHOLE[:3],
-        expected,
-    )
-
-
-def test_parquet_and_what_pandas_writes_of_it(tmp_path):
-    frame = pd.DataFrame([hugging_face(DICT)])
-    frame.to_parquet(tmp_path / "a.parquet")
-    assert the_row(read(tmp_path / "a.parquet", need_answers=True)) == WHOLE
-    pd.read_parquet(tmp_path / "a.parquet").to_csv(
-        tmp_path / "a.csv", index=False
-    )  # array(['36.7%'], dtype=object)
-    assert the_row(read(tmp_path / "a.csv", need_answers=True)) == WHOLE
-
-
-def book(path, *rows, **cells):
+def book(path, *rows, formats=()):
     made = openpyxl.Workbook()
     for row in rows:
         made.active.append(row)
-    for place, (value, shown_as) in cells.items():
+    for place, value, number_format in formats:
         made.active[place] = value
-        made.active[place].number_format = shown_as
+        made.active[place].number_format = number_format
     made.save(path)
     return path
 
 
-PAGE = "<!DOCTYPE html><html><body><p>한빛전자는 <b>36.7%</b> 늘었다.</p><script>x</script></body></html>"
-PAGES = {
-    "a.csv": lambda row: pd.DataFrame([row]).to_csv(index=False),
-    "a.jsonl": json.dumps,
-    "paragraphs.json": lambda row: json.dumps(
-        squad(
-            {
-                "paragraphs": [
-                    {
-                        "context": row["context"],
-                        "qas": [QA | {"answers": [{"text": row["answer"]}]}],
-                    }
-                ]
-            }
-        )
-    ),
-}
+def test_excel(tmp_path):
+    rows = [list(ROW), list(ROW.values())]
+    assert first_of(book(tmp_path / "a.xlsx", *rows)) == WHOLE
+    assert first_of(book(tmp_path / "renamed.csv", *rows)) == WHOLE
+    assert first_of(book(tmp_path / "blank row.xlsx", ["\u200b"], *rows)) == WHOLE
+    # Excel writes control characters so.
+    spelled = [rows[0], [*rows[1][:3], "36.7%_x000D_"]]
+    assert first_of(book(tmp_path / "control.xlsx", *spelled)) == WHOLE
+    unused = [[*rows[0], "날짜", "검수"], [*rows[1], date(2026, 1, 2), True]]
+    assert first_of(book(tmp_path / "unused.xlsx", *unused)) == WHOLE
+    rejected(book(tmp_path / "error.xlsx", rows[0], [*rows[1][:3], "#N/A"]), "cell D2: .*#N/A")
+    shown = book(tmp_path / "shown.xlsx", *rows, formats=[("D2", 0.367, "0.0%")])
+    rejected(shown, r"cell D2: it has 0.367, displayed as '0.0%'.*Format the column as text")
+    rejected(write(tmp_path, "torn.xlsx", b"PK\x03\x04"), "cannot be read .BadZipFile")
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_pages_are_read_as_a_reader_sees_them_in_every_form(tmp_path, name):
-    (tmp_path / name).write_text(
-        PAGES[name](ROW | {"context": PAGE, "answer": "<b>36.7%</b>"}), encoding="utf-8"
-    )
-    table = read(tmp_path / name, need_answers=True)
-    assert the_row(table) == WHOLE
-    assert table.notes == ["1 articles are HTML, and are read as a reader sees them (a1)"]
+def test_excel_without_openpyxl(tmp_path, monkeypatch):
+    path = book(tmp_path / "a.xlsx", list(ROW))
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    rejected(path, "is an Excel workbook: save it as CSV UTF-8, or install openpyxl")
 
 
-@pytest.mark.parametrize(
-    "context",
-    [
-        "<H1 실적 요약> 한빛전자는  매출이 늘었다.",
-        "<P&G> 주가가 올랐다.",
-        "<Table 1> 연도별 매출\n2024  10억",
-        "유의확률은 <p=0.03>이다.",
-        "HTML에서 <p> 태그는 </p>로 닫는다.",
-        "<p> 태그는 문단이다.",
-        "<p>" + "<a " * 50_000 + "</p>",
-    ],
-)
-def test_articles_with_angle_brackets_stay_as_they_are(tmp_path, context):
-    pd.DataFrame([ROW | {"context": context, "answer": "<p>"}]).to_csv(
-        tmp_path / "a.csv", index=False
-    )
-    (row,) = read(tmp_path / "a.csv", need_answers=True).rows
-    assert (row.context, row.answers) == (context, ("<p>",))
-
-
-def test_a_page_without_text_is_no_article_and_its_head_need_not_end(tmp_path):
-    pages = [
-        "<p><img src=x></p>",
-        "<html><head><title>t</title><body><p>매출 10억</p></body></html>",
-    ]
-    pd.DataFrame([ROW | {"id": str(n), "context": page} for n, page in enumerate(pages)]).to_csv(
-        tmp_path / "a.csv", index=False
-    )
-    table = read(tmp_path / "a.csv")
-    assert [row.context for row in table.rows] == ["", "매출 10억"]
-    assert table.notes[0].startswith("1 questions lack their article")
-    with pytest.raises(InputError, match=r"line 2: context is empty"):
-        read(tmp_path / "a.csv", need_answers=True)
-
-
-def test_an_answer_that_is_a_tag_is_kept(tmp_path):
-    pd.DataFrame(
-        [ROW | {"context": "<p>문단은 &lt;br&gt;로 나눈다.</p>", "answer": "<br>"}]
-    ).to_csv(tmp_path / "a.csv", index=False)
-    assert read(tmp_path / "a.csv", need_answers=True).rows[0].answers == ("<br>",)
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.xlsx"])
-def test_ids_that_look_like_numbers_stay_as_they_are(tmp_path, name):
-    path = tmp_path / name
-    if name.endswith("xlsx"):
-        book(path, list(ROW), ["1.0", *list(ROW.values())[1:]])
-    else:
-        text = (
-            json.dumps(ROW | {"id": "1.0"})
-            if name.endswith("jsonl")
-            else HEAD + LINE.replace("a1", "1.0")
-        )
-        path.write_text(text, encoding="utf-8")
-    assert read(path).rows[0].id == "1.0"
-
-
-@pytest.mark.parametrize(
-    "cell", ["[36.70]", '{"text": [36.70]}', "{'text': [36.70], 'answer_start': [1]}"]
-)
-def test_numbers_in_lists_of_answers_stay_as_they_are_written(tmp_path, cell):
-    frame = pd.DataFrame([{"id": "a", "context": "기사", "question": "?", "answers": cell}])
-    frame.to_csv(tmp_path / "a.csv", index=False)
-    assert read(tmp_path / "a.csv", need_answers=True).rows[0].answers == ("36.70",)
-
-
-def test_narrow_numbers_and_labels_of_arrow(tmp_path):
-    pd.DataFrame([ROW | {"answer": np.float32(36.7)}]).astype({"answer": "float32"}).to_parquet(
-        tmp_path / "a.parquet"
-    )
-    assert read(tmp_path / "a.parquet", need_answers=True).rows[0].answers == ("36.7",)
-    features = datasets.Features(
-        {name: datasets.Value("string") for name in ROW}
-        | {"answer": datasets.ClassLabel(names=["예", "아니오"])}
-    )
-    labelled = datasets.Dataset.from_list([ROW | {"answer": 1}], features=features)
-    labelled.save_to_disk(tmp_path / "saved")
-    datasets.load_from_disk(tmp_path / "saved").map(lambda row: row)  # leaves a cache beside it
-    assert len(list((tmp_path / "saved").glob("*.arrow"))) == 2
-    (row,) = read(tmp_path / "saved", need_answers=True).rows
-    assert row.answers == ("아니오",)
-
-
-@pytest.mark.parametrize("first", [" ", "\u200b"])
-def test_an_excel_row_of_nothing_above_the_header(tmp_path, first):
-    assert (
-        the_row(
-            read(
-                book(tmp_path / "a.xlsx", [first], list(ROW), list(ROW.values())), need_answers=True
-            )
-        )
-        == WHOLE
-    )
-
-
-@pytest.mark.parametrize("kind", ["csv", "parquet", "xlsx"])
-def test_questions_marked_impossible_are_not_learned_from_tables(tmp_path, kind):
-    """SQuAD 2 gives them a plausible answer."""
-    frame = pd.DataFrame([ROW | {"is_impossible": False}, ROW | {"id": "b", "is_impossible": True}])
-    frame.loc[2] = ROW | {"id": "c", "answer": "", "is_impossible": True}
-    path = tmp_path / f"a.{kind}"
-    (frame.to_csv if kind == "csv" else frame.to_parquet if kind == "parquet" else frame.to_excel)(
-        path, index=False
-    )
-    table = read(path, need_answers=True)
-    assert the_row(table) == WHOLE
-    assert table.notes == [
-        "2 questions without an answer were left out (is_impossible, or none given)"
-    ]
-    tested = read(path).rows
-    assert [(row.id, row.answers) for row in tested] == [
-        ("a1", ("36.7%",)),
-        ("b", ()),
-        ("c", ()),
-    ], "all are answered"
-
-
-@pytest.mark.parametrize("flag", ["TRUE", "1", "1.0", "Y", "yes"])
-def test_flags_as_spreadsheets_write_them(tmp_path, flag):
-    (tmp_path / "a.csv").write_text(
-        f"is_impossible,{HEAD}no,{LINE}{flag},{LINE.replace('a1', 'b')}", encoding="utf-8"
-    )
-    assert [row.id for row in read(tmp_path / "a.csv", need_answers=True).rows] == ["a1"]
-
-
-def test_decimals_of_parquet_are_numbers(tmp_path):
-    pd.DataFrame([ROW | {"answer": Decimal("36.70")}]).to_parquet(tmp_path / "a.parquet")
-    assert read(tmp_path / "a.parquet", need_answers=True).rows[0].answers == ("36.70",)
+def test_parquet_and_what_pandas_writes_of_it(tmp_path):
+    pd.DataFrame([HF]).to_parquet(tmp_path / "a.parquet")
+    assert first_of(tmp_path / "a.parquet") == WHOLE
+    # array(['36.7%'], dtype=object) in a cell
+    pd.read_parquet(tmp_path / "a.parquet").to_csv(tmp_path / "a.csv", index=False)
+    assert first_of(tmp_path / "a.csv") == WHOLE
+    pd.DataFrame([ROW | {"id": 7, "answer": Decimal("36.70")}]).to_parquet(tmp_path / "b.parquet")
+    assert first_of(tmp_path / "b.parquet") == ("7", *WHOLE[1:3], ("36.70",))
+    rejected(write(tmp_path, "torn.parquet", b"PAR1 torn PAR1"), "cannot be read")
+    rejected(write(tmp_path, "torn.arrow", b"torn"), "cannot be read")
 
 
 def test_a_folder_that_datasets_saved(tmp_path):
-    datasets.Dataset.from_list([ROW]).save_to_disk(tmp_path / "one")
-    assert the_row(read(tmp_path / "one", need_answers=True)) == WHOLE
-    datasets.DatasetDict(train=datasets.Dataset.from_list([ROW])).save_to_disk(tmp_path / "parts")
-    with pytest.raises(InputError, match="It holds the folders 'train'; name one of them"):
-        read(tmp_path / "parts")
-
-
-def test_an_excel_sheet_whose_size_is_written_wrong_is_read_whole(tmp_path):
-    path = book(tmp_path / "a.xlsx", list(ROW), list(ROW.values()))
-    with zipfile.ZipFile(path) as whole:
-        parts = {name: whole.read(name) for name in whole.namelist()}
-    sheet = "xl/worksheets/sheet1.xml"
-    parts[sheet] = parts[sheet].replace(b'<dimension ref="A1:D2"', b'<dimension ref="A1"')
-    with zipfile.ZipFile(path, "w") as changed:
-        for name, content in parts.items():
-            changed.writestr(name, content)
-    assert the_row(read(path, need_answers=True)) == WHOLE
-
-
-def test_an_excel_column_that_is_not_used_may_hold_anything(tmp_path):
-    path = book(
-        tmp_path / "a.xlsx", [*ROW, "날짜", "검수"], [*ROW.values(), date(2026, 1, 2), True]
-    )
-    assert the_row(read(path, need_answers=True)) == WHOLE
-    path = book(tmp_path / "b.xlsx", list(ROW), [*list(ROW.values())[:3], "#N/A"])
-    with pytest.raises(InputError, match="cell D2: it holds the error #N/A"):
-        read(path)
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        TypeError("expected <class 'Fill'>"),
-        AttributeError("no 'rows'"),
-        KeyError("xl/workbook.xml"),
-    ],
-)
-def test_a_workbook_that_openpyxl_cannot_open_is_named(tmp_path, monkeypatch, fault):
-    path = book(tmp_path / "a.xlsx", list(ROW), list(ROW.values()))
-    monkeypatch.setattr(openpyxl, "load_workbook", lambda *a, **n: (_ for _ in ()).throw(fault))
-    with pytest.raises(
-        InputError, match=f"is an Excel workbook that cannot be read \\({type(fault).__name__}"
-    ):
-        read(path)
-
-
-def test_excel_under_any_name(tmp_path):
-    for name in ("a.xlsx", "renamed.csv"):
-        assert (
-            the_row(read(book(tmp_path / name, list(ROW), list(ROW.values())), need_answers=True))
-            == WHOLE
-        )
-
-
-def test_a_cell_that_is_shown_as_something_else_is_named(tmp_path):
-    """0.367 shown as 36.7% must not be learned as 0.367."""
-    path = book(tmp_path / "a.xlsx", list(ROW), [*list(ROW.values())[:3], None], D2=(0.367, "0.0%"))
-    with pytest.raises(
-        InputError, match=r"cell D2: it holds 0.367, shown as '0.0%'.*Format the column as text"
-    ):
-        read(path)
-
-
-def test_excel_without_openpyxl_is_told(tmp_path, monkeypatch):
-    path = book(tmp_path / "a.xlsx", list(ROW), list(ROW.values()))
-    monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
-    with pytest.raises(
-        InputError, match="is an Excel workbook: save it as CSV UTF-8, or install openpyxl"
-    ):
-        read(path)
+    features = datasets.Features({name: datasets.Value("string") for name in ROW})
+    features["answer"] = datasets.ClassLabel(names=["예", "아니오"])
+    saved = datasets.Dataset.from_list([ROW | {"answer": 1}], features=features)
+    saved.save_to_disk(tmp_path / "saved")
+    datasets.load_from_disk(tmp_path / "saved").map(lambda row: row)  # writes a cache there
+    assert len(list((tmp_path / "saved").glob("*.arrow"))) == 2
+    assert first_of(tmp_path / "saved") == (*WHOLE[:3], ("아니오",))
+    datasets.DatasetDict(train=saved).save_to_disk(tmp_path / "parts")
+    rejected(tmp_path / "parts", "has the folders 'train'; name one of them")
 
 
 def test_a_folder_of_files(tmp_path):
-    for name in ("train-00000.csv", "train-00001.csv"):
-        (tmp_path / name).write_text(HEAD + LINE.replace("a1", name), encoding="utf-8")
-    for name in ("readme.md", "README.txt", "sample_submission.csv", "dataset_info.json"):
-        (tmp_path / name).write_text("x")
-    assert [row.id for row in read(tmp_path).rows] == ["train-00000.csv", "train-00001.csv"]
-    with pytest.raises(InputError, match="holds no file that can be read"):
-        (tmp_path / "empty").mkdir()
-        read(tmp_path / "empty")
+    for name in ("train-0.csv", "train-1.csv", "license_news.csv"):
+        write(tmp_path, name, HEAD + LINE.replace("a1", name))
+    for name in ("readme.md", "README.txt", "LICENSE.txt", "sample_submission.csv"):
+        write(tmp_path, name, "x")
+    ids = [row.id for row in read_questions(tmp_path).rows]
+    assert ids == ["license_news.csv", "train-0.csv", "train-1.csv"]
+    assert [row.id for row in read_questions([tmp_path / name for name in ids]).rows] == ids
+    (tmp_path / "empty").mkdir()
+    rejected(tmp_path / "empty", "has no data file")
+    rejected(tmp_path / "nowhere.csv", "no file at")
 
 
-def test_rows_of_files_with_one_stem_get_different_numbers(tmp_path):
-    (tmp_path / "a.csv").write_text("context,question\n기사,질문?\n", encoding="utf-8")
-    (tmp_path / "a.jsonl").write_text('{"context": "기사", "question": "왜?"}\n', encoding="utf-8")
-    assert [row.id for row in read(tmp_path).rows] == ["a.csv-1", "a.jsonl-1"]
+def test_texts_and_ids_stay_as_written(tmp_path):
+    text = 'id,context,question,answer\n0007,"  앞 빈칸\r\n둘째 줄",?,1.50\n1.0,나,?,NA\n 8 ,나,?,None\n'
+    rows = read_questions(write(tmp_path, "a.csv", text)).rows
+    assert [row.id for row in rows] == ["0007", "1.0", " 8 "]
+    assert [row.answers for row in rows] == [("1.50",), ("NA",), ("None",)]
+    assert rows[0].context == "  앞 빈칸\r\n둘째 줄"
+    numbers = '{"id": 1, "context": "가", "question": "?", "answer": 36.70}\n'
+    (row,) = read_questions(write(tmp_path, "a.jsonl", numbers)).rows
+    assert (row.id, row.answers) == ("1", ("36.70",))
 
 
-NOT_DATA = {
-    "a title": (
-        "2026 경제 뉴스\n" + HEAD + LINE,
-        "line 1: got '2026 경제 뉴스', expected the columns' names. Delete",
-    ),
-    "two titles": ("뉴스\n2026\n" + HEAD + LINE, "line 1: got '뉴스', expected the columns' names"),
-    "a second header with other names": (
-        HEAD + LINE + "id,본문,질문,정답\nb,기사,왜?,답\n",
-        "line 3: a second header",
-    ),
-    "a title over semicolons": (
-        ("뉴스\n" + HEAD + LINE).replace(",", ";"),
-        "line 1: got '뉴스', expected the columns' names",
-    ),
-    "a title with empty cells": (
-        "뉴스,,,\n" + HEAD + LINE,
-        "line 1: got '뉴스', expected the columns' names",
-    ),
-    "a comment": (
-        "# exported, 2026\n" + HEAD + LINE,
-        "line 1: got '# exported', expected the columns' names",
-    ),
-    "JSON": (json.dumps([ROW]), "holds JSON under the name of a table. Rename it to .json"),
-    "JSON lines": (
-        json.dumps(ROW) + "\n" + json.dumps(ROW),
-        "holds JSON under the name of a table",
-    ),
-    "a page": ("\n<!DOCTYPE html><html>Sign in</html>", "is a web page"),
-    "a pointer": (
-        "version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
-        "a pointer of Git LFS.*git lfs pull",
-    ),
-    "a second header in another order": (
-        HEAD + LINE + "id,question,context,answer\nb,왜?,기사,답\n",
-        "line 3: a second header",
-    ),
-    "a second header with one more": (
-        HEAD + LINE + "id,context,question,answer,출처\nb,기사,왜?,답,x\n",
-        "line 3: a second header",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", NOT_DATA)
-def test_what_is_no_table_is_named(tmp_path, name):
-    text, message = NOT_DATA[name]
-    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=message):
-        read(tmp_path / "a.csv")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            {"train": [ROW], "validation": [ROW]},
-            "holds several lists, 'train', 'validation'. Save the one that is meant",
-        ),
-        ("<html><body>404</body></html>", "is a web page"),
-        ({"본문": ["기사"], "질문": ["왜?"]}, "has no column 'context'.*; it has '본문', '질문'"),
-        ({"data": {"문서": 1}}, "has no column 'context'.*; it has '문서'"),
-    ],
-)
-def test_json_that_holds_no_records_is_named(tmp_path, content, message):
-    (tmp_path / "a.json").write_text(
-        content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
-    )
-    with pytest.raises(InputError, match=message):
-        read(tmp_path / "a.json")
-
-
-def test_decomposed_column_names(tmp_path):
-    head = unicodedata.normalize("NFD", "번호,본문,질문,정답\n")
-    (tmp_path / "a.csv").write_text(head + LINE, encoding="utf-8")
+def test_columns(tmp_path):
     columns = {"id": "번호", "context": "본문", "question": "질문", "answer": "정답"}
-    assert the_row(read(tmp_path / "a.csv", columns, need_answers=True)) == WHOLE
-
-
-def test_a_mapping_of_a_column_that_is_not_ours_is_refused(tmp_path):
-    (tmp_path / "a.csv").write_text(HEAD + LINE, encoding="utf-8")
+    head = unicodedata.normalize("NFD", "번호,본문,질문,정답\n")
+    assert first_of(write(tmp_path, "a.csv", head + LINE), columns) == WHOLE
     with pytest.raises(InputError, match="columns: '기사' is none of id, context, question"):
-        read(tmp_path / "a.csv", {"기사": "본문"})
+        read_questions(tmp_path / "a.csv", {"기사": "본문"})
 
 
 def test_rows_without_ids_get_numbers(tmp_path):
-    (tmp_path / "a.csv").write_text(
-        "context,question,answer\n기사,질문?,답\n기사,왜?,답\n", encoding="utf-8"
-    )
-    table = read(tmp_path / "a.csv", need_answers=True)
+    rows = "context,question,answer\n기사,질문?,답\n기사,왜?,답\n"
+    table = read_questions(write(tmp_path, "a.csv", rows), need_answers=True)
     assert [row.id for row in table.rows] == ["1", "2"]
-    assert table.notes == [
-        "a.csv has no column 'id'; its rows are called 1 to 2 (--columns id=NAME takes another "
-        "column's)"
+    assert table.notes[0].startswith("a.csv has no column 'id'; its rows are called 1 to 2")
+    qas = [{"question": "왜?", "answers": []}, {"question": "누구?", "answers": []}]
+    assert [row.id for row in read_questions(write(tmp_path, "b.json", squad(*qas))).rows] == [
+        *("1", "2")
     ]
+    (tmp_path / "folder").mkdir()
+    for name in ("a.csv", "a.jsonl"):
+        content = rows if name == "a.csv" else {"context": "기사", "question": "왜?"}
+        write(tmp_path / "folder", name, content)
+    ids = [row.id for row in read_questions(tmp_path / "folder").rows]
+    assert ids == ["a.csv-1", "a.csv-2", "a.jsonl-1"], "not twice a-1"
 
 
-def test_a_header_in_the_middle_is_told(tmp_path):
-    (tmp_path / "a.csv").write_text(HEAD + LINE + HEAD + LINE.replace("a1", "b1"), encoding="utf-8")
-    table = read(tmp_path / "a.csv", need_answers=True)
-    assert [row.id for row in table.rows] == ["a1", "b1"]
-    assert table.notes == ["a.csv, line 3 is the header again (glued files); it was left out"]
+def test_html_is_read_as_a_reader_sees_it(tmp_path):
+    page = ROW | {"context": PAGE, "answer": "<b>36.7%</b>"}
+    pd.DataFrame([page]).to_csv(tmp_path / "a.csv", index=False)
+    assert first_of(tmp_path / "a.csv") == WHOLE
+    assert "articles are HTML" in read_questions(tmp_path / "a.csv").notes[0]
+    table = "<h1>제목</h1><table><tr><td>가</td><td>1&nbsp;000</td></tr></table>a &amp; b<br>끝"
+    assert (
+        html_text(f"<html><head><style>p{{}}</style></head>{table}") == "제목\n가 1 000\na & b\n끝"
+    )
+    tag = ROW | {"context": "<p>문단은 &lt;br&gt;로 나눈다.</p>", "answer": "<br>"}
+    assert first_of(write(tmp_path, "b.json", [tag]))[3] == ("<br>",), "an answer that is a tag"
+    no_text = write(tmp_path, "c.json", [ROW | {"context": "<p><img src=x></p>"}])
+    assert read_questions(no_text).rows[0].context == ""
+    rejected(no_text, "context is empty", need_answers=True)
 
 
-def test_the_wrong_byte_is_named_where_it_stands():
-    data = "가나다\n라마".encode("cp949") + b"\xff" + b"\n"
-    with pytest.raises(
-        InputError, match=r"line 2: the byte 0xff at 11 is wrong; up to there .* cp949"
+def test_articles_with_angle_brackets_stay(tmp_path):
+    for context in (
+        "<H1 실적 요약> 한빛전자는  매출이 늘었다.",
+        "<Table 1> 연도별 매출\n2024  10억",
+        "HTML에서 <p> 태그는 </p>로 닫는다.",
+        "<p> 태그는 문단이다.",
+        "<p>" + "<a " * 50_000 + "</p>",
     ):
-        decode(data, dataset.Path("a.csv"))
-    with pytest.raises(InputError, match=r"the byte 0xff at 6 is wrong; up to there .* utf-8"):
-        decode("가나".encode() + b"\xff\xff", dataset.Path("a.csv"))
+        path = write(tmp_path, "a.json", [ROW | {"context": context, "answer": "<p>"}])
+        assert first_of(path)[1::2] == (context, ("<p>",))
 
 
-def test_a_test_file_is_answered_whole(tmp_path):
-    (tmp_path / "a.csv").write_text(
-        "id,context,question\na,,질문?\nb,기사,\u200b\nc,기사,왜?\n", encoding="utf-8"
+def test_impossible_questions_are_answered_and_not_learned(tmp_path):
+    """SQuAD 2 gives them a plausible answer."""
+    frame = pd.DataFrame([ROW | {"is_impossible": False}, ROW | {"id": "b", "is_impossible": True}])
+    frame.loc[2] = ROW | {"id": "c", "answer": "", "is_impossible": True}
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.to_excel(tmp_path / "a.xlsx", index=False)
+    write(
+        tmp_path,
+        "flags.csv",
+        f"{HEAD.strip()},is_impossible\n{LINE.strip()},no\nb,가,?,나,Y\nc,가,?,나,1.0\n",
     )
-    table = read(tmp_path / "a.csv")
-    assert [(row.id, row.context, row.question) for row in table.rows] == [
-        ("a", "", "질문?"),
-        ("b", "기사", ""),
-        ("c", "기사", "왜?"),
+    qas = [
+        QA | {"answers": TEXTS, "is_impossible": False},
+        {"id": "b", "question": "?", "answers": [], "is_impossible": True},
+        {"id": "c", "question": "?", "answers": None},
     ]
-    assert table.notes == [
-        "2 questions lack their article or their text, and are answered as well as can be (a, b)"
-    ]
+    write(tmp_path, "a.json", squad(*qas))
+    for path in sorted(tmp_path.iterdir()):
+        table = read_questions(path, need_answers=True)
+        assert [row.id for row in table.rows] == ["a1"], path
+        assert table.notes[-1].startswith("2 questions without an answer were skipped")
+        rows = read_questions(path).rows
+        assert [(row.id, row.answers) for row in rows] == [
+            *(("a1", ("36.7%",)), ("b", ()), ("c", ()))
+        ]
+        assert rows[1].fields == {"impossible": "true"}
 
 
-def test_zero_width_characters_are_no_text(tmp_path):
-    (tmp_path / "a.csv").write_text(
-        HEAD + "a,\ufeff기사\u200b,\u200b질문?,36.7%\u200b\n", encoding="utf-8"
-    )
-    (row,) = read(tmp_path / "a.csv", need_answers=True).rows
-    assert (row.context, row.question, row.answers) == ("기사", "질문?", ("36.7%",))
-    (tmp_path / "b.csv").write_text(HEAD + "a,기사,질문?,\u200b\u200d\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"line 2 \(id a\): no answer"):
-        read(tmp_path / "b.csv", need_answers=True)
-
-
-def test_only_hangul_is_composed_and_that_is_told(tmp_path):
-    kept = "Ω Å 樂 ㎏ e\u0301"  # NFC would rewrite the first three and the last
-    assert clean(kept) == kept
-    assert clean(unicodedata.normalize("NFD", "각 낡 가")) == "각 낡 가"
-    (tmp_path / "a.csv").write_text(
-        HEAD + unicodedata.normalize("NFD", LINE.replace(",36.7%", ",증가")), encoding="utf-8"
-    )
-    table = read(tmp_path / "a.csv", need_answers=True)
-    assert the_row(table) == (*WHOLE[:3], ("증가",))
-    assert table.notes == ["3 texts held decomposed Hangul, which was composed (a1, a1, a1)"]
-
-
-def test_ids_stay_as_they_are():
-    ids = [unicodedata.normalize("NFD", "가") + "1", " 2 ", "0007", "1.50"]
-    assert match_ids(ids, ["가1", "2", "0007", "1.50"])(ids[0]) == "가1"
-    assert match_ids(ids, ["가1", "2", "0007", "1.50"])(ids[1]) == "2"
-    assert match_ids(["1", "1 "], ["1", "1 "])("1 ") == "1 ", "two ids that differ only so are two"
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
+def test_answers(tmp_path):
+    for value, expected in (
         (None, []),
         (float("nan"), []),
         (412, ["412"]),
-        ("36.70", ["36.70"]),
         ({"text": []}, []),
         ([{"text": "가"}, "나", None], ["가", "나"]),
-    ],
-)
-def test_answers_in_any_form(value, expected):
-    assert answer_texts(value, "here") == expected
-
-
-def test_an_answer_may_begin_with_a_bracket(tmp_path):
-    pd.DataFrame(
-        [{"id": "a", "context": "기사", "question": "?", "answers": "[단독] 보도"}]
-    ).to_csv(tmp_path / "a.csv", index=False)
-    assert read(tmp_path / "a.csv", need_answers=True).rows[0].answers == ("[단독] 보도",)
-
-
-def test_an_answer_that_is_no_answer_is_named():
+    ):
+        assert answer_texts(value, "here") == expected
     with pytest.raises(InputError, match="here: an answer is .*'start': 1.*expected a text"):
         answer_texts({"start": 1}, "here")
+    cells = {
+        "['전주', '서울']": ("전주", "서울"),
+        '["전주", "서울"]': ("전주", "서울"),
+        "{'text': ['전주', '[속보] 서울'], 'answer_start': [1, 2]}": ("전주", "[속보] 서울"),
+        "{'text': array(['전주'], dtype=object), 'answer_start': array([1])}": ("전주",),
+        "[단독] 보도": ("[단독] 보도",),
+        "__import__('os').system('false')": ("__import__('os').system('false')",),
+    }
+    for cell, expected in cells.items():
+        for column in ("answer", "answers"):
+            frame = pd.DataFrame([HF | {"answers": None} | {column: cell}])
+            frame.to_csv(tmp_path / "a.csv", index=False)
+            assert first_of(tmp_path / "a.csv")[3] == expected
+    pd.DataFrame([HF | {"answers": '{"text": [36.70]}'}]).to_csv(tmp_path / "a.csv", index=False)
+    assert first_of(tmp_path / "a.csv")[3] == ("36.70",)
+    # numpy's text of an array, which Python would join to 전주서울; and what would be evaluated
+    for cell in ("['전주' '서울']", "['가', __import__('os').system('false'), '나']"):
+        pd.DataFrame([HF | {"answers": cell}]).to_csv(tmp_path / "a.csv", index=False)
+        rejected(tmp_path / "a.csv", "line 2: answers: .* is not a valid list")
 
 
-@pytest.mark.parametrize(
-    "cell",
-    ["['전주', '서울']", '["전주", "서울"]', "{'text': ['전주', '서울'], 'answer_start': [1, 2]}"],
-)
-@pytest.mark.parametrize("column", ["answer", "answers"])
-def test_lists_that_were_saved_as_their_text(tmp_path, cell, column):
-    pd.DataFrame([{"id": "a", "context": "전주", "question": "?", column: cell}]).to_csv(
-        tmp_path / "a.csv", index=False
-    )
-    assert read(tmp_path / "a.csv", need_answers=True).rows[0].answers == ("전주", "서울")
+def test_gold_answers_of_their_own(tmp_path):
+    path = write(tmp_path, "test_answers.csv", "id,answer\n0007,NA\nb,\"['전주', '서울']\"\n")
+    assert read_answers(path) == {"0007": ("NA",), "b": ("전주", "서울")}
+    for rows, message in (("a,1\na,2\n", "the id a is there twice"), ("a,\n", "no answer for a")):
+        with pytest.raises(InputError, match=message):
+            read_answers(write(tmp_path, "b.csv", "id,answer\n" + rows))
 
 
-def test_a_list_without_commas_is_not_read_as_one_word(tmp_path):
-    """numpy prints ['전주' '서울'], which Python would join to 전주서울."""
-    pd.DataFrame(
-        [{"id": "a", "context": "전주", "question": "?", "answers": "['전주' '서울']"}]
-    ).to_csv(tmp_path / "a.csv", index=False)
-    with pytest.raises(InputError, match="line 2: answers: not valid JSON"):
-        read(tmp_path / "a.csv", need_answers=True)
+def test_typed_questions_are_cleaned_as_files_are():
+    first, second = typed_rows(PAGE, [" 얼마나?\u200b", "왜?"])
+    assert (first.id, first.context, first.question) == ("1", WHOLE[1], "얼마나?")
+    assert second.id == "2"
 
 
-@pytest.mark.parametrize(
-    ("text", "note"),
-    [
-        ("깨진 \ufffd 글자", "signs of a wrong encoding"),
-        ("\x0e9YAvH8\x0f", "signs of a wrong encoding"),
-        ("삼성".encode().decode("latin-1"), "signs of a wrong encoding"),
-        ("가" * 32_767, "exactly 32,767 characters"),
-        ("S&amp;P500 지수", "hold HTML entities"),
-    ],
-)
-def test_signs_of_damage_are_told(tmp_path, text, note):
-    pd.DataFrame([ROW | {"context": text}]).to_csv(tmp_path / "a.csv", index=False)
-    assert note in read(tmp_path / "a.csv").notes[-1]
+def test_a_test_file_is_answered_whole(tmp_path):
+    path = write(tmp_path, "a.csv", "id,context,question\na,,질문?\nb,기사,\u200b\nc,기사,왜?\n")
+    table = read_questions(path)
+    assert [(row.context, row.question) for row in table.rows] == [
+        *(("", "질문?"), ("기사", ""), ("기사", "왜?"))
+    ]
+    assert table.notes[0].startswith("2 questions lack their article or their text")
 
 
-def test_an_open_quotation_mark_that_swallows_rows_is_told(tmp_path):
-    (tmp_path / "a.csv").write_text(
-        HEAD + '1,"기사,질문,답\n2,기사,질문,답\n3,끝",질문,답\n', encoding="utf-8"
-    )
-    assert "line 4 ends a cell that holds what looks like rows" in read(tmp_path / "a.csv").notes[0]
+def test_invisible_characters_are_no_text(tmp_path):
+    path = write(tmp_path, "a.csv", HEAD + "a,\ufeff기사\u200b,\u200b질문?,36.7%\u200b\n")
+    assert first_of(path) == ("a", "기사", "질문?", ("36.7%",))
+    path = write(tmp_path, "b.csv", HEAD + "a,기사,질문?,\u200b\u200d\n")
+    rejected(path, r"line 2 \(id a\): no answer", need_answers=True)
 
 
-def test_a_million_columns_make_a_short_message(tmp_path):
-    (tmp_path / "a.csv").write_text(
-        ",".join(f"c{i}" for i in range(10_000)) + "\n", encoding="utf-8"
-    )
-    with pytest.raises(InputError, match="and 9,992 more") as error:
-        read(tmp_path / "a.csv")
-    assert len(str(error.value)) < 500
+def test_only_hangul_is_composed(tmp_path):
+    kept = "Ω Å 樂 ㎏ e\u0301"  # NFC would rewrite the first three and the last
+    assert clean(kept + unicodedata.normalize("NFD", "각 낡 가")) == kept + "각 낡 가"
+    assert clean("가\ud800나") == "가?나"
+    path = write(tmp_path, "a.csv", HEAD + unicodedata.normalize("NFD", LINE))
+    assert first_of(path) == WHOLE
+    assert read_questions(path).notes == ["1 rows had decomposed Hangul, which was composed (a1)"]
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"id": ' + "9" * 5000 + "}", '{"a": }'])
-def test_json_that_cannot_be_parsed(tmp_path, text):
-    (tmp_path / "a.jsonl").write_text(text + "\n", encoding="utf-8")
-    with pytest.raises(InputError):
-        read(tmp_path / "a.jsonl")
-
-
-def test_html_as_a_reader_sees_it():
-    page = "<html><head><style>p{}</style></head><body><h1>제목</h1><table><tr><td>가</td><td>1&nbsp;000</td></tr></table>a &amp; b<br>끝"
-    assert html_text(page) == "제목\n가 1 000\na & b\n끝"
-
-
-def test_texts():
+def test_ids_are_matched_and_texts_compared():
+    ids = [unicodedata.normalize("NFD", "가") + "1", " 2 "]
+    assert list(map(match_ids(ids, ["가1", "2", "0007"]), ids)) == ["가1", "2"]
+    assert match_ids(["1", "1 "], ["1", "1 "])("1 ") == "1 ", "two ids that differ only so are two"
     assert trim("\u200b \ufeff가 나\u200d\n") == "가 나"
     assert bare("가 나\r\n\xa0다\u200b.") == bare("가나다.")
 
 
-def test_squad_without_ids_gets_numbers(tmp_path):
-    qa = {"question": "왜?", "answers": [{"text": "답"}]}
-    (tmp_path / "a.json").write_text(
-        json.dumps(
-            squad({"paragraphs": [{"context": "기사", "qas": [qa, qa | {"question": "누구?"}]}]})
-        )
+def test_signs_of_damage_are_noted(tmp_path):
+    for text, note in (
+        ("깨진 \ufffd 글자", "signs of a wrong encoding"),
+        ("\x0e9YAvH8\x0f", "signs of a wrong encoding"),
+        ("삼성".encode().decode("latin-1"), "signs of a wrong encoding"),
+        ("가" * 32_767, "exactly 32,767 characters"),
+        ("S&amp;P500 지수", "have HTML entities"),
+    ):
+        assert note in read_questions(write(tmp_path, "a.json", [ROW | {"context": text}])).notes[0]
+    assert (
+        "read as cp949"
+        in read_questions(write(tmp_path, "a.csv", HEAD.encode() + LINE.encode("cp949"))).notes[0]
     )
-    assert [row.id for row in read(tmp_path / "a.json").rows] == ["1", "2"]
 
 
-def test_a_file_that_is_called_license_news_is_read(tmp_path):
-    (tmp_path / "license_news.csv").write_text(HEAD + LINE, encoding="utf-8")
-    (tmp_path / "LICENSE.txt").write_text("MIT")
-    assert the_row(read(tmp_path, need_answers=True)) == WHOLE
+def test_an_invalid_byte_is_named():
+    for data, message in (
+        (
+            "가나다\n라마".encode("cp949") + b"\xff\n",
+            "line 2: the byte 0xff at 11 is wrong; .* cp949",
+        ),
+        ("가나".encode() + b"\xff\xff", "line 1: the byte 0xff at 6 is wrong; .* utf-8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            decode(data, Path("a.csv"))
+
+
+NOT_DATA = {
+    "empty.csv": ("", "is empty"),
+    "empty.json": (" \n", "is empty"),
+    "header.csv": (HEAD, "has no questions"),
+    "bytes.csv": (HEAD.encode() + b"a,\xff\xfe\xff,c,d\n", "line 2: the byte 0xff at 29 is wrong"),
+    "no answer column.csv": ("id,context,question\na,b,c\n", "no column 'answer'"),
+    "renamed.csv": (
+        "id,본문,물음\na,b,c\n",
+        "no column 'context', 'question', 'answer'; .*--columns context=NAME,question=NAME,answer=",
+    ),
+    "misspelled.csv": (HEAD.replace("context", "contxt") + LINE, "Did you mean 'contxt'"),
+    "repeated.csv": ("id,context,question,answer,context\n", "'context' more than once"),
+    "million.csv": (",".join(f"c{i}" for i in range(10_000)), "and 9,992 more"),
+    "title.csv": ("2026 경제 뉴스\n" + HEAD + LINE, "no column 'context'.*it has '2026 경제 뉴스'"),
+    "comment.csv": ("# exported\n" + HEAD + LINE, "no column 'context'.*it has '# exported'"),
+    "page.csv": ("<!DOCTYPE html><html>Sign in</html>", "no column 'context'.*'<!DOCTYPE html>"),
+    "pointer.csv": ("version https://git-lfs.github.com/spec/v1\n", "it has 'version https://git"),
+    "glued.csv": (HEAD + LINE + "\ufeff" + HEAD + LINE, "line 3: the header again"),
+    "short.csv": (HEAD + LINE + "b,b\n", "line 3: got 2 cells, the header has 4"),
+    "long.csv": (HEAD + 'b,"1\n2",3,4,5\n', "line 3: got 5 cells, the header has 4"),
+    "open quote.csv": (
+        HEAD + '1,"기사,질문,답\n2,"기사, 둘",질문,답\n',
+        "line 3: .*quotation mark",
+    ),
+    "stray quote.csv": (HEAD + '1,"그는 "예"라고 했다",질문,답\n', "line 2: .*quotation mark"),
+    "blank question.csv": (HEAD + "a,b, ,d\n", "line 2: question is empty"),
+    "blank context.csv": (HEAD + "a,,c,d\n", "line 2: context is empty"),
+    "blank answer.csv": (HEAD + LINE + "b,b,c,\n", r"line 3 \(id b\): no answer"),
+    "blank id.csv": (HEAD + " ,b,c,d\n", "line 2: got the id ' '; expected a text"),
+    "same id.csv": (HEAD + LINE + LINE, r"ids more than once \(1\): 'a1'"),
+    "a.docx": ("x", "ends in '.docx'. Expected a .csv"),
+    "old.xls": (b"\xd0\xcf\x11\xe0", "ends in '.xls'. Expected a .csv.* .xlsx"),
+    "torn.json": ("{", "not valid JSON"),
+    "torn.jsonl": (json.dumps(ROW) + "\n{", "line 2: not valid JSON"),
+    "nested.jsonl": ("[" * 100_000, "not valid JSON"),
+    "digits.jsonl": (
+        '{"id": ' + "9" * 5000 + ', "context": "", "question": "", "answer": ""}',
+        "id",
+    ),
+    "nothing.json": ([], "has no questions"),
+    "number.json": ({"data": [1]}, "data, entry 1: got 1; expected an object with context"),
+    "columns missing.json": ({"본문": ["기사"]}, "no column 'context'.*; it has '본문'"),
+    "lists.json": ({"train": [ROW], "test": [ROW]}, "has several lists, 'train', 'test'"),
+    "document.json": ({"data": [{"paragraphs": [{"qas": [{}]}]}]}, "entry 1: not SQuAD-format"),
+    "list as context.jsonl": (ROW | {"context": [1]}, "context is empty or not a text"),
+    "some ids.json": ([HF | {"id": None}, HF], "entry 2: got the id"),
+}
+
+
+def test_what_cannot_be_used_is_named(tmp_path):
+    for name, (content, message) in NOT_DATA.items():
+        path = write(tmp_path, name, content)
+        with pytest.raises(InputError, match=message) as error:
+            read_questions(path, need_answers=True)
+        assert str(path) in str(error.value)
+        assert len(str(error.value)) < 600
+
+
+def test_an_article_is_in_memory_once_and_reading_loads_no_pandas(tmp_path):
+    path = write(tmp_path, "a.csv", HEAD + "".join(LINE.replace("a1", str(n)) for n in range(3)))
+    code = (
+        "import sys; from dandap.data.read import read_questions;"
+        f"rows = read_questions({str(path)!r}).rows;"
+        "assert rows[0].context is rows[1].context is rows[2].context;"
+        "assert not {'pandas', 'torch', 'pyarrow', 'openpyxl'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_rows_without_articles_that_ask_the_same_fall_on_one_side():

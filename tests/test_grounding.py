@@ -13,7 +13,7 @@ import prompts
 from dandap.answering.answer import Decoding
 from dandap.answering.grounding import Grounding, token_bytes
 from dandap.answering.tree_decoder import answer_examples
-from dandap.data.read import read
+from dandap.data.read import read_questions
 from dandap.data.rows import Row
 from dandap.model.load import load_base, load_tokenizer
 from dandap.recipe import Recipe
@@ -23,7 +23,7 @@ DEMO = Recipe(model="data/demo_model", quantization="none")
 
 @pytest.fixture(scope="module")
 def questions():
-    return read("data/sample/train.csv", need_answers=True).rows[:200]
+    return read_questions("data/sample/train.csv", need_answers=True).rows[:200]
 
 
 @pytest.fixture(scope="module")

@@ -341,7 +341,7 @@ def test_the_sample_is_read_before_anything_is_answered(tmp_path):
     assert "is not separated by commas; the submission is" in form.note
     for header, message in (
         ("id,id", "expected two different names"),
-        ("id, ", "got 'id', expected the columns' names"),
+        ("id, ", "got 2 cells, the header has 1"),
     ):
         sample.write_text(f"{header}\na,x\nb,x\n", encoding="utf-8")
         with pytest.raises(InputError, match=message):

@@ -32,7 +32,6 @@ import re
 from collections.abc import Callable, Iterable
 
 from dandap.cli import Parser, parse, positive, run_script
-from dandap.data.files import read_bytes
 from dandap.data.rows import Row
 from dandap.data.sentences import character_pairs, likeness
 from dandap.data.tables import read_table
@@ -395,7 +394,7 @@ def refuse_reviewed(target: Path) -> None:
     """Refuse to replace a review that a person has begun, or another file."""
     if not target.exists():
         return
-    sheet = read_table(target, read_bytes(target)[0])
+    sheet = read_table(target)
     if "accept" not in sheet.header or any(
         cells.get("accept", "").strip() for _, cells in sheet.rows
     ):

@@ -1,407 +1,211 @@
-"""Tables are read as rows of cells: CSV of any separator, Excel, Parquet and Arrow.
+"""Read tables: CSV with any common separator, Excel, Parquet and Arrow.
 
-What is not certain is refused by name.
+All cells of CSV and Excel are texts, as written. CSV is streamed through the standard library's
+parser, not pandas': it is as fast, knows the line of each row, and rejects what pandas repairs
+silently (rows that are too short, stray quotation marks).
 """
 
 import csv
-import io
-import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-from dandap.data.files import TABLES, decode, encoding_notes, refuse_other_text, refuse_unreadable
-from dandap.data.text import INVISIBLE, trim
+from dandap.data.files import READABLE, TABLES, find_files
+from dandap.data.text import INVISIBLE, encoding_notes, open_text, trim
 from dandap.errors import InputError, first_line, short_list
 
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
-Place = str  # where a record stands, for messages: "line 12"
+SEPARATORS = ",;\t|"
 
 
 @dataclass
 class Sheet:
-    """Holds a table: every row is a dict of its cells by column name.
-
-    Cells are texts, or what Parquet and Arrow hold.
-    """
+    """A table. Its rows can be iterated once."""
 
     header: list[str]
-    rows: list[tuple[Place, dict[str, Any]]]
-    notes: list[str] = field(default_factory=list)  # what was decided, in sentences for people
+    rows: Iterable[tuple[str, dict[str, Any]]]  # (place for messages: "line 12", cells by column)
+    notes: list[str] = field(default_factory=list)  # what was guessed, for people
+    encoding: str = "utf-8"
     separator: str = ","
-    # Cells whose text is not certain, by row and column, and why.
-    unclear: dict[tuple[Place, str], str] = field(default_factory=dict)
+    # Excel's columns with a cell whose text is not certain, and why.
+    unclear: dict[str, str] = field(default_factory=dict)
 
     def refuse_unclear(self, columns: Collection[str]) -> None:
-        """Refuse by name the first cell of these columns whose text is not certain."""
-        for (_, column), why in self.unclear.items():
+        """Reject a table with a cell in these columns whose text is not certain."""
+        for column, why in self.unclear.items():
             if column in columns:
                 raise InputError(why)
 
 
+@lru_cache(maxsize=4096)  # JSON lines repeat their names in every record
 def column_key(name: str) -> str:
     """Return what column names are compared by.
 
-    It is composed, in one case, without invisible characters, and without quotation marks and
-    white space around it.
+    It is composed, in one case, and without invisible characters, quotation marks and white space
+    around it.
     """
-    return (
-        unicodedata.normalize("NFC", re.sub(f"[{INVISIBLE}\u00a0]", "", name))
-        .strip()
-        .strip('"')
-        .strip()
-        .casefold()
-    )
+    visible = re.sub(f"[{INVISIBLE}\u00a0]", "", name)
+    return unicodedata.normalize("NFC", visible).strip().strip('"').strip().casefold()
 
 
-def is_excel(data: bytes, path: Path) -> bool:
-    """Say whether bytes are an Excel workbook: a zip file under the name of a table, be it .csv."""
-    return data.startswith(b"PK\x03\x04") and path.suffix.lower() in TABLES
+def read_table(path: Path) -> Sheet:
+    """Read a table by its first bytes, then by its ending; InputError if it cannot be used."""
+    find_files(path)
+    if path.suffix.lower() not in TABLES:
+        raise InputError(f"{path} ends in {path.suffix!r}. Expected {READABLE}.")
+    with path.open("rb") as file:
+        start = file.read(8)
+    # Also an Excel workbook that was renamed to .csv.
+    if start.startswith(b"PK\x03\x04"):
+        return _read_excel(path)
+    if start.startswith(b"PAR1") or path.suffix.lower() == ".arrow":
+        return _read_arrow(path, start.startswith(b"PAR1"))
+    return _read_csv(path)
 
 
-def read_table(path: Path, data: bytes) -> Sheet:
-    """Read a table by what its bytes are, then by its ending."""
-    if is_excel(data, path):
-        return _read_excel(path, data)
-    if data.startswith(b"PAR1"):
-        return _read_parquet(path, data)
-    if path.suffix.lower() == ".arrow":
-        return _read_arrow(path, data)
-    refuse_unreadable(data, path)
-    text, encoding = decode(data, path)
-    sheet = read_cells(text, path)
-    sheet.notes = encoding_notes(path, encoding) + sheet.notes
-    return sheet
-
-
-def read_cells(text: str, path: Path) -> Sheet:
-    """Read a CSV text; its `sep=` line or its header shows the separator."""
-    refuse_other_text(text, path)
+def _read_csv(path: Path) -> Sheet:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long article
-    text = text.replace("\0", "")
-    declared = re.match(r'"?sep=(.)"?[ \t]*\r?\n', text)
+    with open_text(path) as file:
+        encoding = file.encoding
+        first = next((line for line in file if line.strip("\ufeff ,;|\t\r\n")), "").lstrip("\ufeff")
+    declared = re.fullmatch(r'"?sep=(.)"?\s*', first)
+    separator = declared[1] if declared else max(SEPARATORS, key=first.count)
+    # In `id, context` the spaces belong to the separators: quotation marks follow them.
+    spaced = 0 < first.count(separator) == first.count(f"{separator} ")
+    lines = _csv_rows(path, encoding, delimiter=separator, skipinitialspace=spaced)
     if declared:
-        text = text[declared.end() :]
-    separator = declared[1] if declared else _separator(text)
-    spaced = _has_spaces(text, separator)
-    reader = csv.reader(_lines(text), strict=True, delimiter=separator, skipinitialspace=spaced)
-    first = 1 if declared else 0  # lines before the reader's
-    try:
-        header = next((cells for cells in reader if any(map(trim, cells))), None)
-        if header is None:
-            raise InputError(f"{path} is empty. Expected a header and a row per question.")
-        while header and not header[-1].strip():
-            header.pop()  # Excel saves `id,context,,` where cells to the right were once touched
-        header_line = reader.line_num + first
-        lines = [(reader.line_num + first, cells) for cells in _sharing(reader)]
-    except csv.Error as error:
-        raise InputError(
-            f"{path}, line {reader.line_num + first}: {error}. A quotation mark is not closed, or "
-            'stands unescaped inside a cell; write it as "" inside a quoted cell.'
-        ) from error
-    notes = (
-        []
-        if separator == ","
-        else [
-            f"{path.name}: the cells are separated by {SEPARATORS.get(separator, repr(separator))}"
-        ]
-    )
-    if spaced:
-        notes.append(f"{path.name}: the spaces after its separators do not belong to the cells")
-    _refuse_title(path, header, header_line, lines)
-    swallowed = []
-    for line, cells in lines:
-        if any(_holds_row(cell, len(header), separator) for cell in cells):
-            swallowed.append(line)
-    if swallowed:
-        notes.append(
-            f"WARNING: {path.name}, line {swallowed[0]} ends a cell that holds what looks like "
-            f"rows ({len(swallowed)} such): is a quotation mark open there? Within a cell it is "
-            "written twice"
-        )
-    return Sheet(header, list(_rows(path, header, lines, notes)), notes, separator)
+        next(lines)
+    header = _header(path, next(lines, (0, []))[1])
+    notes = encoding_notes(path, encoding)
+    if separator != ",":
+        notes.append(f"{path.name}: the cells are separated by {separator!r}")
+    return Sheet(header, _rows(path, header, lines), notes, encoding, separator)
 
 
-def _lines(text: str) -> Iterator[str]:
-    """Yield the lines of a text with their ends, without a copy of the text, as io makes one."""
-    return (match[0] for match in LINE.finditer(text))
-
-
-def _sharing(rows: Iterable[list[str]]) -> Iterator[list[str]]:
-    """Yield rows whose cells are the row's before where they are equal.
-
-    Questions of an article follow one another, and a file holds its text once for each.
-    """
-    before: list[str] = []
-    for cells in rows:
-        for column, (cell, above) in enumerate(zip(cells, before, strict=False)):
-            if cell == above:
-                cells[column] = above
-        yield cells
-        before = cells
-
-
-def _holds_row(cell: str, width: int, separator: str) -> bool:
-    """Say whether a line within a cell looks like a row of the table.
-
-    Such a line has an id that ends in a digit, and as many separators as between the columns.
-    """
-    # With two columns any line with a number and one comma would look so.
-    if width < 3 or "\n" not in cell:
-        return False
-    # The first and the last line are the cell's own, at least in part.
-    inner = cell.split("\n")[1:-1]
-    return any(
-        line.count(separator) >= width - 1 and re.match(r"[\w-]*\d" + re.escape(separator), line)
-        for line in inner
-    )
-
-
-def _separator(text: str) -> str:
-    """Return the separator that makes the most cells of the header, else a comma.
-
-    Where the header has one cell, as a title has, the line below it counts.
-    """
-
-    def cells(separator: str) -> int:
+def _csv_rows(path: Path, encoding: str, **form: Any) -> Iterator[tuple[int, list[str]]]:
+    """Yield the last line and the cells of each row that is not blank."""
+    with path.open(encoding=encoding, newline="") as file:
+        lines = chain([next(file, "").lstrip("\ufeff")], file)
+        texts = (line.replace("\0", "") for line in lines)
+        reader = csv.reader(texts, strict=True, **form)
         try:
-            rows = csv.reader(_lines(text), delimiter=separator)
-            filled = (row for row in rows if any(map(trim, row)))
-            header, below = next(filled, []), next(filled, [])
-        except csv.Error:
-            return 0
-        # Any header of two cells counts for more than the line below one of a single cell.
-        return 1000 * len(header) if len(header) > 1 else len(below)
-
-    return max(SEPARATORS, key=cells)
-
-
-def _has_spaces(text: str, separator: str) -> bool:
-    """Say whether the header has a space after every separator, as in `id, context`.
-
-    The reader then has to skip it: a quotation mark counts only at the start of a cell.
-    """
-    rows = csv.reader(_lines(text), delimiter=separator)
-    try:
-        header = next((row for row in rows if any(map(trim, row))), [])
-    except csv.Error:
-        return False
-    return len(header) > 1 and all(name.startswith(" ") for name in header[1:])
+            for cells in reader:
+                if any(map(trim, cells)):
+                    yield reader.line_num, cells
+        except csv.Error as error:
+            raise InputError(
+                f"{path}, line {reader.line_num}: {error}. A quotation mark is not closed, or is "
+                'unescaped inside a cell; write it as "" inside a quoted cell.'
+            ) from error
 
 
-def _refuse_title(
-    path: Path, header: list[str], line: int, lines: list[tuple[int, list[str]]]
-) -> None:
-    """Refuse a title or a comment above the header, which would make every row too long."""
-    filled = sum(bool(trim(name)) for name in header)
-    counts = [sum(bool(trim(cell)) for cell in cells) for _, cells in lines[:5]]
-    below = max(counts, default=0)
-    first = next(filter(trim, header))
-    if (filled == 1 < below) or (first.lstrip().startswith("#") and filled < below):
-        raise InputError(
-            f"{path}, line {line}: got {first[:60]!r}, expected the columns' names. Delete what "
-            "stands above them (a title, a comment) or name every column; if this is the only "
-            "column, a text with commas needs quotation marks."
-        )
+def _header(path: Path, cells: list[str]) -> list[str]:
+    while cells and not cells[-1].strip():
+        cells.pop()  # Excel saves `id,context,,` where cells to the right were once edited
+    if not cells:
+        raise InputError(f"{path} is empty. Expected a header and a row per question.")
+    return cells
 
 
 def _rows(
-    path: Path, header: list[str], lines: list[tuple[int, list[str]]], notes: list[str]
-) -> Iterator[tuple[Place, dict[str, str]]]:
-    """Yield the rows that are not blank, with their lines.
-
-    A header in the middle, where files were glued together, is left out with a note. InputError
-    names a header whose columns are others, and a row with more cells than the header.
-    """
-    width = len(header)
-    names = [column_key(name) for name in header]
-    # An article is no column's name, and need not be made comparable: a third of the time.
-    longest = 2 * max(map(len, header)) + 200
+    path: Path, header: list[str], lines: Iterable[tuple[int, list[str]]]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield rows as dicts; InputError for one with more or fewer cells than the header."""
+    width, first = len(header), trim(header[0])
     for line, cells in lines:
-        if not any(map(trim, cells)):
-            continue
-        keys = [column_key(cell) if len(cell) <= longest else cell for cell in cells]
-        if keys[:width] == names and not any(keys[width:]):
-            notes.append(
-                f"{path.name}, line {line} is the header again (glued files); it was left out"
-            )
-            continue
-        same = set(keys) & set(names) - {""}
-        # A first cell "id" under "id", and no cell as long as a text.
-        other_names = names[0] != "" and keys[0] == names[0] and all(len(key) <= 20 for key in keys)
-        if other_names or (len(same) > 1 and 2 * len(same) >= len(set(keys) | set(names))):
+        if first and trim(cells[0]) == first:
             raise InputError(
-                f"{path}, line {line}: a second header, {short_list(cells)}, whose columns are not "
-                "those of the first. Keep the files apart, in one folder or named with commas "
-                "between them."
+                f"{path}, line {line}: the header again. Delete that line, or keep glued files "
+                "apart: several may be named with commas."
             )
-        if any(map(str.strip, cells[width:])):
+        if len(cells) < width or any(map(trim, cells[width:])):
             raise InputError(
                 f"{path}, line {line}: got {len(cells)} cells, the header has {width}. "
-                "A comma or quotation mark in a text needs the cell in quotation marks."
+                "A separator or quotation mark in a text needs the cell in quotation marks."
             )
-        # Cells may be missing at a row's end; who needs them, names them (questions._named).
         yield f"line {line}", dict(zip(header, cells, strict=False))
 
 
-# What openpyxl raises for a torn zip or XML (SyntaxError), and for workbooks whose styles or names
-# it does not expect.
-EXCEL_FAULTS = (
-    BadZipFile,
-    LookupError,
-    ValueError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    AttributeError,
-)
-
-
-def _read_excel(path: Path, data: bytes) -> Sheet:
-    """Read a workbook's first sheet.
-
-    A number that is shown as something else (36.7%, a date) is named, not guessed.
-    """
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn any error of a library about a damaged file into an InputError."""
     try:
-        from openpyxl import load_workbook  # an extra
+        yield
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be read ({first_line(error)}). Save or export it again."
+        ) from error
+
+
+def _read_excel(path: Path) -> Sheet:
+    """Read the first sheet; errors, and numbers displayed in another form, are unclear."""
+    try:
+        from openpyxl import load_workbook
+        from openpyxl.utils.escape import unescape
     except ImportError as error:
         raise InputError(
             f"{path} is an Excel workbook: save it as CSV UTF-8, or install openpyxl (pip install "
             "-r requirements-extra.txt)."
         ) from error
-    try:
-        book = load_workbook(io.BytesIO(data), read_only=True, data_only=True)
-        first = book.worksheets[0]
-        # Some programs write A1:A1 for every sheet, and only that would be read.
-        first.reset_dimensions()
-        lines = [(number, list(cells)) for number, cells in enumerate(first.iter_rows(), 1)]
-    except EXCEL_FAULTS as error:
-        raise InputError(
-            f"{path} is an Excel workbook that cannot be read ({first_line(error)}). Save it again."
-        ) from error
-    lines = [
-        (number, cells) for number, cells in lines if any(trim(_excel_text(cell)) for cell in cells)
-    ]
-    if not lines:
-        raise InputError(
-            f"{path} is empty. Expected a header and a row per question in its first sheet."
-        )
-    others = [sheet.title for sheet in book.worksheets[1:]]
-    notes = (
-        [f"{path.name}: the sheet {first.title!r} was read, not {short_list(others)}"]
-        if others
-        else []
-    )
-    header = list(map(_excel_text, lines[0][1]))
-    while header and not header[-1].strip():
-        header.pop()
-    rows = [(number, list(map(_excel_text, cells))) for number, cells in lines[1:]]
-    _refuse_title(path, header, lines[0][0], rows)
-    unclear = {}
-    for number, cells in lines[1:]:
-        for name, cell in zip(header, cells, strict=False):
-            if why := _unclear(path, cell):
-                unclear[f"line {number}", name] = why
-    return Sheet(header, list(_rows(path, header, rows, notes)), notes, unclear=unclear)
+    header: list[str] = []
+    lines, unclear = [], {}
+    with _reading(path), path.open("rb") as file:
+        sheet, *others = load_workbook(file, read_only=True, data_only=True).worksheets
+        sheet.reset_dimensions()  # some programs write A1:A1 for every sheet
+        for number, row in enumerate(sheet.iter_rows(), 1):
+            values = ("" if cell.value is None else cell.value for cell in row)
+            # True is displayed as TRUE; Excel writes control characters as _x000D_.
+            texts = [str(v).upper() if v is True or v is False else str(v) for v in values]
+            texts = [unescape(text).replace("\0", "") for text in texts]
+            if not any(map(trim, texts)):
+                continue
+            header = header or _header(path, list(texts))
+            padding = [""] * (len(header) - len(texts))
+            lines.append((number, texts + padding))
+            for name, cell in zip(header, row, strict=False):
+                is_number = not isinstance(cell.value, str | bool | None)
+                is_plain = cell.number_format in ("General", "0", "@") and not cell.is_date
+                if cell.data_type == "e" or (is_number and not is_plain):
+                    unclear[name] = (
+                        f"{path}, cell {cell.coordinate}: it has {cell.value!r}, displayed as "
+                        f"{cell.number_format!r}, so its text is not certain. Format the column "
+                        "as text, or save the sheet as CSV UTF-8."
+                    )
+    header = _header(path, header)
+    names = short_list(other.title for other in others)
+    notes = [f"{path.name}: only the first sheet was read, not {names}"] if others else []
+    return Sheet(header, _rows(path, header, lines[1:]), notes, unclear=unclear)
 
 
-def _excel_text(cell) -> str:
-    """Return a cell's text; a plain number stands as it was typed."""
-    value = cell.value
-    if isinstance(value, bool):
-        return str(value).upper()  # as it is shown
-    return "" if value is None else str(value)
+def _read_arrow(path: Path, is_parquet: bool) -> Sheet:
+    """Read Parquet, or Arrow's stream format, which datasets' save_to_disk writes."""
+    import pyarrow.parquet  # 0.3 s
 
+    labels: dict[str, list[str]] = {}
+    with _reading(path):
+        if is_parquet:
+            parquet = pyarrow.parquet.ParquetFile(path)
+            schema, batches = parquet.schema_arrow, parquet.iter_batches(batch_size=1000)
+        else:
+            batches = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
+            schema = batches.schema
+        if b"huggingface" in (schema.metadata or {}):
+            from datasets import ClassLabel, Features
 
-def _unclear(path: Path, cell) -> str | None:
-    """Return why the text of a cell is not certain, or None.
+            features = Features.from_arrow_schema(schema).items()
+            labels = {name: of.names for name, of in features if isinstance(of, ClassLabel)}
 
-    It holds an error, or a number that is shown as something else.
-    """
-    value = cell.value
-    if cell.data_type == "e":
-        return (
-            f"{path}, cell {cell.coordinate}: it holds the error {value}. Correct the formula, or "
-            "type the text."
-        )
-    if value is None or isinstance(value, str | bool):
-        return None
-    if cell.is_date or cell.number_format not in ("General", "0", "@"):
-        return (
-            f"{path}, cell {cell.coordinate}: it holds {value!r}, shown as "
-            f"{cell.number_format!r}; which text is meant is not certain. Format the column as "
-            "text, or save the sheet as CSV UTF-8, which keeps what is shown."
-        )
-    return None
+    def rows() -> Iterator[tuple[str, dict[str, Any]]]:
+        with _reading(path):
+            cells = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(cells, 1):
+                for name, classes in labels.items():
+                    row[name] = None if row[name] is None else classes[row[name]]
+                yield f"row {number}", row
 
-
-def _read_parquet(path: Path, data: bytes) -> Sheet:
-    """Read a Parquet file by pyarrow, which comes with datasets."""
-    import pyarrow  # 0.3 s
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path} is a Parquet file that cannot be read ({first_line(error)}). Export it again."
-        ) from error
-    return _from_arrow(table)
-
-
-def _read_arrow(path: Path, data: bytes) -> Sheet:
-    """Read Arrow's stream format, which datasets' save_to_disk writes, or its file format."""
-    import pyarrow
-
-    opened = pyarrow.ipc.open_file if data.startswith(b"ARROW1") else pyarrow.ipc.open_stream
-    try:
-        return _from_arrow(opened(pyarrow.BufferReader(data)).read_all())
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path} is an Arrow file that cannot be read ({first_line(error)}). Export it again."
-        ) from error
-
-
-def _from_arrow(table) -> Sheet:
-    """Return the rows of an Arrow table, labels by their names.
-
-    32-bit numbers are given as they were written.
-    """
-    import numpy as np
-    import pyarrow
-
-    labels = _label_names(table.schema.metadata or {})
-    rows = table.to_pylist()
-    for name in table.column_names:
-        # As a Python number, of 64 bits, 36.7 would be 36.70000076293945.
-        is_narrow = table.schema.field(name).type == pyarrow.float32()
-        for row in rows:
-            if name in labels and row[name] is not None:
-                row[name] = labels[name][row[name]]
-            elif is_narrow and row[name] is not None:
-                row[name] = float(str(np.float32(row[name])))
-    return Sheet(table.column_names, [(f"row {number}", row) for number, row in enumerate(rows, 1)])
-
-
-def _label_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """Return the names of the classes of each ClassLabel column.
-
-    datasets keeps them in the schema's metadata, and their numbers in the column.
-    """
-    # Other programs write metadata of other forms; without the names the numbers are read.
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, KeyError, TypeError):
-        return {}
-    if not isinstance(features, dict):
-        return {}
-    return {
-        name: of["names"]
-        for name, of in features.items()
-        if isinstance(of, dict) and of.get("_type") == "ClassLabel"
-    }
+    return Sheet(schema.names, rows())

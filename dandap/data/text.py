@@ -1,95 +1,136 @@
-"""Texts are cleaned here of what people's files hold beside them.
+"""Decode files, clean their texts, and reduce HTML to what a reader sees."""
 
-These are decomposed Hangul, invisible characters, half emoji and the tags of HTML.
-"""
-
+import codecs
+import io
 import re
 import unicodedata
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import TextIO
 
-# A leading and a vowel letter, maybe a final one; or a syllable whose final letter stands apart
+from dandap.errors import InputError
+
+# A leading and a vowel letter, maybe a final one; or a syllable and a separate final letter
 # (Unicode 3.12).
 JAMO = re.compile("[\u1100-\u1112][\u1161-\u1175][\u11a8-\u11c2]?|[\uac00-\ud7a3][\u11a8-\u11c2]")
-# Zero-width characters and marks of direction, which str.strip does not take for white space.
+# Zero-width characters and direction marks, which str.strip does not count as white space.
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u180e\u200e\u200f"
 UNSEEN = re.compile(rf"[\s{INVISIBLE}\u00ad]+")
 SURROGATE = re.compile("[\ud800-\udfff]")
+CLOSED_BLOCK = re.compile(r"</(?:html|body|p|div|table|tr|td|ul|ol|li|h[1-6])\s*>", re.IGNORECASE)
 
 
-def compose(text: str) -> str:
-    """Compose decomposed Hangul, which takes nine times the tokens; nothing else is normalised.
+def _encodings(start: bytes) -> tuple[str, ...]:
+    # No detector is used: they take short cp949 texts for Big5.
+    marked = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return ("utf-16",) if marked else ("utf-8", "cp949")
 
-    Full NFC would rewrite characters that an organiser compares as they are (compatibility
-    ideographs, the ohm sign).
+
+def decode(data: bytes, path: Path) -> tuple[str, str]:
+    """Return a file's text without byte-order mark, and its encoding.
+
+    UTF-16 needs a byte-order mark; other files are strict UTF-8, or else cp949. InputError names
+    the first invalid byte and its line.
     """
-    return JAMO.sub(_composed, text)
+    failures = {}
+    for encoding in _encodings(data[:2]):
+        try:
+            return data.decode(encoding).lstrip("\ufeff"), encoding
+        except UnicodeDecodeError as error:
+            failures[encoding] = error.start
+    # The encoding that got furthest is the file's; the other one fails at its first Hangul letter.
+    encoding, start = max(failures.items(), key=lambda failure: failure[1])
+    line = data.count(b"\n", 0, start) + 1
+    raise InputError(
+        f"{path}, line {line}: the byte 0x{data[start]:02x} at {start} is wrong; up to there the "
+        f"file is {encoding}, but as a whole it is neither UTF-8 nor cp949. Correct that place, "
+        "or export the file again as UTF-8."
+    )
 
 
-def _composed(match: re.Match) -> str:
-    return unicodedata.normalize("NFC", match[0])
+def open_text(path: Path) -> TextIO:
+    """Open a file in the encoding that `decode` finds, without loading it into memory."""
+    with path.open("rb") as binary:
+        encodings = _encodings(binary.read(2))
+    for encoding in encodings:
+        file = path.open(encoding=encoding, newline="")
+        try:
+            while file.read(1 << 20):
+                pass
+        except UnicodeDecodeError:
+            file.close()
+            continue
+        file.seek(0)
+        return file
+    return io.StringIO(decode(path.read_bytes(), path)[0])  # raises: no encoding fits
+
+
+def encoding_notes(path: Path, encoding: str) -> list[str]:
+    """Return a note for people if a file is not UTF-8."""
+    return [] if encoding == "utf-8" else [f"{path.name} is not UTF-8; it was read as {encoding}"]
 
 
 def writable(text: str) -> str:
-    """Put "?" for halves of surrogate pairs, which no tokenizer and no UTF-8 file can hold."""
+    """Replace lone surrogates, which no tokenizer and no UTF-8 file can represent, by "?"."""
     return SURROGATE.sub("?", text)
 
 
 def clean(text: str) -> str:
-    """Return a text with its Hangul composed and without half surrogate pairs; all else stays."""
-    return compose(writable(text))
+    """Compose decomposed Hangul, which takes nine times the tokens, and replace lone surrogates.
+
+    Full NFC would rewrite characters that an organizer compares as they are (compatibility
+    ideographs, the ohm sign).
+    """
+    text = writable(text)
+    if unicodedata.is_normalized("NFC", text):
+        return text
+    return JAMO.sub(_composed, text)
+
+
+def _composed(match: re.Match[str]) -> str:
+    return unicodedata.normalize("NFC", match[0])
 
 
 def trim(text: str) -> str:
-    """Take white space and invisible characters off both ends."""
-    # Either may stand outside the other, so both are taken off until nothing changes.
+    """Strip white space and invisible characters from both ends."""
     before = None
-    while before != text:
+    while before != text:  # either may be outside the other
         before, text = text, text.strip().strip(INVISIBLE)
     return text
 
 
 def bare(text: str) -> str:
-    """Reduce a text to what readers tell texts apart by.
-
-    White space, invisible characters and soft hyphens are left out; the rest is composed, in one
-    case.
-    """
+    """Return what texts are compared by: composed, in one case, without white space."""
     return unicodedata.normalize("NFC", UNSEEN.sub("", text)).casefold()
 
 
 def id_key(name: str) -> str:
-    """Return what an id is matched by between files.
-
-    It is composed and trimmed: macOS decomposes Hangul, spreadsheets add white space.
-    """
+    """Return what ids of different files are compared by: composed and trimmed."""
     return unicodedata.normalize("NFC", trim(name))
 
 
 class _Page(HTMLParser):
-    """Collects what a reader of a page sees."""
+    """Collects the visible text of a page, with a line break at each block."""
 
     HIDDEN = ("script", "style", "title", "template", "noscript")
-    BREAKS = tuple(
-        "p div br li tr table ul ol h1 h2 h3 h4 h5 h6 section article dt dd blockquote "
-        "title".split()
+    BLOCKS = tuple(
+        "p div br li tr table ul ol h1 h2 h3 h4 h5 h6 section article dt dd blockquote".split()
     )
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.pieces: list[str] = []
-        self.hidden = 0  # how many hidden elements are open
+        self.hidden = 0  # open hidden elements
 
     def handle_starttag(self, tag, attrs):
         self.hidden += tag in self.HIDDEN
-        if tag in self.BREAKS:
-            self.pieces.append("\n")
-        elif tag in ("td", "th"):
-            self.pieces.append(" ")
+        if tag in (*self.BLOCKS, "td", "th"):
+            self.pieces.append("\n" if tag in self.BLOCKS else " ")
 
     def handle_endtag(self, tag):
-        # Pages close what they never opened; below 0, a later script would be taken for text.
+        # Pages close elements that they never opened; below 0, a later script would be visible.
         self.hidden = max(0, self.hidden - (tag in self.HIDDEN))
-        if tag in self.BREAKS:
+        if tag in self.BLOCKS:
             self.pieces.append("\n")
 
     def handle_data(self, data):
@@ -98,21 +139,16 @@ class _Page(HTMLParser):
 
 
 def looks_like_html(text: str) -> bool:
-    """Say whether a text is a page or a piece of one.
+    """Return whether a text is HTML: it begins with a tag and closes a block.
 
-    An article with <Table 1> or that speaks of <p> is none: a page begins with a tag and closes a
-    block. Nor is a text with more than 100 tags that never end: on 50,000 of them Python's parser
-    takes minutes.
+    An article with <Table 1>, or about the tag <p>, does not. Texts with more than 100 tags that
+    never end are not parsed: Python's parser takes minutes for 50,000 of them.
     """
-    if text.count("<") - text.count(">") > 100:
+    beginning = text[:200].lstrip().lower()
+    if not re.match(r"<[a-z!]", beginning) or text.count("<") - text.count(">") > 100:
         return False
-    beginning = text.lstrip()[:200].lower()
-    if beginning.startswith(("<!doctype html", "<html")):
-        return True
-    return re.match(r"<[a-z!]", beginning) is not None and _CLOSED_BLOCK.search(text) is not None
-
-
-_CLOSED_BLOCK = re.compile(r"</(?:html|body|p|div|table|tr|td|ul|ol|li|h[1-6])\s*>", re.IGNORECASE)
+    is_page = beginning.startswith(("<!doctype html", "<html"))
+    return is_page or CLOSED_BLOCK.search(text) is not None
 
 
 def html_text(page: str) -> str:

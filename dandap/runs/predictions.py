@@ -9,8 +9,7 @@ import io
 import json
 from pathlib import Path
 
-from dandap.data.files import decode
-from dandap.data.text import clean, writable
+from dandap.data.text import clean, decode, writable
 from dandap.errors import InputError, first_line
 from dandap.files import read_json, write_table
 from dandap.runs.folder import RunFolder, find_run, named

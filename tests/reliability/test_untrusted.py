@@ -16,7 +16,7 @@ import fine_tune
 import inference
 import prompts
 from dandap.data.encode import Encoder
-from dandap.data.read import read
+from dandap.data.read import read_questions
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.files import safe_name
@@ -153,7 +153,7 @@ def test_lone_surrogates_become_question_marks(tmp_path):
         json.dumps({"id": "1", "context": "기사 \ud800", "question": "질문?", "answer": "답"})
         + "\n"
     )
-    assert read(path, need_answers=True).rows[0].context == "기사 ?"
+    assert read_questions(path, need_answers=True).rows[0].context == "기사 ?"
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_a_token_in_the_environment_reaches_no_file(hostile_run, tmp_path):
 
 
 READERS = {
-    "csv": lambda path: read(path, need_answers=True),
-    "jsonl": lambda path: read(path, need_answers=True),
-    "json": lambda path: read(path, need_answers=True),
+    "csv": lambda path: read_questions(path, need_answers=True),
+    "jsonl": lambda path: read_questions(path, need_answers=True),
+    "json": lambda path: read_questions(path, need_answers=True),
     "yaml": lambda path: load_recipe(str(path), {}),
     "predictions.jsonl": load_predictions,
     "predictions.csv": load_predictions,
