@@ -1,7 +1,7 @@
 """Templates: the same prompt in training and inference, a learned stop token, no control text."""
 
 import pytest
-from dandap.training.plain import supervised
+from dandap.training.trainer import supervised
 from helpers import make_encoder
 from transformers import AutoTokenizer
 

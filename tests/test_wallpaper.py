@@ -16,7 +16,7 @@ from dandap.errors import InputError
 from dandap.model.load import load_tokenizer
 from dandap.model.memory import Plan
 from dandap.recipe import RECIPES_DIR, load_recipe
-from dandap.training.batching import make_batching
+from dandap.training.batching import Batching
 from prompts import render
 from tasks import TASKS, checked_template
 from tasks import wallpaper_qa as wallpaper
@@ -60,7 +60,7 @@ def test_broken_training_files(write_csv):
         ([HEADER[:-1], ROW[:-1]], "no column '답변_5'"),
         ([HEADER, [*ROW[:1], " ", *ROW[2:]]], "line 2: the id, a question"),
         ([HEADER, [*ROW[:4], "", "", "", "", ""]], "every answer is empty"),
-        ([["", *HEADER], ["accept"]], "line 2: the id, a question or every answer is empty"),
+        ([["", *HEADER], ["accept"]], "line 2: got 1 cells, the header has 10"),
         ([HEADER, ROW, ROW], "ids more than once"),
         ([HEADER], "only a header"),
         ([["accept", *HEADER], ["y", *ROW]], "tools.augment accept"),
@@ -127,7 +127,7 @@ def test_training_reads_a_question_once_for_its_five_answers(write_csv):
     encoder = make_encoder(recipe, template, load_tokenizer(recipe))
     examples = encoder.encode_rows(rows, recipe.prompt_limit, answers=True)
     plan = Plan(torch.device("cpu"), torch.float32, 4096, False, None, None)
-    ((part,),) = make_batching(plan, pad_id=0).micro_batches(examples)
+    ((part,),) = Batching.for_plan(plan, pad_id=0).micro_batches(examples)
     prompts = {tuple(example.prompt_ids) for example in examples}
     answers = sum(len(example.answer_ids) for example in examples)
     every_time = answers + sum(len(example.prompt_ids) for example in examples)
