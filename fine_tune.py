@@ -28,7 +28,7 @@ from dandap.errors import InputError
 from dandap.files import check_writable, write_json
 from dandap.model.distributed import first_one_speaks, held, is_first
 from dandap.recipe import Recipe
-from dandap.runs.folder import RunFolder, refuse_taken
+from dandap.runs.folder import RunFolder, check_name
 from dandap.training.start import choose
 from tasks import checked_template, get_task
 from tasks.task import read_test, read_train
@@ -144,7 +144,7 @@ def choose_template(
     )
     get_task(recipe.task).check_template(template, recipe.template)
     if not run and not arguments.preview:
-        refuse_taken(recipe.output_dir, recipe.run_name)
+        check_name(recipe.output_dir, recipe.run_name)
         check_writable(Path(recipe.output_dir), "Name another --output_dir.")
     return template
 

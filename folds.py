@@ -35,7 +35,7 @@ from dandap.files import (
 )
 from dandap.model.distributed import refuse_several
 from dandap.recipe import Recipe
-from dandap.runs.folder import RunFolder, named
+from dandap.runs.folder import RunFolder, find_path
 from dandap.runs.predictions import own_answers, write_predictions
 from dandap.training.start import kept_recipe
 from tasks import get_task
@@ -90,7 +90,7 @@ def choose_parent(arguments: argparse.Namespace) -> Path:
         parent = new_folder(output_dir, name)
         write_json(parent / "folds.json", noted)
         return parent
-    parent = named(arguments.resume, output_dir) if arguments.resume else newest_of(output_dir)
+    parent = find_path(arguments.resume, output_dir) if arguments.resume else newest_of(output_dir)
     if parent is None or not (parent / "folds.json").is_file():
         raise InputError(f"got --folds and --resume {arguments.resume}; there are no folds there.")
     before = read_json(parent / "folds.json")
@@ -113,7 +113,7 @@ def newest_of(output_dir: str) -> Path | None:
 
 def of_fold(arguments: argparse.Namespace, run: RunFolder, number: int) -> argparse.Namespace:
     """Return the command line of one fold: a new run, or the one that was cut off."""
-    begun = run.path.is_dir() and not run.only_begun
+    begun = run.path.is_dir() and not run.is_new
     own = {"fold": f"{number}/{arguments.folds}", "run_name": run.path.name}
     own |= {"output_dir": str(run.path.parent), "resume": str(run.path) if begun else None}
     return argparse.Namespace(**(vars(arguments) | own))

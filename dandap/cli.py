@@ -48,7 +48,7 @@ def _short(message: str) -> str:
 
 def _end(message: str, code: int) -> None:
     try:
-        print(shown(language.translated(message)), file=sys.stderr, flush=True)
+        print(shown(message), file=sys.stderr, flush=True)
     except OSError:  # nobody can be told (a full disk); the exit code still tells
         leave(sys.stderr)
     raise SystemExit(code) from None
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--lang",
             choices=language.LANGUAGES,
-            help="the language of pages, reports and errors (default: the locale's, else en)",
+            help="the language of pages and reports (default: the locale's, else en)",
         )
 
     def error(self, message: str):

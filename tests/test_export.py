@@ -31,7 +31,7 @@ from dandap.model.adapter import add_adapter
 from dandap.model.identity import base_identity
 from dandap.model.load import load_base, load_tokenizer
 from dandap.recipe import Recipe, load_recipe, make_recipe
-from dandap.runs.folder import RunFolder, begin
+from dandap.runs.folder import RunFolder, new_environment
 from dandap.training.session import save_adapter
 from tasks import get_task
 from tests.conftest import ROOT
@@ -52,7 +52,7 @@ def make_run(path, recipe, tokenizer=None, table=None):
     run = RunFolder(path)
     path.mkdir(parents=True)
     tables = [table] if table else []
-    write_json(run.environment_file, begin(tables, base_identity(recipe)) | {"gpu": None})
+    write_json(run.environment_file, new_environment(tables, base_identity(recipe)) | {"gpu": None})
     run.save_recipe(recipe, prompts.TEMPLATES[recipe.template])
     tokenizer = tokenizer or SimpleNamespace(save_pretrained=lambda folder: None)
     save_adapter(model, run, SimpleNamespace(recipe=recipe, tokenizer=tokenizer))

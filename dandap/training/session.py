@@ -43,7 +43,7 @@ from dandap.model.memory import (
 )
 from dandap.model.shapes import SHAPES, make_config
 from dandap.recipe import Recipe
-from dandap.runs.folder import RunFolder, begin, new_run, now
+from dandap.runs.folder import RunFolder, new_environment, new_run, now
 from dandap.training.batching import deal
 from dandap.training.checkpoints import STAGING, check_space, newest_valid, step_of
 from dandap.training.evaluate import best_step, evaluated_steps, step_to_keep
@@ -218,7 +218,7 @@ def start_run(name: str, job: Job, template: dict[str, str], table: Table) -> Ru
     run.metrics_file.unlink(missing_ok=True)  # of a start that left nothing to resume
     # What "auto" came to here; whoever exports the run on another machine cannot tell.
     dtype = {"compute_dtype": str(job.plan.compute_dtype).removeprefix("torch.")}
-    write_json(run.environment_file, begin([table], base_identity(recipe)) | dtype)
+    write_json(run.environment_file, new_environment([table], base_identity(recipe)) | dtype)
     run.save_recipe(recipe, template)
     trimmed = {example.row.id: example.trimmed for example in examples if example.trimmed}
     if trimmed:
@@ -274,7 +274,7 @@ def train(
     callbacks = [stop, *([progress] if is_first() else []), *trackers, *keepers]
     make = make_read_once_trainer if job.recipe.read_once else make_trainer
     trainer = make(job, model, str(run.checkpoints), callbacks)
-    trainer.run, trainer.args.run_name = run.name_of_run, run.path.name
+    trainer.run, trainer.args.run_name = run.run_id, run.path.name
     try:
         with stop:
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -300,7 +300,7 @@ def find_checkpoint(run: RunFolder, model: PeftModel) -> Path | None:
     """
     if run.finished:
         return None
-    checkpoint, skipped = newest_valid(run.checkpoints, run.name_of_run)
+    checkpoint, skipped = newest_valid(run.checkpoints, run.run_id)
     for line in skipped:
         print(line)
     if checkpoint is None:
@@ -392,10 +392,10 @@ def save_adapter(model: PeftModel, run: RunFolder, job: Job) -> None:
         job.tokenizer.save_pretrained(str(folder))
         # PEFT's empty model card names the base by its path.
         (folder / "README.md").unlink(missing_ok=True)
-        seal(folder, run.name_of_run)
+        seal(folder, run.run_id)
         if run.adapter.exists():  # damaged, or the run would count as finished
             os.replace(run.adapter, Path(tempfile.mkdtemp(prefix="adapter-damaged-", dir=run.path)))
-        run.note(finished=now())  # the time; what counts is the adapter's folder
+        run.update_environment(finished=now())  # the time; what counts is the adapter's folder
         os.replace(folder, run.adapter)
     except (OSError, SafetensorError) as error:  # safetensors has errors of its own for a full disk
         raise InputError(

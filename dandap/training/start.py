@@ -18,7 +18,7 @@ from dandap.errors import InputError
 from dandap.language import t
 from dandap.model.distributed import is_first
 from dandap.recipe import Recipe, find_recipe, load_recipe, make_recipe
-from dandap.runs.folder import RunFolder, begin, list_runs, named, newest
+from dandap.runs.folder import RunFolder, find_path, list_runs, new_environment, newest
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def kept_recipe(run: RunFolder, arguments: argparse.Namespace, options: dict[str
 def find_unfinished(name: str, output_dir: str) -> RunFolder:
     """Return the run to continue by name or path, or the newest unfinished one."""
     if name:
-        run = RunFolder(named(name, output_dir) or Path(name))
+        run = RunFolder(find_path(name, output_dir) or Path(name))
     else:
         unfinished = [run for run in list_runs(output_dir) if is_unfinished(run)]
         if not unfinished:
@@ -209,7 +209,7 @@ def tell_what_changed(run: RunFolder, recipe: Recipe, table: Table, anyway: bool
     """
     from dandap.model.identity import base_identity, same_base  # with the hub's library
 
-    before, today = run.environment(), begin([table], base_identity(recipe))
+    before, today = run.environment(), new_environment([table], base_identity(recipe))
     changed = []
     # By its hash: the file may have been moved.
     if table.sha256 not in before.get("data", {}).values():
@@ -244,4 +244,4 @@ def tell_what_changed(run: RunFolder, recipe: Recipe, table: Table, anyway: bool
         return
     noted = ("packages", "commit", "data", "base", "platform", "gpu")
     again = {name: today[name] for name in noted} | {"when": today["started"]}
-    run.note(resumed=[*before.get("resumed", []), again])
+    run.update_environment(resumed=[*before.get("resumed", []), again])
