@@ -4,10 +4,11 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import accumulate, groupby, pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
@@ -75,7 +76,7 @@ def write_report(
         groups["article_length"] = (heading, by_article_length(records, contexts))
     charts = []
     for name, (heading, grouped) in groups.items():
-        chart = list(map(mean_score, grouped.items()))
+        chart = [mean_score(*group) for group in grouped.items()]
         is_drawn = any(bar.mean < 0.9995 for bar in chart)  # else the numbers, 1.000, say it all
         if len(chart) > 1:
             charts.append((heading, chart, is_drawn))
@@ -128,30 +129,22 @@ def write_report(
 
 
 def remarks(task: Task, scores: dict[str, Any]) -> list[str]:
-    """Return the task's lines about the answers, their general shape in the page's language."""
-    values = {
-        "length": f"{scores['mean_length']:.1f}",
-        **{name: f"{scores[name]:.1%}" for name in ("stopped", "spans", "repeating")},
+    """Return the task's lines about the answers, the general one in the page's language."""
+    shares = {
+        "stopped": "{share} ended by themselves",
+        "spans": "{share} are spans of their article",
+        "repeating": "{share} repeat themselves",
     }
-    if "context" in task.needs:
-        shape = t(
-            "{length} characters an answer, {stopped} ended by themselves, {spans} are spans of "
-            "their article, {repeating} repeat themselves",
-            **values,
-        )
-    else:
-        shape = t(
-            "{length} characters an answer, {stopped} ended by themselves, {repeating} repeat "
-            "themselves",
-            **values,
-        )
+    parts = [t("{length} characters an answer", length=f"{scores['mean_length']:.1f}")]
+    for name, text in shares.items():
+        if name != "spans" or "context" in task.needs:
+            parts.append(t(text, share=f"{scores[name]:.1%}"))
     general = Task.summarize(task, scores)
-    return [shape if line in general else line for line in task.summarize(scores)]
+    return [", ".join(parts) if line in general else line for line in task.summarize(scores)]
 
 
-def mean_score(group: tuple[str, list[dict]]) -> Bar:
-    """Return the mean score of a named group of records."""
-    name, records = group
+def mean_score(name: str, records: list[dict]) -> Bar:
+    """Return the mean score of a group of records."""
     values = [record["char_f1"] for record in records]
     interval = metrics.bootstrap_interval(values, [record["article"] for record in records])
     return Bar(name, sum(values) / len(values), interval, len(values))
@@ -206,7 +199,8 @@ def draw_training(
     """
     steps, values = zip(*losses, strict=True)
     axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.8)
-    axes.plot(steps, running_mean(values), color=BLUE, label=t("loss (running mean)"))
+    mean = pd.Series(values).rolling(max(1, len(values) // 10), min_periods=1).mean()
+    axes.plot(steps, mean, color=BLUE, label=t("loss (running mean)"))
     axes.set_xlabel(t("step"))
     axes.set_ylabel(t("loss of an answer token"), color=BLUE)
     axes.set_ylim(bottom=0)
@@ -226,22 +220,12 @@ def draw_training(
     axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
 
 
-def running_mean(values: Sequence[float], share: float = 0.1) -> list[float]:
-    """Return the mean of each value and those before it, over a tenth of the run."""
-    width = max(1, round(len(values) * share))
-    sums = [0.0, *accumulate(values)]
-    starts = [max(0, end - width) for end in range(len(sums))]
-    return [(sums[end] - sums[start]) / (end - start) for end, start in enumerate(starts[1:], 1)]
-
-
 def draw_confidence(records: Sequence[dict], axes: Axes) -> None:
     """Draw the mean score of ten groups of questions, of equal size, by their confidence."""
     points = sorted((confidence(record), record["char_f1"]) for record in records)
     size = math.ceil(len(points) / 10)
-    means = []
-    for start in range(0, len(points), size):
-        part = points[start : start + size]
-        means.append([sum(values) / len(part) for values in zip(*part, strict=True)])
+    tenths = [points[start : start + size] for start in range(0, len(points), size)]
+    means = [[sum(values) / len(part) for values in zip(*part, strict=True)] for part in tenths]
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     axes.plot(*zip(*means, strict=True), color=BLUE, marker="o")
     some = points[:: math.ceil(len(points) / MAX_POINTS)]
