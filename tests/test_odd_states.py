@@ -39,7 +39,7 @@ from dandap.model.load import check_base, check_ids
 from dandap.recipe import load_recipe, make_recipe
 from dandap.runs import files, manifest
 from dandap.runs import folder as run_folder
-from dandap.runs.folder import RunFolder, check_name, find_run, list_runs, new_run
+from dandap.runs.folder import RunFolder, find_run, list_runs, new_run, refuse_taken
 from dandap.runs.predictions import same_questions
 from dandap.training import start
 from dandap.training.checkpoints import newest_valid
@@ -179,14 +179,14 @@ def test_runs_are_in_the_order_of_their_starts_wherever_they_were_moved(tmp_path
 def test_the_name_of_a_start_that_left_nothing_is_free(tmp_path):
     run = run_at(tmp_path / "mine", {})
     with pytest.raises(InputError, match="exists already"):
-        check_name(str(tmp_path), "mine")
+        refuse_taken(str(tmp_path), "mine")
     (run.adapter / "adapter_model.safetensors").unlink()
     run.adapter.rmdir()
-    check_name(str(tmp_path), "mine")
+    refuse_taken(str(tmp_path), "mine")
     assert new_run(str(tmp_path), "mine", "demo").path == run.path
     (run.checkpoints / "checkpoint-1").mkdir(parents=True)
     with pytest.raises(InputError, match="exists already"):
-        check_name(str(tmp_path), "mine")
+        refuse_taken(str(tmp_path), "mine")
 
 
 @pytest.mark.parametrize(
@@ -226,9 +226,7 @@ def test_another_runs_checkpoint_is_skipped(tmp_path):
 
 
 def changed_run(tmp_path, **before):
-    now = run_folder.new_environment(
-        [Table(Path("train.csv"), [], "hash", [])], {"model": "m", "files": "f"}
-    )
+    now = run_folder.begin([Table(Path("train.csv"), [], "hash", [])], {"model": "m", "files": "f"})
     run = RunFolder(tmp_path)
     write_json(run.environment_file, now | before)
     return run

@@ -109,11 +109,10 @@ class RunFolder:
     def load_template(self) -> tuple[str, dict[str, str]]:
         """Read (name, template) as trained."""
         saved = read_json(self.template_file)
-        name, template = saved.get("name"), saved.get("template")
-        is_template = isinstance(template, dict) and all(
-            isinstance(part, str) for part in template.values()
-        )
-        if not isinstance(name, str) or not is_template:
+        name: Any = saved.get("name")
+        template: Any = saved.get("template")
+        parts = template.values() if isinstance(template, dict) else [None]
+        if not all(isinstance(text, str) for text in (name, *parts)):
             raise InputError(
                 f"{self.template_file}: expected a name, and a template whose parts are texts. "
                 "Restore it from a copy of the folder."

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 import matplotlib
 from matplotlib import font_manager
@@ -41,7 +42,7 @@ def draw(path: Path, title: str, fill: Callable[[Axes], None], height: float = 3
     `fill` draws on the axes; `height` is in inches.
     """
     colored = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    style = {
+    style: dict[Any, Any] = {
         **dict.fromkeys(colored, INK),
         "font.family": [_font_family(), "DejaVu Sans"],  # the second has signs the first lacks
         "font.size": FONT_SIZE,
