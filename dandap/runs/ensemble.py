@@ -159,18 +159,15 @@ def _recipe(path: Path) -> dict[str, Any]:
 def _check_recipes(paths: Sequence[Path], recipes: Sequence[dict[str, Any]]) -> None:
     """Reject members that were answered in different ways; unknown recipes pass."""
     known = [(path, recipe) for path, recipe in zip(paths, recipes, strict=True) if recipe]
-    for path, recipe in known:
+    for path, recipe in known[1:]:
         first, expected = known[0]
-        different = [
-            f"{name} {expected.get(name)!r} and {recipe.get(name)!r}"
-            for name in SAME_FIELDS
-            if recipe.get(name) != expected.get(name)
-        ]
-        if different:
-            raise InputError(
-                f"{first} and {path} were answered in different ways: {', '.join(different)}. "
-                "Name folders of answers (RUN/answers/...) with equal settings, or answer again."
-            )
+        for name in SAME_FIELDS:
+            if recipe.get(name) != expected.get(name):
+                raise InputError(
+                    f"{first} and {path} were answered in different ways: {name} "
+                    f"{expected.get(name)!r} and {recipe.get(name)!r}. "
+                    "Name folders of answers (RUN/answers/...) with equal settings."
+                )
 
 
 def _merge(records: Sequence[dict], index: int) -> dict:

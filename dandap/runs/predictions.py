@@ -54,9 +54,8 @@ def find_predictions(name: str, output_dir: str, split: str | None = None) -> Pa
     For a run these are its newest complete answers to a test file, or with split "validation" those
     to its validation questions.
     """
-    path = find_path(name, output_dir)
-    if path is None:
-        path = find_run(name, output_dir).path  # raises, and lists the runs
+    # Without such a path find_run raises, and lists the runs.
+    path = find_path(name, output_dir) or find_run(name, output_dir).path
     if path.is_file():
         return path
     if (path / PREDICTIONS).is_file():
@@ -134,10 +133,9 @@ def _from_jsonl(text: str, path: Path) -> list[dict]:
             texts = [record["id"], record["prediction"], *gold]
             texts += [record.get(name, "") for name in ("article", "question")]
             numbers = [record.get("log_probability", 0.0), *choices.values()]
-            if not all(isinstance(each, str) for each in texts):
-                raise TypeError("a text is something else")
-            if not all(isinstance(each, int | float) for each in numbers):
-                raise TypeError("a number is something else")
+            kinds = [(str, texts), (int | float, numbers)]
+            if not all(isinstance(value, kind) for kind, values in kinds for value in values):
+                raise TypeError("a text or a number is something else")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{path}, line {number}: expected a JSON object with the texts id and prediction, "
@@ -182,24 +180,19 @@ def same_questions(members: Mapping[str, list[dict]]) -> list[list[dict]]:
     aligned = []
     for name, theirs in members.items():
         by_id = {record["id"]: record for record in theirs}
-        missing = [record["id"] for record in mine if record["id"] not in by_id]
-        added = list(by_id.keys() - {record["id"] for record in mine})
-        if missing or added:
-            differences = [
-                f"{len(ids)} are only in {where}, as {min(ids)}"
-                for ids, where in ((missing, first), (added, name))
-                if ids
-            ]
+        odd = by_id.keys() ^ {record["id"] for record in mine}
+        if odd:
             raise InputError(
-                f"{first} and {name} answer different questions: {'; '.join(differences)}. For a "
-                "run its newest answers are used; name answers to one file: RUN/answers/FOLDER."
+                f"{first} and {name} answer different questions: {len(odd)} are in one only, as "
+                f"{min(odd)}. For a run its newest answers are used; name RUN/answers/FOLDER."
             )
         aligned.append([by_id[record["id"]] for record in mine])
         for one, other in zip(mine, aligned[-1], strict=True):
-            for what in ("question", "gold", "article"):
-                # With choices the articles may differ: a dialogue may be cleaned for one member.
-                is_compared = what != "article" or not one.get("choices")
-                if is_compared and one.get(what) and other.get(what) and one[what] != other[what]:
+            # With choices the articles may differ: a dialogue may be cleaned for one member.
+            for what in (
+                ("question", "gold") if one.get("choices") else ("question", "gold", "article")
+            ):
+                if one.get(what) and other.get(what) and one[what] != other[what]:
                     raise InputError(
                         f"{first} and {name} answer different questions: {what} of {one['id']} "
                         "is not the same in both. Name answers to the same file."
