@@ -145,10 +145,10 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 def gold_answers(members: Sequence[list[dict]]) -> tuple[list[list[str]], list[str]]:
     """Return the gold answers and the article of every question, from any member that has them."""
-    found = []
+    found: list[dict] = []
     for records in zip(*members, strict=True):
-        found.append(next((r for r in records if r.get("gold") and r.get("article")), None))
-    lacking = [r["id"] for r, known in zip(members[0], found, strict=True) if known is None]
+        found.append(next((r for r in records if r.get("gold") and r.get("article")), {}))
+    lacking = [r["id"] for r, known in zip(members[0], found, strict=True) if not known]
     if lacking:
         raise InputError(
             f"no file has the gold answer and article of {len(lacking)} questions, "

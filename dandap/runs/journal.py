@@ -70,7 +70,7 @@ class Journal:
         for file in [*files, *parts]:
             for record in read_json_lines(file):
                 key = record.pop("key", None)
-                if key and key == self.keys.get(record.get("id")):
+                if key and key == self.keys.get(record.get("id", "")):
                     self.records[record["id"]] = record
         # Also without parts: the next answer would be appended to a torn line.
         self._write()

@@ -37,7 +37,7 @@ class Bar(NamedTuple):
     label: str
     mean: float
     interval: tuple[float, float]
-    count: int
+    questions: int
 
 
 def write_report(
@@ -213,9 +213,9 @@ def draw_training(
         right.set_ylim(0, 1.03)
         right.fill_between(at, low, high, color=ORANGE, alpha=0.15)
         right.plot(at, scores, color=ORANGE, marker="o", label=score)
-        if selected in at:
-            star = {"marker": "*", "markersize": 16, "color": ORANGE, "linestyle": "none"}
-            right.plot([selected], [scores[at.index(selected)]], label=t("selected"), **star)
+        if selected is not None and selected in at:
+            best = scores[at.index(selected)]
+            right.plot(selected, best, "*", markersize=16, color=ORANGE, label=t("selected"))
     # Below the axes, where it hides no curve.
     axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
 
@@ -228,8 +228,8 @@ def draw_confidence(records: Sequence[dict], axes: Axes) -> None:
     means = [[sum(values) / len(part) for values in zip(*part, strict=True)] for part in tenths]
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     axes.plot(*zip(*means, strict=True), color=BLUE, marker="o")
-    some = points[:: math.ceil(len(points) / MAX_POINTS)]
-    axes.scatter(*zip(*some, strict=True), s=8, color=BLUE, alpha=0.2)
+    x, y = zip(*points[:: math.ceil(len(points) / MAX_POINTS)], strict=True)
+    axes.scatter(x, y, s=8, color=BLUE, alpha=0.2)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.04)
     axes.set_xlabel(t("confidence"))
