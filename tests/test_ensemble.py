@@ -221,61 +221,43 @@ def test_what_cannot_be_combined_is_rejected(write, tmp_path, monkeypatch):
         assert sorted(tmp_path.rglob("*")) == before, command
 
 
-def test_a_run_in_use_is_not_begun_again(tmp_path):
-    """recipes/all.sh clears a run without a checkpoint away, but not one that is being trained."""
+def run_script(output_dir, command):
+    """Run a script of recipes/ with this Python and a folder of runs."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"OUTPUT_DIR": str(output_dir), "PATH": path}
+    return subprocess.run(
+        command.split(), env=environment, capture_output=True, text=True, timeout=500
+    )
+
+
+def test_a_run_in_use_is_not_started_again(tmp_path):
+    """recipes/all.sh removes a run without a checkpoint, but not one that is being trained."""
     run = tmp_path / "x-demo"
     run.mkdir()
-    command = ["recipes/all.sh", "x", "vote", "demo", "--", "--no_such_option"]
-    environment = os.environ | {
-        "OUTPUT_DIR": str(tmp_path),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
+    command = "recipes/all.sh x vote demo -- --no_such_option"
     with locked(run):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-        assert (done.returncode, done.stderr) == (
-            2,
-            f"error: {run} is in use; wait until it ends\n",
-        )
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-    assert "unknown option '--no_such_option'" in done.stderr, "now it begins"
+        done = run_script(tmp_path, command)
+    assert (done.returncode, done.stderr) == (2, f"error: {run} is in use; wait until it ends\n")
+    assert "--no_such_option" in run_script(tmp_path, command).stderr, "now it starts"
     assert not run.exists()
 
 
 @pytest.mark.slow
 def test_the_published_system_in_one_command(tmp_path, small_train):
-    """The demo's base takes the place of all three, with two steps each.
-
-    Started again, the command trains and answers nothing twice.
-    """
-    test = tmp_path / "test.csv"
+    """Three runs of two steps; started again, the command trains and answers nothing twice."""
+    test, outputs = tmp_path / "test.csv", tmp_path / "o"
     test.write_text(
         "id,context,question\nTEST_0000,한빛전자는 부산에 있다.,본사는?\n", encoding="utf-8"
     )
-    options = [
-        "--model",
-        "data/demo_model",
-        "--train_file",
-        str(small_train),
-        "--test_file",
-        str(test),
-        "--epochs",
-        "0.1",
-    ]
-    environment = os.environ | {
-        "OUTPUT_DIR": str(tmp_path / "o"),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    command = ["recipes/economic-all.sh", *options, "--optim", "adamw_torch"]
+    command = f"recipes/economic-all.sh --model data/demo_model --train_file {small_train} "
+    command += f"--test_file {test} --epochs 0.1 --optim adamw_torch"
     for _ in range(2):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+        done = run_script(outputs, command)
         assert done.returncode == 0, done.stderr[-2000:]
         assert json.loads(done.stdout.strip().splitlines()[-1])["questions"] == 1
-    assert "step" not in done.stdout, "the second time only the vote is made"
-    recipes = [yaml.safe_load(file.read_text()) for file in (tmp_path / "o").glob("*/recipe.yaml")]
-    assert sorted(recipe["template"] for recipe in recipes) == [
-        "context_bot",
-        "context_bot_system",
-        "system_context",
-    ]
-    assert len(list((tmp_path / "o").glob("*/answers/*/scores.json"))) == 3
-    assert len(list((tmp_path / "o").glob("ensemble-vote_f1-*"))) == 2
+    assert "step" not in done.stdout, "the second time it only votes"
+    recipes = [yaml.safe_load(file.read_text()) for file in outputs.glob("*/recipe.yaml")]
+    templates = sorted(recipe["template"] for recipe in recipes)
+    assert templates == ["context_bot", "context_bot_system", "system_context"]
+    assert len(list(outputs.glob("*/answers/*/scores.json"))) == 3
+    assert len(list(outputs.glob("ensemble-vote_f1-*"))) == 2
