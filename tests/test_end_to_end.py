@@ -292,7 +292,7 @@ def test_zero_shot_needs_no_run_and_is_skipped_by_the_bare_command(work, capsys)
     assert not capsys.readouterr().out
     (newest.path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
     find_run(None, str(work / "outputs"))
-    assert f"{newest.path} is newer and not finished" in capsys.readouterr().out
+    assert f"{newest.path} is newer but not finished" in capsys.readouterr().out
     shutil.rmtree(newest.path / "checkpoints")
 
 
@@ -444,7 +444,7 @@ def test_a_taken_run_name_is_refused(work):
 
 
 BAD_CALLS = {
-    "no run yet": (inference.main, ["--output_dir", "{empty}"], "holds no finished run"),
+    "no run yet": (inference.main, ["--output_dir", "{empty}"], "has no finished run"),
     "a run whose training has not finished": (
         inference.main,
         ["--run", "{unfinished}"],

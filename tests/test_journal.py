@@ -1,4 +1,4 @@
-"""An inference that is killed goes on where it was, and its files end as if it never had been."""
+"""An inference that is killed continues, and its files end as if it had never been interrupted."""
 
 import json
 import os
@@ -20,177 +20,131 @@ from dandap.recipe import Recipe
 from dandap.runs.journal import Journal, answers_folder, answers_name
 from tests.conftest import HEADER, LAUNCH, ROOT, process_of
 
-FILES = ("predictions.jsonl", "predictions.csv", "submission.csv")
-
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """Make a run of one step, a test file of 60 questions on 30 articles, and its answers."""
     folder = tmp_path_factory.mktemp("work")
-    text = {"train": [",".join(HEADER)], "test": [",".join(HEADER[:3])]}
+    texts = {"train": [",".join(HEADER)], "test": [",".join(HEADER[:3])]}
     for number in range(60):
         article = (
             f"한빛전자 {number // 2}호는 지난해 매출 {100 + number // 2}억 원을 기록했다. "
             + "본사는 부산에 있다. " * (1 + number // 8)
         )
         question = ("매출은?", "본사는 어디인가?")[number % 2]
-        text["test"].append(f"TEST_{number:04d},{article},{question}")
-        text["train"].append(f"TRAIN_{number:04d},{article},{question},부산")
-    for name, lines in text.items():
+        texts["test"].append(f"TEST_{number:04d},{article},{question}")
+        texts["train"].append(f"TRAIN_{number:04d},{article},{question},부산")
+    for name, lines in texts.items():
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    paths = ["--train_file", str(folder / "train.csv"), "--test_file", str(folder / "test.csv")]
-    short = [
-        "--epochs",
-        "0.3",
-        "--tokens_per_batch",
-        "600",
-        "--max_new_tokens",
-        "8",
-        "--validation_fraction",
-        "0",
-    ]
-    fine_tune.main(
-        [
-            "--recipe",
-            "demo",
-            *paths,
-            *short,
-            "--output_dir",
-            str(folder / "outputs"),
-            "--run_name",
-            "run",
-        ]
-    )
+    options = f"--recipe demo --train_file {folder}/train.csv --test_file {folder}/test.csv"
+    options += " --epochs 0.3 --tokens_per_batch 600 --max_new_tokens 8 --validation_fraction 0"
+    options += f" --output_dir {folder}/outputs --run_name run"
+    fine_tune.main(options.split())
     answer(folder)
     return folder
 
 
 def answer(folder, *more):
-    return inference.main(["--output_dir", str(folder / "outputs"), *more])
+    inference.main(["--output_dir", str(folder / "outputs"), *more])
 
 
 def answers(folder):
-    """Folders of answers, oldest first."""
+    """Return the folders of answers, oldest first."""
     found = (folder / "outputs" / "run" / "answers").glob("*/settings.json")
     return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
 
 
 def assert_as_uninterrupted(folder, path):
-    for name in FILES:
+    for name in ("predictions.jsonl", "predictions.csv", "submission.csv"):
         assert (path / name).read_bytes() == (answers(folder)[0] / name).read_bytes()
+    assert not list(path.glob("predictions-*"))
 
 
-def cut_off(folder, name, lines, torn=b""):
-    """Leave things as an inference does that was killed after so many answers.
-
-    They are in the order in which they came.
-    """
-    path = folder / "outputs" / "run" / "answers" / name
+def interrupt(folder, name, lines, torn=b""):
+    """Leave a folder as an inference does that was killed after so many answers."""
+    whole, path = answers(folder)[0], folder / "outputs" / "run" / "answers" / name
     path.mkdir()
-    whole = answers(folder)[0]
     shutil.copy(whole / "settings.json", path)
-    kept = (
-        (whole / "predictions.jsonl").read_bytes().splitlines(keepends=True)[-lines:]
-        if lines
-        else []
-    )
-    (path / "predictions.jsonl").write_bytes(b"".join(kept) + torn)
+    known = (whole / "predictions.jsonl").read_bytes().splitlines(keepends=True)[60 - lines :]
+    (path / "predictions.jsonl").write_bytes(b"".join(known) + torn)
     return path
 
 
-CUTS = [
-    (0, b""),
-    (1, b'{"id": "TEST_0003", "predi'),
-    (17, b""),
-    (17, b"\x00\xff\n"),
-    (59, b"null\n[]\n3\n"),
-    (60, b""),
-]
+def test_an_interrupted_inference_ends_in_the_same_bytes(work, capsys):
+    for lines, torn in (
+        (0, b""),
+        (1, b'{"id": "TEST_0003", "predi'),
+        (17, b""),
+        (17, b"\x00\xff\n"),
+        (59, b"null\n[]\n3\n"),
+        (60, b""),
+    ):
+        path = interrupt(work, f"cut-{lines}-{len(torn)}", lines, torn)
+        answer(work)
+        assert (f"{lines} of 60 answers" in capsys.readouterr().out) == (lines > 0)
+        assert_as_uninterrupted(work, path)
 
 
-@pytest.mark.parametrize(("lines", "torn"), CUTS)
-def test_a_cut_off_inference_goes_on_to_the_same_bytes(work, capsys, lines, torn):
-    path = cut_off(work, f"cut-{lines}-{len(torn)}", lines, torn)
-    result = answer(work)
-    assert result["submission"] == str(path / "submission.csv")
-    assert (f"holds {lines} of 60 answers" in capsys.readouterr().out) == (lines > 0)
-    assert_as_uninterrupted(work, path)
-
-
-def test_answered_questions_are_not_answered_again(work, monkeypatch):
-    """What a journal with other words in it holds is kept.
-
-    Whole batches of it are not forwarded.
-    """
-    path = cut_off(work, "kept", 60)
+def test_answered_questions_are_not_answered_again(work):
+    path = interrupt(work, "known", 60)
     lines = (path / "predictions.jsonl").read_text(encoding="utf-8")
-    (path / "predictions.jsonl").write_text(
-        lines.replace('"prediction": "', '"prediction": "이미 '), encoding="utf-8"
-    )
+    changed = lines.replace('"prediction": "', '"prediction": "이미 ')
+    (path / "predictions.jsonl").write_text(changed, encoding="utf-8")
     answer(work)
-    assert (path / "predictions.jsonl").read_text(encoding="utf-8").count(
-        '"prediction": "이미 '
-    ) == 60
+    assert (path / "predictions.jsonl").read_text(encoding="utf-8").count('": "이미 ') == 60
 
 
-@pytest.mark.parametrize(
-    ("more", "name"),
-    [
-        (["--max_new_tokens", "7"], "test-new7-2"),
-        (["--grounded", "true"], "test-grounded-2"),
-        (["--template", "context_bot"], "test-context_bot-2"),
-        (["--limit", "9"], "test-first9-2"),
-    ],
-)
-def test_other_settings_never_reuse_answers(work, more, name):
-    path = cut_off(work, f"other-{more[0]}", 30)
+def test_other_settings_never_reuse_answers(work):
+    path = interrupt(work, "other", 30)
     before = (path / "predictions.jsonl").read_bytes()
-    answer(work, *more)
-    assert answers(work)[-1] != path
-    assert answers(work)[-1].name.startswith(name), "then comes the year"
+    for more, name in (
+        ("--max_new_tokens 7", "test-new7-2"),
+        ("--grounded true", "test-grounded-2"),
+        ("--template context_bot", "test-context_bot-2"),
+        ("--limit 9", "test-first9-2"),
+    ):
+        answer(work, *more.split())
+        assert answers(work)[-1].name.startswith(name), "then comes the year"
     assert (path / "predictions.jsonl").read_bytes() == before
     shutil.rmtree(path)
 
 
 def test_another_adapter_never_reuses_answers(work):
-    path = cut_off(work, "adapter", 30)
+    path = interrupt(work, "adapter", 30)
     weights = work / "outputs" / "run" / "adapter" / "adapter_model.safetensors"
-    before = weights.read_bytes()
-    changed = bytearray(before)
-    changed[-1] ^= 1
-    weights.write_bytes(changed)
     manifest = weights.with_name("manifest.json")
-    sealed = manifest.read_bytes()
+    before, sealed = weights.read_bytes(), manifest.read_bytes()
     try:
-        with pytest.raises(
-            InputError, match=r"adapter_model.safetensors is damaged .* remove .*manifest.json"
-        ):
+        weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        with pytest.raises(InputError, match=r"adapter_model.safetensors is damaged .*manifest"):
             answer(work)
         manifest.unlink()  # the change was meant
-        result = answer(work)
+        answer(work)
+        assert not (path / "submission.csv").exists()
     finally:
         weights.write_bytes(before)
         manifest.write_bytes(sealed)
-    assert str(path) not in result["submission"]
     shutil.rmtree(path)
 
 
-def test_folders_of_answers_are_called_what_they_hold():
-    usual = Recipe()
-    sampled = usual.model_copy(update={"samples": 8, "temperature": 0.7, "grounded": True})
-    assert answers_name("test", usual, usual, None) == "test"
-    assert answers_name("test", sampled, usual, None) == "test-grounded-s8-t0.7"
-    assert answers_name("test", sampled, sampled, 9) == "test-first9-grounded-s8-t0.7"
-    assert answers_name("test", usual, sampled, None) == "test-no-grounded-s1-no-temperature"
-    longer = usual.model_copy(update={"max_new_tokens": 128})
-    assert answers_name("validation", longer, longer, None) == "validation", "as the run has it"
-    assert answers_name("validation", longer, usual, None) == "validation-new128"
+def test_names_of_folders_of_answers():
+    default = Recipe()
+    sampled = default.model_copy(update={"samples": 8, "temperature": 0.7, "grounded": True})
+    longer = default.model_copy(update={"max_new_tokens": 128})
+    for recipe, of_run, limit, name in (
+        (default, default, None, "test"),
+        (sampled, default, None, "test-grounded-s8-t0.7"),
+        (sampled, sampled, 9, "test-first9-grounded-s8-t0.7"),
+        (default, sampled, None, "test-no-grounded-s1-no-temperature"),
+        (longer, longer, None, "test"),
+        (longer, default, None, "test-new128"),
+    ):
+        assert answers_name("test", recipe, of_run, limit) == name
 
 
-def test_a_record_under_another_key_is_dropped(tmp_path):
+def test_a_record_with_another_key_is_dropped(tmp_path):
     example = Example(Row("a", "기사", "질문?"), [1, 2], [])
-    journal = Journal(tmp_path, "settings", [example])
-    journal.add({"id": "a", "prediction": "답"})
+    Journal(tmp_path, "settings", [example]).add({"id": "a", "prediction": "답"})
     assert Journal(tmp_path, "settings", [example]).read() == {"a"}
     assert Journal(tmp_path, "settings", [Example(example.row, [1, 3], [])]).read() == set()
     assert (tmp_path / "predictions.jsonl").read_bytes() == b""
@@ -202,17 +156,13 @@ def test_a_finished_inference_gets_a_new_folder(work):
     assert len(answers(work)) == count + 1
 
 
-def test_two_at_once_on_one_folder_are_refused(work):
-    path = cut_off(work, "locked", 3)
-    hold = (
+def test_two_inferences_in_one_folder_are_refused(work):
+    path = interrupt(work, "locked", 3)
+    code = (
         "import time; from pathlib import Path; from dandap.files import locked\n"
-        f"with locked(Path({str(path)!r})):\n"
+        f"with locked(Path({str(path)!r})): print(1, flush=True); time.sleep(60)"
     )
-    owner = subprocess.Popen(
-        [sys.executable, "-c", hold + " print(1, flush=True); time.sleep(60)"],
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-    )
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     owner.stdout.readline()
     with pytest.raises(InputError, match="in use by process"):
         answer(work)
@@ -223,99 +173,83 @@ def test_two_at_once_on_one_folder_are_refused(work):
     shutil.rmtree(path)
 
 
+def start(folder, *launcher):
+    """Start inference.py in a process of its own, or in those of a launcher."""
+    command = [*(launcher or [sys.executable]), "inference.py"]
+    return subprocess.Popen(
+        [*command, "--output_dir", str(folder / "outputs")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_answers(work, count, process, name, least):
+    """Wait until the newest folder, if there are more than `count`, has so many answers."""
+    while process.poll() is None:
+        file = answers(work)[-1] / name
+        known = file.read_bytes().count(b"\n") if file.is_file() else 0
+        if len(answers(work)) > count and known >= least:
+            return
+        time.sleep(0.005)
+    raise AssertionError(process.stdout.read()[-3000:])
+
+
 @pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 25])
-def test_a_killed_inference_goes_on_to_the_same_bytes(work, after):
+def test_a_killed_inference_ends_in_the_same_bytes(work, after):
     """SIGKILL once so many answers are there."""
     count = len(answers(work))
-    child = subprocess.Popen(
-        [sys.executable, "inference.py", "--output_dir", str(work / "outputs")],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-    )
-    deadline = time.time() + 120
-    while child.poll() is None and time.time() < deadline:
-        if len(answers(work)) > count:
-            journal = answers(work)[-1] / "predictions.jsonl"
-            if journal.is_file() and journal.read_bytes().count(b"\n") >= after:
-                break
-        time.sleep(0.005)
+    child = start(work)
+    wait_for_answers(work, count, child, "predictions.jsonl", after)
     os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    child.communicate()
     path = answers(work)[-1]
-    if not (path / "scores.json").exists():
-        answer(work)
+    answer(work)
     assert_as_uninterrupted(work, path)
     assert json.loads((path / "scores.json").read_text())["limit"] is None
     assert answers_folder(path.parent, path.name, "no such settings") != path
 
 
-def launch(folder, *more, **how):
-    """Start inference.py as two processes; return them."""
-    command = [*LAUNCH, "inference.py", "--output_dir", str(folder / "outputs"), *more]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how
-    )
-
-
 def test_two_processes_write_the_bytes_of_one(work):
-    """They go on where one process was cut off, too, and leave no journals of their own."""
-    path = cut_off(work, "two", 7, torn=b'{"id"')
-    both = launch(work)
+    """They continue what one process began."""
+    path = interrupt(work, "two", 7, torn=b'{"id"')
+    both = start(work, *LAUNCH)
     out, _ = both.communicate(timeout=300)
     assert both.returncode == 0, out[-3000:]
-    assert out.count(f"submission: {path}") == 1, "one process speaks"
-    assert "holds 7 of 60 answers" in out
+    assert out.count(f"submission: {path}") == 1, "one process prints"
+    assert "7 of 60 answers" in out
     assert_as_uninterrupted(work, path)
-    assert not list(path.glob("predictions-*"))
 
 
 @pytest.mark.parametrize("dies", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_process_that_dies_ends_all_and_loses_nothing(work, dies):
-    """SIGKILL to one of two once it has answered; one process then goes on with what both said."""
+    """SIGKILL to one of two once it has answered; one process then continues from both."""
     count = len(answers(work))
-    both = launch(work)
-    journal = ("predictions.jsonl", "predictions-1.jsonl")[dies]
-
-    def lines(name):
-        path = answers(work)[-1] / name
-        return (
-            path.read_bytes().splitlines() if len(answers(work)) > count and path.exists() else []
-        )
-
-    while not lines(journal):
-        assert both.poll() is None, both.stdout.read()[-3000:]
-        time.sleep(0.005)
+    both = start(work, *LAUNCH)
+    wait_for_answers(work, count, both, ("predictions.jsonl", "predictions-1.jsonl")[dies], 1)
     os.kill(process_of(both.pid, dies), signal.SIGKILL)
     both.communicate(timeout=120)
     assert both.returncode != 0
     path = answers(work)[-1]
     assert not (path / "scores.json").exists()
-    assert lines("predictions.jsonl") or lines("predictions-1.jsonl")
     with locked(path):
         pass
     answer(work)
-    assert (path / "scores.json").exists()
     assert_as_uninterrupted(work, path)
-    assert not list(path.glob("predictions-*"))
 
 
-def test_answers_of_several_processes_become_one_record(tmp_path):
-    """Each process has its file; whoever comes next, one or more, finds all, each once."""
+def test_answers_of_several_processes_are_merged(tmp_path):
     examples = [Example(Row(name, "기사", "질문?"), [1, 2], []) for name in "abcd"]
-    journals = [Journal(tmp_path, "settings", examples, process) for process in range(3)]
-    for journal, name in zip(journals, "dba", strict=True):
+    for process, name in enumerate("dba"):
+        journal = Journal(tmp_path, "settings", examples, process)
         journal.add({"id": name, "prediction": f"{name} 답"})
     with (tmp_path / "predictions-2.jsonl").open("a") as file:
         file.write('{"id": "c", "predi')
-    next_one = Journal(tmp_path, "settings", examples)
-    assert next_one.read() == {"a", "b", "d"}
+    first = Journal(tmp_path, "settings", examples)
+    assert first.read() == {"a", "b", "d"}
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
-    Journal(tmp_path, "settings", examples, process=1).add({"id": "c", "prediction": "c 답"})
-    assert [record["id"] for record in next_one.finish(["a", "b", "c", "d"])] == [
-        "a",
-        "b",
-        "c",
-        "d",
-    ]
+    Journal(tmp_path, "settings", examples, 1).add({"id": "c", "prediction": "c 답"})
+    assert [record["id"] for record in first.finish(list("abcd"))] == list("abcd")
     with pytest.raises(InputError, match="lacks 1 answers that other processes wrote"):
-        next_one.finish(["a", "e"])
+        first.finish(["a", "e"])

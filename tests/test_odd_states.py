@@ -21,7 +21,7 @@ from dandap.model.identity import folder_hash, same_base
 from dandap.model.load import check_base, check_ids
 from dandap.recipe import make_recipe
 from dandap.runs import folder as run_folder
-from dandap.runs.folder import RunFolder, find_run, list_runs, new_run, refuse_taken
+from dandap.runs.folder import RunFolder, check_name, find_run, list_runs, new_run
 from dandap.runs.predictions import same_questions
 from dandap.training import start
 from dandap.training.checkpoints import newest_valid
@@ -90,14 +90,14 @@ def test_runs_are_in_the_order_of_their_starts_wherever_they_were_moved(tmp_path
 def test_the_name_of_a_start_that_left_nothing_is_free(tmp_path):
     run = run_at(tmp_path / "mine", {})
     with pytest.raises(InputError, match="exists already"):
-        refuse_taken(str(tmp_path), "mine")
+        check_name(str(tmp_path), "mine")
     (run.adapter / "adapter_model.safetensors").unlink()
     run.adapter.rmdir()
-    refuse_taken(str(tmp_path), "mine")
+    check_name(str(tmp_path), "mine")
     assert new_run(str(tmp_path), "mine", "demo").path == run.path
     (run.checkpoints / "checkpoint-1").mkdir(parents=True)
     with pytest.raises(InputError, match="exists already"):
-        refuse_taken(str(tmp_path), "mine")
+        check_name(str(tmp_path), "mine")
 
 
 @pytest.mark.parametrize(

@@ -191,19 +191,19 @@ def test_a_cached_base_is_packed_at_the_commit_it_was_trained_on(run, tmp_path, 
     (cache / "refs" / "main").write_text("b" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     change_recipe(run, model="some/base")
-    run.note(base={"model": "some/base", "commit": "a" * 40})
+    run.update_environment(base={"model": "some/base", "commit": "a" * 40})
     base = pack(run).parent / "model" / "base"
     assert sorted(path.name for path in base.iterdir()) == ["config.json", "model.safetensors"]
     assert (base / "model.safetensors").read_text() == "trained on model.safetensors"
     assert not (base / "model.safetensors").is_symlink()
 
-    run.note(base={"model": "some/base", "commit": "c" * 40})
+    run.update_environment(base={"model": "some/base", "commit": "c" * 40})
     with pytest.raises(InputError, match="not in the hub's cache .*hf download some/base"):
         pack(run)
 
 
 def test_another_base_than_trained_on_is_refused(run):
-    run.note(base={"model": "data/demo_model", "files": "0" * 64})
+    run.update_environment(base={"model": "data/demo_model", "files": "0" * 64})
     with pytest.raises(InputError, match="not the one that .* was trained on"):
         pack(run)
 

@@ -19,7 +19,7 @@ from dandap.data.checks import TOLD, check_data
 from dandap.data.rows import Row, by_article
 from dandap.data.sentences import character_pairs, likeness, split_sentences
 from dandap.files import new_folder
-from dandap.language import t, translated
+from dandap.language import t
 from dandap.runs.html import write_page
 from dandap.runs.plots import BLUE, INK, bars, draw, font_file, image
 from tasks.submission import inert
@@ -50,7 +50,7 @@ class Findings:
         self, name: str, title: str, fill: Callable[[Axes], None], height: float = 3.2
     ) -> None:
         """Draw a picture into the folder as <name>.png, and keep it for the page."""
-        drawn = draw(self.folder / f"{name}.png", translated(title), fill, height)
+        drawn = draw(self.folder / f"{name}.png", t(title), fill, height)
         self.pictures.append(Markup(drawn))  # made by us, not by a file
 
     def length(self, of: str, values: pd.Series) -> None:
@@ -105,9 +105,9 @@ def tell(findings: Findings, title: str) -> None:
     tables, pictures = findings.tables, findings.pictures
     report = write_page(findings.folder, PAGE, title, tables=tables, pictures=pictures, cell=_cell)
     for name, rows in tables.items():
-        print(translated(name))
+        print(name)
         for row in rows:
-            print("  " + "  ".join(translated(_cell(value)) for value in row))
+            print("  " + "  ".join(_cell(value) for value in row))
     print(f"report: {report}")
 
 

@@ -323,8 +323,8 @@ def pack_run(run: RunFolder, recipe: Recipe, models: dict[str, Path], folder: Pa
     inside = {field: place_of(field) for field in models}
     at_home = recipe.model_copy(update={"model": str(folder / inside["model"])})
     base = base_identity(at_home) | {"model": inside["model"]}
-    finished = {name: run.when(name) for name in ("started", "finished")}
-    write_json(packed.environment_file, {"base": base, "run": run.name_of_run, **finished})
+    finished = {name: run.time(name) for name in ("started", "finished")}
+    write_json(packed.environment_file, {"base": base, "run": run.run_id, **finished})
     packed.save_recipe(recipe.model_copy(update=fresh | inside), run.load_template()[1])
 
 

@@ -43,7 +43,14 @@ from dandap.model.identity import base_identity, same_base
 from dandap.model.load import check_base, check_ids, load_base, load_config, load_tokenizer
 from dandap.model.memory import make_plan, same_plan
 from dandap.recipe import Recipe, make_recipe
-from dandap.runs.folder import RunFolder, begin, describe_environment, find_run, list_runs, new_run
+from dandap.runs.folder import (
+    RunFolder,
+    describe_environment,
+    find_run,
+    list_runs,
+    new_environment,
+    new_run,
+)
 from dandap.runs.journal import Journal, answers_folder, answers_name, hash_settings
 from dandap.runs.predictions import write_predictions
 from dandap.runs.report import write_report
@@ -349,7 +356,7 @@ def _base_run(
         except InputError as error:
             print(f"{run.path} is skipped: {error}")
     run = new_run(output_dir, None, f"{Path(source.recipe.model).name}-base")
-    write_json(run.environment_file, begin([questions.table], base))
+    write_json(run.environment_file, new_environment([questions.table], base))
     run.save_recipe(source.recipe, source.template)
     return run
 

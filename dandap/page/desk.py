@@ -14,7 +14,7 @@ from dandap.answering.answer import place
 from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError, short_list
-from dandap.language import t, translated
+from dandap.language import t
 from dandap.page.cards import Said, Sheet, message, render
 
 MOST_OPEN = 2  # models in memory: the two that stand side by side
@@ -125,7 +125,7 @@ def show(desk: Desk, run: str, beside: str, typed: dict[str, str]) -> str:
             for name, (chosen, adapted) in speakers.items()
         }
     except InputError as error:
-        return message(translated(str(error)))
+        return message(str(error))
     return render(make_sheet(desk.tasks[run], answered))
 
 
@@ -180,7 +180,7 @@ def endpoint(desk: Desk) -> Callable:
         try:
             answered = desk.answer(*what_was_sent(desk, article, questions, run))
         except InputError as error:
-            raise Error(translated(str(error)), print_exception=False) from error
+            raise Error(str(error), print_exception=False) from error
         return [
             {
                 "question": record["question"],

@@ -1,4 +1,4 @@
-"""Name everything that a run writes into outputs/<run>/, and find a run again."""
+"""The files of a run, outputs/<run>/, and how a run is found again."""
 
 import platform
 import subprocess
@@ -6,6 +6,7 @@ import uuid
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from dandap import ROOT
 from dandap.data.rows import Table
@@ -22,32 +23,20 @@ from dandap.files import (
 )
 from dandap.recipe import Recipe, load_recipe
 
-# A result may depend on the versions of these.
+# Results may depend on the versions of these packages.
 PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "bitsandbytes",
-    "accelerate",
-    "datasets",
-    "pandas",
-    "tokenizers",
+    *("torch", "transformers", "trl", "peft", "bitsandbytes"),
+    *("accelerate", "datasets", "pandas", "tokenizers"),
 )
-# A start leaves these before there is anything to go on from; a folder that holds no more may be
-# started in again under its name.
-BEGUN = {
-    "recipe.yaml",
-    "template.json",
-    "environment.json",
-    "data_checks.json",
-    "trimmed.json",
-    "metrics.jsonl",
+# The files that a run writes before its first checkpoint.
+FIRST_FILES = {
+    *("recipe.yaml", "template.json", "environment.json"),
+    *("data_checks.json", "trimmed.json", "metrics.jsonl", "checkpoints"),
 }
 
 
 class RunFolder:
-    """Holds the paths of one run, and reads and writes what lies there."""
+    """The paths of one run, and its recipe, template and environment."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -69,52 +58,44 @@ class RunFolder:
         """Return whether the run has a trained adapter."""
         return self.weights.is_file() and self.weights.stat().st_size > 0
 
-    def check_finished(self) -> None:
-        """Raise InputError if something cannot be read that a finished run needs to answer."""
-        if not self.finished:
-            raise InputError(
-                f"{self.adapter} holds an empty adapter. Train again, or put it back from a copy."
-            )
-        self.load_recipe()
-        self.load_template()
+    @property
+    def has_checkpoint(self) -> bool:
+        """Return whether there is a checkpoint, valid or not."""
+        return any(self.checkpoints.glob("checkpoint-*"))
 
     @property
-    def only_begun(self) -> bool:
-        """Return whether a start left the run with nothing to go on from."""
-        # Hidden are the lock and files half written, which are nothing to go on from either.
+    def is_new(self) -> bool:
+        """Return whether the run has no checkpoint yet, nor anything else worth keeping."""
+        # Hidden files are the lock and partial writes.
         names = {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
-        return names <= BEGUN | {"checkpoints"} and not any(self.checkpoints.glob("checkpoint-*"))
+        return names <= FIRST_FILES and not self.has_checkpoint
 
-    def environment(self) -> dict:
+    def environment(self) -> dict[str, Any]:
         """Read environment.json; raise InputError if it is missing or damaged."""
         return read_json(self.environment_file)
 
-    def when(self, what: str) -> str:
-        """Return the time (UTC) of `started` or `finished`, or "", which sorts before all times.
+    def update_environment(self, **values: Any) -> None:
+        """Write values into environment.json, next to those it has."""
+        write_json(self.environment_file, self.environment() | values)
 
-        It is the folder's own record, which travels with it; files' times may change in a copy.
-        """
-        value = self.environment().get(what)
+    def time(self, event: str) -> str:
+        """Return the recorded time (UTC) of "started" or "finished"; "" sorts before all times."""
+        value = self.environment().get(event)
+        if value is None:
+            return ""
         try:
-            if value is not None:
-                datetime.fromisoformat(value)
+            datetime.fromisoformat(value)
         except (TypeError, ValueError):
+            got = str(value)[:60]
             raise InputError(
-                f"{self.environment_file}: {what!r} is {str(value)[:60]!r}, expected a time."
+                f"{self.environment_file}: {event!r} is {got!r}, expected a time."
             ) from None
-        return value or ""
+        return value
 
     @property
-    def name_of_run(self) -> str | None:
-        """Return what the run's checkpoints are signed with, so that another run's are known.
-
-        It is None in folders of earlier versions.
-        """
+    def run_id(self) -> str | None:
+        """Return the id in the manifests of the run's checkpoints; None in old folders."""
         return self.environment().get("run")
-
-    def note(self, **values) -> None:
-        """Write values into environment.json beside what it says."""
-        write_json(self.environment_file, self.environment() | values)
 
     def load_recipe(self) -> Recipe:
         """Read the recipe as it was resolved when the run started."""
@@ -126,52 +107,40 @@ class RunFolder:
         return load_recipe(str(self.recipe_file), {})
 
     def load_template(self) -> tuple[str, dict[str, str]]:
-        """Read (name, template) as trained; prompts.check_template says if they can be used."""
+        """Read (name, template) as trained."""
         saved = read_json(self.template_file)
-        template = saved.get("template")
-        if not isinstance(saved.get("name"), str) or not isinstance(template, dict):
+        name: Any = saved.get("name")
+        template: Any = saved.get("template")
+        parts = template.values() if isinstance(template, dict) else [None]
+        if not all(isinstance(text, str) for text in (name, *parts)):
             raise InputError(
-                f"{self.template_file} holds no name and template. "
-                "Put it back from a copy of the folder."
+                f"{self.template_file}: expected a name, and a template whose parts are texts. "
+                "Restore it from a copy of the folder."
             )
-        if not all(isinstance(part, str) for part in template.values()):
-            raise InputError(
-                f"{self.template_file}: a part of the template is no text. "
-                "Put it back from a copy of the folder."
-            )
-        return saved["name"], template
+        return name, template
 
     def save_recipe(self, recipe: Recipe, template: dict[str, str]) -> None:
         """Write template.json and recipe.yaml, with every field of the resolved recipe."""
-        # recipe.yaml comes last, because by it a folder is known as a run.
+        # recipe.yaml is last: it marks a folder as a run.
         write_json(self.template_file, {"name": recipe.template, "template": template})
         write_text(self.recipe_file, recipe.to_yaml())
 
 
 def new_run(output_dir: str, name: str | None, made_from: str) -> RunFolder:
-    """Make a fresh folder; refuse a name that is taken, because nothing is ever overwritten."""
-    refuse_taken(output_dir, name)
-    # A folder that was not refused is of a start that left nothing to go on from.
-    if name and (Path(output_dir) / checked_name(name)).is_dir():
-        return RunFolder(Path(output_dir) / checked_name(name))
-    return RunFolder(
-        free_folder(
-            Path(output_dir) / checked_name(name or f"{shortened(made_from)}-{timestamp()}")
-        )
-    )
+    """Make a run folder; without a name it is called after the recipe and the time."""
+    check_name(output_dir, name)
+    folder = Path(output_dir) / checked_name(name or f"{shortened(made_from)}-{timestamp()}")
+    # A named folder that passed the check has no checkpoint and is used again.
+    return RunFolder(folder if name and folder.is_dir() else free_folder(folder))
 
 
-def refuse_taken(output_dir: str, name: str | None) -> None:
-    """Refuse a run's name that is taken, before a model is loaded.
-
-    A start that left nothing to resume takes no name.
-    """
+def check_name(output_dir: str, name: str | None) -> None:
+    """Reject the name of an existing run, unless that run has no checkpoint yet."""
     if not name:
         return
     folder = Path(output_dir) / checked_name(name)
-    if folder.is_dir() and not folder.is_symlink() and RunFolder(folder).only_begun:
-        # The lock refuses a run that is being trained right now and has no checkpoint yet.
-        with locked(folder):
+    if folder.is_dir() and not folder.is_symlink() and RunFolder(folder).is_new:
+        with locked(folder):  # raises if the run is being trained right now
             return
     if folder.exists() or folder.is_symlink():
         raise InputError(
@@ -179,73 +148,71 @@ def refuse_taken(output_dir: str, name: str | None) -> None:
         )
 
 
-def named(name: str, output_dir: str) -> Path | None:
-    """Return what a person means by a name: a path, or something in the folder of runs.
-
-    Where there is neither, return None.
-    """
+def find_path(name: str, output_dir: str) -> Path | None:
+    """Return a path, or the path of something in `output_dir`; None if neither exists."""
     return next((path for path in (Path(name), Path(output_dir) / name) if path.exists()), None)
 
 
 def find_run(name: str | None, output_dir: str) -> RunFolder:
-    """Find a run by path or name; without a name find the newest finished one."""
+    """Find a run by path or name; without a name, the newest finished one."""
     if name:
-        folder = named(name, output_dir)
+        folder = find_path(name, output_dir)
         if folder is None or not folder.is_dir():
             known = short_list(run.path.name for run in list_runs(output_dir)) or "none"
             raise InputError(
                 f"got run {name[:200]!r}; there is no such folder. Runs in {output_dir}: {known}."
             )
         return RunFolder(folder)
-    listed = list_runs(output_dir)
-    finished = [run for run in listed if run.finished]
+    runs = list_runs(output_dir)
+    finished = [run for run in runs if run.finished]
     if not finished:
         raise InputError(
-            f"{output_dir} holds no finished run. "
+            f"{output_dir} has no finished run. "
             "Train one with `python fine_tune.py`, or name one with --run."
         )
-    chosen = newest(finished, "finished")
-    for run in listed:
-        is_newer = run.when("started") > chosen.when("started")
-        # A folder of a base's answers is never finished, and has no checkpoints.
-        if is_newer and not run.finished and any(run.checkpoints.glob("checkpoint-*")):
+    selected = newest(finished, "finished")
+    for run in runs:
+        is_newer = run.time("started") > selected.time("started")
+        if is_newer and not run.finished and run.has_checkpoint:
             print(
-                f"{run.path} is newer and not finished: this is {chosen.path}. "
-                f"`python fine_tune.py --resume {run.path.name}` goes on with it."
+                f"{run.path} is newer but not finished; using {selected.path}. "
+                f"To continue it: python fine_tune.py --resume {run.path.name}"
             )
-    return chosen
+    return selected
 
 
-def newest(runs: list[RunFolder], what: str) -> RunFolder:
-    """Return the run that `started` or `finished` last by its own record.
+def newest(runs: list[RunFolder], event: str) -> RunFolder:
+    """Return the run that "started" or "finished" last by its own record.
 
-    Tell people if the files' times say otherwise, because then a clock may have been wrong.
+    Warn if the modification times disagree: a clock may have been wrong.
     """
-    chosen = max(runs, key=lambda run: run.when(what))
-    written = max(runs, key=lambda run: run.environment_file.stat().st_mtime_ns)
-    if written.path != chosen.path:
+    selected = max(runs, key=lambda run: run.time(event))
+    modified = max(runs, key=lambda run: run.environment_file.stat().st_mtime_ns)
+    if modified.path != selected.path:
         print(
-            f"{chosen.path} is the run that {what} last by its record, {chosen.when(what)}; "
-            f"{written.path} was written to later and says {written.when(what) or 'nothing'}. "
-            "If a clock was wrong, name the run that is meant."
+            f"WARNING: {selected.path} {event} last ({selected.time(event)}), but {modified.path} "
+            f"({modified.time(event) or 'no time'}) was modified later. "
+            "If a clock was wrong, name the run."
         )
-    return chosen
+    return selected
 
 
 def list_runs(output_dir: str) -> list[RunFolder]:
-    """List run folders, oldest first by their own record; name a broken one and pass it over."""
+    """Return the run folders, oldest first by their own record; broken ones are skipped."""
     runs = []
     for file in sorted(Path(output_dir).glob("*/recipe.yaml")):
         run = RunFolder(file.parent)
         try:
-            run.when("finished")
+            run.time("finished")
             if run.weights.exists():
-                run.check_finished()
-            runs.append((run.when("started"), file.parent.name, run))
+                if not run.finished:
+                    raise InputError(f"{run.weights} is empty. Train again, or restore a copy.")
+                run.load_recipe()
+                run.load_template()
+            runs.append((run.time("started"), run))
         except (InputError, OSError) as error:
-            print(f"{run.path} is passed over: {error}")
-    # The runs themselves have no order; those that started together are ordered by name.
-    return [run for *_, run in sorted(runs, key=lambda found: found[:2])]
+            print(f"{run.path} is skipped: {error}")
+    return [run for _, run in sorted(runs, key=lambda found: found[0])]
 
 
 def now() -> str:
@@ -253,12 +220,9 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def describe_environment(tables: list[Table]) -> dict:
-    """Describe what a result depends on besides its recipe.
-
-    These are versions, the device, the project's commit and the hashes of the data.
-    """
-    import torch  # 3 s, which what only reads answers need not take
+def describe_environment(tables: list[Table]) -> dict[str, Any]:
+    """Return what a result depends on besides its recipe: versions, device, commit and data."""
+    import torch  # 3 s, which scripts that only read answers save
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
@@ -273,25 +237,22 @@ def describe_environment(tables: list[Table]) -> dict:
     }
 
 
-def begin(tables: list[Table], base: dict) -> dict:
-    """Describe the environment of a run that begins, with its base's identity and its own name."""
+def new_environment(tables: list[Table], base: dict[str, str]) -> dict[str, Any]:
+    """Return the environment of a new run, with the identity of its base and a new run id."""
     return describe_environment(tables) | {"base": base, "run": uuid.uuid4().hex}
 
 
 def _commit() -> str | None:
-    """Return the project's commit, with "+changes" if files differ from it.
+    """Return the project's commit, with "+changes" if tracked files differ; None without git."""
 
-    Return None without git, or where the project lies in somebody else's checkout.
-    """
-    git = {"capture_output": True, "text": True, "check": True, "cwd": ROOT}
+    def git(*words: str) -> str:
+        command = ["git", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
     try:
-        top, commit = subprocess.run(
-            ["git", "rev-parse", "--show-toplevel", "HEAD"], **git
-        ).stdout.split("\n")[:2]
-        if not ROOT.samefile(top):
+        top, commit = git("rev-parse", "--show-toplevel", "HEAD").splitlines()
+        if not ROOT.samefile(top):  # the project is a folder in somebody else's checkout
             return None
-        # -uno: data and outputs, which git does not track, are no changes of the project.
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **git).stdout
+        return commit + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError, ValueError):
         return None
-    return commit + ("+changes" if changed else "")

@@ -1,11 +1,10 @@
-"""Keep answers in predictions.jsonl as they come.
-
-An inference that was killed goes on where it was.
-"""
+"""predictions.jsonl: answers are appended as they come, and an interrupted inference resumes."""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dandap.data.encode import Example
 from dandap.errors import InputError
@@ -20,67 +19,62 @@ from dandap.files import (
 from dandap.manifest import folder_hash
 from dandap.recipe import Recipe
 
-RECORD = "predictions.jsonl"  # in every folder of answers
-PARTS = "predictions-*.jsonl"  # those of processes 1, 2, ...; the first one puts them into RECORD
+PREDICTIONS = "predictions.jsonl"  # in every folder of answers
 
 
 class Journal:
-    """Holds the answers of one inference, a line each, under a key of all that they depend on.
+    """The answers of one inference, a line each.
 
-    `settings` is a hash of the recipe, template, adapter, data and versions; an answer's key is a
-    hash of it, of the question's id and of its prompt. Every `process` has a file of its own;
-    only the first one reads and finishes.
+    Each line has a key: a hash of `settings` (which is a hash of recipe, template, adapter, data
+    and versions), of the question's id and of its prompt. Every process writes its own file; only
+    process 0 reads, and merges them in the end.
     """
 
-    def __init__(self, folder: Path, settings: str, examples: list[Example], process: int = 0):
-        self.file = folder / (PARTS.replace("*", str(process)) if process else RECORD)
+    def __init__(
+        self, folder: Path, settings: str, examples: Sequence[Example], process: int = 0
+    ) -> None:
+        self.folder = folder
+        self.file = folder / (f"predictions-{process}.jsonl" if process else PREDICTIONS)
         self.keys = {example.row.id: _key(settings, example) for example in examples}
         self.records: dict[str, dict] = {}
 
     def read(self) -> set[str]:
-        """Take over what earlier processes left, and return the ids whose answers were kept.
+        """Return the ids that have an answer, from however many earlier processes.
 
-        There may have been more of them, or fewer. Torn lines, and answers under another key, are
-        left out.
+        Torn lines and answers with another key are dropped.
         """
-        self._take_over(self.file)
-        self._take_over_parts()
+        self._merge([self.file])
         return set(self.records)
 
     def add(self, record: dict) -> None:
-        """Keep an answer in the file, where a kill does not lose it."""
+        """Append an answer to the file, so that a kill does not lose it."""
         append_json(self.file, self._line(record))
         self.records[record["id"]] = record
 
-    def finish(self, ids: list[str]) -> list[dict]:
-        """Return all records in the order of `ids`, and put the file's lines in it.
-
-        The other processes have written theirs by then.
-        """
-        self._take_over_parts()
+    def finish(self, ids: Sequence[str]) -> list[dict]:
+        """Return the records of all processes in the order of `ids`, and rewrite the file so."""
+        self._merge([])
         if missing := set(ids) - self.records.keys():
             raise InputError(
-                f"{self.file.parent} lacks {len(missing)} answers that other processes wrote: the "
-                "folder is not the same on all machines. Start again in one that is; it goes on."
+                f"{self.folder} lacks {len(missing)} answers that other processes wrote: it is not "
+                "the same folder on all machines. Run the command again on a shared folder."
             )
         # Answers come as batches finish, in another order than the test file's.
         self.records = {name: self.records[name] for name in ids}
         self._write()
         return list(self.records.values())
 
-    def _take_over(self, file: Path) -> None:
-        for record in read_json_lines(file):
-            key = record.pop("key", None)
-            if key and key == self.keys.get(record.get("id")):
-                self.records[record["id"]] = record
-
-    def _take_over_parts(self) -> None:
-        parts = sorted(self.file.parent.glob(PARTS))
-        for part in parts:
-            self._take_over(part)
-        # Without what was left out: the next answer would be appended to a torn line.
+    def _merge(self, files: list[Path]) -> None:
+        """Read files and those of the other processes, and write all records into one."""
+        parts = sorted(self.folder.glob("predictions-*.jsonl"))
+        for file in [*files, *parts]:
+            for record in read_json_lines(file):
+                key = record.pop("key", None)
+                if key and key == self.keys.get(record.get("id", "")):
+                    self.records[record["id"]] = record
+        # Also without parts: the next answer would be appended to a torn line.
         self._write()
-        for part in parts:  # only now that the record holds what was in them
+        for part in parts:
             part.unlink()
 
     def _write(self) -> None:
@@ -95,29 +89,22 @@ def _key(settings: str, example: Example) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def hash_settings(settings: dict, adapter: Path | None) -> str:
-    """Return a hash of what all answers of an inference depend on.
-
-    The adapter's files, its tokenizer's among them, are part of it.
-    """
-    text = json.dumps(
-        {**settings, "adapter": folder_hash(adapter) if adapter else None},
-        sort_keys=True,
-        ensure_ascii=True,
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+def hash_settings(settings: dict[str, Any], adapter: Path | None) -> str:
+    """Return a hash of what all answers of an inference depend on, the adapter's files included."""
+    everything = {**settings, "adapter": folder_hash(adapter) if adapter else None}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
-# Ways of answering, as the name of a folder has them. The first ones are told wherever they are not
-# the default, the others where they are not those of the run.
-TOLD = {
+# How folder names show the settings. The first ones appear where they differ from the default or
+# from the run's, the others only where they differ from the run's.
+SHOWN = {
     "grounded": "grounded",
     "choices": "choices",
     "samples": "s{}",
     "temperature": "t{}",
     "beams": "beams{}",
 }
-TOLD_IF_CHANGED = {
+SHOWN_IF_CHANGED = {
     "template": "{}",
     "choices_by": "{}",
     "repetition_penalty": "rp{}",
@@ -129,34 +116,29 @@ TOLD_IF_CHANGED = {
 
 
 def answers_name(of: str, recipe: Recipe, of_run: Recipe, limit: int | None) -> str:
-    """Return what a folder of answers is called but for its time: test-grounded-s8-t0.7.
+    """Return the name of a folder of answers without its time: test-grounded-s8-t0.7.
 
-    `of` is the test file's name or the split's; `of_run` is the recipe that the run was made with.
+    `of` is the test file's name or the split's; `of_run` is the recipe of the run.
     """
-    usual, parts = Recipe(), [of] if limit is None else [of, f"first{limit}"]
-    for name, told in (TOLD | TOLD_IF_CHANGED).items():
+    default, parts = Recipe(), [of] if limit is None else [of, f"first{limit}"]
+    for name, shown in (SHOWN | SHOWN_IF_CHANGED).items():
         value, before = getattr(recipe, name), getattr(of_run, name)
-        if value != before or (name in TOLD and value != getattr(usual, name)):
-            # What was switched off: the run's own recipe had it.
-            parts.append(told.format(value) if value else f"no-{name}")
+        if value != before or (name in SHOWN and value != getattr(default, name)):
+            parts.append(shown.format(value) if value else f"no-{name}")
     return "-".join(parts)
 
 
 def answers_folder(parent: Path, name: str, settings: str) -> Path:
-    """Return the newest folder of an unfinished inference with the same settings, or a new one.
-
-    The new one's name begins with `name`.
-    """
-    # An unfinished one has settings.json and no scores.json, which is written after all answers.
-    for file in sorted(
-        parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime, reverse=True
-    ):
+    """Return the newest folder of an unfinished inference with these settings, or a new one."""
+    files = sorted(parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime)
+    for file in reversed(files):
         try:
             same = read_json(file).get("settings") == settings
         except (InputError, OSError) as error:
-            print(f"{file.parent} is passed over: {error}")
+            print(f"{file.parent} is skipped: {error}")
             continue
-        if same and not (file.parent / "scores.json").exists():
+        # scores.json is written after all answers.
+        if same and not file.with_name("scores.json").exists():
             return file.parent
     folder = new_folder(parent, name)
     write_json(folder / "settings.json", {"settings": settings})

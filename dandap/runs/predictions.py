@@ -1,128 +1,120 @@
-"""Read answers that were written before.
+"""Files of answers: how they are written, found by run or path, read and aligned."""
 
-They are found by run or file, and where several are compared, checked to be on the same questions.
-"""
-
-import argparse
 import csv
 import io
 import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dandap.data.text import clean, decode, writable
 from dandap.errors import InputError, first_line
 from dandap.files import read_json, write_table
-from dandap.runs.folder import RunFolder, find_run, named
-from dandap.runs.journal import RECORD
+from dandap.runs.folder import RunFolder, find_path, find_run
+from dandap.runs.journal import PREDICTIONS
 from tasks.submission import REVIEW_COLUMNS, active
 
 
-def _in_a_cell(value):
-    if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False)
-    return " | ".join(map(str, value)) if isinstance(value, list) else value
+def confidence(record: Mapping[str, Any]) -> float:
+    """Return the confidence of an answer, in [0, 1].
 
-
-def write_predictions(path: Path, records: list[dict]) -> None:
-    """Write predictions.csv: the records, a row each.
-
-    Their lists (gold answers, samples, token ids) are joined with " | ", choices are JSON.
+    It is the geometric mean of its tokens' probabilities; for a choice, its softmax over all
+    choices.
     """
-    rows = []
-    for record in records:
-        rows.append({name: _in_a_cell(value) for name, value in record.items()})
-    write_table(path, rows)
+    choices = record.get("choices")
+    if not choices or record["prediction"] not in choices:
+        return math.exp(record["log_probability"])
+    return choice_probabilities(choices)[record["prediction"]]
 
 
-def add_search_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where `find_predictions` looks for the answers of runs."""
-    parser.add_argument(
-        "--split", choices=["validation"], help="of runs, the answers on their validation questions"
-    )
-    parser.add_argument(
-        "--output_dir",
-        metavar="DIR",
-        default="outputs",
-        help="where runs are and the result goes (default: outputs)",
-    )
+def choice_probabilities(choices: Mapping[str, float]) -> dict[str, float]:
+    """Return the softmax of the log-probabilities of choices."""
+    highest = max(choices.values())  # subtracted, or very unlikely choices would all become 0
+    exponentials = {name: math.exp(value - highest) for name, value in choices.items()}
+    total = sum(exponentials.values())
+    return {name: value / total for name, value in exponentials.items()}
+
+
+def write_predictions(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write predictions.csv: a row per record, lists joined with " | ", choices as JSON."""
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, dict):
+            return json.dumps(value, ensure_ascii=False)
+        return " | ".join(map(str, value)) if isinstance(value, list) else value
+
+    write_table(path, [{name: cell(value) for name, value in r.items()} for r in records])
 
 
 def find_predictions(name: str, output_dir: str, split: str | None = None) -> Path:
-    """Find the file of answers of a run, of a folder of answers, or one named itself.
+    """Return the file of answers of a run or a folder of answers, or the file itself.
 
-    Of a run these are its newest whole answers to a test file, or with split "validation" those to
-    its validation questions. A file named itself is a .jsonl or .csv file.
+    For a run these are its newest complete answers to a test file, or with split "validation" those
+    to its validation questions.
     """
-    path = named(name, output_dir)
-    if path is None:
-        find_run(name, output_dir)  # refuses the name and says which runs there are
-    if path.is_file() or (path / RECORD).is_file():
-        return path if path.is_file() else path / RECORD
+    # Without such a path find_run raises, and lists the runs.
+    path = find_path(name, output_dir) or find_run(name, output_dir).path
+    if path.is_file():
+        return path
+    if (path / PREDICTIONS).is_file():
+        return path / PREDICTIONS
     run = RunFolder(path)
-    # What training answered counts before what `--split validation` answered later.
+    # The answers of training come before those of a later `--split validation`.
     if split and run.validation_record.is_file():
         return run.validation_record
-    whole = [file for file in run.answers.glob("*/scores.json") if _is_of(file, split)]
-    if not whole:
+    answers = _complete_answers(run, split)
+    if not answers:
         how = " --split validation" if split else ""
         raise InputError(
-            f"{path} holds no answers{how and ' to its validation questions'}: "
+            f"{path} has no {'validation ' if split else ''}answers: "
             f"python inference.py --run {path}{how}"
         )
-    # Names begin with the test file's, so that they alone would not tell the newest.
-    return max(
-        whole, key=lambda file: (str(read_json(file).get("started", "")), file.parent.name)
-    ).with_name(RECORD)
+    return answers[-1][0] / PREDICTIONS
 
 
-def run_of(path: Path) -> RunFolder | None:
-    """Return the run that a file of answers lies in, or None."""
-    return next(
-        (
-            RunFolder(folder)
-            for folder in path.resolve().parents
-            if RunFolder(folder).recipe_file.is_file()
-        ),
-        None,
-    )
-
-
-def _is_of(scores_file: Path, split: str | None) -> bool:
-    """Say whether a finished inference answered all of a test file, or of the split."""
-    try:
-        scores = read_json(scores_file)
-    except InputError as error:
-        print(f"{scores_file.parent} is passed over: {error}")
-        return False
-    # With --limit only some questions are answered.
-    return scores.get("split") == split and scores.get("limit") is None
+def _complete_answers(run: RunFolder, split: str | None) -> list[tuple[Path, dict]]:
+    """Return (folder, scores.json) of finished answers to a whole file or split, oldest first."""
+    found = []
+    for file in run.answers.glob("*/scores.json"):
+        try:
+            scores = read_json(file)
+        except InputError as error:
+            print(f"{file.parent} is skipped: {error}")
+            continue
+        if scores.get("split") == split and scores.get("limit") is None:
+            found.append((file.parent, scores))
+    # By time: names begin with the test file's.
+    return sorted(found, key=lambda answer: (str(answer[1].get("started", "")), answer[0].name))
 
 
 def own_answers(run: RunFolder) -> list[tuple[Path, dict]]:
-    """Return the finished answers to whole test files that are the run's own, oldest first.
+    """Return (folder, scores.json) of the complete answers with the run's own recipe, oldest first.
 
-    Each is its folder and what its scores.json notes. Answers in another way (samples, another
-    wording) they would not be the run's own.
+    Answers with other options (samples, another template) are not among them.
     """
-    trained = run.load_recipe().model_dump()
-    whole = [file for file in run.answers.glob("*/scores.json") if _is_of(file, None)]
-    noted = [(file.parent, read_json(file)) for file in whole]
-    own = [(folder, scores) for folder, scores in noted if scores.get("recipe") == trained]
-    return sorted(own, key=lambda answer: (str(answer[1].get("started", "")), answer[0].name))
+    recipe = run.load_recipe().model_dump()
+    return [found for found in _complete_answers(run, None) if found[1].get("recipe") == recipe]
+
+
+def run_of(path: Path) -> RunFolder | None:
+    """Return the run that a file of answers belongs to, or None."""
+    runs = map(RunFolder, path.resolve().parents)
+    return next((run for run in runs if run.recipe_file.is_file()), None)
 
 
 def load_predictions(path: Path) -> list[dict]:
     """Read records with at least "id" and "prediction", in the file's order.
 
-    A .jsonl is as inference writes it; a .csv has the columns id and prediction (predictions.csv),
-    or id and an answer (a submission).
+    A .jsonl file is predictions.jsonl; a .csv file is predictions.csv, review.csv or a submission
+    of two columns.
     """
     text, _ = decode(path.read_bytes(), path)
     records = _from_csv(text, path) if path.suffix.lower() == ".csv" else _from_jsonl(text, path)
-    ids = [record["id"] for record in records]
-    if not ids or len(set(ids)) < len(ids):
+    ids = {record["id"] for record in records}
+    if not ids or len(ids) < len(records):
         raise InputError(
-            f"{path} holds {len(ids)} answers to {len(set(ids))} ids; "
+            f"{path} has {len(records)} answers to {len(ids)} ids; "
             "expected at least one, each id once."
         )
     return records
@@ -130,113 +122,78 @@ def load_predictions(path: Path) -> list[dict]:
 
 def _from_jsonl(text: str, path: Path) -> list[dict]:
     records = []
-    # splitlines would also split at U+2028 and its like, which JSON may hold within a text.
+    # splitlines would also split at U+2028, which JSON may contain within a text.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            records.append(_checked(json.loads(line)))
+            record = json.loads(line)
+            gold, choices = record.get("gold") or [], record.get("choices") or {}
+            texts = [record["id"], record["prediction"], *gold]
+            texts += [record.get(name, "") for name in ("article", "question")]
+            numbers = [record.get("log_probability", 0.0), *choices.values()]
+            kinds = [(str, texts), (int | float, numbers)]
+            if not all(isinstance(value, kind) for kind, values in kinds for value in values):
+                raise TypeError("a text or a number is something else")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{path}, line {number}: expected a JSON object with the texts id and prediction, "
                 f"as inference.py writes it ({first_line(error)})."
             ) from error
+        if gold:
+            record["gold"] = list(map(clean, gold))
+        record |= {"id": writable(record["id"]), "prediction": clean(record["prediction"])}
+        records.append(record)
     return records
 
 
-def _checked(record: dict) -> dict:
-    """Return the record, cleaned; raise ValueError if a field is not of inference's kind."""
-    texts = [
-        record["id"],
-        record["prediction"],
-        record.get("article", ""),
-        record.get("question", ""),
-        *(record.get("gold") or []),
-    ]
-    numbers = [record.get("log_probability", 0.0), *(record.get("choices") or {}).values()]
-    if not all(isinstance(text, str) for text in texts) or not all(
-        isinstance(n, int | float) for n in numbers
-    ):
-        raise ValueError("a text or a number is something else")
-    gold = {"gold": [clean(text) for text in record["gold"]]} if record.get("gold") else {}
-    return {
-        **record,
-        **gold,
-        "id": writable(record["id"]),
-        "prediction": clean(record["prediction"]),
-    }
-
-
 def _from_csv(text: str, path: Path) -> list[dict]:
-    # Cells end at 131,072 characters otherwise. A C long of Windows takes no more than this.
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(2**31 - 1)  # the default is 131,072 characters; Windows takes no more
     try:
-        table = [cells for cells in csv.reader(io.StringIO(text, newline=""), strict=True) if cells]
+        rows = [cells for cells in csv.reader(io.StringIO(text, newline=""), strict=True) if cells]
     except csv.Error as error:
+        raise InputError(f"{path} is not a CSV file that can be read ({error}).") from error
+    header = rows[0] if rows else []
+    if {"id", "prediction"} <= set(header):
+        names = ("id", "prediction")
+    else:
+        names = (header[0], header[-1]) if len(header) == 2 else ("", "")
+    is_table = len(set(header)) == len(header) and all(len(row) == len(header) for row in rows)
+    if not all(names) or not is_table:
         raise InputError(
-            f"{path} is not a CSV file that can be read ({error}). "
-            "Name the one that inference.py wrote."
-        ) from error
-    header = table[0] if table else []
-    name, answer = _columns(header)
-    if answer is None or any(len(cells) != len(header) for cells in table):
-        raise InputError(
-            f"{path} has the columns {header}; "
-            "expected id and prediction, or id and answer, and as many cells in every row."
+            f"{path} has the columns {header[:20]}; expected id and prediction, or the two columns "
+            "of a submission, and as many cells in every row."
         )
-    # A review's texts have an apostrophe before what a spreadsheet would run as a formula.
+    # In review.csv an apostrophe precedes what a spreadsheet would run as a formula.
     text_of = active if tuple(header) == REVIEW_COLUMNS else str
-    return [
-        {"id": text_of(cells[name]), "prediction": text_of(cells[answer])} for cells in table[1:]
-    ]
+    row_id, answer = map(header.index, names)
+    return [{"id": text_of(row[row_id]), "prediction": text_of(row[answer])} for row in rows[1:]]
 
 
-def _columns(header: list[str]) -> tuple[int, int | None]:
-    """Return where the id and the answer stand; of two columns with other names the id is first."""
-    # A name that stands twice, or an empty one, does not say which column is meant.
-    if len(set(header)) < len(header) or not all(header):
-        return 0, None
-    answer = next(
-        (header.index(known) for known in ("prediction", "answer") if known in header), None
-    )
-    if answer is None or "id" not in header:
-        return 0, 1 if len(header) == 2 and answer != 0 else None
-    return header.index("id"), answer
+def same_questions(members: Mapping[str, list[dict]]) -> list[list[dict]]:
+    """Return the records of every file in the first one's order.
 
-
-def same_questions(members: dict[str, list[dict]]) -> list[list[dict]]:
-    """Return the members' records in the first one's order.
-
-    Raise InputError if their questions differ; it names the files and an id of either.
+    Raise InputError, with the files and an id, if their questions differ.
     """
-    first, *others = members
-    order = [record["id"] for record in members[first]]
-    known = set(order)
-    aligned = [members[first]]
-    for name in others:
-        by_id = {record["id"]: record for record in members[name]}
-        missing, more = [i for i in order if i not in by_id], [i for i in by_id if i not in known]
-        if missing or more:
-            told = [
-                f"{len(ids)} are only in {where}, as {ids[0]}"
-                for ids, where in ((missing, first), (more, name))
-                if ids
-            ]
+    first, mine = next(iter(members.items()))
+    aligned = []
+    for name, theirs in members.items():
+        by_id = {record["id"]: record for record in theirs}
+        odd = by_id.keys() ^ {record["id"] for record in mine}
+        if odd:
             raise InputError(
-                f"{first} and {name} answer different questions: {'; '.join(told)}. Of a run its "
-                "newest answers are taken. Name answers to the same file: RUN/answers/FOLDER."
+                f"{first} and {name} answer different questions: {len(odd)} are in one only, as "
+                f"{min(odd)}. For a run its newest answers are used; name RUN/answers/FOLDER."
             )
-        aligned.append([by_id[i] for i in order])
-        for mine, other in zip(members[first], aligned[-1], strict=True):
-            # Articles may differ where answers are chosen: a dialogue may have been cleaned for
-            # one member and not for another.
+        aligned.append([by_id[record["id"]] for record in mine])
+        for one, other in zip(mine, aligned[-1], strict=True):
+            # With choices the articles may differ: a dialogue may be cleaned for one member.
             for what in (
-                ("question", "gold") if mine.get("choices") else ("question", "article", "gold")
+                ("question", "gold") if one.get("choices") else ("question", "gold", "article")
             ):
-                if mine.get(what) and other.get(what) and mine[what] != other[what]:
+                if one.get(what) and other.get(what) and one[what] != other[what]:
                     raise InputError(
-                        f"{first} and {name} answer different questions: "
-                        f"{what} of {mine['id']} is not the same in both. "
-                        "Name answers to the same file."
+                        f"{first} and {name} answer different questions: {what} of {one['id']} "
+                        "is not the same in both. Name answers to the same file."
                     )
     return aligned

@@ -159,7 +159,7 @@ def find_checkpoint(run: RunFolder, model: PeftModel) -> Path:
 
     InputError if there is none, or if its adapter has another shape than the model's.
     """
-    checkpoint, skipped = newest_valid(run.checkpoints, run.name_of_run)
+    checkpoint, skipped = newest_valid(run.checkpoints, run.run_id)
     for line in skipped:
         print(line)
     if checkpoint is None:
@@ -269,10 +269,10 @@ def save_adapter(
         model.save_pretrained(str(folder), save_embedding_layers=False)
         tokenizer.save_pretrained(str(folder))
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's card names the base by its path
-        seal(folder, run.name_of_run)
+        seal(folder, run.run_id)
         if run.adapter.exists():  # damaged, or the run would count as finished
             os.replace(run.adapter, Path(tempfile.mkdtemp(prefix="adapter-damaged-", dir=run.path)))
-        run.note(finished=now())  # the time; what counts is the adapter's folder
+        run.update_environment(finished=now())  # the time; what counts is the adapter's folder
         os.replace(folder, run.adapter)
     except (OSError, SafetensorError) as error:  # safetensors has its own errors for a full disk
         raise InputError(

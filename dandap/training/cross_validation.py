@@ -34,7 +34,7 @@ from dandap.model.adapter import average_adapters
 from dandap.model.identity import base_identity
 from dandap.recipe import Recipe
 from dandap.runs.ensemble import combine
-from dandap.runs.folder import RunFolder, named
+from dandap.runs.folder import RunFolder, find_path
 from dandap.runs.predictions import own_answers, write_predictions
 from dandap.runs.report import write_report
 from dandap.training.resume import check_unchanged, resumed_recipe
@@ -87,7 +87,7 @@ def cross_validate(
                 "output_dir": str(parent),
             }
         )
-        begun = run.path.is_dir() and not run.only_begun
+        begun = run.path.is_dir() and not run.is_new
         print(f"fold {number} of {folds}{' is continued' if begun else ''}")
         if begun:
             own = resumed_recipe(run, own, resume_anyway)
@@ -135,7 +135,7 @@ def cross_validate(
 def find_folds(name: str, output_dir: str) -> Path:
     """Return a folder of folds by name or path; "" is the newest one."""
     if name:
-        parent = named(name, output_dir)
+        parent = find_path(name, output_dir)
     else:
         found = [file.parent for file in Path(output_dir).glob("*/folds.json")]
         parent = max(found, key=lambda folder: folder.stat().st_mtime_ns, default=None)

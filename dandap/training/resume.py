@@ -7,13 +7,13 @@ from dandap.errors import InputError
 from dandap.model.distributed import is_first
 from dandap.model.identity import same_base
 from dandap.recipe import Recipe
-from dandap.runs.folder import RunFolder, begin, list_runs, named, newest
+from dandap.runs.folder import RunFolder, find_path, list_runs, new_environment, newest
 
 
 def find_unfinished(name: str | None, output_dir: str) -> RunFolder:
     """Return the run to resume by name or path, or the newest unfinished one."""
     if name:
-        run = RunFolder(named(name, output_dir) or Path(name))
+        run = RunFolder(find_path(name, output_dir) or Path(name))
     else:
         unfinished = [run for run in list_runs(output_dir) if is_unfinished(run)]
         if not unfinished:
@@ -79,7 +79,7 @@ def check_unchanged(
 
     The new environment is added to the run's environment.json.
     """
-    before, today = run.environment(), begin([table], base)
+    before, today = run.environment(), new_environment([table], base)
     changed = []
     # By its hash: the file may have been moved.
     if table.sha256 not in before.get("data", {}).values():
@@ -111,4 +111,4 @@ def check_unchanged(
     if is_first():
         names = ("packages", "commit", "data", "base", "platform", "gpu")
         entry = {name: today[name] for name in names} | {"when": today["started"]}
-        run.note(resumed=[*before.get("resumed", []), entry])
+        run.update_environment(resumed=[*before.get("resumed", []), entry])

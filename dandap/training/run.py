@@ -45,7 +45,7 @@ from dandap.model.memory import (
 )
 from dandap.model.shapes import SHAPES, make_config
 from dandap.recipe import Recipe
-from dandap.runs.folder import RunFolder, begin, new_run, refuse_taken
+from dandap.runs.folder import RunFolder, check_name, new_environment, new_run
 from dandap.training.batching import count_tokens, speedup
 from dandap.training.callbacks import StopSignals, Tracker, TrainingProgress, check_trackers
 from dandap.training.checkpoints import (
@@ -81,7 +81,7 @@ def train(
     task = get_task(recipe.task)
     template = run_template(recipe, resume)
     if not resume:
-        refuse_taken(recipe.output_dir, recipe.run_name)
+        check_name(recipe.output_dir, recipe.run_name)
         check_writable(Path(recipe.output_dir), "Name another --output_dir.")
     check_trackers(recipe)
     table, rows, validation_rows = read_data(recipe)
@@ -114,7 +114,7 @@ def train(
 
     # The folder is made only now, so that what failed before leaves no empty run.
     run = resume or from_first(
-        partial(start_run, recipe, name, plan, begin([table], base), template, examples)
+        partial(start_run, recipe, name, plan, new_environment([table], base), template, examples)
     )
     with held(run.path):
         checkpoint = find_checkpoint(run, model) if resume and not run.finished else None
@@ -163,7 +163,7 @@ def fit(
             callbacks.append(evaluate)
         tokenizer = open_model.encoder.tokenizer
         trainer = make_trainer(recipe, plan, tokenizer, examples, model, run.checkpoints, callbacks)
-        trainer.run_id, trainer.args.run_name = run.name_of_run, run.path.name
+        trainer.run_id, trainer.args.run_name = run.run_id, run.path.name
         try:
             with stop:
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))

@@ -1,0 +1,118 @@
+"""Run folders: how they are found, listed, named and read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dandap.errors import InputError
+from dandap.files import locked
+from dandap.runs.folder import RunFolder, check_name, find_run, list_runs, new_run
+from dandap.runs.predictions import find_predictions, own_answers, same_questions
+from tools.compare import compare
+
+LEGACY = Path("tests/data/legacy")
+
+
+def make_run(folder, environment):
+    """Write a finished run whose environment.json is given as a dict or a text."""
+    (folder / "adapter").mkdir(parents=True)
+    text = environment if isinstance(environment, str) else json.dumps(environment)
+    template = {"name": "concise", "template": {"user": "{context} {question}"}}
+    for name, content in (
+        ("recipe.yaml", "model: m\n"),
+        ("environment.json", text),
+        ("template.json", json.dumps(template)),
+        ("adapter/adapter_model.safetensors", "x"),
+    ):
+        (folder / name).write_text(content)
+    return RunFolder(folder)
+
+
+def test_a_run_of_the_version_before():
+    run = RunFolder(LEGACY)
+    assert run.finished and not run.is_new
+    assert run.time("started") < run.time("finished")
+    assert len(run.run_id) == 32
+    assert run.load_recipe().task == "economic_qa"
+    assert run.load_template()[0] == run.load_recipe().template
+    assert find_predictions(str(LEGACY), "outputs", "validation") == run.validation_record
+    assert own_answers(run) == []
+    assert not RunFolder(Path("tests/data/legacy-stopped")).finished
+
+
+def test_broken_runs_are_skipped_by_name(tmp_path, capsys):
+    first = {"started": "2026-01-01", "finished": "2026-01-02"}
+    later = json.dumps({"started": "2026-01-03", "finished": "2026-01-04"})
+    make_run(tmp_path / "good", first)
+    odd = [("environment.json", text) for text in ("", "null", "[]", '{"finished": ', "\x00")]
+    odd += [("environment.json", '{"finished": []}'), ("environment.json", '{"finished": "soon"}')]
+    odd += [("adapter/adapter_model.safetensors", ""), ("template.json", "{"), ("recipe.yaml", "[")]
+    for number, (file, content) in enumerate(odd):
+        (make_run(tmp_path / f"odd-{number}", later).path / file).write_text(content)
+    assert find_run(None, str(tmp_path)).path.name == "good"
+    printed = capsys.readouterr().out
+    for number in range(len(odd)):
+        assert f"{tmp_path / f'odd-{number}'} is skipped: " in printed
+
+
+def test_a_clock_that_was_wrong_is_reported(tmp_path, capsys):
+    make_run(tmp_path / "old", {"started": "2026-11-25T09", "finished": "2026-11-25T10"})
+    make_run(tmp_path / "new", {"started": "1970-01-01T00", "finished": "1970-01-01T01"})
+    assert find_run(None, str(tmp_path)).path.name == "old"
+    assert "new (1970-01-01T01) was modified later" in capsys.readouterr().out
+
+
+def test_runs_are_in_the_order_of_their_starts(tmp_path):
+    make_run(tmp_path / "b", {"started": "2026-01-02"})
+    make_run(tmp_path / "a", {"started": "2026-01-01"})
+    assert [run.path.name for run in list_runs(str(tmp_path))] == ["a", "b"]
+
+
+def test_an_unfinished_newer_run_is_reported(tmp_path, capsys):
+    make_run(tmp_path / "done", {"started": "2026-01-01", "finished": "2026-01-02"})
+    newer = make_run(tmp_path / "newer", {"started": "2026-01-03"})
+    newer.weights.unlink()
+    (newer.checkpoints / "checkpoint-1").mkdir(parents=True)
+    assert find_run(None, str(tmp_path)).path.name == "done"
+    assert f"{newer.path} is newer but not finished" in capsys.readouterr().out
+    with pytest.raises(InputError, match="'done', 'newer'"):
+        find_run("nobody", str(tmp_path))
+
+
+def test_the_name_of_a_run_without_a_checkpoint_is_free(tmp_path):
+    run = make_run(tmp_path / "mine", {})
+    with pytest.raises(InputError, match="exists already"):
+        check_name(str(tmp_path), "mine")
+    run.weights.unlink()
+    run.adapter.rmdir()
+    check_name(str(tmp_path), "mine")
+    assert new_run(str(tmp_path), "mine", "demo").path == run.path
+    with locked(run.path), pytest.raises(InputError, match="in use"):
+        check_name(str(tmp_path), "mine")
+    (run.checkpoints / "checkpoint-1").mkdir(parents=True)
+    with pytest.raises(InputError, match="exists already"):
+        check_name(str(tmp_path), "mine")
+    assert new_run(str(tmp_path), None, "demo").path.name.startswith("demo-2")
+
+
+def test_a_damaged_template_is_reported(tmp_path):
+    wrong = '{"name": "a", "template": {"user": 1}}'
+    for text in ("", "[]", '{"name": "concise"}', wrong):
+        (tmp_path / "template.json").write_text(text)
+        with pytest.raises(InputError, match=r"template.json"):
+            RunFolder(tmp_path).load_template()
+
+
+def test_the_same_ids_of_other_questions_are_not_aligned():
+    one, other = (
+        [{"id": "r0", "prediction": "가", "question": question}] for question in ("왜?", "언제?")
+    )
+    with pytest.raises(InputError, match="question of r0 is not the same in both"):
+        same_questions({"one": one, "other": other})
+
+
+def test_an_output_folder_that_leads_nowhere_is_rejected(tmp_path):
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(InputError, match="leads nowhere. Name another --output_dir"):
+        compare(["a", "b"], str(tmp_path / "out"))
