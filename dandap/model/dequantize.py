@@ -1,4 +1,4 @@
-"""A base as plain numbers, those that its NF4 weights stand for: what other programs can load."""
+"""A base with dequantized weights, which other programs can load."""
 
 import shutil
 from pathlib import Path
@@ -17,38 +17,35 @@ CPU = torch.device("cpu")
 
 
 def check_space(recipe: Recipe, folder: Path, what: str, way_out: str) -> None:
-    """Refuse, before anything is loaded, a plain model that disk or main memory cannot hold."""
+    """Reject, before it is loaded, a dequantized model that disk or main memory cannot hold."""
     model = empty_model(load_config(recipe), recipe.trust_remote_code)
     dtype = pick_compute_dtype(recipe, pick_device())
     size = dtype.itemsize * sum(parameter.numel() for parameter in model.parameters())
     existing = next(parent for parent in folder.absolute().parents if parent.is_dir())
-    for name, free in (
-        (f"the disk of {existing}", shutil.disk_usage(existing).free),
-        ("main memory", available_memory()),
-    ):
-        if free < size:
+    free = {"main memory": available_memory(), str(existing): shutil.disk_usage(existing).free}
+    for name, there in free.items():
+        if there < size:
             raise InputError(
-                f"{what} of {recipe.model} takes {size / GB:.1f} GB in "
-                f"{str(dtype).removeprefix('torch.')}; {name} has {free / GB:.1f} GB free. "
-                f"Free some, {way_out}."
+                f"{what} of {recipe.model} takes {size / GB:.1f} GB in {dtype}; {name} has "
+                f"{there / GB:.1f} GB free. Free some, {way_out}."
             )
 
 
 def load_plain(recipe: Recipe) -> PreTrainedModel:
-    """Load the base into main memory; of NF4 weights the numbers that they stand for."""
+    """Load the base into main memory, with dequantized weights."""
     model = load_base(recipe, pick_device())
     if quantizer := getattr(model, "hf_quantizer", None):
-        # The adapter was trained on the base as NF4 has it. Merged into the base of the hub, three
-        # of the demo's 265 test answers change; into NF4 itself, which rounds the sum, two.
+        # The adapter was trained on the quantized base. Merged into the original base, three of the
+        # demo's 265 test answers change; into the quantized weights, which are rounded again, two.
         dequantise(model, onto=CPU)
         quantizer.remove_quantization_config(model)
     return model.to(CPU)
 
 
 def plain_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Return a plain model's weights as its architecture has them; InputError if one is no number.
+    """Return a dequantized model's weights as its architecture has them, all finite.
 
-    bitsandbytes puts Linear layers in the place of GPT-2's Conv1D, whose weight is the transpose.
+    bitsandbytes replaces GPT-2's Conv1D by Linear layers, whose weight is the transpose.
     """
     state, layers = model.state_dict(), dict(model.named_modules())
     for name, module in empty_model(model.config).named_modules():
@@ -56,7 +53,5 @@ def plain_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
             state[f"{name}.weight"] = state[f"{name}.weight"].T.contiguous()
     for name, tensor in state.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise InputError(
-                f"{name} holds numbers that {tensor.dtype} cannot. Use --compute_dtype bfloat16."
-            )
+            raise InputError(f"{name} overflows in {tensor.dtype}. Use --compute_dtype bfloat16.")
     return state

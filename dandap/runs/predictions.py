@@ -7,6 +7,7 @@ import argparse
 import csv
 import io
 import json
+import math
 from pathlib import Path
 
 from dandap.data.files import decode
@@ -203,6 +204,15 @@ def _columns(header: list[str]) -> tuple[int, int | None]:
     if answer is None or "id" not in header:
         return 0, 1 if len(header) == 2 and answer != 0 else None
     return header.index("id"), answer
+
+
+def confidence(record: dict) -> float:
+    """Return the geometric mean of an answer's token probabilities, or of a choice its share."""
+    if "choices" not in record:
+        return math.exp(record["log_probability"])
+    # The likeliest is the answer; the others are weighed against it, so that no sum is 0.
+    scores = record["choices"].values()
+    return 1 / sum(math.exp(score - max(scores)) for score in scores)
 
 
 def same_questions(members: dict[str, list[dict]]) -> list[list[dict]]:
