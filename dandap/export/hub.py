@@ -15,14 +15,12 @@ def sign_in(name: str) -> str:
     try:
         validate_repo_id(name)
         user = HfApi().whoami()["name"]
-    except HFValidationError as error:
+    except (HFValidationError, OSError, HTTPError) as error:
+        # An error's text may quote the request, with the token; its name is safe to print.
         raise InputError(
-            f"--push_to_hub: got {name[:200]!r}; expected NAME or OWNER/NAME of letters, digits "
-            "and -_. (at most 96)."
+            f"--push_to_hub: got {name[:200]!r} ({type(error).__name__}); expected NAME or "
+            "OWNER/NAME, and a token with write access. Sign in with `hf auth login`."
         ) from error
-    except (OSError, HTTPError) as error:
-        reason = f"{_reason(error)} Sign in with `hf auth login`."
-        raise InputError(f"--push_to_hub: {reason}") from error
     return name if "/" in name else f"{user}/{name}"
 
 
@@ -33,13 +31,7 @@ def upload(folder: Path, name: str) -> str:
         HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="Dandap export")
     except (OSError, HTTPError) as error:
         raise InputError(
-            f"{folder} was not uploaded to {name}: {_reason(error)} The same command uploads it "
-            "again, and does not export it again."
+            f"{folder} was not uploaded to {name} ({type(error).__name__}). The same command "
+            "uploads it again, and does not export it again."
         ) from error
     return address
-
-
-def _reason(error: Exception) -> str:
-    # Not the error's text, which may quote the request, with the token.
-    status = getattr(getattr(error, "response", None), "status_code", "none")
-    return f"{type(error).__name__} (status of the hub's answer: {status})."

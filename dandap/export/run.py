@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 import metrics
 from dandap.answering.run import OpenModel, Source, find_source, open_model
 from dandap.data.encode import Encoder
 from dandap.data.rows import Answers, split_by_article
-from dandap.errors import InputError
+from dandap.errors import InputError, first_line
 from dandap.export.card import write_card
 from dandap.export.gguf import find_converter, write_gguf
 from dandap.files import check_writable, read_json, read_json_lines, whole_folder, write_json
@@ -51,42 +52,43 @@ def export(
     is. `options` are over the run's recipe.
     """
     source = find_source(run, output_dir, options=options)
-    source = Source(source.run, with_dtype(source.recipe, source.run), source.template)
-    recipe, run = source.recipe, source.run
+    assert source.run
+    trained, recipe = source.run, with_dtype(source.recipe, source.run)
+    source = Source(trained, recipe, source.template)
     if repository and to == "adapter" and Path(recipe.model).is_dir():
         raise InputError(
             f"the base {recipe.model} is a folder of this machine, which nobody else has. Push "
             "merged weights: --to merged."
         )
-    folder = Path(exports_dir or run.path / "exports") / to
+    folder = Path(exports_dir or trained.path / "exports") / to
     check_writable(folder.parent, "Name another with --exports_dir.")
     converter = find_converter() if to == "gguf" else []
-    name = run.path.resolve().name
+    name = trained.path.resolve().name
     record = {
         "to": to,
         "title": repository.split("/")[-1] if repository else name,
         "place": repository or to,
         "run": name,
-        "adapter": folder_hash(run.adapter),
+        "adapter": folder_hash(trained.adapter),
         "dtype": recipe.compute_dtype,
     }
     if is_exported(folder, record, reuse=bool(repository)):
         return folder
     merged = folder.with_name("merged")
     if to == "gguf" and not is_exported(merged, record, reuse=True):
-        export(str(run.path), exports_dir=str(folder.parent), options=options)
+        export(str(trained.path), exports_dir=str(folder.parent), options=options)
     with whole_folder(folder) as partial:
         if to == "merged":
-            record |= _export_merged(source, partial)
+            record |= _export_merged(source, trained, partial)
         elif to == "gguf":
             record = read_json(merged / RECORD) | record
             tokenizer, sample = load_tokenizer(recipe, merged), get_task(recipe.task).sample
             encoder = Encoder(tokenizer, source.template, sample)
             record["gguf"] = write_gguf(partial, merged, converter, recipe, encoder, record)
         else:
-            record |= _export_adapter(source, partial)
+            record |= _export_adapter(source, trained, partial)
         write_json(partial / RECORD, record)
-        write_card(partial, source, record)
+        write_card(partial, source, trained, record)
     print(f"{to}: {folder}")
     return folder
 
@@ -114,9 +116,9 @@ def is_exported(folder: Path, record: dict[str, Any], reuse: bool) -> bool:
     return True
 
 
-def _export_merged(source: Source, folder: Path) -> dict[str, Any]:
+def _export_merged(source: Source, run: RunFolder, folder: Path) -> dict[str, Any]:
     """Write the merged model; return what export.json says of how it and the run answer."""
-    recipe, run, task = source.recipe, source.run, get_task(source.recipe.task)
+    recipe, task = source.recipe, get_task(source.recipe.task)
     table = read_train(task, recipe)
     if table.sha256 not in run.environment().get("data", {}).values():
         print(f"WARNING: {table.path} is not the file that {run.path} was trained on")
@@ -141,7 +143,7 @@ def _export_merged(source: Source, folder: Path) -> dict[str, Any]:
     stops = generation.eos_token_id
     return {
         "untied": untied,
-        "stops": {stop: tokenizer.convert_ids_to_tokens(stop) for stop in stops},
+        "stops": dict(zip(stops, tokenizer.convert_ids_to_tokens(stops), strict=True)),
         "validation": {"which": which} | compare(task, before, after),
     }
 
@@ -171,7 +173,11 @@ def merge(recipe: Recipe, run: RunFolder, folder: Path, generation: GenerationCo
     was_tied = model.config.get_text_config().tie_word_embeddings
     merged = for_answering(load_adapter(model, run.adapter), merged=True)
     merged.generation_config = generation
-    merged.save_pretrained(str(folder), state_dict=plain_weights(merged))
+    try:
+        merged.save_pretrained(str(folder), state_dict=plain_weights(merged))
+    except SafetensorError as error:  # not an OSError, also for a full disk
+        reason = f"{folder} could not be written ({first_line(error)})"
+        raise InputError(f"{reason}. Free some space, or name another --exports_dir.") from error
     unwanted = shutil.ignore_patterns("adapter_*", MANIFEST)
     shutil.copytree(run.adapter, folder, ignore=unwanted, dirs_exist_ok=True)
     return was_tied and not merged.config.get_text_config().tie_word_embeddings
@@ -200,9 +206,9 @@ def compare(task: Task, before: Answers, after: Answers) -> dict[str, Any]:
     return {"questions": len(after.rows), "same": same, **compared, **scores}
 
 
-def _export_adapter(source: Source, folder: Path) -> dict[str, Any]:
+def _export_adapter(source: Source, run: RunFolder, folder: Path) -> dict[str, Any]:
     """Write the adapter for PEFT; its weights, and so its scores, are those of training."""
-    recipe, run = source.recipe, source.run
+    recipe = source.recipe
     check_whole(run.adapter)
     unwanted = shutil.ignore_patterns(MANIFEST)
     shutil.copytree(run.adapter, folder, ignore=unwanted, dirs_exist_ok=True)
@@ -218,6 +224,6 @@ def _export_adapter(source: Source, folder: Path) -> dict[str, Any]:
     stops = Encoder(tokenizer, source.template, get_task(recipe.task).sample).stop_ids()
     return {
         "untied": False,
-        "stops": {stop: tokenizer.convert_ids_to_tokens(stop) for stop in stops},
+        "stops": dict(zip(stops, tokenizer.convert_ids_to_tokens(stops), strict=True)),
         "validation": {"which": "validation", "before": scores, "after": None},
     }

@@ -39,7 +39,7 @@ def load_plain(recipe: Recipe) -> PreTrainedModel:
         # demo's 265 test answers change; into the quantized weights, which are rounded again, two.
         dequantise(model, onto=CPU)
         quantizer.remove_quantization_config(model)
-    return model.to(CPU)
+    return model.cpu()
 
 
 def plain_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:

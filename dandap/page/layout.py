@@ -14,7 +14,8 @@ from tasks.task import Box, Task
 
 MAX_SAMPLES = 8
 # One model computes at a time; a visitor who comes while 64 wait reads that the queue is full.
-MODEL, MAX_WAITING = {"concurrency_id": "model", "concurrency_limit": 1}, 64
+MODEL: Any = {"concurrency_id": "model", "concurrency_limit": 1}
+MAX_WAITING = 64
 # On a phone the answers are below what was typed.
 SCROLL = "() => document.getElementById('{}').scrollIntoView({{block: 'nearest'}})"
 

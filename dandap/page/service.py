@@ -95,8 +95,10 @@ class AnswerService:
 
     def answer_request(self, article: Any, questions: Any, run: Any) -> list[dict[str, Any]]:
         """Return what /answer sends; the types are checked here, because Gradio does not."""
-        texts = [article, *questions] if isinstance(questions, list) else [None]
-        if not all(isinstance(text, str) for text in texts) or "\n" in "".join(texts[1:]):
+        texts = questions if isinstance(questions, list) else [None]
+        if not all(isinstance(text, str) and "\n" not in text for text in texts) or not isinstance(
+            article, str
+        ):
             raise InputError("expected an article, and a list of questions without line breaks.")
         typed = {"article": article, "questions": "\n".join(questions)}
         boxes = {name: [box.name for box in self.tasks[name].page.boxes] for name in self.tasks}
