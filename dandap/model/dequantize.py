@@ -13,8 +13,6 @@ from dandap.model.load import dequantise, load_base, load_config
 from dandap.model.memory import GB, available_memory, empty_model
 from dandap.recipe import Recipe
 
-CPU = torch.device("cpu")
-
 
 def check_space(recipe: Recipe, folder: Path, what: str, way_out: str) -> None:
     """Reject, before it is loaded, a dequantized model that disk or main memory cannot hold."""
@@ -23,11 +21,11 @@ def check_space(recipe: Recipe, folder: Path, what: str, way_out: str) -> None:
     size = dtype.itemsize * sum(parameter.numel() for parameter in model.parameters())
     existing = next(parent for parent in folder.absolute().parents if parent.is_dir())
     free = {"main memory": available_memory(), str(existing): shutil.disk_usage(existing).free}
-    for name, there in free.items():
-        if there < size:
+    for name, room in free.items():
+        if room < size:
             raise InputError(
                 f"{what} of {recipe.model} takes {size / GB:.1f} GB in {dtype}; {name} has "
-                f"{there / GB:.1f} GB free. Free some, {way_out}."
+                f"{room / GB:.1f} GB free. Free some, {way_out}."
             )
 
 
@@ -35,9 +33,9 @@ def load_plain(recipe: Recipe) -> PreTrainedModel:
     """Load the base into main memory, with dequantized weights."""
     model = load_base(recipe, pick_device())
     if quantizer := getattr(model, "hf_quantizer", None):
-        # The adapter was trained on the quantized base. Merged into the original base, three of the
-        # demo's 265 test answers change; into the quantized weights, which are rounded again, two.
-        dequantise(model, onto=CPU)
+        # The adapter was trained on the quantized base. Merged into the original base three of the
+        # demo's 265 test answers change; into quantized weights, which are rounded again, two.
+        dequantise(model, onto=torch.device("cpu"))
         quantizer.remove_quantization_config(model)
     return model.cpu()
 

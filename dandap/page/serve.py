@@ -118,9 +118,7 @@ class RequestFilter:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-        elif scope["type"] == "http" and not ALLOWED.fullmatch(scope["path"]):
+        if scope["type"] == "http" and not ALLOWED.fullmatch(scope["path"]):
             await PlainTextResponse("not found", 404)(scope, receive, send_with_headers)
         else:
             await self.app(scope, receive, send_with_headers)

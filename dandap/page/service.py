@@ -95,10 +95,9 @@ class AnswerService:
 
     def answer_request(self, article: Any, questions: Any, run: Any) -> list[dict[str, Any]]:
         """Return what /answer sends; the types are checked here, because Gradio does not."""
-        texts = questions if isinstance(questions, list) else [None]
-        if not all(isinstance(text, str) and "\n" not in text for text in texts) or not isinstance(
-            article, str
-        ):
+        lines = questions if isinstance(questions, list) else [None]
+        is_valid = all(isinstance(line, str) and "\n" not in line for line in lines)
+        if not (is_valid and isinstance(article, str)):
             raise InputError("expected an article, and a list of questions without line breaks.")
         typed = {"article": article, "questions": "\n".join(questions)}
         boxes = {name: [box.name for box in self.tasks[name].page.boxes] for name in self.tasks}
