@@ -99,7 +99,9 @@ def with_dtype(recipe: Recipe, run: RunFolder) -> Recipe:
         return recipe
     environment = run.environment()
     # Earlier versions did not record it.
-    dtype = environment.get("compute_dtype") or ("bfloat16" if environment["gpu"] else "float32")
+    dtype = environment.get("compute_dtype") or (
+        "bfloat16" if environment.get("gpu") else "float32"
+    )
     return make_recipe(recipe.model_dump() | {"compute_dtype": dtype}, "environment.json")
 
 
