@@ -1,4 +1,1 @@
-"""A finished run made into what others load: merged weights, an adapter, a GGUF, a model card.
-
-This package imports base, runs and data; not training and answering, which stand beside it.
-"""
+"""A finished run as others load it: merged weights, an adapter, a GGUF, with a model card."""

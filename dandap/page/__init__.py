@@ -1,4 +1,1 @@
-"""Make the page of app.py: its cards of answers, its layout, and what may be fetched.
-
-Only `layout` needs Gradio; what is asked of the models comes in as functions.
-"""
+"""The page of app.py. Only `layout` and `serve` need Gradio."""

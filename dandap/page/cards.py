@@ -1,141 +1,77 @@
-"""Show answers as HTML: a card a question, and the article with the answers marked in it.
+"""Render answers as HTML: a card for each question, and the article with the answers marked.
 
-Whatever comes from people or models is escaped here, and nowhere else.
+Texts of people and models are escaped by the template, and nowhere else.
 """
 
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment
+
+from dandap.answering.answer import place
+from dandap.data.encode import Example
 from dandap.language import t
+from dandap.runs.predictions import confidence
+from tasks.task import PageForm
 
-LIMITS = (0.95, 0.8, 0.5)  # probabilities from which the first, second and third of these are said
-SURE = ("very sure", "fairly sure", "unsure", "little more than a guess")
-LONG = 40  # characters; a sentence is not shown in the size of a word
+TEMPLATE = Path(__file__).with_name("cards.html.jinja")
+# The lowest confidence for each of these.
+LEVELS = {"very sure": 0.95, "fairly sure": 0.8, "unsure": 0.5, "little more than a guess": 0.0}
 
 
-@dataclass(frozen=True)
-class Said:
-    """Holds one answer: who gave it, its text, how sure, and its place in the article shown.
+def render(form: PageForm, answers: Mapping[str, list[tuple[Example, dict[str, Any]]]]) -> str:
+    """Return the answers of each model (by its name) to the same questions.
 
-    Where it `is_choice` nobody expects that it stands there.
+    The article is shown as the first model read it.
     """
+    first = next(iter(answers.values()))
+    article, cards, marks = first[0][0].context, [], []
+    for number, (asked, _) in enumerate(first):
+        card = []
+        for model, (name, answered) in enumerate(answers.items(), 1):
+            row, record = asked.row, answered[number][1]
+            # A choice's letter is no piece of the text, wherever it is found in it.
+            span = None if row.choices else place(record["prediction"], article)
+            if span:
+                marks.append((*span, number + 1, model))
+            is_own = bool(article and record["prediction"]) and not (span or row.choices)
+            shown = form.show_answer(row, record["prediction"])
+            card.append((name, shown, record["ended"] == "cut", is_own, *grade(confidence(record))))
+        cards.append((form.show_question(asked.row), card))
+    pieces = mark_article(article, marks)
+    return _fill(cards=cards, trimmed=first[0][0].trimmed, pieces=pieces)
 
-    speaker: str
-    text: str
-    probability: float
-    span: tuple[int, int] | None
-    is_cut: bool
-    is_choice: bool = False
+
+def render_message(text: str) -> str:
+    """Return an error's sentence in place of answers."""
+    return _fill(message=text)
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """Holds what is shown: an article ("" for none), and each question with all its answers.
+def _fill(**values: Any) -> str:
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.globals["t"] = t
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(values)
 
-    `trimmed` is how many characters of the article were not read.
+
+def grade(confidence: float) -> tuple[str, int]:
+    """Return a confidence in words and in percent, rounded down: 99.7% is not certain."""
+    level = next(level for level, least in LEVELS.items() if confidence >= least)
+    return level, min(int(confidence * 100), 99)
+
+
+def mark_article(article: str, marks: list[tuple]) -> list[tuple[str, list[int], list[int]]]:
+    """Return the article in pieces: (text, models that answer with it, questions that end here).
+
+    A mark is (start, end, question, model). Marks may overlap, so the text is cut wherever one
+    starts or ends.
     """
-
-    article: str
-    trimmed: int
-    questions: list[str]
-    answers: list[list[Said]]  # for each question, one of each speaker
-
-
-def render(sheet: Sheet) -> str:
-    """Return the sheet as HTML."""
-    cards = [
-        _card(number, question, said, sheet)
-        for number, (question, said) in enumerate(
-            zip(sheet.questions, sheet.answers, strict=True), 1
-        )
-    ]
-    article = ""
-    if sheet.article:
-        cut = t(
-            "The text was too long: {characters} characters were left out.",
-            characters=f"{sheet.trimmed:,}",
-        )
-        article = (
-            f'<section class="article"><h3>{t("As the model read it")}</h3>'
-            f'{_note(cut if sheet.trimmed else "")}<p class="text">{_marked(sheet)}</p></section>'
-        )
-    means = t(
-        "How sure: the probability that the model gave to a token of its answer, on "
-        "average (the geometric mean); where there are choices, the answer's share among them. It "
-        "is not the probability that the answer is right."
-    )
-    return (
-        f'<div class="sheet"><ol class="cards">{"".join(cards)}</ol>'
-        f'<p class="note">{means}</p>{article}</div>'
-    )
-
-
-def message(text: str) -> str:
-    """Return a sentence, as an error's, in place of answers."""
-    return f'<p class="message" role="alert">{escape(text)}</p>'
-
-
-def _card(number: int, question: str, answers: list[Said], sheet: Sheet) -> str:
-    """Return a question's card; answers that differ from the first one's are told apart."""
-    lines = []
-    for speaker, said in enumerate(answers, 1):
-        notes = [t("The answer was too long and was cut.")] if said.is_cut else []
-        elsewhere = sheet.article and said.text and not said.span
-        # Nor does what was cut; that it was says enough.
-        if elsewhere and not said.is_cut and not said.is_choice:
-            notes.append(t("This answer does not stand in the text as written."))
-        size = ' class="long"' if len(said.text) > LONG else ""
-        name = f'<span class="who">{escape(said.speaker)}</span>' if len(answers) > 1 else ""
-        lines.append(
-            f'<div class="said by{speaker}">{name}'
-            f"<strong{size}>{escape(said.text) or t('(an empty answer)')}</strong>"
-            f"{_confidence(said.probability)}{''.join(map(_note, notes))}</div>"
-        )
-    return (
-        f'<li class="card"><div class="question"><b>{number}</b> {escape(question)}</div>'
-        f'<div class="row">{"".join(lines)}</div></li>'
-    )
-
-
-def _confidence(probability: float) -> str:
-    # Rounded down: 99.7% is not certain.
-    percent = f"{min(int(probability * 100), 99)}%"
-    return (
-        f'<span class="sure"><span class="bar"><i style="width:{percent}"></i></span>'
-        f"{how_sure(probability)} · {percent}</span>"
-    )
-
-
-def how_sure(probability: float) -> str:
-    """Return a probability in words."""
-    return t(SURE[sum(probability < limit for limit in LIMITS)])
-
-
-def _note(text: str) -> str:
-    return f'<span class="note">{text}</span>' if text else ""
-
-
-def _marked(sheet: Sheet) -> str:
-    """Return the article with a mark wherever an answer stands, and the questions' numbers at it.
-
-    Answers may overlap, so that the text is cut where any of them begins or ends.
-    """
-    places = [
-        (said.span, number, speaker)
-        for number, answers in enumerate(sheet.answers, 1)
-        for speaker, said in enumerate(answers, 1)
-        if said.span
-    ]
-    cuts = sorted({0, len(sheet.article), *(end for span, _, _ in places for end in span)})
     pieces = []
-    for start, end in pairwise(cuts):
-        piece = escape(sheet.article[start:end])
-        here = [each for each in places if each[0][0] <= start and end <= each[0][1]]
-        if here:
-            speakers = " ".join(f"by{speaker}" for speaker in sorted({each[2] for each in here}))
-            ending = sorted({number for span, number, _ in here if span[1] == end})
-            numbers = "".join(f"<sup>{number}</sup>" for number in ending)
-            piece = f'<mark class="{speakers}">{piece}{numbers}</mark>'
-        pieces.append(piece)
-    return "".join(pieces)
+    cuts = {0, len(article), *(cut for mark in marks for cut in mark[:2])}
+    for start, end in pairwise(sorted(cuts)):
+        here = [mark for mark in marks if mark[0] <= start and end <= mark[1]]
+        models = sorted({model for *_, model in here})
+        ending = sorted({question for _, its_end, question, _ in here if its_end == end})
+        pieces.append((article[start:end], models, ending))
+    return pieces

@@ -1,116 +1,102 @@
-"""Lay the page out with Gradio: a tab for each task, and the endpoint /answer beside them."""
+"""Lay the page out with Gradio: a tab for each task, and the endpoint /answer."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from typing import Any
 
 import gradio
 
+from dandap import ROOT
+from dandap.data.rows import by_article
+from dandap.errors import InputError
 from dandap.language import t
-from dandap.page.desk import BASE
+from dandap.page.service import BASE, AnswerService
+from tasks.task import Box, Task
 
-STYLE = Path(__file__).with_name("page.css")
-# One model computes at a time; whoever comes while so many wait is told that the queue is full.
-MODEL, MOST_WAITING = {"concurrency_id": "model", "concurrency_limit": 1}, 64
-# Fonts that the reader has, Korean ones first: nothing is fetched for them.
-FONTS = ("Pretendard", "Apple SD Gothic Neo", "Noto Sans KR", "Malgun Gothic", "NanumGothic")
+MAX_SAMPLES = 8
+# One model computes at a time; a visitor who comes while 64 wait reads that the queue is full.
+MODEL: Any = {"concurrency_id": "model", "concurrency_limit": 1}
+MAX_WAITING = 64
 # On a phone the answers are below what was typed.
-INTO_SIGHT = """() => {{
-    const shown = document.getElementById("{}"), top = shown.getBoundingClientRect().top;
-    if (top < 0 || top > innerHeight / 2) shown.scrollIntoView({{behavior: "smooth"}});
-}}"""
+SCROLL = "() => document.getElementById('{}').scrollIntoView({{block: 'nearest'}})"
 
 
-@dataclass(frozen=True)
-class Tab:
-    """Describes the tab of one task.
+def build_page(service: AnswerService) -> gradio.Blocks:
+    """Return the page, with a tab for each task that a run was trained for."""
 
-    `boxes` are the task's, `samples` map a name to what stands in them.
-    """
+    def answer(article: str, questions: list[str], run: str = "") -> list[dict]:
+        """Answer questions on an article with a run (without a name the default one).
 
-    name: str
-    title: str
-    boxes: tuple
-    runs: list[str]
-    samples: dict[str, dict[str, str]]
+        Each answer has the mean probability of its tokens (of a choice its share), and its place
+        in the article as it was read, [start, end) in characters, or null.
+        """
+        try:
+            return service.answer_request(article, questions, run)
+        except InputError as error:
+            raise gradio.Error(str(error), print_exception=False) from error
 
-
-def build_page(tabs: list[Tab], show: Callable[..., str], answer: Callable) -> gradio.Blocks:
-    """Return the page.
-
-    `show(run, beside, typed)` gives HTML; `answer` is the endpoint, typed for Gradio's
-    documentation of it.
-    """
-    several = gradio.Tabs if len(tabs) > 1 else nullcontext
+    tasks = {task.name: task for task in service.tasks.values()}
     with gradio.Blocks(title="단답 Dandap", analytics_enabled=False) as page:
         subtitle = t("Reads an article once and answers its questions in a word each.")
         gradio.HTML(f"<header><h1>단답</h1><p>{subtitle}</p></header>")
-        with several():
-            for tab in tabs:
-                with gradio.Tab(t(tab.title)) if len(tabs) > 1 else nullcontext():
-                    _fill(tab, show)
+        with gradio.Tabs() if len(tasks) > 1 else nullcontext():
+            for task in tasks.values():
+                with gradio.Tab(t(task.page.title)) if len(tasks) > 1 else nullcontext():
+                    _add_task(service, task)
         gradio.api(answer, api_name="answer", **MODEL)
-    return page.queue(max_size=MOST_WAITING, api_open=False)
+    return page.queue(max_size=MAX_WAITING, api_open=False)
 
 
-def _fill(tab: Tab, show: Callable[..., str]) -> None:
-    """Put a tab's boxes on its left, and what is answered on its right; below on a phone."""
+def _add_task(service: AnswerService, task: Task) -> None:
+    """Put a task's boxes on the left and the answers on the right; below on a phone."""
+    runs = [name for name, its_task in service.tasks.items() if its_task is task]
+    names, found = [box.name for box in task.page.boxes], samples(task)
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=5, min_width=320):
             with gradio.Row():
-                run = gradio.Dropdown(
-                    tab.runs, value=tab.runs[0], label=t("Who answers"), filterable=False
-                )
-                others = [(t("nothing"), ""), (t("the base, before training"), BASE), *tab.runs]
-                beside = gradio.Dropdown(others, value="", label=t("Beside it"), filterable=False)
-            sample = gradio.Dropdown(
-                [(t("pick one"), ""), *tab.samples],
-                value="",
-                label=t("Sample"),
-                filterable=False,
-            )
-            boxes = [_box(box) for box in tab.boxes]
+                run = _dropdown("Model", runs)
+                others = [(t("nothing"), ""), (t("the untuned base model"), BASE), *runs]
+                compared = _dropdown("Compare with", others, "")
+            sample = _dropdown("Sample", [(t("pick one"), ""), *found], "")
+            boxes = [_box(box) for box in task.page.boxes]
             button = gradio.Button(t("Ask"), variant="primary")
         with gradio.Column(scale=6, min_width=320):
-            shown = gradio.HTML(
-                f'<p class="nothing">{t("Answers appear here.")}</p>', elem_id=f"shown-{tab.name}"
-            )
-    names = [box.name for box in tab.boxes]
+            empty = f'<p class="nothing">{t("Answers appear here.")}</p>'
+            shown = gradio.HTML(empty, elem_id=f"shown-{task.name}")
 
-    def ask(run: str, beside: str, *values: str) -> str:
-        return show(run, beside, dict(zip(names, values, strict=True)))
+    def ask(run: str, compared: str, *texts: str | None) -> str:
+        typed = {name: text or "" for name, text in zip(names, texts, strict=True)}
+        return service.show(run, compared, typed)
 
-    asked = button.click(ask, [run, beside, *boxes], shown, api_visibility="private", **MODEL)
-    asked.then(None, js=INTO_SIGHT.format(shown.elem_id), api_visibility="private")
-    # Filling boxes does not wait for a model that answers others.
-    sample.input(
-        partial(_sample, tab), sample, boxes, api_visibility="private", concurrency_limit=None
-    )
+    def fill(chosen: str) -> Any:
+        texts = [found[chosen][name] if chosen in found else gradio.skip() for name in names]
+        return texts if len(texts) > 1 else texts[0]
 
-
-def _sample(tab: Tab, chosen: str) -> list | object:
-    """Return what a sample puts into the boxes; the first choice leaves them as they are."""
-    if chosen not in tab.samples:
-        return [gradio.skip() for _ in tab.boxes] if len(tab.boxes) > 1 else gradio.skip()
-    values = [tab.samples[chosen][box.name] for box in tab.boxes]
-    return values if len(values) > 1 else values[0]
+    hidden: Any = {"api_visibility": "private"}
+    asked = button.click(ask, [run, compared, *boxes], shown, **hidden, **MODEL)
+    asked.then(None, js=SCROLL.format(shown.elem_id), **hidden)
+    # Filling in a sample does not wait for the model.
+    sample.input(fill, sample, boxes, concurrency_limit=None, **hidden)
 
 
-def _box(box) -> gradio.components.Component:
-    label = t(box.label)
+def samples(task: Task) -> dict[str, dict[str, str]]:
+    """Return what may be tried, by its first words: articles of the bundled file, or one row."""
+    file = task.page.sample_file
+    rows = task.read([ROOT / file], {}, False).rows if file else [task.sample]
+    found: dict[str, dict[str, str]] = {}
+    for indices in by_article(row.article for row in rows)[:MAX_SAMPLES]:
+        typed = task.page.to_text([rows[index] for index in indices])
+        words = " ".join(typed[task.page.boxes[0].name].split())
+        found[f"{len(found) + 1}. {words[:28]}..."] = typed
+    return found
+
+
+def _dropdown(label: str, choices: list, value: str | None = None) -> gradio.Dropdown:
+    value = choices[0] if value is None else value
+    return gradio.Dropdown(choices, value=value, label=t(label), filterable=False)
+
+
+def _box(box: Box) -> gradio.components.Component:
     if box.choices:
-        return gradio.Dropdown(
-            list(box.choices), value=box.choices[0], label=label, filterable=False
-        )
+        return _dropdown(box.label, list(box.choices))
     # A box grows with what is typed, up to twice its height, and then scrolls.
-    return gradio.Textbox(label=label, lines=box.lines, max_lines=2 * box.lines)
-
-
-def theme() -> gradio.themes.Base:
-    """Return the colours and fonts."""
-    fonts = [gradio.themes.Font(name) for name in (*FONTS, "sans-serif")]
-    return gradio.themes.Base(
-        primary_hue="teal", neutral_hue="stone", font=fonts, font_mono=fonts, radius_size="lg"
-    )
+    return gradio.Textbox(label=t(box.label), lines=box.lines, max_lines=2 * box.lines)
