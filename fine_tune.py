@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     # Under a launcher (accelerate launch, torchrun) every process comes here; all would print.
     with first_one_speaks():
         if arguments.plan:
-            from dandap.model.plans import show_plans  # with torch, as below
+            from dandap.model.plans import print_plans  # with torch, as below
 
-            show_plans(arguments)
+            print_plans(arguments.recipe, chosen_options(arguments), arguments.gpu_memory)
         elif arguments.folds and not arguments.preview:
             from folds import train_folds  # with inference.py and ensemble.py, used here alone
 

@@ -54,7 +54,7 @@ def open_model(
         )
     encoder = Encoder(tokenizer, template, get_task(recipe.task).sample)
     print(plan)
-    model = load_base(recipe, plan.device, config, plan.dequantised)
+    model = load_base(recipe, plan.device, config, plan.dequantized)
     if run:
         model = load_adapter(model, run.adapter)
         # On a CPU the products are what takes the time.

@@ -127,7 +127,7 @@ def make_model(job: Job, config: PretrainedConfig, folder: Path) -> PeftModel:
     tell_saving(job)
     tell_few_steps(job)
     tell_gain(job)
-    model = add_adapter(load_base(job.recipe, plan.device, config, plan.dequantised), job.recipe)
+    model = add_adapter(load_base(job.recipe, plan.device, config, plan.dequantized), job.recipe)
     trained, total = model.get_nb_trainable_parameters()
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
     check_space(folder, trained)
