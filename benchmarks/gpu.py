@@ -45,7 +45,7 @@ from dandap.errors import InputError, first_line
 from dandap.model.adapter import add_adapter, for_answering
 from dandap.model.device import pick_compute_dtype, pick_device, why_no_gpu
 from dandap.model.load import load_tokenizer
-from dandap.model.memory import GB, Machine, empty_model, estimate_training, make_plan
+from dandap.model.memory import GB, Footprint, make_plan
 from dandap.model.shapes import NAMES, SHAPES, make_config, named_config
 from dandap.recipe import Recipe, load_recipe
 from dandap.training.job import Job
@@ -192,9 +192,8 @@ def training(arguments: argparse.Namespace, device: torch.device) -> dict:
         trainer.train()
     losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
     tokens, predicting = max(forwarded)
-    machine = Machine(device, plan.compute_dtype, None, plan.flex, predicting / tokens)
-    checkpointing = plan.gradient_checkpointing
-    estimate = estimate_training(recipe, empty_model(config), tokens, checkpointing, machine)
+    footprint = Footprint(recipe, config, device, plan.compute_dtype, plan.flex)
+    estimate = footprint.training(tokens, plan.gradient_checkpointing, predicting / tokens)
     return {
         "peak_gb": round(torch.cuda.max_memory_allocated() / GB, 2),
         "reserved_gb": round(torch.cuda.max_memory_reserved() / GB, 2),

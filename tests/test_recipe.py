@@ -9,7 +9,7 @@ import yaml
 
 from dandap.cli import Parser, add_options, chosen_options, parse
 from dandap.errors import InputError, nearest
-from dandap.model.memory import GB, Machine, empty_model, estimate_training
+from dandap.model.memory import GB, Footprint
 from dandap.model.shapes import SHAPES, make_config
 from dandap.recipe import RECIPES_DIR, Recipe, load_recipe, make_recipe
 from tasks import checked_template
@@ -73,9 +73,9 @@ def test_a_recipe_tells_its_source_and_that_it_never_ran(name):
     assert "per step" in comment
     assert "Source: " in comment
     recipe = load_recipe(name, {})
-    model = empty_model(make_config(SHAPES[recipe.model]))
-    sixteen_bits = Machine(torch.device("cuda"), torch.bfloat16, None)
-    least = estimate_training(recipe, model, recipe.max_length, True, sixteen_bits).total / GB
+    config = make_config(SHAPES[recipe.model])
+    footprint = Footprint(recipe, config, torch.device("cuda"), torch.bfloat16)
+    least = footprint.training(recipe.max_length, checkpointing=True).total / GB
     assert f"Memory: about {least:.0f} GB at least" in comment
 
 

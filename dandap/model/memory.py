@@ -1,4 +1,4 @@
-"""Estimate the memory of a run and plan its batches; what autograd keeps is counted, not derived."""
+"""Estimate the memory of a run and plan its batches; activations are counted, not derived."""
 
 import math
 from dataclasses import dataclass, replace
@@ -143,38 +143,43 @@ def count_layer(
     model.set_attn_implementation("eager" if eager else "counted")
     with torch.random.fork_rng(devices=[]):  # add_adapter seeds the generator
         adapted = add_adapter(model.requires_grad_(False), recipe)
-    adapted.to(dtype).train()  # with the adapter: autocast gives it the precision of its inputs
+    adapted.to(dtype).train()  # the adapter, too: autocast casts it to the base's precision
     if recipe.quantization == "none" and dtype.itemsize < 4:
         # PEFT casts the input of each adapter to float32, and autocast casts it back.
         for module in model.modules():
             if isinstance(module, LoraLayer):
                 module.lora_A["default"].register_forward_pre_hook(_copied)
+    storages: set[torch.UntypedStorage] = set()
+    marks = []
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        storages.add(tensor.untyped_storage())
+        return tensor
+
+    def mark(*_: object) -> None:
+        marks.append(storages.copy())
+
+    layers[-1].register_forward_pre_hook(mark)
+    layers[-1].register_forward_hook(mark)
     length, kinds = recipe.max_length, set(getattr(text, "layer_types", None) or ())
-    with torch.device("meta"):
-        hidden = torch.empty(1, length, text.hidden_size, dtype=dtype, requires_grad=True)
+    with (
+        torch.device("meta"),
+        torch.autograd.graph.saved_tensors_hooks(save, save),
+        mock.patch.object(torch.nn.functional, "dropout", _fused_dropout),
+    ):
         mask = None if flex else torch.empty(1, 1, length, length, dtype=dtype)
-        positions = torch.zeros(1, length, dtype=torch.long)
-    masks = dict.fromkeys(kinds, mask) if "sliding_attention" in kinds else mask
-    counts = []
-    for depth in (2, 1):
-        del layers[depth:]
-        storages: set[torch.UntypedStorage] = set()
-
-        def note(tensor: torch.Tensor, storages: set = storages) -> torch.Tensor:
-            storages.add(tensor.untyped_storage())
-            return tensor
-
-        saved = torch.autograd.graph.saved_tensors_hooks(note, note)
-        with saved, mock.patch.object(torch.nn.functional, "dropout", _fused_dropout):
-            model.base_model(
-                inputs_embeds=hidden, attention_mask=masks, position_ids=positions, use_cache=False
-            )
-        storages -= {parameter.untyped_storage() for parameter in model.parameters()}
-        kept = sum(storage.nbytes() for storage in storages)
-        counts.append((kept, adapted.get_nb_trainable_parameters()[0]))
-    (two, adapter_of_two), (one, adapter_of_one) = counts
-    others = (text.num_hidden_layers - 1) * (adapter_of_two - adapter_of_one)
-    return (two - one) / length, adapter_of_one + others
+        model.base_model(
+            inputs_embeds=torch.empty(1, length, text.hidden_size, dtype=dtype, requires_grad=True),
+            attention_mask=dict.fromkeys(kinds, mask) if "sliding_attention" in kinds else mask,
+            position_ids=torch.zeros(1, length, dtype=torch.long),
+            use_cache=False,
+        )
+    before, after = marks
+    kept = after - before - {parameter.untyped_storage() for parameter in model.parameters()}
+    in_a_layer = sum(p.numel() for p in layers[-1].parameters() if p.requires_grad)
+    adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    adapter += in_a_layer * (text.num_hidden_layers - len(layers))
+    return sum(storage.nbytes() for storage in kept) / length, adapter
 
 
 class Footprint:
@@ -198,25 +203,25 @@ class Footprint:
         # Llama of these sizes.
         except Exception:  # noqa: BLE001
             names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
-            sizes = {name: getattr(self.config, name, None) for name in names}
+            sizes: dict[str, Any] = {name: getattr(self.config, name, None) for name in names}
             llama = LlamaConfig(hidden_size=self.hidden, intermediate_size=self.inner, **sizes)
-            recipe = recipe.model_copy(update={"lora_target_modules": "all-linear"})
-            count = count_layer(recipe, llama, dtype, flex)
+            everywhere = recipe.model_copy(update={"lora_target_modules": "all-linear"})
+            count = count_layer(everywhere, llama, dtype, flex)
         self.layer_bytes, self.adapter = count
         # A token's part of the dense masks, (rows, length, length): one for each kind of layer.
         is_mixed = "sliding_attention" in (getattr(self.config, "layer_types", None) or ())
-        self.mask_bytes = self.recipe.max_length * self.each * (2 if is_mixed else 1)
-        model = empty_model(config, self.recipe.trust_remote_code)
+        self.mask_bytes = recipe.max_length * self.each * (2 if is_mixed else 1)
+        model = empty_model(config, recipe.trust_remote_code)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.weights: float = self.parameters * self.each
-        if self.recipe.quantization == "nf4":
+        if recipe.quantization == "nf4":
             # Half a byte a weight of the linear layers but the head, a float32 constant per 64 (or
             # 8 bits, and a float32 per 256 constants), and one dequantized matrix.
             head = model.get_output_embeddings()
             linear = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, Conv1D))]
-            sizes = [module.weight.numel() for module in linear if module is not head]
-            constants = (8 + 32 / 256 if self.recipe.double_quantization else 32) / 64 / 8
-            self.weights += sum(sizes) * (0.5 + constants - self.each) + max(sizes) * self.each
+            weights = [module.weight.numel() for module in linear if module is not head]
+            constants = (8 + 32 / 256 if recipe.double_quantization else 32) / 64 / 8
+            self.weights += sum(weights) * (0.5 + constants - self.each) + max(weights) * self.each
 
     def training(
         self, tokens: int, checkpointing: bool, answer_share: float = ANSWER_SHARE
@@ -262,10 +267,8 @@ class Footprint:
 
 
 def expected_length(max_new_tokens: int) -> int:
-    """Return how many tokens of an answer a batch has room for at first.
-
-    Most answers stop long before max_new_tokens. A CUDA step that needs more room is captured again.
-    """
+    """Return how many tokens of an answer a batch has room for at first."""
+    # Most stop long before max_new_tokens; a CUDA step that needs more room is captured again.
     return min(max_new_tokens, max(16, math.ceil(max_new_tokens / 4)))
 
 
@@ -342,12 +345,15 @@ def fit_plan(
         if estimate.total <= free:
             break
     else:
-        needs = f"{estimate}; {free / GB:.1f} GB are free"
         if not on_cpu:
-            way_out = _way_out(recipe, estimate, free, training)
-            raise DoesNotFit(f"{recipe.model} needs about {needs}. Try {way_out}.")
+            base_fits = estimate.total - estimate.activations < free
+            raise DoesNotFit(
+                f"{recipe.model} needs about {estimate}; {free / GB:.1f} GB are free. "
+                f"Try {_way_out(recipe, training, base_fits)}."
+            )
         print(
-            f"WARNING: {recipe.model} may need {needs}. Close other programs or lower --max_length."
+            f"WARNING: {recipe.model} may need {estimate}; {free / GB:.1f} GB of main memory are "
+            "free. Close other programs or lower --max_length."
         )
     plan = Plan(
         device,
@@ -368,20 +374,15 @@ def fit_plan(
     return plan
 
 
-def _way_out(recipe: Recipe, estimate: MemoryEstimate, free: float, training: bool) -> str:
-    """Return what would lower the estimate, the strongest first."""
-    steps = []
-    if training and recipe.quantization == "none":
-        steps.append("--quantization nf4")
+def _way_out(recipe: Recipe, training: bool, base_fits: bool) -> str:
+    steps = ["a smaller base (see the README's table)", "a larger or emptier GPU (see nvidia-smi)"]
+    if training and base_fits:  # only then does a shorter batch help
+        steps.insert(0, f"--max_length {recipe.max_length // 2}")
     if training and recipe.gradient_checkpointing is False:
-        steps.append("--gradient_checkpointing true")
-    # A shorter batch helps only if base and adapter alone fit.
-    if training and estimate.total - estimate.activations < free:
-        if recipe.tokens_per_batch != "auto":
-            steps.append("--tokens_per_batch auto")
-        steps.append(f"--max_length {recipe.max_length // 2}")
-    steps.append("a smaller base (see the README's table)")
-    return f"{', '.join(steps)}, or a larger or emptier GPU (see nvidia-smi)"
+        steps.insert(0, "--gradient_checkpointing true")
+    if training and recipe.quantization == "none":
+        steps.insert(0, "--quantization nf4")
+    return f"{', '.join(steps[:-1])}, or {steps[-1]}"
 
 
 def same_plan(plan: Plan) -> Plan:

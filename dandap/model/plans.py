@@ -1,4 +1,4 @@
-"""`fine_tune.py --plan`: batch size, checkpointing and memory of recipes on GPUs of several sizes."""
+"""`fine_tune.py --plan`: batch size, checkpointing and memory of recipes, by GPU size."""
 
 from pathlib import Path
 
