@@ -1,6 +1,7 @@
 """Estimate the memory of a run and plan its batches; activations are counted, not derived."""
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -8,7 +9,6 @@ from unittest import mock
 
 import psutil
 import torch
-from peft.tuners.lora import LoraLayer
 from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
@@ -130,27 +130,25 @@ def _copied(module, inputs):
 def count_layer(
     recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype, flex: bool
 ) -> tuple[float, int]:
-    """Count the bytes that autograd keeps of a token in a layer, and the adapter's parameters.
-
-    The first two layers run forward on the meta device; others are assumed to be like the second.
-    """
+    """Count the bytes that autograd keeps of a token in a layer, and the adapter's parameters."""
     text: Any = config.get_text_config()
     model = empty_model(config, recipe.trust_remote_code)
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
     layers = next(each for each in lists if len(each) == text.num_hidden_layers)
-    del layers[2:]
+    del layers[2:]  # the others are assumed to be like the second
     eager = not flex and pick_attention(recipe, text) == "eager"
     model.set_attn_implementation("eager" if eager else "counted")
-    with torch.random.fork_rng(devices=[]):  # add_adapter seeds the generator
-        adapted = add_adapter(model.requires_grad_(False), recipe)
-    adapted.to(dtype).train()  # the adapter, too: autocast casts it to the base's precision
+    # add_adapter seeds the generator, and PEFT's warnings come when the real adapter is made. Like
+    # autocast, `to` casts the adapter to the base's precision.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+        adapted = add_adapter(model.requires_grad_(False), recipe).to(dtype).train()
     if recipe.quantization == "none" and dtype.itemsize < 4:
         # PEFT casts the input of each adapter to float32, and autocast casts it back.
-        for module in model.modules():
-            if isinstance(module, LoraLayer):
-                module.lora_A["default"].register_forward_pre_hook(_copied)
+        for name, module in model.named_modules():
+            if name.endswith(".lora_A.default"):
+                module.register_forward_pre_hook(_copied)
     storages: set[torch.UntypedStorage] = set()
-    marks = []
+    marks: list[set[torch.UntypedStorage]] = []
 
     def save(tensor: torch.Tensor) -> torch.Tensor:
         storages.add(tensor.untyped_storage())
@@ -177,8 +175,8 @@ def count_layer(
     before, after = marks
     kept = after - before - {parameter.untyped_storage() for parameter in model.parameters()}
     in_a_layer = sum(p.numel() for p in layers[-1].parameters() if p.requires_grad)
-    adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    adapter += in_a_layer * (text.num_hidden_layers - len(layers))
+    others = (text.num_hidden_layers - len(layers)) * in_a_layer
+    adapter = adapted.get_nb_trainable_parameters()[0] + others
     return sum(storage.nbytes() for storage in kept) / length, adapter
 
 
@@ -199,9 +197,8 @@ class Footprint:
         self.inner = getattr(self.config, "intermediate_size", None) or 4 * self.hidden
         try:
             count = count_layer(recipe, config, dtype, flex)
-        # Code that needs real numbers, such as a router's, does not run on the meta device: count a
-        # Llama of these sizes.
         except Exception:  # noqa: BLE001
+            # Code that needs numbers, such as a router, fails there: count a Llama of these sizes.
             names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
             sizes: dict[str, Any] = {name: getattr(self.config, name, None) for name in names}
             llama = LlamaConfig(hidden_size=self.hidden, intermediate_size=self.inner, **sizes)
@@ -242,9 +239,8 @@ class Footprint:
         backward = tokens * (self.inner + 2 * self.hidden) * self.each
         moment = max(loss, backward + (one_layer if checkpointing else 0))
         activations = self.config.num_hidden_layers * kept + ends + masks + moment
-        # Weight, gradient and AdamW's two moments in float32, and the copy that autocast makes.
-        copy = self.each if self.each < 4 and not checkpointing else 0
-        adapter = (16 + copy) * self.adapter
+        # Weight, gradient and AdamW's two moments in float32, and the copy that autocast keeps.
+        adapter = self.adapter * (16 if checkpointing or self.each == 4 else 16 + self.each)
         return MemoryEstimate(self.weights, adapter, activations, self.parameters)
 
     def answering(self, tokens: int) -> MemoryEstimate:
@@ -346,24 +342,17 @@ def fit_plan(
             break
     else:
         if not on_cpu:
-            base_fits = estimate.total - estimate.activations < free
+            way_out = _way_out(recipe, training, estimate.total - estimate.activations < free)
             raise DoesNotFit(
-                f"{recipe.model} needs about {estimate}; {free / GB:.1f} GB are free. "
-                f"Try {_way_out(recipe, training, base_fits)}."
+                f"{recipe.model} needs about {estimate}; {free / GB:.1f} GB are free. Try "
+                f"{way_out}."
             )
         print(
             f"WARNING: {recipe.model} may need {estimate}; {free / GB:.1f} GB of main memory are "
             "free. Close other programs or lower --max_length."
         )
-    plan = Plan(
-        device,
-        footprint.dtype,
-        tokens,
-        checkpointing,
-        estimate,
-        None if on_cpu else free,
-        footprint.flex,
-    )
+    limit = None if on_cpu else free
+    plan = Plan(device, footprint.dtype, tokens, checkpointing, estimate, limit, footprint.flex)
     # Whole weights are faster: dequantized on a CPU, and with a merged adapter in answers on a GPU.
     whole = replace(estimate, weights=footprint.parameters * footprint.each)
     is_nf4 = recipe.quantization == "nf4"
@@ -375,14 +364,16 @@ def fit_plan(
 
 
 def _way_out(recipe: Recipe, training: bool, base_fits: bool) -> str:
-    steps = ["a smaller base (see the README's table)", "a larger or emptier GPU (see nvidia-smi)"]
-    if training and base_fits:  # only then does a shorter batch help
-        steps.insert(0, f"--max_length {recipe.max_length // 2}")
-    if training and recipe.gradient_checkpointing is False:
-        steps.insert(0, "--gradient_checkpointing true")
-    if training and recipe.quantization == "none":
-        steps.insert(0, "--quantization nf4")
-    return f"{', '.join(steps[:-1])}, or {steps[-1]}"
+    changes = {
+        "--quantization nf4": recipe.quantization == "none",
+        "--gradient_checkpointing true": recipe.gradient_checkpointing is False,
+        # A shorter batch helps only if base and adapter alone fit.
+        "--tokens_per_batch auto": base_fits and recipe.tokens_per_batch != "auto",
+        f"--max_length {recipe.max_length // 2}": base_fits,
+    }
+    steps = [change for change, helps in changes.items() if training and helps]
+    steps += ["a smaller base (see the README's table)", "or a larger or emptier GPU (nvidia-smi)"]
+    return ", ".join(steps)
 
 
 def same_plan(plan: Plan) -> Plan:
