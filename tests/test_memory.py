@@ -243,9 +243,7 @@ def test_answering_merges_the_adapter_where_16_bit_weights_fit():
 
 
 def test_what_cannot_fit_is_refused_with_a_way_out():
-    with pytest.raises(
-        InputError, match=r"8\.0 GB are free\. Try --quantization nf4"
-    ):
+    with pytest.raises(InputError, match=r"8\.0 GB are free\. Try --quantization nf4"):
         plan_for(8, quantization="none")
     with pytest.raises(InputError, match=r"free\. Try a smaller base .*, or a larger"):
         plan_for(6)

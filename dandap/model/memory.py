@@ -138,8 +138,7 @@ def count_layer(
     del layers[2:]  # the others are assumed to be like the second
     eager = not flex and pick_attention(recipe, text) == "eager"
     model.set_attn_implementation("eager" if eager else "counted")
-    # add_adapter seeds the generator, and PEFT's warnings come when the real adapter is made. Like
-    # autocast, `to` casts the adapter to the base's precision.
+    # add_adapter seeds the generator and warns; `to` casts the adapter, as autocast does.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         adapted = add_adapter(model.requires_grad_(False), recipe).to(dtype).train()
     if recipe.quantization == "none" and dtype.itemsize < 4:
