@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--soup is the mean of folds: add --folds N.")
     with first_one_speaks():
         if arguments.plan:
-            from dandap.model.plans import show_plans  # loads torch, as do those below
+            from dandap.model.plans import print_plans  # loads torch, as do those below
 
-            show_plans(arguments)
+            print_plans(arguments.recipe, options, arguments.gpu_memory)
         elif arguments.folds and not arguments.preview:
             train_folds(arguments, options)
         else:

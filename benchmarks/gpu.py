@@ -47,7 +47,7 @@ from dandap.errors import InputError, first_line
 from dandap.model.adapter import add_adapter, for_answering
 from dandap.model.device import pick_compute_dtype, pick_device, why_no_gpu
 from dandap.model.load import load_tokenizer
-from dandap.model.memory import GB, Machine, empty_model, estimate_training, make_plan
+from dandap.model.memory import GB, Footprint, make_plan
 from dandap.model.shapes import NAMES, SHAPES, make_config, named_config
 from dandap.recipe import Recipe, load_recipe
 from dandap.training.trainer import make_read_once_trainer
@@ -127,8 +127,8 @@ def products(arguments: argparse.Namespace, device: torch.device) -> dict:
     layer = Linear4bit(*reversed(size), bias=False, compute_dtype=dtype, quant_type="nf4")
     weight = torch.randn(size) * 0.02
     layer.weight = Params4bit(weight, requires_grad=False, quant_type="nf4").to(device)
-    dequantised = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
-    found["quantised"] = {"weight": relative(dequantised.cpu(), weight)}  # 0.09 is NF4's own
+    dequantized = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    found["quantized"] = {"weight": relative(dequantized.cpu(), weight)}  # 0.09 is NF4's own
     for rows in ROWS:
         inputs = torch.randn(rows, config.hidden_size, device=device, dtype=dtype)
         inputs.requires_grad_()
@@ -136,8 +136,8 @@ def products(arguments: argparse.Namespace, device: torch.device) -> dict:
         upstream = torch.randn_like(out)
         (gradient,) = torch.autograd.grad(out, inputs, upstream)
         found[f"{rows} rows"] = {
-            "forward": relative(out, inputs.detach().float() @ dequantised.T),
-            "backward": relative(gradient, upstream.float() @ dequantised),
+            "forward": relative(out, inputs.detach().float() @ dequantized.T),
+            "backward": relative(gradient, upstream.float() @ dequantized),
         }
     return found
 
@@ -193,9 +193,8 @@ def training(arguments: argparse.Namespace, device: torch.device) -> dict:
         trainer.train()
     losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
     tokens, predicting = max(forwarded)
-    machine = Machine(device, plan.compute_dtype, None, plan.flex, predicting / tokens)
-    checkpointing = plan.gradient_checkpointing
-    estimate = estimate_training(recipe, empty_model(config), tokens, checkpointing, machine)
+    footprint = Footprint(recipe, config, device, plan.compute_dtype, plan.flex)
+    estimate = footprint.training(tokens, plan.gradient_checkpointing, predicting / tokens)
     return {
         "peak_gb": round(torch.cuda.max_memory_allocated() / GB, 2),
         "reserved_gb": round(torch.cuda.max_memory_reserved() / GB, 2),

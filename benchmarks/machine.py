@@ -87,9 +87,9 @@ def matmul_flops() -> float:
 def random_model(
     config: PretrainedConfig, recipe: Recipe, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """Return a frozen base of this shape with random weights, quantised as load_base would.
+    """Return a frozen base of this shape with random weights, quantized as load_base would.
 
-    The whole base in `dtype`, before it is quantised, must fit into the device's memory once.
+    The whole base in `dtype`, before it is quantized, must fit into the device's memory once.
     """
     torch.manual_seed(0)
     with torch.device(device):
@@ -111,7 +111,7 @@ def _quantize(
         for name, module in list(parent.named_children()):
             if type(module) is torch.nn.Linear and module is not head:
                 setattr(parent, name, _quantized(module, recipe, device, dtype))
-    # PEFT takes this for the sign of a quantised base.
+    # PEFT takes this for the sign of a quantized base.
     model.is_loaded_in_4bit = True
     keep_weights_in_place(model)
 

@@ -5,7 +5,7 @@ python -m benchmarks.operators --model tiny-llama --article 300     a shape, ran
 
 A training step is forward and backward of one article's questions. Answering is 16 tokens by trees,
 reading included, for one question, for the article's, and for all together. Each is done with the
-NF4 weights as they are and dequantised once. Shares are of the time inside operators (on a GPU
+NF4 weights as they are and dequantized once. Shares are of the time inside operators (on a GPU
 inside kernels), which Python's own is not. "attention" is fused kernels: what attention multiplies
 by bmm (soft-capped scores, branches of grouped queries) is in products. The last line is JSON.
 """
@@ -40,7 +40,7 @@ from dandap.cli import Parser, parse, run_script
 from dandap.data.encode import Example
 from dandap.model.adapter import add_adapter, for_answering
 from dandap.model.device import free_memory
-from dandap.model.load import dequantise
+from dandap.model.load import dequantize
 from dandap.training.trainer import make_read_once_trainer
 
 # By the names of CPU operators and of CUDA kernels; FlexAttention's are Triton templates.
@@ -56,9 +56,9 @@ def main(argv: list[str] | None = None) -> dict:
     add_material_options(parser)
     parser.set_defaults(questions=48)
     arguments = parse(parser, argv)
-    rows = measure(arguments, dequantised=False)
+    rows = measure(arguments, dequantized=False)
     if arguments.quantization == "nf4":
-        rows += measure(arguments, dequantised=True)
+        rows += measure(arguments, dequantized=True)
     print("\n| weights | work | seconds | products | attention | largest others |")
     print("|---|---|---|---|---|---|")
     for row in rows:
@@ -71,13 +71,13 @@ def main(argv: list[str] | None = None) -> dict:
     return result
 
 
-def measure(arguments: argparse.Namespace, dequantised: bool) -> list[dict]:
+def measure(arguments: argparse.Namespace, dequantized: bool) -> list[dict]:
     """Return a row for every piece of work, with the weights in one of their two forms."""
     free_memory()  # of the model before, or there would be two
     # As many as there are of an article are one step.
     material = load_material(arguments, {"questions_per_step": arguments.questions})
-    if dequantised:
-        dequantise(material.model)
+    if dequantized:
+        dequantize(material.model)
     else:
         print(describe_machine(material.device))
     material.model = add_adapter(material.model, material.recipe)
@@ -92,7 +92,7 @@ def measure(arguments: argparse.Namespace, dequantised: bool) -> list[dict]:
     for name, asked in (("", examples[:1]), (" of an article", article), (" together", examples)):
         answer = partial(tree_way(material, asked, TOKENS_PER_BATCH).answer, decoding)
         rows.append({"work": f"answering {len(asked)}{name}"} | shares(answer, material))
-    weights = "dequantised" if dequantised else arguments.quantization
+    weights = "dequantized" if dequantized else arguments.quantization
     return [{"weights": weights} | row for row in rows]
 
 

@@ -251,12 +251,12 @@ def test_what_a_model_sets_for_generation_changes_neither_path(demo, encoder, mo
     assert tree.token_ids == expected.token_ids
 
 
-@pytest.mark.parametrize("dequantised", [True, False])
+@pytest.mark.parametrize("dequantized", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_models_that_branch_pass_the_trial(encoder, dtype, dequantised):
+def test_models_that_branch_pass_the_trial(encoder, dtype, dequantized):
     """Rounding to 16 bits included."""
     recipe = load_recipe("demo", {"compute_dtype": str(dtype).removeprefix("torch.")})
-    model = load_base(recipe, torch.device("cpu"), dequantised=dequantised)
+    model = load_base(recipe, torch.device("cpu"), dequantized=dequantized)
     decoding = Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 6)
     assert why_no_tree(model, decoding) is None
 
@@ -278,7 +278,7 @@ def test_a_rough_model_is_held_against_its_own_rounding(
 ):
     """In 16 bits: random weights of true size were off by 0.10 on an H200, a leak is by 0.22."""
     recipe = load_recipe("demo", {"compute_dtype": str(dtype).removeprefix("torch.")})
-    model = load_base(recipe, torch.device("cpu"), dequantised=True)
+    model = load_base(recipe, torch.device("cpu"), dequantized=True)
     measured = iter([*together, *alone])
     monkeypatch.setattr(trial, "_distance", lambda logits, expected: next(measured))
     decoding = Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 6)
@@ -295,7 +295,7 @@ def test_a_leak_passes_no_comparison_with_a_tree_of_one_prompt(encoder, monkeypa
     monkeypatch.setattr(trial, "LIMIT_16_BITS", 0)
     monkeypatch.setattr(trial, "MOST_ROUNDING", 9)
     recipe = load_recipe("demo", {"compute_dtype": "bfloat16"})
-    model = load_base(recipe, torch.device("cpu"), dequantised=True)
+    model = load_base(recipe, torch.device("cpu"), dequantized=True)
     decoding = Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 6)
     assert "were off by" in why_no_tree(model, decoding)
     monkeypatch.undo()
@@ -323,6 +323,6 @@ def test_branches_that_see_each_other_fail_the_trial(encoder, monkeypatch, part,
     module = masks if part == "reading" else tree_decoder
     monkeypatch.setattr(module, "additive", see_all)
     recipe = load_recipe("demo", {"compute_dtype": str(dtype).removeprefix("torch.")})
-    model = load_base(recipe, torch.device("cpu"), dequantised=True)
+    model = load_base(recipe, torch.device("cpu"), dequantized=True)
     decoding = Decoding(encoder.stop_ids(), encoder.tokenizer.pad_token_id, 6)
     assert "were off by" in why_no_tree(model, decoding)

@@ -103,12 +103,12 @@ def test_a_profile_tells_what_the_time_goes_into(capsys, monkeypatch):
     result = operators.main([*material, "--questions", "8"])
     *_, last = lines = capsys.readouterr().out.splitlines()
     assert json.loads(last) == result
-    assert sum(line.startswith(("| nf4 |", "| dequantised |")) for line in lines) == 8
+    assert sum(line.startswith(("| nf4 |", "| dequantized |")) for line in lines) == 8
     for row in result["rows"]:
         assert 0 < row["products"] < 1
         assert 0 <= row["attention"] < 1
         assert row["products"] + row["attention"] + sum(row["others"].values()) < 1.001
-        if row["weights"] == "dequantised":
+        if row["weights"] == "dequantized":
             assert not any("4bit" in name.lower() for name in row["others"])
     assert [row["work"] for row in result["rows"]] == 2 * [
         "training step, 4 of an article",

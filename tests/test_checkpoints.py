@@ -555,7 +555,7 @@ def test_out_of_memory_in_training_says_what_to_lower(work, monkeypatch):
     ):
         fine_tune.main([*options(work), "--run_name", "oom"])
     # Smaller batches were tried; TRL's way and several processes try none.
-    with pytest.raises(InputError, match=r"start again with --max_length 1024"):
+    with pytest.raises(InputError, match=r"train with --max_length 1024"):
         fine_tune.main([*options(work), "--run_name", "oom2", "--gradient_checkpointing", "true"])
     plan = Plan(torch.device("cpu"), torch.float32, 4096, True, MemoryEstimate(0, 0, 0, 0), None)
     assert "--tokens_per_batch 2048" in lower_memory(Recipe(read_once=False), plan)

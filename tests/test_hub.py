@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from dandap.model.adapter import resolve_targets
 from dandap.model.load import load_config, load_tokenizer
-from dandap.model.memory import Machine, empty_model, estimate_training
+from dandap.model.memory import Footprint, empty_model
 from dandap.recipe import RECIPES_DIR, load_recipe
 from tasks import checked_template, get_task
 
@@ -49,9 +49,8 @@ def test_template_stop_token_and_targets(name):
     special = [i for i in example.prompt_ids if i in tokenizer.all_special_ids]
     clean = encoder.encode_rows([sample], recipe.prompt_limit, answers=False)[0]
     assert special == [i for i in clean.prompt_ids if i in tokenizer.all_special_ids]
-    estimate = estimate_training(
-        recipe, model, recipe.max_length, True, Machine(torch.device("cuda"), torch.bfloat16, None)
-    )
+    footprint = Footprint(recipe, config, torch.device("cuda"), torch.bfloat16)
+    estimate = footprint.training(recipe.max_length, checkpointing=True)
     print(
         f"{name}: {estimate.parameters:,} parameters, {estimate}, "
         f"stops at {tokenizer.convert_ids_to_tokens(encoder.stop_ids())}"

@@ -1,11 +1,8 @@
-"""The memory estimate against a count of what autograd keeps, and the plan that comes of it."""
-
-import re
-from pathlib import Path
+"""The memory estimate against what autograd keeps in real models, and the plans made by it."""
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 import fine_tune
 from dandap import recipe as recipes
@@ -15,21 +12,23 @@ from dandap.model.adapter import add_adapter
 from dandap.model.load import load_base, load_config
 from dandap.model.memory import (
     GB,
-    Machine,
-    _layer_bytes,
-    cpu_plan,
+    Footprint,
+    Plan,
+    count_layer,
     empty_model,
-    estimate_training,
-    parse_size,
-    plan_for_size,
+    fit_plan,
+    for_these_answers,
+    make_plan,
 )
+from dandap.model.plans import parse_size
 from dandap.model.shapes import NAMES, SHAPES, make_config
 from dandap.recipe import RECIPES_DIR, Recipe, load_recipe
 from dandap.tree.logits import logits_at
 from dandap.tree.masks import tree_masks
 from dandap.tree.token_tree import collate, grow
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+EEVE, DEMO = make_config(NAMES["EEVE-10.8B"]), load_recipe("demo", {})
 TOKENS = 256
 # From the bases' cards and shard sizes.
 PARAMETERS = {
@@ -52,57 +51,59 @@ PARAMETERS = {
 }
 
 
-def kept_by_autograd(model: PreTrainedModel, batch: dict, dtype: torch.dtype) -> int:
-    """Bytes of the storages that a forward leaves for the backward, parameters not counted."""
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = {}
+def footprint(config: PretrainedConfig = EEVE, flex: bool = False, **options: object) -> Footprint:
+    return Footprint(Recipe(**options), config, CUDA, torch.bfloat16, flex)
 
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = (
-                storage.nbytes(),
-                tensor,
-            )  # the tensor too, so that its place is not used again
+
+def of_recipe(name: str, device: torch.device = CUDA) -> Footprint:
+    recipe = load_recipe(name, {})
+    dtype = torch.bfloat16 if device is CUDA else torch.float32
+    return Footprint(recipe, make_config(SHAPES[recipe.model]), device, dtype)
+
+
+def kept_by_autograd(model: PreTrainedModel, batch: dict, dtype: torch.dtype) -> int:
+    """Return the bytes that a real forward leaves for the backward, without parameters."""
+    kept = set()
+
+    def note(tensor):
+        kept.add(tensor.untyped_storage())
         return tensor
 
     mixed = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), mixed:
+    with torch.autograd.graph.saved_tensors_hooks(note, note), mixed:
         mask = tree_masks(model.config, batch, dtype, flex=False)
         ids, positions = batch["input_ids"], batch["position_ids"]
         with logits_at(model, batch["predicts"]):
             model(ids, position_ids=positions, attention_mask=mask, use_cache=False).logits.sum()
-    return sum(size for size, _ in kept.values())
+    kept -= {parameter.untyped_storage() for parameter in model.parameters()}
+    return sum(storage.nbytes() for storage in kept)
 
 
-CASES = {
-    "llama nf4": ("tiny-llama", {}),
-    "llama nf4, one module": (
-        "tiny-llama",
-        {"lora_target_modules": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"},
-    ),
-    "llama float32": ("tiny-llama", {"compute_dtype": "float32"}),
-    "llama 16 bit": ("tiny-llama", {"quantization": "none"}),
-    "llama eager": ("tiny-llama", {"attention": "eager"}),
-    "llama checkpointing": ("tiny-llama", {"gradient_checkpointing": True}),
-    "qwen3 nf4": ("tiny-qwen3", {}),
-    "gemma2 nf4": ("tiny-gemma2", {}),
-}
+ONE_BY_ONE = {"lora_target_modules": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_layers_activations_are_what_autograd_keeps(case, tmp_path, monkeypatch):
-    """Within 5%: the difference of a model with four layers and one with two, per token."""
-    name, options = CASES[case]
-    recipe = Recipe(
-        model=str(tmp_path),
-        **({"compute_dtype": "bfloat16", "max_length": TOKENS, "max_new_tokens": 8} | options),
-    )
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tiny-llama", {}),
+        ("tiny-llama", ONE_BY_ONE),
+        ("tiny-llama", {"compute_dtype": "float32"}),
+        ("tiny-llama", {"quantization": "none"}),
+        ("tiny-llama", {"attention": "eager"}),
+        ("tiny-llama", {"gradient_checkpointing": True}),
+        ("tiny-qwen3", {}),
+        ("tiny-gemma2", {}),
+        ("tiny-gemma3", {}),
+    ],
+)
+def test_a_layers_activations_are_what_autograd_keeps(name, options, tmp_path, monkeypatch):
+    """Within 5%: the difference of real models with four layers and with two, per token."""
+    length = {"max_length": TOKENS, "max_new_tokens": 8}
+    recipe = Recipe(model=str(tmp_path), **({"compute_dtype": "bfloat16"} | length | options))
     dtype = getattr(torch, recipe.compute_dtype)
     checkpointing = recipe.gradient_checkpointing is True
     if not checkpointing:
-        # PEFT asks for CUDA's autocast (no device named), and casts inputs of its own where that is
-        # off.
+        # PEFT asks about CUDA's autocast (without a device), and casts inputs where it is off.
         real = torch.is_autocast_enabled
         monkeypatch.setattr(
             torch, "is_autocast_enabled", lambda *on: real(*on) if on else dtype is torch.bfloat16
@@ -117,56 +118,195 @@ def test_a_layers_activations_are_what_autograd_keeps(case, tmp_path, monkeypatc
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable()
         kept.append(kept_by_autograd(model, batch, dtype))
-        if (
-            dtype is torch.bfloat16 and not checkpointing
-        ):  # autocast's copies of the adapter are counted with the adapter
+        if dtype is torch.bfloat16 and not checkpointing:
+            # Autocast's copies of the adapter are counted with the adapter.
             kept[-1] -= 2 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     measured = (kept[1] - kept[0]) / 2 / batch["input_ids"].numel()
     expected = config.hidden_size * dtype.itemsize
     if not checkpointing:
-        expected = _layer_bytes(recipe, empty_model(config), dtype.itemsize, flex=False)
+        expected, _ = count_layer(recipe, config, dtype, flex=False)
     assert measured == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_shapes_have_the_published_parameters(name):
-    parameters = sum(
-        parameter.numel() for parameter in empty_model(make_config(SHAPES[name])).parameters()
-    )
-    if name in PARAMETERS:
-        assert parameters == PARAMETERS[name]
+    parameters = sum(p.numel() for p in empty_model(make_config(SHAPES[name])).parameters())
+    assert parameters == PARAMETERS.get(name, parameters)
     assert 1e8 < parameters < 15e9
 
 
-def machine(flex=False):
-    return Machine(torch.device("cuda"), torch.bfloat16, None, flex)
+def test_eeve_estimate_matches_arithmetic():
+    on, off = (footprint().training(2048, checkpointing) for checkpointing in (True, False))
+    assert on.parameters == 10_804_924_416
+    linear = 48 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    constants, largest = 1 / 64 + 4 / (64 * 256), 4096 * 14336 * 2
+    others = 2 * (on.parameters - linear)
+    assert on.weights == pytest.approx(linear * (0.5 + constants) + others + largest)
+    # rank x (in + out)
+    adapter = 16 * 48 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    # float32 weight, gradient, two moments; without checkpointing also autocast's copy in bfloat16.
+    assert (on.adapter, off.adapter) == (16 * adapter, 18 * adapter)
+    assert off.activations > 5 * on.activations
+
+
+def test_the_h200s_peak():
+    """50.54 GB in benchmarks/RESULTS.md, of 4,864 tokens; the GB for the context is not in it."""
+    estimate = footprint(flex=True).training(4864, checkpointing=False)
+    assert (estimate.total - GB) / GB == pytest.approx(50.54, rel=0.02)
 
 
 def test_flex_repeats_no_keys_and_makes_no_mask():
-    model = empty_model(make_config(NAMES["EEVE-10.8B"]))
-    sdpa, flex = (
-        estimate_training(Recipe(), model, 4096, False, machine(flex)).activations
-        for flex in (False, True)
-    )
+    sdpa, flex = (footprint(flex=on).training(4096, False).activations for on in (False, True))
     repeated, mask = 48 * 4096 * 2 * (4096 - 1024) * 2, 4096 * 2048 * 2
     assert sdpa - flex == pytest.approx(repeated + mask)
 
 
-def test_every_recipe_has_a_plan(capsys):
-    """`--plan` needs no network: the recipes' shapes are known."""
+def test_eager_attention_keeps_its_scores():
+    eager, sdpa = (footprint(attention=kernel) for kernel in ("eager", "sdpa"))
+    scores = 2048 * 32 * (4 + 2)  # a token's: the softmax in float32, and its copy in bfloat16
+    assert eager.layer_bytes - sdpa.layer_bytes == pytest.approx(scores, rel=0.01)
+
+
+def test_answering_needs_less_than_training():
+    training, answering = footprint().training(2048, True), footprint().answering(2048)
+    assert answering.total < training.total
+    assert answering.activations > 2 * 48 * 2048 * 8 * 128 * 2  # the KV cache
+
+
+def test_a_model_that_needs_real_numbers_is_counted_as_a_llama(monkeypatch):
+    expected = footprint()
+
+    def count(recipe, config, dtype, flex, real=count_layer):
+        if recipe.lora_target_modules != "all-linear":
+            raise RuntimeError("Tensor.item() cannot be called on meta tensors")
+        return real(recipe, config, dtype, flex)
+
+    monkeypatch.setattr(memory, "count_layer", count)
+    llama = footprint(**ONE_BY_ONE)
+    assert llama.layer_bytes == expected.layer_bytes
+    assert llama.adapter == expected.adapter
+
+
+def test_counting_leaves_the_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    footprint(make_config(NAMES["tiny-llama"]))
+    assert torch.equal(torch.rand(1), expected)
+
+
+def plan_for(size: float, training: bool = True, **options: object) -> Plan:
+    return fit_plan(footprint(**options), size * GB, training)
+
+
+def test_the_plan_prefers_speed_and_falls_back():
+    large, small = plan_for(139), plan_for(12)
+    assert not large.gradient_checkpointing
+    assert large.tokens_per_batch > small.tokens_per_batch
+    assert small.gradient_checkpointing
+    assert small.estimate.total <= 12 * GB
+
+
+def test_more_memory_never_means_a_smaller_choice():
+    sizes, qwen = (16, 24, 48, 80, 140), of_recipe("qwen3-8b")
+    found = [fit_plan(qwen, size * GB, training=True) for size in sizes]
+    order = [(not plan.gradient_checkpointing, plan.tokens_per_batch) for plan in found]
+    assert order == sorted(order)
+    assert all(plan.estimate.total <= plan.free for plan in found)
+
+
+def test_one_question_a_step_needs_no_large_batches():
+    eeve = of_recipe("eeve-10.8b")
+    plan = fit_plan(eeve, 80 * GB, training=True)
+    assert plan.tokens_per_batch == eeve.recipe.max_length
+
+
+def test_long_answers_lower_the_batch():
+    """Their share is known once the questions are encoded; on a CPU nothing changes."""
+    config = AutoConfig.for_model(**{**NAMES["EEVE-10.8B"], "vocab_size": 256_000})
+    plan = fit_plan(footprint(config, flex=True), 16 * GB, training=True)
+    long = for_these_answers(plan, Recipe(), config, 0.75)
+    assert long.tokens_per_batch < plan.tokens_per_batch
+    assert long.estimate.total <= 16 * GB
+    host = make_plan(DEMO, load_config(DEMO), CPU, training=True)
+    assert for_these_answers(host, DEMO, load_config(DEMO), 0.75) is host
+
+
+def test_answering_merges_the_adapter_where_16_bit_weights_fit():
+    for quantization, size, merged in (("nf4", 80, True), ("nf4", 24, False), ("none", 80, True)):
+        plan = plan_for(size, training=False, quantization=quantization)
+        assert plan.merged == merged
+        assert plan.dequantized == (merged and quantization == "nf4")
+        assert plan.estimate.total <= size * GB
+        assert ("adapter merged" in str(plan)) == merged
+    assert not plan_for(80).merged
+
+
+def test_what_cannot_fit_is_refused_with_a_way_out():
+    with pytest.raises(InputError, match=r"8\.0 GB are free\. Try --quantization nf4"):
+        plan_for(8, quantization="none")
+    with pytest.raises(InputError, match=r"free\. Try a smaller base .*, or a larger"):
+        plan_for(6)
+
+
+def test_a_large_model_on_cpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="10.8 B parameters and needs a GPU"):
+        make_plan(Recipe(), EEVE, CPU, training=True)
+
+
+def test_a_cpu_dequantizes_a_base_if_memory_allows(monkeypatch):
+    recipe, config = Recipe(model="data/demo_model"), load_config(DEMO)
+    for free, dequantized in ((2e9, True), (1e6, False)):
+        monkeypatch.setattr(memory, "available_memory", lambda free=free: free)
+        plan = make_plan(recipe, config, CPU, training=False)
+        assert plan.dequantized == dequantized
+        assert ("NF4 weights dequantized once" in str(plan)) == dequantized
+    plain = Recipe(model="data/demo_model", quantization="none")
+    assert not make_plan(plain, config, CPU, False).dequantized
+
+
+def test_a_cpu_with_little_memory_reads_less_at_once(capsys):
+    """Smaller batches cost nothing there, checkpointing a third; then it warns."""
+    qwen, chosen = of_recipe("qwen3-0.6b", CPU), []
+    for free in (24, 10, 5, 1):
+        plan = fit_plan(qwen, free * GB, training=True)
+        chosen.append((plan.tokens_per_batch, plan.gradient_checkpointing, plan.dequantized))
+        assert plan.estimate.total <= free * GB or free == 1
+        assert ("may need" in capsys.readouterr().out) == (free == 1)
+    assert chosen == [
+        (4096, False, True),
+        (2048, False, False),
+        (4096, True, True),
+        (2048, True, False),
+    ]
+
+
+def test_a_cpu_with_bfloat16_suggests_it(monkeypatch, capsys):
+    """For training with the default precision, of a base whose products take the time."""
+    real, demo = make_config(SHAPES["google/gemma-3-270m"]), load_config(DEMO)
+
+    def suggests(recipe=DEMO, config=real, training=True):
+        make_plan(recipe, config, CPU, training)
+        return "--compute_dtype bfloat16" in capsys.readouterr().out
+
+    for has in ({"avx512_bf16": True}, {"bf16": True}, {"avx512_bf16": False}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
+        assert suggests() == any(has.values())
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert not suggests(training=False)
+    assert not suggests(config=demo)
+    assert not suggests(DEMO.model_copy(update={"compute_dtype": "float32"}))
+
+
+def test_every_recipe_has_a_plan_without_a_network(capsys):
     fine_tune.main(["--plan", "--gpu_memory", "80GB"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines.pop(-2).startswith("Of what does not fit")
-    recipes = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
-    assert [line.split()[0] for line in lines[:-1]] == recipes
-    known = [
-        line
-        for line in lines[:-1]
-        if Path(m := load_recipe(line.split()[0], {}).model).is_dir() or m in SHAPES
-    ]
-    assert len(known) >= 12
-    assert all("tokens per batch" in line and "base" in line for line in known)
-    assert "Estimates; the peak of a step on an H200 was 0.5% below" in lines[-1]
+    assert [line.split()[0] for line in lines[:-2]] == sorted(
+        path.stem for path in RECIPES_DIR.glob("*.yaml")
+    )
+    assert all("tokens per batch" in line and "base" in line for line in lines[:-2])
+    assert "estimates; a step measured on an H200" in lines[-1]
 
 
 def test_a_recipe_that_is_wrong_does_not_hide_the_others(capsys, monkeypatch, tmp_path):
@@ -180,86 +320,36 @@ def test_a_recipe_that_is_wrong_does_not_hide_the_others(capsys, monkeypatch, tm
     assert "tokens per batch" in yours
 
 
-def test_a_plan_for_one_recipe_and_common_gpus(capsys):
+def test_a_plan_for_one_recipe(capsys, monkeypatch):
+    monkeypatch.setattr(plans, "why_no_gpu", lambda: "there is none")
+    monkeypatch.setattr(plans, "available_memory", lambda: 16 * GB)
     fine_tune.main(["--plan", "--recipe", "qwen3-4b", "--gradient_checkpointing", "true"])
     lines = capsys.readouterr().out.splitlines()[:-1]
-    assert len(lines) == 4 or torch.cuda.is_available()
+    assert len(lines) == 4
     assert all(" checkpointing" in line and "no checkpointing" not in line for line in lines)
-
-
-def test_a_small_base_has_a_plan_for_this_cpu(capsys, monkeypatch):
-    monkeypatch.setattr(plans, "why_no_gpu", lambda: "there is none")
-    monkeypatch.setattr(memory, "available_memory", lambda: 16 * GB)
     fine_tune.main(["--plan", "--recipe", "gemma-3-270m"])
     (line,) = (each for each in capsys.readouterr().out.splitlines() if "this CPU" in each)
     assert "4096 tokens per batch" in line
-    assert line.endswith("NF4 weights dequantised once")
     assert "base 1.1" in line
-    fine_tune.main(["--plan", "--recipe", "qwen3-4b"])
-    assert "this CPU" not in capsys.readouterr().out
+    assert line.endswith("NF4 weights dequantized once")
 
 
-def test_a_cpu_with_little_memory_reads_less_at_once(capsys, monkeypatch):
-    """Smaller batches cost nothing there, checkpointing a third; then it is told."""
-    recipe = load_recipe("qwen3-0.6b", {})
-    model = empty_model(make_config(SHAPES[recipe.model]))
-    host = Machine(torch.device("cpu"), torch.float32, None)
-    chosen = []
-    for free in (24, 10, 5, 1):
-        monkeypatch.setattr(memory, "available_memory", lambda free=free: free * GB)
-        plan = cpu_plan(recipe, model, host, training=True)
-        chosen.append((plan.tokens_per_batch, plan.gradient_checkpointing, plan.dequantised))
-        assert plan.estimate.total <= free * GB or free == 1
-        assert ("may need" in capsys.readouterr().out) == (free == 1)
-    assert chosen == [
-        (4096, False, True),
-        (2048, False, False),
-        (4096, True, True),
-        (2048, True, False),
-    ]
-
-
-def test_what_does_not_fit_is_said(capsys):
+def test_a_plan_that_does_not_fit(capsys):
+    """One recipe's names ways out, which would fill the table's screen."""
     fine_tune.main(["--plan", "--recipe", "eeve-10.8b", "--gpu_memory", "6"])
-    assert "Way out" in capsys.readouterr().out
-    fine_tune.main(["--plan", "--gpu_memory", "6"])
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if "eeve-10.8b" in line)
-    assert re.search(r"does not fit +9\.4 GB \(base 6\.7, ", line)
-    assert "Way out" not in line
-
-
-def test_more_memory_never_means_a_smaller_choice():
-    recipe = load_recipe("qwen3-8b", {})
-    model = empty_model(make_config(SHAPES[recipe.model]))
-    plans = [plan_for_size(recipe, model, size * GB) for size in (16, 24, 48, 80, 140)]
-    order = [(not plan.gradient_checkpointing, plan.tokens_per_batch) for plan in plans]
-    assert order == sorted(order)
-    assert all(plan.estimate.total <= plan.free for plan in plans)
-
-
-def test_one_question_a_step_needs_no_large_batches():
-    recipe = load_recipe("eeve-10.8b", {})
-    assert (
-        plan_for_size(
-            recipe, empty_model(make_config(SHAPES[recipe.model])), 80 * GB
-        ).tokens_per_batch
-        == recipe.max_length
-    )
-
-
-@pytest.mark.parametrize("text", ["x", "-1", "0GB", "", "nan"])
-def test_sizes_that_are_none(text):
-    with pytest.raises(InputError, match="expected a size like 16GB"):
-        parse_size(text)
+    line = capsys.readouterr().out
+    assert "needs about 9.4 GB (base 6.7, " in line
+    assert "Try " in line
+    assert "Try " not in plans._plan_line(of_recipe("eeve-10.8b"), 6 * GB, short=True)
 
 
 def test_sizes():
     assert parse_size("16GB") == parse_size("16") == parse_size("16 gb") == 16 * GB
+    for text in ("x", "-1", "0GB", "", "nan"):
+        with pytest.raises(InputError, match="expected a size like 16GB"):
+            parse_size(text)
 
 
 def test_the_demo_is_small():
-    recipe, host = load_recipe("demo", {}), Machine(CPU, torch.float32, None)
-    assert (
-        estimate_training(recipe, empty_model(load_config(recipe)), 4096, False, host).total
-        < 3 * GB
-    )
+    demo = Footprint(DEMO, load_config(DEMO), CPU, torch.float32)
+    assert demo.training(4096, False).total < 3 * GB

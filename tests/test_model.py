@@ -1,4 +1,4 @@
-"""Loading, adapters and the memory estimate, on tiny models made here."""
+"""Loading and adapters, on tiny models made here."""
 
 import pytest
 import torch
@@ -12,27 +12,15 @@ from dandap.data.lengths import answer_share
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.model import device as model_module
-from dandap.model import memory
 from dandap.model.adapter import add_adapter, for_answering, resolve_targets
 from dandap.model.device import pick_compute_dtype, pick_device, why_no_gpu
 from dandap.model.hub import confirm_remote_code
 from dandap.model.load import load_base, load_config, load_tokenizer, pick_attention
-from dandap.model.memory import (
-    Machine,
-    cpu_plan,
-    empty_model,
-    estimate_inference,
-    estimate_training,
-    fit_plan,
-    for_these_answers,
-    make_plan,
-)
-from dandap.model.shapes import SHAPES, make_config
+from dandap.model.memory import empty_model
 from dandap.recipe import Recipe, load_recipe
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
-BF16 = Machine(CUDA, torch.bfloat16, None)
 DEMO = load_recipe("demo", {})
 # EEVE-10.8B's shape: 10,804,924,416 parameters.
 EEVE = LlamaConfig(
@@ -77,14 +65,14 @@ def test_weights_are_never_repacked(adapted):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma2"])
-def test_a_dequantised_base_gives_the_same_bits(bases, family):
+def test_a_dequantized_base_gives_the_same_bits(bases, family):
     """Compare loss and gradients, in training and in eval mode, with biases and fused layers."""
     recipe, ids = Recipe(model=str(bases / family)), torch.arange(3, 43)[None]
     results = []
-    for dequantised in (False, True):
-        model = add_adapter(load_base(recipe, CPU, None, dequantised), recipe)
+    for dequantized in (False, True):
+        model = add_adapter(load_base(recipe, CPU, None, dequantized), recipe)
         layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
-        assert bool(layers) != dequantised
+        assert bool(layers) != dequantized
         generator = torch.Generator().manual_seed(1)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -99,35 +87,6 @@ def test_a_dequantised_base_gives_the_same_bits(bases, family):
     for (loss, gradients), (other, others) in zip(results[:2], results[2:], strict=True):
         assert loss == other
         assert all(torch.equal(gradients[name], others[name]) for name in gradients)
-
-
-def test_a_base_is_kept_dequantised_where_memory_allows(monkeypatch):
-    recipe = Recipe(model="data/demo_model")
-    config = load_config(recipe)
-    for free, kept in ((2e9, True), (1e6, False)):
-        monkeypatch.setattr(memory, "available_memory", lambda free=free: free)
-        plan = make_plan(recipe, config, CPU, training=False)
-        assert plan.dequantised == kept
-        assert ("NF4 weights dequantised once" in str(plan)) == kept
-    whole = make_plan(Recipe(model="data/demo_model", quantization="none"), config, CPU, False)
-    assert not whole.dequantised
-
-
-def test_a_cpu_with_bfloat16_is_told_of_it(monkeypatch, capsys):
-    """For training, where nothing was chosen, of a base whose products take the time."""
-    real, demo = make_config(SHAPES["google/gemma-3-270m"]), load_config(DEMO)
-
-    def told(recipe=DEMO, config=real, training=True):
-        make_plan(recipe, config, CPU, training)
-        return "--compute_dtype bfloat16" in capsys.readouterr().out
-
-    for has in ({"avx512_bf16": True}, {"bf16": True}, {"avx512_bf16": False}):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
-        assert told() == any(has.values())
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert not told(training=False)
-    assert not told(config=demo)
-    assert not told(DEMO.model_copy(update={"compute_dtype": "float32"}))
 
 
 def test_fused_projections_under_nf4(tmp_path):
@@ -180,36 +139,6 @@ def test_targets_that_do_not_exist_name_those_that_do(adapted):
         resolve_targets(empty_model(load_config(DEMO)), ["query"])
 
 
-def test_eeve_estimate_matches_arithmetic():
-    estimate = estimate_training(Recipe(), empty_model(EEVE), 2048, True, BF16)
-    assert estimate.parameters == 10_804_924_416
-    linear = 48 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
-    others = estimate.parameters - linear
-    largest = 4096 * 14336 * 2
-    assert estimate.weights == pytest.approx(
-        linear * (0.5 + 1 / 64 + 4 / (64 * 256)) + others * 2 + largest
-    )
-    adapters = (
-        16 * 48 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
-    )  # rank x (in + out)
-    # float32 weight, gradient, two moments; and without checkpointing autocast's copy in bf16.
-    assert estimate.adapter == 16 * adapters
-    kept = estimate_training(Recipe(), empty_model(EEVE), 2048, False, BF16)
-    assert kept.adapter == 18 * adapters
-
-
-def test_long_answers_lower_the_batch():
-    """Their share is known once the questions are encoded; on a CPU nothing changes."""
-    recipe, config = Recipe(), LlamaConfig(**{**EEVE.to_dict(), "vocab_size": 256_000})
-    machine = Machine(CUDA, torch.bfloat16, 16e9, True)
-    plan = fit_plan(recipe, empty_model(config), machine, training=True)
-    long = for_these_answers(plan, recipe, config, 0.75)
-    assert long.tokens_per_batch < plan.tokens_per_batch
-    assert long.estimate.total <= 16e9
-    host = cpu_plan(DEMO, empty_model(load_config(DEMO)), Machine(CPU, torch.float32, None), True)
-    assert for_these_answers(host, DEMO, load_config(DEMO), 0.75) is host
-
-
 def test_the_answers_share_is_the_largest_articles():
     def example(article, prompt, answer):
         return Example(Row("1", article, "?"), [5] * prompt, [6] * answer)
@@ -219,28 +148,13 @@ def test_the_answers_share_is_the_largest_articles():
     assert answer_share(few + many) == 30 / 120
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_answering_merges_the_adapter_where_16_bit_weights_fit(quantization):
-    recipe, model = Recipe(quantization=quantization), empty_model(EEVE)
-    for free, merged in ((80e9, True), (24e9, False)):
-        if quantization == "none" and not merged:
-            continue  # 16-bit weights do not fit at all
-        plan = fit_plan(recipe, model, Machine(CUDA, torch.bfloat16, free), training=False)
-        assert plan.merged == merged
-        assert plan.dequantised == (merged and quantization == "nf4")
-        assert plan.estimate.total <= free
-        assert ("adapter merged" in str(plan)) == merged
-    training = fit_plan(recipe, model, Machine(CUDA, torch.bfloat16, 80e9), training=True)
-    assert not training.merged
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma3"])
 def test_a_merged_adapter_says_the_same(bases, family):
     """And one that is cast to the base's precision, which here is its own, does to the bit."""
     recipe, ids = Recipe(model=str(bases / family)), torch.arange(3, 43)[None]
     logits = {}
     for way in ("as trained", "cast", "merged"):
-        model = add_adapter(load_base(recipe, CPU, None, dequantised=True), recipe).eval()
+        model = add_adapter(load_base(recipe, CPU, None, dequantized=True), recipe).eval()
         generator = torch.Generator().manual_seed(1)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -252,46 +166,6 @@ def test_a_merged_adapter_says_the_same(bases, family):
             logits[way] = model(ids).logits
     assert torch.equal(logits["cast"], logits["as trained"])
     torch.testing.assert_close(logits["merged"], logits["as trained"], rtol=1e-4, atol=1e-4)
-
-
-def test_no_checkpointing_takes_more():
-    model = empty_model(EEVE)
-    on, off = (
-        estimate_training(Recipe(), model, 2048, checkpointing, BF16).activations
-        for checkpointing in (True, False)
-    )
-    assert off > 5 * on
-
-
-def test_the_plan_prefers_speed_and_falls_back():
-    model = empty_model(EEVE)
-    large, small = (
-        fit_plan(Recipe(), model, Machine(CUDA, torch.bfloat16, free * 1e9), training=True)
-        for free in (139, 12)
-    )
-    assert not large.gradient_checkpointing
-    assert large.tokens_per_batch > small.tokens_per_batch
-    assert small.gradient_checkpointing
-    assert small.estimate.total <= 12e9
-
-
-def test_what_cannot_fit_is_refused_with_a_way_out():
-    with pytest.raises(
-        InputError,
-        match=r"needs about .* GB .*8\.0 GB are free\. Way out: free the GPU.*--quantization nf4",
-    ):
-        fit_plan(
-            Recipe(quantization="none"),
-            empty_model(EEVE),
-            Machine(CUDA, torch.bfloat16, 8e9),
-            training=True,
-        )
-
-
-def test_a_large_model_on_cpu_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="10.8 B parameters and needs a GPU"):
-        make_plan(Recipe(), EEVE, CPU, training=True)
 
 
 def test_compute_dtype(monkeypatch):
@@ -338,24 +212,6 @@ def test_a_gpu_too_old_for_this_torch_is_named(monkeypatch):
         torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90", "sm_120", "compute_120"]
     )
     assert "sm_75 on and this one is sm_60" in why_no_gpu()
-
-
-def test_answering_needs_less_than_training():
-    model = empty_model(EEVE)
-    training = estimate_training(Recipe(), model, 2048, True, BF16)
-    answering = estimate_inference(Recipe(), model, 2048, bytes_each=2)
-    assert answering.total < training.total
-    assert answering.activations > 2 * 48 * 2048 * 8 * 128 * 2  # the KV cache
-
-
-def test_eager_attention_holds_its_scores():
-    eager, sdpa = (
-        estimate_training(Recipe(attention=a), empty_model(EEVE), 2048, True, BF16)
-        for a in ("eager", "sdpa")
-    )
-    assert eager.activations - sdpa.activations == 2048 * 32 * (
-        2048 * 6 - 4
-    )  # sdpa keeps a float32 sum per head
 
 
 def broken_folder(tmp_path, name):
@@ -411,7 +267,7 @@ def test_a_merged_adapter_on_a_tied_head_leaves_the_embeddings_alone(bases):
     recipe = Recipe(model=str(bases / "gemma3"), lora_target_modules=["q_proj", "lm_head"])
     ids, logits = torch.arange(3, 43)[None], []
     for merged in (False, True):
-        model = add_adapter(load_base(recipe, CPU, None, dequantised=True), recipe).eval()
+        model = add_adapter(load_base(recipe, CPU, None, dequantized=True), recipe).eval()
         before = model.get_input_embeddings().weight.clone()
         generator = torch.Generator().manual_seed(1)
         for name, parameter in model.named_parameters():

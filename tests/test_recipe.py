@@ -8,7 +8,7 @@ import yaml
 
 from dandap.cli import Parser, add_options, chosen_options, parse
 from dandap.errors import InputError, nearest
-from dandap.model.memory import GB, Machine, empty_model, estimate_training
+from dandap.model.memory import GB, Footprint
 from dandap.model.shapes import SHAPES, make_config
 from dandap.recipe import Recipe, find_recipe, load_recipe, make_recipe, named_recipes
 from tasks import checked_template
@@ -52,9 +52,9 @@ def test_recipes_that_never_ran_name_source_license_and_memory():
         assert "icence" in comment or "icense" in comment or "Apache-2.0" in comment, name
         for text in ("Never run", "per step", "Source: "):
             assert text in comment, name
-        model = empty_model(make_config(SHAPES[recipe.model]))
-        machine = Machine(torch.device("cuda"), torch.bfloat16, None)
-        least = estimate_training(recipe, model, recipe.max_length, True, machine).total / GB
+        config, cuda = make_config(SHAPES[recipe.model]), torch.device("cuda")
+        footprint = Footprint(recipe, config, cuda, torch.bfloat16)
+        least = footprint.training(recipe.max_length, checkpointing=True).total / GB
         assert f"Memory: about {least:.0f} GB at least" in comment, name
 
 

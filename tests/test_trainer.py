@@ -590,7 +590,7 @@ def test_bfloat16_on_a_cpu_keeps_the_adapter_in_float32(tokenizer, tmp_path):
 
     for name in ("float32", "bfloat16"):
         recipe = make_recipe("data/demo_model", quantization="nf4", compute_dtype=name)
-        plan = replace(make_plan(), compute_dtype=getattr(torch, name), dequantised=True)
+        plan = replace(make_plan(), compute_dtype=getattr(torch, name), dequantized=True)
         model, record = adapted(recipe), Record()
         handles = [
             module.register_forward_hook(note)

@@ -210,7 +210,7 @@ def open_model(source: Source) -> OpenModel:
     warn_other_base(source, base)
     encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
     print(plan)
-    model = load_base(recipe, plan.device, config, plan.dequantised)
+    model = load_base(recipe, plan.device, config, plan.dequantized)
     if run:
         model = load_adapter(model, run.adapter)
         if plan.device.type == "cuda":  # on a CPU the matrix products take the time

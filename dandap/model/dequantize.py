@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from dandap.errors import InputError
 from dandap.files import existing_parent
 from dandap.model.device import pick_compute_dtype, pick_device
-from dandap.model.load import dequantise, load_base, load_config
+from dandap.model.load import dequantize, load_base, load_config
 from dandap.model.memory import GB, available_memory, empty_model
 from dandap.recipe import Recipe
 
@@ -36,7 +36,7 @@ def load_plain(recipe: Recipe) -> PreTrainedModel:
     if quantizer := getattr(model, "hf_quantizer", None):
         # The adapter was trained on the quantized base. Merged into the original base three of the
         # demo's 265 test answers change; into quantized weights, which are rounded again, two.
-        dequantise(model, onto=torch.device("cpu"))
+        dequantize(model, onto=torch.device("cpu"))
         quantizer.remove_quantization_config(model)
     return model.cpu()
 

@@ -106,11 +106,11 @@ def load_base(
     recipe: Recipe,
     device: torch.device,
     config: PretrainedConfig | None = None,
-    dequantised: bool = False,
+    dequantized: bool = False,
 ) -> PreTrainedModel:
     """Load the base model on `device`, 4-bit NF4 by default, frozen; only safetensors are read.
 
-    With `dequantised` its NF4 weights are replaced by their dequantized values.
+    With `dequantized` its NF4 weights are replaced by their dequantized values.
     """
     dtype = pick_compute_dtype(recipe, device)
     config = config or load_config(recipe)
@@ -133,19 +133,19 @@ def load_base(
             trust_remote_code=recipe.trust_remote_code,
         )
     keep_weights_in_place(model)
-    if dequantised:
-        dequantise(model)
+    if dequantized:
+        dequantize(model)
     # Only the adapter is trained; the base takes no memory for gradients.
     model.requires_grad_(False)
     return model
 
 
-def dequantise(model: torch.nn.Module, onto: torch.device | None = None) -> None:
+def dequantize(model: torch.nn.Module, onto: torch.device | None = None) -> None:
     """Put plain linear layers in the place of 4-bit ones, with the same numbers.
 
     `onto` is the device for the plain ones; None: where the 4-bit ones are.
 
-    On CPUs without a fused kernel bitsandbytes dequantises the whole weight for every product:
+    On CPUs without a fused kernel bitsandbytes dequantizes the whole weight for every product:
     a tenth of the time of answering one question with a base of 270 M parameters.
     """
     for parent in list(model.modules()):

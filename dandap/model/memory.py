@@ -1,20 +1,26 @@
-"""What a model takes in memory, and how a run uses its device.
-
-A plan has a batch size and checkpointing; what does not fit is refused with a way out.
-"""
+"""Estimate the memory of a run and plan its batches; activations are counted, not derived."""
 
 import math
-from collections.abc import Iterator
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
+from unittest import mock
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.pytorch_utils import Conv1D
 
 from dandap.errors import InputError
-from dandap.model.adapter import resolve_targets
+from dandap.model.adapter import add_adapter
 from dandap.model.device import cpu_computes_bfloat16, pick_compute_dtype, why_no_gpu
 from dandap.model.distributed import from_first, process_count
 from dandap.model.load import pick_attention
@@ -23,40 +29,30 @@ from dandap.tree.attention import head_size, why_no_flex
 from dandap.tree.logits import CHUNK
 
 GB = 1e9
-CPU_LIMIT = 1e9  # parameters; above it a CPU would train for weeks
-SMALL = 1e8  # parameters; up to here products are not what takes a CPU's time (the demo: 3e6)
-CPU_TOKENS, CPU_ANSWERING_TOKENS = 4096, 16384  # per batch
-COPY_SHARE = 0.5  # of the memory that is free, the most that a dequantised base may take
-# Of a batch's tokens, those that predict an answer: twice what 5 questions on 500 tokens come to.
-ANSWER_SHARE = 1 / 16
-GPU_TOKENS = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512)
-MOST_TRAINING_TOKENS = 16384
-# Of a batch, beside the longest article: 16 questions on it. An article that fills a batch alone is
-# read again for each of its questions.
-ROOM = 1024
-QUESTION_TOKENS = 100  # of a prompt that is not shared, with a share of the article
-# Tokens of prompts that are forwarded at once; a batch of answers may hold the keys and values of
-# many more.
-READ_TOKENS = 8192
-# Of max_new_tokens, what a question gets room for in a batch: short answers stop long before it,
-# and what grows too large is halved. On CUDA a step is captured anew where room must be made, which
-# takes the time of one or two: with room for 4 of 16 steps an H200 was 1.1 to 1.2 times as fast as
-# without, though 3 to 3.8 times in the steps that replay. So 16 at least.
-EXPECTED_SHARE, SHORT_ANSWER = 1 / 4, 16
+CPU_LIMIT = 1e9  # parameters; a CPU would train a larger base for weeks
+SMALL = 1e8  # parameters; below it (the demo: 3e6) matrix products do not dominate on a CPU
+BATCH_TOKENS = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512)
+MOST_TOKENS = {("cuda", True): 16384, ("cuda", False): 65536}  # by device and whether it trains
+MOST_TOKENS |= {("cpu", True): 4096, ("cpu", False): 16384}
+ROOM = 1024  # tokens of a batch next to the longest article: 16 questions on it
+COPY_SHARE = 0.5  # of free main memory, at most, for dequantized weights
+ANSWER_SHARE = 1 / 16  # of a batch's tokens; twice that of 5 short answers on 500 tokens
+QUESTION_TOKENS = 100  # of a prompt that no other shares, with its part of the article
+READ_TOKENS = 8192  # of prompts, forwarded at once; a batch may cache the keys of many more
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Holds what a model takes on one device, in bytes."""
+    """Bytes on one device."""
 
     weights: float
     adapter: float  # in training with gradients and optimizer
-    activations: float  # in inference the KV cache and one layer
+    activations: float  # in answering the KV cache and the work of one layer
     parameters: int
 
     @property
     def total(self) -> float:
-        """Return the sum, and a GB for the CUDA context, kernels' work space and fragments."""
+        """Return the sum, and 1 GB for the CUDA context, workspaces and fragmentation."""
         return self.weights + self.adapter + self.activations + GB
 
     def __str__(self) -> str:
@@ -67,222 +63,8 @@ class MemoryEstimate:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Holds what a plan is made for."""
-
-    device: torch.device
-    dtype: torch.dtype  # of the arithmetic
-    free: float | None  # bytes; None on CPU, where a plan is not refused for memory
-    flex: bool = False  # FlexAttention in training; otherwise the kernel the model is loaded with
-    answer_share: float = ANSWER_SHARE  # of the tokens forwarded in training
-    is_here: bool = True  # False for a GPU that --plan only imagines
-
-
-def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Return the architecture without weights, on the meta device."""
-    # Tied embeddings stay one tensor here, which accelerate's init_empty_weights unties: they
-    # would be counted twice.
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-
-
-def estimate_training(
-    recipe: Recipe,
-    model: PreTrainedModel,
-    tokens: int,
-    checkpointing: bool,
-    machine: Machine,
-) -> MemoryEstimate:
-    """Estimate training on batches of `tokens` tokens.
-
-    `model` may be empty. Checkpointing keeps one hidden state a layer and one whole layer. What
-    autograd keeps is held against a count of it (tests/test_memory.py), the peak against a traced
-    step of true shape (tests/rehearsal); one peak on an H200 was 0.5% below it.
-    """
-    bytes_each, flex = machine.dtype.itemsize, machine.flex
-    config = model.config.get_text_config()
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    one_layer = tokens * _layer_bytes(recipe, model, bytes_each, flex)
-    kept = layers * (tokens * hidden * bytes_each if checkpointing else one_layer)
-    ends = tokens * hidden * (4 + bytes_each)  # embeddings and the last norm
-    # Dense masks are (rows, length, length), one a kind of layer; a block mask is next to nothing.
-    kinds = 2 if _has_sliding_layers(config) else 1
-    masks = 0 if flex else tokens * recipe.max_length * bytes_each * kinds
-    # What is held for a moment: first the logits, then a layer's backward, and where its
-    # activations were not kept, the whole layer.
-    backward = tokens * (_inner_size(config) + 2 * hidden) * bytes_each
-    moment = max(_logits_bytes(config, tokens * machine.answer_share, bytes_each), backward)
-    if checkpointing:
-        moment = max(moment, one_layer + backward)
-    weights, total = _weights(recipe, model, bytes_each)
-    # Of an adapter's parameter: float32 weight, gradient, AdamW's two moments; autocast's copy,
-    # which lasts as long as the activations.
-    each = 16 + (bytes_each if bytes_each < 4 and not checkpointing else 0)
-    return MemoryEstimate(
-        weights,
-        each * _adapter_parameters(recipe, model),
-        kept + ends + masks + moment,
-        total,
-    )
-
-
-def _logits_bytes(config: PretrainedConfig, positions: float, bytes_each: int) -> float:
-    """Return what the logits of so many positions take in training, in bytes.
-
-    They and their gradient are held whole, and a soft cap's own steps; the loss takes them as
-    float32 in chunks, of which two are held.
-    """
-    capped = 3 if getattr(config, "final_logit_softcapping", None) else 0
-    logits = positions * config.vocab_size
-    return logits * (2 + capped) * bytes_each + 2 * 4 * min(CHUNK, logits)
-
-
-def _layer_bytes(recipe: Recipe, model: PreTrainedModel, bytes_each: int, flex: bool) -> float:
-    """Return what autograd keeps of one token in one decoder layer, in bytes.
-
-    Norms keep a float32 copy of their input; the MLP keeps both halves, the activation and their
-    product; attention keeps query, key, value (repeated to all heads where a mask is given) and
-    output, eager also its scores; an adapter keeps its input, and a copy of its own under dropout
-    or on a 16-bit base (PEFT casts it to float32 there, autocast back again).
-    """
-    config = model.config.get_text_config()
-    hidden, inner, heads = config.hidden_size, _inner_size(config), config.num_attention_heads
-    queries, keys = heads * head_size(config), _kv_heads(config) * head_size(config)
-    layer_linear = [(n, m) for n, m in _adapted(recipe, model) if ".0." in n]  # the first layer's
-    own_copies = recipe.lora_dropout > 0 or (bytes_each < 4 and recipe.quantization == "none")
-    # Modules that read the same tensor share it: q, k and v; gate and up. With copies of their own
-    # every module counts. What o_proj reads is attention's output, which is kept anyway.
-    adapter_inputs = sum(_in_features(module) for _, module in layer_linear)
-    if not own_copies:
-        read = {(n.rsplit(".", 1)[0], _in_features(module)) for n, module in layer_linear}
-        adapter_inputs = sum(size for _, size in read if size != queries or queries == hidden)
-    dropout_masks = (
-        sum(_in_features(module) for _, module in layer_linear) if recipe.lora_dropout else 0
-    )
-    # A single key head is every query head's as it is; several are copied where a mask is given.
-    repeated = keys if flex or _kv_heads(config) == 1 else queries
-    attention = 2 * queries + 2 * repeated
-    if pick_attention(recipe, config) == "eager" and not flex:
-        capped = bytes_each if getattr(config, "attn_logit_softcapping", None) else 0
-        cast = bytes_each if bytes_each < 4 else 0
-        scores = recipe.max_length * heads * (4 + cast + capped)
-    else:
-        scores = 4 * heads  # a float32 log-sum of exponentials a head, for the backward
-    narrow = 3 * inner + attention + adapter_inputs + recipe.lora_r * len(layer_linear)
-    return 4 * _normed(model, queries, keys) + narrow * bytes_each + dropout_masks + scores
-
-
-def _normed(model: PreTrainedModel, queries: int, keys: int) -> int:
-    """Return how many elements of a token pass through the first layer's norms."""
-    one_head = head_size(model.config.get_text_config())
-    elements = 0
-    for name, module in model.named_modules():
-        is_norm = ".0." in name and "norm" in type(module).__name__.lower()
-        if not is_norm or getattr(module, "weight", None) is None:
-            continue
-        size = module.weight.numel()
-        if size == one_head:
-            # Qwen3's q_norm and k_norm have one head's weights, and norm every head with them.
-            size = {"q": queries, "k": keys}.get(name.rsplit(".", 1)[-1][0], size)
-        elements += size
-    return elements
-
-
-def _inner_size(config: PretrainedConfig) -> int:
-    return getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-
-
-def _kv_heads(config: PretrainedConfig) -> int:
-    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-
-
-def _has_sliding_layers(config: PretrainedConfig) -> bool:
-    return "sliding_attention" in (getattr(config, "layer_types", None) or ())
-
-
-def estimate_inference(
-    recipe: Recipe, model: PreTrainedModel, tokens: int, bytes_each: int
-) -> MemoryEstimate:
-    """Estimate answering batches of `tokens` tokens.
-
-    It counts base, adapter, KV cache, and one layer's work on the prompts read at once.
-    """
-    config = model.config.get_text_config()
-    cache = (
-        2 * config.num_hidden_layers * tokens * _kv_heads(config) * head_size(config) * bytes_each
-    )
-    read = min(tokens, READ_TOKENS)
-    # The MLP: its activation, one of its halves, and in two steps what an adapter adds to it. Or
-    # attention, which comes before: query, key and value for all heads, and the output.
-    queries = config.num_attention_heads * head_size(config)
-    mlp, attention = 4 * _inner_size(config) * bytes_each, 4 * queries * bytes_each
-    if pick_attention(recipe, config) == "eager":
-        attention += recipe.max_length * config.num_attention_heads * (bytes_each + 4)
-    layer = read * (3 * config.hidden_size * bytes_each + max(mlp, attention))
-    masks = 2 if _has_sliding_layers(config) else 1
-    layer += read * recipe.max_length * bytes_each * masks
-    samples, new = recipe.samples, recipe.samples * expected_length(recipe.max_new_tokens)
-    branches = tokens * samples / (QUESTION_TOKENS + new)
-    layer += branches * config.vocab_size * 4 * 3  # logits, without what may not come, with noise
-    weights, total = _weights(recipe, model, bytes_each)
-    # Cast to the base's precision, as inference.py has it; validation while training finds its room
-    # by halving batches.
-    adapter = bytes_each * _adapter_parameters(recipe, model)
-    return MemoryEstimate(weights, adapter, cache + layer, total)
-
-
-def expected_length(max_new_tokens: int) -> int:
-    """Return how many tokens of an answer a batch has room for at first."""
-    return min(max_new_tokens, max(SHORT_ANSWER, math.ceil(max_new_tokens * EXPECTED_SHARE)))
-
-
-def _weights(recipe: Recipe, model: PreTrainedModel, bytes_each: int) -> tuple[float, int]:
-    """Return the bytes of the base and the number of its parameters.
-
-    NF4 takes half a byte a weight, a constant per 64 weights, and one dequantised matrix at a time.
-    """
-    total = sum(parameter.numel() for parameter in model.parameters())
-    sizes = [module.weight.numel() for _, module in _linear(model)]
-    each, room = bytes_each, 0
-    if recipe.quantization == "nf4":
-        # Bytes a weight of the constants: float32, or quantised once more to 8 bits, with a float32
-        # per 256 of them.
-        constants = 8 / 64 / 8 + 32 / (64 * 256) / 8 if recipe.double_quantization else 32 / 64 / 8
-        each, room = 0.5 + constants, max(sizes) * bytes_each
-    linear, others = sum(sizes) * each, (total - sum(sizes)) * bytes_each
-    return linear + others + room, total
-
-
-def _linear(model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
-    """Return the modules that are quantised and can get an adapter: all linear but the LM head."""
-    head = model.get_output_embeddings()
-    return [
-        (n, m)
-        for n, m in model.named_modules()
-        if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head
-    ]
-
-
-def _adapted(recipe: Recipe, model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
-    """Return the modules that get an adapter; the LM head is one only when it is named."""
-    targets = resolve_targets(model, recipe.lora_target_modules)
-    if targets == "all-linear":
-        return _linear(model)
-    every = [(n, m) for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))]
-    return [(n, m) for n, m in every if any(f".{n}".endswith(f".{target}") for target in targets)]
-
-
-def _adapter_parameters(recipe: Recipe, model: PreTrainedModel) -> int:
-    return sum(recipe.lora_r * sum(module.weight.shape) for _, module in _adapted(recipe, model))
-
-
-def _in_features(module: torch.nn.Module) -> int:
-    return module.weight.shape[0] if isinstance(module, Conv1D) else module.in_features
-
-
-@dataclass(frozen=True)
 class Plan:
-    """Holds how a run will use its device."""
+    """How a run uses its device."""
 
     device: torch.device
     compute_dtype: torch.dtype
@@ -291,110 +73,203 @@ class Plan:
     estimate: MemoryEstimate
     free: float | None  # bytes; None on CPU
     flex: bool = False  # FlexAttention in training; otherwise the kernel the model was loaded with
-    dequantised: bool = False  # whether NF4 weights are kept as the numbers they stand for
-    merged: bool = False  # whether the adapter is added to them, for answering on a GPU
+    dequantized: bool = False  # whether NF4 weights are loaded as 16- or 32-bit ones
+    merged: bool = False  # whether the adapter is merged into them, for answering on a GPU
 
     def __str__(self) -> str:
         free = "" if self.free is None else f" of {self.free / GB:.1f} GB free"
-        compute = str(self.compute_dtype).removeprefix("torch.")
         return (
-            f"device {self.device}, compute {compute}, estimated memory {self.estimate}{free}; "
-            f"{self.tokens_per_batch} tokens per batch"
-            f"{', NF4 weights dequantised once' if self.dequantised else ''}"
+            f"device {self.device}, compute {str(self.compute_dtype).removeprefix('torch.')}, "
+            f"estimated memory {self.estimate}{free}; {self.tokens_per_batch} tokens per batch"
+            f"{', NF4 weights dequantized once' if self.dequantized else ''}"
             f"{', adapter merged' if self.merged else ''}"
         )
 
 
-def make_plan(
-    recipe: Recipe, config: PretrainedConfig, device: torch.device, training: bool
-) -> Plan:
-    """Choose attention, batch size and checkpointing for this machine.
+class DoesNotFit(InputError):
+    """A base needs more memory than is free."""
 
-    What cannot fit is refused with a way out.
-    """
-    dtype, model = pick_compute_dtype(recipe, device), empty_model(config, recipe.trust_remote_code)
-    flex = False
-    if training:
-        reason = why_no_flex(recipe, config, device, dtype)
-        flex = reason is None
-        print(
-            "attention: flex" if flex else f"attention: {pick_attention(recipe, config)} ({reason})"
+
+def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return the architecture without weights, on the meta device."""
+    # Unlike accelerate's init_empty_weights this leaves tied embeddings tied: one tensor.
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Saves what a fused attention kernel saves, and computes nothing."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        output = torch.empty_like(query)  # with the query's strides, as the kernels return it
+        sums = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, output, sums)
+        return output
+
+
+def _counted_attention(module, query, key, value, attention_mask, **options):
+    if attention_mask is not None:  # as SDPA has it; FlexAttention repeats no keys
+        groups = getattr(module, "num_key_value_groups", 1)
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    return _FusedAttention.apply(query, key, value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("counted", _counted_attention)
+
+
+def _fused_dropout(input, p=0.5, training=True, inplace=False):
+    """Drop out as on CUDA: the backward needs one byte per number."""
+    return torch.native_dropout(input, p, training)[0] if p and training else input
+
+
+def _copied(module, inputs):
+    return tuple(tensor.clone() for tensor in inputs)
+
+
+def count_layer(
+    recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype, flex: bool
+) -> tuple[float, int]:
+    """Count the bytes that autograd keeps of a token in a layer, and the adapter's parameters."""
+    text: Any = config.get_text_config()
+    model = empty_model(config, recipe.trust_remote_code)
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    layers = next(each for each in lists if len(each) == text.num_hidden_layers)
+    del layers[2:]  # the others are assumed to be like the second
+    eager = not flex and pick_attention(recipe, text) == "eager"
+    model.set_attn_implementation("eager" if eager else "counted")
+    # add_adapter seeds the generator and warns; `to` casts the adapter, as autocast does.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+        adapted = add_adapter(model.requires_grad_(False), recipe).to(dtype).train()
+    if recipe.quantization == "none" and dtype.itemsize < 4:
+        # PEFT casts the input of each adapter to float32, and autocast casts it back.
+        for name, module in model.named_modules():
+            if name.endswith(".lora_A.default"):
+                module.register_forward_pre_hook(_copied)
+    storages: set[torch.UntypedStorage] = set()
+    marks: list[set[torch.UntypedStorage]] = []
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        storages.add(tensor.untyped_storage())
+        return tensor
+
+    def mark(*_: object) -> None:
+        marks.append(storages.copy())
+
+    layers[-1].register_forward_pre_hook(mark)
+    layers[-1].register_forward_hook(mark)
+    length, kinds = recipe.max_length, set(getattr(text, "layer_types", None) or ())
+    with (
+        torch.device("meta"),
+        torch.autograd.graph.saved_tensors_hooks(save, save),
+        mock.patch.object(torch.nn.functional, "dropout", _fused_dropout),
+    ):
+        mask = None if flex else torch.empty(1, 1, length, length, dtype=dtype)
+        model.base_model(
+            inputs_embeds=torch.empty(1, length, text.hidden_size, dtype=dtype, requires_grad=True),
+            attention_mask=dict.fromkeys(kinds, mask) if "sliding_attention" in kinds else mask,
+            position_ids=torch.zeros(1, length, dtype=torch.long),
+            use_cache=False,
         )
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    machine = Machine(device, dtype, free, flex)
-    if device.type == "cuda":
-        return fit_plan(recipe, model, machine, training)
-    plan = cpu_plan(recipe, model, machine, training)
-    chosen = recipe.compute_dtype != "auto"
-    if training and not chosen and plan.estimate.parameters > SMALL and cpu_computes_bfloat16():
-        print("this CPU computes bfloat16: --compute_dtype bfloat16 trains in half the time")
-    return plan
+    before, after = marks
+    kept = after - before - {parameter.untyped_storage() for parameter in model.parameters()}
+    in_a_layer = sum(p.numel() for p in layers[-1].parameters() if p.requires_grad)
+    others = (text.num_hidden_layers - len(layers)) * in_a_layer
+    adapter = adapted.get_nb_trainable_parameters()[0] + others
+    return sum(storage.nbytes() for storage in kept) / length, adapter
 
 
-def same_plan(plan: Plan) -> Plan:
-    """Return the first process's plan for this process's device.
+class Footprint:
+    """Estimates what a base with its adapter needs on one device."""
 
-    Answers are those of one process to the bit only in that one's batches, its adapter merged or
-    not as there; the free memory of GPUs differs.
-    """
-    return replace(
-        from_first(partial(replace, plan, device=torch.device("cpu"))), device=plan.device
-    )
+    def __init__(
+        self,
+        recipe: Recipe,
+        config: PretrainedConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        flex: bool = False,
+    ):
+        self.recipe, self.device, self.dtype, self.flex = recipe, device, dtype, flex
+        self.config: Any = config.get_text_config()
+        self.hidden, self.each = self.config.hidden_size, dtype.itemsize
+        self.inner = getattr(self.config, "intermediate_size", None) or 4 * self.hidden
+        try:
+            count = count_layer(recipe, config, dtype, flex)
+        except Exception:  # noqa: BLE001
+            # Code that needs numbers, such as a router, fails there: count a Llama of these sizes.
+            names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+            sizes: dict[str, Any] = {name: getattr(self.config, name, None) for name in names}
+            llama = LlamaConfig(hidden_size=self.hidden, intermediate_size=self.inner, **sizes)
+            everywhere = recipe.model_copy(update={"lora_target_modules": "all-linear"})
+            count = count_layer(everywhere, llama, dtype, flex)
+        self.layer_bytes, self.adapter = count
+        # A token's part of the dense masks, (rows, length, length): one for each kind of layer.
+        is_mixed = "sliding_attention" in (getattr(self.config, "layer_types", None) or ())
+        self.mask_bytes = recipe.max_length * self.each * (2 if is_mixed else 1)
+        model = empty_model(config, recipe.trust_remote_code)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.weights: float = self.parameters * self.each
+        if recipe.quantization == "nf4":
+            # Half a byte a weight of the linear layers but the head, a float32 constant per 64 (or
+            # 8 bits, and a float32 per 256 constants), and one dequantized matrix.
+            head = model.get_output_embeddings()
+            linear = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, Conv1D))]
+            weights = [module.weight.numel() for module in linear if module is not head]
+            constants = (8 + 32 / 256 if recipe.double_quantization else 32) / 64 / 8
+            self.weights += sum(weights) * (0.5 + constants - self.each) + max(weights) * self.each
+
+    def training(
+        self, tokens: int, checkpointing: bool, answer_share: float = ANSWER_SHARE
+    ) -> MemoryEstimate:
+        """Estimate the peak of a training step on batches of `tokens` tokens.
+
+        `answer_share` is the share of the tokens that predict an answer.
+        """
+        one_layer = tokens * self.layer_bytes
+        kept = tokens * self.hidden * self.each if checkpointing else one_layer
+        ends = tokens * self.hidden * (4 + self.each)  # embeddings and the last norm
+        masks = 0 if self.flex else tokens * self.mask_bytes
+        # The peak is at the loss or in a layer's backward, which recomputes a checkpointed layer.
+        # At the loss: logits, their gradient, a soft cap's steps, and two chunks in float32.
+        logits = tokens * answer_share * self.config.vocab_size
+        copies = 5 if getattr(self.config, "final_logit_softcapping", None) else 2
+        loss = logits * copies * self.each + 2 * 4 * min(CHUNK, logits)
+        backward = tokens * (self.inner + 2 * self.hidden) * self.each
+        moment = max(loss, backward + (one_layer if checkpointing else 0))
+        activations = self.config.num_hidden_layers * kept + ends + masks + moment
+        # Weight, gradient and AdamW's two moments in float32, and the copy that autocast keeps.
+        adapter = self.adapter * (16 if checkpointing or self.each == 4 else 16 + self.each)
+        return MemoryEstimate(self.weights, adapter, activations, self.parameters)
+
+    def answering(self, tokens: int) -> MemoryEstimate:
+        """Estimate answering batches of `tokens` tokens: the KV cache, a layer's work, logits."""
+        config, recipe, each = self.config, self.recipe, self.each
+        heads, size = config.num_attention_heads, head_size(config)
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        cache = 2 * config.num_hidden_layers * tokens * kv_heads * size * each
+        # Either query, key, value and output of all heads, with eager attention also their scores,
+        # or the MLP's activation, one half, and an adapter's addition in two steps.
+        eager = pick_attention(recipe, config) == "eager"
+        scores = recipe.max_length * heads * (each + 4) if eager else 0
+        widest = max(4 * self.inner * each, 4 * heads * size * each + scores)
+        work = min(tokens, READ_TOKENS) * (3 * self.hidden * each + widest + self.mask_bytes)
+        answer = recipe.samples * expected_length(recipe.max_new_tokens)
+        rows = tokens * recipe.samples / (QUESTION_TOKENS + answer)
+        logits = rows * config.vocab_size * 4 * 3  # in float32; masked; with noise
+        activations = cache + work + logits
+        return MemoryEstimate(self.weights, each * self.adapter, activations, self.parameters)
 
 
-def for_these_answers(
-    plan: Plan, recipe: Recipe, config: PretrainedConfig, answer_share: float
-) -> Plan:
-    """Return the training plan once it is known what share of the tokens predicts an answer.
-
-    Answers of 150 tokens on short questions are three quarters of them, not a sixteenth.
-    """
-    if plan.device.type != "cuda":
-        return plan
-    machine = Machine(plan.device, plan.compute_dtype, plan.free, plan.flex, answer_share)
-    return fit_plan(recipe, empty_model(config, recipe.trust_remote_code), machine, training=True)
+def expected_length(max_new_tokens: int) -> int:
+    """Return how many tokens of an answer a batch has room for at first."""
+    # Most stop long before max_new_tokens; a CUDA step that needs more room is captured again.
+    return min(max_new_tokens, max(16, math.ceil(max_new_tokens / 4)))
 
 
-def cpu_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training: bool) -> Plan:
-    """Return the plan for a CPU, or refuse a base that it would train for weeks.
-
-    What main memory does not hold is told, not refused: the estimate is of full batches, and a CPU
-    reads each article by itself.
-    """
-    refuse_without_gpu(recipe, model)
-    free = available_memory()
-    for tokens, checkpointing in _cpu_choices(recipe, training):
-        estimate = _estimate(recipe, model, machine, tokens, checkpointing, training)
-        if estimate.total <= free:
-            break
-    else:
-        print(
-            f"WARNING: {recipe.model} may need {estimate}; {free / GB:.1f} GB of main memory are "
-            "free. Close other programs, or lower --max_length."
-        )
-    plan = Plan(machine.device, machine.dtype, tokens, checkpointing, estimate, None)
-    weights = estimate.parameters * machine.dtype.itemsize
-    copied = replace(estimate, weights=weights)
-    fits = weights <= COPY_SHARE * free and copied.total <= free
-    if recipe.quantization == "nf4" and fits:
-        return replace(plan, estimate=copied, dequantised=True)
-    return plan
-
-
-def _cpu_choices(recipe: Recipe, training: bool) -> Iterator[tuple[int, bool]]:
-    """Yield batch sizes and whether to checkpoint, the fastest first."""
-    sizes = [recipe.tokens_per_batch]
-    if recipe.tokens_per_batch == "auto":
-        most = CPU_TOKENS if training else CPU_ANSWERING_TOKENS
-        sizes = [max(most, recipe.max_length + ROOM)]
-        while sizes[-1] // 2 > recipe.max_length:
-            sizes.append(sizes[-1] // 2)
-        sizes.append(recipe.max_length)
-    ways = (recipe.gradient_checkpointing is True,)
-    if training and recipe.gradient_checkpointing == "auto":
-        ways = (False, True)
-    for checkpointing in ways:
-        yield from ((tokens, checkpointing) for tokens in sizes)
+def available_memory() -> float:
+    """Return the bytes of main memory that can be used without swapping."""
+    return psutil.virtual_memory().available
 
 
 def refuse_without_gpu(recipe: Recipe, model: PreTrainedModel) -> None:
@@ -407,113 +282,111 @@ def refuse_without_gpu(recipe: Recipe, model: PreTrainedModel) -> None:
         )
 
 
-def available_memory() -> float:
-    """Return the bytes of main memory that can be used without swapping."""
-    return psutil.virtual_memory().available
-
-
-def fit_plan(recipe: Recipe, model: PreTrainedModel, machine: Machine, training: bool) -> Plan:
-    """Return the plan with the largest batch whose estimate fits into the memory that is free.
-
-    It goes without checkpointing if any batch fits so, because checkpointing computes every layer
-    twice.
-    """
-    sizes = (recipe.tokens_per_batch,)
-    if recipe.tokens_per_batch == "auto":
-        # A batch holds at least one whole example, in training at most a step.
-        most = (
-            min(recipe.questions_per_step * recipe.max_length, MOST_TRAINING_TOKENS)
-            if training
-            else max(GPU_TOKENS)
-        )
-        every = sorted({*GPU_TOKENS, recipe.max_length + ROOM}, reverse=True)
-        sizes = (
-            *(size for size in every if recipe.max_length < size <= most),
-            recipe.max_length,
-        )
-    checkpointing = (
-        (False, True)
-        if recipe.gradient_checkpointing == "auto"
-        else (recipe.gradient_checkpointing,)
-    )
-    for on in checkpointing if training else (False,):
-        for tokens in sizes:
-            estimate = _estimate(recipe, model, machine, tokens, on, training)
-            if estimate.total <= machine.free:
-                plan = Plan(
-                    machine.device, machine.dtype, tokens, on, estimate, machine.free, machine.flex
-                )
-                return plan if training else merged_if_it_fits(recipe, plan)
-    way_out = _way_out(recipe, estimate, machine, training)
-    error = DoesNotFit(
-        f"{recipe.model} needs about {estimate}; {machine.free / GB:.1f} GB are free. Way out: "
-        f"{way_out}."
-    )
-    error.estimate = estimate
-    raise error
-
-
-class DoesNotFit(InputError):
-    """Says that a base needs more memory than is free; `estimate` is what it needs at least."""
-
-    estimate: MemoryEstimate
-
-
-def merged_if_it_fits(recipe: Recipe, plan: Plan) -> Plan:
-    """Return the plan of answering with the adapter merged, where 16-bit weights fit as well."""
-    weights = plan.estimate.parameters * plan.compute_dtype.itemsize
-    merged = replace(plan.estimate, weights=weights)
-    if merged.total > plan.free:
-        return plan
-    is_nf4 = recipe.quantization == "nf4"
-    return replace(plan, estimate=merged, dequantised=is_nf4, merged=True)
-
-
-def _estimate(
-    recipe: Recipe,
-    model: PreTrainedModel,
-    machine: Machine,
-    tokens: int,
-    checkpointing: bool,
-    training: bool,
-) -> MemoryEstimate:
+def make_plan(
+    recipe: Recipe, config: PretrainedConfig, device: torch.device, training: bool
+) -> Plan:
+    """Choose attention, batch size and checkpointing; raise DoesNotFit if nothing fits."""
+    dtype, reason = pick_compute_dtype(recipe, device), None
     if training:
-        return estimate_training(recipe, model, tokens, checkpointing, machine)
-    return estimate_inference(recipe, model, tokens, machine.dtype.itemsize)
+        reason = why_no_flex(recipe, config, device, dtype)
+        kernel = f"{pick_attention(recipe, config)} ({reason})" if reason else "flex"
+        print(f"attention: {kernel}")
+    if device.type == "cpu":
+        refuse_without_gpu(recipe, empty_model(config, recipe.trust_remote_code))
+    footprint = Footprint(recipe, config, device, dtype, flex=training and reason is None)
+    if device.type == "cuda":
+        return fit_plan(footprint, torch.cuda.mem_get_info(device)[0], training)
+    is_large = footprint.parameters > SMALL and recipe.compute_dtype == "auto"
+    if training and is_large and cpu_computes_bfloat16():
+        print("This CPU has bfloat16: --compute_dtype bfloat16 halves the training time.")
+    return fit_plan(footprint, available_memory(), training)
 
 
-def plan_for_size(recipe: Recipe, model: PreTrainedModel, gpu_memory: float) -> Plan:
-    """Return the plan for a GPU that is not here, with `gpu_memory` bytes; `model` may be empty.
+def for_these_answers(
+    plan: Plan, recipe: Recipe, config: PretrainedConfig, answer_share: float
+) -> Plan:
+    """Return the training plan, once it is known what share of the tokens predicts an answer."""
+    if plan.free is None:
+        return plan
+    footprint = Footprint(recipe, config, plan.device, plan.compute_dtype, plan.flex)
+    return fit_plan(footprint, plan.free, True, answer_share)
 
-    All of its memory is taken to be free, and bfloat16 to be native; FlexAttention is counted on
-    above 16 GB, because no T4 has more.
+
+def fit_plan(
+    footprint: Footprint, free: float, training: bool, answer_share: float = ANSWER_SHARE
+) -> Plan:
+    """Return the fastest plan that fits into `free` bytes: the largest batch, not checkpointed.
+
+    If none fits, a GPU raises DoesNotFit. A CPU warns: it reads each article by itself.
     """
-    dtype = (
-        torch.bfloat16 if recipe.compute_dtype == "auto" else getattr(torch, recipe.compute_dtype)
-    )
-    flex = recipe.read_once and recipe.attention in ("auto", "flex") and gpu_memory > 16 * GB
-    machine = Machine(torch.device("cuda"), dtype, gpu_memory, flex, is_here=False)
-    return fit_plan(recipe, model, machine, training=True)
+    recipe, device = footprint.recipe, footprint.device
+    on_cpu, longest = device.type == "cpu", recipe.max_length
+    most = MOST_TOKENS[device.type, training]
+    # A batch holds at least one whole example, and on a GPU at most a step.
+    most = max(most, longest + ROOM) if on_cpu else most
+    if training and not on_cpu:
+        most = min(most, recipe.questions_per_step * longest)
+    sizes = [size for size in {*BATCH_TOKENS, longest + ROOM} if longest < size <= most]
+    sizes = [*sorted(sizes, reverse=True), longest]
+    if recipe.tokens_per_batch != "auto":
+        sizes = [recipe.tokens_per_batch]
+    auto = training and recipe.gradient_checkpointing == "auto"
+    ways = [False, True] if auto else [training and recipe.gradient_checkpointing is True]
+    for tokens, checkpointing in ((size, way) for way in ways for size in sizes):
+        if training:
+            estimate = footprint.training(tokens, checkpointing, answer_share)
+        else:
+            estimate = footprint.answering(tokens)
+        if estimate.total <= free:
+            break
+    else:
+        if not on_cpu:
+            way_out = _way_out(recipe, training, estimate.total - estimate.activations < free)
+            raise DoesNotFit(
+                f"{recipe.model} needs about {estimate}; {free / GB:.1f} GB are free. Try "
+                f"{way_out}."
+            )
+        print(
+            f"WARNING: {recipe.model} may need {estimate}; {free / GB:.1f} GB of main memory are "
+            "free. Close other programs or lower --max_length."
+        )
+    limit = None if on_cpu else free
+    plan = Plan(device, footprint.dtype, tokens, checkpointing, estimate, limit, footprint.flex)
+    # Whole weights are faster: dequantized on a CPU, and with a merged adapter in answers on a GPU.
+    whole = replace(estimate, weights=footprint.parameters * footprint.each)
+    is_nf4 = recipe.quantization == "nf4"
+    if on_cpu and is_nf4 and whole.weights <= COPY_SHARE * free and whole.total <= free:
+        return replace(plan, estimate=whole, dequantized=True)
+    if not on_cpu and not training and whole.total <= free:
+        return replace(plan, estimate=whole, dequantized=is_nf4, merged=True)
+    return plan
 
 
-def parse_size(text: str) -> float:
-    """Return the bytes of "16GB" or "16"."""
-    number = text.upper().removesuffix("GB").strip()
-    try:
-        size = float(number) * GB
-    except ValueError:
-        size = 0
-    if not 0 < size < 1e15:
-        raise InputError(f"--gpu_memory: got {text!r}; expected a size like 16GB.")
-    return size
+def _way_out(recipe: Recipe, training: bool, base_fits: bool) -> str:
+    changes = {
+        "--quantization nf4": recipe.quantization == "none",
+        "--gradient_checkpointing true": recipe.gradient_checkpointing is False,
+        # A shorter batch helps only if base and adapter alone fit.
+        "--tokens_per_batch auto": base_fits and recipe.tokens_per_batch != "auto",
+        f"--max_length {recipe.max_length // 2}": base_fits,
+    }
+    steps = [change for change, helps in changes.items() if training and helps]
+    steps += ["a smaller base (see the README's table)", "or a larger or emptier GPU (nvidia-smi)"]
+    return ", ".join(steps)
+
+
+def same_plan(plan: Plan) -> Plan:
+    """Return the first process's plan, for this process's device.
+
+    Free memory differs between GPUs, and answers are equal to the bit only in equal batches.
+    """
+    first = from_first(partial(replace, plan, device=torch.device("cpu")))
+    return replace(first, device=plan.device)
 
 
 def lower_memory(recipe: Recipe, plan: Plan) -> str:
-    """Return the message of training that ran out of memory although the plan said it fits.
-
-    It names the one change that costs least: checkpointing, then a smaller batch, then articles.
-    Reading once on one GPU has tried smaller batches already.
-    """
+    """Return the message of training that ran out of memory although its plan fits."""
+    # Cheapest first. Reading once on one GPU has already tried smaller batches.
     halved = recipe.read_once and process_count() == 1
     if not plan.gradient_checkpointing:
         change = "--gradient_checkpointing true"
@@ -523,22 +396,6 @@ def lower_memory(recipe: Recipe, plan: Plan) -> str:
         change = f"--max_length {recipe.max_length // 2}"
     return (
         f"out of memory in training, with {plan} and gradient checkpointing "
-        f"{'on' if plan.gradient_checkpointing else 'off'}. Free the GPU (nvidia-smi shows who "
-        f"uses it), or start again with {change}; a saved checkpoint continues with --resume "
-        f"{change} --resume_anyway."
+        f"{'on' if plan.gradient_checkpointing else 'off'}. Free the GPU (see nvidia-smi), or "
+        f"train with {change}; to resume a checkpoint, use --resume {change} --resume_anyway."
     )
-
-
-def _way_out(recipe: Recipe, estimate: MemoryEstimate, machine: Machine, training: bool) -> str:
-    """Return what would lower the estimate, the strongest first."""
-    steps = ["free the GPU (nvidia-smi shows who uses it)"] if machine.is_here else []
-    if training and recipe.quantization == "none":
-        steps.append("--quantization nf4")
-    if training and recipe.gradient_checkpointing is False:
-        steps.append("--gradient_checkpointing true")
-    # A shorter batch helps only where base and adapter alone would fit.
-    if training and estimate.total - estimate.activations < machine.free:
-        if recipe.tokens_per_batch != "auto":
-            steps.append("--tokens_per_batch auto")
-        steps.append(f"--max_length {recipe.max_length // 2}")
-    return ", ".join([*steps, "a smaller base (see the README's table)", "or a larger GPU"])

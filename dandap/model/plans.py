@@ -1,110 +1,90 @@
-"""`fine_tune.py --plan`: what recipes take on GPUs of several sizes, and what each leads to."""
+"""`fine_tune.py --plan`: batch size, checkpointing and memory of recipes, by GPU size."""
 
-import argparse
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
-from dandap.cli import chosen_options
 from dandap.errors import InputError
 from dandap.model.device import pick_compute_dtype, why_no_gpu
 from dandap.model.hub import confirm_remote_code
 from dandap.model.load import load_config
-from dandap.model.memory import (
-    GB,
-    DoesNotFit,
-    Machine,
-    Plan,
-    cpu_plan,
-    empty_model,
-    parse_size,
-    plan_for_size,
-)
+from dandap.model.memory import CPU_LIMIT, GB, Footprint, available_memory, fit_plan
 from dandap.model.shapes import SHAPES, make_config
-from dandap.recipe import RECIPES_DIR, Recipe, find_recipe, load_recipe
+from dandap.recipe import RECIPES_DIR, find_recipe, load_recipe
+
+COMMON_SIZES = [16 * GB, 24 * GB, 48 * GB, 80 * GB]  # GPUs that people rent
 
 
-def show_plans(arguments: argparse.Namespace) -> None:
-    """Print a line per recipe and GPU size: its batch and checkpointing, and the estimate."""
-    options = chosen_options(arguments)
-    names = (
-        [arguments.recipe]
-        if arguments.recipe
-        else sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
-    )
-    sizes = [parse_size(arguments.gpu_memory)] if arguments.gpu_memory else sizes_of_interest()
+def print_plans(recipe_name: str | None, options: dict, gpu_memory: str | None) -> None:
+    """Print a line per recipe and GPU size; without a name, of all recipes of known shapes."""
+    names = [recipe_name] if recipe_name else sorted(p.stem for p in RECIPES_DIR.glob("*.yaml"))
+    sizes = COMMON_SIZES if why_no_gpu() else [float(torch.cuda.mem_get_info()[0])]
+    if gpu_memory:
+        sizes = [parse_size(gpu_memory)]
     width = max(map(len, names))
     unknown = []
     for name in names:
         try:
             recipe = load_recipe(name, options)
             confirm_remote_code(recipe, "trust_remote_code" in options)
-            # Without a recipe's name the table is made offline, of bases whose shapes are known.
-            here = recipe.model in SHAPES or Path(recipe.model).is_dir()
-            if not arguments.recipe and not here:
+            if recipe.model in SHAPES:
+                config = make_config(SHAPES[recipe.model])
+            elif recipe_name or Path(recipe.model).is_dir():
+                config = load_config(recipe)
+            else:  # the table of all recipes is made offline
                 unknown.append(name)
                 continue
-            model = known_model(recipe)
         except InputError as error:
-            if arguments.recipe:
+            if recipe_name:
                 raise
-            # One that somebody is writing must not hide the others.
             print(f"{name:<{width}}  {str(error).splitlines()[0]}")
             continue
+        label = f"{find_recipe(name).stem:<{width}}"
+        dtype = torch.bfloat16
+        if recipe.compute_dtype != "auto":
+            dtype = getattr(torch, recipe.compute_dtype)
+        flexible = recipe.read_once and recipe.attention in ("auto", "flex")
+        by_flex = {}
         for size in sizes:
-            line = plan_line(recipe, model, size, in_a_table=not arguments.recipe)
-            print(f"{find_recipe(name).stem:<{width}} {size / GB:>4.0f} GB  {line}")
-        if why_no_gpu() and not arguments.gpu_memory and (line := cpu_line(recipe, model)):
-            print(f"{find_recipe(name).stem:<{width}} this CPU  {line}")
+            flex = flexible and size > 16 * GB  # no T4 has more
+            if flex not in by_flex:
+                by_flex[flex] = Footprint(recipe, config, torch.device("cuda"), dtype, flex)
+            line = _plan_line(by_flex[flex], size, short=not recipe_name)
+            print(f"{label} {size / GB:>4.0f} GB  {line}")
+        if why_no_gpu() and not gpu_memory and by_flex.popitem()[1].parameters <= CPU_LIMIT:
+            cpu = torch.device("cpu")
+            footprint = Footprint(recipe, config, cpu, pick_compute_dtype(recipe, cpu))
+            print(f"{label} this CPU  {_plan_line(footprint, available_memory())}")
     if unknown:
-        print(f"not known here: {', '.join(unknown)}; --plan --recipe NAME asks the hub for one")
-    if not arguments.recipe:
-        print("Of what does not fit, --plan --recipe NAME tells ways out.")
+        print(f"Unknown here: {', '.join(unknown)}. --plan --recipe NAME fetches a base's config.")
+    if not recipe_name:
+        print("--plan --recipe NAME suggests what to change if a recipe does not fit.")
     print(
-        "Estimates; the peak of a step on an H200 was 0.5% below its own. Above 16 GB the GPU is "
-        "taken to run FlexAttention (sm_80 and newer)."
+        "These are estimates; a step measured on an H200 peaked 0.5% below its own. GPUs above 16 "
+        "GB are assumed to run FlexAttention (sm_80 or newer)."
     )
 
 
-def known_model(recipe: Recipe) -> PreTrainedModel:
-    """Return a recipe's base without weights: one of SHAPES, or asked of the hub."""
-    shape = SHAPES.get(recipe.model)
-    config = make_config(shape) if shape else load_config(recipe)
-    return empty_model(config, recipe.trust_remote_code)
-
-
-def plan_line(recipe: Recipe, model: PreTrainedModel, size: float, in_a_table: bool) -> str:
-    """Return what would be chosen on a GPU of `size` bytes, or why it cannot be used.
-
-    In a table of many recipes the ways out would fill the screen.
-    """
+def _plan_line(footprint: Footprint, free: float, short: bool = False) -> str:
     try:
-        return _choice(plan_for_size(recipe, model, size))
-    except DoesNotFit as error:
-        return f"{'does not fit':<40}  {error.estimate}" if in_a_table else str(error)
+        plan = fit_plan(footprint, free, training=True)
     except InputError as error:
-        return str(error)
-
-
-def cpu_line(recipe: Recipe, model: PreTrainedModel) -> str | None:
-    """Return what would be chosen on this machine's CPU; None for a base that needs a GPU."""
-    cpu = torch.device("cpu")
-    machine = Machine(cpu, pick_compute_dtype(recipe, cpu), None)
-    try:
-        plan = cpu_plan(recipe, model, machine, training=True)
-    except InputError:
-        return None
-    return _choice(plan) + (", NF4 weights dequantised once" if plan.dequantised else "")
-
-
-def _choice(plan: Plan) -> str:
+        return str(error).partition(" Try ")[0] if short else str(error)
     checkpointing = "checkpointing" if plan.gradient_checkpointing else "no checkpointing"
-    return f"{plan.tokens_per_batch:>6} tokens per batch, {checkpointing:<16}  {plan.estimate}"
+    dequantized = ", NF4 weights dequantized once" if plan.dequantized else ""
+    return (
+        f"{plan.tokens_per_batch:>6} tokens per batch, {checkpointing:<16}  "
+        f"{plan.estimate}{dequantized}"
+    )
 
 
-def sizes_of_interest() -> list[float]:
-    """Return this GPU's memory, or those that people rent."""
-    if why_no_gpu():
-        return [16 * GB, 24 * GB, 48 * GB, 80 * GB]
-    return [float(torch.cuda.mem_get_info()[0])]
+def parse_size(text: str) -> float:
+    """Return the bytes of "16GB" or "16"."""
+    number = text.upper().removesuffix("GB").strip()
+    try:
+        size = float(number) * GB
+    except ValueError:
+        size = 0
+    if not 0 < size < 1e15:
+        raise InputError(f"--gpu_memory: got {text!r}; expected a size like 16GB.")
+    return size

@@ -107,7 +107,7 @@ def train(
     print(f"{plan}, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}")
     print_sharing(recipe, plan, examples)
 
-    model = add_adapter(load_base(recipe, plan.device, config, plan.dequantised), recipe)
+    model = add_adapter(load_base(recipe, plan.device, config, plan.dequantized), recipe)
     trained, total = model.get_nb_trainable_parameters()
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
     check_space(resume.path if resume else Path(recipe.output_dir), trained)

@@ -464,7 +464,7 @@ def _gemm_4bit(
     A, B, shapeB, absmax, blocksize, quant_type, bias=None, absmax_8bit=None, absmax_code=None,
     absmax_offset=None,
 ):  # fmt: skip
-    """Multiply by the fused kernel, or by a dequantised copy where the library would make one."""
+    """Multiply by the fused kernel, or by a dequantized copy where the library would make one."""
     tensors = (A, B, absmax, bias, absmax_8bit, absmax_code, absmax_offset)
     if any(t is not None and t.device.type != "cuda" for t in tensors):
         raise RuntimeError(

@@ -30,7 +30,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.machine import random_model
 from benchmarks.material import made_up
-from dandap.answering import capture
+from dandap.answering import cuda_graph
 from dandap.answering.answer import Decoding
 from dandap.answering.choices import score_choices
 from dandap.answering.generate import generate_answers
@@ -38,21 +38,12 @@ from dandap.answering.tree_decoder import TreeDecoder, answer_examples
 from dandap.model import memory
 from dandap.model.adapter import add_adapter, for_answering
 from dandap.model.device import pick_compute_dtype, pick_device
-from dandap.model.memory import (
-    GB,
-    Machine,
-    MemoryEstimate,
-    Plan,
-    empty_model,
-    estimate_inference,
-    estimate_training,
-    fit_plan,
-)
+from dandap.model.memory import GB, Footprint, MemoryEstimate, Plan, fit_plan
 from dandap.model.load import load_tokenizer
 from dandap.model.shapes import SHAPES, make_config, named_config
 from dandap.errors import InputError
 from dandap.recipe import load_recipe, make_recipe
-from dandap.training import read_once
+from dandap.training import trainer as training_module
 from dandap.training.job import Job
 from dandap.training.plain import make_trainer
 from dandap.training.trainer import make_read_once_trainer
@@ -74,7 +65,7 @@ def _done_again(work):
     return work
 
 
-capture.captured = _done_again
+cuda_graph.captured = _done_again
 
 
 def trained(config, device, options: dict, plan: dict, steps: int = 3):
@@ -83,7 +74,7 @@ def trained(config, device, options: dict, plan: dict, steps: int = 3):
         {"max_length": 256, "max_new_tokens": 16, "learning_rate": 1e-3} | options, "rehearse"
     )
     dtype = pick_compute_dtype(recipe, device)
-    # The same weights everywhere: made and quantised on the host.
+    # The same weights everywhere: made and quantized on the host.
     base = random_model(config, recipe, CPU, torch.float32)
     if device.type == "cuda":
         base = base.to(dtype).to(device)
@@ -246,12 +237,12 @@ def _flex_memory(query, key, value, *others, **more):
     return _FlexMemory.apply(query, key, value)
 
 
-def _dry_model(name: str, options: dict, dequantised: bool = False):
+def _dry_model(name: str, options: dict, dequantized: bool = False):
     """Return (recipe, config, dtype, model with adapter) of a recipe's true shape."""
     recipe = load_recipe(name, options)
     config, device = make_config(SHAPES[recipe.model]), pick_device()
     dtype = pick_compute_dtype(recipe, device)
-    plain = {"quantization": "none"} if dequantised else {}
+    plain = {"quantization": "none"} if dequantized else {}
     base = random_model(config, recipe.model_copy(update=plain), device, dtype)
     return recipe, config, dtype, add_adapter(base, recipe)
 
@@ -260,10 +251,9 @@ def chosen_training_memory(recipe: str) -> dict:
     """Trace a step as it would be planned for this GPU, on articles as long as the recipe takes."""
     chosen = load_recipe(recipe, {})
     config = make_config(SHAPES[chosen.model])
-    dtype, free = pick_compute_dtype(chosen, CUDA), gpu.kind.memory
-    machine = Machine(CUDA, dtype, free, flex=gpu.kind.capability >= (8, 0))
+    dtype, flex = pick_compute_dtype(chosen, CUDA), gpu.kind.capability >= (8, 0)
     try:
-        plan = fit_plan(chosen, empty_model(config), machine, training=True)
+        plan = fit_plan(Footprint(chosen, config, CUDA, dtype, flex), gpu.kind.memory, True)
     except InputError as error:
         return {"refused": str(error)}
     how = {"flex": plan.flex, "gradient_checkpointing": plan.gradient_checkpointing}
@@ -295,7 +285,7 @@ def training_memory(
     job_plan = replace(whole, **(plan or {}))
     tokenizer = load_tokenizer(load_recipe("demo", {}))
     forwarded = []
-    real = read_once.ReadOnceTrainer.compute_loss
+    real = training_module.ReadOnceTrainer.compute_loss
 
     def compute_loss(self, model, inputs, **others):
         forwarded.append((inputs["input_ids"].numel(), inputs["predicts"].numel()))
@@ -306,16 +296,14 @@ def training_memory(
         trainer = make_read_once_trainer(job, model, folder, [])
         trainer.args.save_strategy = "no"
         with (
-            mock.patch.object(read_once.ReadOnceTrainer, "compute_loss", compute_loss),
+            mock.patch.object(training_module.ReadOnceTrainer, "compute_loss", compute_loss),
             mock.patch.object(attention, "_compiled", lambda: _flex_memory),
             gpu.watched() as seen,
         ):
             trainer.train()
     size, predicting = max(forwarded)
-    machine = Machine(CUDA, dtype, None, job_plan.flex, predicting / size)
-    estimate = estimate_training(
-        chosen, empty_model(config), size, job_plan.gradient_checkpointing, machine
-    )
+    footprint = Footprint(chosen, config, CUDA, dtype, job_plan.flex)
+    estimate = footprint.training(size, job_plan.gradient_checkpointing, predicting / size)
     return {
         "traced": seen.peak,
         "planned": estimate.total - GB,
@@ -337,7 +325,7 @@ def answering_memory(
 
     `merged` None leaves the adapter as it was trained.
     """
-    chosen, config, dtype, model = _dry_model(recipe, options or {}, dequantised=bool(merged))
+    chosen, config, dtype, model = _dry_model(recipe, options or {}, dequantized=bool(merged))
     if merged is not None:
         model = for_answering(model, merged)
     article, count = questions
@@ -351,12 +339,13 @@ def answering_memory(
     with gpu.watched() as seen:
         for _ in answer_examples(model.eval(), examples, decoding, tokens):
             pass
-    before = estimate_inference(chosen, empty_model(config), tokens, dtype.itemsize)
+    footprint = Footprint(chosen, config, CUDA, dtype)
+    before = footprint.answering(tokens)
     # For as many branches as there were; a plan is for prompts that share nothing, with more.
     new = memory.expected_length(chosen.max_new_tokens)
     each = tokens / len(examples) - chosen.samples * new
     with mock.patch.object(memory, "QUESTION_TOKENS", each):
-        estimate = estimate_inference(chosen, empty_model(config), tokens, dtype.itemsize)
+        estimate = footprint.answering(tokens)
     if merged:
         estimate = replace(estimate, weights=estimate.parameters * dtype.itemsize)
     return {
@@ -427,7 +416,7 @@ def tests_for_a_gpu() -> dict:
     for name in test_gpu.TINY:
         test_gpu.test_the_probe_passes_at_every_head_size(name)
         test_gpu.test_flex_has_the_plain_kernels_loss_and_gradients(name)
-        with mock.patch.object(capture, "captured", capturing.Capturing()):
+        with mock.patch.object(cuda_graph, "captured", capturing.Capturing()):
             test_gpu.test_answers_from_trees_are_those_of_generate(name, 100)
     return {"passed": list(test_gpu.TINY)}
 
@@ -475,11 +464,11 @@ def _float_in_a_closure(softcap, device):
 
 
 _float_in_a_closure.cache_clear = lambda: None
-_real_masks, _real_feed = read_once.tree_masks, TreeDecoder._feed
+_real_masks, _real_feed = training_module.tree_masks, TreeDecoder._feed
 MUTANTS = {
-    "a tensor without device=": (read_once, "tree_masks", _mask_of_the_host),
-    "a bool mask for flex": (read_once, "tree_masks", _mask_of_bools),
-    "16-bit adapters": (read_once, "float32_adapters", _adapters_of_16_bits),
+    "a tensor without device=": (training_module, "tree_masks", _mask_of_the_host),
+    "a bool mask for flex": (training_module, "tree_masks", _mask_of_bools),
+    "16-bit adapters": (training_module, "float32_adapters", _adapters_of_16_bits),
     "a wait in the decoding loop": (TreeDecoder, "_feed", _waits),
     "a graph break": (attention, "_capped", _float_in_a_closure),
 }

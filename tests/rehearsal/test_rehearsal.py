@@ -108,7 +108,7 @@ def test_the_benchmark_of_a_gpu_runs(rehearse):
     assert "error" not in found, found
     parts = {name: found[name] for name in ("products", "training", "answers", "float16")}
     assert not [part for part in parts.values() if "error" in part], found
-    assert found["products"].pop("quantised")["weight"] < 0.12
+    assert found["products"].pop("quantized")["weight"] < 0.12
     for rows in found["products"].values():
         assert max(rows.values()) < 0.01
     assert found["training"]["finite"] and found["training"]["flex"]
