@@ -5,6 +5,7 @@ import subprocess
 import uuid
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from dandap import ROOT
@@ -263,7 +264,7 @@ def describe_environment(tables: list[Table]) -> dict:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES if find_spec(name)},
         "platform": platform.platform(),
         "gpu": gpu,
         "cuda": torch.version.cuda if gpu else None,
