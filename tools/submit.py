@@ -27,8 +27,8 @@ from dandap.runs.folder import RunFolder
 from tasks import get_task
 
 CODE = ("dandap/**/*.*", "tasks/*.*", "prompts.py", "metrics.py", "LICENSE")
-# Packages of requirements.txt that answering a test file does not import.
-NOT_NEEDED = ("trl", "datasets", "datasketch", "wordcloud")
+# Packages of requirements.txt that answering does not need.
+NOT_NEEDED = ("trl", "wordcloud")
 # Folders of hub repositories with the same weights in other formats.
 OTHER_FORMATS = {"original", "onnx", "openvino"}
 
