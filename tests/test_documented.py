@@ -29,7 +29,7 @@ ELSEWHERE = {
     "ruff": ".ci/run",
     "pytest": ".ci/run",
     "docker": "nothing (it needs Docker); tests/test_install.py reads the Dockerfile",
-    "accelerate launch": "tests/test_processes.py, tests/test_journal.py, tests/test_sharding.py",
+    "accelerate launch": "tests/test_processes.py, tests/test_journal.py",
     "recipes/dialogue-all.sh": "tests/test_dialogue.py",
     "python export.py RUN --to gguf": "tests/test_export.py, where llama.cpp is installed",
     "python export.py RUN --to merged --push_to_hub NAME": "nothing (an account of the hub)",
