@@ -1,7 +1,7 @@
-"""Run what README and docs tell people to type, page by page, as they would.
+"""Run the commands of README and docs, page by page.
 
-What a command needs and this machine lacks is put in its place openly: the demo's base for one
-from the hub, a run of ours for RUN. What other tests run, or none can, is named in ELSEWHERE.
+The demo's base replaces those of the hub, and a small run replaces RUN. ELSEWHERE lists the
+commands that other tests run, or none can.
 """
 
 import csv
