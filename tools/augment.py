@@ -150,8 +150,8 @@ def local_model(arguments: argparse.Namespace) -> Ask:
 
     # One greedy text of up to 400 tokens, whatever the recipe's options for short answers are.
     options = {"samples": 1, "temperature": 0, "choices": [], "grounded": False, "beams": 1}
-    options |= {"on_overflow": "error", "max_length": 2048, "max_new_tokens": 400}
-    options |= {"repetition_penalty": 1.1}
+    options |= {"max_length": 2048, "on_overflow": "error"}
+    options |= {"max_new_tokens": 400, "repetition_penalty": 1.1}
     if arguments.trust_remote_code == "true":
         options["trust_remote_code"] = True
     if arguments.run:
@@ -198,11 +198,6 @@ def read_review(path: Path) -> list[Record]:
     return [cells for _, cells in sheet.rows]
 
 
-def read_text(name: str) -> str:
-    """Return the text of a file, in whatever encoding."""
-    return decode(read_bytes(Path(name))[0], Path(name))[0].strip()
-
-
 def write_rows(path: Path, rows: list[Record], columns: tuple[str, ...] = COLUMNS) -> int:
     """Write a CSV whole or not at all; return the number of rows."""
     write_table(path, rows, columns)
@@ -231,11 +226,11 @@ def main(argv: list[str] | None = None) -> int:
         return write_rows(target, join(groups, arguments.count, arguments.seed))
     if bool(arguments.keywords) == bool(arguments.documents):
         raise InputError("name either --keywords FILE or --from FILE...")
-    if arguments.documents:
-        sources = [("문서", read_text(name)) for name in arguments.documents]
-    else:
-        lines = read_text(arguments.keywords).splitlines()
-        sources = [("키워드", line.strip()) for line in lines if line.strip()]
+    paths = map(Path, arguments.documents or [arguments.keywords])
+    texts = [decode(read_bytes(path)[0], path)[0].strip() for path in paths]
+    sources = [("문서", text) for text in texts]
+    if arguments.keywords:
+        sources = [("키워드", line.strip()) for line in texts[0].splitlines() if line.strip()]
     if arguments.dry_run:
         for kind, text in sources:
             print(QUESTION_PROMPT.format(kind=kind, source=text[:LONGEST_SOURCE]), end="\n\n")

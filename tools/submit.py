@@ -92,12 +92,12 @@ def submit(
         remote = {"trust_remote_code": True} if recipe.trust_remote_code else {}
         script = SCRIPT.format(test_file=test_file, output=output, options=remote)
         write_text(folder / "script.py", script)
-        lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines(True)
         lines = [line for line in lines if not line.startswith(NOT_NEEDED)]
         if task.models:
-            extra = (ROOT / "requirements-extra.txt").read_text(encoding="utf-8").splitlines()
+            extra = (ROOT / "requirements-extra.txt").read_text(encoding="utf-8").splitlines(True)
             lines += [line for line in extra if line.startswith("sentence-transformers")]
-        write_text(folder / "requirements.txt", "\n".join(lines) + "\n")
+        write_text(folder / "requirements.txt", "".join(lines))
         packed = RunFolder(folder / "model" / "run")
         packed.path.mkdir(parents=True)
         write_json(packed.environment_file, {"run": trained.name_of_run})
@@ -137,12 +137,9 @@ def check_time(run: RunFolder, recipe: Recipe, minutes: int | None, questions: i
             device = saved.get("gpu") or "a CPU"
             timed.append((timing["questions"], timing["loading"], timing["answering"], device))
     if not timed:
-        message = (
-            f"no estimate of the time: {run.path} has no timed answers with these options. Run "
-            "inference.py with them first, on a machine like the organizer's."
-        )
+        message = f"no estimate of the time: {run.path} has no timed answers with these options"
         if minutes:
-            raise InputError(message)
+            raise InputError(f"{message}. Run inference.py first, on a GPU like the organizer's.")
         return print(message)
     count, loading, answering, device = max(timed)
     questions = questions or count
@@ -175,9 +172,9 @@ def model_files(name: str, revision: str | None, place: str) -> dict[Path, Path]
     weights = {path.name for path in found if path.parent == folder and path.suffix == KINDS[1]}
     index = folder / "model.safetensors.index.json"
     listed = set(read_json(index)["weight_map"].values()) if index.is_file() else weights
-    if not listed <= weights or not listed:
-        expected = short_list(sorted(listed)) or ".safetensors files"
-        raise InputError(f"{folder} lacks weights: expected {expected}. Download the model again.")
+    if listed - weights or not listed:
+        names = short_list(sorted(listed - weights)) if listed else "all .safetensors files"
+        raise InputError(f"{folder} lacks {names}. Download the model again.")
     # Some repositories also have all weights in one file next to the shards.
     found = [path for path in found if path.parent != folder or path.name not in weights - listed]
     return {place / path.relative_to(folder): path for path in found}
