@@ -28,7 +28,7 @@ from dandap.runs.report import (
 )
 from tasks import TASKS
 from tests.reliability.hostile import HOSTILE
-from tools.findings import PAGE as EXPLORED
+from tools.explore import PAGE as EXPLORED
 
 CONTEXT = "본사는 부산에 있다. 매출은 1,240억 원이다. 대표는 김철수다."
 

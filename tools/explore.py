@@ -19,13 +19,11 @@ import math
 import re
 from collections import Counter
 from functools import partial
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
-import pandas as pd
+import numpy as np
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from dandap.cli import Parser, parse, run_script
 from dandap.data.checks import TOLD, check_data
@@ -36,8 +34,6 @@ from dandap.errors import InputError
 from dandap.files import new_folder, write_table
 from dandap.language import t
 from dandap.recipe import make_recipe
-from dandap.runs.html import write_page
-from dandap.runs.plots import BLUE, INK, draw, font_file, image
 from tasks import TASKS
 from tasks.exploration import Chart, Description
 from tasks.submission import inert
@@ -75,6 +71,8 @@ def explore(
     test = read_test(task, recipe, Path(test_file)).rows if test_file else []
 
     from dandap.model.load import load_tokenizer  # loads torch
+    from dandap.runs.html import write_page  # loads matplotlib
+    from dandap.runs.plots import draw
 
     tokenizer = load_tokenizer(recipe)
     tables = {"Sample": [sample(task, row) for row in found.rows[:3]], **found.tables}
@@ -119,17 +117,18 @@ def describe_rows(task: Task, rows: list[Row]) -> Description:
         record |= {"question_characters": len(row.question), "answer_characters": len(answer)}
         record |= {"answer_words": len(answer.split())}
         records.append(record | {"is_span": any(text in row.context for text in row.answers)})
-    table = pd.DataFrame(records)
-    answered = table[table["answer_words"] > 0]
+    answered = [record for record in records if record["answer_words"]]
     groups = by_article(row.article for row in rows)
     tables: dict[str, Cells] = {"Size": count(task, rows)}
     if not any(row.context for row in rows):
-        tables = wallpaper_tables(rows, table)
-    elif len(answered):
-        spans, words = answered["is_span"].mean(), answered["answer_words"].eq(1).mean()
+        tables = wallpaper_tables(rows, records)
+    elif answered:
+        spans = fmean(record["is_span"] for record in answered)
+        words = fmean(record["answer_words"] == 1 for record in answered)
         tables["Answers"] = [("share that stand in their article as written", f"{spans:.1%}")]
         tables["Answers"].append(("share of one word", f"{words:.1%}"))
     asked, on = task.nouns
+    kinds = Counter(record["kind"] for record in records)
     lengths = text_lengths(task, rows)
     title = t("{asked} per {on}", asked=t(asked), on=t(one(on)))
     counts = dict(sorted(Counter(map(len, groups)).items()))
@@ -141,7 +140,7 @@ def describe_rows(task: Task, rows: list[Row]) -> Description:
         charts=[
             Chart("questions_per_article", title, counts, asked),
             *(Chart(f"{n}_length", characters_of(n), v, "characters") for n, v in lengths.items()),
-            Chart("kinds", "what is asked", dict(table["kind"].value_counts()), "questions"),
+            Chart("kinds", "what is asked", dict(kinds.most_common()), "questions"),
         ],
         lists={"rows": records},
         shared=[(rows[group[0]].context, [rows[i].question for i in group]) for group in groups],
@@ -174,8 +173,7 @@ def text_lengths(task: Task, rows: list[Row]) -> dict[str, list[int]]:
 
 def spread(what: str, values: list[int]) -> tuple[Any, ...]:
     """Return a table's row: mean, median, 95% and longest."""
-    series = pd.Series(values)
-    numbers = round(float(series.mean()), 1), *map(int, series.quantile([0.5, 0.95, 1]))
+    numbers = round(fmean(values), 1), *map(int, np.quantile(values, [0.5, 0.95, 1]))
     return t("{what}: mean, median, 95%, longest", what=t(what)), *numbers
 
 
@@ -187,7 +185,7 @@ def token_tables(task: Task, shared: list[tuple[str, list[str]]], tokenizer) -> 
 
     articles = [length(text) for text, _ in shared]
     own = [list(map(length, texts)) for _, texts in shared]
-    prompts = pd.Series([a + n for a, each in zip(articles, own, strict=True) for n in each])
+    prompts = np.array([a + n for a, each in zip(articles, own, strict=True) for n in each])
     every, once = int(prompts.sum()), sum(articles) + sum(map(sum, own))
     names = {"asked": t(task.nouns[0]), "on": t(one(task.nouns[1])), "one": t(one(task.nouns[0]))}
     return {
@@ -204,15 +202,17 @@ def token_tables(task: Task, shared: list[tuple[str, list[str]]], tokenizer) -> 
     }
 
 
-def wallpaper_tables(rows: list[Row], table: pd.DataFrame) -> dict[str, Cells]:
+def wallpaper_tables(rows: list[Row], records: list[dict]) -> dict[str, Cells]:
     """Return what the published explorations of wallpaper QA report."""
     texts = {text for row in rows for text in (row.question, *row.answers)}
-    lengths = table.select_dtypes("number")
-    correlations = lengths.loc[:, lengths.nunique() > 1].corr().round(2)  # no articles
+    names = ("question_characters", "answer_characters", "answer_words")
+    lengths = [[record[name] for record in records] for name in names]
+    with np.errstate(invalid="ignore"):  # a test file has no answers
+        correlations = np.corrcoef(lengths).round(2).tolist()
     pairs = [character_pairs(question) for question in dict.fromkeys(row.question for row in rows)]
     pairs = pairs[:MOST_COMPARED]
     nearest = [max((likeness(a, b) for b in pairs if b is not a), default=0.0) for a in pairs]
-    numbers = pd.Series(nearest).quantile([0.5, 0.95, 1])
+    numbers = np.quantile(nearest, [0.5, 0.95, 1]).tolist()
     return {
         "Size": [
             *count(TASKS["wallpaper_qa"], rows),
@@ -221,8 +221,8 @@ def wallpaper_tables(rows: list[Row], table: pd.DataFrame) -> dict[str, Cells]:
             ("sentences", sum(len(split_sentences(text)) for text in texts)),
         ],
         "correlations of lengths": [
-            ("", *correlations),
-            *((name, *values) for name, values in correlations.items()),
+            ("", *names),
+            *((name, *values) for name, values in zip(names, correlations, strict=True)),
         ],
         "Likeness of a question to the most similar other (shared character pairs)": [
             ("mean, median, 95%, largest", *(round(n, 2) for n in (fmean(nearest), *numbers)))
@@ -247,19 +247,25 @@ def cell_text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def histogram(values: list[float], label: str, axes: Axes) -> None:
+def histogram(values: list[float], label: str, axes) -> None:
     """Draw the distribution of whole numbers, with a dotted line at the median."""
-    low, high, median = min(values), max(values), pd.Series(values).median()
+    from matplotlib.ticker import MaxNLocator
+
+    from dandap.runs.plots import BLUE, INK
+
+    low, high, middle = min(values), max(values), median(values)
     # A bin per length: bins of 1.1 lengths would now and then add up two of them.
     each = [edge - 0.5 for edge in range(low, high + 2)]
     axes.hist(values, bins=each if high - low < 40 else 40, color=BLUE)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.axvline(median, color=INK, linewidth=1, linestyle=":")
-    axes.set_xlabel(t("{label} (dotted: median {median})", label=label, median=f"{median:g}"))
+    axes.axvline(middle, color=INK, linewidth=1, linestyle=":")
+    axes.set_xlabel(t("{label} (dotted: median {median})", label=label, median=f"{middle:g}"))
 
 
-def bars(counts: dict[Any, int], label: str, axes: Axes) -> None:
+def bars(counts: dict[Any, int], label: str, axes) -> None:
     """Draw a bar per value, with its count."""
+    from dandap.runs.plots import BLUE
+
     names = [str(name).replace("$", r"\$") for name in counts]  # $ would start a formula
     axes.bar_label(axes.barh(names, list(counts.values()), color=BLUE), padding=3)
     axes.invert_yaxis()
@@ -270,6 +276,8 @@ def bars(counts: dict[Any, int], label: str, axes: Axes) -> None:
 def word_cloud(path: Path, texts: list[str]) -> Markup:
     """Draw the words of the texts into a file; return it as an element with a title."""
     from wordcloud import WordCloud
+
+    from dandap.runs.plots import font_file, image
 
     # Colors with a contrast of at least 3 on white and on near-black.
     colors = ["#2f7fc1", "#c9621c", "#4a8f3c", "#a05fb8", "#7d838d"]
