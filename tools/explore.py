@@ -206,9 +206,9 @@ def wallpaper_tables(rows: list[Row], records: list[dict]) -> dict[str, Cells]:
     """Return what the published explorations of wallpaper QA report."""
     texts = {text for row in rows for text in (row.question, *row.answers)}
     names = ("question_characters", "answer_characters", "answer_words")
+    names = [name for name in names if len({record[name] for record in records}) > 1]
     lengths = [[record[name] for record in records] for name in names]
-    with np.errstate(invalid="ignore"):  # a test file has no answers
-        correlations = np.corrcoef(lengths).round(2).tolist()
+    correlations = np.atleast_2d(np.corrcoef(lengths)).round(2).tolist() if names else []
     pairs = [character_pairs(question) for question in dict.fromkeys(row.question for row in rows)]
     pairs = pairs[:MOST_COMPARED]
     nearest = [max((likeness(a, b) for b in pairs if b is not a), default=0.0) for a in pairs]
