@@ -36,7 +36,7 @@ from transformers import PreTrainedModel
 from benchmarks.machine import describe_machine, random_model
 from benchmarks.material import made_up
 from dandap import ROOT
-from dandap.answering import capture, tree_decoder
+from dandap.answering import cuda_graph, tree_decoder
 from dandap.answering.answer import Decoding
 from dandap.answering.branch_check import why_no_tree
 from dandap.answering.generate import generate_answers
@@ -234,7 +234,7 @@ def answers_by_trees(model: PreTrainedModel, form: str, tokens: int) -> dict:
     by_graph, replayed = timed_answers(by_trees, model, tokens)
     by_graph |= seconds_of_steps(model, tokens)
     # The same tensors, so that answers are equal to the bit.
-    with mock.patch.object(capture, "captured", return_value=None):
+    with mock.patch.object(cuda_graph, "captured", return_value=None):
         by_kernel, launched = timed_answers(by_trees, model, tokens)
         by_kernel |= seconds_of_steps(model, tokens)
     same = sum(replayed[index] == launched[index] for index in launched)

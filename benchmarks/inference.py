@@ -49,7 +49,6 @@ from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import answer_examples
 from dandap.cli import Parser, parse, positive
 from dandap.data.encode import Encoder, Example
-from dandap.data.rows import Row
 from dandap.model.adapter import add_adapter
 from dandap.model.device import computing
 
@@ -218,14 +217,12 @@ def decodings(material: Material, examples: list[Example]) -> dict[str, Decoding
     Random weights have no stops of their own.
     """
     tokenizer = material.tokenizer
-    stop_ids = Encoder(tokenizer, _render).stop_ids(material.model.generation_config)
+    stop_ids = Encoder(tokenizer, {"prompt": "{context}{question}"}).stop_ids(
+        material.model.generation_config
+    )
     natural = Decoding(stop_ids, tokenizer.pad_token_id, material.recipe.max_new_tokens)
     forced = replace(natural, max_new_tokens=FORCED, min_new_tokens=FORCED)
     return ({} if material.is_random else {"natural": natural}) | {"forced": forced}
-
-
-def _render(context: str, row: Row, answer: str) -> dict[str, str]:
-    return {"prompt": context + row.question}
 
 
 def compare(arguments: argparse.Namespace, material: Material, examples: list[Example]) -> dict:

@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import json
 
+import dandap.startup  # noqa: F401
 import metrics
 from benchmarks.material import DEMO_DATA, DEMO_MODEL
-from dandap.answering.run import open_model
+from dandap.answering.run import find_source, open_model
 from dandap.cli import Parser, parse, positive, run_script
 from dandap.console import track
 from dandap.data.encode import Encoder, Example
@@ -26,9 +27,9 @@ from dandap.data.read import read_questions
 from dandap.data.rows import Row, by_article
 from dandap.model.load import load_tokenizer
 from dandap.recipe import Recipe, make_recipe
-from dandap.runs.folder import RunFolder, find_run
 from prompts import get_template
 from tasks import get_task
+from tasks.task import read_test
 
 WAYS = ("trim", "select")
 
@@ -47,9 +48,12 @@ def main(argv: list[str] | None = None) -> dict:
         "--questions", metavar="N", type=positive, help="only the first N (default: all)"
     )
     arguments = parse(parser, argv)
-    run = find_run(arguments.run, "outputs") if arguments.run else None
-    recipe = run.load_recipe() if run else make_recipe({"model": DEMO_MODEL}, "the command line")
-    template = run.load_template()[1] if run else get_template(recipe.template)
+    source = find_source(arguments.run) if arguments.run else None
+    if source:
+        recipe, template = source.recipe, source.template
+    else:
+        recipe = make_recipe({"model": DEMO_MODEL}, "the command line")
+        template = get_template(recipe.template)
     encoder = Encoder(load_tokenizer(recipe), template, get_task(recipe.task).sample)
     rows = read_rows(recipe, arguments.data)[: arguments.questions]
 
@@ -63,10 +67,13 @@ def main(argv: list[str] | None = None) -> dict:
         "articles": len(set(articles)),
         "answer_in_text": compared(kept, articles),
     }
-    if run:
-        result["char_f1"] = compared(
-            {way: answer(run, recipe, examples) for way, examples in cut.items()}, articles
-        )
+    if source:
+        model = open_model(source)
+        f1 = {}
+        for way, examples in cut.items():
+            records = model.predict_all(examples, "answering").records
+            f1[way] = [record["char_f1"] for record in records]
+        result["char_f1"] = compared(f1, articles)
     print(json.dumps(result))
     return result
 
@@ -74,11 +81,9 @@ def main(argv: list[str] | None = None) -> dict:
 def read_rows(recipe: Recipe, path: str) -> list[Row]:
     """Return the rows with their gold answers, which a test file has in a file beside it."""
     table = read_questions(path)
-    return (
-        table.rows
-        if all(row.answers for row in table.rows)
-        else get_task(recipe.task).read_test(recipe, table.path).rows
-    )
+    if all(row.answers for row in table.rows):
+        return table.rows
+    return read_test(get_task(recipe.task), recipe, table.path).rows
 
 
 def cut_in_half(encoder: Encoder, rows: list[Row], way: str) -> list[Example]:
@@ -89,20 +94,9 @@ def cut_in_half(encoder: Encoder, rows: list[Row], way: str) -> list[Example]:
         tokens = len(encoder.tokenizer(group[0].context).input_ids)
         # What is given is a limit for prompts: that of the longest question, less half the article.
         longest = max(len(encoder.encode_prompt(row.context, row)) for row in group)
-        examples |= {
-            e.row.id: e for e in encoder.encode_rows(group, longest - tokens // 2, False, way)
-        }
+        encoded = encoder.encode(group, longest - tokens // 2, False, way)
+        examples |= {example.row.id: example for example in encoded}
     return [examples[row.id] for row in rows]
-
-
-def answer(run: RunFolder, recipe: Recipe, examples: list[Example]) -> list[float]:
-    """Return the character F1 of the run's answers, in the order of the examples."""
-    answerer = open_model(recipe, run.load_template()[1], run).answerer
-    task = get_task(recipe.task)
-    answers = track(answerer.answers(examples), "answering", "questions", total=len(examples))
-    # Answers come as batches end, so they are put in order by their ids.
-    f1 = {example.row.id: task.record(example, said)["char_f1"] for example, said in answers}
-    return [f1[example.row.id] for example in examples]
 
 
 def compared(values: dict[str, list[float]], articles: list[str]) -> dict:

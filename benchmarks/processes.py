@@ -22,7 +22,6 @@ import tempfile
 import time
 
 import fine_tune
-import inference
 from benchmarks.material import DEMO_DATA
 from dandap import ROOT
 from dandap.cli import Parser, parse, positive, run_script
@@ -155,20 +154,22 @@ def train(arguments: argparse.Namespace, begin, end) -> None:
 
 
 def answer(arguments: argparse.Namespace, begin, end) -> None:
-    """Answer the questions; the time ends when this process has answered its share."""
-    answer_questions, leave = inference.answer, inference.leave_together
+    """Answer the questions; the time is that of this process's share."""
+    from dandap.answering import run
 
-    def timed(*args):
-        begin()
-        return answer_questions(*args)
+    leave = run.leave_together
+
+    class TimedModel(run.OpenModel):
+        def predict(self, *args):
+            begin()
+            yield from super().predict(*args)
 
     def timed_leave():
         end()
         leave()
 
-    inference.answer, inference.leave_together = timed, timed_leave
-    options = ["--run", arguments.run, "--test_file", arguments.data]
-    inference.main([*options, "--answers_dir", arguments.into])
+    run.OpenModel, run.leave_together = TimedModel, timed_leave
+    run.answer(run.find_source(arguments.run), arguments.data, answers_dir=arguments.into)
 
 
 WORK = {"train": train, "answer": answer}

@@ -1,7 +1,4 @@
-"""Test more rows: pairs, joined questions, generated ones under review.
-
-None of them is ever measured on.
-"""
+"""tools.augment: pairs, joined questions, and generated ones that a person accepts."""
 
 import csv
 import http.server
@@ -38,7 +35,7 @@ def test_pairs(source, tmp_path):
     assert made == [
         (first[q], first[f"답변_{n}"]) for q in ("질문_1", "질문_2") for n in range(1, 6)
     ]
-    rows = wallpaper.read([source, tmp_path / "o.csv"], need_answers=True).rows
+    rows = wallpaper.TASK.read([source, tmp_path / "o.csv"], {}, True).rows
     train, validation = split_by_article(rows, 0.3)
     assert not {row.group for row in train} & {row.group for row in validation}, (
         "a row and its pairs stay together"
@@ -64,7 +61,7 @@ def test_join(source, tmp_path):
 
 def test_made_rows_never_reach_validation_nor_leak_what_does(source, tmp_path):
     augment.main(["join", str(source), str(tmp_path / "o.csv"), "--count", "60"])
-    rows = wallpaper.read([source, tmp_path / "o.csv"], need_answers=True).rows
+    rows = wallpaper.TASK.read([source, tmp_path / "o.csv"], {}, True).rows
     train, validation = split_by_article(rows, 0.3)
     assert validation
     assert not any(row.fields["generated"] for row in validation)
@@ -78,22 +75,18 @@ def test_made_rows_never_reach_validation_nor_leak_what_does(source, tmp_path):
 
 @pytest.fixture
 def server():
-    """Serve an OpenAI-compatible endpoint: it asks about what it gets and gives five answers."""
+    """Serve an OpenAI-compatible endpoint that asks about a keyword and lists five answers."""
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
-            prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][
-                0
-            ]["content"]
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            prompt = body["messages"][0]["content"]
             asked.append((self.path, self.headers.get("Authorization"), prompt))
-            keyword = prompt.split("키워드: ")[-1].split("\n")[0]
-            said = (
-                "1. 하나입니다.\n2) 둘입니다.\n- 셋\n답변 4: 넷\n5. 다섯\n6. 여섯"
-                if "도배업계" in prompt
-                else f"질문: {keyword} 어떻게 하나요?"
-            )
-            body = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+            text = f"질문: {prompt.split('키워드: ')[-1].splitlines()[0]} 어떻게 하나요?"
+            if "도배업계" in prompt:
+                text = "1. 하나입니다.\n2) '-10도'입니다.\n- 셋\n답변 4: 넷\n5. 다섯\n6. 여섯"
+            body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -111,57 +104,48 @@ def server():
 def test_generated_rows_wait_for_a_person(source, tmp_path, server, monkeypatch, capsys):
     url, asked = server
     monkeypatch.setenv("OPENAI_API_KEY", "canary-key")
-    (tmp_path / "keywords.txt").write_text(
-        "실리콘 곰팡이\n강마루 찍힘\n강마루 찍힘 자국\n", encoding="utf-8"
-    )
-    review = tmp_path / "review.csv"
-    command = [
-        "generate",
-        str(source),
-        str(review),
-        "--keywords",
-        str(tmp_path / "keywords.txt"),
-        "--url",
-        url,
-        "--model",
-        "m",
-    ]
+    keywords, review, out = (tmp_path / name for name in ("k.txt", "review.csv", "out.csv"))
+    keywords.write_text("실리콘 곰팡이\n강마루 찍힘\n강마루 찍힘 자국\n", encoding="cp949")
+    command = ["generate", str(source), str(review), "--keywords", str(keywords), "--url", url]
+    command += ["--model", "m"]
     assert augment.main([*command, "--dry_run"]) == 0
     assert "키워드: 강마루 찍힘\n" in capsys.readouterr().out
     assert not asked
-    assert augment.main(command) == 2, "the third question is like the second"
+    assert augment.main(command) == 2, "the third question is similar to the second"
     assert asked[0][:2] == ("/v1/chat/completions", "Bearer canary-key")
-    rows = read(review)
-    assert [rows[0][name] for name in wallpaper.ANSWERS] == [
-        "하나입니다.",
-        "둘입니다.",
-        "셋",
-        "넷",
-        "다섯",
-    ]
-    assert {row["generated"] for row in rows} == {"model"}
+    answers = ["하나입니다.", "'-10도'입니다.", "셋", "넷", "다섯"]
+    assert (
+        [read(review)[0][name] for name in wallpaper.ANSWERS]
+        == [
+            answers[0],
+            f"'{answers[1]}",  # as a spreadsheet shows it
+            *answers[2:],
+        ]
+    )
     assert all(b"canary-key" not in file.read_bytes() for file in tmp_path.iterdir())
+
     before = len(asked)
     with (tmp_path / "review.journal.jsonl").open("ab") as journal:
         journal.write('{"key": "가'.encode()[:-1])
     augment.main(command)
-    assert len(asked) == before, "what was said is not asked again"
+    assert len(asked) == before, "the journal has the answers"
     augment.main([*command[:-1], "another"])
-    assert len(asked) > before, "another model is"
-    augment.main(command)
+    assert len(asked) > before, "another model is asked again"
+
     with pytest.raises(InputError, match="is a review"):
-        wallpaper.read([review], need_answers=True)
-    with pytest.raises(InputError, match="is no review"):
+        wallpaper.TASK.read([review], {}, True)
+    with pytest.raises(InputError, match="no row with accept y"):
+        augment.main(["accept", str(review), str(out)])
+    with pytest.raises(InputError, match="is not a review"):
         augment.main(["generate", str(source), str(source), *command[3:]])
-    with pytest.raises(InputError, match="no row whose accept is y"):
-        augment.main(["accept", str(review), str(tmp_path / "out.csv")])
-    review.write_text(
-        review.read_text(encoding="utf-8-sig").replace("강마루 찍힘,\n", "강마루 찍힘,y\n"),
-        encoding="utf-8",
-    )
-    assert augment.main(["accept", str(review), str(tmp_path / "out.csv")]) == 1
-    table = wallpaper.read([source, tmp_path / "out.csv"], need_answers=True)
-    assert table.rows[-1].fields["generated"] == "model"
+    rows = read(review)
+    rows[1]["accept"] = "Y"
+    with review.open("w", encoding="cp949", newline="") as file:
+        csv.writer(file).writerows([list(rows[0]), *(list(row.values()) for row in rows)])
+    assert augment.main(["accept", str(review), str(out)]) == 1
+    row = wallpaper.TASK.read([source, out], {}, True).rows[-1]
+    assert row.fields["generated"] == "model"
+    assert list(row.answers) == answers
     with pytest.raises(InputError, match="has been reviewed in part"):
         augment.main(command)
 
@@ -174,31 +158,27 @@ def test_a_local_model_writes_too(source, tmp_path):
         str(tmp_path / "r.csv"),
         "--from",
         str(tmp_path / "doc.txt"),
-        "--recipe",
-        "wallpaper-demo",
     ]
-    augment.main(command)
+    augment.main([*command, "--recipe", "wallpaper-demo"])
     assert (tmp_path / "r.journal.jsonl").is_file()
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ([], "either --keywords"),
-        (["--keywords", "nowhere.txt"], "cannot be read"),
-        (["--keywords", "train.csv"], "name one model"),
-        (
-            ["--keywords", "train.csv", "--url", "http://127.0.0.1:9/v1"],
-            "did not answer as a chat endpoint",
-        ),
-    ],
-)
-def test_what_cannot_be_generated_is_told(source, tmp_path, monkeypatch, more, message):
+def test_input_that_is_rejected(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=message):
-        augment.main(["generate", "train.csv", "r.csv", *more])
-
-
-def test_a_file_that_exists_is_kept(source, tmp_path):
-    with pytest.raises(InputError, match="exists already"):
-        augment.main(["pairs", str(source), str(source)])
+    (tmp_path / "noid.csv").write_text("질문,답변_1\n왜?,그래서\n", encoding="utf-8")
+    (tmp_path / "empty.csv").write_text("id,질문,답변_1\n1,,그래서\n", encoding="utf-8")
+    (tmp_path / "one.csv").write_text("id,질문,답변_1\n1,왜?,그래서\n", encoding="utf-8")
+    url = "http://127.0.0.1:9/v1"
+    for words, message in (
+        ("generate train.csv r.csv", "either --keywords"),
+        ("generate train.csv r.csv --keywords nowhere.txt", "no file"),
+        ("generate train.csv r.csv --keywords train.csv", "name one model"),
+        (f"generate train.csv r.csv --keywords train.csv --url {url}", "did not answer as a chat"),
+        ("pairs train.csv train.csv", "exists already"),
+        ("pairs noid.csv r.csv", "no column 'id'"),
+        ("join empty.csv r.csv", "is empty"),
+        ("join one.csv r.csv", "two rows to join"),
+    ):
+        with pytest.raises(InputError, match=message):
+            augment.main(words.split())
+        assert not (tmp_path / "r.csv").exists()

@@ -1,7 +1,4 @@
-"""Test the bundled dialogues: what test and train share, and that their particles fit.
-
-Nothing but the dialogue tells the answer.
-"""
+"""The bundled dialogues: their situations, particles, and that only the dialogue has the answer."""
 
 import json
 import re
@@ -12,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fine_tune
-import inference
+from dandap.answering.run import answer, find_source
 from tasks.dialogue_inference import CATEGORIES, INFERENCES, TASK
 from tools.demo.articles import Word, plain
 from tools.demo.dialogues import FEELINGS, make_dialogues, past, present, swap_speakers
@@ -59,14 +56,10 @@ def test_the_tests_situations_are_not_in_train():
     assert {text.removesuffix(".") for text in said[0] & said[1]} == set(FEELINGS)
 
 
-def test_a_situation_has_as_much_to_say_as_another():
+def test_situations_have_equal_shapes():
     for situation in TRAIN + TEST:
         assert [len(getattr(situation, name)) for name in PHRASES] == [2, 2, 2, 5, 5, 5, 5]
         assert len(set(phrases(situation))) == 26
-
-
-def test_phrases_have_the_form_that_others_are_made_of():
-    for situation in TRAIN + TEST:
         for name, ending in FORMS.items():
             assert all(phrase.endswith(ending) for phrase in getattr(situation, name))
         # 살게 and 찍을게: the syllable before 게 ends in ㄹ, the eighth final consonant.
@@ -75,16 +68,18 @@ def test_phrases_have_the_form_that_others_are_made_of():
         assert {(ord(cause[-2]) - ord("가")) % 28 for cause in situation.causes} == {0}
 
 
-@pytest.mark.parametrize(
-    ("made", "expected"),
-    [(past("고장 나서"), "고장 났다"), (past("길이 막혀서"), "길이 막혔다"),
-     (past("품절돼서"), "품절됐다"), (present("표를 살"), "표를 산다"),
-     (present("사진을 찍을"), "사진을 찍는다"), (present("커튼을 달"), "커튼을 단다"),
-     (swap_speakers("화자1은 고마워한다."), "화자2는 고마워한다."),
-     (swap_speakers("화자2가 표를 산다."), "화자1이 표를 산다.")],
-)  # fmt: skip
-def test_endings_and_particles(made, expected):
-    assert made == expected
+def test_endings_and_particles():
+    for made, expected in (
+        (past("고장 나서"), "고장 났다"),
+        (past("길이 막혀서"), "길이 막혔다"),
+        (past("품절돼서"), "품절됐다"),
+        (present("표를 살"), "표를 산다"),
+        (present("사진을 찍을"), "사진을 찍는다"),
+        (present("커튼을 달"), "커튼을 단다"),
+        (swap_speakers("화자1은 고마워한다."), "화자2는 고마워한다."),
+        (swap_speakers("화자2가 표를 산다."), "화자1이 표를 산다."),
+    ):
+        assert made == expected
 
 
 def test_particles_of_prepared_things_fit():
@@ -189,11 +184,12 @@ def in_other_dialogues(items: list[dict]) -> list[dict]:
 @pytest.mark.slow
 def test_the_demo_learns_what_dialogues_say(tmp_path):
     """Unseen situations are answered well, and no better than by chance from other dialogues."""
-    out = ["--output_dir", str(tmp_path)]
-    fine_tune.main(["--recipe", "dialogue-demo", *out])
-    assert inference.main(out)["accuracy"] >= 0.6
+    out = str(tmp_path)
+    fine_tune.main(["--recipe", "dialogue-demo", "--output_dir", out])
+    source = find_source(None, out)
+    assert answer(source).scores["accuracy"] >= 0.6
     items = json.loads((SAMPLE / "dialogue_test.json").read_text(encoding="utf-8"))
     test = tmp_path / "test.json"
     test.write_text(json.dumps(in_other_dialogues(items), ensure_ascii=False), encoding="utf-8")
     shutil.copy(SAMPLE / "dialogue_test_answers.csv", tmp_path / "test_answers.csv")
-    assert inference.main([*out, "--test_file", str(test)])["accuracy"] < 0.45
+    assert answer(source, str(test)).scores["accuracy"] < 0.45

@@ -1,7 +1,7 @@
-"""Run what README and docs tell people to type, page by page, as they would.
+"""Run the commands of README and docs, page by page.
 
-What a command needs and this machine lacks is put in its place openly: the demo's base for one
-from the hub, a run of ours for RUN. What other tests run, or none can, is named in ELSEWHERE.
+The demo's base replaces those of the hub, and a small run replaces RUN. ELSEWHERE lists the
+commands that other tests run, or none can.
 """
 
 import csv
@@ -29,7 +29,7 @@ ELSEWHERE = {
     "ruff": ".ci/run",
     "pytest": ".ci/run",
     "docker": "nothing (it needs Docker); tests/test_install.py reads the Dockerfile",
-    "accelerate launch": "tests/test_processes.py, tests/test_journal.py, tests/test_sharding.py",
+    "accelerate launch": "tests/test_processes.py, tests/test_journal.py",
     "recipes/dialogue-all.sh": "tests/test_dialogue.py",
     "python export.py RUN --to gguf": "tests/test_export.py, where llama.cpp is installed",
     "python export.py RUN --to merged --push_to_hub NAME": "nothing (an account of the hub)",

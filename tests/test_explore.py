@@ -1,7 +1,4 @@
-"""Test the exploration of all three tasks' files: what is counted, and which pictures there are.
-
-Korean must show in them.
-"""
+"""tools.explore: tables and pictures of all three tasks' files, with Korean glyphs in them."""
 
 import json
 import re
@@ -12,17 +9,13 @@ import pandas as pd
 import pytest
 
 from dandap.errors import InputError
-from tools import explore, findings, words
+from tools import explore, words
 from tools.demo.dialogues import make_dialogues, numbered
 
 PUBLISHED = {
-    *(
-        "category_distribution.png",
-        "conversation_length_distribution.png",
-        "output_distribution.png",
-    ),
-    *("total_utterance_length_distribution.png", "wordcloud.png", "total_utterance_lengths.csv"),
-}
+    f"{name}_distribution.png"
+    for name in ("category", "conversation_length", "output", "total_utterance_length")
+} | {"wordcloud.png", "total_utterance_lengths.csv"}
 
 
 def run(tmp_path, *argv):
@@ -33,89 +26,92 @@ def run(tmp_path, *argv):
     return {title: {row[0]: row[1:] for row in rows} for title, rows in tables.items()}, folder
 
 
+def write_json(path, value):
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
 def test_economic_qa(small_train, tmp_path):
     tables, folder = run(tmp_path / "o", small_train, "--test", "data/sample/test.csv")
+    assert list(tables)[:4] == ["Sample", "Size", "Tokens of article and question", "Reading once"]
+    assert len(tables["Sample"]) == 3
     assert tables["Size"]["questions"] == (20,)
     assert tables["Size"]["articles"] == (10,)
-    assert tables["Reading once"]["questions per article"] == (2.0,)
-    every, once = (tables["Reading once"][name][0] for name in list(tables["Reading once"])[1:3])
-    assert tables["Reading once"]["times fewer"] == (round(every / once, 2),)
-    assert 1.2 < every / once < 2
+    assert tables["Tokens of article and question"]["share above 512"] == ("0.0%",)
+    once = tables["Reading once"]
+    assert once["questions per article"] == (2.0,)
+    (tokens,) = once["tokens of article and questions, read for every question"]
+    (fewer,) = once["the same, each article read once"]
+    assert once["times fewer"] == (round(tokens / fewer, 2),)
+    assert 1.2 < tokens / fewer < 2
     assert tables["Answers"]["share that stand in their article as written"] == ("100.0%",)
-    names = {path.name for path in folder.iterdir()}
-    pictures = {
-        "answer_length",
-        "questions_per_article",
-        "article_length",
-        "question_length",
-        "kinds",
-        "correlations",
-    }
-    assert {f"{name}.png" for name in pictures | {"question_similarity", "wordcloud"}} | {
-        "rows.csv",
-        "report.html",
-    } <= names
+    names = ("answer_length", "article_length", "question_length", "questions_per_article", "kinds")
+    files = {f"{name}.png" for name in names} | {"wordcloud.png", "rows.csv", "report.html"}
+    assert {path.name for path in folder.iterdir()} == files
     table = pd.read_csv(folder / "rows.csv", encoding="utf-8-sig")
     assert len(table) == 20
-    assert table["is_span"].eq(1).all()
+    assert table["is_span"].all()
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count('class="plot"') == len(list(folder.glob("*.png")))
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page)
 
 
-@pytest.mark.parametrize("refined", [False, True])
-def test_dialogues_have_the_published_pictures(tmp_path, refined):
-    path = tmp_path / "train.json"
+def test_dialogues_have_the_published_pictures(tmp_path):
     items = numbered(make_dialogues(count=10), "train")
-    path.write_text(json.dumps(items, ensure_ascii=False), encoding="utf-8")
-    tables, folder = run(tmp_path / "o", path, *(["--refined"] if refined else []))
-    assert {path.name for path in folder.iterdir()} == PUBLISHED | {"report.html"}
-    assert folder.name.startswith("explore-train-refined-") == refined
-    # Cleaning merges turns, but none that its item refers to: then a dialogue's items differ.
-    dialogues = 17 if refined else 10
-    assert tables["Size"]["dialogues"] == (dialogues,)
-    assert tables["Reading once"]["items per dialogue"] == (round(30 / dialogues, 2),)
-    assert tables["Category and output"]["전제"] == (6,)
-    assert len(pd.read_csv(folder / "total_utterance_lengths.csv")) == 30
-    assert ("Cleaning, utterances changed" in tables) == refined
+    items[0]["id"] = "=1+1"
+    path = write_json(tmp_path / "train.json", items)
+    for options in ([], ["--refined"]):
+        tables, folder = run(tmp_path / f"o{len(options)}", path, *options)
+        assert {path.name for path in folder.iterdir()} == PUBLISHED | {"report.html"}
+        assert folder.name.startswith("explore-train-refined-") == bool(options)
+        # Cleaning merges turns, but none that its item refers to: then a dialogue's items differ.
+        dialogues = 17 if options else 10
+        assert tables["Size"]["dialogues"] == (dialogues,)
+        assert tables["Reading once"]["items per dialogue"] == (round(30 / dialogues, 2),)
+        assert tables["Category and output"]["전제"] == (6,)
+        assert ("Cleaning, utterances changed" in tables) == bool(options)
+        lengths = pd.read_csv(folder / "total_utterance_lengths.csv")
+        assert len(lengths) == 30
+        assert lengths["id"][0] == "'=1+1", "a spreadsheet would run it"
 
 
 def test_wallpaper_qa(tmp_path):
     tables, folder = run(tmp_path / "o", "data/sample/wallpaper_train.csv")
     assert tables["Size"]["questions"] == (160,)
+    assert tables["Size"]["sentences"] == (672,)
+    assert tables["correlations of lengths"]["answer_words"][-1] == 1
+    (likeness,) = (cells for title, cells in tables.items() if title.startswith("Likeness"))
+    assert 0.5 < likeness["mean, median, 95%, largest"][0] < 1
     assert "Reading once" not in tables, "there are no articles"
     assert not (folder / "article_length.png").exists()
-    assert (folder / "lengths_by_kind.csv").read_text(encoding="utf-8-sig").count("곰팡이") == 1
 
 
-def test_squad_json(tmp_path):
+def test_squad_json_and_korean(tmp_path):
     qas = [
         {"id": f"q{n}", "question": f"매출은 {n}?", "answers": [{"text": "백억 원"}]}
         for n in range(3)
     ]
     content = {"data": [{"paragraphs": [{"context": "매출은 백억 원이다.", "qas": qas}]}]}
-    (tmp_path / "dev.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    tables, _ = run(tmp_path / "o", tmp_path / "dev.json")
-    assert tables["Reading once"]["questions per article"] == (3.0,)
+    path = write_json(tmp_path / "dev.json", content)
+    tables, _ = run(tmp_path / "o", path, "--lang", "ko")
+    assert tables["크기"]["기사"] == (1,)
+    assert tables["예시"]["q0"][-1] == "백억 원"
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["nowhere.csv"], "no file at"),
-        (["data/sample/train.csv", "--refined"], "cleans dialogues; this file is economic_qa's"),
-        (["README.md"], "expected a .csv"),
-    ],
-)
-def test_what_cannot_be_explored_is_told(tmp_path, argv, message):
-    with pytest.raises(InputError, match=message):
-        explore.main([*argv, "--output_dir", str(tmp_path)])
+def test_input_that_is_rejected(tmp_path):
+    for words_, message in (
+        ("nowhere.csv", "no file at"),
+        ("data/sample/train.csv --refined", "cleans dialogues; this file is economic_qa's"),
+        ("README.md", "expected a .csv"),
+    ):
+        with pytest.raises(InputError, match=message):
+            explore.main([*words_.split(), "--output_dir", str(tmp_path)])
 
 
-def test_of_very_many_texts_some_give_the_words(small_train, tmp_path, monkeypatch):
-    monkeypatch.setattr(findings, "CLOUD_TEXTS", 4)
+def test_a_part_of_very_many_texts_gives_the_words(small_train, tmp_path, monkeypatch):
     counted = []
-    monkeypatch.setattr(findings, "count_words", lambda texts: counted.extend(texts) or Counter())
+    monkeypatch.setattr(explore, "MOST_TEXTS", 4)
+    monkeypatch.setattr(explore, "count_words", lambda texts: counted.extend(texts) or Counter())
     _, folder = run(tmp_path / "o", small_train)
     assert 2 <= len(counted) <= 4
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -141,10 +137,3 @@ def test_words_by_kiwi():
     found = words.count_words(TEXTS)
     assert found["한국은행"] == found["매출"] == 2
     assert not {"그리고", "늘었지만", "이번"} & set(found)
-
-
-def test_what_kinds_explain():
-    kinds = pd.Series(["a", "a", "b", "b"])
-    assert findings.explained(pd.Series([1, 1, 3, 3]), kinds) == 1
-    assert findings.explained(pd.Series([1, 3, 1, 3]), kinds) == 0
-    assert findings.explained(pd.Series([2, 2, 2, 2]), kinds) == 0

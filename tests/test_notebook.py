@@ -1,7 +1,6 @@
-"""Test notebooks/colab.ipynb: executed whole by Jupyter's own client, and on Colab and Kaggle.
+"""notebooks/colab.ipynb, executed by Jupyter's client here, and in imitations of Colab and Kaggle.
 
-Those two are played: their folders are made elsewhere, and google.colab is a module that notes
-what it is asked.
+Their folders are made elsewhere, and google.colab is a module that records its calls.
 """
 
 import json
@@ -20,7 +19,7 @@ pytest.importorskip("ipykernel", reason="pip install -r requirements-dev.txt")
 NOTEBOOK = ROOT / "notebooks" / "colab.ipynb"
 DRIVE = 'import pathlib\ndef mount(place):\n    pathlib.Path("drive-is-mounted").touch()\n'
 FILES = 'import pathlib\ndef download(name):\n    pathlib.Path("downloaded").write_text(name)\n'
-# Plays fine_tune.py and inference.py: notes its words, and leaves what the script would leave.
+# Stands for fine_tune.py and inference.py: records its words, and makes a submission.
 STUB = """
 import pathlib, sys
 name = pathlib.Path(sys.argv[0]).stem
@@ -33,15 +32,13 @@ answers.mkdir(parents=True, exist_ok=True)
 
 
 def execute(folder, **replaced):
-    """Run the notebook in a folder, its paths of Colab and Kaggle replaced; return its output."""
+    """Run the notebook in a folder, the paths of Colab and Kaggle replaced; return its output."""
     text = NOTEBOOK.read_text(encoding="utf-8")
     for old, new in replaced.items():
         text = text.replace(f'"/{old}/', f'"{new.as_posix()}/')
     notebook = nbformat.reads(text, as_version=4)
-    client = nbclient.NotebookClient(
-        notebook, timeout=600, resources={"metadata": {"path": str(folder)}}
-    )
-    client.execute()
+    resources = {"metadata": {"path": str(folder)}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return "".join(output.get("text", "") for output in outputs)
 

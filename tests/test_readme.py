@@ -1,4 +1,4 @@
-"""What README and docs tell is so: commands, files, links; both READMEs say the same."""
+"""README and docs: their commands parse, files and links exist, both READMEs say the same."""
 
 import importlib
 import re
@@ -35,18 +35,12 @@ OURS = sorted(
 )
 
 
-def parser_of(words):
-    """Return (the parser of a script or tool, its arguments)."""
-    if words[1] == "-m":
-        return importlib.import_module(words[2]), words[3:]
-    return importlib.import_module(words[1].removesuffix(".py")), words[2:]
-
-
 @pytest.mark.parametrize("command", OURS)
-def test_every_command_has_options_that_there_are(command):
-    """A parser refuses an option that it does not know, and what is none of its choices."""
-    module, arguments = parser_of(shlex.split(command))
-    if module.__name__ == "prompts":  # which takes a template's name, and no options
+def test_commands_have_known_options(command):
+    words = shlex.split(command)
+    name, *arguments = words[2:] if words[1] == "-m" else words[1:]
+    module = importlib.import_module(name.removesuffix(".py"))
+    if name == "prompts.py":  # it has a template's name and no options
         assert set(arguments) <= module.TEMPLATES.keys()
     else:
         module.command_line().parse_args(arguments)
@@ -55,26 +49,17 @@ def test_every_command_has_options_that_there_are(command):
         assert Path(f"recipes/{recipe}.yaml").is_file()
 
 
-@pytest.mark.parametrize("path", PAGES, ids=str)
-def test_launches_name_configurations_that_there_are(path):
-    for command in lines_of_shell(TEXTS[path]):
-        for name in re.findall(r"--config_file (\S+)", command):
-            assert Path(name).is_file(), command
-
-
 def test_there_are_commands_to_test():
     assert len(OURS) > 25
 
 
 @pytest.mark.parametrize("path", PAGES, ids=str)
-def test_links_lead_to_files(path):
+def test_links_and_named_files_exist(path):
+    for command in lines_of_shell(TEXTS[path]):
+        for name in re.findall(r"--config_file (\S+)", command):
+            assert Path(name).is_file(), command
     for target in re.findall(r"\]\(([^)#]+)\)", TEXTS[path]):
-        if "://" not in target:
-            assert (path.parent / target).exists(), target
-
-
-@pytest.mark.parametrize("path", PAGES, ids=str)
-def test_named_files_are_there(path):
+        assert "://" in target or (path.parent / target).exists(), target
     for name in re.findall(r"`((?:[\w-]+/)+[\w.-]+\.(?:py|md|yaml|sh|ipynb))`", TEXTS[path]):
         assert Path(name).exists() or name.startswith(("data/", "outputs/")), name
 

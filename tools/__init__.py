@@ -1,5 +1,4 @@
-"""Hold the tools beside the three scripts: explore, compare, refine, augment, make_demo.
+"""Tools next to the scripts: explore, compare, submit, refine, augment.
 
-Each runs as `python -m tools.NAME` or by its path. They import tasks and dandap, and nothing
-imports them but benchmarks and tests.
+Each runs as `python -m tools.NAME` or by its path. Only benchmarks and tests import them.
 """

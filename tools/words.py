@@ -1,11 +1,11 @@
-"""Count the words that a file is about, for a word cloud.
+"""Word counts without particles and endings, for a word cloud.
 
-Korean words carry particles and endings. kiwipiepy, a morphological analyser, takes them off where
-it is installed (pip install -r requirements-extra.txt); else rules do, which know less.
+kiwipiepy analyzes morphemes if it is installed (requirements-extra.txt); otherwise rules do.
 """
 
 import re
 from collections import Counter
+from functools import cache
 from importlib.util import find_spec
 
 from dandap.data.korean import PARTICLES
@@ -20,8 +20,8 @@ VERB_ENDINGS = tuple(
     "지만 도록 면서 해서 돼서 어서 아서 려고 는데 은데 인데 던데 네요 어요 아요 해요 예요 까요 "
     "더라 더니 거든 잖아 겠어 했어 았어 었어 였어 을게 길래 자고 챙겨 가져 바꿔".split()
 )
-# They stand in every Korean text.
-STOP_WORDS = frozenset(
+# Words of every Korean text.
+STOP = frozenset(
     "내가 네가 니가 나도 나는 너는 너도 안녕 아직 벌써 훨씬 엄청 "
     "것으 곳은 곳으 곳에 곳을 곳이 얼마인 어디인 누구인 무엇을 "
     "가장 각각 간 거기 거의 것 것으로 것은 것이 결국 경우 계속 관련 그 그것 그냥 그녀 그는 그들 "
@@ -41,11 +41,9 @@ STOP_WORDS = frozenset(
 
 
 def count_words(texts: list[str]) -> Counter[str]:
-    """Return how often each word of two characters and more stands in the texts."""
+    """Return how often each word of two characters and more is in the texts."""
     words = _nouns_by_kiwi(texts) if find_spec("kiwipiepy") else _words_by_rules(texts)
-    return Counter(
-        {word: count for word, count in words.items() if len(word) > 1 and word not in STOP_WORDS}
-    )
+    return Counter({word: n for word, n in words.items() if len(word) > 1 and word not in STOP})
 
 
 def _nouns_by_kiwi(texts: list[str]) -> Counter[str]:
@@ -54,30 +52,25 @@ def _nouns_by_kiwi(texts: list[str]) -> Counter[str]:
     pieces = []
     for text in texts:
         pieces += [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
-    found = Counter()
-    # A generator: Kiwi reads some pieces ahead, in its own threads.
-    for tokens in Kiwi().tokenize(pieces):
-        found.update(token.form for token in tokens if token.tag in NOUNS)
-    return found
+    # Kiwi reads some pieces ahead, in its own threads.
+    return Counter(
+        token.form for found in Kiwi().tokenize(pieces) for token in found if token.tag in NOUNS
+    )
 
 
 def _words_by_rules(texts: list[str]) -> Counter[str]:
-    every = Counter()
-    for text in texts:
-        # What stands right behind a digit is its unit: 3월을, 40원에.
-        every.update(re.findall(r"(?<![\d가-힣])[가-힣]+|[A-Za-z]+", text))
     found = Counter()
-    # Each word is looked at once, however often it stands there.
-    for word, count in every.items():
-        bare = without_particle(word)
-        if not word.endswith(VERB_ENDINGS) and not bare.endswith(VERB_ENDINGS):
-            found[bare] += count
+    for text in texts:
+        # Hangul right behind a digit is its unit: 3월을, 40원에.
+        for word in re.findall(r"(?<![\d가-힣])[가-힣]+|[A-Za-z]+", text):
+            bare = without_particle(word)
+            if not word.endswith(VERB_ENDINGS) and not bare.endswith(VERB_ENDINGS):
+                found[bare] += 1
     return found
 
 
+@cache
 def without_particle(word: str) -> str:
     """Return a word without the longest particle at its end, if two characters are left."""
-    particle = max(
-        (p for p in PARTICLES if word.endswith(p) and len(word) - len(p) > 1), key=len, default=""
-    )
-    return word[: len(word) - len(particle)]
+    endings = [p for p in PARTICLES if word.endswith(p) and len(word) - len(p) > 1]
+    return word.removesuffix(max(endings, key=len, default=""))

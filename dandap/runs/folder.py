@@ -5,6 +5,7 @@ import subprocess
 import uuid
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ def describe_environment(tables: list[Table]) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES if find_spec(name)},
         "platform": platform.platform(),
         "gpu": gpu,
         "cuda": torch.version.cuda if gpu else None,

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 # So that `python tools/NAME.py` works like `python -m tools.NAME`.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dandap.cli import Parser, parse, positive, run_script
 

@@ -30,7 +30,7 @@ from dandap.tree.masks import tree_masks
 from dandap.tree.packing import Part, pack
 from dandap.tree.token_tree import TokenTree, collate, grow
 from tasks.dialogue_inference import INFERENCES, LETTERS
-from tools import demo_situations
+from tools.demo import situations
 from tools.demo.articles import KS_SYLLABLES, SEAM, Article, Word, make_article, plain
 from tools.demo.dialogues import make_dialogues, numbered
 from tools.demo.wallpaper import make_rows, make_test
@@ -64,7 +64,7 @@ REQUESTS = (
     "[기사]\n{c}\n\n[질문]\n{q}\n[답]",
     "{c} 너는 질문에 답하는 챗봇이야.\nQuestion: {q}\nAnswer:",
 )
-# How a chat model answers: in whole sentences. {a} takes particles as in demo_articles.
+# How a chat model answers: in whole sentences. {a} takes particles as in tools.demo.articles.
 REPLIES = (
     "제공해 주신 기사에 따르면 질문하신 내용은 {a:인/인} 것으로 확인됩니다.",
     "기사 내용을 살펴보면 질문하신 내용의 답은 {a}입니다.",
@@ -484,8 +484,8 @@ def write_wallpaper(seed: int) -> None:
 
 def write_dialogues(seed: int) -> None:
     """Write dialogue_train.json, dialogue_test.json and its answers in a file of their own."""
-    train = numbered(make_dialogues(demo_situations.TRAIN, TRAIN_DIALOGUES, seed), "train")
-    test = numbered(make_dialogues(demo_situations.TEST, TEST_DIALOGUES, seed), "test")
+    train = numbered(make_dialogues(situations.TRAIN, TRAIN_DIALOGUES, seed), "train")
+    test = numbered(make_dialogues(situations.TEST, TEST_DIALOGUES, seed), "test")
     letters = [(item["id"], LETTERS[INFERENCES.index(item["output"])]) for item in test]
     unanswered = [{**item, "output": ""} for item in test]
     for name, items in (("train", train), ("test", unanswered)):

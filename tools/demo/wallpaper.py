@@ -22,7 +22,7 @@ DEFECTS = {
 }  # fmt: skip
 PLACES = ("거실", "안방", "주방", "욕실 앞", "베란다", "아이 방", "현관")
 # Of each kind (why, how) two wordings, which become the two questions of a row. {what:은/는} is
-# followed by the particle that fits, as in demo_articles.
+# followed by the particle that fits, as in tools.demo.articles.
 ASK = (
     ("{place} {what:은/는} 왜 생기나요?", "{place} {what}의 원인은 무엇인가요?"),
     ("{place} {what:은/는} 어떻게 고치나요?", "{place} {what:을/를} 없애는 방법은 무엇인가요?"),
