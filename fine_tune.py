@@ -20,7 +20,7 @@ from pathlib import Path
 
 import prompts
 from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
-from dandap.data.checks import check_data, tell_findings
+from dandap.data.checks import check_data, finding_lines
 from dandap.data.encode import Encoder
 from dandap.data.lengths import preview
 from dandap.data.rows import Row, Table, split_by_article
@@ -203,7 +203,7 @@ def check_rows(
     findings = check_data(
         {"train": train_rows, "validation": validation_rows, "test": test_rows(recipe)}
     )
-    for line in tell_findings(findings):
+    for line in finding_lines(findings):
         print(f"  {line}")
     return findings
 

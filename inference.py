@@ -24,7 +24,7 @@ import prompts
 from dandap import ROOT
 from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
 from dandap.console import track
-from dandap.data.lengths import tell_cut
+from dandap.data.lengths import report_cut
 from dandap.data.rows import Answered, Row, Table, split_by_article
 from dandap.errors import InputError
 from dandap.files import check_writable, copy_whole, refuse_output, write_json
@@ -367,9 +367,6 @@ def name_answers(arguments: argparse.Namespace, source: Source, questions: Quest
 
 def encode(recipe: Recipe, encoder, questions: Questions) -> list:
     """Return the encoded questions, in their order, and print what was cut of long articles."""
-    # With pyarrow, which --help need not wait for.
-    from dandap.data.encoded import encode_kept
-
     articles, ids = {row.article for row in questions.rows}, {row.id for row in questions.rows}
     # What is cut of an article depends on all its questions, also on those that --limit leaves
     # out: with them a limited run gives the answers of a whole one.
@@ -377,8 +374,8 @@ def encode(recipe: Recipe, encoder, questions: Questions) -> list:
         row for row in questions.table.rows if row.article in articles and row.id not in ids
     ]
     rows = [*questions.rows, *neighbours]
-    every = encode_kept(encoder, rows, recipe.prompt_limit, False, recipe.on_overflow)
-    tell_cut(recipe, every)
+    every = encoder.encode(rows, recipe.prompt_limit, False, recipe.on_overflow)
+    report_cut(recipe, every)
     return every[: len(questions.rows)]
 
 

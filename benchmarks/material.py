@@ -124,7 +124,7 @@ def make_examples(
     order = by_article(row.article for row in rows)
     random.Random(0).shuffle(order)
     rows = [rows[index] for article in order for index in article][: arguments.questions]
-    return encoder.encode_rows(rows, recipe.prompt_limit, answers=True)
+    return encoder.encode(rows, recipe.prompt_limit, answers=True)
 
 
 def made_up(article_tokens: int, questions_per_article: int, questions: int) -> list[Example]:

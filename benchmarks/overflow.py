@@ -91,9 +91,7 @@ def cut_in_half(encoder: Encoder, rows: list[Row], way: str) -> list[Example]:
         tokens = len(encoder.tokenizer(group[0].context).input_ids)
         # What is given is a limit for prompts: that of the longest question, less half the article.
         longest = max(len(encoder.encode_prompt(row.context, row)) for row in group)
-        examples |= {
-            e.row.id: e for e in encoder.encode_rows(group, longest - tokens // 2, False, way)
-        }
+        examples |= {e.row.id: e for e in encoder.encode(group, longest - tokens // 2, False, way)}
     return [examples[row.id] for row in rows]
 
 

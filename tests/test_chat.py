@@ -33,7 +33,7 @@ def encoder(tokenizer, template="concise"):
 
 def taught(tokenizer, template="concise"):
     """(prompt, answer) as text, of ROW."""
-    (example,) = encoder(tokenizer, template).encode_rows([ROW], 1000, answers=True)
+    (example,) = encoder(tokenizer, template).encode([ROW], 1000, answers=True)
     return tokenizer.decode(example.prompt_ids), tokenizer.decode(example.answer_ids)
 
 
@@ -246,7 +246,7 @@ def test_an_answer_that_the_template_would_change_is_refused_before_training():
     with pytest.raises(InputError, match="leaves out|would be learned"):
         Encoder(
             tokenizer, lambda context, row, answer: {"user": f"{context} {row.question}"}
-        ).encode_rows([ROW], 1000, answers=True)
+        ).encode([ROW], 1000, answers=True)
 
 
 @pytest.mark.parametrize(
@@ -262,11 +262,11 @@ def test_every_answer_is_looked_at_and_not_the_first_ones_alone(change, answer):
         TURNS.replace("m.content", f"(m.content if m.role == 'user' else {change})") + PROMPT
     )
     rows = [Row(str(n), ROW.context, "매출은?", ("답",)) for n in range(40)]
-    encoder(tokenizer).encode_rows(rows, 1000, answers=True)
+    encoder(tokenizer).encode(rows, 1000, answers=True)
     with pytest.raises(
         InputError, match=f"question odd: the answer is '{answer}', but .* would be learned"
     ):
-        encoder(tokenizer).encode_rows(
+        encoder(tokenizer).encode(
             [*rows, Row("odd", ROW.context, "매출은?", (answer,))], 1000, answers=True
         )
 
@@ -276,7 +276,7 @@ def test_a_later_row_that_the_template_changes_is_still_answered():
     rows = [Row(str(n), "기사", "매출은?") for n in range(9)] + [
         Row("odd", "<b>기사</b>", "매출은?")
     ]
-    assert len(encoder(tokenizer).encode_rows(rows, 1000, answers=False)) == 10
+    assert len(encoder(tokenizer).encode(rows, 1000, answers=False)) == 10
 
 
 def test_of_several_templates_the_default_one_counts():
@@ -311,7 +311,7 @@ def test_the_ways_of_known_families(name):
         {"additional_special_tokens": ["<|start|>", "<|stop|>", "<|eot|>"]}
     )
     encode = encoder(tokenizer)
-    (example,) = encode.encode_rows([ROW], 1000, answers=True)
+    (example,) = encode.encode([ROW], 1000, answers=True)
     assert encode.decode(example.answer_ids) == "1,240억 원"
     assert example.answer_ids[-1] in encode.control_ids
     assert sum(token in encode.control_ids for token in example.answer_ids) == 1

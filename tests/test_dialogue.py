@@ -214,7 +214,7 @@ def test_what_is_learned_is_the_option_or_its_letter(items, template, learned):
         {"model": "data/demo_model", "task": "dialogue_inference", "template": template}, "test"
     )
     encoder = make_encoder(recipe, checked_template(template, recipe.task), load_tokenizer(recipe))
-    (example,) = encoder.encode_rows([row], 1000, answers=True)
+    (example,) = encoder.encode([row], 1000, answers=True)
     letter = row.answers[0]
     assert encoder.decode(example.answer_ids) == learned.format(
         letter=letter, text=row.fields[f"option_{letter}"]

@@ -41,7 +41,7 @@ def encoder(tokenizer, template="concise"):
 def test_long_articles_are_cut_and_rendered_again(tokenizer, name):
     encode = encoder(tokenizer, name)
     limit = len(encode.encode_prompt("", ROWS[2])) + 100
-    first, other, second = encode.encode_rows(ROWS, limit, answers=True)
+    first, other, second = encode.encode(ROWS, limit, answers=True)
     assert first.trimmed == second.trimmed > 0
     assert other.trimmed == 0
     kept = first.context
@@ -50,17 +50,17 @@ def test_long_articles_are_cut_and_rendered_again(tokenizer, name):
     assert list(first.prompt_ids) == encode.encode_prompt(kept, ROWS[0])
     assert list(second.prompt_ids) == encode.encode_prompt(kept, ROWS[2])
     assert limit - 5 < len(second.prompt_ids) <= limit  # nothing is cut needlessly
-    whole = encode.encode_rows(ROWS[:1], 10_000, answers=True)[0]
+    whole = encode.encode(ROWS[:1], 10_000, answers=True)[0]
     assert first.answer_ids == whole.answer_ids
 
 
 def test_a_question_that_cannot_fit_is_named(tokenizer):
     with pytest.raises(InputError, match="question b: its prompt takes more than 20 tokens"):
-        encoder(tokenizer).encode_rows(ROWS, 20, answers=False)
+        encoder(tokenizer).encode(ROWS, 20, answers=False)
 
 
 def test_results_keep_the_rows_order(tokenizer):
-    assert [e.row.id for e in encoder(tokenizer).encode_rows(ROWS, 10_000, answers=False)] == [
+    assert [e.row.id for e in encoder(tokenizer).encode(ROWS, 10_000, answers=False)] == [
         "a",
         "other",
         "b",
@@ -81,7 +81,7 @@ def test_a_chat_template_without_a_turn_end_gets_the_stop_token(tokenizer):
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    example = encoder(plain).encode_rows(ROWS[1:2], 1000, answers=True)[0]
+    example = encoder(plain).encode(ROWS[1:2], 1000, answers=True)[0]
     assert example.answer_ids[-1] == plain.eos_token_id
     assert plain.decode(example.answer_ids[:-1]) == "짧은 기사"
 
@@ -90,7 +90,7 @@ def test_text_after_the_turn_end_is_not_learned(tokenizer):
     """Many chat templates add a newline after the end token."""
     newline = AutoTokenizer.from_pretrained("data/demo_model")
     newline.chat_template = newline.chat_template.replace("+ eos_token }}", "+ eos_token + '\n' }}")
-    example = encoder(newline).encode_rows(ROWS[1:2], 1000, answers=True)[0]
+    example = encoder(newline).encode(ROWS[1:2], 1000, answers=True)[0]
     assert example.answer_ids[-1] == newline.eos_token_id
 
 
@@ -128,7 +128,7 @@ def test_digits_are_single_tokens(tokenizer):
 def test_rows_that_differ_in_white_space_around_the_article_share_what_was_read(tokenizer):
     """The group is read as its first row; nothing counts as trimmed but text."""
     rows = [Row("0", CONTEXT + "\n " * 3000, "매출은?"), Row("1", CONTEXT.strip(), "언제?")]
-    for example in encoder(tokenizer, "concise").encode_rows(rows, 1000, answers=False):
+    for example in encoder(tokenizer, "concise").encode(rows, 1000, answers=False):
         assert example.context.strip() == CONTEXT.strip()
         assert example.trimmed == 0
 
@@ -145,18 +145,18 @@ FORKS = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked
 @FORKS
 def test_several_processes_encode_the_same(tokenizer, many, monkeypatch):
     """And hold each article once."""
-    by_two = encoder(tokenizer).encode_rows(ROWS, 200, answers=True, on_overflow="select")
+    by_two = encoder(tokenizer).encode(ROWS, 200, answers=True, on_overflow="select")
     monkeypatch.setattr(encoding, "MANY", 1000)
-    assert by_two == encoder(tokenizer).encode_rows(ROWS, 200, True, "select")
+    assert by_two == encoder(tokenizer).encode(ROWS, 200, True, "select")
     assert all(example.row is row for example, row in zip(by_two, ROWS, strict=True))
-    whole = encoder(tokenizer).encode_rows(ROWS, 10_000, answers=False)
+    whole = encoder(tokenizer).encode(ROWS, 10_000, answers=False)
     assert whole[0].context is ROWS[0].context
 
 
 @FORKS
 def test_what_one_of_several_processes_refuses_is_told(tokenizer, many):
     with pytest.raises(InputError, match="question b: its prompt takes more than 20 tokens"):
-        encoder(tokenizer).encode_rows(ROWS, 20, answers=False)
+        encoder(tokenizer).encode(ROWS, 20, answers=False)
 
 
 @FORKS

@@ -503,7 +503,7 @@ def examples(demo):
         recipe, demo[0].load_template()[1], load_tokenizer(recipe, demo[0].adapter)
     )
     rows = get_task(recipe.task).read_test(recipe, Path(recipe.test_file)).rows
-    return encoder.encode_rows(rows, recipe.prompt_limit, False, recipe.on_overflow)
+    return encoder.encode(rows, recipe.prompt_limit, False, recipe.on_overflow)
 
 
 @pytest.fixture(scope="module")

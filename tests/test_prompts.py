@@ -29,8 +29,8 @@ def encoder(tokenizer, name):
 
 @pytest.mark.parametrize("name", ECONOMIC)
 def test_the_inference_prompt_is_the_training_prompt(tokenizer, name):
-    trained = encoder(tokenizer, name).encode_rows([ROW], 1000, answers=True)[0]
-    asked = encoder(tokenizer, name).encode_rows(
+    trained = encoder(tokenizer, name).encode([ROW], 1000, answers=True)[0]
+    asked = encoder(tokenizer, name).encode(
         [Row(ROW.id, ROW.context, ROW.question)], 1000, answers=False
     )[0]
     labelled = supervised([trained])[0]
@@ -49,7 +49,7 @@ def test_the_inference_prompt_is_the_training_prompt(tokenizer, name):
 @pytest.mark.parametrize("name", ECONOMIC)
 def test_the_last_supervised_token_stops_generation(tokenizer, name):
     encode = encoder(tokenizer, name)
-    example = encode.encode_rows([ROW], 1000, answers=True)[0]
+    example = encode.encode([ROW], 1000, answers=True)[0]
     assert example.answer_ids[-1] == tokenizer.convert_tokens_to_ids("</s>")
     assert encode.stop_ids() == [example.answer_ids[-1]]
     assert not set(example.answer_ids[:-1]) & set(encode.stop_ids())
@@ -61,7 +61,7 @@ def test_the_last_supervised_token_stops_generation(tokenizer, name):
 def test_special_tokens_in_a_row_stay_text(tokenizer, name, where):
     texts = {"context": ROW.context, "question": ROW.question, "answer": ROW.answers[0]}
     plain, spelled = [
-        encoder(tokenizer, name).encode_rows(
+        encoder(tokenizer, name).encode(
             [Row("a", t["context"], t["question"], (t["answer"],))], 1000, answers=True
         )[0]
         for t in (texts, texts | {where: SPELLED})

@@ -37,27 +37,27 @@ def test_each_question_has_its_sentence_before_any_has_two():
 
 def test_select_keeps_the_nearest_sentences_in_order_for_all_questions(tokenizer):  # noqa: F811
     rows = [Row("a", ARTICLE, "영업이익률은 몇 %인가?"), Row("b", ARTICLE, "본사는 어디에 있나?")]
-    whole = encoder(tokenizer, "concise").encode_rows(rows, 1000, answers=False)
+    whole = encoder(tokenizer, "concise").encode(rows, 1000, answers=False)
     limit = max(len(example.prompt_ids) for example in whole) - 40
-    first, second = encoder(tokenizer, "concise").encode_rows(
+    first, second = encoder(tokenizer, "concise").encode(
         rows, limit, answers=False, on_overflow="select"
     )
     assert first.context == second.context
     assert first.context.index("본사는 부산에 있다.") < first.context.index("영업이익률은 3.5%로")
     assert max(len(first.prompt_ids), len(second.prompt_ids)) <= limit
     assert first.trimmed == len(ARTICLE) - len(first.context) > 0
-    trimmed = encoder(tokenizer, "concise").encode_rows(
-        rows, limit, answers=False, on_overflow="trim"
-    )[0]
+    trimmed = encoder(tokenizer, "concise").encode(rows, limit, answers=False, on_overflow="trim")[
+        0
+    ]
     assert "영업이익률은 3.5%" not in trimmed.context
 
 
 def test_a_sentence_too_long_by_itself_is_trimmed(tokenizer):  # noqa: F811
     long = "매출은 " + "아주 " * 100 + "많다."
     row = Row("a", f"본사는 부산에 있다. {long}", "매출은 많은가?")
-    example = encoder(tokenizer, "concise").encode_rows(
-        [row], 120, answers=False, on_overflow="select"
-    )[0]
+    example = encoder(tokenizer, "concise").encode([row], 120, answers=False, on_overflow="select")[
+        0
+    ]
     assert example.context.startswith("매출은 아주")
     assert len(example.prompt_ids) <= 120
 
@@ -68,12 +68,8 @@ def test_error_names_the_questions_that_do_not_fit(tokenizer):  # noqa: F811
         InputError,
         match="1 questions have prompts of more than 150 tokens .* first long.*--on_overflow trim",
     ):
-        encoder(tokenizer, "concise").encode_rows(rows, 150, answers=False, on_overflow="error")
+        encoder(tokenizer, "concise").encode(rows, 150, answers=False, on_overflow="error")
     assert (
-        len(
-            encoder(tokenizer, "concise").encode_rows(
-                rows[:1], 150, answers=False, on_overflow="error"
-            )
-        )
+        len(encoder(tokenizer, "concise").encode(rows[:1], 150, answers=False, on_overflow="error"))
         == 1
     )

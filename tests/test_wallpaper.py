@@ -200,7 +200,7 @@ def test_training_reads_a_question_once_for_its_five_answers(write_csv):
     encoder = make_encoder(
         recipe, checked_template(recipe.template, recipe.task), load_tokenizer(recipe)
     )
-    examples = encoder.encode_rows(rows, recipe.prompt_limit, answers=True)
+    examples = encoder.encode(rows, recipe.prompt_limit, answers=True)
     (batch,) = make_batching(
         Plan(torch.device("cpu"), torch.float32, 4096, False, None, None), pad_id=0
     ).micro_batches(examples)

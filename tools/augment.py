@@ -247,7 +247,7 @@ def local_model(arguments: argparse.Namespace) -> Ask:
     answerer = open_model(recipe, template, run).answerer
 
     def ask(prompt: str) -> str:
-        examples = answerer.encoder.encode_rows(
+        examples = answerer.encoder.encode(
             [Row("prompt", "", prompt)], recipe.prompt_limit, answers=False
         )
         ((_, (answer,)),) = answerer.answers(examples)

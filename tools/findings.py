@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from wordcloud import WordCloud
 
-from dandap.data.checks import TOLD, check_data
+from dandap.data.checks import FINDINGS, check_data
 from dandap.data.rows import Row, by_article
 from dandap.data.sentences import character_pairs, likeness, split_sentences
 from dandap.files import new_folder
@@ -92,7 +92,7 @@ def explore(
         explore_questions(findings, task, splits["file"], count)
     # With the test file beside it the checks also look for questions that stand in both.
     findings.tables["Data checks"] = [
-        (len(found), TOLD[kind])
+        (len(found), FINDINGS[kind])
         for kind, found in check_data({name: rows for name, rows in splits.items() if rows}).items()
     ]
     if splits["test"]:

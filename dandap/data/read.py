@@ -6,13 +6,12 @@ Their columns or JSON forms are understood, and their texts checked and cleaned.
 import re
 from collections.abc import Sequence
 from decimal import Decimal
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from dandap.data.files import JSONS, find_files, hash_file, read_bytes
 from dandap.data.json_files import read_json
-from dandap.data.kept_rows import rows_kept
 from dandap.data.qa_formats import (
     COLUMNS,
     LISTED,
@@ -79,7 +78,7 @@ def typed_rows(article: str, questions: list[str]) -> list[Row]:
 def _read_one(path: Path, columns: dict[str, str], need_answers: bool, several: bool) -> Table:
     digest = hash_file(path)
     settings = (columns, need_answers, several)
-    rows, notes = rows_kept(path, digest, settings, partial(_rows_of, path, digest, *settings))
+    rows, notes = _rows_of(path, digest, *settings)
     return Table(path, rows, digest, notes)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from dandap.data.checks import TOLD
+from dandap.data.checks import FINDINGS
 from dandap.data.korean import NEAR_MISSES, near_miss
 from dandap.data.sentences import nearest_first, split_sentences
 from dandap.language import t
@@ -104,7 +104,7 @@ def write_report(folder: Path, report: Report) -> Path:
         ],
         confidence=confidence,
         articles=any(report.contexts.values()),
-        told=TOLD,
+        told=FINDINGS,
         listed=LISTED,
     )
 

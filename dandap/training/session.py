@@ -20,8 +20,13 @@ from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerState
 
 from dandap.data.encode import Encoder, Example
-from dandap.data.encoded import encode_kept
-from dandap.data.lengths import answer_share, loses_answer, tell_cut, tell_lengths, without_too_long
+from dandap.data.lengths import (
+    answer_share,
+    drop_too_long,
+    loses_answer,
+    report_cut,
+    report_lengths,
+)
 from dandap.data.rows import Row, Table, by_article
 from dandap.errors import InputError, Stopped
 from dandap.files import append_json, write_json
@@ -100,17 +105,17 @@ def encode_training(recipe: Recipe, encoder: Encoder, base: Base, rows: list[Row
 
     What is too long is left out by name, and what was cut is told.
     """
-    examples = encode_kept(encoder, rows, recipe.prompt_limit, True, recipe.on_overflow)
-    examples = without_too_long(recipe, examples)
+    examples = encoder.encode(rows, recipe.prompt_limit, True, recipe.on_overflow)
+    examples = drop_too_long(recipe, examples)
     check_ids(examples, base.config, base.tokenizer)
-    tell_lengths(recipe, examples)
+    report_lengths(recipe, examples)
     return examples
 
 
 def encode_validation(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
     """Encode the rows that are validated on, as inference will; what was cut is told."""
-    examples = encode_kept(encoder, rows, recipe.prompt_limit, False, recipe.on_overflow)
-    tell_cut(recipe, examples)
+    examples = encoder.encode(rows, recipe.prompt_limit, False, recipe.on_overflow)
+    report_cut(recipe, examples)
     return examples
 
 
