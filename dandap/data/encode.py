@@ -5,21 +5,15 @@ If a prompt is too long, the article is shortened, and nothing else.
 
 from __future__ import annotations
 
-import gc
 import json
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dandap.console import track
 from dandap.data.chat_template import Chat, Messages, Prompt, mark_control_tokens
@@ -34,8 +28,10 @@ if TYPE_CHECKING:  # transformers takes seconds to load
 
 SAMPLE = Row("sample", "기사", "질문", ("답",))
 CHECKED = 8  # prompts without an answer that are checked
-LARGE = 5_000  # questions; fewer take seconds, so they are encoded in this process and not cached
-CHUNK = 64  # articles for a worker process
+LARGE = 5_000  # questions; fewer take seconds and are not cached
+# Articles encoded together: the tokenizer shares the texts of a call among the cores (its own
+# threads), and that is 70% of the time.
+TOGETHER = 64
 
 Encoded = tuple[array, array, str | None]  # prompt ids, answer ids, the article if shortened
 
@@ -76,7 +72,7 @@ class Encoder:
         # A tokenizer that starts an empty text with BOS starts prompts with it, too.
         bos = tokenizer.bos_token_id
         self.starts_with_bos = bos is not None and bos in tokenizer("").input_ids[:1]
-        self._encode_article([sample], sys.maxsize, bool(sample.answers))  # checks its answer
+        list(self._encode([[sample]], sys.maxsize, bool(sample.answers)))  # checks the answer
 
     def render(self, context: str, row: Row, answer: str) -> Template:
         """Return the template's parts, filled with a row's texts."""
@@ -88,7 +84,7 @@ class Encoder:
 
     def encode_prompt(self, context: str, row: Row) -> list[int]:
         """Return the ids of a prompt, up to where the answer starts."""
-        return list(self._encode_prompts(context, [row])[0].ids)
+        return list(self._encode_prompts([(context, row)])[0].ids)
 
     def encode_answer(
         self, context: str, row: Row, answer: str, prompt_ids: Sequence[int]
@@ -123,21 +119,20 @@ class Encoder:
         text, so it can be read once for all of them. Large data is cached for the next run.
         """
         groups = by_article(row.article for row in rows)
-        encode = partial(
-            self._encode_article, prompt_limit=prompt_limit, answers=answers, how=on_overflow
-        )
+        articles = [[rows[index] for index in group] for group in groups]
+        settings = (prompt_limit, answers, on_overflow)
         if len(rows) >= LARGE and self.tokenizer.is_fast:
-            encoded = self._encode_large(rows, groups, encode)
+            encoded: Iterable[Encoded] = self._load_encoded(articles, *settings)
         else:
-            encoded = chain.from_iterable(encode([rows[i] for i in group]) for group in groups)
-        examples: dict[int, Example] = {}
+            encoded = self._encode(articles, *settings)
+        examples: list[Example] = [None] * len(rows)  # type: ignore[list-item]
         places = ((index, rows[group[0]].context) for group in groups for index in group)
         for (index, whole), (prompt_ids, answer_ids, short) in zip(places, encoded, strict=True):
-            # Rows of one article may differ in the white space around it, which is not text.
-            trimmed = 0 if short is None else len(whole.strip()) - len(short.strip())
             context = whole if short is None else short
+            # Rows of one article may differ in the white space around it, which is not text.
+            trimmed = len(whole.strip()) - len(context.strip())
             examples[index] = Example(rows[index], prompt_ids, answer_ids, trimmed, context)
-        long = [each.row.id for each in examples.values() if len(each.prompt_ids) > prompt_limit]
+        long = [example.row.id for example in examples if len(example.prompt_ids) > prompt_limit]
         if long:
             raise InputError(
                 f"{len(long)} questions have prompts of more than {prompt_limit} tokens "
@@ -145,28 +140,70 @@ class Encoder:
                 "--on_overflow trim or select."
             )
         if self.chat and not answers:  # a later row that the template changes is still answered
-            for example in (examples[index] for index in range(min(CHECKED, len(rows)))):
+            for example in examples[:CHECKED]:
                 parts = self.render(example.context, example.row, "")
                 self.chat.check(self.prompt_text(parts), _messages(parts), example.row.id)
-        return [examples[index] for index in range(len(rows))]
+        return examples
 
-    def _encode_article(
-        self, rows: list[Row], prompt_limit: int, answers: bool, how: str = "trim"
-    ) -> list[Encoded]:
-        """Encode all questions of one article; InputError if not the answer would be trained."""
-        context, shortened = rows[0].context, None
-        prompts = self._encode_prompts(context, rows)
-        if how != "error" and max(len(prompt.ids) for prompt in prompts) > prompt_limit:
-            context = shortened = self._shorten(rows, prompt_limit, how)
-            prompts = self._encode_prompts(context, rows)
-        answer_ids = self._encode_answers(context, rows, prompts) if answers else [[]] * len(rows)
-        return [
-            (array("i", prompt.ids), array("i", ids), shortened)
-            for prompt, ids in zip(prompts, answer_ids, strict=True)
-        ]
+    def _encode(
+        self, articles: list[list[Row]], prompt_limit: int, answers: bool, how: str = "trim"
+    ) -> Iterator[Encoded]:
+        """Yield the questions of each article; InputError if another answer would be trained."""
+        for start in range(0, len(articles), TOGETHER):
+            some = articles[start : start + TOGETHER]
+            items = [(rows[0].context, row) for rows in some for row in rows]
+            prompts = self._encode_prompts(items)
+            shortened: list[str | None] = [None] * len(items)
+            end = 0
+            for rows in some:
+                part = slice(end, end + len(rows))
+                end += len(rows)
+                longest = max(len(prompt.ids) for prompt in prompts[part])
+                if longest > prompt_limit and how != "error":
+                    context = self._shorten(rows, prompt_limit, how)
+                    items[part] = [(context, row) for row in rows]
+                    shortened[part] = [context] * len(rows)
+                    prompts[part] = self._encode_prompts(items[part])
+            answer_ids = self._encode_answers(items, prompts) if answers else [[]] * len(items)
+            for prompt, ids, short in zip(prompts, answer_ids, shortened, strict=True):
+                yield array("i", prompt.ids), array("i", ids), short
 
-    def _encode_prompts(self, context: str, rows: list[Row]) -> list[Prompt]:
-        parts = [self.render(context, row, "") for row in rows]
+    def _load_encoded(self, articles: list[list[Row]], *settings: Any) -> Iterator[Encoded]:
+        """Yield what `_encode` does, from the cache if an earlier run has encoded the same."""
+        import pyarrow as pa
+
+        from dandap.data.cache import load_cached
+
+        def parts() -> Iterator[str]:
+            tokenizer = self.tokenizer
+            yield tokenizer.backend_tokenizer.to_str()
+            special_tokens = tokenizer.special_tokens_map
+            yield json.dumps([tokenizer.chat_template, special_tokens, self.template, settings])
+            for rows in articles:
+                texts = [[r.question, r.answers[:1], r.choices, dict(r.fields)] for r in rows]
+                yield json.dumps([rows[0].context, texts])
+
+        ids, text = pa.list_(pa.int32()), pa.string()
+        schema = pa.schema({"prompt_ids": ids, "answer_ids": ids, "shortened": text})
+
+        def build() -> Iterator[pa.RecordBatch]:
+            encoded = self._encode(articles, *settings)
+            encoded = track(encoded, "encoding", "questions", sum(map(len, articles)))
+            while batch := list(islice(encoded, 1000)):
+                prompts, answers, shortened = zip(*batch, strict=True)
+                arrays = [pa.array(map(np.asarray, column), ids) for column in (prompts, answers)]
+                yield pa.RecordBatch.from_arrays(
+                    [*arrays, pa.array(shortened, text)], schema=schema
+                )
+
+        for batch in load_cached(parts(), schema, build).to_batches():
+            prompts, answers = (batch[i].to_numpy(zero_copy_only=False) for i in range(2))
+            for prompt, answer, short in zip(prompts, answers, batch[2].to_pylist(), strict=True):
+                yield array("i", prompt.tobytes()), array("i", answer.tobytes()), short
+
+    def _encode_prompts(self, items: list[tuple[str, Row]]) -> list[Prompt]:
+        """Return the prompt of each context and row, in one call of the tokenizer."""
+        parts = [self.render(context, row, "") for context, row in items]
         if self.chat:
             return self.chat.prompts([_messages(each) for each in parts])
         texts = [each["prompt"] for each in parts]
@@ -176,10 +213,11 @@ class Encoder:
         ]
 
     def _encode_answers(
-        self, context: str, rows: list[Row], prompts: list[Prompt]
+        self, items: list[tuple[str, Row]], prompts: list[Prompt]
     ) -> list[list[int]]:
-        """Return `encode_answer` of each row's first answer, in one tokenizer call, checked."""
-        parts = [self.render(context, row, row.answers[0]) for row in rows]
+        """Return `encode_answer` of each row's first answer, checked, in one tokenizer call."""
+        rows = [row for _, row in items]
+        parts = [self.render(context, row, row.answers[0]) for context, row in items]
         answers = [
             each.get("answer", row.answers[0]) for each, row in zip(parts, rows, strict=True)
         ]
@@ -238,7 +276,7 @@ class Encoder:
 
         def longest(shortened: Callable[[int], str], high: int) -> str:
             def fits(size: int) -> bool:
-                prompts = self._encode_prompts(shortened(size), rows)
+                prompts = self._encode_prompts([(shortened(size), row) for row in rows])
                 return max(len(prompt.ids) for prompt in prompts) <= prompt_limit
 
             if not fits(0):
@@ -261,93 +299,6 @@ class Encoder:
             text = sentences[order[0]]
             selected = longest(beginning, len(text))
         return selected
-
-    def _encode_large(
-        self,
-        rows: list[Row],
-        groups: list[list[int]],
-        encode: partial[list[Encoded]],
-    ) -> Iterator[Encoded]:
-        """Yield what `encode` returns for each group, from the cache or by one process a core."""
-        import pyarrow as pa
-
-        from dandap.data.cache import load_cached
-
-        ids, text = pa.list_(pa.int32()), pa.string()
-        schema = pa.schema({"prompt_ids": ids, "answer_ids": ids, "shortened": text})
-
-        def parts() -> Iterator[str]:
-            tokenizer = self.tokenizer
-            yield tokenizer.backend_tokenizer.to_str()
-            settings = [tokenizer.special_tokens_map, self.template, encode.keywords]
-            yield json.dumps([tokenizer.chat_template, *settings])
-            for group in groups:
-                article = [rows[index] for index in group]
-                texts = [[r.question, r.answers[:1], r.choices, dict(r.fields)] for r in article]
-                yield json.dumps([article[0].context, texts])
-
-        def encode_chunk(chunk: list[list[int]]) -> pa.RecordBatch:
-            articles = ([rows[index] for index in group] for group in chunk)
-            columns = zip(*chain.from_iterable(map(encode, articles)), strict=True)
-            return pa.RecordBatch.from_arrays(
-                [pa.array(each, kind.type) for each, kind in zip(columns, schema, strict=True)],
-                schema=schema,
-            )
-
-        def build() -> Iterator[pa.RecordBatch]:
-            chunks = [groups[first : first + CHUNK] for first in range(0, len(groups), CHUNK)]
-            batches = _parallel_map(encode_chunk, chunks)
-            yield from track(batches, "encoding", "batches", total=len(chunks))
-
-        for batch in load_cached(parts(), schema, build).to_batches():
-            prompts, answers = (
-                [array("i", ids.tobytes()) for ids in batch[name].to_numpy(zero_copy_only=False)]
-                for name in ("prompt_ids", "answer_ids")
-            )
-            yield from zip(prompts, answers, batch["shortened"].to_pylist(), strict=True)
-
-
-_work: Callable  # of a worker process
-
-
-def _parallel_map(work: Callable, items: list) -> Iterator:
-    """Yield work(item) for each item, in order, computed by one process a core."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    if cores == 1:
-        yield from map(work, items)
-        return
-    # Garbage collection would write to all objects, and so copy the memory that forked processes
-    # share: 0.8 GB with a million questions.
-    gc.freeze()
-    try:
-        fork = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(cores, fork, _start_worker, (work,)) as pool:
-            yield from pool.map(_call_work, items)
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a process that encoded questions was killed, perhaps for lack of memory. Free some, "
-            "or use one core: taskset -c 0 python ..."
-        ) from error
-    finally:
-        gc.unfreeze()
-
-
-def _start_worker(work: Callable) -> None:
-    """Prepare a forked process, which inherits `work` and its data without a copy."""
-    global _work
-    _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends its workers
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a worker
-
-    def end_with_parent() -> None:  # a killed parent cannot end them: they would wait for ever
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _call_work(item: object) -> object:
-    return _work(item)
 
 
 def _squeeze(text: str) -> str:
