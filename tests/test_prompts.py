@@ -1,18 +1,16 @@
-"""Every template: the same prompt in training and inference, a stop token learned, nothing of a row is control text."""
+"""Templates: the same prompt in training and inference, and no text of a row is control text."""
 
 import pytest
-from helpers import make_encoder
 from transformers import AutoTokenizer
 
 import prompts
+from dandap.data.encode import Encoder
 from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.recipe import Recipe
 from dandap.training.plain import supervised
-from prompts import TEMPLATES, check_template, get_template, render, task_of
+from prompts import TEMPLATES, get_template, render
 from tasks import TASKS
-
-ECONOMIC = [name for name in TEMPLATES if task_of(name).name == "economic_qa"]
+from tests.test_encoding import ECONOMIC
 
 ROW = Row("a", "한빛전자는 매출 1,240억 원을 기록했다.", "매출은 얼마인가?", ("1,240억 원",))
 SPELLED = "<s> </s> <|user|> <|assistant|> <pad> {question} {{ }} ### Assistant:"
@@ -24,7 +22,7 @@ def tokenizer():
 
 
 def encoder(tokenizer, name):
-    return make_encoder(Recipe(), get_template(name), tokenizer)
+    return Encoder(tokenizer, get_template(name))
 
 
 @pytest.mark.parametrize("name", ECONOMIC)
@@ -76,9 +74,15 @@ def test_special_tokens_in_a_row_stay_text(tokenizer, name, where):
     assert SPELLED in tokenizer.decode([*spelled.prompt_ids, *spelled.answer_ids])
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_every_template_fits_a_task(name):
-    check_template(TEMPLATES[name], name, task_of(name))
+def test_every_template_fits_a_task():
+    for name, template in TEMPLATES.items():
+        faults = []
+        for task in TASKS.values():
+            try:
+                task.check_template(template, name)
+            except InputError as error:
+                faults.append(error)
+        assert len(faults) < len(TASKS), name
 
 
 def test_a_row_is_never_read_as_a_template():
@@ -89,24 +93,18 @@ def test_a_row_is_never_read_as_a_template():
     assert filled == {"prompt": "{question} {0} {{x}}|{context}"}
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ({"prompt": "{context}"}, "needs {context} and {question}"),
-        ({"prompt": "{context}{question}{article}"}, "knows context, question, answer"),
+def test_a_broken_template_is_rejected():
+    for template, message in [
+        ({"prompt": "{context}"}, "needs context and question"),
+        ({"prompt": "{context}{question}{article}"}, "knows .*context, question, answer"),
         ({"prompt": "{context} {question"}, "literal braces"),
+        ({"prompt": "{context:>9}{question}"}, "a field's name alone"),
+        ({"prompt": "{context.__class__}{question}"}, "knows .*context, question, answer"),
         ({"system": "x"}, "expected 'prompt', or 'user'"),
         ({}, "expected 'prompt', or 'user'"),
-    ],
-)
-def test_a_broken_template_is_refused(template, message):
-    with pytest.raises(InputError, match=message):
-        check_template(template, "mine", TASKS["economic_qa"])
-
-
-def test_an_unknown_field_names_what_there_is():
-    with pytest.raises(InputError, match="article.*context, question"):
-        render({"prompt": "{article}{context}{question}"}, {"context": "", "question": ""})
+    ]:
+        with pytest.raises(InputError, match=message):
+            TASKS["economic_qa"].check_template(template, "mine")
 
 
 def test_an_unknown_template_names_the_nearest():
@@ -120,7 +118,7 @@ def test_the_script_prints_a_template(capsys):
     assert "Question: 한빛전자의 올해 1분기 매출은?\nAnswer:" in printed
 
 
-def test_published_prompts_stand_verbatim():
+def test_published_prompts_are_verbatim():
     """Prompts A to D as TASKS of the published systems give them."""
     fields = {"context": "글", "question": "물음"}
     a = "너는 주어진 Question에 답하는 챗봇이야. Question에 대한 답변만 가급적 한 단어로 최대한 간결하게 답변하도록 해.\nQuestion: 물음\nAnswer:"

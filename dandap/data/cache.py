@@ -65,7 +65,7 @@ def _read(file: Path) -> pa.Table | None:
         return pa.ipc.open_stream(data.slice(DIGEST)).read_all()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:  # pyarrow's errors are one of these
+    except (OSError, ValueError, LookupError) as error:  # pyarrow's are one of these
         print(f"Rebuilding the damaged cache entry {file} ({first_line(error)})")
         return None
 

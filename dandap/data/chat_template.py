@@ -95,26 +95,24 @@ class Chat:
         Only what follows the prompt's last control token is tokenized, not the article again:
         nothing merges across such a token.
         """
-        texts = self.texts(conversations)
-        seams = [self._seam(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
-        ends = [text[at:] for text, (at, _) in zip(texts, seams, strict=True)]
+        texts, ends, seams = self.texts(conversations), [], []
+        for text, prompt in zip(texts, prompts, strict=True):
+            places = range(len(prompt.ids) - 1, 0, -1)
+            seam = next((at for at in places if prompt.ids[at] in self.control_ids), 0)
+            start = prompt.text.rfind(self.tokenizer.convert_ids_to_tokens(prompt.ids[seam]))
+            whole = seam == 0 or start <= 0 or not text.startswith(prompt.text)
+            ends.append(text if whole else text[start:])
+            seams.append(0 if whole else seam)
         found = self.tokenizer(ends, add_special_tokens=False).input_ids
-        return [
-            # If the end starts with another token, it merged with what precedes it.
-            self.ids(messages)
-            if self._spells_control(messages) or (before and ids[:1] != prompt.ids[before:][:1])
-            else [*prompt.ids[:before], *ids]
-            for messages, prompt, (_, before), ids in zip(
-                conversations, prompts, seams, found, strict=True
-            )
-        ]
-
-    def _seam(self, text: str, prompt: Prompt) -> tuple[int, int]:
-        """Return where a prompt's last control token is, in its text and its ids; 0, 0 if none."""
-        places = range(len(prompt.ids) - 1, -1, -1)
-        last = next((at for at in places if prompt.ids[at] in self.control_ids), 0)
-        start = prompt.text.rfind(self.tokenizer.convert_ids_to_tokens(prompt.ids[last]))
-        return (start, last) if start > 0 and text.startswith(prompt.text) else (0, 0)
+        for i, (messages, prompt, seam) in enumerate(
+            zip(conversations, prompts, seams, strict=True)
+        ):
+            # An end that starts with another token merged with what precedes it.
+            if self._spells_control(messages) or found[i][:1] != prompt.ids[seam:][:1]:
+                found[i] = self.ids(messages)
+            elif seam:
+                found[i] = [*prompt.ids[:seam], *found[i]]
+        return found
 
     def _spells_control(self, messages: Messages) -> bool:
         return any(self.controls.search(message["content"]) for message in messages)

@@ -165,7 +165,9 @@ class Encoder:
                     shortened[part] = [context] * len(rows)
                     prompts[part] = self._encode_prompts(items[part])
             answer_ids = self._encode_answers(items, prompts) if answers else [[]] * len(items)
-            for prompt, ids, short in zip(prompts, answer_ids, shortened, strict=True):
+            for item, prompt, ids, short in zip(items, prompts, answer_ids, shortened, strict=True):
+                if answers:
+                    self._check(*item, prompt, ids)
                 yield array("i", prompt.ids), array("i", ids), short
 
     def _load_encoded(self, articles: list[list[Row]], *settings: Any) -> Iterator[Encoded]:
@@ -215,34 +217,35 @@ class Encoder:
     def _encode_answers(
         self, items: list[tuple[str, Row]], prompts: list[Prompt]
     ) -> list[list[int]]:
-        """Return `encode_answer` of each row's first answer, checked, in one tokenizer call."""
-        rows = [row for _, row in items]
+        """Return `encode_answer` of each row's first answer, in one tokenizer call."""
         parts = [self.render(context, row, row.answers[0]) for context, row in items]
         answers = [
-            each.get("answer", row.answers[0]) for each, row in zip(parts, rows, strict=True)
+            each.get("answer", row.answers[0]) for each, (_, row) in zip(parts, items, strict=True)
         ]
         if self.chat is None:
-            found = [[*ids, self.tokenizer.eos_token_id] for ids in self._plain_ids(answers)]
-        else:
-            for each, prompt, row in zip(parts, prompts, rows, strict=True):
-                self.chat.check(prompt.text, _messages(each), row.id)
-            turns = [_messages(each, answer) for each, answer in zip(parts, answers, strict=True)]
-            whole = zip(prompts, self.chat.whole_ids(turns, prompts), answers, strict=True)
-            found = [self._cut_answer(prompt.ids, ids, answer) for prompt, ids, answer in whole]
-        for row, answer, ids in zip(rows, answers, found, strict=True):
-            trained = self.decode(ids[:-1])
-            if any(token in self.control_ids for token in ids[:-1]) or (
-                _squeeze(trained) != _squeeze(answer)
-                # What the vocabulary cannot express is lost in any case.
-                and _squeeze(trained) != _squeeze(self.decode(self._plain_ids([answer])[0]))
-            ):
-                raise InputError(
-                    f"question {row.id}: the answer is {answer!r}, but with this tokenizer and "
-                    f"template {trained!r} would be trained "
-                    f"({self.tokenizer.convert_ids_to_tokens(ids)}). Choose a plain template "
-                    "(--template, one with a 'prompt') or another base."
-                )
-        return found
+            return [[*ids, self.tokenizer.eos_token_id] for ids in self._plain_ids(answers)]
+        turns = [_messages(each, answer) for each, answer in zip(parts, answers, strict=True)]
+        whole = zip(prompts, self.chat.whole_ids(turns, prompts), answers, strict=True)
+        return [self._cut_answer(prompt.ids, ids, answer) for prompt, ids, answer in whole]
+
+    def _check(self, context: str, row: Row, prompt: Prompt, ids: list[int]) -> None:
+        """Reject a prompt without a text of its row, and ids that do not decode to the answer."""
+        parts = self.render(context, row, row.answers[0])
+        answer = parts.get("answer", row.answers[0])
+        if self.chat:
+            self.chat.check(prompt.text, _messages(parts), row.id)
+        trained = self.decode(ids[:-1])
+        if any(token in self.control_ids for token in ids[:-1]) or (
+            _squeeze(trained) != _squeeze(answer)
+            # What the vocabulary cannot express is lost in any case.
+            and _squeeze(trained) != _squeeze(self.decode(self._plain_ids([answer])[0]))
+        ):
+            raise InputError(
+                f"question {row.id}: the answer is {answer!r}, but with this tokenizer and "
+                f"template {trained!r} would be trained "
+                f"({self.tokenizer.convert_ids_to_tokens(ids)}). Choose a plain template "
+                "(--template, one with a 'prompt') or another base."
+            )
 
     def _cut_answer(self, prompt_ids: Sequence[int], ids: list[int], answer: str) -> list[int]:
         """Return the part of a whole conversation's ids that is the answer, with its stop token."""

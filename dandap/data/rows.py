@@ -107,9 +107,9 @@ def match_ids(wanted: Collection[str], found: Iterable[str]) -> Callable[[str], 
     Names match if they are equal, or differ only in surrounding white space and composition, unless
     that would make two names the same.
     """
-    exact = dict.fromkeys(found)
-    by_key = {id_key(name): name for name in exact}
-    if len(by_key) < len(exact) or len({id_key(name) for name in wanted}) < len(set(wanted)):
+    found = list(found)
+    exact, by_key = set(found), {id_key(name): name for name in found}
+    if len(by_key) < len(found) or len({id_key(name) for name in wanted}) < len(set(wanted)):
         by_key = {}
     return lambda name: name if name in exact else by_key.get(id_key(name))
 
