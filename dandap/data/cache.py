@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 from filelock import FileLock
@@ -31,41 +32,43 @@ PACKAGES = ("transformers", "tokenizers", "datasketch")
 
 def load_cached(
     parts: Iterable[str], schema: pa.Schema, build: Callable[[], Iterable[pa.RecordBatch]]
-) -> pa.Table:
-    """Return the table that `build` yields, from disk if an earlier run built it.
+) -> Iterable[pa.RecordBatch]:
+    """Return the batches that `build` yields, from disk if an earlier run built them.
 
-    `parts` are all texts that the table depends on. Of several processes one builds and the others
-    wait. Where the folder cannot be written, the table is built in memory.
+    `parts` are all texts that they depend on. Of several processes one builds and the others wait.
+    Where the folder cannot be written, nothing is cached.
     """
     file = FOLDER / f"{_key(parts)}.arrow"
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
         FOLDER.chmod(0o700)
         with FileLock(f"{file}.lock"):
-            table = _read(file)
-            if table is None:
+            stream = _open(file)
+            if stream is None:
                 _write(file, schema, build())
-                table = _read(file)
-        if table is not None:
-            return table
+                stream = _open(file)
+        if stream is not None:
+            return pa.ipc.open_stream(stream)
     except OSError as error:
         print(f"Not cached for the next run: {first_line(error)}")
-    return pa.Table.from_batches(build(), schema)
+    return build()
 
 
-def _read(file: Path) -> pa.Table | None:
-    """Return the entry's table, memory-mapped; None if it is missing or damaged."""
+def _open(file: Path) -> BinaryIO | None:
+    """Open an entry at its Arrow stream; return None if it is missing or damaged."""
     try:
         if not stat.S_ISREG(file.lstat().st_mode):  # opening a fifo would wait for a writer
             raise ValueError("not a regular file")
-        data = pa.memory_map(str(file)).read_buffer()
-        if hashlib.sha256(data.slice(DIGEST)).digest() != data.slice(0, DIGEST).to_pybytes():
+        stream = file.open("rb")
+        digest = stream.read(DIGEST)
+        if hashlib.file_digest(stream, "sha256").digest() != digest:
             raise ValueError("its SHA-256 differs")
+        stream.seek(DIGEST)
         os.utime(file)
-        return pa.ipc.open_stream(data.slice(DIGEST)).read_all()
+        return stream
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError) as error:  # pyarrow's are one of these
+    except (OSError, ValueError) as error:
         print(f"Rebuilding the damaged cache entry {file} ({first_line(error)})")
         return None
 

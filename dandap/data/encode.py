@@ -139,10 +139,6 @@ class Encoder:
                 f"(on_overflow error), first {long[0]}. Raise max_length, or let articles be cut: "
                 "--on_overflow trim or select."
             )
-        if self.chat and not answers:  # a later row that the template changes is still answered
-            for example in examples[:CHECKED]:
-                parts = self.render(example.context, example.row, "")
-                self.chat.check(self.prompt_text(parts), _messages(parts), example.row.id)
         return examples
 
     def _encode(
@@ -165,10 +161,11 @@ class Encoder:
                     shortened[part] = [context] * len(rows)
                     prompts[part] = self._encode_prompts(items[part])
             answer_ids = self._encode_answers(items, prompts) if answers else [[]] * len(items)
-            for item, prompt, ids, short in zip(items, prompts, answer_ids, shortened, strict=True):
-                if answers:
-                    self._check(*item, prompt, ids)
-                yield array("i", prompt.ids), array("i", ids), short
+            for i, (prompt, ids) in enumerate(zip(prompts, answer_ids, strict=True)):
+                # A later prompt that the template changes is answered all the same.
+                if answers or (start == 0 and i < CHECKED):
+                    self._check(*items[i], prompt, ids)
+                yield array("i", prompt.ids), array("i", ids), shortened[i]
 
     def _load_encoded(self, articles: list[list[Row]], *settings: Any) -> Iterator[Encoded]:
         """Yield what `_encode` does, from the cache if an earlier run has encoded the same."""
@@ -198,7 +195,7 @@ class Encoder:
                     [*arrays, pa.array(shortened, text)], schema=schema
                 )
 
-        for batch in load_cached(parts(), schema, build).to_batches():
+        for batch in load_cached(parts(), schema, build):
             prompts, answers = (batch[i].to_numpy(zero_copy_only=False) for i in range(2))
             for prompt, answer, short in zip(prompts, answers, batch[2].to_pylist(), strict=True):
                 yield array("i", prompt.tobytes()), array("i", answer.tobytes()), short
@@ -230,10 +227,13 @@ class Encoder:
 
     def _check(self, context: str, row: Row, prompt: Prompt, ids: list[int]) -> None:
         """Reject a prompt without a text of its row, and ids that do not decode to the answer."""
-        parts = self.render(context, row, row.answers[0])
-        answer = parts.get("answer", row.answers[0])
+        answer = row.answers[0] if ids else ""
+        parts = self.render(context, row, answer)
+        answer = parts.get("answer", answer)
         if self.chat:
             self.chat.check(prompt.text, _messages(parts), row.id)
+        if not ids:
+            return
         trained = self.decode(ids[:-1])
         if any(token in self.control_ids for token in ids[:-1]) or (
             _squeeze(trained) != _squeeze(answer)

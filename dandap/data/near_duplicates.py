@@ -38,12 +38,12 @@ def group_near_copies(texts: Mapping[str, str]) -> list[set[str]]:
     from dandap.data.cache import load_cached
 
     schema = pa.schema({"names": pa.list_(pa.string())})
-    table = load_cached(
+    batches = load_cached(
         chain.from_iterable(texts.items()),
         schema,
         lambda: [pa.RecordBatch.from_pylist([{"names": g} for g in _group(texts)], schema)],
     )
-    return [set(names) for names in table["names"].to_pylist()]
+    return [set(names) for batch in batches for names in batch["names"].to_pylist()]
 
 
 def forget_signatures() -> None:
