@@ -59,6 +59,9 @@ if not sys.stderr.isatty():
     # then.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
+# A tokenizer shares the texts of one call among all cores. Unless this is said, it prints a warning
+# whenever the process forks later.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 # Batches differ in length at every step. Memory that CUDA's allocator has reserved in pieces may be
 # free and still too short for the next one; segments that grow do not fall apart so. torch knows
 # them on Linux alone.

@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -67,7 +67,7 @@ class Chat:
         self.controls = re.compile("|".join([*spelled, "[\U000f0000\U000f0001]"]))
         self.blocks = False  # whether the template reads content as a list of blocks
         tokenizer.chat_template = fix_date(tokenizer.chat_template)
-        _limit_time(lambda: self._fit(messages))
+        self._limit_time(messages)
         self._fit(messages)
 
     def ids(self, messages: Messages, add_generation_prompt: bool = False) -> list[int]:
@@ -167,6 +167,26 @@ class Chat:
         ids = self.tokenizer(after, add_special_tokens=False).input_ids
         self.stop_id = next((token for token in ids if token in self.control_ids), None)
 
+    def _limit_time(self, messages: Messages) -> None:
+        """Render in a child process first; InputError if it takes more than SECONDS."""
+        if sys.platform != "linux":  # elsewhere processes cannot be forked safely
+            return
+
+        def attempt() -> None:  # without the tokenizer, whose threads are not forked
+            with suppress(InputError):  # the parent meets it as well
+                self.texts([messages], True)
+                self.texts([[*messages, {"role": "assistant", "content": PROBE}]])
+
+        child = multiprocessing.get_context("fork").Process(target=attempt, daemon=True)
+        child.start()
+        child.join(SECONDS)
+        if child.is_alive():
+            child.kill()
+            raise InputError(
+                f"the model's chat template took more than {SECONDS} seconds for one question. "
+                f"{PLAIN}"
+            )
+
     def _apply(self, conversations: list, add_generation_prompt: bool, tokenize: bool) -> Any:
         if self.blocks:
             conversations = [
@@ -229,22 +249,3 @@ def fix_date(chat_template: str) -> str:
             f"format such as '%Y-%m-%d'. {PLAIN}"
         )
     return fixed
-
-
-def _limit_time(work: Callable[[], None]) -> None:
-    """Run `work` in a child process; InputError if it takes more than SECONDS."""
-    if sys.platform != "linux":  # elsewhere processes cannot be forked safely
-        return
-
-    def attempt() -> None:
-        with suppress(Exception):  # the parent meets it as well
-            work()
-
-    child = multiprocessing.get_context("fork").Process(target=attempt, daemon=True)
-    child.start()
-    child.join(SECONDS)
-    if child.is_alive():
-        child.kill()
-        raise InputError(
-            f"the model's chat template took more than {SECONDS} seconds for one question. {PLAIN}"
-        )
