@@ -3,10 +3,10 @@
 python -m benchmarks.data                     1,000 to 100,000 questions, five on an article
 python -m benchmarks.data --most 1000000 --plot benchmarks/data.svg
 
-fine_tune.py is started with the demo's recipe and stopped after its first step; its lines tell when
+fine_tune.py is started with the demo's recipe and stopped after its first step. Its lines show when
 the file was read, the data split and checked (torch is loaded meanwhile), and the questions
-encoded. The second start finds what the first one kept. The peak is that of all its processes
-together; pages that they share count once.
+encoded. The second run finds the cache of the first. CPU seconds are those of all cores. The peak
+is that of all its processes together; pages that they share count once.
 """
 
 import dandap.startup  # noqa: F401
@@ -63,13 +63,13 @@ EVERY = 1.0  # seconds between two looks at the memory: each takes some millisec
 CHANGED = 0.05  # of the parent's part: a look during which it changed by more is left out
 
 
-def start(file: Path, kept: Path) -> dict[str, float]:
+def start(file: Path, folder: Path) -> dict[str, float]:
     """Return seconds by part of a training up to its first step, and its peak in GB."""
     command = [sys.executable, "-u", "fine_tune.py", "--recipe", "demo", "--train_file", str(file)]
-    command += ["--output_dir", str(kept / "runs"), "--evaluate_every", "none"]
+    command += ["--output_dir", str(folder / "runs"), "--evaluate_every", "none"]
     began, seconds, parts = time.perf_counter(), {}, iter(PARTS.items())
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HOME": str(kept)}
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HOME": str(folder)}
     )
     peak = Peak(process.pid)
     name, mark = next(parts)
@@ -79,11 +79,14 @@ def start(file: Path, kept: Path) -> dict[str, float]:
             name, mark = next(parts, (None, None))
             if name is None:
                 break
+    times = peak.process.cpu_times()
+    cpu = times.user + times.system + times.children_user + times.children_system
     process.kill()
     process.wait()
     if name is not None:
         raise SystemExit(f"fine_tune.py ended before its line with {mark!r}")
-    return seconds | {"in all": round(sum(seconds.values()), 1), "peak, GB": peak.stop()}
+    total = round(sum(seconds.values()), 1)
+    return seconds | {"total": total, "CPU": round(cpu, 1), "peak, GB": peak.stop()}
 
 
 def used(process: psutil.Process) -> int | None:
@@ -121,15 +124,15 @@ class Peak:
 def measure(most: int) -> list[dict]:
     """Return a line for each size and start, and print it."""
     lines = []
-    print("| questions | start | read | split and check | encode | first step | in all | GB |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| questions | run | read | split and check | encode | first step | total | CPU | GB |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for questions in [size for size in (1000, 10_000, 100_000, 1_000_000) if size <= most]:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "train.csv"
             make_file(file, questions)
             for time_of in ("first", "second"):
-                found = start(file, Path(folder) / "kept")
-                lines.append({"questions": questions, "start": time_of, **found})
+                found = start(file, Path(folder) / "cache")
+                lines.append({"questions": questions, "run": time_of, **found})
                 print(f"| {' | '.join(map(str, lines[-1].values()))} |", flush=True)
     return lines
 
@@ -138,9 +141,9 @@ def draw(lines: list[dict], path: Path) -> None:
     """Draw seconds (on a logarithmic scale) and memory against the number of questions."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for time_of in ("first", "second"):
-        mine = [line for line in lines if line["start"] == time_of]
+        mine = [line for line in lines if line["run"] == time_of]
         sizes = [line["questions"] for line in mine]
-        left.loglog(sizes, [line["in all"] for line in mine], marker="o", label=f"{time_of} start")
+        left.loglog(sizes, [line["total"] for line in mine], marker="o", label=f"{time_of} run")
         right.semilogx(sizes, [line["peak, GB"] for line in mine], marker="o")
     left.set(title="seconds to the first step", xlabel="questions")
     right.set(title="peak memory, GB", xlabel="questions")

@@ -41,6 +41,8 @@ if not sys.stderr.isatty():
     # In a log, a bar would be a line per update.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
+# A tokenizer shares the texts of one call among the cores; without this it warns at a later fork.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 # Batches differ in length at each step. Expandable segments keep CUDA's memory from fragmenting;
 # torch has them on Linux only.
 if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:

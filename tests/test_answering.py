@@ -47,7 +47,7 @@ def demo():
 
 
 def examples(encoder, *questions):
-    return encoder.encode_rows(
+    return encoder.encode(
         [Row(str(n), CONTEXT, q) for n, q in enumerate(questions)], 1000, answers=False
     )
 

@@ -1,16 +1,14 @@
-"""Chat templates as bases have them: what is taught is the answer, what is sent is the article, or it is refused."""
+"""Chat templates as bases have them: the answer is trained and the article sent, or InputError."""
 
-from datetime import datetime
+import sys
 
 import pytest
-from helpers import make_encoder
 from transformers import AutoTokenizer
 
 from dandap.data import chat_template as chat
 from dandap.data.encode import Encoder
 from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.recipe import make_recipe
 from prompts import get_template
 
 ROW = Row("a", "한빛전자는 1분기 매출 1,240억 원을 기록했다.", "1분기 매출은?", ("1,240억 원",))
@@ -26,14 +24,12 @@ def tokenizer_with(template, words=()):
 
 
 def encoder(tokenizer, template="concise"):
-    return make_encoder(
-        make_recipe({"template": template}, "test"), get_template(template), tokenizer
-    )
+    return Encoder(tokenizer, get_template(template))
 
 
-def taught(tokenizer, template="concise"):
-    """(prompt, answer) as text, of ROW."""
-    (example,) = encoder(tokenizer, template).encode_rows([ROW], 1000, answers=True)
+def trained(tokenizer, template="concise"):
+    """Return the prompt and the answer of ROW as text."""
+    (example,) = encoder(tokenizer, template).encode([ROW], 1000, answers=True)
     return tokenizer.decode(example.prompt_ids), tokenizer.decode(example.answer_ids)
 
 
@@ -51,7 +47,7 @@ HEADERS = {
 @pytest.mark.parametrize("name", HEADERS)
 def test_what_stands_before_an_answer_belongs_to_the_prompt(name, tmp_path):
     tokenizer = tokenizer_with(HEADERS[name], ["<think>", "</think>"])
-    prompt, answer = taught(tokenizer)
+    prompt, answer = trained(tokenizer)
     assert answer.strip() == "1,240억 원</s>"
     before = {
         "a channel before the answer": "[final]",
@@ -59,7 +55,7 @@ def test_what_stands_before_an_answer_belongs_to_the_prompt(name, tmp_path):
         "words before the answer": "답:",
     }
     assert prompt.rstrip().endswith(before.get(name, "<|assistant|>"))
-    # Whoever loads the saved tokenizer sends the same prompt.
+    # Everybody who loads the saved tokenizer sends the same prompt.
     tokenizer.save_pretrained(tmp_path)
     again = encoder(AutoTokenizer.from_pretrained(tmp_path))
     assert again.encode_prompt(ROW.context, ROW) == encoder(tokenizer).encode_prompt(
@@ -68,7 +64,7 @@ def test_what_stands_before_an_answer_belongs_to_the_prompt(name, tmp_path):
 
 
 def test_a_thinking_block_in_the_generation_prompt_alone_stays_there():
-    prompt, answer = taught(
+    prompt, answer = trained(
         tokenizer_with(
             TURNS + "{% if add_generation_prompt %}<|assistant|><think>\n\n</think>\n\n{% endif %}"
         )
@@ -79,7 +75,7 @@ def test_a_thinking_block_in_the_generation_prompt_alone_stays_there():
 
 def test_a_template_of_content_blocks_gets_blocks():
     blocks = "{% for m in messages %}{{ '<|' + m.role + '|>' }}{% for b in m.content %}{{ b.text }}{% endfor %}{{ eos_token }}{% endfor %}"
-    prompt, answer = taught(tokenizer_with(blocks + PROMPT))
+    prompt, answer = trained(tokenizer_with(blocks + PROMPT))
     assert ROW.context in prompt
     assert ROW.question in prompt
     assert answer.strip() == "1,240억 원</s>"
@@ -88,7 +84,7 @@ def test_a_template_of_content_blocks_gets_blocks():
 @pytest.mark.parametrize("template", ["concise", "answer_bot"])
 def test_a_word_that_is_an_added_token_is_a_word(template):
     tokenizer = tokenizer_with("매출 소식. " + TURNS + PROMPT, ["매출", "1,240억"])
-    prompt, answer = taught(tokenizer, template)
+    prompt, answer = trained(tokenizer, template)
     assert "매출" in prompt
     assert answer.replace(" ", "") == "1,240억원</s>"
     encode = encoder(tokenizer, template)
@@ -138,38 +134,39 @@ def test_questions_encoded_together_are_those_encoded_one_by_one(name, template)
     tokenizer = tokenizer_with(WAYS[name], ["<think>", "</think>", "<|im_end|>"])
     encode = encoder(tokenizer, template)
     rows = [Row(str(n), text, text + "?", (f"답 {n}",)) for n, text in enumerate(HOSTILE)]
-    prompts = encode._encode_prompts([(row.context, row) for row in rows])
-    assert [prompt.ids for prompt in prompts] == [
-        encode.encode_prompt(row.context, row) for row in rows
-    ]
-    for row, prompt in zip(rows, prompts, strict=True):
-        expected = encode.encode_answer(row.context, row, row.answers[0], prompt.ids)
-        assert encode._encode_answers(row.context, [row], [prompt]) == [expected]
+    items = [(row.context, row) for row in rows]
+    prompts = encode._encode_prompts(items)
+    if encode.chat:
+        for row, prompt in zip(rows, prompts, strict=True):
+            parts = encode.render(row.context, row, "")
+            turns = [{"role": role, "content": parts[role]} for role in parts if role != "answer"]
+            assert prompt.ids == encode.chat.ids(turns, add_generation_prompt=True)
+    answers = encode._encode_answers(items, prompts)
+    for row, prompt, answer in zip(rows, prompts, answers, strict=True):
+        assert prompt.ids == encode.encode_prompt(row.context, row)
+        assert answer == encode.encode_answer(row.context, row, row.answers[0], prompt.ids)
 
 
-def test_the_day_of_a_prompt_is_always_the_same(monkeypatch):
-    told = (
-        "{% set day = strftime_now('%d %b %Y') %}{{ day }}{{ strftime_now('%Y-%m-%d') }}"
-        + TURNS
-        + PROMPT
-    )
-    prompt, _ = taught(tokenizer_with(told))
-    assert "26 Jul 2024" in prompt
-    assert "2024-07-26" in prompt
-    assert chat.with_fixed_day(chat.with_fixed_day(told)) == chat.with_fixed_day(told)
+def test_the_date_of_a_prompt_is_fixed(tmp_path):
+    dated = "{% set day = strftime_now('%d %b %Y') %}{{ day }} {{ strftime_now(\"%B %d, %Y\") if strftime_now is defined }}"
+    tokenizer = tokenizer_with(dated + TURNS + PROMPT)
+    prompt, _ = trained(tokenizer)
+    assert "26 Jul 2024 July 26, 2024" in prompt
+    tokenizer.save_pretrained(tmp_path)  # a run's tokenizer, loaded on another day
+    assert trained(AutoTokenizer.from_pretrained(tmp_path))[0] == prompt
+    assert "strftime_now(" not in chat.fix_date(dated)
 
 
-def test_a_day_is_told_in_every_way_and_in_no_unknown_one():
-    midnight = datetime(2024, 7, 26)
-    for directive, value in chat.DAY.items():
-        if (
-            directive[0] != "#" and directive not in "zZ"
-        ):  # Windows' sign; the zone, which a fixed day does not have
-            assert value == midnight.strftime(f"%{directive}"), directive
-    prompt, _ = taught(tokenizer_with("{{ strftime_now('%-d. %B %Y, %F %T') }}" + TURNS + PROMPT))
-    assert "26. July 2024, 2024-07-26 00:00:00" in prompt
-    with pytest.raises(InputError, match="strftime_now does not know %Q"):
-        taught(tokenizer_with("{{ strftime_now('%Q') }}" + TURNS + PROMPT))
+def test_the_date_macro_of_earlier_runs_stays():
+    macro = "{% macro strftime_now(format) %}{{ format | replace('%Y', '2024') }}{% endmacro %}"
+    prompt, _ = trained(tokenizer_with(macro + "{{ strftime_now('%Y') }}" + TURNS + PROMPT))
+    assert "2024" in prompt
+
+
+@pytest.mark.parametrize("call", ["strftime_now('%Q')", "strftime_now(messages[0].role)"])
+def test_a_date_in_another_format_is_rejected(call):
+    with pytest.raises(InputError, match=r"asks for the date by .*expected a literal format"):
+        trained(tokenizer_with("{{ " + call + " }}" + TURNS + PROMPT))
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "{% if true %}\n{% endif %}\n"])
@@ -185,68 +182,52 @@ def test_a_template_that_ends_in_a_line_end_is_mended_without_it(end):
     )
 
 
-REFUSED = {
-    "says the same to all": ("hello", "leaves out the text of the user's turn"),
-    "leaves the article out": (
-        TURNS.replace("m.content", "m.content[-6:]") + PROMPT,
-        "leaves out the text",
+ANSWER = "(m.content if m.role != 'assistant' else {})"
+REJECTED = {
+    "the same to all": ("hello", "drops the user turn"),
+    "no article": (TURNS.replace("m.content", "m.content[-6:]") + PROMPT, "drops the user turn"),
+    "no answer": (TURNS.replace("m.content", ANSWER.format("''")) + PROMPT, "does not contain an"),
+    "the answer twice": (
+        TURNS.replace("m.content", ANSWER.format("m.content + ' ' + m.content")) + PROMPT,
+        "does not contain an answer once",
     ),
-    "leaves the answer out": (
-        TURNS.replace("m.content", "(m.content if m.role != 'assistant' else '')") + PROMPT,
-        "does not show an answer once",
+    "another answer": (
+        TURNS.replace("m.content", ANSWER.format("m.content | reverse")) + PROMPT,
+        "does not contain an answer once",
     ),
-    "says the answer twice": (
-        TURNS.replace(
-            "m.content", "(m.content if m.role != 'assistant' else m.content + ' ' + m.content)"
-        )
-        + PROMPT,
-        "does not show an answer once",
-    ),
-    "changes the answer": (
-        TURNS.replace("m.content", "(m.content if m.role != 'assistant' else m.content | reverse)")
-        + PROMPT,
-        "does not show an answer once",
-    ),
-    "prompts for somebody else": (
+    "a prompt for somebody else": (
         TURNS + "{% if add_generation_prompt %}<|user|>{% endif %}",
-        "training and answering would differ",
+        "training and inference would differ",
     ),
-    "divides by zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
-    "loops too far": ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),
-    "calls what is not there": (
-        "{{ messages.x.y.z }}",
-        r"refuses these turns \(UndefinedError.*Choose a plain one",
-    ),
-    "tells the time": (
-        "{{ now() }}",
-        r"'now' is undefined\)\. Choose a plain one, with a 'prompt' \(--template\)",
-    ),
+    "a division by zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    "a long loop": ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),
+    "an unknown name": ("{{ messages.x.y.z }}", r"fails \(UndefinedError.*Choose a plain template"),
+    "a clock": ("{{ now() }}", r"'now' is undefined\)\. Choose a plain template \(--template"),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_mended_is_refused(name):
-    template, message = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_what_cannot_be_mended_is_rejected(name):
+    template, message = REJECTED[name]
     with pytest.raises(InputError, match=message):
         encoder(tokenizer_with(template))
 
 
-def test_a_template_that_loops_is_ended(monkeypatch):
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
+def test_a_template_that_loops_is_stopped(monkeypatch):
     monkeypatch.setattr(chat, "SECONDS", 0.3)
     loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    with pytest.raises(InputError, match="took more than 0.3 seconds for one question: it loops"):
+    with pytest.raises(InputError, match="took more than 0.3 seconds for one question"):
         encoder(tokenizer_with(loops + TURNS + PROMPT))
 
 
-def test_an_answer_that_the_template_would_change_is_refused_before_training():
-    """The sample's answer passes; the first rows are looked at, too."""
+def test_an_answer_that_the_template_would_change_is_rejected_before_training():
+    """The sample's answer passes; those of the rows are checked, too."""
     tokenizer = tokenizer_with(
         TURNS.replace("m.content", "m.content | replace('1,240억 원', '')") + PROMPT
     )
-    with pytest.raises(InputError, match="leaves out|would be learned"):
-        Encoder(
-            tokenizer, lambda context, row, answer: {"user": f"{context} {row.question}"}
-        ).encode_rows([ROW], 1000, answers=True)
+    with pytest.raises(InputError, match="drops the user turn of question a|would be trained"):
+        Encoder(tokenizer, {"user": "{context} {question}"}).encode([ROW], 1000, answers=True)
 
 
 @pytest.mark.parametrize(
@@ -257,16 +238,16 @@ def test_an_answer_that_the_template_would_change_is_refused_before_training():
         ("m.content.split('</think>')[-1]", "x</think>y"),
     ],
 )
-def test_every_answer_is_looked_at_and_not_the_first_ones_alone(change, answer):
+def test_every_answer_is_checked_not_only_the_first_ones(change, answer):
     tokenizer = tokenizer_with(
         TURNS.replace("m.content", f"(m.content if m.role == 'user' else {change})") + PROMPT
     )
     rows = [Row(str(n), ROW.context, "매출은?", ("답",)) for n in range(40)]
-    encoder(tokenizer).encode_rows(rows, 1000, answers=True)
+    encoder(tokenizer).encode(rows, 1000, answers=True)
     with pytest.raises(
-        InputError, match=f"question odd: the answer is '{answer}', but .* would be learned"
+        InputError, match=f"question odd: the answer is '{answer}', but .* would be trained"
     ):
-        encoder(tokenizer).encode_rows(
+        encoder(tokenizer).encode(
             [*rows, Row("odd", ROW.context, "매출은?", (answer,))], 1000, answers=True
         )
 
@@ -276,13 +257,13 @@ def test_a_later_row_that_the_template_changes_is_still_answered():
     rows = [Row(str(n), "기사", "매출은?") for n in range(9)] + [
         Row("odd", "<b>기사</b>", "매출은?")
     ]
-    assert len(encoder(tokenizer).encode_rows(rows, 1000, answers=False)) == 10
+    assert len(encoder(tokenizer).encode(rows, 1000, answers=False)) == 10
 
 
 def test_of_several_templates_the_default_one_counts():
     tokenizer = tokenizer_with(TURNS + PROMPT)
     tokenizer.chat_template = {"tool_use": "tools", "default": tokenizer.chat_template}
-    assert taught(tokenizer)[1].strip() == "1,240억 원</s>"
+    assert trained(tokenizer)[1].strip() == "1,240억 원</s>"
     tokenizer.chat_template = {"tool_use": "tools"}
     with pytest.raises(InputError, match="has no chat template"):
         encoder(tokenizer)
@@ -311,7 +292,7 @@ def test_the_ways_of_known_families(name):
         {"additional_special_tokens": ["<|start|>", "<|stop|>", "<|eot|>"]}
     )
     encode = encoder(tokenizer)
-    (example,) = encode.encode_rows([ROW], 1000, answers=True)
+    (example,) = encode.encode([ROW], 1000, answers=True)
     assert encode.decode(example.answer_ids) == "1,240억 원"
     assert example.answer_ids[-1] in encode.control_ids
     assert sum(token in encode.control_ids for token in example.answer_ids) == 1

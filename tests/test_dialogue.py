@@ -176,7 +176,7 @@ def test_the_answer_is_the_option_or_its_letter(items):
         recipe = make_recipe(fields, "test")
         parts = checked_template(template, recipe.task)
         encoder = make_encoder(recipe, parts, load_tokenizer(recipe))
-        (example,) = encoder.encode_rows([row], 1000, answers=True)
+        (example,) = encoder.encode([row], 1000, answers=True)
         assert encoder.decode(example.answer_ids) == learned
     options = [row.fields[f"option_{letter}"] for letter in "ABC"]
     assert not any(option in render(parts, fields_of(row))["user"] for option in options)

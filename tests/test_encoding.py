@@ -1,19 +1,17 @@
-"""Trimming: the article's text is cut, nothing else, and all its questions see the same cut."""
-
-import os
-import sys
+"""Encoding: the article's text is shortened, nothing else, and all its questions read the same."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from dandap.data import encode as encoding
-from dandap.data import in_processes
 from dandap.data.encode import SAMPLE, Encoder
 from dandap.data.rows import Row
+from dandap.data.sentences import nearest_first, split_sentences
 from dandap.errors import InputError
-from prompts import TEMPLATES, get_template, render, task_of
+from prompts import get_template
 
-ECONOMIC = [name for name in TEMPLATES if task_of(name).name == "economic_qa"]
+ECONOMIC = "concise answer_bot context_bot context_bot_system system_context nouns_only".split()
 CONTEXT = "한빛전자는 매출 1,240억 원을 기록했다. " * 30
 ROWS = [
     Row("a", CONTEXT, "매출은?", ("1,240억 원",)),
@@ -28,43 +26,36 @@ def tokenizer():
 
 
 def encoder(tokenizer, template="concise"):
-    parts = get_template(template) if isinstance(template, str) else template
-    return Encoder(
-        tokenizer,
-        lambda context, row, answer: render(
-            parts, {"context": context, "question": row.question, "answer": answer}
-        ),
-    )
+    return Encoder(tokenizer, get_template(template))
+
+
+def with_chat_template(change):
+    tokenizer = AutoTokenizer.from_pretrained("data/demo_model")
+    tokenizer.chat_template = change(tokenizer.chat_template)
+    return tokenizer
 
 
 @pytest.mark.parametrize("name", ECONOMIC)
 def test_long_articles_are_cut_and_rendered_again(tokenizer, name):
     encode = encoder(tokenizer, name)
     limit = len(encode.encode_prompt("", ROWS[2])) + 100
-    first, other, second = encode.encode_rows(ROWS, limit, answers=True)
-    assert first.trimmed == second.trimmed > 0
+    first, other, second = encode.encode(ROWS, limit, answers=True)
+    assert [each.row.id for each in (first, other, second)] == ["a", "other", "b"]
+    assert first.trimmed == second.trimmed == len(CONTEXT.strip()) - len(first.context) > 0
     assert other.trimmed == 0
-    kept = first.context
-    assert CONTEXT.startswith(kept)
-    assert len(CONTEXT.strip()) - len(kept.strip()) == first.trimmed
-    assert list(first.prompt_ids) == encode.encode_prompt(kept, ROWS[0])
-    assert list(second.prompt_ids) == encode.encode_prompt(kept, ROWS[2])
+    assert CONTEXT.startswith(first.context)
+    assert list(first.prompt_ids) == encode.encode_prompt(first.context, ROWS[0])
+    assert list(second.prompt_ids) == encode.encode_prompt(first.context, ROWS[2])
     assert limit - 5 < len(second.prompt_ids) <= limit  # nothing is cut needlessly
-    whole = encode.encode_rows(ROWS[:1], 10_000, answers=True)[0]
+    whole = encode.encode(ROWS[:1], 10_000, answers=True)[0]
+    assert whole.context is ROWS[0].context
     assert first.answer_ids == whole.answer_ids
+    assert first.answer_ids.itemsize == 4
 
 
 def test_a_question_that_cannot_fit_is_named(tokenizer):
     with pytest.raises(InputError, match="question b: its prompt takes more than 20 tokens"):
-        encoder(tokenizer).encode_rows(ROWS, 20, answers=False)
-
-
-def test_results_keep_the_rows_order(tokenizer):
-    assert [e.row.id for e in encoder(tokenizer).encode_rows(ROWS, 10_000, answers=False)] == [
-        "a",
-        "other",
-        "b",
-    ]
+        encoder(tokenizer).encode(ROWS, 20, answers=False)
 
 
 def test_bos_once_in_plain_and_chat_prompts(tokenizer):
@@ -74,44 +65,41 @@ def test_bos_once_in_plain_and_chat_prompts(tokenizer):
         assert ids.count(tokenizer.bos_token_id) == 1
 
 
-def test_a_chat_template_without_a_turn_end_gets_the_stop_token(tokenizer):
-    """Its assistant turn ends in text; the answer must still learn to stop."""
-    plain = AutoTokenizer.from_pretrained("data/demo_model")
-    plain.chat_template = (
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
+def test_a_chat_template_without_a_turn_end_gets_the_stop_token():
+    plain = with_chat_template(
+        lambda _: (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+            "{% if add_generation_prompt %}assistant: {% endif %}"
+        )
     )
-    example = encoder(plain).encode_rows(ROWS[1:2], 1000, answers=True)[0]
+    example = encoder(plain).encode(ROWS[1:2], 1000, answers=True)[0]
     assert example.answer_ids[-1] == plain.eos_token_id
     assert plain.decode(example.answer_ids[:-1]) == "짧은 기사"
 
 
-def test_text_after_the_turn_end_is_not_learned(tokenizer):
+def test_text_after_the_turn_end_is_not_trained():
     """Many chat templates add a newline after the end token."""
-    newline = AutoTokenizer.from_pretrained("data/demo_model")
-    newline.chat_template = newline.chat_template.replace("+ eos_token }}", "+ eos_token + '\n' }}")
-    example = encoder(newline).encode_rows(ROWS[1:2], 1000, answers=True)[0]
+    newline = with_chat_template(lambda t: t.replace("+ eos_token }}", "+ eos_token + '\n' }}"))
+    example = encoder(newline).encode(ROWS[1:2], 1000, answers=True)[0]
     assert example.answer_ids[-1] == newline.eos_token_id
 
 
 def test_chat_turns_need_a_chat_template():
-    bare = AutoTokenizer.from_pretrained("data/demo_model")
-    bare.chat_template = None
+    bare = with_chat_template(lambda _: None)
     with pytest.raises(InputError, match="has no chat template"):
-        encoder(bare).encode_prompt("기사", SAMPLE)
+        encoder(bare)
     assert encoder(bare, "answer_bot").encode_prompt("기사", SAMPLE)
 
 
-def test_a_refused_system_turn_is_explained():
-    gemma = AutoTokenizer.from_pretrained("data/demo_model")
-    gemma.chat_template = (
-        "{% if messages[0].role == 'system' %}"
-        "{{ raise_exception('System role not supported') }}{% endif %}"
+def test_a_rejected_system_turn_is_explained():
+    gemma = with_chat_template(
+        lambda _: (
+            "{% if messages[0].role == 'system' %}"
+            "{{ raise_exception('System role not supported') }}{% endif %}"
+        )
     )
-    with pytest.raises(
-        InputError, match="System role not supported.*Choose a template without a system turn"
-    ):
-        encoder(gemma, "context_bot_system").encode_prompt("기사", SAMPLE)
+    with pytest.raises(InputError, match="System role not supported.*without a system turn"):
+        encoder(gemma, "context_bot_system")
 
 
 def test_any_text_encodes_and_decodes(tokenizer):
@@ -119,48 +107,64 @@ def test_any_text_encodes_and_decodes(tokenizer):
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids) == text
-
-
-def test_digits_are_single_tokens(tokenizer):
     assert [t for t in tokenizer.tokenize("1,234억") if t.isdigit()] == ["1", "2", "3", "4"]
 
 
-def test_rows_that_differ_in_white_space_around_the_article_share_what_was_read(tokenizer):
-    """The group is read as its first row; nothing counts as trimmed but text."""
+def test_rows_that_differ_in_white_space_around_the_article_read_the_same(tokenizer):
     rows = [Row("0", CONTEXT + "\n " * 3000, "매출은?"), Row("1", CONTEXT.strip(), "언제?")]
-    for example in encoder(tokenizer, "concise").encode_rows(rows, 1000, answers=False):
+    for example in encoder(tokenizer).encode(rows, 1000, answers=False):
         assert example.context.strip() == CONTEXT.strip()
         assert example.trimmed == 0
 
 
-@pytest.fixture
-def many(monkeypatch):
-    monkeypatch.setattr(encoding, "MANY", 1)
-    monkeypatch.setattr(in_processes.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+SENTENCES = [
+    "한빛전자는 5월 3일 신제품을 발표했다. ",
+    "매출은 1,240.5억 원이다. ",
+    "본사는 부산에 있다.\n",
+    "대표는 김철수 사장이다! ",
+    '그는 "내년에도 성장한다." ',
+    "영업이익률은 3.5%로 나타났다.",
+]
+ARTICLE = "".join(SENTENCES)
 
 
-FORKS = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+def test_sentences_end_at_marks_and_lines_not_in_numbers():
+    assert split_sentences(ARTICLE) == SENTENCES
 
 
-@FORKS
-def test_several_processes_encode_the_same(tokenizer, many, monkeypatch):
-    """And hold each article once."""
-    by_two = encoder(tokenizer).encode_rows(ROWS, 200, answers=True, on_overflow="select")
-    monkeypatch.setattr(encoding, "MANY", 1000)
-    assert by_two == encoder(tokenizer).encode_rows(ROWS, 200, True, "select")
-    assert all(example.row is row for example, row in zip(by_two, ROWS, strict=True))
-    whole = encoder(tokenizer).encode_rows(ROWS, 10_000, answers=False)
-    assert whole[0].context is ROWS[0].context
+@given(st.text(alphabet="가나 .!?\n\"'다”", max_size=60))
+def test_sentences_join_to_the_text_again(text):
+    assert "".join(split_sentences(text)) == text
 
 
-@FORKS
-def test_what_one_of_several_processes_refuses_is_told(tokenizer, many):
-    with pytest.raises(InputError, match="question b: its prompt takes more than 20 tokens"):
-        encoder(tokenizer).encode_rows(ROWS, 20, answers=False)
+def test_each_question_has_its_sentence_before_any_has_two():
+    order = nearest_first(SENTENCES, ["본사는 어디에 있나?", "대표는 누구인가?"])
+    assert set(order[:2]) == {2, 3}
+    assert sorted(order) == list(range(6))
 
 
-@FORKS
-def test_a_killed_process_is_told(many):
-    with pytest.raises(InputError, match="was killed"):
-        list(in_processes.map_in_processes(os._exit, [1, 2], 1))
-    assert list(in_processes.map_in_processes(abs, [-1, -2], 1)) == [1, 2], "the next time works"
+def test_select_keeps_the_nearest_sentences_in_order_for_all_questions(tokenizer):
+    encode = encoder(tokenizer).encode
+    rows = [Row("a", ARTICLE, "영업이익률은 몇 %인가?"), Row("b", ARTICLE, "본사는 어디에 있나?")]
+    limit = max(len(each.prompt_ids) for each in encode(rows, 1000, answers=False)) - 40
+    first, second = encode(rows, limit, answers=False, on_overflow="select")
+    assert first.context == second.context
+    assert first.context.index("본사는 부산에 있다.") < first.context.index("영업이익률은 3.5%로")
+    assert max(len(first.prompt_ids), len(second.prompt_ids)) <= limit
+    assert first.trimmed == len(ARTICLE) - len(first.context) > 0
+    assert "영업이익률은 3.5%" not in encode(rows, limit, answers=False)[0].context
+
+
+def test_a_sentence_too_long_by_itself_is_trimmed(tokenizer):
+    row = Row("a", "본사는 부산에 있다. 매출은 " + "아주 " * 100 + "많다.", "매출은 많은가?")
+    (example,) = encoder(tokenizer).encode([row], 120, answers=False, on_overflow="select")
+    assert example.context.startswith("매출은 아주")
+    assert len(example.prompt_ids) <= 120
+
+
+def test_error_counts_the_questions_that_do_not_fit(tokenizer):
+    rows = [Row("short", "기사", "매출은?"), Row("long", ARTICLE * 3, "매출은?")]
+    expected = "1 questions have prompts of more than 150 tokens .* first long.*--on_overflow trim"
+    with pytest.raises(InputError, match=expected):
+        encoder(tokenizer).encode(rows, 150, answers=False, on_overflow="error")
+    assert len(encoder(tokenizer).encode(rows[:1], 150, False, "error")) == 1

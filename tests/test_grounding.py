@@ -66,7 +66,7 @@ def byte_level(articles):
 def answers(model, tokenizer, rows, grounded, **options):
     """Return (example, text, answer) of every row."""
     encoder = make_encoder(DEMO, prompts.get_template(DEMO.template), tokenizer)
-    examples = encoder.encode_rows(rows, 1500, answers=False)
+    examples = encoder.encode(rows, 1500, answers=False)
     grounding = Grounding(tokenizer, encoder.control_ids)
     stops = encoder.stop_ids(model.generation_config)
     decoding = Decoding(

@@ -29,7 +29,7 @@ def test_template_stop_token_and_targets(name):
     encoder = make_encoder(recipe, template, tokenizer)
     sample = get_task(recipe.task).sample
     row = replace(sample, context=sample.context + SPELLED, question=sample.question + SPELLED)
-    example = encoder.encode_rows([row], recipe.prompt_limit, answers=True)[0]
+    example = encoder.encode([row], recipe.prompt_limit, answers=True)[0]
     assert example.answer_ids[-1] in encoder.stop_ids()
     assert row.answers[0] in encoder.decode(example.answer_ids)
     model = empty_model(config)
@@ -47,7 +47,7 @@ def test_template_stop_token_and_targets(name):
     )
     assert example.answer_ids[-1] in {*configured, tokenizer.eos_token_id}
     special = [i for i in example.prompt_ids if i in tokenizer.all_special_ids]
-    clean = encoder.encode_rows([sample], recipe.prompt_limit, answers=False)[0]
+    clean = encoder.encode([sample], recipe.prompt_limit, answers=False)[0]
     assert special == [i for i in clean.prompt_ids if i in tokenizer.all_special_ids]
     footprint = Footprint(recipe, config, torch.device("cuda"), torch.bfloat16)
     estimate = footprint.training(recipe.max_length, checkpointing=True)

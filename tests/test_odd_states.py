@@ -11,7 +11,7 @@ from dandap.training.stop import StopSignals
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig
 
 from dandap.data.encode import Example
-from dandap.data.lengths import loses_answer, without_too_long
+from dandap.data.lengths import drop_too_long, loses_answer
 from dandap.data.rows import Row, Table
 from dandap.errors import InputError
 from dandap.files import read_json, write_json
@@ -220,13 +220,13 @@ def test_the_bases_limits_are_compared_before_anything_is_loaded(tokenizer, caps
 def test_what_is_too_long_for_the_memory_plan_is_left_out_by_name(capsys):
     recipe = make_recipe({"max_length": 20, "max_new_tokens": 4}, "test")
     short, long = (Example(Row(str(n), "", ""), [1] * 10, [1] * n) for n in (10, 11))
-    assert without_too_long(recipe, [short, long]) == [short]
+    assert drop_too_long(recipe, [short, long]) == [short]
     assert (
         "1 questions are left out of training: with their answers (up to 11 tokens)"
         in capsys.readouterr().out
     )
     with pytest.raises(InputError, match="every answer is too long"):
-        without_too_long(recipe, [long])
+        drop_too_long(recipe, [long])
 
 
 def test_an_answer_that_trimming_took_is_noticed():

@@ -125,7 +125,7 @@ def test_training_reads_a_question_once_for_its_five_answers(write_csv):
     rows = TASK.expand(TASK.read([write_csv([HEADER, ROW])], {}, True).rows)
     template = checked_template(recipe.template, recipe.task)
     encoder = make_encoder(recipe, template, load_tokenizer(recipe))
-    examples = encoder.encode_rows(rows, recipe.prompt_limit, answers=True)
+    examples = encoder.encode(rows, recipe.prompt_limit, answers=True)
     plan = Plan(torch.device("cpu"), torch.float32, 4096, False, None, None)
     ((part,),) = Batching.for_plan(plan, pad_id=0).micro_batches(examples)
     prompts = {tuple(example.prompt_ids) for example in examples}

@@ -24,7 +24,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dandap.cli import Parser, parse, run_script
-from dandap.data.checks import TOLD, check_data
+from dandap.data.checks import FINDINGS, check_data
 from dandap.data.files import find_files
 from dandap.data.rows import Row, by_article
 from dandap.data.sentences import character_pairs, likeness, split_sentences
@@ -78,7 +78,7 @@ def explore(
     if any(text for text, _ in found.shared):  # wallpaper questions have no article
         tables |= token_tables(task, found.shared, tokenizer)
     checks = check_data({"file": found.rows} | ({"test": test} if test else {}))
-    tables["Data checks"] = [(len(each), TOLD[kind]) for kind, each in checks.items()]
+    tables["Data checks"] = [(len(each), FINDINGS[kind]) for kind, each in checks.items()]
     if test:
         lengths = text_lengths(task, test).items()
         sizes = [spread(characters_of(name), values) for name, values in lengths]

@@ -23,7 +23,7 @@ from dandap.answering.answer import make_record
 from dandap.answering.answerer import Answerer
 from dandap.console import track
 from dandap.data.encode import Encoder, Example
-from dandap.data.lengths import tell_cut
+from dandap.data.lengths import report_cut
 from dandap.data.rows import Answers, Row, Table, split_by_article
 from dandap.errors import InputError
 from dandap.files import check_writable, copy_whole, refuse_output, write_json
@@ -167,7 +167,7 @@ class OpenModel:
         others = [row for row in all_rows if row.article in articles and row.id not in ids]
         limit = self.recipe.prompt_limit
         examples = self.encoder.encode([*rows, *others], limit, False, self.recipe.on_overflow)
-        tell_cut(self.recipe, examples)
+        report_cut(self.recipe, examples)
         check_ids(examples, self.config, self.encoder.tokenizer)
         return examples[: len(rows)]
 

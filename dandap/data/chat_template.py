@@ -1,111 +1,78 @@
-"""A model's chat template is made fit to train and answer with.
-
-It is probed before anything is encoded, and mended where that is certain. The drawing shows what a
-template writes around an answer, and to which part it belongs:
+"""Check a model's chat template, and mend it so that the generation prompt ends at the answer.
 
     ...article, question <end> <assistant> <channel> 답 <end> newline
-    |---- generation prompt ----------------|           only where the template gives one
-    |---- prompt, in training and in inference --------| |--- answer and its stop token: learned
+    |---- generation prompt ----------------|           only where the template has one
+    |---- prompt, in training and in inference --------| |--- answer and its stop token: trained
 
-What stands between the generation prompt and the answer (a header, a channel, an empty thinking
-block) belongs to the prompt. It is appended to the tokenizer's template, and so saved with the
-adapter: whoever loads that sends the same prompt.
+What is between the generation prompt and the answer (a header, a channel, an empty thinking block)
+belongs to the prompt. It is appended to the tokenizer's template and saved with the adapter, so
+everybody who loads the adapter sends the same prompt.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
+import multiprocessing
 import re
-import threading
+import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
-
-from jinja2 import TemplateError
+from contextlib import suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dandap.errors import InputError, first_line
 
-if TYPE_CHECKING:  # for annotations alone: transformers takes seconds to load
+if TYPE_CHECKING:  # transformers takes seconds to load
     from transformers import PreTrainedTokenizerBase
 
 Messages = list[dict[str, str]]
-PROBE = "단답의 자리 0729"  # an answer that no template says by itself
-SECONDS = 20  # for a template to render a sample; all real ones take milliseconds
-# Templates that tell today's date get midnight of Friday 26 July 2024 in English, because a prompt
-# must not depend on the day and the machine it is made on. The keys are strftime's directives, the
-# longer ones first; "-" leaves leading zeros out ("#" on Windows).
-DAY = dict(
-    pair.split("=")
-    for pair in (
-        "-d=26|-m=7|-H=0|-I=12|-M=0|-S=0|-j=208|-y=24|#d=26|#m=7|#H=0|#I=12|#M=0|#S=0|#j=208|#y=24|"
-        "a=Fri|A=Friday|b=Jul|h=Jul|B=July|d=26|e=26|m=07|y=24|Y=2024|C=20|j=208|u=5|w=5|"
-        "G=2024|g=24|U=29|W=30|V=30|"
-        "H=00|k= 0|I=12|l=12|M=00|S=00|f=000000|p=AM|P=am|z=|Z=|F=2024-07-26|D=07/26/24|x=07/26/24|"
-        "T=00:00:00|X=00:00:00|R=00:00|r=12:00:00 AM|c=Fri Jul 26 00:00:00 2024"
-    ).split("|")
-)
-# A template may raise, divide by zero, index what is not there, loop beyond the sandbox's limit or
-# nest too deeply; each of these is told as a fault of the template, with what to do.
-FAULTS = (
-    TemplateError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    RuntimeError,
-    MemoryError,
-)
+PROBE = "단답의 자리 0729"  # an answer that no template contains
+SECONDS = 20  # for a template to render a sample; real ones take milliseconds
+# Templates that ask for today's date get this one: a prompt must not depend on the day.
+DAY = datetime(2024, 7, 26)
+DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 # <|im_end|>, </think>, [INST]; not a word that is an added token.
 MARKER = re.compile(r"[<>|#\uff5c]|^\[[\x21-\x7e]+\]$")
+PLAIN = "Choose a plain template (--template, one with a 'prompt'), or another base."
 
 
 class Prompt(NamedTuple):
-    """Holds a prompt as it is rendered, and its token ids."""
+    """A prompt's text and its token ids."""
 
     text: str
     ids: Sequence[int]
 
 
 class Chat:
-    """Renders turns to token ids by a tokenizer's chat template.
+    """Renders and tokenizes chat turns; text of rows never becomes a control token.
 
-    Texts of rows never become control tokens. `control_ids` are the ids of those, `stop_id` is the
-    one that ends a turn, or None where a turn ends without a token of its own.
+    `control_ids` are the ids of control tokens, `stop_id` is the one that ends a turn (None if a
+    turn ends without a token of its own).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, messages: Messages):
-        """Probe and mend the template with a sample's turns; InputError says what it does wrong."""
+        """Check and mend the tokenizer's template with a sample's turns."""
         self.tokenizer = tokenizer
-        # Some bases have several templates by name, as "default" and "tool_use".
-        if isinstance(tokenizer.chat_template, dict):
+        if isinstance(tokenizer.chat_template, dict):  # several by name: "default", "tool_use"
             tokenizer.chat_template = tokenizer.chat_template.get("default")
-        self.control_ids = mark_control_tokens(tokenizer)
-        controls = [
-            re.escape(token.content)
-            for token_id, token in tokenizer.added_tokens_decoder.items()
-            if token_id in self.control_ids
-        ]
-        # And what transformers marks them with in a text, which it takes out of texts of rows.
-        self.controls = re.compile("|".join([*controls, "[\U000f0000\U000f0001]"]))
-        # Whether a turn's content is a list of blocks, as multimodal bases have it.
-        self.blocks = False
         if not tokenizer.chat_template:
             raise InputError(
-                "the model's tokenizer has no chat template and this template is made of chat "
-                "turns. Choose a plain one with --template (an entry of prompts.py that has a "
-                "'prompt')."
+                "the model's tokenizer has no chat template, and this template consists of chat "
+                "turns. Choose a plain one (--template, one with a 'prompt')."
             )
-        tokenizer.chat_template = with_fixed_day(tokenizer.chat_template)
-        with _time_limit():
-            self._choose_content(messages)
-            self._mend(messages)
+        self.control_ids = mark_control_tokens(tokenizer)
+        added = tokenizer.added_tokens_decoder
+        spelled = [re.escape(added[i].content) for i in self.control_ids if i in added]
+        # transformers marks control tokens of a text with the last two, and removes them from rows.
+        self.controls = re.compile("|".join([*spelled, "[\U000f0000\U000f0001]"]))
+        self.blocks = False  # whether the template reads content as a list of blocks
+        tokenizer.chat_template = fix_date(tokenizer.chat_template)
+        self._limit_time(messages)
+        self._fit(messages)
 
     def ids(self, messages: Messages, add_generation_prompt: bool = False) -> list[int]:
-        """Return the token ids of turns, with `add_generation_prompt` up to an answer's start."""
-        return self._apply(messages, add_generation_prompt, tokenize=True)
+        """Return the token ids of turns, or of a prompt up to where the answer starts."""
+        return self._apply([messages], add_generation_prompt, tokenize=True)[0]
 
     def texts(
         self, conversations: list[Messages], add_generation_prompt: bool = False
@@ -114,236 +81,171 @@ class Chat:
         return self._apply(conversations, add_generation_prompt, tokenize=False)
 
     def prompts(self, conversations: list[Messages]) -> list[Prompt]:
-        """Return the prompts of conversations, with what `ids` returns, at one call."""
+        """Return the prompt of each conversation, with the ids of `ids`, in one tokenizer call."""
         texts = self.texts(conversations, add_generation_prompt=True)
         found = self.tokenizer(texts, add_special_tokens=False).input_ids
-        # Where no text spells a control token, the ids of the rendered text are all there is to it.
         return [
             Prompt(text, self.ids(messages, True) if self._spells_control(messages) else ids)
             for messages, text, ids in zip(conversations, texts, found, strict=True)
         ]
 
     def whole_ids(self, conversations: list[Messages], prompts: list[Prompt]) -> list[list[int]]:
-        """Return what `ids` returns for each conversation, of which the prompt is known already.
+        """Return `ids` of each conversation, given its prompt, in one tokenizer call.
 
-        What follows a prompt's last control token is tokenized, and not the article once more:
-        such a token parts a text, so nothing merges across it.
+        Only what follows the prompt's last control token is tokenized, not the article again:
+        nothing merges across such a token.
         """
-        texts = self.texts(conversations)
-        starts = [self._seam(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
-        ends = [text[at:] for text, (at, _) in zip(texts, starts, strict=True)]
+        texts, ends, seams = self.texts(conversations), [], []
+        for text, prompt in zip(texts, prompts, strict=True):
+            places = range(len(prompt.ids) - 1, 0, -1)
+            seam = next((at for at in places if prompt.ids[at] in self.control_ids), 0)
+            start = prompt.text.rfind(self.tokenizer.convert_ids_to_tokens(prompt.ids[seam]))
+            whole = seam == 0 or start <= 0 or not text.startswith(prompt.text)
+            ends.append(text if whole else text[start:])
+            seams.append(0 if whole else seam)
         found = self.tokenizer(ends, add_special_tokens=False).input_ids
-        return [
-            # An end that begins with another token was not parted from what stands before it.
-            self.ids(messages)
-            if self._spells_control(messages) or (before and ids[:1] != prompt.ids[before:][:1])
-            else [*prompt.ids[:before], *ids]
-            for messages, prompt, (_, before), ids in zip(
-                conversations, prompts, starts, found, strict=True
-            )
-        ]
-
-    def _seam(self, text: str, prompt: Prompt) -> tuple[int, int]:
-        """Return where a prompt's last control token stands, in the text and in the ids; or 0, 0.
-
-        It is 0, 0 where there is none, or the text does not begin with the prompt.
-        """
-        places = range(len(prompt.ids) - 1, -1, -1)
-        last = next((at for at in places if prompt.ids[at] in self.control_ids), 0)
-        mark = self.tokenizer.convert_ids_to_tokens(prompt.ids[last])
-        start = prompt.text.rfind(mark)
-        return (start, last) if start > 0 and text.startswith(prompt.text) else (0, 0)
+        for i, (messages, prompt, seam) in enumerate(
+            zip(conversations, prompts, seams, strict=True)
+        ):
+            # An end that starts with another token merged with what precedes it.
+            if self._spells_control(messages) or found[i][:1] != prompt.ids[seam:][:1]:
+                found[i] = self.ids(messages)
+            elif seam:
+                found[i] = [*prompt.ids[:seam], *found[i]]
+        return found
 
     def _spells_control(self, messages: Messages) -> bool:
         return any(self.controls.search(message["content"]) for message in messages)
 
-    def text(self, messages: Messages) -> str:
-        """Return the text of turns up to an answer's start."""
-        return self._apply(messages, add_generation_prompt=True, tokenize=False)
+    def check(self, text: str, messages: Messages, name: str) -> None:
+        """Reject a template whose prompt lacks one of its turns, for instance the article.
 
-    def check(self, messages: Messages, name: str) -> None:
-        """Refuse a template that leaves out what it was given, for instance the article."""
-        text = self._apply(messages, add_generation_prompt=True, tokenize=False)
-        lost = [
-            message["role"] for message in messages if not self._holds(text, message["content"])
-        ]
-        if lost:
-            raise InputError(
-                f"the model's chat template leaves out the text of the {lost[0]}'s turn (question "
-                f"{name}): the article or the question would not reach the model. Choose a plain "
-                "template (--template, one with a 'prompt'), or another base."
-            )
-
-    def _holds(self, text: str, content: str) -> bool:
-        """Say whether a rendered text holds a turn's content.
-
-        White space does not count: templates may trim a content and change its line ends.
+        White space does not count: templates may trim it.
         """
-        return "".join(content.split()) in "".join(text.split())
+        for message in messages:
+            if "".join(message["content"].split()) not in "".join(text.split()):
+                raise InputError(
+                    f"the model's chat template drops the {message['role']} turn of question "
+                    f"{name}: the article or question would not reach the model. {PLAIN}"
+                )
 
-    def _choose_content(self, messages: Messages) -> None:
-        """Choose to give content as text, or as blocks where the template reads only those."""
+    def _fit(self, messages: Messages) -> None:
+        """Choose text or blocks as content, and let the generation prompt end at the answer."""
+        [prompt] = self.texts([messages], True)
         try:
-            self.check(messages, "sample")
+            self.check(prompt, messages, "sample")
         except InputError as error:
             self.blocks = True
             try:
-                self.check(messages, "sample")
+                [prompt] = self.texts([messages], True)
+                self.check(prompt, messages, "sample")
             except InputError:
-                # Neither form holds; texts are the usual one, so their error is told.
                 raise error from None
-
-    def _mend(self, messages: Messages) -> None:
-        """Let the generation prompt end where an answer starts, and find what ends a turn."""
-        prompt = self._apply(messages, add_generation_prompt=True, tokenize=False)
-        whole = self._apply([*messages, {"role": "assistant", "content": PROBE}], tokenize=False)
+        [whole] = self.texts([[*messages, {"role": "assistant", "content": PROBE}]])
         before, found, after = whole.partition(PROBE)
         if not found or PROBE in after:
             raise InputError(
-                "the model's chat template does not show an answer once, as it is (got "
-                f"{whole[-200:]!r}). Choose a plain template (--template, one with a 'prompt')."
+                "the model's chat template does not contain an answer once, as it is (got "
+                f"{whole[-200:]!r}). {PLAIN}"
             )
-        if before.startswith(prompt):
-            if opening := before[len(prompt) :]:
-                # Jinja's texts are written as JSON's.
-                literal = json.dumps(opening, ensure_ascii=False)
-                # Jinja drops a template's last line end, and would keep it within.
-                template = self.tokenizer.chat_template.removesuffix("\n").removesuffix("\r")
-                self.tokenizer.chat_template = (
-                    template + "{{ " + literal + " if add_generation_prompt else '' }}"
-                )
-                if self._apply(messages, add_generation_prompt=True, tokenize=False) != before:
-                    raise InputError(
-                        f"the model's chat template writes {opening[:80]!r} before an answer, and "
-                        "its generation prompt cannot be made to end so. Choose a plain template "
-                        "(--template, one with a 'prompt')."
-                    )
-        # A thinking block may stand in the generation prompt alone; the prompt is longer then.
-        elif not prompt.startswith(before):
+        opening = before.removeprefix(prompt)
+        if opening and before.startswith(prompt):
+            # Jinja drops a template's last line end; within the template it would stay.
+            template = self.tokenizer.chat_template.removesuffix("\n").removesuffix("\r")
+            literal = json.dumps(opening, ensure_ascii=False)  # a Jinja string, too
+            self.tokenizer.chat_template = (
+                f"{template}{{{{ {literal} if add_generation_prompt else '' }}}}"
+            )
+            [prompt] = self.texts([messages], True)
+        # A thinking block may be in the generation prompt alone, which is then longer.
+        if not prompt.startswith(before):
             raise InputError(
                 f"the model's chat template ends its generation prompt in {prompt[-80:]!r}, but "
-                f"writes {before[-80:]!r} before an answer: training and answering would differ. "
-                "Choose a plain template (--template, one with a 'prompt')."
+                f"has {before[-80:]!r} before an answer: training and inference would differ. "
+                f"{PLAIN}"
             )
-        stops = [
-            token
-            for token in self.tokenizer(after, add_special_tokens=False).input_ids
-            if token in self.control_ids
-        ]
-        # None: the turn ends without a token of its own.
-        self.stop_id = stops[0] if stops else None
+        ids = self.tokenizer(after, add_special_tokens=False).input_ids
+        self.stop_id = next((token for token in ids if token in self.control_ids), None)
 
-    def _apply(
-        self,
-        messages: Messages | list[Messages],
-        add_generation_prompt: bool = False,
-        tokenize: bool = True,
-    ):
-        several = isinstance(messages[0], list)
-        conversations = messages if several else [messages]
+    def _limit_time(self, messages: Messages) -> None:
+        """Render in a child process first; InputError if it takes more than SECONDS."""
+        if sys.platform != "linux":  # elsewhere processes cannot be forked safely
+            return
+
+        def attempt() -> None:  # without the tokenizer, whose threads are not forked
+            with suppress(InputError):  # the parent meets it as well
+                self.texts([messages], True)
+                self.texts([[*messages, {"role": "assistant", "content": PROBE}]])
+
+        child = multiprocessing.get_context("fork").Process(target=attempt, daemon=True)
+        child.start()
+        child.join(SECONDS)
+        if child.is_alive():
+            child.kill()
+            raise InputError(
+                f"the model's chat template took more than {SECONDS} seconds for one question. "
+                f"{PLAIN}"
+            )
+
+    def _apply(self, conversations: list, add_generation_prompt: bool, tokenize: bool) -> Any:
         if self.blocks:
-            conversations = [_in_blocks(each) for each in conversations]
+            conversations = [
+                [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+                for turns in conversations
+            ]
         try:
             return self.tokenizer.apply_chat_template(
-                conversations if several else conversations[0],
+                conversations,
                 add_generation_prompt=add_generation_prompt,
                 tokenize=tokenize,
-                # A row's text that spells a control token is encoded as text; needs tokenize.
+                # A row's text that spells a control token stays text; this needs `tokenize`.
                 sanitize_control_tokens=tokenize,
                 return_dict=False,
                 enable_thinking=False,  # Qwen 3 would think first; other templates ignore it
             )
-        except FAULTS as error:
-            if not isinstance(error, TemplateError):
-                raise InputError(
-                    f"the model's chat template fails ({first_line(error)}). Choose a plain one "
-                    "(--template, an entry with a 'prompt'), or another base."
-                ) from error
-            has_system = any(message["role"] == "system" for message in conversations[0])
-            hint = (
-                "a template without a system turn (Gemma takes none)"
-                if has_system
-                else "a plain one, with a 'prompt'"
-            )
+        except Exception as error:  # a template may divide by zero, index nothing, nest too deeply
+            system = any(turn["role"] == "system" for turn in conversations[0])
+            hint = "Choose a template without a system turn (Gemma has none), or another base."
             raise InputError(
-                f"the model's chat template refuses these turns ({first_line(error)}). Choose "
-                f"{hint} (--template), or another base."
+                f"the model's chat template fails ({first_line(error)}). "
+                f"{hint if system else PLAIN}"
             ) from error
 
 
-def _in_blocks(messages: Messages) -> list[dict]:
-    return [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
-
-
 def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids of control tokens, and have the tokenizer take text that spells one as text.
+    """Return the ids of control tokens, and let transformers escape rows that spell one.
 
-    Control tokens are the special tokens, and those added tokens that the chat template writes and
-    that look like a marker. An ordinary word that somebody added to the vocabulary is a word,
-    whether or not the template says it.
+    Control tokens are the special tokens, and added tokens that the chat template contains and that
+    look like a marker. Any other added token is a word.
     """
-    chat_template = tokenizer.chat_template or ""
+    added = tokenizer.added_tokens_decoder
     markers = {
         token_id: token.content
-        for token_id, token in tokenizer.added_tokens_decoder.items()
+        for token_id, token in added.items()
         if not token.special
-        and token.content in chat_template
+        and token.content in (tokenizer.chat_template or "")
         and MARKER.search(token.content.strip())
     }
     tokenizer.chat_control_tokens = sorted(markers.values())
-    return (
-        set(tokenizer.all_special_ids)
-        | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        | set(markers)
-    )
+    special = {token_id for token_id, token in added.items() if token.special}
+    return special | set(tokenizer.all_special_ids) | set(markers)
 
 
-def with_fixed_day(chat_template: str) -> str:
-    """Return the template with a macro in front that gives it DAY where it asks for today's date.
+def fix_date(chat_template: str) -> str:
+    """Return the template with DAY instead of its calls of strftime_now, which give today's date.
 
-    The macro has the name of the function that such templates call, `strftime_now`. A template
-    that does not call it, or has the macro already, is returned as it is.
+    Templates with the macro of that name, saved by an earlier version, are fixed already.
     """
-    if "strftime_now" not in chat_template or "macro strftime_now" in chat_template:
+    if "macro strftime_now" in chat_template:
         return chat_template
-    filled = "format" + "".join(f" | replace('%{name}', '{value}')" for name, value in DAY.items())
-    # A directive that DAY lacks is left with its "%"; it is refused, not sent as a text.
-    unknown = (
-        "{% if '%' in day %}"
-        "{{ raise_exception('strftime_now does not know ' + format) }}"
-        "{% endif %}"
-    )
-    macro = (
-        "{% macro strftime_now(format) %}{% set day = "
-        + filled
-        + " %}"
-        + unknown
-        + "{{ day }}{% endmacro %}"
-    )
-    return macro + chat_template
-
-
-class _Late(Exception):
-    """Ends the rendering of a template whose time is up."""
-
-
-@contextmanager
-def _time_limit():
-    """Let a template render for SECONDS; InputError if it loops for longer.
-
-    A timer sets an exception in this thread, which Python code meets at its next step.
-    """
-    thread = ctypes.c_ulong(threading.get_ident())
-    end = partial(ctypes.pythonapi.PyThreadState_SetAsyncExc, thread, ctypes.py_object(_Late))
-    timer = threading.Timer(SECONDS, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except _Late:
+    fixed = DATE_CALL.sub(lambda call: json.dumps(DAY.strftime(call[2])), chat_template)
+    unknown = [
+        call[0] for call in DATE_CALL.finditer(chat_template) if "%" in DAY.strftime(call[2])
+    ]
+    unknown += re.findall(r"strftime_now\s*\([^)]*\)?", fixed)
+    if unknown:
         raise InputError(
-            f"the model's chat template took more than {SECONDS} seconds for one question: it "
-            "loops. Choose another base."
-        ) from None
-    finally:
-        timer.cancel()
+            f"the model's chat template asks for the date by {unknown[0]!r}; expected a literal "
+            f"format such as '%Y-%m-%d'. {PLAIN}"
+        )
+    return fixed

@@ -1,67 +1,60 @@
-"""Prompts and answers are rendered and encoded as token ids, in training and inference alike.
+"""Render and tokenize prompts and answers, the same way in training and inference.
 
-Where a prompt is too long the article is cut, and nothing else.
+If a prompt is too long, the article is shortened, and nothing else.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dandap.console import track
-from dandap.data.chat_template import Chat, Prompt, mark_control_tokens
-from dandap.data.in_processes import map_in_processes
+from dandap.data.chat_template import Chat, Messages, Prompt, mark_control_tokens
 from dandap.data.rows import Row, by_article, template_fields
 from dandap.data.sentences import nearest_first, split_sentences
 from dandap.errors import InputError
 from prompts import Template, render
 
-if TYPE_CHECKING:  # for annotations alone: transformers takes seconds to load
+if TYPE_CHECKING:  # transformers takes seconds to load
+    import pyarrow as pa
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 SAMPLE = Row("sample", "기사", "질문", ("답",))
-CHECKED = 8  # of rows to answer, whose prompts are looked at
-MANY = 1000  # articles, from which on processes are worth their start
+CHECKED = 8  # prompts without an answer that are checked
+LARGE = 5_000  # questions; fewer take seconds and are not cached
+# Articles encoded together: the tokenizer shares the texts of a call among the cores (its own
+# threads), and that is 70% of the time.
+TOGETHER = 64
+
+Encoded = tuple[array, array, str | None]  # prompt ids, answer ids, the article if shortened
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Holds one question as the model sees it.
-
-    `answer_ids` end with a stop token; they are empty when there is no answer.
-    """
+    """One question as the model reads it; `answer_ids` end with a stop token, or are empty."""
 
     row: Row
-    # An encoder makes arrays of 4 bytes a token, where a list's integers take 36.
-    prompt_ids: Sequence[int]
+    prompt_ids: Sequence[int]  # an encoder returns arrays: 4 bytes a token instead of 36
     answer_ids: Sequence[int]
     trimmed: int = 0  # characters cut from the article
-    # The article as the model reads it: the row's, or another row's that differs from it in the
-    # white space around it.
+    # The article as the model reads it: shortened, or with the white space of another of its rows.
     context: str = ""
-
-
-class Encoded(NamedTuple):
-    """Holds what a process returns of a question: not its row, whose copy would be the article's.
-
-    `shortened` is the article as the model reads it, None where it is whole.
-    """
-
-    prompt_ids: array
-    answer_ids: array
-    trimmed: int
-    shortened: str | None
 
 
 class Encoder:
     """Encodes rows with one tokenizer and one template.
 
-    The prompt owns its special tokens: text of a row that spells one stays text. A chat prompt is
-    the model's chat template with the generation prompt; its answer is what the template puts
-    after that, up to the turn's end token. A plain prompt and its answer are encoded apart (tokens
-    would merge across the seam) and joined by id.
+    Special tokens come from the prompt only: text of a row that spells one stays text. A chat
+    prompt is rendered by the model's chat template; its answer is what the template writes after
+    it, up to the token that ends the turn. A plain prompt and its answer are tokenized separately
+    (tokens would merge across the seam) and joined.
     """
 
     def __init__(
@@ -70,41 +63,28 @@ class Encoder:
         self.tokenizer, self.template, self.sample = tokenizer, template, sample
         if tokenizer.eos_token_id is None:
             raise InputError(
-                "the tokenizer has no end-of-sequence token; set eos_token in its "
+                "the tokenizer has no end-of-sequence token. Set eos_token in its "
                 "tokenizer_config.json."
             )
         parts = self.render(sample.context, sample, "")
         self.chat = None if "prompt" in parts else Chat(tokenizer, _messages(parts))
         self.control_ids = self.chat.control_ids if self.chat else mark_control_tokens(tokenizer)
-        # A tokenizer that starts texts with BOS does so in prompts too; what it makes of an empty
-        # text shows it.
-        self.starts_with_bos = (
-            tokenizer.bos_token_id is not None
-            and tokenizer.bos_token_id in tokenizer("").input_ids[:1]
-        )
-        self._bos = [tokenizer.bos_token_id] if self.starts_with_bos else []
-        prompt_ids = self.encode_prompt(sample.context, sample)
-        for answer in sample.answers[:1]:
-            self._check_answer(
-                sample,
-                sample.context,
-                self.encode_answer(sample.context, sample, answer, prompt_ids),
-            )
+        # A tokenizer that starts an empty text with BOS starts prompts with it, too.
+        bos = tokenizer.bos_token_id
+        self.starts_with_bos = bos is not None and bos in tokenizer("").input_ids[:1]
+        list(self._encode([[sample]], sys.maxsize, bool(sample.answers)))  # checks the answer
 
     def render(self, context: str, row: Row, answer: str) -> Template:
         """Return the template's parts, filled with a row's texts."""
         return render(self.template, template_fields(row, context, answer))
 
+    def prompt_text(self, parts: Template) -> str:
+        """Return the text of the prompt that a template's filled parts make."""
+        return self.chat.texts([_messages(parts)], True)[0] if self.chat else parts["prompt"]
+
     def encode_prompt(self, context: str, row: Row) -> list[int]:
         """Return the ids of a prompt, up to where the answer starts."""
-        parts = self.render(context, row, "")
-        if "prompt" in parts:
-            return self._bos + self._plain_ids(parts["prompt"])
-        return self.chat.ids(_messages(parts), add_generation_prompt=True)
-
-    def prompt_text(self, parts: dict[str, str]) -> str:
-        """Return the text of a prompt, as `encode_prompt` encodes it, of a template's parts."""
-        return parts["prompt"] if "prompt" in parts else self.chat.text(_messages(parts))
+        return list(self._encode_prompts([(context, row)])[0].ids)
 
     def encode_answer(
         self, context: str, row: Row, answer: str, prompt_ids: Sequence[int]
@@ -113,241 +93,221 @@ class Encoder:
         parts = self.render(context, row, answer)
         answer = parts.get("answer", answer)
         if self.chat is None:
-            return [*self._plain_ids(answer), self.tokenizer.eos_token_id]
-        return self._after(prompt_ids, self.chat.ids(_answered(parts, answer)), answer)
-
-    def _after(self, prompt_ids: Sequence[int], ids: list[int], answer: str) -> list[int]:
-        """Return what of a whole conversation's ids is the answer, up to its stop token."""
-        tail = ids[len(prompt_ids) :]
-        stop = next((i for i, token in enumerate(tail) if token in self.control_ids), None)
-        if ids[: len(prompt_ids)] == list(prompt_ids) and stop is not None:
-            return tail[: stop + 1]
-        # The generation prompt holds more than a turn shows afterwards (a thinking block), or a
-        # turn ends without a token.
-        stop_id = self.tokenizer.eos_token_id if self.chat.stop_id is None else self.chat.stop_id
-        return [*self._ids_within(answer), stop_id]
-
-    def _encode_prompts(self, items: list[tuple[str, Row]]) -> list[Prompt]:
-        """Return `encode_prompt` of each with its text, at one call of the tokenizer."""
-        parts = [self.render(context, row, "") for context, row in items]
-        if self.chat is None:
-            texts = [each["prompt"] for each in parts]
-            found = self._plain_ids(texts)
-            return [Prompt(text, self._bos + ids) for text, ids in zip(texts, found, strict=True)]
-        return self.chat.prompts([_messages(each) for each in parts])
-
-    def _encode_answers(
-        self, context: str, rows: list[Row], prompts: list[Prompt]
-    ) -> list[list[int]]:
-        """Return `encode_answer` of each row's first answer, at one call of the tokenizer."""
-        answers, conversations = [], []
-        for row in rows:
-            parts = self.render(context, row, row.answers[0])
-            answers.append(parts.get("answer", row.answers[0]))
-            conversations.append(_answered(parts, answers[-1]))
-        if self.chat is None:
-            return [[*ids, self.tokenizer.eos_token_id] for ids in self._plain_ids(answers)]
-        whole = self.chat.whole_ids(conversations, prompts)
-        return [
-            self._after(prompt.ids, ids, answer)
-            for prompt, ids, answer in zip(prompts, whole, answers, strict=True)
-        ]
+            return [*self._plain_ids([answer])[0], self.tokenizer.eos_token_id]
+        return self._cut_answer(prompt_ids, self.chat.ids(_messages(parts, answer)), answer)
 
     def stop_ids(self, generation_config: GenerationConfig | None = None) -> list[int]:
         """Return every id that ends an answer: the template's, the tokenizer's and the model's."""
-        prompt_ids = self.encode_prompt(self.sample.context, self.sample)
-        learned = self.encode_answer(
-            self.sample.context, self.sample, self.sample.answers[0], prompt_ids
-        )[-1]
+        row = self.sample
+        prompt_ids = self.encode_prompt(row.context, row)
+        trained = self.encode_answer(row.context, row, row.answers[0], prompt_ids)[-1]
         configured = getattr(generation_config, "eos_token_id", None) or []
         configured = [configured] if isinstance(configured, int) else configured
-        return sorted({learned, self.tokenizer.eos_token_id, *configured})
+        return sorted({trained, self.tokenizer.eos_token_id, *configured})
 
     def decode(self, answer_ids: Sequence[int]) -> str:
         """Return an answer's text, without control tokens and surrounding white space."""
         return self.tokenizer.decode([i for i in answer_ids if i not in self.control_ids]).strip()
 
     def encode(
-        self, rows: list[Row], prompt_limit: int, answers: bool, on_overflow: str
-    ) -> list[Example]:
-        """Return examples in the rows' order; those of large data are cached."""
-        from dandap.data.encoded import encode_kept
-
-        return encode_kept(self, rows, prompt_limit, answers, on_overflow)
-
-    def encode_rows(
-        self,
-        rows: list[Row],
-        prompt_limit: int,
-        answers: bool,
-        on_overflow: str = "trim",
+        self, rows: list[Row], prompt_limit: int, answers: bool, on_overflow: str = "trim"
     ) -> list[Example]:
         """Return examples in the rows' order, no prompt longer than `prompt_limit` tokens.
 
-        An article too long for it loses its end (trim), or the sentences farthest from its
+        An article that is too long loses its end (trim) or the sentences farthest from its
         questions (select), or is an InputError (error). All questions of an article get the same
-        text, so that it can be read once for all of them.
+        text, so it can be read once for all of them. Large data is cached for the next run.
         """
-        shorten = {"trim": self._trim, "select": self._select, "error": None}[on_overflow]
         groups = by_article(row.article for row in rows)
-
-        def encode(indices: list[int]) -> list[Encoded]:
-            group = [rows[index] for index in indices]
-            encoded = self._encode_article(group, prompt_limit, answers, shorten)
-            for index, each in zip(indices, encoded, strict=True):
-                self._check(_example(each, rows[index], group[0]), index)
-            return encoded
-
-        shared = track(
-            map_in_processes(encode, groups, MANY), "encoding", "articles", total=len(groups)
-        )
-        examples: list[Example] = [None] * len(rows)  # none of them is None at the end
-        for indices, encoded in zip(groups, shared, strict=True):
-            for index, each in zip(indices, encoded, strict=True):
-                examples[index] = _example(each, rows[index], rows[indices[0]])
-        if shorten is None:
-            _refuse_long(examples, prompt_limit)
+        articles = [[rows[index] for index in group] for group in groups]
+        settings = (prompt_limit, answers, on_overflow)
+        if len(rows) >= LARGE and self.tokenizer.is_fast:
+            encoded: Iterable[Encoded] = self._load_encoded(articles, *settings)
+        else:
+            encoded = self._encode(articles, *settings)
+        examples: list[Example] = [None] * len(rows)  # type: ignore[list-item]
+        places = ((index, rows[group[0]].context) for group in groups for index in group)
+        for (index, whole), (prompt_ids, answer_ids, short) in zip(places, encoded, strict=True):
+            context = whole if short is None else short
+            # Rows of one article may differ in the white space around it, which is not text.
+            trimmed = len(whole.strip()) - len(context.strip())
+            examples[index] = Example(rows[index], prompt_ids, answer_ids, trimmed, context)
+        long = [example.row.id for example in examples if len(example.prompt_ids) > prompt_limit]
+        if long:
+            raise InputError(
+                f"{len(long)} questions have prompts of more than {prompt_limit} tokens "
+                f"(on_overflow error), first {long[0]}. Raise max_length, or let articles be cut: "
+                "--on_overflow trim or select."
+            )
         return examples
 
-    def _encode_article(
-        self,
-        rows: list[Row],
-        prompt_limit: int,
-        answers: bool,
-        shorten: Callable[[list[Row], int], str] | None,
-    ) -> list[Encoded]:
-        # Rows of one article may differ in the white space around it; the first one's is read, and
-        # that white space does not count as trimmed.
-        context = rows[0].context
-        prompts = self._encode_prompts([(context, row) for row in rows])
-        if shorten and max(len(prompt.ids) for prompt in prompts) > prompt_limit:
-            context = shorten(rows, prompt_limit)
-            prompts = self._encode_prompts([(context, row) for row in rows])
-        trimmed = len(rows[0].context.strip()) - len(context.strip())
-        shortened = None if context == rows[0].context else context
-        said = self._encode_answers(context, rows, prompts) if answers else [[]] * len(rows)
+    def _encode(
+        self, articles: list[list[Row]], prompt_limit: int, answers: bool, how: str = "trim"
+    ) -> Iterator[Encoded]:
+        """Yield the questions of each article; InputError if another answer would be trained."""
+        for start in range(0, len(articles), TOGETHER):
+            some = articles[start : start + TOGETHER]
+            items = [(rows[0].context, row) for rows in some for row in rows]
+            prompts = self._encode_prompts(items)
+            shortened: list[str | None] = [None] * len(items)
+            end = 0
+            for rows in some:
+                part = slice(end, end + len(rows))
+                end += len(rows)
+                longest = max(len(prompt.ids) for prompt in prompts[part])
+                if longest > prompt_limit and how != "error":
+                    context = self._shorten(rows, prompt_limit, how)
+                    items[part] = [(context, row) for row in rows]
+                    shortened[part] = [context] * len(rows)
+                    prompts[part] = self._encode_prompts(items[part])
+            answer_ids = self._encode_answers(items, prompts) if answers else [[]] * len(items)
+            for i, (prompt, ids) in enumerate(zip(prompts, answer_ids, strict=True)):
+                # A later prompt that the template changes is answered all the same.
+                if answers or (start == 0 and i < CHECKED):
+                    self._check(*items[i], prompt, ids)
+                yield array("i", prompt.ids), array("i", ids), shortened[i]
+
+    def _load_encoded(self, articles: list[list[Row]], *settings: Any) -> Iterator[Encoded]:
+        """Yield what `_encode` does, from the cache if an earlier run has encoded the same."""
+        import pyarrow as pa
+
+        from dandap.data.cache import load_cached
+
+        def parts() -> Iterator[str]:
+            tokenizer = self.tokenizer
+            yield tokenizer.backend_tokenizer.to_str()
+            special_tokens = tokenizer.special_tokens_map
+            yield json.dumps([tokenizer.chat_template, special_tokens, self.template, settings])
+            for rows in articles:
+                texts = [[r.question, r.answers[:1], r.choices, dict(r.fields)] for r in rows]
+                yield json.dumps([rows[0].context, texts])
+
+        ids, text = pa.list_(pa.int32()), pa.string()
+        schema = pa.schema({"prompt_ids": ids, "answer_ids": ids, "shortened": text})
+
+        def build() -> Iterator[pa.RecordBatch]:
+            encoded = self._encode(articles, *settings)
+            encoded = track(encoded, "encoding", "questions", sum(map(len, articles)))
+            while batch := list(islice(encoded, 1000)):
+                prompts, answers, shortened = zip(*batch, strict=True)
+                arrays = [pa.array(map(np.asarray, column), ids) for column in (prompts, answers)]
+                yield pa.RecordBatch.from_arrays(
+                    [*arrays, pa.array(shortened, text)], schema=schema
+                )
+
+        for batch in load_cached(parts(), schema, build):
+            prompts, answers = (batch[i].to_numpy(zero_copy_only=False) for i in range(2))
+            for prompt, answer, short in zip(prompts, answers, batch[2].to_pylist(), strict=True):
+                yield array("i", prompt.tobytes()), array("i", answer.tobytes()), short
+
+    def _encode_prompts(self, items: list[tuple[str, Row]]) -> list[Prompt]:
+        """Return the prompt of each context and row, in one call of the tokenizer."""
+        parts = [self.render(context, row, "") for context, row in items]
+        if self.chat:
+            return self.chat.prompts([_messages(each) for each in parts])
+        texts = [each["prompt"] for each in parts]
+        bos = [self.tokenizer.bos_token_id] if self.starts_with_bos else []
         return [
-            Encoded(array("i", prompt.ids), array("i", ids), trimmed, shortened)
-            for prompt, ids in zip(prompts, said, strict=True)
+            Prompt(text, bos + ids) for text, ids in zip(texts, self._plain_ids(texts), strict=True)
         ]
 
-    def _trim(self, rows: list[Row], prompt_limit: int) -> str:
-        """Return the longest beginning of the article with which every question's prompt fits.
+    def _encode_answers(
+        self, items: list[tuple[str, Row]], prompts: list[Prompt]
+    ) -> list[list[int]]:
+        """Return `encode_answer` of each row's first answer, in one tokenizer call."""
+        parts = [self.render(context, row, row.answers[0]) for context, row in items]
+        answers = [
+            each.get("answer", row.answers[0]) for each, (_, row) in zip(parts, items, strict=True)
+        ]
+        if self.chat is None:
+            return [[*ids, self.tokenizer.eos_token_id] for ids in self._plain_ids(answers)]
+        turns = [_messages(each, answer) for each, answer in zip(parts, answers, strict=True)]
+        whole = zip(prompts, self.chat.whole_ids(turns, prompts), answers, strict=True)
+        return [self._cut_answer(prompt.ids, ids, answer) for prompt, ids, answer in whole]
 
-        The text is cut, and encoded again; ids are never cut.
+    def _check(self, context: str, row: Row, prompt: Prompt, ids: list[int]) -> None:
+        """Reject a prompt without a text of its row, and ids that do not decode to the answer."""
+        answer = row.answers[0] if ids else ""
+        parts = self.render(context, row, answer)
+        answer = parts.get("answer", answer)
+        if self.chat:
+            self.chat.check(prompt.text, _messages(parts), row.id)
+        if not ids:
+            return
+        trained = self.decode(ids[:-1])
+        if any(token in self.control_ids for token in ids[:-1]) or (
+            _squeeze(trained) != _squeeze(answer)
+            # What the vocabulary cannot express is lost in any case.
+            and _squeeze(trained) != _squeeze(self.decode(self._plain_ids([answer])[0]))
+        ):
+            raise InputError(
+                f"question {row.id}: the answer is {answer!r}, but with this tokenizer and "
+                f"template {trained!r} would be trained "
+                f"({self.tokenizer.convert_ids_to_tokens(ids)}). Choose a plain template "
+                "(--template, one with a 'prompt') or another base."
+            )
+
+    def _cut_answer(self, prompt_ids: Sequence[int], ids: list[int], answer: str) -> list[int]:
+        """Return the part of a whole conversation's ids that is the answer, with its stop token."""
+        tail = ids[len(prompt_ids) :]
+        stop = next((i for i, token in enumerate(tail) if token in self.control_ids), None)
+        if stop is not None and ids[: len(prompt_ids)] == list(prompt_ids):
+            return tail[: stop + 1]
+        # The generation prompt has more than a turn shows later (a thinking block), or a turn ends
+        # without a token. SentencePiece starts a text with a space; after a line break it does not.
+        newline, after, alone = self._plain_ids(["\n", "\n" + answer, answer])
+        answer_ids = after[len(newline) :] if after[: len(newline)] == newline else alone
+        stop_id = self.chat.stop_id if self.chat else None
+        return [*answer_ids, self.tokenizer.eos_token_id if stop_id is None else stop_id]
+
+    def _plain_ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    def _shorten(self, rows: list[Row], prompt_limit: int, how: str) -> str:
+        """Return the longest shortened article with which every question's prompt fits.
+
+        That is its beginning ("trim"), or as many sentences nearest to the questions as fit.
         """
-        context = rows[0].context
+        text, sentences = rows[0].context, split_sentences(rows[0].context)
+        order = nearest_first(sentences, [row.question for row in rows]) if how == "select" else []
 
         def beginning(characters: int) -> str:
-            return context[:characters].rstrip()
-
-        return self._longest(rows, prompt_limit, len(context), beginning)
-
-    def _select(self, rows: list[Row], prompt_limit: int) -> str:
-        """Return as many sentences nearest to the questions as fit, in the article's order."""
-        sentences = split_sentences(rows[0].context)
-        order = nearest_first(sentences, [row.question for row in rows])
+            return text[:characters].rstrip()
 
         def nearest(count: int) -> str:
             return "".join(sentences[i] for i in sorted(order[:count])).strip()
 
-        selected = self._longest(rows, prompt_limit, len(order), nearest)
-        # A nearest sentence that is too long by itself is trimmed, or nothing would be left.
-        return selected or self._trim(
-            [replace(row, context=sentences[order[0]]) for row in rows], prompt_limit
-        )
+        def longest(shortened: Callable[[int], str], high: int) -> str:
+            def fits(size: int) -> bool:
+                prompts = self._encode_prompts([(shortened(size), row) for row in rows])
+                return max(len(prompt.ids) for prompt in prompts) <= prompt_limit
 
-    def _longest(
-        self, rows: list[Row], prompt_limit: int, whole: int, shortened: Callable[[int], str]
-    ) -> str:
-        """Return `shortened(n)` for the largest n below `whole` with which every prompt fits.
+            if not fits(0):
+                row = max(rows, key=lambda row: len(row.question))
+                raise InputError(
+                    f"question {row.id}: its prompt takes more than {prompt_limit} tokens even "
+                    "without the article. Raise max_length, lower max_new_tokens or shorten the "
+                    "template."
+                )
+            low = 0  # fits(low), not fits(high)
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if fits(middle) else (low, middle)
+            return shortened(low)
 
-        InputError names the longest question if even `shortened(0)` does not fit. The search
-        halves what is left: an article of 2,000 characters is cut 11 times, not 2,000 times.
-        """
-
-        def fits(size: int) -> bool:
-            return all(
-                len(self.encode_prompt(shortened(size), row)) <= prompt_limit for row in rows
-            )
-
-        if not fits(0):
-            longest = max(rows, key=lambda row: len(row.question))
-            raise InputError(
-                f"question {longest.id}: its prompt takes more than {prompt_limit} tokens even "
-                "without the article. Raise max_length, lower max_new_tokens or shorten the "
-                "template."
-            )
-        low, high = 0, whole  # fits(low) holds, fits(high) does not
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return shortened(low)
-
-    def _plain_ids(self, text: str | list[str]) -> list:
-        """Return the ids of a text, or of each of several."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-
-    def _ids_within(self, text: str) -> list[int]:
-        """Return the ids of a text that stands within another.
-
-        It is encoded after a line break, which is taken off again, because SentencePiece puts a
-        space at the start of what it is given.
-        """
-        newline, ids = self._plain_ids("\n"), self._plain_ids("\n" + text)
-        return ids[len(newline) :] if ids[: len(newline)] == newline else self._plain_ids(text)
-
-    def _check(self, example: Example, number: int) -> None:
-        """Refuse an example whose answer is not what is taught, or whose prompt is not whole.
-
-        This comes before anything is trained or answered. Of rows to answer only the first CHECKED
-        prompts count: a later row that the template changes is still answered.
-        """
-        row, context = example.row, example.context
-        if self.chat and (example.answer_ids or number < CHECKED):
-            self.chat.check(_messages(self.render(context, row, "")), row.id)
-        if example.answer_ids:
-            self._check_answer(row, context, example.answer_ids)
-
-    def _check_answer(self, row: Row, context: str, taught: Sequence[int]) -> None:
-        """Refuse supervised ids that do not decode to the answer or hold a control token in it."""
-        meant = self.render(context, row, row.answers[0]).get("answer", row.answers[0])
-        said = self.decode(taught[:-1])
-        # What a vocabulary cannot say is lost either way, so the answer by itself is decoded too.
-        is_said = _bare(said) == _bare(meant) or _bare(said) == _bare(
-            self.decode(self._plain_ids(meant))
-        )
-        if not is_said or any(token in self.control_ids for token in taught[:-1]):
-            raise InputError(
-                f"question {row.id}: the answer is {meant!r}, but with this tokenizer and template "
-                f"{said!r} would be learned ({self.tokenizer.convert_ids_to_tokens(taught)}). "
-                "Choose a plain template (--template, one with a 'prompt') or another base."
-            )
+        if how == "trim":
+            return longest(beginning, len(text))
+        selected = longest(nearest, len(sentences))
+        if not selected:  # the nearest sentence alone is too long
+            text = sentences[order[0]]
+            selected = longest(beginning, len(text))
+        return selected
 
 
-def _example(encoded: Encoded, row: Row, first: Row) -> Example:
-    """Return a row's example; `first` is the first row of its article, whose text is read."""
-    context = first.context if encoded.shortened is None else encoded.shortened
-    return Example(row, encoded.prompt_ids, encoded.answer_ids, encoded.trimmed, context)
-
-
-def _bare(text: str) -> str:
+def _squeeze(text: str) -> str:
     return "".join(text.split())
 
 
-def _refuse_long(examples: list[Example], prompt_limit: int) -> None:
-    long = [example.row.id for example in examples if len(example.prompt_ids) > prompt_limit]
-    if long:
-        raise InputError(
-            f"{len(long)} questions have prompts of more than {prompt_limit} tokens (on_overflow "
-            f"error), first {long[0]}. Raise max_length, or let articles be cut: --on_overflow "
-            "trim or select."
-        )
-
-
-def _messages(parts: dict[str, str]) -> list[dict[str, str]]:
-    return [{"role": role, "content": parts[role]} for role in ("system", "user") if role in parts]
-
-
-def _answered(parts: dict[str, str], answer: str) -> list[dict[str, str]]:
-    return [*_messages(parts), {"role": "assistant", "content": answer}]
+def _messages(parts: Template, answer: str | None = None) -> Messages:
+    turns = [{"role": role, "content": parts[role]} for role in ("system", "user") if role in parts]
+    return turns if answer is None else [*turns, {"role": "assistant", "content": answer}]

@@ -1,7 +1,4 @@
-"""What does not fit is told before training or answering.
-
-These are articles that are cut, answers that go with what is cut, and answers that are too long.
-"""
+"""Report what does not fit, before training or inference: cut articles and long answers."""
 
 from dandap.data.encode import Encoder, Example
 from dandap.data.rows import by_article
@@ -10,113 +7,100 @@ from dandap.recipe import Recipe
 
 
 def loses_answer(example: Example) -> bool:
-    """Say whether the answer stands in the article, and no longer in what is left of it.
-
-    From such an example the model would learn to invent.
-    """
+    """Return whether the article contains the answer, and what is left of it does not."""
     row = example.row
-    # A chosen answer is a letter, which the article need not hold.
-    if not example.trimmed or row.choices:
+    if not example.trimmed or row.choices:  # a choice is a letter, which no article need contain
         return False
-    return any(a in row.context for a in row.answers) and not any(
-        a in example.context for a in row.answers
+    return any(answer in row.context for answer in row.answers) and not any(
+        answer in example.context for answer in row.answers
     )
 
 
-def tell_cut(recipe: Recipe, examples: list[Example]) -> None:
-    """Print which questions have an article that is cut, and which lost their answer with it."""
+def report_cut(recipe: Recipe, examples: list[Example]) -> None:
+    """Print which questions have a shortened article, and which lost their answer."""
     cut = [example.row.id for example in examples if example.trimmed]
     if cut:
-        how = (
-            "trimmed"
-            if recipe.on_overflow == "trim"
-            else "cut to the sentences nearest to its questions"
-        )
+        how = "trimmed" if recipe.on_overflow == "trim" else "cut to the nearest sentences"
         print(
-            f"{len(cut)} questions have their article {how}, for max_length={recipe.max_length}: "
-            f"{short_list(cut, 5, quoted=False)}"
+            f"{len(cut)} questions have their article {how} (max_length={recipe.max_length}): "
+            f"{_ids(cut)}"
         )
     lost = [example.row.id for example in examples if loses_answer(example)]
     if lost:
-        # Selecting keeps the sentences nearest to the questions already; then only room helps.
-        way_out = (
-            "a larger --max_length"
-            if recipe.on_overflow == "select"
-            else "--on_overflow select, or a larger --max_length"
-        )
+        # Select already leaves the sentences nearest to the questions; then only length helps.
+        select = "" if recipe.on_overflow == "select" else "--on_overflow select, or "
         print(
-            f"WARNING: {len(lost)} of {len(examples):,} answers are no longer in what is left of "
-            f"their article, which teaches to invent; the way out: {way_out}: "
-            f"{short_list(lost, 5, quoted=False)}"
+            f"WARNING: {len(lost)} of {len(examples):,} answers were cut off with their article, "
+            f"which teaches the model to invent. Use {select}a larger --max_length: {_ids(lost)}"
         )
 
 
-def tell_lengths(recipe: Recipe, examples: list[Example]) -> None:
-    """Print token counts, what was trimmed, and which answers inference could not finish."""
+def report_lengths(recipe: Recipe, examples: list[Example]) -> None:
+    """Print token counts, cut articles, and answers that inference could not finish."""
     lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
     mean = sum(lengths) / len(lengths)
     print(
         f"{len(examples):,} training examples, {sum(lengths):,} tokens (mean {mean:.0f}, longest "
         f"{max(lengths)})"
     )
-    tell_cut(recipe, examples)
-    # They are trained on, but inference stops after max_new_tokens, in the middle of them.
-    long_answers = [
-        example.row.id for example in examples if len(example.answer_ids) > recipe.max_new_tokens
-    ]
-    if long_answers:
-        print(
-            f"{len(long_answers)} answers have more than max_new_tokens={recipe.max_new_tokens} "
-            f"tokens: {short_list(long_answers, 5, quoted=False)}"
-        )
-
-
-def without_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
-    """Return the examples of at most max_length tokens; the memory plan counts on no longer ones.
-
-    Those that are left out are printed; InputError if none is left. A prompt leaves room for
-    max_new_tokens, so these have answers that inference could not finish either.
-    """
-    kept, long = [], []
-    for example in examples:
-        fits = len(example.prompt_ids) + len(example.answer_ids) <= recipe.max_length
-        (kept if fits else long).append(example)
+    report_cut(recipe, examples)
+    long = [each.row.id for each in examples if len(each.answer_ids) > recipe.max_new_tokens]
     if long:
-        longest = max(len(example.answer_ids) for example in long)
         print(
-            f"{len(long)} questions are left out of training: with their answers (up to "
-            f"{longest:,} tokens) they take more than max_length={recipe.max_length}: "
-            f"{short_list([example.row.id for example in long], 5, quoted=False)}"
+            f"{len(long)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens, "
+            f"where inference stops: {_ids(long)}"
         )
-    if not kept:
+
+
+def drop_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
+    """Return the examples of at most max_length tokens, which the memory plan relies on.
+
+    Dropped ones are printed; InputError if none is left. A prompt leaves room for max_new_tokens,
+    so inference could not finish their answers either.
+    """
+
+    def fits(example: Example) -> bool:
+        return len(example.prompt_ids) + len(example.answer_ids) <= recipe.max_length
+
+    long = [example for example in examples if not fits(example)]
+    if len(long) == len(examples):
         raise InputError(
             f"every answer is too long for max_length={recipe.max_length}. Raise max_length."
         )
-    return kept
+    if long:
+        most = max(len(example.answer_ids) for example in long)
+        print(
+            f"{len(long)} questions are left out of training: with their answers (up to {most:,} "
+            f"tokens) they exceed max_length={recipe.max_length}: "
+            f"{_ids([example.row.id for example in long])}"
+        )
+    return list(filter(fits, examples))
 
 
 def preview(encoder: Encoder, example: Example) -> None:
-    """Print one example as the model sees it: its prompt, then its supervised tokens one by one."""
-    tokens = encoder.tokenizer.convert_ids_to_tokens
+    """Print one example as the model reads it: its prompt, then its supervised tokens."""
     counts = f"{len(example.prompt_ids)} prompt tokens, {len(example.answer_ids)} answer tokens"
     print(f"\n--- example {example.row.id}: {counts}, {example.trimmed} characters trimmed")
     print(encoder.tokenizer.decode(list(example.prompt_ids)))
     print("--- answer tokens (the only ones in the loss; the last one stops generation)")
-    # Both forms, because a vocabulary spells its tokens its own way, with spaces marked.
-    for token_id, token in zip(example.answer_ids, tokens(example.answer_ids), strict=True):
+    tokens = encoder.tokenizer.convert_ids_to_tokens(list(example.answer_ids))
+    for token_id, token in zip(example.answer_ids, tokens, strict=True):
         print(f"  {token_id:>7}  {token!r}  {encoder.tokenizer.decode([token_id])!r}")
 
 
 def answer_share(examples: list[Example]) -> float:
-    """Return the answers' share of the tokens of the article that has most of them.
+    """Return the largest share of answer tokens that any article has.
 
-    A batch may be this article alone. Its prompts count as the longest of them, which is nearly all
-    that is read of them.
+    A batch may be that article alone. Its prompts count as the longest of them, which is nearly
+    all that is read of them.
     """
-    largest = 0.0
+    shares = []
     for article in by_article(example.row.article for example in examples):
-        members = [examples[index] for index in article]
-        answers = sum(len(example.answer_ids) for example in members)
-        read = max(len(example.prompt_ids) for example in members) + answers
-        largest = max(largest, answers / read)
-    return largest
+        answers = sum(len(examples[index].answer_ids) for index in article)
+        prompt = max(len(examples[index].prompt_ids) for index in article)
+        shares.append(answers / (prompt + answers))
+    return max(shares, default=0.0)
+
+
+def _ids(names: list[str]) -> str:
+    return short_list(names, 5, quoted=False)

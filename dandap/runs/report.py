@@ -13,7 +13,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 import metrics
-from dandap.data.checks import TOLD
+from dandap.data.checks import FINDINGS
 from dandap.data.korean import NEAR_MISSES, near_miss
 from dandap.data.rows import Answers
 from dandap.data.sentences import nearest_first, split_sentences
@@ -119,7 +119,7 @@ def write_report(
         confidence=confidence,
         suspects=suspects,
         findings=findings,
-        descriptions=TOLD,
+        descriptions=FINDINGS,
         listed=LISTED,
         settings=recipe.differences(),
         environment=environment,

@@ -16,15 +16,15 @@ from peft import PeftModel
 import prompts
 from dandap.answering.answerer import Answerer
 from dandap.answering.run import OpenModel
-from dandap.data.checks import check_data, tell_findings
+from dandap.data.checks import check_data, finding_lines
 from dandap.data.encode import Encoder, Example
 from dandap.data.lengths import (
     answer_share,
+    drop_too_long,
     loses_answer,
     preview,
-    tell_cut,
-    tell_lengths,
-    without_too_long,
+    report_cut,
+    report_lengths,
 )
 from dandap.data.rows import Row, Table, split_by_article
 from dandap.errors import InputError, Stopped
@@ -230,7 +230,7 @@ def check_rows(recipe: Recipe, rows: list[Row], validation: list[Row]) -> dict[s
             # Training does not need the test file, so a bad one stops only inference.py.
             print(f"WARNING: the test file cannot be used yet: {error}")
     findings = check_data({"train": rows, "validation": validation, "test": test})
-    for line in tell_findings(findings):
+    for line in finding_lines(findings):
         print(f"  {line}")
     return findings
 
@@ -238,15 +238,15 @@ def check_rows(recipe: Recipe, rows: list[Row], validation: list[Row]) -> dict[s
 def encode_training(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
     """Encode the rows to train on; rows that are too long are left out and named."""
     examples = encoder.encode(rows, recipe.prompt_limit, True, recipe.on_overflow)
-    examples = without_too_long(recipe, examples)
-    tell_lengths(recipe, examples)
+    examples = drop_too_long(recipe, examples)
+    report_lengths(recipe, examples)
     return examples
 
 
 def encode_validation(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
     """Encode the rows to validate on, as inference does."""
     examples = encoder.encode(rows, recipe.prompt_limit, False, recipe.on_overflow)
-    tell_cut(recipe, examples)
+    report_cut(recipe, examples)
     return examples
 
 

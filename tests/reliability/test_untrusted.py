@@ -53,7 +53,7 @@ def test_no_text_becomes_control(encode, text):
         row = Row(
             "0", ARTICLE.replace("{}", context), QUESTION.replace("{}", question), ("답" + answer,)
         )
-        (example,) = encode.encode_rows([row], 40_000, answers=True)
+        (example,) = encode.encode([row], 40_000, answers=True)
         return controls(encode, example.prompt_ids), controls(encode, example.answer_ids)
 
     plain = encoded("", "", "")

@@ -1,0 +1,106 @@
+"""Cache expensive results on disk for the next run: encoded questions, near-duplicate groups.
+
+An entry is one file, <HF_HOME>/dandap/<key>.arrow: the SHA-256 of the rest (32 bytes), then an
+Arrow stream. The key is a hash of everything the result depends on, this code included. Only the
+user can read the folder, because the entries contain texts of private files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+from filelock import FileLock
+from huggingface_hub.constants import HF_HOME
+
+import prompts
+from dandap.errors import first_line
+
+FOLDER = Path(HF_HOME) / "dandap"
+UNUSED_SECONDS = 30 * 24 * 3600  # entries that nobody reads for so long are removed
+DIGEST = hashlib.sha256().digest_size
+PACKAGES = ("transformers", "tokenizers", "datasketch")
+
+
+def load_cached(
+    parts: Iterable[str], schema: pa.Schema, build: Callable[[], Iterable[pa.RecordBatch]]
+) -> Iterable[pa.RecordBatch]:
+    """Return the batches that `build` yields, from disk if an earlier run built them.
+
+    `parts` are all texts that they depend on. Of several processes one builds and the others wait.
+    Where the folder cannot be written, nothing is cached.
+    """
+    file = FOLDER / f"{_key(parts)}.arrow"
+    try:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        FOLDER.chmod(0o700)
+        with FileLock(f"{file}.lock"):
+            stream = _open(file)
+            if stream is None:
+                _write(file, schema, build())
+                stream = _open(file)
+        if stream is not None:
+            return pa.ipc.open_stream(stream)
+    except OSError as error:
+        print(f"Not cached for the next run: {first_line(error)}")
+    return build()
+
+
+def _open(file: Path) -> BinaryIO | None:
+    """Open an entry at its Arrow stream; return None if it is missing or damaged."""
+    try:
+        if not stat.S_ISREG(file.lstat().st_mode):  # opening a fifo would wait for a writer
+            raise ValueError("not a regular file")
+        stream = file.open("rb")
+        digest = stream.read(DIGEST)
+        if hashlib.file_digest(stream, "sha256").digest() != digest:
+            raise ValueError("its SHA-256 differs")
+        stream.seek(DIGEST)
+        os.utime(file)
+        return stream
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        print(f"Rebuilding the damaged cache entry {file} ({first_line(error)})")
+        return None
+
+
+def _write(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write an entry under another name, then move it into place; remove unused entries."""
+    for entry in FOLDER.iterdir():
+        with suppress(OSError):  # a folder that is not ours, or another process was faster
+            if time.time() - entry.lstat().st_mtime > UNUSED_SECONDS:
+                entry.unlink()
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.unlink(missing_ok=True)
+    try:
+        with unfinished.open("w+b") as stream:
+            stream.write(bytes(DIGEST))
+            with pa.ipc.new_stream(stream, schema) as writer:
+                for batch in batches:
+                    writer.write(batch)
+            stream.seek(DIGEST)
+            digest = hashlib.file_digest(stream, "sha256").digest()
+            stream.seek(0)
+            stream.write(digest)
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _key(parts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    code = [*sorted(Path(__file__).parent.glob("*.py")), Path(prompts.__file__)]
+    for part in [*map(version, PACKAGES), *(file.read_text("utf-8") for file in code)]:
+        digest.update(part.encode() + b"\0")
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:32]
