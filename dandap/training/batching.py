@@ -245,7 +245,7 @@ def share(step: list[Piece], tokens: Callable[[Piece], int], processes: int) -> 
     return shares
 
 
-def speedup(examples: list[Example], recipe: Recipe, processes: int, questions: int) -> float:
+def speedup(examples: list[Example], recipe: Recipe, processes: int) -> float:
     """Return how many times as fast as one process several take an epoch's steps, at best.
 
     One process reads all tokens of a step; several wait for the one with the longest share.
@@ -253,7 +253,7 @@ def speedup(examples: list[Example], recipe: Recipe, processes: int, questions: 
     articles = by_article(example.row.article for example in examples)
     tokens = TreeTokens(examples, articles)
     alone = longest = 0
-    for step in deal(articles, questions, random.Random(recipe.seed)):
+    for step in deal(articles, recipe.questions_per_step, random.Random(recipe.seed)):
         alone += sum(map(tokens, step))
         longest += max(sum(map(tokens, part)) for part in share(step, tokens, processes))
     return alone / longest
