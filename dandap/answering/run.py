@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from peft import PeftModel
 from transformers import PretrainedConfig
 
 import prompts
@@ -137,7 +138,7 @@ class OpenModel:
     """A loaded model that answers rows of its recipe's task."""
 
     recipe: Recipe
-    answerer: Answerer  # or a VllmAnswerer
+    answerer: Any  # Answerer or VllmAnswerer
     base: dict[str, str]  # the base's identity
     config: PretrainedConfig
     engine: str = "ours"  # vLLM's has a version
@@ -200,11 +201,10 @@ def open_model(source: Source) -> OpenModel:
     warn_other_base(source, base)
     encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
     print(plan)
-    model = load_base(recipe, plan.device, config, plan.dequantized)
-    if run:
-        model = load_adapter(model, run.adapter)
-        if plan.device.type == "cuda":  # on a CPU the matrix products take the time
-            model = for_answering(model, plan.merged)
+    base_model = load_base(recipe, plan.device, config, plan.dequantized)
+    model = load_adapter(base_model, run.adapter) if run else base_model
+    if isinstance(model, PeftModel) and plan.device.type == "cuda":
+        model = for_answering(model, plan.merged)  # on a CPU the matrix products take the time
     return OpenModel(recipe, Answerer(recipe, encoder, model, plan), base, config)
 
 
@@ -277,8 +277,8 @@ def answer(
         environment = new_environment([table], model.base)
         parent = from_first(partial(_base_run, source, environment, output_dir)).answers
     of = split or table.path.stem
-    name = of if engine == "ours" else f"{of}-{engine}"
-    name = answers_name(name, recipe, run.load_recipe() if run else recipe, limit)
+    stem = of if engine == "ours" else f"{of}-{engine}"
+    name = answers_name(stem, recipe, run.load_recipe() if run else recipe, limit)
     # An unfinished inference is continued only if nothing that answers depend on has changed.
     settings = hash_settings(
         {
@@ -308,11 +308,11 @@ def answer(
         scores = compute_scores(task, answers, recipe)
         write_predictions(folder / "predictions.csv", answers.records)
         write_review(folder / "review.csv", answers.records)
-        submission = None
+        submission: Path | None = None
         if form:
-            submission, note = task.submit(recipe, folder, table.path, answers, form)
-            if note:
-                print(note)
+            submission, remark = task.submit(recipe, folder, table.path, answers, form)
+            if remark:
+                print(remark)
             print(f"submission: {submission} ({len(rows):,} rows, read back and checked)")
         cut = sum(record["ended"] == "cut" for record in answers.records)
         print(

@@ -138,7 +138,8 @@ def open_vllm(source: Source, bases: Path) -> OpenModel:
     warn_other_base(source, base)
     encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
     try:
-        generation = GenerationConfig.from_pretrained(recipe.model, revision=recipe.revision)
+        revision = recipe.revision or "main"
+        generation = GenerationConfig.from_pretrained(recipe.model, revision=revision)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
     decoding = Decoding(
@@ -148,7 +149,7 @@ def open_vllm(source: Source, bases: Path) -> OpenModel:
         repetition_penalty=recipe.repetition_penalty,
     )
     folder = plain_base(recipe, base, bases) if recipe.quantization == "nf4" else None
-    engine, adapter = _start(recipe, folder, run and run.adapter, rank)
+    engine, adapter = _start(recipe, folder, run.adapter if run else None, rank)
     answerer = VllmAnswerer(encoder, decoding, engine, adapter)
     import vllm
 

@@ -146,7 +146,7 @@ def fit(
     every = steps_between(recipe, len(examples))
     evaluate = Evaluate(open_model, validation, every, run) if every and validation else None
     state = load_state(checkpoint) if checkpoint else None
-    if state and evaluate and evaluate.patience_exceeded(state):
+    if checkpoint and state and evaluate and evaluate.patience_exceeded(state):
         # Interrupted between its last checkpoint and its adapter.
         print("training had ended: no higher score for as long as patience allows")
         load_weights(model, checkpoint)
@@ -162,7 +162,7 @@ def fit(
         trainer.run_id, trainer.args.run_name = run.run_id, run.path.name
         try:
             with stop:
-                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except torch.OutOfMemoryError as error:
             raise InputError(lower_memory(recipe, plan)) from error
         finally:
@@ -286,8 +286,10 @@ def start_run(
     trimmed = {example.row.id: example.trimmed for example in examples if example.trimmed}
     lost = [example.row.id for example in examples if loses_answer(example)]
     if trimmed:
-        content = {"characters cut from the article, by question": trimmed}
-        content |= {"whose answer was cut off with it": lost}
+        content = {
+            "characters cut from the article, by question": trimmed,
+            "whose answer was cut off with it": lost,
+        }
         write_json(run.path / "trimmed.json", content)
     return run
 

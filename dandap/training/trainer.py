@@ -213,7 +213,7 @@ class StepsAhead(DataLoader):
     The rest of a resumed epoch is loaded step by step: accelerate makes its own loader for it.
     """
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[dict]:  # type: ignore[override]
         steps = super().__iter__()
         with ThreadPoolExecutor(max_workers=1) as worker:
             coming = worker.submit(next, steps, None)
@@ -228,15 +228,16 @@ def _head_adapter_hidden(model: PeftModel) -> Iterator[None]:
 
     TRL's own loss bypasses the module; ours calls it.
     """
-    head = model.get_output_embeddings()
+    wrapper: Any = model
+    head = wrapper.get_output_embeddings()
     if not isinstance(head, BaseTunerLayer):
         yield
         return
-    model.get_output_embeddings = head.get_base_layer
+    wrapper.get_output_embeddings = head.get_base_layer
     try:
         yield
     finally:
-        del model.get_output_embeddings
+        del wrapper.get_output_embeddings
 
 
 @contextmanager

@@ -106,7 +106,8 @@ def _lay_out(children: list[dict[int, int]]) -> tuple[list[int], list[int], list
     With a stack instead of recursion: a tree is as deep as its longest sequence, and Python's limit
     is 1,000 calls.
     """
-    input_ids, position_ids = [], []
+    input_ids: list[int] = []
+    position_ids: list[int] = []
     subtree_end, index_of = [0] * (len(children) - 1), [0] * len(children)
     ancestors: list[int] = []  # indices from the root to the token before
     # Reversed, because a stack returns the last first: branches keep the sequences' order.
@@ -131,7 +132,7 @@ def _lay_out(children: list[dict[int, int]]) -> tuple[list[int], list[int], list
 def collate_all(batches: list[list[TokenTree]], pad_id: int, multiple_of: int = 1) -> Packed:
     """Put each batch's trees in rows of their own; `collate` describes a batch."""
     numbers: list[int] = []
-    shapes = []
+    shapes: list[dict[str, tuple[int, ...]]] = []
     for trees in batches:
         shapes.append({})
         for name, (shape, values) in _arrays(trees, pad_id, multiple_of).items():
@@ -158,7 +159,8 @@ def _arrays(
     """Return a batch's arrays by name, each as its shape and its flat values."""
     length = -(-max(map(len, trees)) // multiple_of) * multiple_of
     rows = (len(trees), length)
-    input_ids, position_ids, subtree_end, predicts = [], [], [], []
+    input_ids, position_ids, subtree_end = [], [], []
+    predicts: list[int] = []
     pairs: list[tuple[int, int]] = []
     for row, tree in enumerate(trees):
         padding = length - len(tree)
