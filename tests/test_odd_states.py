@@ -17,7 +17,7 @@ from dandap.errors import InputError
 from dandap.files import read_json, write_json
 from dandap.manifest import fault, seal
 from dandap.model import identity
-from dandap.model.identity import folder_hash, same_base
+from dandap.model.hub import folder_hash, same_base
 from dandap.model.load import check_base, check_ids
 from dandap.recipe import make_recipe
 from dandap.runs import folder as run_folder

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from dandap.answering.answer import Answer, Decoding
 from dandap.answering.batches import run_batches
 from dandap.model.device import computing
-from dandap.tree.transfer import send
+from dandap.tree.token_tree import send
 
 
 @torch.inference_mode()

@@ -38,8 +38,7 @@ from dandap.model.distributed import (
     process_number,
     share_of,
 )
-from dandap.model.hub import confirm_remote_code
-from dandap.model.identity import base_identity, same_base
+from dandap.model.hub import base_identity, confirm_remote_code, same_base
 from dandap.model.load import check_base, check_ids, load_base, load_config, load_tokenizer
 from dandap.model.memory import make_plan, same_plan
 from dandap.recipe import Recipe, make_recipe

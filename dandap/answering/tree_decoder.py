@@ -36,8 +36,7 @@ from dandap.tree.attention import Branched, branching
 from dandap.tree.logits import logits_at
 from dandap.tree.masks import ALIGNED, additive, sliding_windows, tree_masks
 from dandap.tree.packing import Part
-from dandap.tree.token_tree import collate
-from dandap.tree.transfer import send
+from dandap.tree.token_tree import collate, send
 
 FIRST_TRIED = 16  # most probable tokens tried before all others in a grounded answer
 

@@ -25,8 +25,7 @@ from dandap.model.adapter import check_whole, refuse_other_keys
 from dandap.model.dequantize import check_space, load_plain, plain_weights
 from dandap.model.device import free_memory, pick_compute_dtype, pick_device
 from dandap.model.distributed import refuse_several
-from dandap.model.hub import loading
-from dandap.model.identity import base_identity
+from dandap.model.hub import base_identity, loading
 from dandap.model.load import check_base, load_config, load_tokenizer
 from dandap.model.memory import available_memory, empty_model
 from dandap.recipe import Recipe

@@ -31,7 +31,7 @@ from dandap.files import (
 )
 from dandap.manifest import fault, folder_hash
 from dandap.model.adapter import average_adapters
-from dandap.model.identity import base_identity
+from dandap.model.hub import base_identity
 from dandap.recipe import Recipe
 from dandap.runs.ensemble import combine
 from dandap.runs.folder import RunFolder, find_path

@@ -32,7 +32,7 @@ from dandap.files import append_json, check_writable, write_json
 from dandap.model.adapter import add_adapter, load_weights
 from dandap.model.device import pick_device, why_no_gpu
 from dandap.model.distributed import from_first, held, is_first, process_count
-from dandap.model.identity import base_identity
+from dandap.model.hub import base_identity
 from dandap.model.load import check_base, check_ids, load_base, load_config, load_tokenizer
 from dandap.model.memory import (
     Plan,

@@ -31,7 +31,7 @@ from dandap.training.checkpoints import CrashProof
 from dandap.tree.attention import use_tree_attention
 from dandap.tree.logits import logits_at, summed_cross_entropy
 from dandap.tree.masks import tree_masks
-from dandap.tree.transfer import Packed
+from dandap.tree.token_tree import Packed
 
 
 def make_trainer(
