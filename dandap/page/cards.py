@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment
 
-from dandap.answering.answer import place
+from dandap.answering.answer import find_span
 from dandap.data.encode import Example
 from dandap.language import t
 from dandap.runs.predictions import confidence
@@ -33,7 +33,7 @@ def render(form: PageForm, answers: Mapping[str, list[tuple[Example, dict[str, A
         for model, (name, answered) in enumerate(answers.items(), 1):
             row, record = asked.row, answered[number][1]
             # A choice's letter is no piece of the text, wherever it is found in it.
-            span = None if row.choices else place(record["prediction"], article)
+            span = None if row.choices else find_span(record["prediction"], article)
             if span:
                 marks.append((*span, number + 1, model))
             is_own = bool(article and record["prediction"]) and not (span or row.choices)
