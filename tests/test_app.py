@@ -513,17 +513,6 @@ def test_a_hostile_article_is_shown(browser, server):
 
 
 @pytest.mark.slow
-def test_twenty_questions_from_two_tabs_at_once(browser, server):
-    pages = [Page(browser, server) for _ in range(2)]
-    questions = [f"{number}번째 매출은?" for number in range(20)]
-    for page in pages:
-        page.ask(ARTICLE, questions)
-    for page in pages:
-        page.wait(".card >> nth=19")
-        assert [text.partition(" ")[2] for text in page.texts(".question")] == questions
-
-
-@pytest.mark.slow
 def test_a_killed_server_is_found_again(browser, server):
     page = Page(browser, server)
     page.ask(ARTICLE, QUESTIONS[:1])
