@@ -24,8 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(command_line(), argv)
     refuse_several("export.py")
 
-    from dandap.export.hub import sign_in, upload  # loads torch
-    from dandap.export.run import export
+    from dandap.export.run import export, sign_in, upload  # loads torch
 
     repository = sign_in(arguments.push_to_hub) if arguments.push_to_hub else None
     folder = export(

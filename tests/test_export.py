@@ -21,11 +21,11 @@ from dandap.answering.run import answer, find_source
 from dandap.data.encode import Encoder
 from dandap.data.rows import Answers, Row, template_fields
 from dandap.errors import InputError
-from dandap.export import gguf, hub
+from dandap.export import gguf
 from dandap.export import run as exporting
 from dandap.export.card import base_license
-from dandap.export.run import compare, export, merge, with_dtype
-from dandap.files import read_json, write_json
+from dandap.export.run import compare, export, merge, sign_in, upload
+from dandap.files import read_json, write_json, write_json_lines
 from dandap.manifest import seal
 from dandap.model import dequantize
 from dandap.model.adapter import add_adapter
@@ -143,17 +143,13 @@ def test_a_merged_export_is_whole_and_answers_as_the_run(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("to", "template"), [("merged", "concise"), ("adapter", "concise"), ("merged", "nouns_only")]
 )
-def test_a_cards_code_runs_and_answers_as_the_run(
-    tmp_path, small_train, monkeypatch, capsys, to, template
-):
+def test_a_cards_code_answers_as_the_run(tmp_path, small_train, monkeypatch, capsys, to, template):
     """It had a NameError: the question was not defined."""
     run = make_small_run(tmp_path / "run", small_train, template=template)
     card = (export(str(run.path), to) / "README.md").read_text(encoding="utf-8")
-    sample = get_task("economic_qa").sample
-    rows = {"id": [1], "context": [sample.context], "question": [sample.question]}
-    test_file = tmp_path / "test.json"
-    test_file.write_text(json.dumps([{name: cell[0] for name, cell in rows.items()}]))
-    expected = answer(find_source(str(run.path)), str(test_file)).answers.predictions[0]
+    sample, file = get_task("economic_qa").sample, tmp_path / "test.jsonl"
+    write_json_lines(file, [{"id": "1", "context": sample.context, "question": sample.question}])
+    expected = answer(find_source(str(run.path)), str(file)).answers.predictions[0]
     monkeypatch.chdir(run.path / "exports")
     capsys.readouterr()
     exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
@@ -179,9 +175,8 @@ def answered(predictions):
         Row(f"q{n}", f"기사 {n // 2}", "?", ("부산",), group=f"a{n // 2}")
         for n in range(len(predictions))
     ]
-    return Answers(
-        rows, [{"prediction": text, "ended": "stopped", "span": None} for text in predictions]
-    )
+    shape = {"ended": "stopped", "span": None}
+    return Answers(rows, [{"prediction": text, **shape} for text in predictions])
 
 
 def test_a_loss_beyond_chance_is_rejected():
@@ -206,15 +201,14 @@ def test_nothing_is_left_of_a_rejected_export(run, monkeypatch):
     assert list((run.path / "exports").iterdir()) == []
 
 
-def test_an_existing_folder_is_not_overwritten(run, tmp_path):
+def test_an_earlier_export_is_reused_and_nothing_is_overwritten(run, tmp_path, capsys):
     folder = export(str(run.path), "adapter")
-    with pytest.raises(InputError, match=r"exists already\. Remove it"):
-        export(str(run.path), "adapter")
+    written = (folder / "export.json").stat().st_mtime_ns
+    assert export(str(run.path), "adapter") == folder
+    assert (folder / "export.json").stat().st_mtime_ns == written
+    assert "remove it to export again" in capsys.readouterr().out
     with pytest.raises(InputError, match="another adapter or dtype"):
         export(str(run.path), "adapter", options={"compute_dtype": "bfloat16"})
-    write_json(folder / "export.json", read_json(folder / "export.json") | {"adapter": "other"})
-    with pytest.raises(InputError, match="another adapter"):
-        export(str(run.path), "adapter")
     (folder / "export.json").unlink()
     with pytest.raises(InputError, match="something else"):
         export(str(run.path), "adapter")
@@ -232,28 +226,30 @@ def test_peft_loads_an_exported_adapter_from_any_folder(run, tmp_path, monkeypat
     torch.testing.assert_close(logits(loaded), expected)
 
 
-@pytest.mark.parametrize("to", ["merged", "adapter"])
-def test_a_damaged_adapter_is_rejected(run, to):
+def test_a_damaged_adapter_is_rejected(run):
     weights = bytearray(run.weights.read_bytes())
     weights[-1] ^= 1
     run.weights.write_bytes(weights)
-    with pytest.raises(InputError, match="is damaged"):
-        export(str(run.path), to)
+    for to in ("merged", "adapter"):
+        with pytest.raises(InputError, match="is damaged"):
+            export(str(run.path), to)
     assert list((run.path / "exports").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("dtype", "environment", "expected"),
-    [
-        ("float16", {"compute_dtype": "bfloat16"}, "float16"),
-        ("auto", {"compute_dtype": "float16", "gpu": "T4"}, "float16"),
-        ("auto", {"gpu": None}, "float32"),  # earlier versions recorded no compute_dtype
-        ("auto", {"gpu": "A100"}, "bfloat16"),
-    ],
-)
-def test_the_number_format_is_that_of_the_run(dtype, environment, expected):
-    run = SimpleNamespace(environment=lambda: environment)
-    assert with_dtype(Recipe(compute_dtype=dtype), run).compute_dtype == expected
+def test_the_number_format_is_that_of_the_run(run, tmp_path):
+    for number, (options, environment, expected) in enumerate(
+        (
+            ({"compute_dtype": "float16"}, {"compute_dtype": "bfloat16"}, "float16"),
+            ({}, {"compute_dtype": "float16", "gpu": "T4"}, "float16"),
+            ({}, {"gpu": None}, "float32"),  # earlier versions recorded no compute_dtype
+            ({}, {"gpu": "A100"}, "bfloat16"),
+        )
+    ):
+        write_json(run.environment_file, environment | {"packages": {}})
+        folder = export(
+            str(run.path), "adapter", exports_dir=f"{tmp_path}/{number}", options=options
+        )
+        assert read_json(folder / "export.json")["dtype"] == expected
 
 
 def test_a_model_that_does_not_fit_is_rejected_before_it_is_loaded(run, monkeypatch):
@@ -264,7 +260,7 @@ def test_a_model_that_does_not_fit_is_rejected_before_it_is_loaded(run, monkeypa
             export(str(run.path))
     full = SimpleNamespace(free=1e6)
     monkeypatch.setattr(dequantize.shutil, "disk_usage", lambda path: full)
-    with pytest.raises(InputError, match=r"exports has 0\.0 GB free"):
+    with pytest.raises(InputError, match=rf"{run.path} has 0\.0 GB free"):
         export(str(run.path))
 
 
@@ -299,7 +295,7 @@ def test_a_gguf_is_converted_from_the_merged_model(run, tmp_path, monkeypatch):
     folder = export(str(run.path), "gguf")
     assert (folder / "small-f32.gguf").read_bytes() == b"GGUF"
     modelfile = (folder / "Modelfile").read_text(encoding="utf-8")
-    assert modelfile.startswith('FROM ./small-f32.gguf\nTEMPLATE """{{ if .System }}<|user|>')
+    assert modelfile.startswith('FROM ./small-f32.gguf\nTEMPLATE """<|user|>')
     for line in ("temperature 0.0", "num_ctx 2048", "num_predict 8", 'stop "</s>"'):
         assert f"PARAMETER {line}\n" in modelfile
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -326,9 +322,6 @@ def test_the_converter_is_searched_before_anything_is_loaded(run, tmp_path, monk
 
 def in_go(template, system, prompt):
     """Render the actions of Go's text/template that our Modelfiles have."""
-    pattern = r"\{\{ if \.System \}\}(.*)\{\{ else \}\}(.*)\{\{ end \}\}"
-    if match := re.fullmatch(pattern, template, re.DOTALL):
-        template = match[1] if system else match[2]
     values = {".System": system, ".Prompt": prompt}
     fill = lambda found: values.get(found[1]) or json.loads(found[1])  # noqa: E731
     return re.sub(r"\{\{ (.*?) \}\}", fill, template, flags=re.DOTALL)
@@ -338,17 +331,15 @@ def make_encoder(recipe, template):
     return Encoder(load_tokenizer(recipe), template, get_task(recipe.task).sample)
 
 
-@pytest.mark.parametrize("name", ["concise", "context_bot_system", "answer_bot", "nouns_only"])
-def test_ollamas_template_gives_the_runs_prompt(name):
-    recipe = load_recipe("demo", {"template": name})
-    encoder, sample = make_encoder(recipe, prompts.TEMPLATES[name]), get_task(recipe.task).sample
-    template = gguf.ollama_template(encoder)
-    expected = in_go(template, sample.context, sample.question)
-    # The demo's tokenizer, as llama.cpp's, puts <s> before a text by itself.
-    assert encoder.tokenizer(expected).input_ids == encoder.encode_prompt(sample.context, sample)
-    bare = in_go(template, "", "그대로")
-    assert "그대로" in bare
-    assert "Question" not in bare
+def test_ollamas_template_gives_the_runs_prompt():
+    for name in ("concise", "context_bot_system", "answer_bot", "nouns_only"):
+        recipe = load_recipe("demo", {"template": name})
+        encoder = make_encoder(recipe, prompts.TEMPLATES[name])
+        sample = get_task(recipe.task).sample
+        expected = in_go(gguf.ollama_template(encoder), sample.context, sample.question)
+        # The demo's tokenizer, as llama.cpp's, puts <s> before a text by itself.
+        prompt = encoder.encode_prompt(sample.context, sample)
+        assert encoder.tokenizer(expected).input_ids == prompt, name
 
 
 def test_ollamas_template_of_other_fields_and_of_braces():
@@ -383,25 +374,25 @@ class Hub:
 
 def test_an_upload_is_private_and_can_be_repeated(run, monkeypatch):
     api = Hub()
-    monkeypatch.setattr(hub, "HfApi", lambda: api)
-    name = hub.sign_in("qa")
+    monkeypatch.setattr(exporting, "HfApi", lambda: api)
+    name = sign_in("qa")
     folder = export(str(run.path), repository=name)
-    assert hub.upload(folder, name) == "https://huggingface.co/dan/qa"
+    assert upload(folder, name) == "https://huggingface.co/dan/qa"
     assert api.asked == [("dan/qa", True, True), ("dan/qa", folder)]
     assert 'from_pretrained("dan/qa"' in (folder / "README.md").read_text(encoding="utf-8")
     assert export(str(run.path), repository=name) == folder
-    monkeypatch.setattr(hub, "HfApi", lambda: Hub(OSError("403 for Bearer hf_secret")))
+    monkeypatch.setattr(exporting, "HfApi", lambda: Hub(OSError("403 for Bearer hf_secret")))
     with pytest.raises(InputError, match=r"was not uploaded to dan/qa") as error:
-        hub.upload(folder, name)
+        upload(folder, name)
     assert "secret" not in str(error.value)
 
 
 def test_an_impossible_upload_is_rejected_before_anything_is_made(run, monkeypatch):
     with pytest.raises(InputError, match="expected NAME or OWNER/NAME"):
-        hub.sign_in("a/b/c")
-    monkeypatch.setattr(hub, "HfApi", lambda: Hub(OSError("no token")))
+        sign_in("a/b/c")
+    monkeypatch.setattr(exporting, "HfApi", lambda: Hub(OSError("no token")))
     with pytest.raises(InputError, match="hf auth login"):
-        hub.sign_in("dan/qa")
+        sign_in("dan/qa")
     with pytest.raises(InputError, match="which nobody else has"):
         export(str(run.path), "adapter", repository="dan/qa")
     assert not (run.path / "exports").exists()

@@ -17,13 +17,11 @@ from prompts import render
 from tasks import get_task
 from tasks.scoring import label
 
-TEMPLATE = Path(__file__).with_name("card.md.jinja")
 # By kind of export: the library that loads it, and its relation to the base.
-KINDS = {
-    "merged": ("transformers", "finetune"),
-    "adapter": ("peft", "adapter"),
-    "gguf": ("gguf", "quantized"),
-}
+LIBRARIES = {"merged": "transformers", "adapter": "peft", "gguf": "gguf"}
+RELATIONS = {"merged": "finetune", "adapter": "adapter", "gguf": "quantized"}
+# Fields of the recipe that name files of this machine; the card lists base and data apart.
+PRIVATE = {"model", "train_file", "test_file", "output_dir", "run_name"}
 
 
 def write_card(folder: Path, source: Source, run: RunFolder, record: dict[str, Any]) -> None:
@@ -31,28 +29,26 @@ def write_card(folder: Path, source: Source, run: RunFolder, record: dict[str, A
     recipe, task = source.recipe, get_task(source.recipe.task)
     validation, environment = record["validation"], run.environment()
     scores = {f"{validation['which']} questions, as trained": validation["before"]}
-    if validation["after"]:
-        scores[f"{validation['which']} questions, merged"] = validation["after"]
-    for _, answered in own_answers(run):
+    scores[f"{validation['which']} questions, merged"] = validation["after"]
+    for _, answered in own_answers(run):  # the newest is last
         if answered.get("scores"):
             name = Path(next(iter(answered["data"]))).stem
-            scores[f"{name}, as trained"] = answered["scores"]  # the newest is last
-    library, relation = KINDS[record["to"]]
-    data = ModelCardData(
-        language="ko",
-        pipeline_tag="text-generation",
-        library_name=library,
-        tags=["dandap", "qlora", "question-answering"],
-        **base_license(recipe),
-    )
-    is_local = Path(recipe.model).is_dir()
-    if not is_local:  # a folder's path is private
-        data["base_model"], data["base_model_relation"] = recipe.model, relation
+            scores[f"{name}, as trained"] = answered["scores"]
+    is_local = Path(recipe.model).is_dir()  # a folder's path is private
+    fields = {name: value for name, value in recipe.differences().items() if name not in PRIVATE}
     parts = render(source.template, task.sample_fields())
     asked = [{"role": role, "content": parts[role]} for role in ("system", "user") if role in parts]
     card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
+        ModelCardData(
+            language="ko",
+            pipeline_tag="text-generation",
+            library_name=LIBRARIES[record["to"]],
+            tags=["dandap", "qlora", "question-answering"],
+            base_model=None if is_local else recipe.model,
+            base_model_relation=None if is_local else RELATIONS[record["to"]],
+            **base_license(recipe),
+        ),
+        template_path=str(Path(__file__).with_name("card.md.jinja")),
         record=record,
         recipe=recipe,
         template=source.template,
@@ -61,7 +57,7 @@ def write_card(folder: Path, source: Source, run: RunFolder, record: dict[str, A
         labels=[label(name) for name in task.headline],
         scores={name: found for name, found in scores.items() if found},
         base=Path(recipe.model).resolve().name if is_local else recipe.model,
-        fields=yaml.safe_dump(public_fields(recipe), allow_unicode=True, sort_keys=False),
+        fields=yaml.safe_dump(fields, allow_unicode=True, sort_keys=False),
         environment=environment,
         data={Path(name).name: digest for name, digest in environment.get("data", {}).items()},
     )
@@ -81,14 +77,3 @@ def base_license(recipe: Recipe) -> dict[str, Any]:
         return {}
     names = ("license", "license_name", "license_link")
     return {name: str(fields[name]) for name in names if fields.get(name)}
-
-
-def public_fields(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe's differences from the defaults, without paths of this machine."""
-    fields = recipe.differences()
-    for name in ("output_dir", "run_name"):  # they say nothing about the model
-        fields.pop(name, None)
-    for name in ("model", "train_file", "test_file"):
-        if name in fields and (name != "model" or Path(fields[name]).exists()):
-            fields[name] = ",".join(Path(part.strip()).name for part in fields[name].split(","))
-    return fields

@@ -1,20 +1,19 @@
-"""Export a finished run as a folder that other programs load.
-
-from dandap.export.run import export
-
-folder = export("demo-20261130-180000", "merged")
-"""
+"""Export a finished run as a folder that other programs load, and upload it to the hub."""
 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from httpx2 import HTTPError  # huggingface_hub's HTTP client
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 import metrics
-from dandap.answering.run import OpenModel, Source, find_source, open_model
+from dandap.answering.run import Source, find_source, open_model
 from dandap.data.encode import Encoder
 from dandap.data.rows import Answers, split_by_article
 from dandap.errors import InputError, first_line
@@ -33,8 +32,7 @@ from tasks import get_task
 from tasks.scoring import answerable, compute_scores, label
 from tasks.task import Task, read_train
 
-RECORD = "export.json"  # marks a folder as an export, and says how it answered
-MAX_TRAINING = 100  # questions answered for a run without validation questions
+RECORD = "export.json"  # marks a folder as an export, and records how it answered
 
 
 def export(
@@ -46,15 +44,20 @@ def export(
     output_dir: str = "outputs",
     options: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Export a finished run (the newest without a name) and return the new folder.
+    """Export a finished run (the newest without a name) and return the folder.
 
-    With `repository`, the name on the hub that the card shows, an earlier export is returned as it
-    is. `options` are over the run's recipe.
+    An earlier export of the same adapter is returned as it is. `repository` is the name on the hub
+    that the card shows; `options` are over the run's recipe.
     """
     source = find_source(run, output_dir, options=options)
     assert source.run
-    trained, recipe = source.run, with_dtype(source.recipe, source.run)
-    source = Source(trained, recipe, source.template)
+    trained, recipe = source.run, source.recipe
+    if recipe.compute_dtype == "auto":  # that of the run; earlier versions did not record it
+        environment = trained.environment()
+        default = "bfloat16" if environment.get("gpu") else "float32"
+        dtype = {"compute_dtype": environment.get("compute_dtype", default)}
+        recipe = make_recipe(recipe.model_dump() | dtype, "environment.json")
+        source = Source(trained, recipe, source.template)
     if repository and to == "adapter" and Path(recipe.model).is_dir():
         raise InputError(
             f"the base {recipe.model} is a folder of this machine, which nobody else has. Push "
@@ -64,106 +67,92 @@ def export(
     check_writable(folder.parent, "Name another with --exports_dir.")
     converter = find_converter() if to == "gguf" else []
     name = trained.path.resolve().name
-    record = {
-        "to": to,
-        "title": repository.split("/")[-1] if repository else name,
-        "place": repository or to,
-        "run": name,
-        "adapter": folder_hash(trained.adapter),
-        "dtype": recipe.compute_dtype,
-    }
-    if is_exported(folder, record, reuse=bool(repository)):
+    same = {"adapter": folder_hash(trained.adapter), "dtype": recipe.compute_dtype}
+    place = {"title": repository.split("/")[-1] if repository else name, "place": repository or to}
+    record = {"to": to, "run": name, **place, **same}
+    if folder.exists() or folder.is_symlink():
+        found = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+        if not same.items() <= found.items():
+            raise InputError(
+                f"{folder} is something else, or of another adapter or dtype. Remove it, or name "
+                "another --exports_dir."
+            )
+        print(f"{folder} is an export of this adapter already; remove it to export again")
         return folder
     merged = folder.with_name("merged")
-    if to == "gguf" and not is_exported(merged, record, reuse=True):
+    if to == "gguf":
         export(str(trained.path), exports_dir=str(folder.parent), options=options)
+    elif to == "merged":
+        way_out = "name another --exports_dir, or export the adapter alone (--to adapter)"
+        check_space(recipe, folder, "the merged model", way_out)
+    else:
+        check_whole(trained.adapter)
+    tokenizer = load_tokenizer(recipe, trained.adapter)
+    encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
     with whole_folder(folder) as partial:
-        if to == "merged":
-            record |= _export_merged(source, trained, partial)
-        elif to == "gguf":
+        if to == "gguf":
             record = read_json(merged / RECORD) | record
-            tokenizer, sample = load_tokenizer(recipe, merged), get_task(recipe.task).sample
-            encoder = Encoder(tokenizer, source.template, sample)
-            record["gguf"] = write_gguf(partial, merged, converter, recipe, encoder, record)
+            record["gguf"] = write_gguf(partial, merged, converter, encoder, recipe, record)
         else:
-            record |= _export_adapter(source, trained, partial)
+            write = _write_merged if to == "merged" else _write_adapter
+            written = write(source, trained, encoder, partial)
+            record["untied"], stops, record["validation"] = written
+            record["stops"] = dict(zip(stops, tokenizer.convert_ids_to_tokens(stops), strict=True))
         write_json(partial / RECORD, record)
         write_card(partial, source, trained, record)
     print(f"{to}: {folder}")
     return folder
 
 
-def with_dtype(recipe: Recipe, run: RunFolder) -> Recipe:
-    """Return the recipe with the number format that the run was computed in."""
-    if recipe.compute_dtype != "auto":
-        return recipe
-    environment = run.environment()
-    # Earlier versions did not record it.
-    dtype = environment.get("compute_dtype") or (
-        "bfloat16" if environment.get("gpu") else "float32"
-    )
-    return make_recipe(recipe.model_dump() | {"compute_dtype": dtype}, "environment.json")
-
-
-def is_exported(folder: Path, record: dict[str, Any], reuse: bool) -> bool:
-    """Return whether the folder is an earlier export of the same adapter that may be reused."""
-    if not folder.exists() and not folder.is_symlink():
-        return False
-    found = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-    is_same = all(found.get(name) == record[name] for name in ("adapter", "dtype"))
-    if not is_same or not reuse:
-        what = "exists already" if is_same else "is something else, or of another adapter or dtype"
-        raise InputError(f"{folder} {what}. Remove it, or name another --exports_dir.")
-    print(f"reusing {folder}")
-    return True
-
-
-def _export_merged(source: Source, run: RunFolder, folder: Path) -> dict[str, Any]:
-    """Write the merged model; return what export.json says of how it and the run answer."""
+def _write_merged(source: Source, run: RunFolder, encoder: Encoder, folder: Path) -> tuple:
+    """Write the merged model; return (untied, stop ids, validation) for export.json."""
     recipe, task = source.recipe, get_task(source.recipe.task)
     table = read_train(task, recipe)
     if table.sha256 not in run.environment().get("data", {}).values():
         print(f"WARNING: {table.path} is not the file that {run.path} was trained on")
     _, rows = split_by_article(table.rows, recipe.validation_fraction, recipe.fold)
     which = "validation" if rows else "training"
-    rows = rows or table.rows[:MAX_TRAINING]
+    rows = rows or table.rows[:100]
     print(f"answering {len(rows):,} {which} questions before and after")
-    way_out = "name another --exports_dir, or export the adapter alone (--to adapter)"
-    check_space(recipe, folder, "the merged model", way_out)
     as_base = {"model": str(folder), "revision": None, "quantization": "none"}
     exported = make_recipe(recipe.model_dump() | as_base, "the exported model")
     make_plan(exported, load_config(recipe), pick_device(), training=False)  # it may not fit
 
     model = open_model(source)
-    before = model.predict_all(model.encode(rows), "as trained")
-    generation, tokenizer = generation_config(model), model.encoder.tokenizer
+    before, decoding = model.predict_all(model.encode(rows), "as trained"), model.answerer.decoding
     del model
     free_memory()
-    untied = merge(recipe, run, folder, generation)
-    model = open_model(Source(None, exported, source.template))
-    after = model.predict_all(model.encode(rows), "exported")
-    stops = generation.eos_token_id
-    return {
-        "untied": untied,
-        "stops": dict(zip(stops, tokenizer.convert_ids_to_tokens(stops), strict=True)),
-        "validation": {"which": which} | compare(task, before, after),
-    }
-
-
-def generation_config(model: OpenModel) -> GenerationConfig:
-    """Return the settings with which others generate as the run does."""
-    decoding = model.answerer.decoding
-    # The base's default may be to sample, and vLLM would follow it.
-    sampling = {"do_sample": True, "temperature": decoding.temperature}
-    return GenerationConfig(
-        bos_token_id=model.encoder.tokenizer.bos_token_id,
+    generation = GenerationConfig(
+        bos_token_id=encoder.tokenizer.bos_token_id,
         eos_token_id=decoding.stop_ids,
         pad_token_id=decoding.pad_id,
         max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.beams,
         repetition_penalty=decoding.repetition_penalty,
-        **(sampling if decoding.temperature else {"do_sample": False}),
+        # The base's default may be to sample, and vLLM would follow it.
+        do_sample=decoding.temperature > 0,
+        temperature=decoding.temperature or None,
     )
+    untied = merge(recipe, run, folder, generation)
+    model = open_model(Source(None, exported, source.template))
+    after = model.predict_all(model.encode(rows), "exported")
+    return untied, decoding.stop_ids, {"which": which} | compare(task, before, after)
+
+
+def _write_adapter(source: Source, run: RunFolder, encoder: Encoder, folder: Path) -> tuple:
+    """Write the adapter for PEFT, with the scores of training; return as `_write_merged` does."""
+    recipe = source.recipe
+    ignored = shutil.ignore_patterns(MANIFEST)
+    shutil.copytree(run.adapter, folder, ignore=ignored, dirs_exist_ok=True)
+    # The run's own names a local base without its path, which a published run should not show.
+    base = str(Path(recipe.model).resolve()) if Path(recipe.model).is_dir() else recipe.model
+    file = folder / "adapter_config.json"
+    named = {"base_model_name_or_path": base, "revision": recipe.revision}
+    write_json(file, read_json(file) | named)
+    scores = None
+    for line in read_json_lines(run.metrics_file):
+        scores = line.get("validation", scores)
+    return False, encoder.stop_ids(), {"which": "validation", "before": scores, "after": None}
 
 
 def merge(recipe: Recipe, run: RunFolder, folder: Path, generation: GenerationConfig) -> bool:
@@ -178,10 +167,11 @@ def merge(recipe: Recipe, run: RunFolder, folder: Path, generation: GenerationCo
     try:
         merged.save_pretrained(str(folder), state_dict=plain_weights(merged))
     except SafetensorError as error:  # not an OSError, also for a full disk
-        reason = f"{folder} could not be written ({first_line(error)})"
-        raise InputError(f"{reason}. Free some space, or name another --exports_dir.") from error
-    unwanted = shutil.ignore_patterns("adapter_*", MANIFEST)
-    shutil.copytree(run.adapter, folder, ignore=unwanted, dirs_exist_ok=True)
+        raise InputError(
+            f"{folder} could not be written ({first_line(error)}). Free some space."
+        ) from error
+    ignored = shutil.ignore_patterns("adapter_*", MANIFEST)
+    shutil.copytree(run.adapter, folder, ignore=ignored, dirs_exist_ok=True)
     return was_tied and not merged.config.get_text_config().tie_word_embeddings
 
 
@@ -208,24 +198,26 @@ def compare(task: Task, before: Answers, after: Answers) -> dict[str, Any]:
     return {"questions": len(after.rows), "same": same, **compared, **scores}
 
 
-def _export_adapter(source: Source, run: RunFolder, folder: Path) -> dict[str, Any]:
-    """Write the adapter for PEFT; its weights, and so its scores, are those of training."""
-    recipe = source.recipe
-    check_whole(run.adapter)
-    unwanted = shutil.ignore_patterns(MANIFEST)
-    shutil.copytree(run.adapter, folder, ignore=unwanted, dirs_exist_ok=True)
-    # The run's own names a local base without its path, which a published run should not show.
-    base = str(Path(recipe.model).resolve()) if Path(recipe.model).is_dir() else recipe.model
-    file = folder / "adapter_config.json"
-    named = {"base_model_name_or_path": base, "revision": recipe.revision}
-    write_json(file, read_json(file) | named)
-    scores = None
-    for line in read_json_lines(run.metrics_file):
-        scores = line.get("validation", scores)
-    tokenizer = load_tokenizer(recipe, run.adapter)
-    stops = Encoder(tokenizer, source.template, get_task(recipe.task).sample).stop_ids()
-    return {
-        "untied": False,
-        "stops": dict(zip(stops, tokenizer.convert_ids_to_tokens(stops), strict=True)),
-        "validation": {"which": "validation", "before": scores, "after": None},
-    }
+def sign_in(name: str) -> str:
+    """Return the repository's full name; InputError for a bad name, or without a valid token."""
+    try:
+        validate_repo_id(name)
+        user = HfApi().whoami()["name"]
+    except (HFValidationError, OSError, HTTPError) as error:
+        # An error's text may quote the request, with the token; its name is safe to print.
+        raise InputError(
+            f"--push_to_hub: got {name[:200]!r} ({type(error).__name__}); expected NAME or "
+            "OWNER/NAME, and a token with write access (`hf auth login`)."
+        ) from error
+    return name if "/" in name else f"{user}/{name}"
+
+
+def upload(folder: Path, name: str) -> str:
+    """Upload a folder and return its address; a new repository is private."""
+    try:
+        address = HfApi().create_repo(name, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="Dandap export")
+    except (OSError, HTTPError) as error:
+        reason = f"{folder} was not uploaded to {name} ({type(error).__name__})"
+        raise InputError(f"{reason}. The same command uploads it again.") from error
+    return str(address)

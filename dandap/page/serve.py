@@ -1,13 +1,13 @@
-"""Serve the page on this machine; with a password also through Gradio's tunnel.
+"""Build the page with Gradio, and serve it: on this machine, with a password also to others.
 
-Gradio's server has some 60 routes. Some serve files, save uploads or fetch pages of other servers;
-a page of texts needs few of them.
+It has a tab for each task, and the endpoint /answer.
 """
 
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,17 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
+from dandap import ROOT
+from dandap.data.rows import by_article
 from dandap.errors import InputError, first_line
-from dandap.page.layout import build_page
-from dandap.page.service import AnswerService, find_runs
+from dandap.language import t
+from dandap.page.service import BASE, AnswerService
+from tasks.task import Task
 
+MODEL: Any = {"concurrency_id": "model", "concurrency_limit": 1}  # one model computes at a time
 HOST, USER = "127.0.0.1", "dandap"
 MAX_BYTES = 1_000_000  # of a request; 30,000 Hangul syllables as JSON's \uXXXX are 180,000
+# Of Gradio's 60 routes some serve files, save uploads or fetch pages of other servers.
 ALLOWED = re.compile(
     r"/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|login/?|logout)?"
     r"|/gradio_api/(info|startup-events|queue/join|queue/data|cancel|reset|theme\.css|user"
@@ -39,20 +44,15 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
-# Fonts that the reader has, Korean ones first: none is downloaded.
-FONTS = ["Pretendard", "Apple SD Gothic Neo", "Noto Sans KR", "Malgun Gothic", "NanumGothic"]
-FONTS.append("sans-serif")
+# The reader's own fonts: none is downloaded.
+FONTS = ["Pretendard", "Apple SD Gothic Neo", "Noto Sans KR", "Malgun Gothic", "sans-serif"]
 
 
 def serve(
-    run: str | None = None,
-    output_dir: str = "outputs",
-    options: Mapping[str, Any] | None = None,
-    port: int = 7860,
-    share: bool = False,
+    run: str | None, output_dir: str, options: Mapping[str, Any], port: int, share: bool
 ) -> None:
     """Serve a page of the finished runs until Ctrl-C; `options` are over their recipes."""
-    service = AnswerService(find_runs(run, output_dir), options or {})
+    service = AnswerService(run, output_dir, options)
     # Loaded before the page opens: an error of the first model ends the script in one sentence.
     service.open(next(iter(service.runs)))
     page = build_page(service)
@@ -65,21 +65,90 @@ def serve(
         time.sleep(1)
 
 
+def build_page(service: AnswerService) -> gradio.Blocks:
+    """Return the page, with a tab for each task that a run was trained for."""
+
+    def answer(article: str, questions: list[str], run: str = "") -> list[dict]:
+        """Answer questions on an article with a run (without a name the default one).
+
+        Each answer has the mean probability of its tokens (of a choice its share), and its place
+        in the article as it was read, [start, end) in characters, or null.
+        """
+        try:
+            return service.answer_request(article, questions, run)
+        except InputError as error:
+            raise gradio.Error(str(error), print_exception=False) from error
+
+    tasks = {task.name: task for task in service.tasks.values()}
+    with gradio.Blocks(title="단답 Dandap", analytics_enabled=False) as page:
+        subtitle = t("Reads an article once and answers its questions in a word each.")
+        gradio.HTML(f"<header><h1>단답</h1><p>{subtitle}</p></header>")
+        for task in tasks.values():
+            with gradio.Tab(t(task.page.title)) if len(tasks) > 1 else nullcontext():
+                add_task(service, task)
+        gradio.api(answer, api_name="answer", **MODEL)
+    # A visitor who comes while 64 wait reads that the queue is full.
+    return page.queue(max_size=64, api_open=False)
+
+
+def add_task(service: AnswerService, task: Task) -> None:
+    """Put a task's boxes on the left and the answers on the right; below on a phone."""
+    form, names = task.page, [box.name for box in task.page.boxes]
+    runs = [name for name, its_task in service.tasks.items() if its_task is task]
+    others = [(t("nothing"), ""), (t("the untuned base model"), BASE), *runs]
+    file = form.sample_file
+    rows = task.read([ROOT / file], {}, False).rows if file else [task.sample]
+    groups = by_article(row.article for row in rows)[:8]
+    samples = [form.to_text([rows[index] for index in indices]) for indices in groups]
+    starts = [" ".join(typed[names[0]].split())[:28] for typed in samples]
+    numbered = [f"{number}. {start}..." for number, start in enumerate(starts, 1)]
+
+    def choice(label: str, choices: Sequence, value: str | None, **more: Any) -> gradio.Dropdown:
+        return gradio.Dropdown(choices, value=value, label=t(label), filterable=False, **more)
+
+    with gradio.Row(equal_height=False):
+        with gradio.Column(scale=5, min_width=320):
+            with gradio.Row():
+                run = choice("Model", runs, runs[0])
+                compared = choice("Compare with", others, "")
+            sample = choice("Sample", numbered, None, type="index")
+            # A text box grows with what is typed, up to twice its height, and then scrolls.
+            boxes = [
+                choice(label, choices, choices[0])
+                if choices
+                else gradio.Textbox(label=t(label), lines=lines, max_lines=2 * lines)
+                for _, label, lines, choices in form.boxes
+            ]
+            button = gradio.Button(t("Ask"), variant="primary")
+        with gradio.Column(scale=6, min_width=320):
+            empty = f'<p class="nothing">{t("Answers appear here.")}</p>'
+            shown = gradio.HTML(empty, elem_id=task.name)
+
+    def ask(run: str, compared: str, *texts: str) -> str:
+        return service.show(run, compared, dict(zip(names, texts, strict=True)))
+
+    def fill(number: int) -> dict:
+        texts = [samples[number][name] for name in names]
+        return dict(zip(boxes, texts, strict=True))
+
+    hidden: Any = {"api_visibility": "private"}
+    asked = button.click(ask, [run, compared, *boxes], shown, **hidden, **MODEL)
+    # On a phone the answers are below what was typed.
+    scroll = f"() => document.getElementById('{task.name}').scrollIntoView({{block: 'nearest'}})"
+    asked.then(None, js=scroll, **hidden)
+    # Filling in a sample does not wait for the model.
+    sample.input(fill, sample, boxes, concurrency_limit=None, **hidden)
+
+
 def open_page(page: gradio.Blocks, port: int, password: str | None = None) -> str:
     """Serve the page in a thread and return its address; a password opens a public one."""
     # A page of somebody else that resolves its own name to 127.0.0.1 (DNS rebinding) could read
     # answers otherwise. Visitors of a shared page use the name of Gradio's tunnel.
-    hosts = ["*"] if password else [HOST, "localhost"]
     middleware = [
         Middleware(RequestFilter),
-        Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
+        Middleware(TrustedHostMiddleware, allowed_hosts=["*"] if password else [HOST, "localhost"]),
         Middleware(RequestBodyLimitMiddleware, max_body_size=MAX_BYTES),
     ]
-    theme = gradio.themes.Base(
-        primary_hue="teal", neutral_hue="stone", font=FONTS, font_mono=FONTS, radius_size="lg"
-    )
-    # Variables of the environment (GRADIO_...) could turn these on.
-    off: Any = dict.fromkeys(("run_history", "ssr_mode", "mcp_server", "enable_monitoring"), False)
     try:
         _, local, shared = page.launch(
             server_name=HOST,
@@ -87,22 +156,26 @@ def open_page(page: gradio.Blocks, port: int, password: str | None = None) -> st
             share=bool(password),
             auth=(USER, password) if password else None,
             app_kwargs={"middleware": middleware},
-            theme=theme,
+            theme=gradio.themes.Base(
+                primary_hue="teal",
+                neutral_hue="stone",
+                font=FONTS,
+                font_mono=FONTS,
+                radius_size="lg",
+            ),
             css_paths=Path(__file__).with_name("page.css"),
             footer_links=["api"],
             prevent_thread_lock=True,
             quiet=True,
-            **off,
+            # Saved questions, and a second server: the environment could turn them on.
+            run_history=False,
+            ssr_mode=False,
         )
     except OSError as error:
-        raise InputError(
-            f"the page could not be opened on port {port} ({first_line(error)}). "
-            "Name another with --port."
-        ) from error
+        reason = f"the page could not be opened on port {port} ({first_line(error)})"
+        raise InputError(f"{reason}. Name another with --port.") from error
     # A shared page would load its scripts from a server of Gradio's.
     page.share = False
-    if password and not shared:
-        print("WARNING: Gradio's servers gave no public address; only this machine sees the page")
     return shared or local
 
 
@@ -118,7 +191,6 @@ class RequestFilter:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        if scope["type"] == "http" and not ALLOWED.fullmatch(scope["path"]):
-            await PlainTextResponse("not found", 404)(scope, receive, send_with_headers)
-        else:
-            await self.app(scope, receive, send_with_headers)
+        is_refused = scope["type"] == "http" and not ALLOWED.fullmatch(scope["path"])
+        app = PlainTextResponse("not found", 404) if is_refused else self.app
+        await app(scope, receive, send_with_headers)

@@ -1,50 +1,55 @@
-"""Answer what the page and the endpoint /answer ask: within bounds, one request at a time."""
+"""Answer what the page and the endpoint /answer ask: within bounds, one request at a time.
+
+Texts of people and models are escaped by the template of the cards, and nowhere else.
+"""
 
 from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from jinja2 import Environment
+
+from dandap.answering.answer import find_span
 from dandap.answering.run import OpenModel, Source, find_source, open_model
 from dandap.data.encode import Example
 from dandap.errors import InputError, short_list
 from dandap.language import t
 from dandap.model.device import free_memory
-from dandap.page.cards import render, render_message
-from dandap.runs.folder import RunFolder, find_run, list_runs
+from dandap.runs.folder import find_run, list_runs
 from dandap.runs.predictions import confidence
 from tasks import get_task
+from tasks.task import PageForm
 
 MAX_MODELS = 2  # in memory: the two that are compared
 MAX_CHARACTERS, MAX_QUESTIONS = 30_000, 50
 BASE = ":base"  # compares a run with its untuned base; no run of ours has this name
+# The lowest confidence for each of these.
+LEVELS = {"very sure": 0.95, "fairly sure": 0.8, "unsure": 0.5, "little more than a guess": 0.0}
+CARDS = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+    Path(__file__).with_name("cards.html.jinja").read_text(encoding="utf-8"), globals={"t": t}
+)
 
-
-def find_runs(name: str | None, output_dir: str) -> dict[str, RunFolder]:
-    """Return the finished runs by name, the chosen one first, then the newest."""
-    first = find_run(name, output_dir)
-    runs = {first.path.resolve().name: first}
-    for run in reversed(list_runs(output_dir)):
-        if run.finished:
-            runs.setdefault(run.path.name, run)
-    return runs
+Answered = list[tuple[Example, dict[str, Any]]]  # with the record of predictions.jsonl
 
 
 class AnswerService:
-    """Answers with any of the runs; `options` are over their recipes."""
+    """Answers with any finished run, the chosen or newest first; `options` are over recipes."""
 
-    def __init__(self, runs: Mapping[str, RunFolder], options: Mapping[str, Any]):
-        self.runs, self.options = runs, options
-        self.tasks = {name: get_task(run.load_recipe().task) for name, run in runs.items()}
+    def __init__(self, run: str | None, output_dir: str, options: Mapping[str, Any]):
+        first = find_run(run, output_dir)
+        self.runs = {first.path.resolve().name: first}
+        for other in reversed(list_runs(output_dir)):
+            if other.finished:
+                self.runs.setdefault(other.path.name, other)
+        self.tasks = {name: get_task(run.load_recipe().task) for name, run in self.runs.items()}
+        self.options = options
         self.models: dict[tuple[str, bool], OpenModel] = {}  # the least recently used first
         self.lock = Lock()
 
-    def answer(
-        self, run: str, typed: Mapping[str, str], adapted: bool = True
-    ) -> list[tuple[Example, dict[str, Any]]]:
-        """Return the typed questions in order, with their records of predictions.jsonl.
-
-        Without `adapted` the run's untuned base answers.
-        """
+    def answer(self, run: str, typed: Mapping[str, str], adapted: bool = True) -> Answered:
+        """Answer the typed questions, in order; without `adapted` by the run's untuned base."""
         if (count := sum(map(len, typed.values()))) > MAX_CHARACTERS:
             error = "got {count} characters; expected at most {most}."
             raise InputError(t(error, count=count, most=MAX_CHARACTERS))
@@ -61,14 +66,15 @@ class AnswerService:
         """Return a model, loaded if it is not open; the least recently used makes room for it."""
         model = self.models.pop((run, adapted), None)
         while model is None:
-            if len(self.models) == MAX_MODELS:
-                self._close_one()
-            try:
-                model = self.load(run, adapted)
-            except InputError:  # on a GPU another model may have the memory that this one needs
-                if not self.models:
-                    raise
-                self._close_one()
+            if len(self.models) < MAX_MODELS:
+                try:
+                    model = self.load(run, adapted)
+                    break
+                except InputError:  # on a GPU another model may have the memory that it needs
+                    if not self.models:
+                        raise
+            del self.models[next(iter(self.models))]
+            free_memory()
         self.models[run, adapted] = model
         return model
 
@@ -76,10 +82,6 @@ class AnswerService:
         """Load a run's model as inference.py does; its base gets the run's template."""
         source = find_source(str(self.runs[run].path), options=self.options)
         return open_model(source if adapted else Source(None, source.recipe, source.template))
-
-    def _close_one(self) -> None:
-        del self.models[next(iter(self.models))]
-        free_memory()
 
     def show(self, run: str, compared: str, typed: Mapping[str, str]) -> str:
         """Return a run's answers as HTML, next to another run's or its base's ("" for none)."""
@@ -90,23 +92,21 @@ class AnswerService:
             elif compared:
                 answers[compared] = self.answer(compared, typed)
         except InputError as error:
-            return render_message(str(error))
+            return CARDS.render(message=str(error))
         return render(self.tasks[run].page, answers)
 
     def answer_request(self, article: Any, questions: Any, run: Any) -> list[dict[str, Any]]:
         """Return what /answer sends; the types are checked here, because Gradio does not."""
-        lines = questions if isinstance(questions, list) else [None]
-        is_valid = all(isinstance(line, str) and "\n" not in line for line in lines)
-        if not (is_valid and isinstance(article, str)):
+        texts = [article, *(questions if isinstance(questions, list) else [None])]
+        if not all(isinstance(text, str) for text in texts) or "\n" in "".join(texts[1:]):
             raise InputError("expected an article, and a list of questions without line breaks.")
         typed = {"article": article, "questions": "\n".join(questions)}
-        boxes = {name: [box.name for box in self.tasks[name].page.boxes] for name in self.tasks}
-        runs = [name for name in boxes if typed.keys() >= set(boxes[name])]
+        boxes = {name: {box.name for box in task.page.boxes} for name, task in self.tasks.items()}
+        runs = [name for name in boxes if boxes[name] <= typed.keys()]
         run = run or next(iter(runs), "")
         if run not in runs:
-            raise InputError(
-                f"got run {str(run)[:100]!r}; of these runs /answer asks {short_list(runs)}."
-            )
+            known = short_list(runs)
+            raise InputError(f"got run {str(run)[:100]!r}; of these runs /answer asks {known}.")
         return [
             {
                 "question": record["question"],
@@ -117,3 +117,39 @@ class AnswerService:
             }
             for _, record in self.answer(run, {name: typed[name] for name in boxes[run]})
         ]
+
+
+def render(form: PageForm, answers: Mapping[str, Answered]) -> str:
+    """Return each model's answers to the same questions as HTML: a card for each question.
+
+    Below them is the article as the first model read it, with the answers marked.
+    """
+    first = next(iter(answers.values()))
+    article, cards, marks = first[0][0].context, [], []
+    for number, (asked, _) in enumerate(first):
+        card = []
+        for model, (name, answered) in enumerate(answers.items(), 1):
+            row, record = asked.row, answered[number][1]
+            text, note = record["prediction"], ""
+            # A choice's letter is no piece of the text, wherever it is found in it.
+            span = None if row.choices else find_span(text, article)
+            if span:
+                marks.append((*span, number + 1, model))
+            if record["ended"] == "cut":
+                note = "The answer was too long and was cut."
+            elif article and text and not (span or row.choices):
+                note = "This answer is not in the text word for word."
+            sure = confidence(record)
+            level = next(level for level, least in LEVELS.items() if sure >= least)
+            percent = min(int(sure * 100), 99)  # 99.7% is not certain
+            card.append((name, form.show_answer(row, text), note, level, percent))
+        cards.append((form.show_question(asked.row), card))
+    # Marks may overlap, so the text is cut wherever one starts or ends: (text, models that answer
+    # with it, questions that end here).
+    pieces, cuts = [], {0, len(article), *(cut for mark in marks for cut in mark[:2])}
+    for start, end in pairwise(sorted(cuts)):
+        here = [mark for mark in marks if mark[0] <= start and end <= mark[1]]
+        models = sorted({model for *_, model in here})
+        ending = sorted({question for _, its_end, question, _ in here if its_end == end})
+        pieces.append((article[start:end], models, ending))
+    return CARDS.render(cards=cards, trimmed=first[0][0].trimmed, pieces=pieces)
