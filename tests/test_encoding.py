@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from dandap.data.encode import SAMPLE, Encoder
+from dandap.data.korean import nearest_first, split_sentences
 from dandap.data.rows import Row
-from dandap.data.sentences import nearest_first, split_sentences
 from dandap.errors import InputError
 from prompts import get_template
 

@@ -1,10 +1,13 @@
-"""Check the data before training: contradictions, missing answers, leaks, near-duplicates."""
+"""Check the data before training: contradictions, leaks, near duplicates, cut articles."""
 
 from collections import defaultdict
 
+from dandap.data.encode import Encoder, Example
 from dandap.data.near_duplicates import forget_signatures, group_near_copies
-from dandap.data.rows import Row
+from dandap.data.rows import Row, by_article
 from dandap.data.text import bare
+from dandap.errors import InputError, short_list
+from dandap.recipe import Recipe
 
 FINDINGS = {
     "contradictions": "questions asked twice on one article with different answers",
@@ -91,3 +94,103 @@ def _near_duplicates(splits: dict[str, list[Row]]) -> list[Finding]:
             {"ids": [i for _, i in members], "splits": [names[number] for number, _ in members]}
         )
     return sorted(found, key=lambda each: each["ids"])
+
+
+def loses_answer(example: Example) -> bool:
+    """Return whether the article contains the answer, and what is left of it does not."""
+    row = example.row
+    if not example.trimmed or row.choices:  # a choice is a letter, which no article need contain
+        return False
+    return any(answer in row.context for answer in row.answers) and not any(
+        answer in example.context for answer in row.answers
+    )
+
+
+def report_cut(recipe: Recipe, examples: list[Example]) -> None:
+    """Print which questions have a shortened article, and which lost their answer."""
+    cut = [example.row.id for example in examples if example.trimmed]
+    if cut:
+        how = "trimmed" if recipe.on_overflow == "trim" else "cut to the nearest sentences"
+        print(
+            f"{len(cut)} questions have their article {how} (max_length={recipe.max_length}): "
+            f"{_ids(cut)}"
+        )
+    lost = [example.row.id for example in examples if loses_answer(example)]
+    if lost:
+        # Select already leaves the sentences nearest to the questions; then only length helps.
+        select = "" if recipe.on_overflow == "select" else "--on_overflow select, or "
+        print(
+            f"WARNING: {len(lost)} of {len(examples):,} answers were cut off with their article, "
+            f"which teaches the model to invent. Use {select}a larger --max_length: {_ids(lost)}"
+        )
+
+
+def report_lengths(recipe: Recipe, examples: list[Example]) -> None:
+    """Print token counts, cut articles, and answers that inference could not finish."""
+    lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
+    mean = sum(lengths) / len(lengths)
+    print(
+        f"{len(examples):,} training examples, {sum(lengths):,} tokens (mean {mean:.0f}, longest "
+        f"{max(lengths)})"
+    )
+    report_cut(recipe, examples)
+    long = [each.row.id for each in examples if len(each.answer_ids) > recipe.max_new_tokens]
+    if long:
+        print(
+            f"{len(long)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens, "
+            f"where inference stops: {_ids(long)}"
+        )
+
+
+def drop_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
+    """Return the examples of at most max_length tokens, which the memory plan relies on.
+
+    Dropped ones are printed; InputError if none is left. A prompt leaves room for max_new_tokens,
+    so inference could not finish their answers either.
+    """
+
+    def fits(example: Example) -> bool:
+        return len(example.prompt_ids) + len(example.answer_ids) <= recipe.max_length
+
+    long = [example for example in examples if not fits(example)]
+    if len(long) == len(examples):
+        raise InputError(
+            f"every answer is too long for max_length={recipe.max_length}. Raise max_length."
+        )
+    if long:
+        most = max(len(example.answer_ids) for example in long)
+        print(
+            f"{len(long)} questions are left out of training: with their answers (up to {most:,} "
+            f"tokens) they exceed max_length={recipe.max_length}: "
+            f"{_ids([example.row.id for example in long])}"
+        )
+    return list(filter(fits, examples))
+
+
+def preview(encoder: Encoder, example: Example) -> None:
+    """Print one example as the model reads it: its prompt, then its supervised tokens."""
+    counts = f"{len(example.prompt_ids)} prompt tokens, {len(example.answer_ids)} answer tokens"
+    print(f"\n--- example {example.row.id}: {counts}, {example.trimmed} characters trimmed")
+    print(encoder.tokenizer.decode(list(example.prompt_ids)))
+    print("--- answer tokens (the only ones in the loss; the last one stops generation)")
+    tokens = encoder.tokenizer.convert_ids_to_tokens(list(example.answer_ids))
+    for token_id, token in zip(example.answer_ids, tokens, strict=True):
+        print(f"  {token_id:>7}  {token!r}  {encoder.tokenizer.decode([token_id])!r}")
+
+
+def answer_share(examples: list[Example]) -> float:
+    """Return the largest share of answer tokens that any article has.
+
+    A batch may be that article alone. Its prompts count as the longest of them, which is nearly
+    all that is read of them.
+    """
+    shares = []
+    for article in by_article(example.row.article for example in examples):
+        answers = sum(len(examples[index].answer_ids) for index in article)
+        prompt = max(len(examples[index].prompt_ids) for index in article)
+        shares.append(answers / (prompt + answers))
+    return max(shares, default=0.0)
+
+
+def _ids(names: list[str]) -> str:
+    return short_list(names, 5, quoted=False)

@@ -17,8 +17,8 @@ import numpy as np
 
 from dandap.console import track
 from dandap.data.chat_template import Chat, Messages, Prompt, mark_control_tokens
+from dandap.data.korean import nearest_first, split_sentences
 from dandap.data.rows import Row, by_article, template_fields
-from dandap.data.sentences import nearest_first, split_sentences
 from dandap.errors import InputError
 from prompts import Template, render
 

@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dandap.data.files import JSONS, find_files, hash_file
 from dandap.data.qa_formats import (
     COLUMNS,
     LISTED,
@@ -21,7 +20,16 @@ from dandap.data.qa_formats import (
 )
 from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
 from dandap.data.tables import Sheet, read_table
-from dandap.data.text import clean, html_text, looks_like_html, trim, writable
+from dandap.data.text import (
+    JSONS,
+    clean,
+    find_files,
+    hash_file,
+    html_text,
+    looks_like_html,
+    trim,
+    writable,
+)
 from dandap.errors import InputError, nearest, short_list
 
 FIELDS: dict[bool, dict[str, str]] = {False: {}, True: {"impossible": "true"}}  # shared by rows

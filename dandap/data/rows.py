@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dandap.data.near_duplicates import group_near_copies
-from dandap.data.text import bare, id_key
+from dandap.data.text import bare, trim
 from dandap.errors import InputError, short_list
 
 
@@ -39,10 +40,7 @@ class Row:
 
 
 def template_fields(row: Row, context: str, answer: str) -> dict[str, str]:
-    """Return the fields that a template may use for a row; `context` may be shortened.
-
-    If `answer` is the letter of a choice, `answer_text` is that option's text.
-    """
+    """Return the fields of a template for a row; `answer_text` is the text of a choice's letter."""
     fields = {"context": context, "question": row.question, "answer": answer, **row.fields}
     if row.choices:
         fields["answer_text"] = row.fields.get(f"option_{answer}", "")
@@ -93,7 +91,7 @@ def join(tables: list[Table]) -> Table:
 
 def refuse_duplicate_ids(rows: list[Row], path: Path) -> None:
     """Reject ids that occur twice: answers are matched by them."""
-    repeated = [row_id for row_id, count in Counter(row.id for row in rows).items() if count > 1]
+    repeated = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
     if repeated:
         raise InputError(
             f"{path} has ids more than once ({len(repeated)}): {short_list(repeated, 5)}. Every "
@@ -107,11 +105,16 @@ def match_ids(wanted: Collection[str], found: Iterable[str]) -> Callable[[str], 
     Names match if they are equal, or differ only in surrounding white space and composition, unless
     that would make two names the same.
     """
+
+
+    def key(name: str) -> str:
+        return unicodedata.normalize("NFC", trim(name))
+
     found = list(found)
-    exact, by_key = set(found), {id_key(name): name for name in found}
-    if len(by_key) < len(found) or len({id_key(name) for name in wanted}) < len(set(wanted)):
+    exact, by_key = set(found), {key(name): name for name in found}
+    if len(by_key) < len(found) or len(set(map(key, wanted))) < len(set(wanted)):
         by_key = {}
-    return lambda name: name if name in exact else by_key.get(id_key(name))
+    return lambda name: name if name in exact else by_key.get(key(name))
 
 
 def by_article(articles: Iterable[str]) -> list[list[int]]:
@@ -136,8 +139,8 @@ def split_by_article(
     real = [row for row in rows if not row.fields.get("generated")]
     if not real:
         raise InputError(
-            "every row is marked as generated, and those are never validated on. Add real rows, or "
-            "set validation_fraction 0."
+            "every row is marked as generated, and validation needs real rows. Add some, or set "
+            "validation_fraction 0."
         )
     family = families(real)
     names = sorted(set(family.values()))
@@ -145,8 +148,7 @@ def split_by_article(
         part, parts = map(int, fold.split("/"))
         if len(names) < parts:
             raise InputError(
-                f"got {len(names)} article(s) for {parts} folds, which need one each. Use fewer "
-                "folds."
+                f"got {len(names)} article(s) for {parts} folds, which need one each. Use fewer."
             )
         chosen = set(names[part - 1 :: parts])
     else:

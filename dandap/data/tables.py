@@ -16,8 +16,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dandap.data.files import READABLE, TABLES, find_files
-from dandap.data.text import INVISIBLE, encoding_notes, open_text, trim
+from dandap.data.text import (
+    INVISIBLE,
+    READABLE,
+    TABLES,
+    encoding_notes,
+    find_files,
+    open_text,
+    trim,
+)
 from dandap.errors import InputError, first_line, short_list
 
 SEPARATORS = ",;\t|"
