@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import re
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +25,7 @@ if TYPE_CHECKING:  # transformers takes seconds to load
     from transformers import PreTrainedTokenizerBase
 
 Messages = list[dict[str, str]]
-PROBE = "단답의 자리 0729"  # an answer that no template contains
+PROBE = {"role": "assistant", "content": "단답의 자리 0729"}  # an answer that no template contains
 SECONDS = 20  # for a template to render a sample; real ones take milliseconds
 # Templates that ask for today's date get this one: a prompt must not depend on the day.
 DAY = datetime(2024, 7, 26)
@@ -40,7 +39,7 @@ class Prompt(NamedTuple):
     """A prompt's text and its token ids."""
 
     text: str
-    ids: Sequence[int]
+    ids: list[int]
 
 
 class Chat:
@@ -70,52 +69,43 @@ class Chat:
         self._limit_time(messages)
         self._fit(messages)
 
-    def ids(self, messages: Messages, add_generation_prompt: bool = False) -> list[int]:
-        """Return the token ids of turns, or of a prompt up to where the answer starts."""
-        return self._apply([messages], add_generation_prompt, tokenize=True)[0]
-
     def texts(
         self, conversations: list[Messages], add_generation_prompt: bool = False
     ) -> list[str]:
         """Return the text of each conversation."""
         return self._apply(conversations, add_generation_prompt, tokenize=False)
 
-    def prompts(self, conversations: list[Messages]) -> list[Prompt]:
-        """Return the prompt of each conversation, with the ids of `ids`, in one tokenizer call."""
-        texts = self.texts(conversations, add_generation_prompt=True)
-        found = self.tokenizer(texts, add_special_tokens=False).input_ids
-        return [
-            Prompt(text, self.ids(messages, True) if self._spells_control(messages) else ids)
-            for messages, text, ids in zip(conversations, texts, found, strict=True)
-        ]
+    def ids(self, messages: Messages, add_generation_prompt: bool = False) -> list[int]:
+        """Return the token ids of a conversation."""
+        return self._apply([messages], add_generation_prompt, tokenize=True)[0]
 
-    def whole_ids(self, conversations: list[Messages], prompts: list[Prompt]) -> list[list[int]]:
-        """Return `ids` of each conversation, given its prompt, in one tokenizer call.
+    def encode(
+        self, conversations: list[Messages], prompts: list[Prompt] | None = None
+    ) -> list[Prompt]:
+        """Return the prompt of each conversation, or if `prompts` are given, the whole of it.
 
-        Only what follows the prompt's last control token is tokenized, not the article again:
-        nothing merges across such a token.
+        The tokenizer is called once. Of a whole conversation only what follows its prompt's last
+        control token is tokenized, not the article again: nothing merges across such a token.
         """
-        texts, ends, seams = self.texts(conversations), [], []
-        for text, prompt in zip(texts, prompts, strict=True):
+        is_prompt = prompts is None
+        texts = self.texts(conversations, add_generation_prompt=is_prompt)
+        known: list[list[int]] = [[]] * len(texts)
+        rest = list(texts)
+        for i, prompt in enumerate(prompts or []):
             places = range(len(prompt.ids) - 1, 0, -1)
             seam = next((at for at in places if prompt.ids[at] in self.control_ids), 0)
             start = prompt.text.rfind(self.tokenizer.convert_ids_to_tokens(prompt.ids[seam]))
-            whole = seam == 0 or start <= 0 or not text.startswith(prompt.text)
-            ends.append(text if whole else text[start:])
-            seams.append(0 if whole else seam)
-        found = self.tokenizer(ends, add_special_tokens=False).input_ids
-        for i, (messages, prompt, seam) in enumerate(
-            zip(conversations, prompts, seams, strict=True)
-        ):
-            # An end that starts with another token merged with what precedes it.
-            if self._spells_control(messages) or found[i][:1] != prompt.ids[seam:][:1]:
-                found[i] = self.ids(messages)
-            elif seam:
-                found[i] = [*prompt.ids[:seam], *found[i]]
-        return found
-
-    def _spells_control(self, messages: Messages) -> bool:
-        return any(self.controls.search(message["content"]) for message in messages)
+            if seam and start > 0 and texts[i].startswith(prompt.text):
+                known[i], rest[i] = prompt.ids[: seam + 1], texts[i][start:]
+        found = self.tokenizer(rest, add_special_tokens=False).input_ids
+        for i, messages in enumerate(conversations):
+            # The rest may start with another token, merged with what precedes it.
+            merged = known[i] and found[i][:1] != known[i][-1:]
+            if merged or any(self.controls.search(turn["content"]) for turn in messages):
+                found[i] = self.ids(messages, is_prompt)
+            elif known[i]:
+                found[i] = [*known[i][:-1], *found[i]]
+        return list(map(Prompt, texts, found))
 
     def check(self, text: str, messages: Messages, name: str) -> None:
         """Reject a template whose prompt lacks one of its turns, for instance the article.
@@ -141,9 +131,9 @@ class Chat:
                 self.check(prompt, messages, "sample")
             except InputError:
                 raise error from None
-        [whole] = self.texts([[*messages, {"role": "assistant", "content": PROBE}]])
-        before, found, after = whole.partition(PROBE)
-        if not found or PROBE in after:
+        [whole] = self.texts([[*messages, PROBE]])
+        before, found, after = whole.partition(PROBE["content"])
+        if not found or PROBE["content"] in after:
             raise InputError(
                 "the model's chat template does not contain an answer once, as it is (got "
                 f"{whole[-200:]!r}). {PLAIN}"
@@ -175,7 +165,7 @@ class Chat:
         def attempt() -> None:  # without the tokenizer, whose threads are not forked
             with suppress(InputError):  # the parent meets it as well
                 self.texts([messages], True)
-                self.texts([[*messages, {"role": "assistant", "content": PROBE}]])
+                self.texts([[*messages, PROBE]])
 
         child = multiprocessing.get_context("fork").Process(target=attempt, daemon=True)
         child.start()
@@ -219,16 +209,15 @@ def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     look like a marker. Any other added token is a word.
     """
     added = tokenizer.added_tokens_decoder
-    markers = {
-        token_id: token.content
-        for token_id, token in added.items()
-        if not token.special
-        and token.content in (tokenizer.chat_template or "")
-        and MARKER.search(token.content.strip())
-    }
-    tokenizer.chat_control_tokens = sorted(markers.values())
     special = {token_id for token_id, token in added.items() if token.special}
-    return special | set(tokenizer.all_special_ids) | set(markers)
+    markers = {
+        token_id
+        for token_id in added.keys() - special
+        if added[token_id].content in (tokenizer.chat_template or "")
+        and MARKER.search(added[token_id].content.strip())
+    }
+    tokenizer.chat_control_tokens = sorted(added[token_id].content for token_id in markers)
+    return special | set(tokenizer.all_special_ids) | markers
 
 
 def fix_date(chat_template: str) -> str:
@@ -238,10 +227,9 @@ def fix_date(chat_template: str) -> str:
     """
     if "macro strftime_now" in chat_template:
         return chat_template
+    calls = list(DATE_CALL.finditer(chat_template))
     fixed = DATE_CALL.sub(lambda call: json.dumps(DAY.strftime(call[2])), chat_template)
-    unknown = [
-        call[0] for call in DATE_CALL.finditer(chat_template) if "%" in DAY.strftime(call[2])
-    ]
+    unknown = [call[0] for call in calls if "%" in DAY.strftime(call[2])]
     unknown += re.findall(r"strftime_now\s*\([^)]*\)?", fixed)
     if unknown:
         raise InputError(

@@ -15,44 +15,18 @@ FINDINGS = {
     "shared_articles": "articles that are in more than one of train, validation and test",
     "near_duplicates": "groups of articles that are nearly the same",
 }
-Finding = dict
 
 
-def check_data(splits: dict[str, list[Row]]) -> dict[str, list[Finding]]:
+def check_data(splits: dict[str, list[Row]]) -> dict[str, list[dict]]:
     """Return the findings by kind (FINDINGS), for the rows of train, validation and test.
 
     Test rows may have no answers. Choices need not be in their article.
     """
-    rows = [row for split in splits.values() for row in split]
-    return {
-        "contradictions": _contradictions(rows),
-        "not_in_article": [
-            {"ids": [row.id], "question": row.question, "answers": list(row.answers)}
-            for row in rows
-            if row.context and row.answers and not row.choices
-            # Commas and spaces included: a grounded answer is copied letter for letter.
-            if not any(answer in row.context for answer in row.answers)
-        ],
-        "shared_articles": _shared_articles(splits),
-        "near_duplicates": _near_duplicates(splits),
-    }
-
-
-def finding_lines(findings: dict[str, list[Finding]]) -> list[str]:
-    """Return a line for each kind that was found, with the first ids."""
-    return [
-        f"{len(found)} {FINDINGS[name]}, first {', '.join(found[0]['ids'][:2])}"
-        for name, found in findings.items()
-        if found
-    ]
-
-
-def _contradictions(rows: list[Row]) -> list[Finding]:
+    answered = [row for rows in splits.values() for row in rows if row.answers and not row.choices]
     asked: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row.answers and not row.choices:  # a letter means another text in every row
-            asked[row.article, bare(row.question).rstrip("?")].append(row)
-    return [
+    for row in answered:
+        asked[row.article, bare(row.question).rstrip("?")].append(row)
+    contradictions = [
         {
             "ids": [row.id for row in same],
             "question": same[0].question,
@@ -62,20 +36,39 @@ def _contradictions(rows: list[Row]) -> list[Finding]:
         # One common answer is enough: the others may be other wordings.
         if not set.intersection(*({bare(answer) for answer in row.answers} for row in same))
     ]
-
-
-def _shared_articles(splits: dict[str, list[Row]]) -> list[Finding]:
+    not_in_article = [
+        {"ids": [row.id], "question": row.question, "answers": list(row.answers)}
+        for row in answered
+        # Commas and spaces included: a grounded answer is copied letter for letter.
+        if row.context and not any(answer in row.context for answer in row.answers)
+    ]
     first: dict[str, dict[str, str]] = defaultdict(dict)  # content -> split -> its first id
     for split, rows in splits.items():
         for row in rows:
             if row.context or row.group:
                 first[row.content_hash].setdefault(split, row.id)
+    return {
+        "contradictions": contradictions,
+        "not_in_article": not_in_article,
+        "shared_articles": [
+            {"ids": list(ids.values()), "splits": list(ids)}
+            for ids in first.values()
+            if len(ids) > 1
+        ],
+        "near_duplicates": _near_duplicates(splits),
+    }
+
+
+def finding_lines(findings: dict[str, list[dict]]) -> list[str]:
+    """Return a line for each kind that was found, with the first ids."""
     return [
-        {"ids": list(ids.values()), "splits": list(ids)} for ids in first.values() if len(ids) > 1
+        f"{len(found)} {FINDINGS[name]}, first {', '.join(found[0]['ids'][:2])}"
+        for name, found in findings.items()
+        if found
     ]
 
 
-def _near_duplicates(splits: dict[str, list[Row]]) -> list[Finding]:
+def _near_duplicates(splits: dict[str, list[Row]]) -> list[dict]:
     """Return groups of different texts that are nearly the same, sorted by their first id."""
     names = list(splits)
     # Backwards, so that an article is listed with its first row: one that is trained on, if any.
@@ -108,14 +101,14 @@ def loses_answer(example: Example) -> bool:
 
 def report_cut(recipe: Recipe, examples: list[Example]) -> None:
     """Print which questions have a shortened article, and which lost their answer."""
-    cut = [example.row.id for example in examples if example.trimmed]
+    cut = [example for example in examples if example.trimmed]
     if cut:
         how = "trimmed" if recipe.on_overflow == "trim" else "cut to the nearest sentences"
         print(
             f"{len(cut)} questions have their article {how} (max_length={recipe.max_length}): "
             f"{_ids(cut)}"
         )
-    lost = [example.row.id for example in examples if loses_answer(example)]
+    lost = list(filter(loses_answer, cut))
     if lost:
         # Select already leaves the sentences nearest to the questions; then only length helps.
         select = "" if recipe.on_overflow == "select" else "--on_overflow select, or "
@@ -128,13 +121,12 @@ def report_cut(recipe: Recipe, examples: list[Example]) -> None:
 def report_lengths(recipe: Recipe, examples: list[Example]) -> None:
     """Print token counts, cut articles, and answers that inference could not finish."""
     lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
-    mean = sum(lengths) / len(lengths)
     print(
-        f"{len(examples):,} training examples, {sum(lengths):,} tokens (mean {mean:.0f}, longest "
-        f"{max(lengths)})"
+        f"{len(examples):,} training examples, {sum(lengths):,} tokens (mean "
+        f"{sum(lengths) / len(lengths):.0f}, longest {max(lengths)})"
     )
     report_cut(recipe, examples)
-    long = [each.row.id for each in examples if len(each.answer_ids) > recipe.max_new_tokens]
+    long = [each for each in examples if len(each.answer_ids) > recipe.max_new_tokens]
     if long:
         print(
             f"{len(long)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens, "
@@ -148,12 +140,12 @@ def drop_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
     Dropped ones are printed; InputError if none is left. A prompt leaves room for max_new_tokens,
     so inference could not finish their answers either.
     """
-
-    def fits(example: Example) -> bool:
-        return len(example.prompt_ids) + len(example.answer_ids) <= recipe.max_length
-
-    long = [example for example in examples if not fits(example)]
-    if len(long) == len(examples):
+    kept: list[Example] = []
+    long: list[Example] = []
+    for example in examples:
+        fits = len(example.prompt_ids) + len(example.answer_ids) <= recipe.max_length
+        (kept if fits else long).append(example)
+    if not kept:
         raise InputError(
             f"every answer is too long for max_length={recipe.max_length}. Raise max_length."
         )
@@ -161,10 +153,9 @@ def drop_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
         most = max(len(example.answer_ids) for example in long)
         print(
             f"{len(long)} questions are left out of training: with their answers (up to {most:,} "
-            f"tokens) they exceed max_length={recipe.max_length}: "
-            f"{_ids([example.row.id for example in long])}"
+            f"tokens) they exceed max_length={recipe.max_length}: {_ids(long)}"
         )
-    return list(filter(fits, examples))
+    return kept
 
 
 def preview(encoder: Encoder, example: Example) -> None:
@@ -192,5 +183,5 @@ def answer_share(examples: list[Example]) -> float:
     return max(shares, default=0.0)
 
 
-def _ids(names: list[str]) -> str:
-    return short_list(names, 5, quoted=False)
+def _ids(examples: list[Example]) -> str:
+    return short_list((example.row.id for example in examples), 5, quoted=False)

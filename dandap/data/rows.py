@@ -106,7 +106,6 @@ def match_ids(wanted: Collection[str], found: Iterable[str]) -> Callable[[str], 
     that would make two names the same.
     """
 
-
     def key(name: str) -> str:
         return unicodedata.normalize("NFC", trim(name))
 

@@ -36,7 +36,7 @@ def find_files(path: Path, expected: str = READABLE) -> list[Path]:
     """Return the path, or the data files of a folder; InputError if there are none."""
     if path.is_dir():
         inside = sorted(each for each in path.iterdir() if not NO_DATA.match(each.name))
-        found = [each for each in inside if each.suffix.lower() in TABLES + JSONS and each.is_file()]
+        found = [p for p in inside if p.suffix.lower() in TABLES + JSONS and p.is_file()]
         if not found:
             parts = short_list(each.name for each in inside if each.is_dir())
             hint = f" It has the folders {parts}; name one of them." if parts else ""
