@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,13 @@ from dandap.data.text import encoding_notes, open_text, trim
 from dandap.errors import InputError, first_line, nearest, short_list
 
 COLUMNS = ("id", "context", "question", "answer", "answers", "is_impossible")
-REQUIRED = ("context", "question")
 ALSO_IDS = ("guid", "question_id", "qid")  # KLUE-MRC, AI Hub
 Record = tuple[str, dict[str, Any]]  # (place for messages, our names -> the file's values)
 # Numbers are texts as written (36.70), because answers are compared as texts; NaN is None.
 AS_WRITTEN: dict[str, Any] = {"parse_int": str, "parse_float": str, "parse_constant": {}.get}
 # A list or {"text": ...} that was saved as its text. Other texts that begin with a bracket, as
 # "[단독] 보도", are answers.
-LISTED = re.compile(r"""\[\s*['"].*['"]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
+LISTED = re.compile(r"""\[\s*\]$|\[\s*['"{].*['"}]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
 ARRAY = re.compile(r"array(?=\(\[)|, dtype=[\w'<>]+(?=\))")  # of numpy's text, all but (the list)
 
 
@@ -78,7 +78,14 @@ def json_records(
     """
     names: dict[tuple[str, ...], dict[str, str]] = {}
     for where, value in _values(path, notes):
-        for place, entry in _entries(value, where, path, columns):
+        for name in ("data", "rows"):
+            if isinstance(value, dict) and isinstance(value.get(name), list):
+                value, where = value[name], f"{where}, {name}"
+        numbered = enumerate(value, 1) if isinstance(value, list) else [(0, value)]
+        for number, entry in numbered:
+            place = f"{where}, entry {number}" if number else where
+            if isinstance(entry, dict) and isinstance(entry.get("row"), dict):
+                entry = entry["row"]
             if not isinstance(entry, dict):
                 raise InputError(
                     f"{path}, {place}: got {str(entry)[:60]}; expected an object with context, "
@@ -112,35 +119,6 @@ def _values(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", parse_json(line, f"{path}, line {number}", **AS_WRITTEN)
 
 
-def _entries(value: Any, where: str, path: Path, columns: dict[str, str]) -> Iterator[Record]:
-    """Yield (place, record or document) for each one in a value."""
-    if isinstance(value, dict) and not value.keys() & {"paragraphs", "qas", "row"}:
-        keys = set(map(column_key, value))
-        if not keys >= {column_key(columns.get(name, name)) for name in REQUIRED}:
-            lists = [
-                name
-                for name, each in value.items()
-                if isinstance(each, list) and (name == "data" or any(type(e) is dict for e in each))
-            ]
-            # The hub's viewer has a list of its features next to the rows.
-            lists = [name for name in ("data", "rows") if name in lists][:1] or lists
-            if len(lists) > 1:
-                raise InputError(
-                    f"{path} has several lists, {short_list(lists)}. Save the one to use as a file."
-                )
-            for name in lists:
-                value, where = value[name], f"{where}, {name}"
-        elif all(isinstance(cells, dict) for cells in value.values()):
-            # DataFrame.to_json: {column: {index: cell}}.
-            index = next(iter(value.values()))
-            value = [{name: cells.get(key) for name, cells in value.items()} for key in index]
-    numbered = enumerate(value, 1) if isinstance(value, list) else [(0, value)]
-    for number, entry in numbered:
-        row = entry.get("row") if isinstance(entry, dict) else None
-        place = f"{where}, entry {number}" if number else where
-        yield place, row if isinstance(row, dict) else entry
-
-
 def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
     """Yield the questions of one document; KorQuAD 2's has qas instead of paragraphs."""
     try:
@@ -151,9 +129,7 @@ def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
                     "id": next(ids, None),
                     "context": paragraph["context"],
                     "question": qa["question"],
-                    "answers": answer_texts(
-                        qa.get("answers", qa.get("answer")), f"{path}, {place}"
-                    ),
+                    "answers": answer_texts(qa.get("answers", qa.get("answer")), place),
                     "is_impossible": qa.get("is_impossible"),
                 }
                 yield f"{place}, question {record['id']}", record
@@ -184,17 +160,13 @@ def answer_texts(value: Any, where: str) -> list[str]:
     )
 
 
-def structured(text: str, where: str) -> Any:
-    """Return the value of a cell of `answers`: JSON, pandas' text of a list or dict, or a text.
-
-    InputError names what looks like a list and cannot be parsed.
-    """
-    try:
-        return json.loads(text, **AS_WRITTEN) if text.lstrip().startswith(("[", "{")) else text
-    except (ValueError, RecursionError):
-        text = text.strip()
-    if not LISTED.match(text):
-        return text
+def structured(value: Any, where: str) -> Any:
+    """Return a cell's value: parsed if it is the text of a list or dict (JSON's or pandas')."""
+    if not isinstance(value, str) or not LISTED.match(value.strip()):
+        return value
+    text = value.strip()
+    with suppress(ValueError, RecursionError):
+        return json.loads(text, **AS_WRITTEN)
     try:
         # numpy writes ['전주' '서울'], which Python would join to one text.
         if re.search(r"""['"]\s+['"]""", text):
@@ -204,8 +176,3 @@ def structured(text: str, where: str) -> Any:
         raise InputError(
             f"{where}: {text[:60]} is not a valid list ({first_line(error)}). Write it as JSON."
         ) from error
-
-
-def is_true(value: Any) -> bool:
-    """Return whether a flag is set, in JSON or as text: "false" is not."""
-    return value is True or str(value).strip().lower() in ("true", "t", "1", "1.0", "yes", "y")

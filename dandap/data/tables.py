@@ -51,11 +51,7 @@ class Sheet:
 
 @lru_cache(maxsize=4096)  # JSON lines repeat their names in every record
 def column_key(name: str) -> str:
-    """Return what column names are compared by.
-
-    It is composed, in one case, and without invisible characters, quotation marks and white space
-    around it.
-    """
+    """Return a column's name composed, in one case, without invisible characters and quotes."""
     visible = re.sub(f"[{INVISIBLE}\u00a0]", "", name)
     return unicodedata.normalize("NFC", visible).strip().strip('"').strip().casefold()
 
@@ -84,58 +80,62 @@ def _read_csv(path: Path) -> Sheet:
     separator = declared[1] if declared else max(SEPARATORS, key=first.count)
     # In `id, context` the spaces belong to the separators: quotation marks follow them.
     spaced = 0 < first.count(separator) == first.count(f"{separator} ")
-    lines = _csv_rows(path, encoding, delimiter=separator, skipinitialspace=spaced)
+
+    def lines() -> Iterator[tuple[int, list[str]]]:
+        with path.open(encoding=encoding, newline="") as file:
+            texts = chain([next(file, "").lstrip("\ufeff")], file)
+            reader = csv.reader(
+                (text.replace("\0", "") for text in texts),
+                strict=True,
+                delimiter=separator,
+                skipinitialspace=spaced,
+            )
+            try:
+                for cells in reader:
+                    if any(map(trim, cells)):
+                        yield reader.line_num, cells
+            except csv.Error as error:
+                raise InputError(
+                    f"{path}, line {reader.line_num}: {error}. A quotation mark is not closed, or "
+                    'is unescaped inside a cell; write it as "" inside a quoted cell.'
+                ) from error
+
+    rows = lines()
     if declared:
-        next(lines)
-    header = _header(path, next(lines, (0, []))[1])
+        next(rows)
+    header, records = _with_header(path, rows)
     notes = encoding_notes(path, encoding)
     if separator != ",":
         notes.append(f"{path.name}: the cells are separated by {separator!r}")
-    return Sheet(header, _rows(path, header, lines), notes, encoding, separator)
+    return Sheet(header, records, notes, encoding, separator)
 
 
-def _csv_rows(path: Path, encoding: str, **form: Any) -> Iterator[tuple[int, list[str]]]:
-    """Yield the last line and the cells of each row that is not blank."""
-    with path.open(encoding=encoding, newline="") as file:
-        lines = chain([next(file, "").lstrip("\ufeff")], file)
-        texts = (line.replace("\0", "") for line in lines)
-        reader = csv.reader(texts, strict=True, **form)
-        try:
-            for cells in reader:
-                if any(map(trim, cells)):
-                    yield reader.line_num, cells
-        except csv.Error as error:
-            raise InputError(
-                f"{path}, line {reader.line_num}: {error}. A quotation mark is not closed, or is "
-                'unescaped inside a cell; write it as "" inside a quoted cell.'
-            ) from error
-
-
-def _header(path: Path, cells: list[str]) -> list[str]:
-    while cells and not cells[-1].strip():
-        cells.pop()  # Excel saves `id,context,,` where cells to the right were once edited
-    if not cells:
+def _with_header(
+    path: Path, lines: Iterator[tuple[int, list[str]]]
+) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
+    """Return the header, and the rows as dicts; InputError for one of another width."""
+    header = next(lines, (0, []))[1]
+    while header and not header[-1].strip():
+        header.pop()  # Excel saves `id,context,,` where cells to the right were once edited
+    if not header:
         raise InputError(f"{path} is empty. Expected a header and a row per question.")
-    return cells
-
-
-def _rows(
-    path: Path, header: list[str], lines: Iterable[tuple[int, list[str]]]
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield rows as dicts; InputError for one with more or fewer cells than the header."""
     width, first = len(header), trim(header[0])
-    for line, cells in lines:
-        if first and trim(cells[0]) == first:
-            raise InputError(
-                f"{path}, line {line}: the header again. Delete that line, or keep glued files "
-                "apart: several may be named with commas."
-            )
-        if len(cells) < width or any(map(trim, cells[width:])):
-            raise InputError(
-                f"{path}, line {line}: got {len(cells)} cells, the header has {width}. "
-                "A separator or quotation mark in a text needs the cell in quotation marks."
-            )
-        yield f"line {line}", dict(zip(header, cells, strict=False))
+
+    def rows() -> Iterator[tuple[str, dict[str, str]]]:
+        for line, cells in lines:
+            if first and trim(cells[0]) == first:
+                raise InputError(
+                    f"{path}, line {line}: the header again. Delete that line, or keep glued files "
+                    "apart: several may be named with commas."
+                )
+            if len(cells) < width or any(map(trim, cells[width:])):
+                raise InputError(
+                    f"{path}, line {line}: got {len(cells)} cells, the header has {width}. "
+                    "A separator or quotation mark in a text needs the cell in quotation marks."
+                )
+            yield f"line {line}", dict(zip(header, cells, strict=False))
+
+    return header, rows()
 
 
 @contextmanager
@@ -159,7 +159,6 @@ def _read_excel(path: Path) -> Sheet:
             f"{path} is an Excel workbook: save it as CSV UTF-8, or install openpyxl (pip install "
             "-r requirements-extra.txt)."
         ) from error
-    header: list[str] = []
     lines, unclear = [], {}
     with _reading(path), path.open("rb") as file:
         sheet, *others = load_workbook(file, read_only=True, data_only=True).worksheets
@@ -171,9 +170,8 @@ def _read_excel(path: Path) -> Sheet:
             texts = [unescape(text).replace("\0", "") for text in texts]
             if not any(map(trim, texts)):
                 continue
-            header = header or _header(path, list(texts))
-            padding = [""] * (len(header) - len(texts))
-            lines.append((number, texts + padding))
+            header = lines[0][1] if lines else texts
+            lines.append((number, texts + [""] * (len(header) - len(texts))))
             for name, cell in zip(header, row, strict=False):
                 is_number = not isinstance(cell.value, str | bool | None)
                 is_plain = cell.number_format in ("General", "0", "@") and not cell.is_date
@@ -183,17 +181,16 @@ def _read_excel(path: Path) -> Sheet:
                         f"{cell.number_format!r}, so its text is not certain. Format the column "
                         "as text, or save the sheet as CSV UTF-8."
                     )
-    header = _header(path, header)
+    header, rows = _with_header(path, iter(lines))
     names = short_list(other.title for other in others)
     notes = [f"{path.name}: only the first sheet was read, not {names}"] if others else []
-    return Sheet(header, _rows(path, header, lines[1:]), notes, unclear=unclear)
+    return Sheet(header, rows, notes, unclear=unclear)
 
 
 def _read_arrow(path: Path, is_parquet: bool) -> Sheet:
     """Read Parquet, or Arrow's stream format, which datasets' save_to_disk writes."""
     import pyarrow.parquet  # 0.3 s
 
-    labels: dict[str, list[str]] = {}
     with _reading(path):
         if is_parquet:
             parquet = pyarrow.parquet.ParquetFile(path)
@@ -201,18 +198,10 @@ def _read_arrow(path: Path, is_parquet: bool) -> Sheet:
         else:
             batches = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
             schema = batches.schema
-        if b"huggingface" in (schema.metadata or {}):
-            from datasets import ClassLabel, Features
-
-            features = Features.from_arrow_schema(schema).items()
-            labels = {name: of.names for name, of in features if isinstance(of, ClassLabel)}
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         with _reading(path):
             cells = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(cells, 1):
-                for name, classes in labels.items():
-                    row[name] = None if row[name] is None else classes[row[name]]
-                yield f"row {number}", row
+            yield from ((f"row {number}", row) for number, row in enumerate(cells, 1))
 
     return Sheet(schema.names, rows())
