@@ -55,10 +55,7 @@ class Chat:
         if isinstance(tokenizer.chat_template, dict):  # several by name: "default", "tool_use"
             tokenizer.chat_template = tokenizer.chat_template.get("default")
         if not tokenizer.chat_template:
-            raise InputError(
-                "the model's tokenizer has no chat template, and this template consists of chat "
-                "turns. Choose a plain one (--template, one with a 'prompt')."
-            )
+            raise InputError(f"the model's tokenizer has no chat template. {PLAIN}")
         self.control_ids = mark_control_tokens(tokenizer)
         added = tokenizer.added_tokens_decoder
         spelled = [re.escape(added[i].content) for i in self.control_ids if i in added]
@@ -66,18 +63,32 @@ class Chat:
         self.controls = re.compile("|".join([*spelled, "[\U000f0000\U000f0001]"]))
         self.blocks = False  # whether the template reads content as a list of blocks
         tokenizer.chat_template = fix_date(tokenizer.chat_template)
-        self._limit_time(messages)
+        if sys.platform == "linux":  # elsewhere processes cannot be forked safely
+            self._limit_time(messages)
         self._fit(messages)
 
-    def texts(
-        self, conversations: list[Messages], add_generation_prompt: bool = False
-    ) -> list[str]:
-        """Return the text of each conversation."""
-        return self._apply(conversations, add_generation_prompt, tokenize=False)
-
-    def ids(self, messages: Messages, add_generation_prompt: bool = False) -> list[int]:
-        """Return the token ids of a conversation."""
-        return self._apply([messages], add_generation_prompt, tokenize=True)[0]
+    def render(self, conversations: list, is_prompt: bool = False, tokenize: bool = False) -> Any:
+        """Return each conversation's text or token ids, a prompt up to where the answer starts."""
+        if self.blocks:
+            conversations = [
+                [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+                for turns in conversations
+            ]
+        try:
+            return self.tokenizer.apply_chat_template(
+                conversations,
+                add_generation_prompt=is_prompt,
+                tokenize=tokenize,
+                # A row's text that spells a control token stays text; this needs `tokenize`.
+                sanitize_control_tokens=tokenize,
+                return_dict=False,
+                enable_thinking=False,  # Qwen 3 would think first; other templates ignore it
+            )
+        except Exception as error:  # a template may divide by zero, index nothing, nest too deeply
+            system = any(turn["role"] == "system" for turn in conversations[0])
+            hint = "Choose a template without a system turn (Gemma has none), or another base."
+            message = f"the model's chat template fails ({first_line(error)}). "
+            raise InputError(message + (hint if system else PLAIN)) from error
 
     def encode(
         self, conversations: list[Messages], prompts: list[Prompt] | None = None
@@ -88,7 +99,7 @@ class Chat:
         control token is tokenized, not the article again: nothing merges across such a token.
         """
         is_prompt = prompts is None
-        texts = self.texts(conversations, add_generation_prompt=is_prompt)
+        texts = self.render(conversations, is_prompt)
         known: list[list[int]] = [[]] * len(texts)
         rest = list(texts)
         for i, prompt in enumerate(prompts or []):
@@ -102,70 +113,59 @@ class Chat:
             # The rest may start with another token, merged with what precedes it.
             merged = known[i] and found[i][:1] != known[i][-1:]
             if merged or any(self.controls.search(turn["content"]) for turn in messages):
-                found[i] = self.ids(messages, is_prompt)
+                found[i] = self.render([messages], is_prompt, tokenize=True)[0]
             elif known[i]:
                 found[i] = [*known[i][:-1], *found[i]]
         return list(map(Prompt, texts, found))
 
     def check(self, text: str, messages: Messages, name: str) -> None:
-        """Reject a template whose prompt lacks one of its turns, for instance the article.
-
-        White space does not count: templates may trim it.
-        """
+        """Reject a template whose prompt lacks one of its turns, but for white space."""
         for message in messages:
-            if "".join(message["content"].split()) not in "".join(text.split()):
+            if squeeze(message["content"]) not in squeeze(text):
                 raise InputError(
                     f"the model's chat template drops the {message['role']} turn of question "
-                    f"{name}: the article or question would not reach the model. {PLAIN}"
+                    f"{name}. {PLAIN}"
                 )
 
     def _fit(self, messages: Messages) -> None:
         """Choose text or blocks as content, and let the generation prompt end at the answer."""
-        [prompt] = self.texts([messages], True)
+        [prompt] = self.render([messages], True)
         try:
             self.check(prompt, messages, "sample")
         except InputError as error:
             self.blocks = True
             try:
-                [prompt] = self.texts([messages], True)
+                [prompt] = self.render([messages], True)
                 self.check(prompt, messages, "sample")
             except InputError:
                 raise error from None
-        [whole] = self.texts([[*messages, PROBE]])
+        [whole] = self.render([[*messages, PROBE]])
         before, found, after = whole.partition(PROBE["content"])
-        if not found or PROBE["content"] in after:
-            raise InputError(
-                "the model's chat template does not contain an answer once, as it is (got "
-                f"{whole[-200:]!r}). {PLAIN}"
-            )
         opening = before.removeprefix(prompt)
-        if opening and before.startswith(prompt):
+        if found and opening and before.startswith(prompt):
             # Jinja drops a template's last line end; within the template it would stay.
             template = self.tokenizer.chat_template.removesuffix("\n").removesuffix("\r")
             literal = json.dumps(opening, ensure_ascii=False)  # a Jinja string, too
             self.tokenizer.chat_template = (
                 f"{template}{{{{ {literal} if add_generation_prompt else '' }}}}"
             )
-            [prompt] = self.texts([messages], True)
+            [prompt] = self.render([messages], True)
         # A thinking block may be in the generation prompt alone, which is then longer.
-        if not prompt.startswith(before):
+        if not found or PROBE["content"] in after or not prompt.startswith(before):
             raise InputError(
-                f"the model's chat template ends its generation prompt in {prompt[-80:]!r}, but "
-                f"has {before[-80:]!r} before an answer: training and inference would differ. "
-                f"{PLAIN}"
+                f"the model's chat template does not have an answer once after its prompt (got "
+                f"{prompt[-80:]!r} and {whole[-200:]!r}). {PLAIN}"
             )
         ids = self.tokenizer(after, add_special_tokens=False).input_ids
         self.stop_id = next((token for token in ids if token in self.control_ids), None)
 
     def _limit_time(self, messages: Messages) -> None:
         """Render in a child process first; InputError if it takes more than SECONDS."""
-        if sys.platform != "linux":  # elsewhere processes cannot be forked safely
-            return
 
         def attempt() -> None:  # without the tokenizer, whose threads are not forked
             with suppress(InputError):  # the parent meets it as well
-                self.texts([messages], True)
-                self.texts([[*messages, PROBE]])
+                self.render([messages], True)
+                self.render([[*messages, PROBE]])
 
         child = multiprocessing.get_context("fork").Process(target=attempt, daemon=True)
         child.start()
@@ -173,33 +173,13 @@ class Chat:
         if child.is_alive():
             child.kill()
             raise InputError(
-                f"the model's chat template took more than {SECONDS} seconds for one question. "
-                f"{PLAIN}"
+                f"the model's chat template took more than {SECONDS} seconds for a prompt. {PLAIN}"
             )
 
-    def _apply(self, conversations: list, add_generation_prompt: bool, tokenize: bool) -> Any:
-        if self.blocks:
-            conversations = [
-                [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
-                for turns in conversations
-            ]
-        try:
-            return self.tokenizer.apply_chat_template(
-                conversations,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=tokenize,
-                # A row's text that spells a control token stays text; this needs `tokenize`.
-                sanitize_control_tokens=tokenize,
-                return_dict=False,
-                enable_thinking=False,  # Qwen 3 would think first; other templates ignore it
-            )
-        except Exception as error:  # a template may divide by zero, index nothing, nest too deeply
-            system = any(turn["role"] == "system" for turn in conversations[0])
-            hint = "Choose a template without a system turn (Gemma has none), or another base."
-            raise InputError(
-                f"the model's chat template fails ({first_line(error)}). "
-                f"{hint if system else PLAIN}"
-            ) from error
+
+def squeeze(text: str) -> str:
+    """Return a text without white space, which templates may trim."""
+    return "".join(text.split())
 
 
 def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -221,17 +201,11 @@ def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def fix_date(chat_template: str) -> str:
-    """Return the template with DAY instead of its calls of strftime_now, which give today's date.
-
-    Templates with the macro of that name, saved by an earlier version, are fixed already.
-    """
-    if "macro strftime_now" in chat_template:
+    """Return the template with DAY instead of today's date."""
+    if "macro strftime_now" in chat_template:  # fixed and saved by an earlier version
         return chat_template
-    calls = list(DATE_CALL.finditer(chat_template))
     fixed = DATE_CALL.sub(lambda call: json.dumps(DAY.strftime(call[2])), chat_template)
-    unknown = [call[0] for call in calls if "%" in DAY.strftime(call[2])]
-    unknown += re.findall(r"strftime_now\s*\([^)]*\)?", fixed)
-    if unknown:
+    if unknown := re.search(r"strftime_now\s*\([^)]*\)?", fixed):
         raise InputError(
             f"the model's chat template asks for the date by {unknown[0]!r}; expected a literal "
             f"format such as '%Y-%m-%d'. {PLAIN}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dandap.console import track
-from dandap.data.chat_template import PLAIN, Chat, Messages, Prompt, mark_control_tokens
+from dandap.data.chat_template import PLAIN, Chat, Messages, Prompt, mark_control_tokens, squeeze
 from dandap.data.korean import nearest_first, split_sentences
 from dandap.data.rows import Row, by_article, template_fields
 from dandap.errors import InputError
@@ -62,10 +62,7 @@ class Encoder:
     ):
         self.tokenizer, self.template, self.sample = tokenizer, template, sample
         if tokenizer.eos_token_id is None:
-            raise InputError(
-                "the tokenizer has no end-of-sequence token. Set eos_token in its "
-                "tokenizer_config.json."
-            )
+            raise InputError("the tokenizer has no eos_token. Set it in tokenizer_config.json.")
         parts = self.render(sample.context, sample, "")
         self.chat = None if "prompt" in parts else Chat(tokenizer, _messages(parts))
         self.control_ids = self.chat.control_ids if self.chat else mark_control_tokens(tokenizer)
@@ -80,7 +77,7 @@ class Encoder:
 
     def prompt_text(self, parts: Template) -> str:
         """Return the text of the prompt that a template's filled parts make."""
-        return self.chat.texts([_messages(parts)], True)[0] if self.chat else parts["prompt"]
+        return self.chat.render([_messages(parts)], True)[0] if self.chat else parts["prompt"]
 
     def encode_prompt(self, context: str, row: Row) -> list[int]:
         """Return the ids of a prompt, up to where the answer starts."""
@@ -129,9 +126,8 @@ class Encoder:
         long = [example.row.id for example in examples if len(example.prompt_ids) > prompt_limit]
         if long:
             raise InputError(
-                f"{len(long)} questions have prompts of more than {prompt_limit} tokens "
-                f"(on_overflow error), first {long[0]}. Raise max_length, or let articles be cut: "
-                "--on_overflow trim or select."
+                f"{len(long)} questions have prompts of more than {prompt_limit} tokens, first "
+                f"{long[0]}. Raise max_length, or cut articles with --on_overflow trim or select."
             )
         return examples
 
@@ -240,9 +236,9 @@ class Encoder:
             return
         trained = self.decode(ids[:-1])
         if not self.control_ids.isdisjoint(ids[:-1]) or (
-            _squeeze(trained) != _squeeze(answer)
+            squeeze(trained) != squeeze(answer)
             # What the vocabulary cannot express is lost in any case.
-            and _squeeze(trained) != _squeeze(self.decode(self._plain_ids([answer])[0]))
+            and squeeze(trained) != squeeze(self.decode(self._plain_ids([answer])[0]))
         ):
             raise InputError(
                 f"question {row.id}: the answer is {answer!r}, but with this tokenizer and "
@@ -254,10 +250,7 @@ class Encoder:
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def _shorten(self, rows: list[Row], prompt_limit: int, how: str) -> str:
-        """Return the longest shortened article with which every question's prompt fits.
-
-        That is its beginning ("trim"), or as many sentences nearest to the questions as fit.
-        """
+        """Return the longest shortened article with which every question's prompt fits."""
 
         def longest(shortened: Callable[[int], str], high: int) -> str:
             def fits(size: int) -> bool:
@@ -268,8 +261,7 @@ class Encoder:
                 row = max(rows, key=lambda row: len(row.question))
                 raise InputError(
                     f"question {row.id}: its prompt takes more than {prompt_limit} tokens even "
-                    "without the article. Raise max_length, lower max_new_tokens or shorten the "
-                    "template."
+                    "without the article. Raise max_length or lower max_new_tokens."
                 )
             low = 0  # fits(low), not fits(high)
             while high - low > 1:
@@ -289,10 +281,6 @@ class Encoder:
                 return selected
             text = sentences[order[0]]  # the nearest sentence alone is too long
         return longest(lambda characters: text[:characters].rstrip(), len(text))
-
-
-def _squeeze(text: str) -> str:
-    return "".join(text.split())
 
 
 def _messages(parts: Template, answer: str | None = None) -> Messages:

@@ -39,15 +39,13 @@ KINDS = {
     "why": "왜",
     "yes/no": "예/아니오",
 }
-_YES_NO = r"(?:는가|은가|인가|던가|[나가까요지니])\s*\??$"
+_YES_NO = r"(?:는가|은가|인가|던가|[나가까요지니])\s*\??\s*$"
 
 
 def question_kind(question: str) -> str:
     """Return the kind (one of KINDS): by interrogatives, else by the ending, else "what"."""
-    for kind, pattern in _KINDS.items():
-        if re.search(pattern, question):
-            return kind
-    return "yes/no" if re.search(_YES_NO, question.strip()) else "what"
+    kinds = _KINDS | {"yes/no": _YES_NO}
+    return next((kind for kind in kinds if re.search(kinds[kind], question)), "what")
 
 
 PARTICLES = (
@@ -71,27 +69,26 @@ NEAR_MISSES = {
 
 
 def near_miss(prediction: str, gold: str) -> str | None:
-    """Return how a prediction differs from a gold answer: the first of NEAR_MISSES that fits.
-
-    None if they are equal.
-    """
+    """Return how a prediction differs from a gold answer: the first of NEAR_MISSES that fits."""
     if prediction.strip() == gold.strip():
         return None
     ours, theirs = ("".join(text.split()) for text in (prediction, gold))
     if ours == theirs:
         return "white space"
-    our_numbers, their_numbers = _numbers(ours), _numbers(theirs)
-    same_spelling = re.findall(_NUMBER, ours) == re.findall(_NUMBER, theirs)
-    if _letters(ours) == _letters(theirs) and our_numbers == their_numbers:
-        return "quotation marks" if same_spelling else "form of a number"
+    spelled = [re.findall(_NUMBER, text) for text in (ours, theirs)]
+    ours_n, theirs_n = ([float(n.replace(",", "").replace("−", "-")) for n in s] for s in spelled)
+    # Signs of units stay: 3.5 for 3.5% lacks its unit, not just punctuation.
+    letters = [re.sub(r"[^\w%‰°$₩€]|_", "", text).casefold() for text in (ours, theirs)]
+    if letters[0] == letters[1] and ours_n == theirs_n:
+        return "quotation marks" if spelled[0] == spelled[1] else "form of a number"
     short, long = sorted((ours, theirs), key=len)
     particle = long.startswith(short) and long[len(short) :].rstrip(".") in PARTICLES
-    if our_numbers and their_numbers:
+    if ours_n and theirs_n:
         if re.sub(_NUMBER, "#", ours) == re.sub(_NUMBER, "#", theirs):
-            return "form of a number" if our_numbers == their_numbers else "another number"
+            return "form of a number" if ours_n == theirs_n else "another number"
         # Only if both are a number and what follows it: other texts are compared by their words.
         starts = all(re.match(r"[^\w]*\d", text) for text in (ours, theirs))
-        if our_numbers == their_numbers and not particle and len(our_numbers) == 1 and starts:
+        if ours_n == theirs_n and not particle and len(ours_n) == 1 and starts:
             return "unit"
     if particle:
         return "particle"
@@ -99,16 +96,7 @@ def near_miss(prediction: str, gold: str) -> str | None:
         return "too long"
     if ours and ours in theirs:
         return "too short"
-    return "some letters" if set(_letters(ours)) & set(_letters(theirs)) else "wrong"
-
-
-def _letters(text: str) -> str:
-    # Signs of units stay: 3.5 for 3.5% lacks its unit, not just punctuation.
-    return re.sub(r"[^\w%‰°$₩€]|_", "", text).casefold()
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(each.replace(",", "").replace("−", "-")) for each in re.findall(_NUMBER, text)]
+    return "some letters" if set(letters[0]) & set(letters[1]) else "wrong"
 
 
 def split_sentences(text: str) -> list[str]:
@@ -124,12 +112,16 @@ def nearest_first(sentences: list[str], questions: list[str]) -> list[int]:
     1972) of the character pairs in both, divided by the sentence's length. Every question's nearest
     sentence comes before any question's second.
     """
-    pairs = [_word_pairs(sentence) for sentence in sentences]
+
+    def word_pairs(text: str) -> set[str]:  # within words: Korean words share stems, not endings
+        return {pair for word in re.findall(r"\w+", text) for pair in character_pairs(word)}
+
+    pairs = list(map(word_pairs, sentences))
     frequency = Counter(pair for each in pairs for pair in each)
     weight = {pair: math.log(1 + len(sentences) / count) for pair, count in frequency.items()}
     best = [(len(sentences), 0.0)] * len(sentences)  # place with any question, minus nearness
     for question in questions:
-        asked = _word_pairs(question)
+        asked = word_pairs(question)
         nearness = [
             sum(weight[pair] for pair in each & asked) / max(len(sentence.strip()), SHORT)
             for each, sentence in zip(pairs, sentences, strict=True)
@@ -138,11 +130,6 @@ def nearest_first(sentences: list[str], questions: list[str]) -> list[int]:
         for place, i in enumerate(ranked):
             best[i] = (min(best[i][0], place), min(best[i][1], -nearness[i]))
     return sorted(range(len(sentences)), key=best.__getitem__)
-
-
-def _word_pairs(text: str) -> set[str]:
-    """Return the character pairs within words: Korean words share stems, not endings."""
-    return {pair for word in re.findall(r"\w+", text) for pair in character_pairs(word)}
 
 
 def character_pairs(text: str) -> set[str]:

@@ -30,9 +30,8 @@ def parse_json(text: str, where: str, **options: Any) -> Any:
     try:
         return json.loads(text, **options)
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{where}: not valid JSON ({first_line(error)}). Correct it or export the file again."
-        ) from error
+        message = f"{where}: not valid JSON ({first_line(error)}). Correct it or export it again."
+        raise InputError(message) from error
 
 
 def column_names(
@@ -40,8 +39,7 @@ def column_names(
 ) -> dict[str, str]:
     """Map our names to the file's, for those that the file has.
 
-    Case, spaces, invisible characters and decomposed Hangul do not count. InputError names the
-    required or mapped columns that are missing, and one that is ambiguous.
+    InputError names the required or mapped columns that are missing, and one that is ambiguous.
     """
     found = list(found)
     by_key = {column_key(name): name for name in found}
@@ -74,7 +72,7 @@ def json_records(
 
     A file is one value, or a value on each line. A value is a record, a document of SQuAD or a
     relative (KorQuAD 1 and 2, KLUE-MRC, AI Hub), a list of these, or an object with such a list
-    (`data`, the hub viewer's `rows`). InputError names the place of anything else.
+    (`data`, the hub viewer's `rows`).
     """
     names: dict[tuple[str, ...], dict[str, str]] = {}
     for where, value in _values(path, notes):
@@ -89,7 +87,7 @@ def json_records(
             if not isinstance(entry, dict):
                 raise InputError(
                     f"{path}, {place}: got {str(entry)[:60]}; expected an object with context, "
-                    "question and answer or answers, or SQuAD's data -> paragraphs -> qas."
+                    "question and answer, or a document of SQuAD."
                 )
             if entry.keys() & {"paragraphs", "qas"}:
                 yield from _squad_records(entry, path, place)
@@ -121,6 +119,7 @@ def _values(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
 
 def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
     """Yield the questions of one document; KorQuAD 2's has qas instead of paragraphs."""
+    where = f"{path}, {place}"
     try:
         for paragraph in document.get("paragraphs", [document]):
             for qa in paragraph["qas"]:
@@ -129,23 +128,17 @@ def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
                     "id": next(ids, None),
                     "context": paragraph["context"],
                     "question": qa["question"],
-                    "answers": answer_texts(qa.get("answers", qa.get("answer")), place),
+                    "answers": answer_texts(qa.get("answers", qa.get("answer")), where),
                     "is_impossible": qa.get("is_impossible"),
                 }
                 yield f"{place}, question {record['id']}", record
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}, {place}: not SQuAD-format JSON ({error!r}). Expected data -> paragraphs -> "
-            "(context, qas -> (id, question, answers))."
-        ) from error
+        message = f"{where}: not SQuAD-format JSON ({error!r}). Expected paragraphs with qas."
+        raise InputError(message) from error
 
 
 def answer_texts(value: Any, where: str) -> list[str]:
-    """Return the answers in a value; an empty list if there is none.
-
-    It may be a text, a number, {"text": one or several} (SQuAD, Hugging Face, AI Hub), or a list of
-    these.
-    """
+    """Return the answers in None, a text, a number, {"text": ...}, or a list of these."""
     if value is None or value != value:  # pandas' NaN for a missing cell
         return []
     if isinstance(value, dict) and "text" in value:
@@ -154,10 +147,7 @@ def answer_texts(value: Any, where: str) -> list[str]:
         return [text for each in value for text in answer_texts(each, where)]
     if isinstance(value, str | int | float | Decimal) and not isinstance(value, bool):
         return [str(value)]
-    raise InputError(
-        f"{where}: an answer is {str(value)[:100]!r}; expected a text, {{'text': ...}}, or a list "
-        "of these."
-    )
+    raise InputError(f"{where}: an answer is {str(value)[:100]!r}; expected a text or a list.")
 
 
 def structured(value: Any, where: str) -> Any:
@@ -173,6 +163,5 @@ def structured(value: Any, where: str) -> Any:
             raise ValueError("no comma between two texts")
         return ast.literal_eval(ARRAY.sub("", text))  # parses literals, evaluates nothing
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise InputError(
-            f"{where}: {text[:60]} is not a valid list ({first_line(error)}). Write it as JSON."
-        ) from error
+        message = f"{where}: {text[:60]} is not a valid list ({first_line(error)}). Write JSON."
+        raise InputError(message) from error

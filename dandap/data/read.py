@@ -40,8 +40,7 @@ GARBLED = re.compile(
 NOTES = {
     "composed": "rows had decomposed Hangul, which was composed",
     "blank": "questions lack their article or their text; they are answered anyway",
-    "garbled": "rows have signs of a wrong encoding (\ufffd, or Latin letters for Hangul): look at "
-    "them before you train",
+    "garbled": "rows have signs of a wrong encoding (\ufffd, or Latin letters for Hangul)",
     "pages": "articles are HTML, and are read as a reader sees them",
 }
 
@@ -59,10 +58,8 @@ def read_questions(
     columns = columns or {}
     for name in columns:
         if name not in COLUMNS:
-            raise InputError(
-                f"columns: {name!r} is none of {', '.join(COLUMNS)}.{nearest(name, COLUMNS)} "
-                "Write our name first, then the file's, as context=본문."
-            )
+            known = f"{', '.join(COLUMNS)}.{nearest(name, COLUMNS)}"
+            raise InputError(f"columns: {name!r} is none of {known} Write it as context=본문.")
     paths = paths if isinstance(paths, list) else [paths]
     files = [file for path in paths for file in find_files(Path(path))]
     required = ("context", "question", *(["answer"] if need_answers else []))
@@ -115,8 +112,7 @@ def _sheet_records(
 def _answers(where: str, record: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
     """Return a record's answers, and whether they were given as a list.
 
-    `answers` is used if it has any, else `answer`. An empty list means that a question has no
-    answer; an empty cell is a mistake in a training file.
+    An empty list means that a question has no answer; an empty cell is a mistake.
     """
     value = structured(record.get("answers"), f"{where}: answers")
     is_list = "answers" in record and not isinstance(value, str)
@@ -147,10 +143,7 @@ def _signs(text: str) -> set[str]:
 def _make_rows(
     records: Iterable[Record], path: Path, need_answers: bool, prefix: str = ""
 ) -> tuple[list[Row], list[str]]:
-    """Return the rows of a file's records, and notes for people.
-
-    If the first record has no id, rows are numbered after the prefix.
-    """
+    """Return the rows of a file's records, and notes; without ids, rows are numbered."""
     rows: list[Row] = []
     found: dict[str, list[str]] = defaultdict(list)  # key of NOTES -> ids
     contexts: dict[str, str] = {}  # a file repeats an article for each of its questions
@@ -166,7 +159,7 @@ def _make_rows(
             name = str(int(name)) if name == name // 1 else None
         if not isinstance(name, str) or not trim(name) or len(name) > LONGEST_ID:
             raise InputError(
-                f"{where}: got the id {str(name)[:100]!r}; expected a text of 1 to {LONGEST_ID:,} "
+                f"{where}: got the id {str(name)[:100]!r}; expected at most {LONGEST_ID:,} "
                 "characters in every row, or no ids at all."
             )
         name = writable(name)
@@ -174,10 +167,8 @@ def _make_rows(
         context, signs = _article(context) if isinstance(context, str) else (context, set())
         for part, text in (("context", context), ("question", question)):
             if not isinstance(text, str) or (need_answers and not trim(text)):
-                raise InputError(
-                    f"{where}: {part} is empty or not a text (got {str(text)[:100]!r}). Fill it "
-                    "in or delete the row."
-                )
+                got = f"{part} is empty or not a text (got {str(text)[:100]!r})"
+                raise InputError(f"{where}: {got}. Fill it in or delete the row.")
         answers, is_list = _answers(where, record)
         if "pages" in signs:
             # An answer that is nothing but a tag, as <br>, stays.
@@ -189,25 +180,18 @@ def _make_rows(
             unanswerable += 1
             continue
         if need_answers and not answers:
-            raise InputError(
-                f"{where} (id {name}): no answer. Training needs one in every row; fill it in or "
-                "delete the row."
-            )
+            raise InputError(f"{where} (id {name}): no answer. Fill it in or delete the row.")
         for key in signs.union(*map(_signs, (question, *answers))):
             found[key].append(name)
         context, question = contexts.setdefault(context, context), trim(clean(question))
         answers = () if impossible else answers
         rows.append(Row(name, context, question, answers, fields=FIELDS[impossible]))
     if not rows:
-        raise InputError(
-            f"{path} has no questions{' with an answer' if count else ''} (got {count} rows). "
-            "Expected at least one."
-        )
+        raise InputError(f"{path} has no questions (got {count} rows). Expected at least one.")
     notes = []
     if numbered:
         notes.append(
-            f"{path.name} has no column 'id'; its rows are called {prefix}1 to {prefix}{count} "
-            "(--columns id=NAME selects another column)"
+            f"{path.name} has no column 'id'; its rows are called {prefix}1 to {prefix}{count}"
         )
     notes += [
         f"{len(found[key]):,} {what} ({short_list(found[key], 3, quoted=False)})"

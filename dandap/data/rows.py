@@ -93,10 +93,8 @@ def refuse_duplicate_ids(rows: list[Row], path: Path) -> None:
     """Reject ids that occur twice: answers are matched by them."""
     repeated = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
     if repeated:
-        raise InputError(
-            f"{path} has ids more than once ({len(repeated)}): {short_list(repeated, 5)}. Every "
-            "question needs its own."
-        )
+        names = short_list(repeated, 5)
+        raise InputError(f"{path} has ids more than once ({len(repeated)}): {names}. Rename them.")
 
 
 def match_ids(wanted: Collection[str], found: Iterable[str]) -> Callable[[str], str | None]:
@@ -137,18 +135,13 @@ def split_by_article(
         return list(rows), []
     real = [row for row in rows if not row.fields.get("generated")]
     if not real:
-        raise InputError(
-            "every row is marked as generated, and validation needs real rows. Add some, or set "
-            "validation_fraction 0."
-        )
+        raise InputError("every row is generated. Add real ones, or set validation_fraction 0.")
     family = families(real)
     names = sorted(set(family.values()))
     if fold:
         part, parts = map(int, fold.split("/"))
         if len(names) < parts:
-            raise InputError(
-                f"got {len(names)} article(s) for {parts} folds, which need one each. Use fewer."
-            )
+            raise InputError(f"got {len(names)} article(s) for {parts} folds. Use fewer folds.")
         chosen = set(names[part - 1 :: parts])
     else:
         # 16 hexadecimal digits are spread evenly from 0 to 1, unless the file itself was chosen by
@@ -156,19 +149,15 @@ def split_by_article(
         below = [name for name in names if int(name, 16) / 16**16 < fraction]
         chosen = set(below[: math.ceil(2 * fraction * len(names))]) or {names[0]}
     validation = [row for row in real if family[row.article] in chosen]
+    train = [row for row in real if family[row.article] not in chosen]
     # Generated rows are trained on, unless a row that they were made of is validated on.
     held_out = {row.group for row in validation}
-    train = [row for row in real if family[row.article] not in chosen]
-    train += [
-        row
-        for row in rows
-        if row.fields.get("generated")
-        and held_out.isdisjoint(row.fields.get("sources", "").split())
-    ]
+    generated = (row for row in rows if row.fields.get("generated"))
+    train += [row for row in generated if held_out.isdisjoint(row.fields["sources"].split())]
     if not train:
         raise InputError(
-            f"got {len(names)} article(s) and validation_fraction {fraction}: nothing is left to "
-            "train on. Add articles or set validation_fraction 0."
+            f"got {len(names)} article(s): nothing is left to train on. Add some, or set "
+            "validation_fraction 0."
         )
     return train, validation
 

@@ -95,10 +95,9 @@ def _read_csv(path: Path) -> Sheet:
                     if any(map(trim, cells)):
                         yield reader.line_num, cells
             except csv.Error as error:
-                raise InputError(
-                    f"{path}, line {reader.line_num}: {error}. A quotation mark is not closed, or "
-                    'is unescaped inside a cell; write it as "" inside a quoted cell.'
-                ) from error
+                where = f"{path}, line {reader.line_num}"
+                hint = 'Close each quotation mark, and write one inside a quoted cell as "".'
+                raise InputError(f"{where}: {error}. {hint}") from error
 
     rows = lines()
     if declared:
@@ -124,10 +123,7 @@ def _with_header(
     def rows() -> Iterator[tuple[str, dict[str, str]]]:
         for line, cells in lines:
             if first and trim(cells[0]) == first:
-                raise InputError(
-                    f"{path}, line {line}: the header again. Delete that line, or keep glued files "
-                    "apart: several may be named with commas."
-                )
+                raise InputError(f"{path}, line {line}: the header again. Delete that line.")
             if len(cells) < width or any(map(trim, cells[width:])):
                 raise InputError(
                     f"{path}, line {line}: got {len(cells)} cells, the header has {width}. "
@@ -144,9 +140,8 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise InputError(
-            f"{path} cannot be read ({first_line(error)}). Save or export it again."
-        ) from error
+        message = f"{path} cannot be read ({first_line(error)}). Save or export it again."
+        raise InputError(message) from error
 
 
 def _read_excel(path: Path) -> Sheet:
@@ -155,10 +150,8 @@ def _read_excel(path: Path) -> Sheet:
         from openpyxl import load_workbook
         from openpyxl.utils.escape import unescape
     except ImportError as error:
-        raise InputError(
-            f"{path} is an Excel workbook: save it as CSV UTF-8, or install openpyxl (pip install "
-            "-r requirements-extra.txt)."
-        ) from error
+        message = f"{path} is an Excel workbook: save it as CSV UTF-8, or install openpyxl."
+        raise InputError(message) from error
     lines, unclear = [], {}
     with _reading(path), path.open("rb") as file:
         sheet, *others = load_workbook(file, read_only=True, data_only=True).worksheets
@@ -178,8 +171,7 @@ def _read_excel(path: Path) -> Sheet:
                 if cell.data_type == "e" or (is_number and not is_plain):
                     unclear[name] = (
                         f"{path}, cell {cell.coordinate}: it has {cell.value!r}, displayed as "
-                        f"{cell.number_format!r}, so its text is not certain. Format the column "
-                        "as text, or save the sheet as CSV UTF-8."
+                        f"{cell.number_format!r}. Format the column as text, or save it as CSV."
                     )
     header, rows = _with_header(path, iter(lines))
     names = short_list(other.title for other in others)

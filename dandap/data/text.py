@@ -29,6 +29,10 @@ JAMO = re.compile("[\u1100-\u1112][\u1161-\u1175][\u11a8-\u11c2]?|[\uac00-\ud7a3
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u180e\u200e\u200f"
 UNSEEN = re.compile(rf"[\s{INVISIBLE}\u00ad]+")
 SURROGATE = re.compile("[\ud800-\udfff]")
+HIDDEN = ("script", "style", "title", "template", "noscript")
+BLOCKS = tuple(
+    "p div br li tr table ul ol h1 h2 h3 h4 h5 h6 section article dt dd blockquote".split()
+)
 CLOSED_BLOCK = re.compile(r"</(?:html|body|p|div|table|tr|td|ul|ol|li|h[1-6])\s*>", re.IGNORECASE)
 
 
@@ -70,11 +74,7 @@ def _encodings(start: bytes) -> tuple[str, ...]:
 
 
 def decode(data: bytes, path: Path) -> tuple[str, str]:
-    """Return a file's text without byte-order mark, and its encoding.
-
-    UTF-16 needs a byte-order mark; other files are strict UTF-8, or else cp949. InputError names
-    the first invalid byte and its line.
-    """
+    """Return a file's text and its encoding: UTF-16 with a byte-order mark, UTF-8 or cp949."""
     failures = {}
     for encoding in _encodings(data[:2]):
         try:
@@ -86,8 +86,7 @@ def decode(data: bytes, path: Path) -> tuple[str, str]:
     line = data.count(b"\n", 0, start) + 1
     raise InputError(
         f"{path}, line {line}: the byte 0x{data[start]:02x} at {start} is wrong; up to there the "
-        f"file is {encoding}, but as a whole it is neither UTF-8 nor cp949. Correct that place, "
-        "or export the file again as UTF-8."
+        f"file is {encoding}. Correct it, or export the file again as UTF-8."
     )
 
 
@@ -146,30 +145,22 @@ def bare(text: str) -> str:
 class _Page(HTMLParser):
     """Collects the visible text of a page, with a line break at each block."""
 
-    HIDDEN = ("script", "style", "title", "template", "noscript")
-    BLOCKS = tuple(
-        "p div br li tr table ul ol h1 h2 h3 h4 h5 h6 section article dt dd blockquote".split()
-    )
-
     def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
+        super().__init__()
         self.pieces: list[str] = []
         self.hidden = 0  # open hidden elements
 
-    def handle_starttag(self, tag, attrs):
-        self.hidden += tag in self.HIDDEN
-        if tag in (*self.BLOCKS, "td", "th"):
-            self.pieces.append("\n" if tag in self.BLOCKS else " ")
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.hidden += tag in HIDDEN
+        self.pieces.append("\n" if tag in BLOCKS else " " if tag in ("td", "th") else "")
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         # Pages close elements that they never opened; below 0, a later script would be visible.
-        self.hidden = max(0, self.hidden - (tag in self.HIDDEN))
-        if tag in self.BLOCKS:
-            self.pieces.append("\n")
+        self.hidden = max(0, self.hidden - (tag in HIDDEN))
+        self.pieces.append("\n" if tag in BLOCKS else "")
 
-    def handle_data(self, data):
-        if not self.hidden:
-            self.pieces.append(re.sub(r"\s+", " ", data))
+    def handle_data(self, data: str) -> None:
+        self.pieces.append("" if self.hidden else re.sub(r"\s+", " ", data))
 
 
 def looks_like_html(text: str) -> bool:
