@@ -105,7 +105,8 @@ class Chat:
         for i, prompt in enumerate(prompts or []):
             places = range(len(prompt.ids) - 1, 0, -1)
             seam = next((at for at in places if prompt.ids[at] in self.control_ids), 0)
-            start = prompt.text.rfind(self.tokenizer.convert_ids_to_tokens(prompt.ids[seam]))
+            token = str(self.tokenizer.convert_ids_to_tokens(prompt.ids[seam]))
+            start = prompt.text.rfind(token)
             if seam and start > 0 and texts[i].startswith(prompt.text):
                 known[i], rest[i] = prompt.ids[: seam + 1], texts[i][start:]
         found = self.tokenizer(rest, add_special_tokens=False).input_ids

@@ -100,7 +100,8 @@ class Encoder:
 
     def decode(self, answer_ids: Sequence[int]) -> str:
         """Return an answer's text, without control tokens and surrounding white space."""
-        return self.tokenizer.decode([i for i in answer_ids if i not in self.control_ids]).strip()
+        ids = [token for token in answer_ids if token not in self.control_ids]
+        return str(self.tokenizer.decode(ids)).strip()
 
     def encode(
         self, rows: list[Row], prompt_limit: int, answers: bool, on_overflow: str = "trim"
@@ -158,7 +159,7 @@ class Encoder:
                 yield array("i", prompts[i].ids), array("i", ids[i]), shortened[i]
 
     def _load_encoded(self, articles: list[list[Row]], *settings: Any) -> Iterator[Encoded]:
-        """Yield what `_encode` does, from the cache if an earlier run has encoded the same."""
+        """Yield what `_encode` does, from the cache if an earlier run has built it."""
         import pyarrow as pa
 
         from dandap.data.cache import load_cached

@@ -60,8 +60,8 @@ def read_questions(
         if name not in COLUMNS:
             known = f"{', '.join(COLUMNS)}.{nearest(name, COLUMNS)}"
             raise InputError(f"columns: {name!r} is none of {known} Write it as context=본문.")
-    paths = paths if isinstance(paths, list) else [paths]
-    files = [file for path in paths for file in find_files(Path(path))]
+    several = paths if isinstance(paths, list) else [paths]
+    files = [file for path in several for file in find_files(Path(path))]
     required = ("context", "question", *(["answer"] if need_answers else []))
     tables = []
     for path in files:

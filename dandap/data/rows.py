@@ -176,8 +176,8 @@ def families(rows: list[Row]) -> dict[str, str]:
 
     first: dict[tuple[str, str], str] = {}  # what copies have in common -> the first article
 
-    def link(article: str, *common: str) -> None:
-        parent[root(article)] = root(first.setdefault(common, article))
+    def link(article: str, kind: str, value: str) -> None:
+        parent[root(article)] = root(first.setdefault((kind, value), article))
 
     for row in rows:
         link(row.article, "content", row.content_hash)

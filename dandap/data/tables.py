@@ -152,7 +152,8 @@ def _read_excel(path: Path) -> Sheet:
     except ImportError as error:
         message = f"{path} is an Excel workbook: save it as CSV UTF-8, or install openpyxl."
         raise InputError(message) from error
-    lines, unclear = [], {}
+    lines: list[tuple[int, list[str]]] = []
+    unclear = {}
     with _reading(path), path.open("rb") as file:
         sheet, *others = load_workbook(file, read_only=True, data_only=True).worksheets
         sheet.reset_dimensions()  # some programs write A1:A1 for every sheet
