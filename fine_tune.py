@@ -20,7 +20,7 @@ from rich.console import Console
 from dandap import ROOT
 from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
 from dandap.console import terminal_output
-from dandap.data.files import find_files
+from dandap.data.text import find_files
 from dandap.errors import InputError
 from dandap.files import read_json
 from dandap.model.distributed import first_one_speaks, refuse_several

@@ -15,11 +15,19 @@ from typing import Any, NamedTuple
 
 import metrics
 from dandap.console import printable
-from dandap.data.files import TABLES, read_bytes
 from dandap.data.korean import with_ro
 from dandap.data.qa_formats import parse_json
 from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
-from dandap.data.text import SURROGATE, clean, decode, encoding_notes, trim, writable
+from dandap.data.text import (
+    SURROGATE,
+    TABLES,
+    clean,
+    decode,
+    encoding_notes,
+    read_bytes,
+    trim,
+    writable,
+)
 from dandap.errors import InputError
 from dandap.files import write_bytes
 from tasks.exploration import Chart, Description

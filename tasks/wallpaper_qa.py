@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 import metrics
-from dandap.data.files import TABLES, find_files, hash_file
 from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
 from dandap.data.tables import column_key, read_table
-from dandap.data.text import clean, trim
+from dandap.data.text import TABLES, clean, find_files, hash_file, trim
 from dandap.errors import InputError, first_line, short_list
 from dandap.files import write_text
 from tasks.submission import SubmissionForm, write_submission

@@ -57,10 +57,7 @@ def test_what_stands_before_an_answer_belongs_to_the_prompt(name, tmp_path):
     assert prompt.rstrip().endswith(before.get(name, "<|assistant|>"))
     # Everybody who loads the saved tokenizer sends the same prompt.
     tokenizer.save_pretrained(tmp_path)
-    again = encoder(AutoTokenizer.from_pretrained(tmp_path))
-    assert again.encode_prompt(ROW.context, ROW) == encoder(tokenizer).encode_prompt(
-        ROW.context, ROW
-    )
+    assert trained(AutoTokenizer.from_pretrained(tmp_path))[0] == prompt
 
 
 def test_a_thinking_block_in_the_generation_prompt_alone_stays_there():
@@ -81,29 +78,23 @@ def test_a_template_of_content_blocks_gets_blocks():
     assert answer.strip() == "1,240억 원</s>"
 
 
-@pytest.mark.parametrize("template", ["concise", "answer_bot"])
-def test_a_word_that_is_an_added_token_is_a_word(template):
-    tokenizer = tokenizer_with("매출 소식. " + TURNS + PROMPT, ["매출", "1,240억"])
-    prompt, answer = trained(tokenizer, template)
-    assert "매출" in prompt
-    assert answer.replace(" ", "") == "1,240억원</s>"
-    encode = encoder(tokenizer, template)
-    assert (
-        encode.decode(
-            encode.encode_answer(ROW.context, ROW, "매출", encode.encode_prompt(ROW.context, ROW))
-        )
-        == "매출"
-    )
+def test_a_word_that_is_an_added_token_is_a_word():
+    for template in ("concise", "answer_bot"):
+        tokenizer = tokenizer_with("매출 소식. " + TURNS + PROMPT, ["매출", "1,240억"])
+        prompt, answer = trained(tokenizer, template)
+        assert "매출" in prompt
+        assert answer.replace(" ", "") == "1,240억원</s>"
+        encode = encoder(tokenizer, template)
+        prompt_ids = encode.encode_prompt(ROW.context, ROW)
+        assert encode.decode(encode.encode_answer(ROW.context, ROW, "매출", prompt_ids)) == "매출"
 
 
 def test_a_marker_that_is_an_added_token_stays_a_control_token():
     tokenizer = tokenizer_with(TURNS.replace("eos_token", "'<|end|>'") + PROMPT, ["<|end|>"])
     encode = encoder(tokenizer)
     end = tokenizer.convert_tokens_to_ids("<|end|>")
-    assert (
-        encode.encode_answer(ROW.context, ROW, "답", encode.encode_prompt(ROW.context, ROW))[-1]
-        == end
-    )
+    prompt_ids = encode.encode_prompt(ROW.context, ROW)
+    assert encode.encode_answer(ROW.context, ROW, "답", prompt_ids)[-1] == end
     spelled = Row("b", "기사에 <|end|> 라고 적혀 있다.", "무엇?", ("답",))
     assert encode.encode_prompt(spelled.context, spelled).count(end) == 1, "the turn's own"
 
@@ -135,16 +126,15 @@ def test_questions_encoded_together_are_those_encoded_one_by_one(name, template)
     encode = encoder(tokenizer, template)
     rows = [Row(str(n), text, text + "?", (f"답 {n}",)) for n, text in enumerate(HOSTILE)]
     items = [(row.context, row) for row in rows]
-    prompts = encode._encode_prompts(items)
-    if encode.chat:
-        for row, prompt in zip(rows, prompts, strict=True):
-            parts = encode.render(row.context, row, "")
-            turns = [{"role": role, "content": parts[role]} for role in parts if role != "answer"]
-            assert prompt.ids == encode.chat.ids(turns, add_generation_prompt=True)
-    answers = encode._encode_answers(items, prompts)
+    prompts = encode._prompts(items)
+    answers = encode._answers(items, [row.answers[0] for row in rows], prompts)
     for row, prompt, answer in zip(rows, prompts, answers, strict=True):
         assert prompt.ids == encode.encode_prompt(row.context, row)
         assert answer == encode.encode_answer(row.context, row, row.answers[0], prompt.ids)
+        if encode.chat:
+            parts = encode.render(row.context, row, "")
+            turns = [{"role": role, "content": parts[role]} for role in parts if role != "answer"]
+            assert prompt.ids == encode.chat.render([turns], True, tokenize=True)[0]
 
 
 def test_the_date_of_a_prompt_is_fixed(tmp_path):
@@ -163,41 +153,37 @@ def test_the_date_macro_of_earlier_runs_stays():
     assert "2024" in prompt
 
 
-@pytest.mark.parametrize("call", ["strftime_now('%Q')", "strftime_now(messages[0].role)"])
-def test_a_date_in_another_format_is_rejected(call):
-    with pytest.raises(InputError, match=r"asks for the date by .*expected a literal format"):
-        trained(tokenizer_with("{{ " + call + " }}" + TURNS + PROMPT))
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "{% if true %}\n{% endif %}\n"])
-def test_a_template_that_ends_in_a_line_end_is_mended_without_it(end):
+def test_a_template_that_ends_in_a_line_end_is_mended_without_it():
     """Jinja drops a template's last line end, which something appended would keep."""
-    tokenizer = tokenizer_with(HEADERS["words before the answer"] + end)
-    row = {"role": "user", "content": "질문"}
-    before = tokenizer.apply_chat_template([row], add_generation_prompt=True, tokenize=False)
-    after = encoder(tokenizer).tokenizer
-    assert (
-        after.apply_chat_template([row], add_generation_prompt=True, tokenize=False)
-        == before + "답: "
-    )
+    for end in ("\n", "\r\n", "\n\n", "{% if true %}\n{% endif %}\n"):
+        tokenizer = tokenizer_with(HEADERS["words before the answer"] + end)
+        form = {"add_generation_prompt": True, "tokenize": False}
+        turns = [{"role": "user", "content": "질문"}]
+        before = tokenizer.apply_chat_template(turns, **form)
+        mended = encoder(tokenizer).tokenizer
+        assert mended.apply_chat_template(turns, **form) == before + "답: "
 
 
 ANSWER = "(m.content if m.role != 'assistant' else {})"
 REJECTED = {
     "the same to all": ("hello", "drops the user turn"),
     "no article": (TURNS.replace("m.content", "m.content[-6:]") + PROMPT, "drops the user turn"),
-    "no answer": (TURNS.replace("m.content", ANSWER.format("''")) + PROMPT, "does not contain an"),
+    "no answer": (TURNS.replace("m.content", ANSWER.format("''")) + PROMPT, "an answer once"),
     "the answer twice": (
         TURNS.replace("m.content", ANSWER.format("m.content + ' ' + m.content")) + PROMPT,
-        "does not contain an answer once",
+        "an answer once",
     ),
     "another answer": (
         TURNS.replace("m.content", ANSWER.format("m.content | reverse")) + PROMPT,
-        "does not contain an answer once",
+        "an answer once",
     ),
     "a prompt for somebody else": (
         TURNS + "{% if add_generation_prompt %}<|user|>{% endif %}",
-        "training and inference would differ",
+        "an answer once after its prompt",
+    ),
+    "a date in another form": (
+        "{{ strftime_now(messages[0].role) }}" + TURNS + PROMPT,
+        "asks for the date by .*expected a literal format",
     ),
     "a division by zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
     "a long loop": ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),
@@ -206,18 +192,17 @@ REJECTED = {
 }
 
 
-@pytest.mark.parametrize("name", REJECTED)
-def test_what_cannot_be_mended_is_rejected(name):
-    template, message = REJECTED[name]
-    with pytest.raises(InputError, match=message):
-        encoder(tokenizer_with(template))
+def test_what_cannot_be_mended_is_rejected():
+    for template, message in REJECTED.values():
+        with pytest.raises(InputError, match=message):
+            encoder(tokenizer_with(template))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
 def test_a_template_that_loops_is_stopped(monkeypatch):
     monkeypatch.setattr(chat, "SECONDS", 0.3)
     loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    with pytest.raises(InputError, match="took more than 0.3 seconds for one question"):
+    with pytest.raises(InputError, match="took more than 0.3 seconds"):
         encoder(tokenizer_with(loops + TURNS + PROMPT))
 
 
@@ -230,26 +215,19 @@ def test_an_answer_that_the_template_would_change_is_rejected_before_training():
         Encoder(tokenizer, {"user": "{context} {question}"}).encode([ROW], 1000, answers=True)
 
 
-@pytest.mark.parametrize(
-    ("change", "answer"),
-    [
+def test_every_answer_is_checked_not_only_the_first_ones():
+    rows = [Row(str(n), ROW.context, "매출은?", ("답",)) for n in range(40)]
+    for change, answer in (
         ("m.content | striptags", "<b>굵게</b>"),
         ("m.content | upper", "kt"),
         ("m.content.split('</think>')[-1]", "x</think>y"),
-    ],
-)
-def test_every_answer_is_checked_not_only_the_first_ones(change, answer):
-    tokenizer = tokenizer_with(
-        TURNS.replace("m.content", f"(m.content if m.role == 'user' else {change})") + PROMPT
-    )
-    rows = [Row(str(n), ROW.context, "매출은?", ("답",)) for n in range(40)]
-    encoder(tokenizer).encode(rows, 1000, answers=True)
-    with pytest.raises(
-        InputError, match=f"question odd: the answer is '{answer}', but .* would be trained"
     ):
-        encoder(tokenizer).encode(
-            [*rows, Row("odd", ROW.context, "매출은?", (answer,))], 1000, answers=True
-        )
+        template = TURNS.replace("m.content", ANSWER.format(change)) + PROMPT
+        encoder(tokenizer_with(template)).encode(rows, 1000, answers=True)
+        odd = Row("odd", ROW.context, "매출은?", (answer,))
+        expected = f"question odd: the answer is '{answer}', but .* would be trained"
+        with pytest.raises(InputError, match=expected):
+            encoder(tokenizer_with(template)).encode([*rows, odd], 1000, answers=True)
 
 
 def test_a_later_row_that_the_template_changes_is_still_answered():

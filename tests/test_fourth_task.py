@@ -16,7 +16,7 @@ FILE = '''
 
 import json
 
-from dandap.data.files import read_bytes
+from dandap.data.text import read_bytes
 from dandap.data.rows import Row, Table
 from dandap.files import write_text
 from tasks.task import Task

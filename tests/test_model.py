@@ -7,8 +7,8 @@ from dandap.training.plain import split_step
 from peft import PeftModel
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
+from dandap.data.checks import answer_share
 from dandap.data.encode import Example
-from dandap.data.lengths import answer_share
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.model import device as model_module

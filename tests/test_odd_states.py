@@ -10,8 +10,8 @@ import pytest
 from dandap.training.stop import StopSignals
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig
 
+from dandap.data.checks import drop_too_long, loses_answer
 from dandap.data.encode import Example
-from dandap.data.lengths import drop_too_long, loses_answer
 from dandap.data.rows import Row, Table
 from dandap.errors import InputError
 from dandap.files import read_json, write_json

@@ -31,10 +31,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from dandap.cli import Parser, parse, positive, run_script
-from dandap.data.files import decode, read_bytes
+from dandap.data.korean import character_pairs, likeness
 from dandap.data.rows import Row, by_article
-from dandap.data.sentences import character_pairs, likeness
 from dandap.data.tables import read_table
+from dandap.data.text import decode, read_bytes
 from dandap.errors import InputError, first_line
 from dandap.files import read_json_lines, refuse_existing, write_json_lines, write_table
 from dandap.recipe import load_recipe

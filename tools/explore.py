@@ -25,9 +25,9 @@ from markupsafe import Markup
 
 from dandap.cli import Parser, parse, run_script
 from dandap.data.checks import FINDINGS, check_data
-from dandap.data.files import find_files
+from dandap.data.korean import character_pairs, likeness, split_sentences
 from dandap.data.rows import Row, by_article
-from dandap.data.sentences import character_pairs, likeness, split_sentences
+from dandap.data.text import find_files
 from dandap.errors import InputError
 from dandap.files import new_folder, write_table
 from dandap.language import t

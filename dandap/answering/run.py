@@ -22,8 +22,8 @@ import prompts
 from dandap.answering.answer import make_record
 from dandap.answering.answerer import Answerer
 from dandap.console import track
+from dandap.data.checks import report_cut
 from dandap.data.encode import Encoder, Example
-from dandap.data.lengths import report_cut
 from dandap.data.rows import Answers, Row, Table, split_by_article
 from dandap.errors import InputError
 from dandap.files import check_writable, copy_whole, refuse_output, write_json

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,9 +37,13 @@ def load_cached(
     """Return the batches that `build` yields, from disk if an earlier run built them.
 
     `parts` are all texts that they depend on. Of several processes one builds and the others wait.
-    Where the folder cannot be written, nothing is cached.
     """
-    file = FOLDER / f"{_key(parts)}.arrow"
+    digest = hashlib.sha256()
+    code = [*sorted(Path(__file__).parent.glob("*.py")), Path(prompts.__file__)]
+    versions = [*map(version, PACKAGES), *(file.read_text("utf-8") for file in code)]
+    for part in chain(versions, parts):
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    file = FOLDER / f"{digest.hexdigest()[:32]}.arrow"
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
         FOLDER.chmod(0o700)
@@ -94,13 +99,3 @@ def _write(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> 
         unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def _key(parts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    code = [*sorted(Path(__file__).parent.glob("*.py")), Path(prompts.__file__)]
-    for part in [*map(version, PACKAGES), *(file.read_text("utf-8") for file in code)]:
-        digest.update(part.encode() + b"\0")
-    for part in parts:
-        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()[:32]

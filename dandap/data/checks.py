@@ -1,10 +1,13 @@
-"""Check the data before training: contradictions, missing answers, leaks, near-duplicates."""
+"""Check the data before training: contradictions, leaks, near duplicates, cut articles."""
 
 from collections import defaultdict
 
+from dandap.data.encode import Encoder, Example
 from dandap.data.near_duplicates import forget_signatures, group_near_copies
-from dandap.data.rows import Row
+from dandap.data.rows import Row, by_article
 from dandap.data.text import bare
+from dandap.errors import InputError, short_list
+from dandap.recipe import Recipe
 
 FINDINGS = {
     "contradictions": "questions asked twice on one article with different answers",
@@ -12,44 +15,18 @@ FINDINGS = {
     "shared_articles": "articles that are in more than one of train, validation and test",
     "near_duplicates": "groups of articles that are nearly the same",
 }
-Finding = dict
 
 
-def check_data(splits: dict[str, list[Row]]) -> dict[str, list[Finding]]:
+def check_data(splits: dict[str, list[Row]]) -> dict[str, list[dict]]:
     """Return the findings by kind (FINDINGS), for the rows of train, validation and test.
 
     Test rows may have no answers. Choices need not be in their article.
     """
-    rows = [row for split in splits.values() for row in split]
-    return {
-        "contradictions": _contradictions(rows),
-        "not_in_article": [
-            {"ids": [row.id], "question": row.question, "answers": list(row.answers)}
-            for row in rows
-            if row.context and row.answers and not row.choices
-            # Commas and spaces included: a grounded answer is copied letter for letter.
-            if not any(answer in row.context for answer in row.answers)
-        ],
-        "shared_articles": _shared_articles(splits),
-        "near_duplicates": _near_duplicates(splits),
-    }
-
-
-def finding_lines(findings: dict[str, list[Finding]]) -> list[str]:
-    """Return a line for each kind that was found, with the first ids."""
-    return [
-        f"{len(found)} {FINDINGS[name]}, first {', '.join(found[0]['ids'][:2])}"
-        for name, found in findings.items()
-        if found
-    ]
-
-
-def _contradictions(rows: list[Row]) -> list[Finding]:
+    answered = [row for rows in splits.values() for row in rows if row.answers and not row.choices]
     asked: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row.answers and not row.choices:  # a letter means another text in every row
-            asked[row.article, bare(row.question).rstrip("?")].append(row)
-    return [
+    for row in answered:
+        asked[row.article, bare(row.question).rstrip("?")].append(row)
+    contradictions = [
         {
             "ids": [row.id for row in same],
             "question": same[0].question,
@@ -59,20 +36,39 @@ def _contradictions(rows: list[Row]) -> list[Finding]:
         # One common answer is enough: the others may be other wordings.
         if not set.intersection(*({bare(answer) for answer in row.answers} for row in same))
     ]
-
-
-def _shared_articles(splits: dict[str, list[Row]]) -> list[Finding]:
+    not_in_article = [
+        {"ids": [row.id], "question": row.question, "answers": list(row.answers)}
+        for row in answered
+        # Commas and spaces included: a grounded answer is copied letter for letter.
+        if row.context and not any(answer in row.context for answer in row.answers)
+    ]
     first: dict[str, dict[str, str]] = defaultdict(dict)  # content -> split -> its first id
     for split, rows in splits.items():
         for row in rows:
             if row.context or row.group:
                 first[row.content_hash].setdefault(split, row.id)
+    return {
+        "contradictions": contradictions,
+        "not_in_article": not_in_article,
+        "shared_articles": [
+            {"ids": list(ids.values()), "splits": list(ids)}
+            for ids in first.values()
+            if len(ids) > 1
+        ],
+        "near_duplicates": _near_duplicates(splits),
+    }
+
+
+def finding_lines(findings: dict[str, list[dict]]) -> list[str]:
+    """Return a line for each kind that was found, with the first ids."""
     return [
-        {"ids": list(ids.values()), "splits": list(ids)} for ids in first.values() if len(ids) > 1
+        f"{len(found)} {FINDINGS[name]}, first {', '.join(found[0]['ids'][:2])}"
+        for name, found in findings.items()
+        if found
     ]
 
 
-def _near_duplicates(splits: dict[str, list[Row]]) -> list[Finding]:
+def _near_duplicates(splits: dict[str, list[Row]]) -> list[dict]:
     """Return groups of different texts that are nearly the same, sorted by their first id."""
     names = list(splits)
     # Backwards, so that an article is listed with its first row: one that is trained on, if any.
@@ -91,3 +87,101 @@ def _near_duplicates(splits: dict[str, list[Row]]) -> list[Finding]:
             {"ids": [i for _, i in members], "splits": [names[number] for number, _ in members]}
         )
     return sorted(found, key=lambda each: each["ids"])
+
+
+def loses_answer(example: Example) -> bool:
+    """Return whether the article contains the answer, and what is left of it does not."""
+    row = example.row
+    if not example.trimmed or row.choices:  # a choice is a letter, which no article need contain
+        return False
+    return any(answer in row.context for answer in row.answers) and not any(
+        answer in example.context for answer in row.answers
+    )
+
+
+def report_cut(recipe: Recipe, examples: list[Example]) -> None:
+    """Print which questions have a shortened article, and which lost their answer."""
+    cut = [example for example in examples if example.trimmed]
+    if cut:
+        how = "trimmed" if recipe.on_overflow == "trim" else "cut to the nearest sentences"
+        print(
+            f"{len(cut)} questions have their article {how} (max_length={recipe.max_length}): "
+            f"{_ids(cut)}"
+        )
+    lost = list(filter(loses_answer, cut))
+    if lost:
+        # Select already leaves the sentences nearest to the questions; then only length helps.
+        select = "" if recipe.on_overflow == "select" else "--on_overflow select, or "
+        print(
+            f"WARNING: {len(lost)} of {len(examples):,} answers were cut off with their article, "
+            f"which teaches the model to invent. Use {select}a larger --max_length: {_ids(lost)}"
+        )
+
+
+def report_lengths(recipe: Recipe, examples: list[Example]) -> None:
+    """Print token counts, cut articles, and answers that inference could not finish."""
+    lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
+    print(
+        f"{len(examples):,} training examples, {sum(lengths):,} tokens (mean "
+        f"{sum(lengths) / len(lengths):.0f}, longest {max(lengths)})"
+    )
+    report_cut(recipe, examples)
+    long = [each for each in examples if len(each.answer_ids) > recipe.max_new_tokens]
+    if long:
+        print(
+            f"{len(long)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens, "
+            f"where inference stops: {_ids(long)}"
+        )
+
+
+def drop_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
+    """Return the examples of at most max_length tokens, which the memory plan relies on.
+
+    Dropped ones are printed; InputError if none is left. A prompt leaves room for max_new_tokens,
+    so inference could not finish their answers either.
+    """
+    kept: list[Example] = []
+    long: list[Example] = []
+    for example in examples:
+        fits = len(example.prompt_ids) + len(example.answer_ids) <= recipe.max_length
+        (kept if fits else long).append(example)
+    if not kept:
+        raise InputError(
+            f"every answer is too long for max_length={recipe.max_length}. Raise max_length."
+        )
+    if long:
+        most = max(len(example.answer_ids) for example in long)
+        print(
+            f"{len(long)} questions are left out of training: with their answers (up to {most:,} "
+            f"tokens) they exceed max_length={recipe.max_length}: {_ids(long)}"
+        )
+    return kept
+
+
+def preview(encoder: Encoder, example: Example) -> None:
+    """Print one example as the model reads it: its prompt, then its supervised tokens."""
+    counts = f"{len(example.prompt_ids)} prompt tokens, {len(example.answer_ids)} answer tokens"
+    print(f"\n--- example {example.row.id}: {counts}, {example.trimmed} characters trimmed")
+    print(encoder.tokenizer.decode(list(example.prompt_ids)))
+    print("--- answer tokens (the only ones in the loss; the last one stops generation)")
+    tokens = encoder.tokenizer.convert_ids_to_tokens(list(example.answer_ids))
+    for token_id, token in zip(example.answer_ids, tokens, strict=True):
+        print(f"  {token_id:>7}  {token!r}  {encoder.tokenizer.decode([token_id])!r}")
+
+
+def answer_share(examples: list[Example]) -> float:
+    """Return the largest share of answer tokens that any article has.
+
+    A batch may be that article alone. Its prompts count as the longest of them, which is nearly
+    all that is read of them.
+    """
+    shares = []
+    for article in by_article(example.row.article for example in examples):
+        answers = sum(len(examples[index].answer_ids) for index in article)
+        prompt = max(len(examples[index].prompt_ids) for index in article)
+        shares.append(answers / (prompt + answers))
+    return max(shares, default=0.0)
+
+
+def _ids(examples: list[Example]) -> str:
+    return short_list((example.row.id for example in examples), 5, quoted=False)

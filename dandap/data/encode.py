@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dandap.console import track
-from dandap.data.chat_template import Chat, Messages, Prompt, mark_control_tokens
+from dandap.data.chat_template import PLAIN, Chat, Messages, Prompt, mark_control_tokens, squeeze
+from dandap.data.korean import nearest_first, split_sentences
 from dandap.data.rows import Row, by_article, template_fields
-from dandap.data.sentences import nearest_first, split_sentences
 from dandap.errors import InputError
 from prompts import Template, render
 
@@ -62,10 +62,7 @@ class Encoder:
     ):
         self.tokenizer, self.template, self.sample = tokenizer, template, sample
         if tokenizer.eos_token_id is None:
-            raise InputError(
-                "the tokenizer has no end-of-sequence token. Set eos_token in its "
-                "tokenizer_config.json."
-            )
+            raise InputError("the tokenizer has no eos_token. Set it in tokenizer_config.json.")
         parts = self.render(sample.context, sample, "")
         self.chat = None if "prompt" in parts else Chat(tokenizer, _messages(parts))
         self.control_ids = self.chat.control_ids if self.chat else mark_control_tokens(tokenizer)
@@ -80,21 +77,17 @@ class Encoder:
 
     def prompt_text(self, parts: Template) -> str:
         """Return the text of the prompt that a template's filled parts make."""
-        return self.chat.texts([_messages(parts)], True)[0] if self.chat else parts["prompt"]
+        return self.chat.render([_messages(parts)], True)[0] if self.chat else parts["prompt"]
 
     def encode_prompt(self, context: str, row: Row) -> list[int]:
         """Return the ids of a prompt, up to where the answer starts."""
-        return list(self._encode_prompts([(context, row)])[0].ids)
+        return self._prompts([(context, row)])[0].ids
 
     def encode_answer(
         self, context: str, row: Row, answer: str, prompt_ids: Sequence[int]
     ) -> list[int]:
         """Return the ids that follow `prompt_ids`, the stop token last."""
-        parts = self.render(context, row, answer)
-        answer = parts.get("answer", answer)
-        if self.chat is None:
-            return [*self._plain_ids([answer])[0], self.tokenizer.eos_token_id]
-        return self._cut_answer(prompt_ids, self.chat.ids(_messages(parts, answer)), answer)
+        return self._answers([(context, row)], [answer], [Prompt("", list(prompt_ids))])[0]
 
     def stop_ids(self, generation_config: GenerationConfig | None = None) -> list[int]:
         """Return every id that ends an answer: the template's, the tokenizer's and the model's."""
@@ -107,7 +100,7 @@ class Encoder:
 
     def decode(self, answer_ids: Sequence[int]) -> str:
         """Return an answer's text, without control tokens and surrounding white space."""
-        ids = [i for i in answer_ids if i not in self.control_ids]
+        ids = [token for token in answer_ids if token not in self.control_ids]
         return str(self.tokenizer.decode(ids)).strip()
 
     def encode(
@@ -121,11 +114,9 @@ class Encoder:
         """
         groups = by_article(row.article for row in rows)
         articles = [[rows[index] for index in group] for group in groups]
-        settings = (prompt_limit, answers, on_overflow)
-        if len(rows) >= LARGE and self.tokenizer.is_fast:
-            encoded: Iterable[Encoded] = self._load_encoded(articles, *settings)
-        else:
-            encoded = self._encode(articles, *settings)
+        cached = len(rows) >= LARGE and self.tokenizer.is_fast
+        encode = self._load_encoded if cached else self._encode
+        encoded = encode(articles, prompt_limit, answers, on_overflow)
         examples: list[Example] = [None] * len(rows)  # type: ignore[list-item]
         places = ((index, rows[group[0]].context) for group in groups for index in group)
         for (index, whole), (prompt_ids, answer_ids, short) in zip(places, encoded, strict=True):
@@ -136,9 +127,8 @@ class Encoder:
         long = [example.row.id for example in examples if len(example.prompt_ids) > prompt_limit]
         if long:
             raise InputError(
-                f"{len(long)} questions have prompts of more than {prompt_limit} tokens "
-                f"(on_overflow error), first {long[0]}. Raise max_length, or let articles be cut: "
-                "--on_overflow trim or select."
+                f"{len(long)} questions have prompts of more than {prompt_limit} tokens, first "
+                f"{long[0]}. Raise max_length, or cut articles with --on_overflow trim or select."
             )
         return examples
 
@@ -149,27 +139,27 @@ class Encoder:
         for start in range(0, len(articles), TOGETHER):
             some = articles[start : start + TOGETHER]
             items = [(rows[0].context, row) for rows in some for row in rows]
-            prompts = self._encode_prompts(items)
+            prompts = self._prompts(items)
             shortened: list[str | None] = [None] * len(items)
             end = 0
             for rows in some:
-                part = slice(end, end + len(rows))
-                end += len(rows)
+                part = slice(end, end := end + len(rows))
                 longest = max(len(prompt.ids) for prompt in prompts[part])
                 if longest > prompt_limit and how != "error":
                     context = self._shorten(rows, prompt_limit, how)
                     items[part] = [(context, row) for row in rows]
                     shortened[part] = [context] * len(rows)
-                    prompts[part] = self._encode_prompts(items[part])
-            answer_ids = self._encode_answers(items, prompts) if answers else [[]] * len(items)
-            for i, (prompt, ids) in enumerate(zip(prompts, answer_ids, strict=True)):
+                    prompts[part] = self._prompts(items[part])
+            texts = [row.answers[0] if answers else "" for _, row in items]
+            ids = self._answers(items, texts, prompts) if answers else [[]] * len(items)
+            for i, (context, row) in enumerate(items):
                 # A later prompt that the template changes is answered all the same.
                 if answers or (start == 0 and i < CHECKED):
-                    self._check(*items[i], prompt, ids)
-                yield array("i", prompt.ids), array("i", ids), shortened[i]
+                    self._check(context, row, texts[i], prompts[i], ids[i])
+                yield array("i", prompts[i].ids), array("i", ids[i]), shortened[i]
 
     def _load_encoded(self, articles: list[list[Row]], *settings: Any) -> Iterator[Encoded]:
-        """Yield what `_encode` does, from the cache if an earlier run has encoded the same."""
+        """Yield what `_encode` does, from the cache if an earlier run has built it."""
         import pyarrow as pa
 
         from dandap.data.cache import load_cached
@@ -192,43 +182,53 @@ class Encoder:
             while batch := list(islice(encoded, 1000)):
                 prompts, answers, shortened = zip(*batch, strict=True)
                 arrays = [pa.array(map(np.asarray, column), ids) for column in (prompts, answers)]
-                yield pa.RecordBatch.from_arrays(
-                    [*arrays, pa.array(shortened, text)], schema=schema
-                )
+                yield pa.record_batch([*arrays, pa.array(shortened, text)], schema=schema)
 
         for batch in load_cached(parts(), schema, build):
             prompts, answers = (batch[i].to_numpy(zero_copy_only=False) for i in range(2))
             for prompt, answer, short in zip(prompts, answers, batch[2].to_pylist(), strict=True):
                 yield array("i", prompt.tobytes()), array("i", answer.tobytes()), short
 
-    def _encode_prompts(self, items: list[tuple[str, Row]]) -> list[Prompt]:
+    def _prompts(self, items: list[tuple[str, Row]]) -> list[Prompt]:
         """Return the prompt of each context and row, in one call of the tokenizer."""
         parts = [self.render(context, row, "") for context, row in items]
         if self.chat:
-            return self.chat.prompts([_messages(each) for each in parts])
+            return self.chat.encode(list(map(_messages, parts)))
         texts = [each["prompt"] for each in parts]
         bos = [self.tokenizer.bos_token_id] if self.starts_with_bos else []
-        return [
-            Prompt(text, bos + ids) for text, ids in zip(texts, self._plain_ids(texts), strict=True)
-        ]
+        ids = self._plain_ids(texts)
+        return [Prompt(text, bos + each) for text, each in zip(texts, ids, strict=True)]
 
-    def _encode_answers(
-        self, items: list[tuple[str, Row]], prompts: list[Prompt]
+    def _answers(
+        self, items: list[tuple[str, Row]], answers: list[str], prompts: list[Prompt]
     ) -> list[list[int]]:
-        """Return `encode_answer` of each row's first answer, in one tokenizer call."""
-        parts = [self.render(context, row, row.answers[0]) for context, row in items]
-        answers = [
-            each.get("answer", row.answers[0]) for each, (_, row) in zip(parts, items, strict=True)
-        ]
+        """Return the ids of each answer, in one call of the tokenizer."""
+        parts = [self.render(*item, answer) for item, answer in zip(items, answers, strict=True)]
+        texts = [each.get("answer", answer) for each, answer in zip(parts, answers, strict=True)]
+        eos_id = self.tokenizer.eos_token_id
         if self.chat is None:
-            return [[*ids, self.tokenizer.eos_token_id] for ids in self._plain_ids(answers)]
-        turns = [_messages(each, answer) for each, answer in zip(parts, answers, strict=True)]
-        whole = zip(prompts, self.chat.whole_ids(turns, prompts), answers, strict=True)
-        return [self._cut_answer(prompt.ids, ids, answer) for prompt, ids, answer in whole]
+            return [[*ids, eos_id] for ids in self._plain_ids(texts)]
+        conversations = [_messages(each, text) for each, text in zip(parts, texts, strict=True)]
+        found = []
+        for prompt, whole, text in zip(
+            prompts, self.chat.encode(conversations, prompts), texts, strict=True
+        ):
+            count = len(prompt.ids)
+            tail = whole.ids[count:]
+            stop = next((i for i, token in enumerate(tail) if token in self.control_ids), None)
+            if stop is not None and whole.ids[:count] == prompt.ids:
+                found.append(tail[: stop + 1])
+                continue
+            # The generation prompt has more than a turn shows later (a thinking block), or a turn
+            # ends without a token. SentencePiece starts a text with a space; after a line break
+            # it does not.
+            newline, after, alone = self._plain_ids(["\n", "\n" + text, text])
+            ids = after[len(newline) :] if after[: len(newline)] == newline else alone
+            found.append([*ids, eos_id if self.chat.stop_id is None else self.chat.stop_id])
+        return found
 
-    def _check(self, context: str, row: Row, prompt: Prompt, ids: list[int]) -> None:
+    def _check(self, context: str, row: Row, answer: str, prompt: Prompt, ids: list[int]) -> None:
         """Reject a prompt without a text of its row, and ids that do not decode to the answer."""
-        answer = row.answers[0] if ids else ""
         parts = self.render(context, row, answer)
         answer = parts.get("answer", answer)
         if self.chat:
@@ -236,59 +236,33 @@ class Encoder:
         if not ids:
             return
         trained = self.decode(ids[:-1])
-        if any(token in self.control_ids for token in ids[:-1]) or (
-            _squeeze(trained) != _squeeze(answer)
+        if not self.control_ids.isdisjoint(ids[:-1]) or (
+            squeeze(trained) != squeeze(answer)
             # What the vocabulary cannot express is lost in any case.
-            and _squeeze(trained) != _squeeze(self.decode(self._plain_ids([answer])[0]))
+            and squeeze(trained) != squeeze(self.decode(self._plain_ids([answer])[0]))
         ):
             raise InputError(
                 f"question {row.id}: the answer is {answer!r}, but with this tokenizer and "
                 f"template {trained!r} would be trained "
-                f"({self.tokenizer.convert_ids_to_tokens(ids)}). Choose a plain template "
-                "(--template, one with a 'prompt') or another base."
+                f"({self.tokenizer.convert_ids_to_tokens(ids)}). {PLAIN}"
             )
-
-    def _cut_answer(self, prompt_ids: Sequence[int], ids: list[int], answer: str) -> list[int]:
-        """Return the part of a whole conversation's ids that is the answer, with its stop token."""
-        tail = ids[len(prompt_ids) :]
-        stop = next((i for i, token in enumerate(tail) if token in self.control_ids), None)
-        if stop is not None and ids[: len(prompt_ids)] == list(prompt_ids):
-            return tail[: stop + 1]
-        # The generation prompt has more than a turn shows later (a thinking block), or a turn ends
-        # without a token. SentencePiece starts a text with a space; after a line break it does not.
-        newline, after, alone = self._plain_ids(["\n", "\n" + answer, answer])
-        answer_ids = after[len(newline) :] if after[: len(newline)] == newline else alone
-        stop_id = self.chat.stop_id if self.chat else None
-        return [*answer_ids, self.tokenizer.eos_token_id if stop_id is None else stop_id]
 
     def _plain_ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def _shorten(self, rows: list[Row], prompt_limit: int, how: str) -> str:
-        """Return the longest shortened article with which every question's prompt fits.
-
-        That is its beginning ("trim"), or as many sentences nearest to the questions as fit.
-        """
-        text, sentences = rows[0].context, split_sentences(rows[0].context)
-        order = nearest_first(sentences, [row.question for row in rows]) if how == "select" else []
-
-        def beginning(characters: int) -> str:
-            return text[:characters].rstrip()
-
-        def nearest(count: int) -> str:
-            return "".join(sentences[i] for i in sorted(order[:count])).strip()
+        """Return the longest shortened article with which every question's prompt fits."""
 
         def longest(shortened: Callable[[int], str], high: int) -> str:
             def fits(size: int) -> bool:
-                prompts = self._encode_prompts([(shortened(size), row) for row in rows])
+                prompts = self._prompts([(shortened(size), row) for row in rows])
                 return max(len(prompt.ids) for prompt in prompts) <= prompt_limit
 
             if not fits(0):
                 row = max(rows, key=lambda row: len(row.question))
                 raise InputError(
                     f"question {row.id}: its prompt takes more than {prompt_limit} tokens even "
-                    "without the article. Raise max_length, lower max_new_tokens or shorten the "
-                    "template."
+                    "without the article. Raise max_length or lower max_new_tokens."
                 )
             low = 0  # fits(low), not fits(high)
             while high - low > 1:
@@ -296,17 +270,18 @@ class Encoder:
                 low, high = (middle, high) if fits(middle) else (low, middle)
             return shortened(low)
 
-        if how == "trim":
-            return longest(beginning, len(text))
-        selected = longest(nearest, len(sentences))
-        if not selected:  # the nearest sentence alone is too long
-            text = sentences[order[0]]
-            selected = longest(beginning, len(text))
-        return selected
-
-
-def _squeeze(text: str) -> str:
-    return "".join(text.split())
+        text = rows[0].context
+        if how == "select":
+            sentences = split_sentences(text)
+            order = nearest_first(sentences, [row.question for row in rows])
+            selected = longest(
+                lambda count: "".join(sentences[i] for i in sorted(order[:count])).strip(),
+                len(sentences),
+            )
+            if selected:
+                return selected
+            text = sentences[order[0]]  # the nearest sentence alone is too long
+        return longest(lambda characters: text[:characters].rstrip(), len(text))
 
 
 def _messages(parts: Template, answer: str | None = None) -> Messages:

@@ -1,6 +1,10 @@
-"""Rules for Korean: what a question asks for, and how a prediction differs from the answer."""
+"""Rules for Korean: kinds of questions, kinds of near misses, and the sentences near a question."""
 
+import math
 import re
+from collections import Counter
+
+SHORT = 20  # characters; shorter sentences count as this long, or one-word headings would win
 
 
 def with_ro(word: str, noted: str = "") -> str:
@@ -35,15 +39,13 @@ KINDS = {
     "why": "왜",
     "yes/no": "예/아니오",
 }
-_YES_NO = r"(?:는가|은가|인가|던가|[나가까요지니])\s*\??$"
+_YES_NO = r"(?:는가|은가|인가|던가|[나가까요지니])\s*\??\s*$"
 
 
 def question_kind(question: str) -> str:
     """Return the kind (one of KINDS): by interrogatives, else by the ending, else "what"."""
-    for kind, pattern in _KINDS.items():
-        if re.search(pattern, question):
-            return kind
-    return "yes/no" if re.search(_YES_NO, question.strip()) else "what"
+    kinds = _KINDS | {"yes/no": _YES_NO}
+    return next((kind for kind in kinds if re.search(kinds[kind], question)), "what")
 
 
 PARTICLES = (
@@ -67,27 +69,26 @@ NEAR_MISSES = {
 
 
 def near_miss(prediction: str, gold: str) -> str | None:
-    """Return how a prediction differs from a gold answer: the first of NEAR_MISSES that fits.
-
-    None if they are equal.
-    """
+    """Return how a prediction differs from a gold answer: the first of NEAR_MISSES that fits."""
     if prediction.strip() == gold.strip():
         return None
     ours, theirs = ("".join(text.split()) for text in (prediction, gold))
     if ours == theirs:
         return "white space"
-    our_numbers, their_numbers = _numbers(ours), _numbers(theirs)
-    same_spelling = re.findall(_NUMBER, ours) == re.findall(_NUMBER, theirs)
-    if _letters(ours) == _letters(theirs) and our_numbers == their_numbers:
-        return "quotation marks" if same_spelling else "form of a number"
+    spelled = [re.findall(_NUMBER, text) for text in (ours, theirs)]
+    ours_n, theirs_n = ([float(n.replace(",", "").replace("−", "-")) for n in s] for s in spelled)
+    # Signs of units stay: 3.5 for 3.5% lacks its unit, not just punctuation.
+    letters = [re.sub(r"[^\w%‰°$₩€]|_", "", text).casefold() for text in (ours, theirs)]
+    if letters[0] == letters[1] and ours_n == theirs_n:
+        return "quotation marks" if spelled[0] == spelled[1] else "form of a number"
     short, long = sorted((ours, theirs), key=len)
     particle = long.startswith(short) and long[len(short) :].rstrip(".") in PARTICLES
-    if our_numbers and their_numbers:
+    if ours_n and theirs_n:
         if re.sub(_NUMBER, "#", ours) == re.sub(_NUMBER, "#", theirs):
-            return "form of a number" if our_numbers == their_numbers else "another number"
+            return "form of a number" if ours_n == theirs_n else "another number"
         # Only if both are a number and what follows it: other texts are compared by their words.
         starts = all(re.match(r"[^\w]*\d", text) for text in (ours, theirs))
-        if our_numbers == their_numbers and not particle and len(our_numbers) == 1 and starts:
+        if ours_n == theirs_n and not particle and len(ours_n) == 1 and starts:
             return "unit"
     if particle:
         return "particle"
@@ -95,13 +96,48 @@ def near_miss(prediction: str, gold: str) -> str | None:
         return "too long"
     if ours and ours in theirs:
         return "too short"
-    return "some letters" if set(_letters(ours)) & set(_letters(theirs)) else "wrong"
+    return "some letters" if set(letters[0]) & set(letters[1]) else "wrong"
 
 
-def _letters(text: str) -> str:
-    # Signs of units stay: 3.5 for 3.5% lacks its unit, not just punctuation.
-    return re.sub(r"[^\w%‰°$₩€]|_", "", text).casefold()
+def split_sentences(text: str) -> list[str]:
+    """Return the sentences with the white space that follows; joined they are the text again."""
+    # A mark ends a sentence only before white space, so that 3.5% stays whole. So do line breaks.
+    return re.findall(r".+?(?:[.!?][\"'”’)\]]*\s+|\n\s*|$)", text, re.DOTALL)
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(each.replace(",", "").replace("−", "-")) for each in re.findall(_NUMBER, text)]
+def nearest_first(sentences: list[str], questions: list[str]) -> list[int]:
+    """Return the indices of sentences, those nearest to any of the questions first.
+
+    The nearness of a sentence to a question is the summed inverse document frequency (Sparck Jones,
+    1972) of the character pairs in both, divided by the sentence's length. Every question's nearest
+    sentence comes before any question's second.
+    """
+
+    def word_pairs(text: str) -> set[str]:  # within words: Korean words share stems, not endings
+        return {pair for word in re.findall(r"\w+", text) for pair in character_pairs(word)}
+
+    pairs = list(map(word_pairs, sentences))
+    frequency = Counter(pair for each in pairs for pair in each)
+    weight = {pair: math.log(1 + len(sentences) / count) for pair, count in frequency.items()}
+    best = [(len(sentences), 0.0)] * len(sentences)  # place with any question, minus nearness
+    for question in questions:
+        asked = word_pairs(question)
+        nearness = [
+            sum(weight[pair] for pair in each & asked) / max(len(sentence.strip()), SHORT)
+            for each, sentence in zip(pairs, sentences, strict=True)
+        ]
+        ranked = sorted(range(len(sentences)), key=lambda i: -nearness[i])
+        for place, i in enumerate(ranked):
+            best[i] = (min(best[i][0], place), min(best[i][1], -nearness[i]))
+    return sorted(range(len(sentences)), key=best.__getitem__)
+
+
+def character_pairs(text: str) -> set[str]:
+    """Return all pairs of neighboring characters."""
+    return {text[i : i + 2] for i in range(len(text) - 1)}
+
+
+def likeness(one: set, other: set) -> float:
+    """Return the Jaccard similarity of two sets; of empty sets 0."""
+    common = len(one & other)
+    return common / max(len(one) + len(other) - common, 1)

@@ -7,7 +7,7 @@ candidate pairs, which are then compared exactly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -38,16 +38,33 @@ def group_near_copies(texts: Mapping[str, str]) -> list[set[str]]:
     from dandap.data.cache import load_cached
 
     schema = pa.schema({"names": pa.list_(pa.string())})
-    batches = load_cached(
-        chain.from_iterable(texts.items()),
-        schema,
-        lambda: [pa.RecordBatch.from_pylist([{"names": g} for g in _group(texts)], schema)],
-    )
+
+    def build() -> Iterator[pa.RecordBatch]:
+        yield pa.RecordBatch.from_pylist(
+            [{"names": list(names)} for names in _group(texts)], schema
+        )
+
+    batches = load_cached(chain.from_iterable(texts.items()), schema, build)
     return [set(names) for batch in batches for names in batch["names"].to_pylist()]
 
 
+# The split and the data checks ask for the same articles; a signature takes about 1 kB.
+@lru_cache(maxsize=2**18)
+def _signature(text: str) -> MinHash:
+    signature = _empty_signature().copy()
+    signature.update_batch((_shingles(text) >> np.uint64(32)).tolist())  # MinHash takes 32 bits
+    return signature
+
+
+@cache  # drawing its permutations anew for each text took a third of the time
+def _empty_signature() -> MinHash:
+    from datasketch import MinHash
+
+    return MinHash(PERMUTATIONS, hashfunc=int)
+
+
 def forget_signatures() -> None:
-    """Free the signatures that a second search in the same texts would reuse: 1 kB a text."""
+    """Free the signatures that a second search in the same texts would reuse."""
     _signature.cache_clear()
 
 
@@ -61,7 +78,11 @@ def _group(texts: Mapping[str, str]) -> list[set[str]]:
         signature = _signature(text)
         group[name] = {name}
         for other in index.query(signature):
-            if other not in group[name] and _similarity(text, texts[other]) >= SIMILAR:
+            if other in group[name]:
+                continue
+            ours, theirs = _shingles(text), _shingles(texts[other])
+            common = len(np.intersect1d(ours, theirs, assume_unique=True))
+            if common >= SIMILAR * (len(ours) + len(theirs) - common):
                 smaller, larger = sorted((group[name], group[other]), key=len)
                 larger |= smaller
                 group |= dict.fromkeys(smaller, larger)
@@ -70,24 +91,6 @@ def _group(texts: Mapping[str, str]) -> list[set[str]]:
             index.insert(name, signature)
             indexed[first] = indexed.get(first, 0) + 1
     return list({id(names): names for names in group.values() if len(names) > 1}.values())
-
-
-# The split and the data checks ask for the same articles; a signature takes about 1 kB.
-@lru_cache(maxsize=2**18)
-def _signature(text: str) -> MinHash:
-    from datasketch import MinHash
-
-    signature = MinHash(PERMUTATIONS, hashfunc=int, permutations=_permutations())
-    signature.update_batch((_shingles(text) >> np.uint64(32)).tolist())  # MinHash takes 32 bits
-    return signature
-
-
-@cache
-def _permutations() -> tuple[np.ndarray, np.ndarray]:
-    """Return the permutations of all signatures; drawing them anew took a third of the time."""
-    from datasketch import MinHash
-
-    return MinHash(PERMUTATIONS).permutations
 
 
 def _shingles(text: str) -> np.ndarray:
@@ -99,10 +102,3 @@ def _shingles(text: str) -> np.ndarray:
     for offset in range(min(SHINGLE, len(codes))):  # modulo 2**64
         hashes = (hashes + codes[offset : offset + count]) * np.uint64(0x9E3779B97F4A7C15)
     return np.unique(hashes)
-
-
-def _similarity(one: str, other: str) -> float:
-    """Return the Jaccard similarity of two texts' shingles."""
-    ours, theirs = _shingles(one), _shingles(other)
-    common = len(np.intersect1d(ours, theirs, assume_unique=True))
-    return common / max(len(ours) + len(theirs) - common, 1)

@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,13 @@ from dandap.data.text import encoding_notes, open_text, trim
 from dandap.errors import InputError, first_line, nearest, short_list
 
 COLUMNS = ("id", "context", "question", "answer", "answers", "is_impossible")
-REQUIRED = ("context", "question")
 ALSO_IDS = ("guid", "question_id", "qid")  # KLUE-MRC, AI Hub
 Record = tuple[str, dict[str, Any]]  # (place for messages, our names -> the file's values)
 # Numbers are texts as written (36.70), because answers are compared as texts; NaN is None.
 AS_WRITTEN: dict[str, Any] = {"parse_int": str, "parse_float": str, "parse_constant": {}.get}
 # A list or {"text": ...} that was saved as its text. Other texts that begin with a bracket, as
 # "[단독] 보도", are answers.
-LISTED = re.compile(r"""\[\s*['"].*['"]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
+LISTED = re.compile(r"""\[\s*\]$|\[\s*['"{].*['"}]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
 ARRAY = re.compile(r"array(?=\(\[)|, dtype=[\w'<>]+(?=\))")  # of numpy's text, all but (the list)
 
 
@@ -30,9 +30,8 @@ def parse_json(text: str, where: str, **options: Any) -> Any:
     try:
         return json.loads(text, **options)
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{where}: not valid JSON ({first_line(error)}). Correct it or export the file again."
-        ) from error
+        message = f"{where}: not valid JSON ({first_line(error)}). Correct it or export it again."
+        raise InputError(message) from error
 
 
 def column_names(
@@ -40,8 +39,7 @@ def column_names(
 ) -> dict[str, str]:
     """Map our names to the file's, for those that the file has.
 
-    Case, spaces, invisible characters and decomposed Hangul do not count. InputError names the
-    required or mapped columns that are missing, and one that is ambiguous.
+    InputError names the required or mapped columns that are missing, and one that is ambiguous.
     """
     found = list(found)
     by_key = {column_key(name): name for name in found}
@@ -74,15 +72,22 @@ def json_records(
 
     A file is one value, or a value on each line. A value is a record, a document of SQuAD or a
     relative (KorQuAD 1 and 2, KLUE-MRC, AI Hub), a list of these, or an object with such a list
-    (`data`, the hub viewer's `rows`). InputError names the place of anything else.
+    (`data`, the hub viewer's `rows`).
     """
     names: dict[tuple[str, ...], dict[str, str]] = {}
     for where, value in _values(path, notes):
-        for place, entry in _entries(value, where, path, columns):
+        for name in ("data", "rows"):
+            if isinstance(value, dict) and isinstance(value.get(name), list):
+                value, where = value[name], f"{where}, {name}"
+        numbered = enumerate(value, 1) if isinstance(value, list) else [(0, value)]
+        for number, entry in numbered:
+            place = f"{where}, entry {number}" if number else where
+            if isinstance(entry, dict) and isinstance(entry.get("row"), dict):
+                entry = entry["row"]
             if not isinstance(entry, dict):
                 raise InputError(
                     f"{path}, {place}: got {str(entry)[:60]}; expected an object with context, "
-                    "question and answer or answers, or SQuAD's data -> paragraphs -> qas."
+                    "question and answer, or a document of SQuAD."
                 )
             if entry.keys() & {"paragraphs", "qas"}:
                 yield from _squad_records(entry, path, place)
@@ -112,37 +117,9 @@ def _values(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", parse_json(line, f"{path}, line {number}", **AS_WRITTEN)
 
 
-def _entries(value: Any, where: str, path: Path, columns: dict[str, str]) -> Iterator[Record]:
-    """Yield (place, record or document) for each one in a value."""
-    if isinstance(value, dict) and not value.keys() & {"paragraphs", "qas", "row"}:
-        keys = set(map(column_key, value))
-        if not keys >= {column_key(columns.get(name, name)) for name in REQUIRED}:
-            lists = [
-                name
-                for name, each in value.items()
-                if isinstance(each, list) and (name == "data" or any(type(e) is dict for e in each))
-            ]
-            # The hub's viewer has a list of its features next to the rows.
-            lists = [name for name in ("data", "rows") if name in lists][:1] or lists
-            if len(lists) > 1:
-                raise InputError(
-                    f"{path} has several lists, {short_list(lists)}. Save the one to use as a file."
-                )
-            for name in lists:
-                value, where = value[name], f"{where}, {name}"
-        elif all(isinstance(cells, dict) for cells in value.values()):
-            # DataFrame.to_json: {column: {index: cell}}.
-            index = next(iter(value.values()))
-            value = [{name: cells.get(key) for name, cells in value.items()} for key in index]
-    numbered = enumerate(value, 1) if isinstance(value, list) else [(0, value)]
-    for number, entry in numbered:
-        row = entry.get("row") if isinstance(entry, dict) else None
-        place = f"{where}, entry {number}" if number else where
-        yield place, row if isinstance(row, dict) else entry
-
-
 def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
     """Yield the questions of one document; KorQuAD 2's has qas instead of paragraphs."""
+    where = f"{path}, {place}"
     try:
         for paragraph in document.get("paragraphs", [document]):
             for qa in paragraph["qas"]:
@@ -151,25 +128,17 @@ def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
                     "id": next(ids, None),
                     "context": paragraph["context"],
                     "question": qa["question"],
-                    "answers": answer_texts(
-                        qa.get("answers", qa.get("answer")), f"{path}, {place}"
-                    ),
+                    "answers": answer_texts(qa.get("answers", qa.get("answer")), where),
                     "is_impossible": qa.get("is_impossible"),
                 }
                 yield f"{place}, question {record['id']}", record
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}, {place}: not SQuAD-format JSON ({error!r}). Expected data -> paragraphs -> "
-            "(context, qas -> (id, question, answers))."
-        ) from error
+        message = f"{where}: not SQuAD-format JSON ({error!r}). Expected paragraphs with qas."
+        raise InputError(message) from error
 
 
 def answer_texts(value: Any, where: str) -> list[str]:
-    """Return the answers in a value; an empty list if there is none.
-
-    It may be a text, a number, {"text": one or several} (SQuAD, Hugging Face, AI Hub), or a list of
-    these.
-    """
+    """Return the answers in None, a text, a number, {"text": ...}, or a list of these."""
     if value is None or value != value:  # pandas' NaN for a missing cell
         return []
     if isinstance(value, dict) and "text" in value:
@@ -178,34 +147,21 @@ def answer_texts(value: Any, where: str) -> list[str]:
         return [text for each in value for text in answer_texts(each, where)]
     if isinstance(value, str | int | float | Decimal) and not isinstance(value, bool):
         return [str(value)]
-    raise InputError(
-        f"{where}: an answer is {str(value)[:100]!r}; expected a text, {{'text': ...}}, or a list "
-        "of these."
-    )
+    raise InputError(f"{where}: an answer is {str(value)[:100]!r}; expected a text or a list.")
 
 
-def structured(text: str, where: str) -> Any:
-    """Return the value of a cell of `answers`: JSON, pandas' text of a list or dict, or a text.
-
-    InputError names what looks like a list and cannot be parsed.
-    """
-    try:
-        return json.loads(text, **AS_WRITTEN) if text.lstrip().startswith(("[", "{")) else text
-    except (ValueError, RecursionError):
-        text = text.strip()
-    if not LISTED.match(text):
-        return text
+def structured(value: Any, where: str) -> Any:
+    """Return a cell's value: parsed if it is the text of a list or dict (JSON's or pandas')."""
+    if not isinstance(value, str) or not LISTED.match(value.strip()):
+        return value
+    text = value.strip()
+    with suppress(ValueError, RecursionError):
+        return json.loads(text, **AS_WRITTEN)
     try:
         # numpy writes ['전주' '서울'], which Python would join to one text.
         if re.search(r"""['"]\s+['"]""", text):
             raise ValueError("no comma between two texts")
         return ast.literal_eval(ARRAY.sub("", text))  # parses literals, evaluates nothing
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise InputError(
-            f"{where}: {text[:60]} is not a valid list ({first_line(error)}). Write it as JSON."
-        ) from error
-
-
-def is_true(value: Any) -> bool:
-    """Return whether a flag is set, in JSON or as text: "false" is not."""
-    return value is True or str(value).strip().lower() in ("true", "t", "1", "1.0", "yes", "y")
+        message = f"{where}: {text[:60]} is not a valid list ({first_line(error)}). Write JSON."
+        raise InputError(message) from error

@@ -7,41 +7,41 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dandap.data.files import JSONS, find_files, hash_file
 from dandap.data.qa_formats import (
     COLUMNS,
-    LISTED,
-    REQUIRED,
     Record,
     answer_texts,
     column_names,
-    is_true,
     json_records,
     structured,
 )
 from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
 from dandap.data.tables import Sheet, read_table
-from dandap.data.text import clean, html_text, looks_like_html, trim, writable
+from dandap.data.text import (
+    JSONS,
+    clean,
+    find_files,
+    hash_file,
+    html_text,
+    looks_like_html,
+    trim,
+    writable,
+)
 from dandap.errors import InputError, nearest, short_list
 
 FIELDS: dict[bool, dict[str, str]] = {False: {}, True: {"impossible": "true"}}  # shared by rows
 LONGEST_ID = 1000  # characters; ids are printed and name lines of files
-EXCEL_CELL = 32_767  # characters, the most in a cell of Excel
 # A decoder's mark for unreadable bytes; the shifts of old mail; and UTF-8 Hangul (three bytes from
 # 0xEA to 0xED) read as Latin-1.
 GARBLED = re.compile(
     "[\ufffd\x0e\x0f\x1b]"
     "|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122][\u0080-\u00bf\u0152-\u2122]){2}"
 )
-ENTITY = re.compile("&(?:amp|lt|gt|quot|nbsp|#\\d{2,5});")
 NOTES = {
     "composed": "rows had decomposed Hangul, which was composed",
     "blank": "questions lack their article or their text; they are answered anyway",
-    "garbled": "rows have signs of a wrong encoding (\ufffd, or Latin letters for Hangul): look at "
-    "them before you train",
-    "entities": "rows have HTML entities (&amp; for &), which are read, and learned, as they are",
+    "garbled": "rows have signs of a wrong encoding (\ufffd, or Latin letters for Hangul)",
     "pages": "articles are HTML, and are read as a reader sees them",
-    "cut": "articles have exactly 32,767 characters, where Excel cuts a cell",
 }
 
 
@@ -58,13 +58,11 @@ def read_questions(
     columns = columns or {}
     for name in columns:
         if name not in COLUMNS:
-            raise InputError(
-                f"columns: {name!r} is none of {', '.join(COLUMNS)}.{nearest(name, COLUMNS)} "
-                "Write our name first, then the file's, as context=본문."
-            )
-    paths = [Path(path) for path in (paths if isinstance(paths, list) else [paths])]
-    files = [file for path in paths for file in find_files(path)]
-    required = (*REQUIRED, "answer") if need_answers else REQUIRED
+            known = f"{', '.join(COLUMNS)}.{nearest(name, COLUMNS)}"
+            raise InputError(f"columns: {name!r} is none of {known} Write it as context=본문.")
+    several = paths if isinstance(paths, list) else [paths]
+    files = [file for path in several for file in find_files(Path(path))]
+    required = ("context", "question", *(["answer"] if need_answers else []))
     tables = []
     for path in files:
         digest = hash_file(path)
@@ -84,9 +82,7 @@ def read_questions(
 
 def typed_rows(article: str, questions: list[str]) -> list[Row]:
     """Return the rows of a typed article and its questions, numbered from 1."""
-    records = (
-        (f"question {n}", {"context": article, "question": q}) for n, q in enumerate(questions, 1)
-    )
+    records = [("typed", {"context": article, "question": question}) for question in questions]
     return _make_rows(records, Path("typed"), need_answers=False)[0]
 
 
@@ -96,9 +92,7 @@ def read_answers(path: Path) -> dict[str, tuple[str, ...]]:
     for place, record in _sheet_records(path, read_table(path), {}, ("id", "answer")):
         name, where = record["id"], f"{path}, {place}"
         if name in golds:
-            raise InputError(
-                f"{where}: the id {name} is there twice. Every question needs one row."
-            )
+            raise InputError(f"{where}: the id {name} is there twice. Delete one of the rows.")
         golds[name] = _answers(where, record)[0]
         if not golds[name]:
             raise InputError(f"{where}: no answer for {name}. Fill it in or remove the file.")
@@ -116,19 +110,14 @@ def _sheet_records(
 
 
 def _answers(where: str, record: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
-    """Return the gold answers, and whether they came as a list.
+    """Return a record's answers, and whether they were given as a list.
 
-    `answers` is used if it has any, else `answer`. An empty list means that a question has no
-    answer; an empty cell is a mistake in a training file.
+    An empty list means that a question has no answer; an empty cell is a mistake.
     """
-    value = record.get("answers")
-    if isinstance(value, str):
-        value = structured(value, f"{where}: answers")
+    value = structured(record.get("answers"), f"{where}: answers")
     is_list = "answers" in record and not isinstance(value, str)
     if not any(map(trim, answer_texts(value, where))):
-        value = record.get("answer", value)
-        if isinstance(value, str) and LISTED.match(value.strip()):
-            value = structured(value, f"{where}: answer")
+        value = structured(record.get("answer", value), f"{where}: answer")
     return tuple(filter(None, (trim(clean(text)) for text in answer_texts(value, where)))), is_list
 
 
@@ -139,15 +128,13 @@ def _article(text: str) -> tuple[str, set[str]]:
     text = html_text(text) if is_page else text
     # White space stays: an article's layout is made of it.
     article = clean(text).strip("\ufeff\u200b\u200c\u200d\u2060") if trim(text) else ""
-    signs = _signs(text) | ({"pages"} if is_page else set())
-    return article, signs | ({"cut"} if len(article) == EXCEL_CELL else set())
+    return article, _signs(text) | ({"pages"} if is_page else set())
 
 
 def _signs(text: str) -> set[str]:
     found = {
         "composed": clean(text) != writable(text),
         "garbled": GARBLED.search(text),
-        "entities": ENTITY.search(text),
         "blank": not trim(text),
     }
     return {key for key, value in found.items() if value}
@@ -156,10 +143,7 @@ def _signs(text: str) -> set[str]:
 def _make_rows(
     records: Iterable[Record], path: Path, need_answers: bool, prefix: str = ""
 ) -> tuple[list[Row], list[str]]:
-    """Return the rows of a file's records, and notes for people.
-
-    If the first record has no id, rows are numbered after the prefix.
-    """
+    """Return the rows of a file's records, and notes; without ids, rows are numbered."""
     rows: list[Row] = []
     found: dict[str, list[str]] = defaultdict(list)  # key of NOTES -> ids
     contexts: dict[str, str] = {}  # a file repeats an article for each of its questions
@@ -175,55 +159,45 @@ def _make_rows(
             name = str(int(name)) if name == name // 1 else None
         if not isinstance(name, str) or not trim(name) or len(name) > LONGEST_ID:
             raise InputError(
-                f"{where}: got the id {str(name)[:100]!r}; expected a text of 1 to {LONGEST_ID:,} "
+                f"{where}: got the id {str(name)[:100]!r}; expected at most {LONGEST_ID:,} "
                 "characters in every row, or no ids at all."
             )
         name = writable(name)
-        texts: list[Any] = [record.get(part) for part in REQUIRED]
-        context, question = (text if need_answers else text or "" for text in texts)
+        context, question = record.get("context") or "", record.get("question") or ""
         context, signs = _article(context) if isinstance(context, str) else (context, set())
         for part, text in (("context", context), ("question", question)):
             if not isinstance(text, str) or (need_answers and not trim(text)):
-                raise InputError(
-                    f"{where}: {part} is empty or not a text (got {str(text)[:100]!r}). Fill it "
-                    "in or delete the row."
-                )
+                got = f"{part} is empty or not a text (got {str(text)[:100]!r})"
+                raise InputError(f"{where}: {got}. Fill it in or delete the row.")
         answers, is_list = _answers(where, record)
         if "pages" in signs:
             # An answer that is nothing but a tag, as <br>, stays.
             answers = tuple(html_text(answer) or answer for answer in answers)
         # SQuAD 2 gives an impossible question a plausible answer, which must not be learned.
-        impossible = is_true(record.get("is_impossible")) or (is_list and not answers)
+        flag = str(record.get("is_impossible")).strip().lower()
+        impossible = flag in ("true", "t", "1", "1.0", "yes", "y") or (is_list and not answers)
         if need_answers and impossible:
             unanswerable += 1
             continue
         if need_answers and not answers:
-            raise InputError(
-                f"{where} (id {name}): no answer. Training needs one in every row; fill it in or "
-                "delete the row."
-            )
+            raise InputError(f"{where} (id {name}): no answer. Fill it in or delete the row.")
         for key in signs.union(*map(_signs, (question, *answers))):
             found[key].append(name)
         context, question = contexts.setdefault(context, context), trim(clean(question))
         answers = () if impossible else answers
         rows.append(Row(name, context, question, answers, fields=FIELDS[impossible]))
     if not rows:
-        raise InputError(
-            f"{path} has no questions{' with an answer' if count else ''} (got {count} rows). "
-            "Expected at least one."
-        )
+        raise InputError(f"{path} has no questions (got {count} rows). Expected at least one.")
     notes = []
     if numbered:
         notes.append(
-            f"{path.name} has no column 'id'; its rows are called {prefix}1 to {prefix}{count} "
-            "(--columns id=NAME selects another column)"
+            f"{path.name} has no column 'id'; its rows are called {prefix}1 to {prefix}{count}"
         )
-    for key, what in NOTES.items():
-        if ids := found[key]:
-            notes.append(f"{len(ids):,} {what} ({short_list(ids, 3, quoted=False)})")
+    notes += [
+        f"{len(found[key]):,} {what} ({short_list(found[key], 3, quoted=False)})"
+        for key, what in NOTES.items()
+        if found[key]
+    ]
     if unanswerable:
-        notes.append(
-            f"{unanswerable} questions without an answer were skipped (is_impossible, or none "
-            "given)"
-        )
+        notes.append(f"{unanswerable} questions without an answer were skipped")
     return rows, notes

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dandap.data.near_duplicates import group_near_copies
-from dandap.data.text import bare, id_key
+from dandap.data.text import bare, trim
 from dandap.errors import InputError, short_list
 
 
@@ -39,10 +40,7 @@ class Row:
 
 
 def template_fields(row: Row, context: str, answer: str) -> dict[str, str]:
-    """Return the fields that a template may use for a row; `context` may be shortened.
-
-    If `answer` is the letter of a choice, `answer_text` is that option's text.
-    """
+    """Return the fields of a template for a row; `answer_text` is the text of a choice's letter."""
     fields = {"context": context, "question": row.question, "answer": answer, **row.fields}
     if row.choices:
         fields["answer_text"] = row.fields.get(f"option_{answer}", "")
@@ -93,12 +91,10 @@ def join(tables: list[Table]) -> Table:
 
 def refuse_duplicate_ids(rows: list[Row], path: Path) -> None:
     """Reject ids that occur twice: answers are matched by them."""
-    repeated = [row_id for row_id, count in Counter(row.id for row in rows).items() if count > 1]
+    repeated = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
     if repeated:
-        raise InputError(
-            f"{path} has ids more than once ({len(repeated)}): {short_list(repeated, 5)}. Every "
-            "question needs its own."
-        )
+        names = short_list(repeated, 5)
+        raise InputError(f"{path} has ids more than once ({len(repeated)}): {names}. Rename them.")
 
 
 def match_ids(wanted: Collection[str], found: Iterable[str]) -> Callable[[str], str | None]:
@@ -107,11 +103,15 @@ def match_ids(wanted: Collection[str], found: Iterable[str]) -> Callable[[str], 
     Names match if they are equal, or differ only in surrounding white space and composition, unless
     that would make two names the same.
     """
+
+    def key(name: str) -> str:
+        return unicodedata.normalize("NFC", trim(name))
+
     found = list(found)
-    exact, by_key = set(found), {id_key(name): name for name in found}
-    if len(by_key) < len(found) or len({id_key(name) for name in wanted}) < len(set(wanted)):
+    exact, by_key = set(found), {key(name): name for name in found}
+    if len(by_key) < len(found) or len(set(map(key, wanted))) < len(set(wanted)):
         by_key = {}
-    return lambda name: name if name in exact else by_key.get(id_key(name))
+    return lambda name: name if name in exact else by_key.get(key(name))
 
 
 def by_article(articles: Iterable[str]) -> list[list[int]]:
@@ -135,19 +135,13 @@ def split_by_article(
         return list(rows), []
     real = [row for row in rows if not row.fields.get("generated")]
     if not real:
-        raise InputError(
-            "every row is marked as generated, and those are never validated on. Add real rows, or "
-            "set validation_fraction 0."
-        )
+        raise InputError("every row is generated. Add real ones, or set validation_fraction 0.")
     family = families(real)
     names = sorted(set(family.values()))
     if fold:
         part, parts = map(int, fold.split("/"))
         if len(names) < parts:
-            raise InputError(
-                f"got {len(names)} article(s) for {parts} folds, which need one each. Use fewer "
-                "folds."
-            )
+            raise InputError(f"got {len(names)} article(s) for {parts} folds. Use fewer folds.")
         chosen = set(names[part - 1 :: parts])
     else:
         # 16 hexadecimal digits are spread evenly from 0 to 1, unless the file itself was chosen by
@@ -155,19 +149,15 @@ def split_by_article(
         below = [name for name in names if int(name, 16) / 16**16 < fraction]
         chosen = set(below[: math.ceil(2 * fraction * len(names))]) or {names[0]}
     validation = [row for row in real if family[row.article] in chosen]
+    train = [row for row in real if family[row.article] not in chosen]
     # Generated rows are trained on, unless a row that they were made of is validated on.
     held_out = {row.group for row in validation}
-    train = [row for row in real if family[row.article] not in chosen]
-    train += [
-        row
-        for row in rows
-        if row.fields.get("generated")
-        and held_out.isdisjoint(row.fields.get("sources", "").split())
-    ]
+    generated = (row for row in rows if row.fields.get("generated"))
+    train += [row for row in generated if held_out.isdisjoint(row.fields["sources"].split())]
     if not train:
         raise InputError(
-            f"got {len(names)} article(s) and validation_fraction {fraction}: nothing is left to "
-            "train on. Add articles or set validation_fraction 0."
+            f"got {len(names)} article(s): nothing is left to train on. Add some, or set "
+            "validation_fraction 0."
         )
     return train, validation
 
@@ -186,8 +176,8 @@ def families(rows: list[Row]) -> dict[str, str]:
 
     first: dict[tuple[str, ...], str] = {}  # what copies have in common -> the first article
 
-    def link(article: str, *common: str) -> None:
-        parent[root(article)] = root(first.setdefault(common, article))
+    def link(article: str, kind: str, value: str) -> None:
+        parent[root(article)] = root(first.setdefault((kind, value), article))
 
     for row in rows:
         link(row.article, "content", row.content_hash)

@@ -16,8 +16,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dandap.data.files import READABLE, TABLES, find_files
-from dandap.data.text import INVISIBLE, encoding_notes, open_text, trim
+from dandap.data.text import (
+    INVISIBLE,
+    READABLE,
+    TABLES,
+    encoding_notes,
+    find_files,
+    open_text,
+    trim,
+)
 from dandap.errors import InputError, first_line, short_list
 
 SEPARATORS = ",;\t|"
@@ -44,11 +51,7 @@ class Sheet:
 
 @lru_cache(maxsize=4096)  # JSON lines repeat their names in every record
 def column_key(name: str) -> str:
-    """Return what column names are compared by.
-
-    It is composed, in one case, and without invisible characters, quotation marks and white space
-    around it.
-    """
+    """Return a column's name composed, in one case, without invisible characters and quotes."""
     visible = re.sub(f"[{INVISIBLE}\u00a0]", "", name)
     return unicodedata.normalize("NFC", visible).strip().strip('"').strip().casefold()
 
@@ -77,58 +80,58 @@ def _read_csv(path: Path) -> Sheet:
     separator = declared[1] if declared else max(SEPARATORS, key=first.count)
     # In `id, context` the spaces belong to the separators: quotation marks follow them.
     spaced = 0 < first.count(separator) == first.count(f"{separator} ")
-    lines = _csv_rows(path, encoding, delimiter=separator, skipinitialspace=spaced)
+
+    def lines() -> Iterator[tuple[int, list[str]]]:
+        with path.open(encoding=encoding, newline="") as file:
+            texts = chain([next(file, "").lstrip("\ufeff")], file)
+            reader = csv.reader(
+                (text.replace("\0", "") for text in texts),
+                strict=True,
+                delimiter=separator,
+                skipinitialspace=spaced,
+            )
+            try:
+                for cells in reader:
+                    if any(map(trim, cells)):
+                        yield reader.line_num, cells
+            except csv.Error as error:
+                where = f"{path}, line {reader.line_num}"
+                hint = 'Close each quotation mark, and write one inside a quoted cell as "".'
+                raise InputError(f"{where}: {error}. {hint}") from error
+
+    rows = lines()
     if declared:
-        next(lines)
-    header = _header(path, next(lines, (0, []))[1])
+        next(rows)
+    header, records = _with_header(path, rows)
     notes = encoding_notes(path, encoding)
     if separator != ",":
         notes.append(f"{path.name}: the cells are separated by {separator!r}")
-    return Sheet(header, _rows(path, header, lines), notes, encoding, separator)
+    return Sheet(header, records, notes, encoding, separator)
 
 
-def _csv_rows(path: Path, encoding: str, **form: Any) -> Iterator[tuple[int, list[str]]]:
-    """Yield the last line and the cells of each row that is not blank."""
-    with path.open(encoding=encoding, newline="") as file:
-        lines = chain([next(file, "").lstrip("\ufeff")], file)
-        texts = (line.replace("\0", "") for line in lines)
-        reader = csv.reader(texts, strict=True, **form)
-        try:
-            for cells in reader:
-                if any(map(trim, cells)):
-                    yield reader.line_num, cells
-        except csv.Error as error:
-            raise InputError(
-                f"{path}, line {reader.line_num}: {error}. A quotation mark is not closed, or is "
-                'unescaped inside a cell; write it as "" inside a quoted cell.'
-            ) from error
-
-
-def _header(path: Path, cells: list[str]) -> list[str]:
-    while cells and not cells[-1].strip():
-        cells.pop()  # Excel saves `id,context,,` where cells to the right were once edited
-    if not cells:
+def _with_header(
+    path: Path, lines: Iterator[tuple[int, list[str]]]
+) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
+    """Return the header, and the rows as dicts; InputError for one of another width."""
+    header = next(lines, (0, []))[1]
+    while header and not header[-1].strip():
+        header.pop()  # Excel saves `id,context,,` where cells to the right were once edited
+    if not header:
         raise InputError(f"{path} is empty. Expected a header and a row per question.")
-    return cells
-
-
-def _rows(
-    path: Path, header: list[str], lines: Iterable[tuple[int, list[str]]]
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield rows as dicts; InputError for one with more or fewer cells than the header."""
     width, first = len(header), trim(header[0])
-    for line, cells in lines:
-        if first and trim(cells[0]) == first:
-            raise InputError(
-                f"{path}, line {line}: the header again. Delete that line, or keep glued files "
-                "apart: several may be named with commas."
-            )
-        if len(cells) < width or any(map(trim, cells[width:])):
-            raise InputError(
-                f"{path}, line {line}: got {len(cells)} cells, the header has {width}. "
-                "A separator or quotation mark in a text needs the cell in quotation marks."
-            )
-        yield f"line {line}", dict(zip(header, cells, strict=False))
+
+    def rows() -> Iterator[tuple[str, dict[str, str]]]:
+        for line, cells in lines:
+            if first and trim(cells[0]) == first:
+                raise InputError(f"{path}, line {line}: the header again. Delete that line.")
+            if len(cells) < width or any(map(trim, cells[width:])):
+                raise InputError(
+                    f"{path}, line {line}: got {len(cells)} cells, the header has {width}. "
+                    "A separator or quotation mark in a text needs the cell in quotation marks."
+                )
+            yield f"line {line}", dict(zip(header, cells, strict=False))
+
+    return header, rows()
 
 
 @contextmanager
@@ -137,9 +140,8 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise InputError(
-            f"{path} cannot be read ({first_line(error)}). Save or export it again."
-        ) from error
+        message = f"{path} cannot be read ({first_line(error)}). Save or export it again."
+        raise InputError(message) from error
 
 
 def _read_excel(path: Path) -> Sheet:
@@ -148,12 +150,10 @@ def _read_excel(path: Path) -> Sheet:
         from openpyxl import load_workbook
         from openpyxl.utils.escape import unescape
     except ImportError as error:
-        raise InputError(
-            f"{path} is an Excel workbook: save it as CSV UTF-8, or install openpyxl (pip install "
-            "-r requirements-extra.txt)."
-        ) from error
-    header: list[str] = []
-    lines, unclear = [], {}
+        message = f"{path} is an Excel workbook: save it as CSV UTF-8, or install openpyxl."
+        raise InputError(message) from error
+    lines: list[tuple[int, list[str]]] = []
+    unclear = {}
     with _reading(path), path.open("rb") as file:
         sheet, *others = load_workbook(file, read_only=True, data_only=True).worksheets
         sheet.reset_dimensions()  # some programs write A1:A1 for every sheet
@@ -164,29 +164,26 @@ def _read_excel(path: Path) -> Sheet:
             texts = [unescape(text).replace("\0", "") for text in texts]
             if not any(map(trim, texts)):
                 continue
-            header = header or _header(path, list(texts))
-            padding = [""] * (len(header) - len(texts))
-            lines.append((number, texts + padding))
+            header = lines[0][1] if lines else texts
+            lines.append((number, texts + [""] * (len(header) - len(texts))))
             for name, cell in zip(header, row, strict=False):
                 is_number = not isinstance(cell.value, str | bool | None)
                 is_plain = cell.number_format in ("General", "0", "@") and not cell.is_date
                 if cell.data_type == "e" or (is_number and not is_plain):
                     unclear[name] = (
                         f"{path}, cell {cell.coordinate}: it has {cell.value!r}, displayed as "
-                        f"{cell.number_format!r}, so its text is not certain. Format the column "
-                        "as text, or save the sheet as CSV UTF-8."
+                        f"{cell.number_format!r}. Format the column as text, or save it as CSV."
                     )
-    header = _header(path, header)
+    header, rows = _with_header(path, iter(lines))
     names = short_list(other.title for other in others)
     notes = [f"{path.name}: only the first sheet was read, not {names}"] if others else []
-    return Sheet(header, _rows(path, header, lines[1:]), notes, unclear=unclear)
+    return Sheet(header, rows, notes, unclear=unclear)
 
 
 def _read_arrow(path: Path, is_parquet: bool) -> Sheet:
     """Read Parquet, or Arrow's stream format, which datasets' save_to_disk writes."""
     import pyarrow.parquet  # 0.3 s
 
-    labels: dict[str, list[str]] = {}
     with _reading(path):
         if is_parquet:
             parquet = pyarrow.parquet.ParquetFile(path)
@@ -194,18 +191,10 @@ def _read_arrow(path: Path, is_parquet: bool) -> Sheet:
         else:
             batches = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
             schema = batches.schema
-        if b"huggingface" in (schema.metadata or {}):
-            from datasets import ClassLabel, Features
-
-            features = Features.from_arrow_schema(schema).items()
-            labels = {name: of.names for name, of in features if isinstance(of, ClassLabel)}
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         with _reading(path):
             cells = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(cells, 1):
-                for name, classes in labels.items():
-                    row[name] = None if row[name] is None else classes[row[name]]
-                yield f"row {number}", row
+            yield from ((f"row {number}", row) for number, row in enumerate(cells, 1))
 
     return Sheet(schema.names, rows())

@@ -1,6 +1,7 @@
-"""Decode files, clean their texts, and reduce HTML to what a reader sees."""
+"""Find data files, decode them, clean their texts, and reduce HTML to what a reader sees."""
 
 import codecs
+import hashlib
 import io
 import re
 import unicodedata
@@ -8,8 +9,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import TextIO
 
-from dandap.errors import InputError
+from dandap import ROOT
+from dandap.errors import InputError, short_list
 
+TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet", ".arrow")
+JSONS = (".json", ".jsonl", ".ndjson")
+READABLE = "a .csv, .tsv, .xlsx, .parquet, .arrow, .jsonl or .json file, or a folder of them"
+# Skipped in folders: descriptions, the organizer's sample, metadata of the hub and of datasets,
+# and the caches that datasets' map writes next to save_to_disk's files.
+NO_DATA = re.compile(
+    r"\.|(?:readme|licen[cs]e)(?:\.\w+)?$|sample_?submission\.\w+$"
+    r"|(?:dataset_infos?|dataset_dict|state|config)\.json$|cache-\w+\.arrow$",
+    re.IGNORECASE,
+)
 # A leading and a vowel letter, maybe a final one; or a syllable and a separate final letter
 # (Unicode 3.12).
 JAMO = re.compile("[\u1100-\u1112][\u1161-\u1175][\u11a8-\u11c2]?|[\uac00-\ud7a3][\u11a8-\u11c2]")
@@ -17,7 +29,42 @@ JAMO = re.compile("[\u1100-\u1112][\u1161-\u1175][\u11a8-\u11c2]?|[\uac00-\ud7a3
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u180e\u200e\u200f"
 UNSEEN = re.compile(rf"[\s{INVISIBLE}\u00ad]+")
 SURROGATE = re.compile("[\ud800-\udfff]")
+HIDDEN = ("script", "style", "title", "template", "noscript")
+BLOCKS = tuple(
+    "p div br li tr table ul ol h1 h2 h3 h4 h5 h6 section article dt dd blockquote".split()
+)
 CLOSED_BLOCK = re.compile(r"</(?:html|body|p|div|table|tr|td|ul|ol|li|h[1-6])\s*>", re.IGNORECASE)
+
+
+def find_files(path: Path, expected: str = READABLE) -> list[Path]:
+    """Return the path, or the data files of a folder; InputError if there are none."""
+    if path.is_dir():
+        inside = sorted(each for each in path.iterdir() if not NO_DATA.match(each.name))
+        found = [p for p in inside if p.suffix.lower() in TABLES + JSONS and p.is_file()]
+        if not found:
+            parts = short_list(each.name for each in inside if each.is_dir())
+            hint = f" It has the folders {parts}; name one of them." if parts else ""
+            raise InputError(f"the folder {path} has no data file. Expected {expected}.{hint}")
+        return found
+    if not path.is_file():
+        in_root = (ROOT / path).is_file()
+        there = f" There is one in {ROOT}: start the script in that folder." if in_root else ""
+        raise InputError(f"no file at {path}. Expected {expected}; check the path.{there}")
+    return [path]
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes; InputError if the file does not exist."""
+    find_files(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_bytes(path: Path) -> tuple[bytes, str]:
+    """Return a file's bytes and their SHA-256; InputError if the file does not exist."""
+    find_files(path)
+    data = path.read_bytes()
+    return data, hashlib.sha256(data).hexdigest()
 
 
 def _encodings(start: bytes) -> tuple[str, ...]:
@@ -27,11 +74,7 @@ def _encodings(start: bytes) -> tuple[str, ...]:
 
 
 def decode(data: bytes, path: Path) -> tuple[str, str]:
-    """Return a file's text without byte-order mark, and its encoding.
-
-    UTF-16 needs a byte-order mark; other files are strict UTF-8, or else cp949. InputError names
-    the first invalid byte and its line.
-    """
+    """Return a file's text and its encoding: UTF-16 with a byte-order mark, UTF-8 or cp949."""
     failures = {}
     for encoding in _encodings(data[:2]):
         try:
@@ -43,8 +86,7 @@ def decode(data: bytes, path: Path) -> tuple[str, str]:
     line = data.count(b"\n", 0, start) + 1
     raise InputError(
         f"{path}, line {line}: the byte 0x{data[start]:02x} at {start} is wrong; up to there the "
-        f"file is {encoding}, but as a whole it is neither UTF-8 nor cp949. Correct that place, "
-        "or export the file again as UTF-8."
+        f"file is {encoding}. Correct it, or export the file again as UTF-8."
     )
 
 
@@ -84,11 +126,7 @@ def clean(text: str) -> str:
     text = writable(text)
     if unicodedata.is_normalized("NFC", text):
         return text
-    return JAMO.sub(_composed, text)
-
-
-def _composed(match: re.Match[str]) -> str:
-    return unicodedata.normalize("NFC", match[0])
+    return JAMO.sub(lambda match: unicodedata.normalize("NFC", match[0]), text)
 
 
 def trim(text: str) -> str:
@@ -104,38 +142,25 @@ def bare(text: str) -> str:
     return unicodedata.normalize("NFC", UNSEEN.sub("", text)).casefold()
 
 
-def id_key(name: str) -> str:
-    """Return what ids of different files are compared by: composed and trimmed."""
-    return unicodedata.normalize("NFC", trim(name))
-
-
 class _Page(HTMLParser):
     """Collects the visible text of a page, with a line break at each block."""
 
-    HIDDEN = ("script", "style", "title", "template", "noscript")
-    BLOCKS = tuple(
-        "p div br li tr table ul ol h1 h2 h3 h4 h5 h6 section article dt dd blockquote".split()
-    )
-
     def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
+        super().__init__()
         self.pieces: list[str] = []
         self.hidden = 0  # open hidden elements
 
-    def handle_starttag(self, tag, attrs):
-        self.hidden += tag in self.HIDDEN
-        if tag in (*self.BLOCKS, "td", "th"):
-            self.pieces.append("\n" if tag in self.BLOCKS else " ")
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.hidden += tag in HIDDEN
+        self.pieces.append("\n" if tag in BLOCKS else " " if tag in ("td", "th") else "")
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         # Pages close elements that they never opened; below 0, a later script would be visible.
-        self.hidden = max(0, self.hidden - (tag in self.HIDDEN))
-        if tag in self.BLOCKS:
-            self.pieces.append("\n")
+        self.hidden = max(0, self.hidden - (tag in HIDDEN))
+        self.pieces.append("\n" if tag in BLOCKS else "")
 
-    def handle_data(self, data):
-        if not self.hidden:
-            self.pieces.append(re.sub(r"\s+", " ", data))
+    def handle_data(self, data: str) -> None:
+        self.pieces.append("" if self.hidden else re.sub(r"\s+", " ", data))
 
 
 def looks_like_html(text: str) -> bool:
@@ -157,4 +182,4 @@ def html_text(page: str) -> str:
     parser.feed(page)
     parser.close()
     lines = (re.sub(r"[ \t]+", " ", line).strip() for line in "".join(parser.pieces).split("\n"))
-    return "\n".join(line for line in lines if line)
+    return "\n".join(filter(None, lines))

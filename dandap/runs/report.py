@@ -14,9 +14,8 @@ from matplotlib.axes import Axes
 
 import metrics
 from dandap.data.checks import FINDINGS
-from dandap.data.korean import NEAR_MISSES, near_miss
+from dandap.data.korean import NEAR_MISSES, near_miss, nearest_first, split_sentences
 from dandap.data.rows import Answers
-from dandap.data.sentences import nearest_first, split_sentences
 from dandap.language import t
 from dandap.recipe import Recipe
 from dandap.runs.html import write_page

@@ -16,16 +16,17 @@ from peft import PeftModel
 import prompts
 from dandap.answering.answerer import Answerer
 from dandap.answering.run import OpenModel
-from dandap.data.checks import check_data, finding_lines
-from dandap.data.encode import Encoder, Example
-from dandap.data.lengths import (
+from dandap.data.checks import (
     answer_share,
+    check_data,
     drop_too_long,
+    finding_lines,
     loses_answer,
     preview,
     report_cut,
     report_lengths,
 )
+from dandap.data.encode import Encoder, Example
 from dandap.data.rows import Row, Table, split_by_article
 from dandap.errors import InputError, Stopped
 from dandap.files import append_json, check_writable, write_json
