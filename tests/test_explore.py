@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from dandap.errors import InputError
-from tools import explore, words
+from tools import explore
 from tools.demo.dialogues import make_dialogues, numbered
 
 PUBLISHED = {

@@ -55,9 +55,8 @@ from dandap.runs.journal import Journal, answers_folder, answers_name, hash_sett
 from dandap.runs.predictions import write_predictions
 from dandap.runs.report import write_report
 from tasks import checked_template, get_task
-from tasks.scoring import compute_scores, print_scores
 from tasks.submission import SubmissionForm, write_review
-from tasks.task import read_test, read_train
+from tasks.task import compute_scores, print_scores, read_test, read_train
 
 DEMO_TEST = ROOT / "data/sample/test.csv"
 Engine = Literal["ours", "vllm"]
