@@ -86,8 +86,7 @@ def consensus(answers: Sequence[str]) -> int:
     characters = [_characters(answer) for answer in answers]
 
     def gain(index: int) -> float:
-        # Always in the same order: the order of a sum decides its last bit, and that bit decides
-        # between answers with the same gain. Not `sum`, whose order differs from Python 3.12 on.
+        # A sum's last bit decides ties, so the order is fixed; `sum` changed with Python 3.12.
         total = 0.0
         for theirs in characters:
             total += _f1(characters[index], theirs)
@@ -155,8 +154,7 @@ def bootstrap_interval(
     # select an adapter for any tiny lead on it.
     if len(set(articles)) == 1:
         return possible
-    # Questions on one article are not independent: drawing them one by one would give an interval
-    # that is too narrow. A draw needs only each article's sum and count.
+    # Drawn one by one, an article's questions, which depend on each other, would look certain.
     numbers: dict[str, int] = {}
     article = [numbers.setdefault(name, len(numbers)) for name in articles]
     totals = np.bincount(article, weights=np.asarray(values, dtype=float))

@@ -5,7 +5,6 @@ import io
 import math
 import re
 import warnings
-from pathlib import Path
 
 import pytest
 from fontTools.ttLib import TTFont
