@@ -205,9 +205,7 @@ def read_test(task: Task, recipe: Recipe, test_file: Path) -> Table:
 def reject_columns(columns: dict[str, str]) -> None:
     """Reject a mapping of columns for files whose columns are fixed."""
     if columns:
-        raise InputError(
-            f"columns: got {columns}; this task's files have fixed columns. Leave it out."
-        )
+        raise InputError(f"columns: got {columns}; this task has fixed columns. Leave it out.")
 
 
 def label(score: str) -> str:

@@ -132,13 +132,6 @@ def test_broken_items_are_rejected_by_name(items, tmp_path):
             TASK.read([write(tmp_path / "a.json", content)], {}, True)
 
 
-def test_the_particle_follows_the_last_syllable(items):
-    for word in ("원인으로", "후행사건으로", "전제로", "동기로", "반응으로", "결말로"):
-        assert with_ro(word.removesuffix("로").removesuffix("으")) == word
-    row = next(nikl.to_row(item) for item in items if item["input"]["category"] == "전제")
-    assert "전제 조건(prerequisite)으로 가장" in row.fields["question_term"]
-
-
 def test_a_prompt_has_everything_for_every_category(items):
     """Regression: in the published code the particle replaced the whole question."""
     for name, (_, korean, definition) in nikl.CATEGORIES.items():

@@ -91,19 +91,6 @@ def test_a_tree_learns_what_its_sequences_learn_alone(lessons):
     assert (language.item(), pointing.item()) == pytest.approx(alone, rel=1e-5)
 
 
-def test_a_lesson_weights_its_article_once_and_points_at_its_answers(lessons):
-    for lesson in lessons[:2]:
-        first, *others = lesson.weights
-        shared = demo_model.count_shared(lesson.sequences)
-        assert any(first[: shared - 1])
-        assert not any(weight for weights in others for weight in weights[:shared])
-        assert lesson.pointers
-        for number, position, said_at in lesson.pointers:
-            ids = lesson.sequences[number]
-            assert max(said_at) < shared < position
-            assert {ids[at] for at in said_at} == {ids[position]}
-
-
 def test_making_the_demo_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_model, "SAMPLE_DIR", tmp_path / "sample")
     monkeypatch.setattr(demo_model, "MODEL_DIR", tmp_path / "model")

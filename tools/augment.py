@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     elif do == "join":
         made = join(groups, arguments.count, arguments.seed)
     elif do == "generate":
-        url, name = arguments.url, arguments.model
+        sources, url, name = read_sources(arguments), arguments.url, arguments.model
         if sum(map(bool, (url, arguments.run, arguments.recipe))) != 1:
             raise InputError("name one model: --run RUN, --recipe NAME, or --url URL --model NAME.")
         if target.exists() and any(row["accept"].strip() for row in read_review(target)):
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
         ask = endpoint(url, name or "default") if url else local_model(arguments)
         model = f"{url} {name} {arguments.run} {arguments.recipe}"
         known, journal = [row.question for row in rows], target.with_suffix(".journal.jsonl")
-        made = generate(read_sources(arguments), known, model, ask, journal)
+        made = generate(sources, known, model, ask, journal)
         made = [{column: inert(value) for column, value in row.items()} for row in made]
         columns = (*COLUMNS, "source", "accept")
     write_table(target, made, columns)
