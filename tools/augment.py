@@ -138,8 +138,8 @@ def local_model(arguments: argparse.Namespace) -> Ask:
 
     # One greedy text of up to 400 tokens, whatever the recipe's options for short answers are.
     options = {"samples": 1, "temperature": 0, "choices": [], "grounded": False, "beams": 1}
-    options |= {"max_length": 2048, "on_overflow": "error"}
-    options |= {"max_new_tokens": 400, "repetition_penalty": 1.1}
+    options |= {"max_length": 2048, "max_new_tokens": 400, "repetition_penalty": 1.1}
+    options |= {"on_overflow": "error"}
     if arguments.trust_remote_code == "true":
         options["trust_remote_code"] = True
     if arguments.run:

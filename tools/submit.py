@@ -127,18 +127,19 @@ def check_time(run: RunFolder, recipe: Recipe, minutes: int | None, questions: i
         same = all(used.get(name) == getattr(recipe, name) for name in ANSWERING)
         # An inference that found all its answers in the folder timed none.
         if same and saved.get("engine") != "vllm" and timing.get("questions"):
-            timed.append((timing["questions"], timing["loading"], timing["answering"]))
+            device = saved.get("gpu") or "a CPU"
+            timed.append((timing["questions"], timing["loading"], timing["answering"], device))
     if not timed:
         message = f"no estimate of the time: {run.path} has no timed answers with these options"
         if minutes:
             raise InputError(f"{message}. Run inference.py first, on a GPU like the organizer's.")
         return print(message)
-    count, loading, answering = max(timed)
+    count, loading, answering, device = max(timed)
     questions = questions or count
     needed = (loading + answering / count * questions) / 60
     estimate = (
         f"{questions:,} questions take about {needed:.1f} minutes: {loading:.1f} s to load and "
-        f"{answering / count:.3f} s a question, as measured here"
+        f"{answering / count:.3f} s a question, as measured on {device}"
     )
     if minutes and needed > minutes:
         raise InputError(f"{estimate}. --minutes allows {minutes}: choose a smaller base.")
