@@ -74,15 +74,16 @@ def test_special_tokens_in_a_row_stay_text(tokenizer, name, where):
     assert SPELLED in tokenizer.decode([*spelled.prompt_ids, *spelled.answer_ids])
 
 
+def fits(task, name):
+    try:
+        task.check_template(TEMPLATES[name], name)
+    except InputError:
+        return False
+    return True
+
+
 def test_every_template_fits_a_task():
-    for name, template in TEMPLATES.items():
-        faults = []
-        for task in TASKS.values():
-            try:
-                task.check_template(template, name)
-            except InputError as error:
-                faults.append(error)
-        assert len(faults) < len(TASKS), name
+    assert all(any(fits(task, name) for task in TASKS.values()) for name in TEMPLATES)
 
 
 def test_a_row_is_never_read_as_a_template():
