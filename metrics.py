@@ -73,10 +73,8 @@ def _rouge_l(prediction: str, gold: str) -> float:
     for character in prediction:
         diagonal = 0
         for j, other in enumerate(gold, 1):
-            diagonal, row[j] = (
-                row[j],
-                diagonal + 1 if character == other else max(row[j], row[j - 1]),
-            )
+            longest = diagonal + 1 if character == other else max(row[j], row[j - 1])
+            diagonal, row[j] = row[j], longest
     return 2 * row[-1] / (len(prediction) + len(gold)) if row[-1] else 0.0
 
 
@@ -88,12 +86,10 @@ def consensus(answers: Sequence[str]) -> int:
     characters = [_characters(answer) for answer in answers]
 
     def gain(index: int) -> float:
+        # A sum's last bit decides ties, so the order is fixed; `sum` changed with Python 3.12.
         total = 0.0
-        # Always in the same order: the order of a sum decides its last bit, and that bit decides
-        # between answers with the same gain. An answer has F1 1 with itself, an empty one 0.
-        for other, theirs in enumerate(characters):
-            is_itself = other == index
-            total += float(bool(theirs)) if is_itself else _f1(characters[index], theirs)
+        for theirs in characters:
+            total += _f1(characters[index], theirs)
         return total
 
     return max(range(len(answers)), key=lambda index: (gain(index), -index))
@@ -158,8 +154,7 @@ def bootstrap_interval(
     # select an adapter for any tiny lead on it.
     if len(set(articles)) == 1:
         return possible
-    # Questions on one article are not independent: drawing them one by one would give an interval
-    # that is too narrow. A draw needs only each article's sum and count.
+    # Drawn one by one, an article's questions, which depend on each other, would look certain.
     numbers: dict[str, int] = {}
     article = [numbers.setdefault(name, len(numbers)) for name in articles]
     totals = np.bincount(article, weights=np.asarray(values, dtype=float))

@@ -12,7 +12,7 @@ A template is a dict of strings with fields such as {context} and {question}:
 field is rejected with a list of them.
 
 Put {context} before {question}, so that questions on an article share a prefix. Write {{ for a
-literal brace. `python prompts.py [TEMPLATE]` prints templates filled with a sample row.
+literal brace. `python prompts.py [TEMPLATE]` prints templates.
 """
 
 import string
@@ -167,26 +167,16 @@ def render(template: Template, fields: Mapping[str, str]) -> Template:
 
 
 def show(argv: list[str] | None = None) -> None:
-    """Print templates, filled with the sample row of the first task that fits."""
+    """Print templates."""
     from dandap.cli import Parser, parse
-    from tasks import TASKS
 
     parser = Parser(__doc__)
     parser.add_argument(
         "templates", nargs="*", metavar="TEMPLATE", help="names of TEMPLATES (default: all)"
     )
-    for name in parse(parser, argv).templates or list(TEMPLATES):
-        template = get_template(name)
-        for task in TASKS.values():
-            try:
-                task.check_template(template, name)
-                break
-            except InputError as error:
-                fault = error
-        else:
-            raise fault
-        print(f"=== {name} ({task.name})")
-        for part, text in render({"answer": "{answer}"} | template, task.sample_fields()).items():
+    for name in parse(parser, argv).templates or TEMPLATES:
+        print(f"=== {name}")
+        for part, text in ({"answer": "{answer}"} | get_template(name)).items():
             print(f"[{part}]\n{text}")
         print()
 

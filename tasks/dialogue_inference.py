@@ -3,62 +3,44 @@
 The submission is the test file with every output filled in.
 """
 
-import codecs
 import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import metrics
 from dandap.console import printable
 from dandap.data.korean import with_ro
 from dandap.data.qa_formats import parse_json
 from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
-from dandap.data.text import (
-    SURROGATE,
-    TABLES,
-    clean,
-    decode,
-    encoding_notes,
-    read_bytes,
-    trim,
-    writable,
-)
+from dandap.data.text import TABLES, clean, decode, encoding_notes, read_bytes, trim, writable
 from dandap.errors import InputError
 from dandap.files import write_bytes
-from tasks.exploration import Chart, Description
-from tasks.task import Box, PageForm, Task, reject_columns, submit_like_member
+from tasks.task import Box, Description, PageForm, Task, reject_columns, submit_like_member
 
 Item = dict[str, Any]  # an item of the file, with all its fields
 
 LETTERS = ("A", "B", "C")
 INFERENCES = ("inference_1", "inference_2", "inference_3")
 
-
-class Category(NamedTuple):
-    """A category's official terms, and its meaning in our words."""
-
-    english: str
-    korean: str
-    definition: str
-
-
+# The official terms in English and Korean, and the meaning in our words.
 CATEGORIES = {
-    "원인": Category("cause", "원인", "대상 발화에 나온 일이 일어나게 한 사건이나 상황"),
-    "후행사건": Category(
-        "subsequent event", "후행 사건", "대상 발화의 일이 있고 나서 이어서 일어날 법한 사건"
+    "원인": ("cause", "원인", "대상 발화에 나온 일이 일어나게 한 사건이나 상황"),
+    "후행사건": (
+        "subsequent event",
+        "후행 사건",
+        "대상 발화의 일이 있고 나서 이어서 일어날 법한 사건",
     ),
-    "전제": Category(
-        "prerequisite", "전제 조건", "대상 발화가 말이 되려면 이미 참이어야 하는 사실"
+    "전제": ("prerequisite", "전제 조건", "대상 발화가 말이 되려면 이미 참이어야 하는 사실"),
+    "동기": (
+        "motivation",
+        "내적 동기",
+        "화자가 대상 발화처럼 말하거나 행동하게 만든 마음이나 바람",
     ),
-    "동기": Category(
-        "motivation", "내적 동기", "화자가 대상 발화처럼 말하거나 행동하게 만든 마음이나 바람"
-    ),
-    "반응": Category(
+    "반응": (
         "emotional reaction",
         "감정 반응",
         "대상 발화의 일을 두고 화자나 듣는 사람이 느낄 법한 감정",
@@ -68,17 +50,14 @@ CATEGORIES = {
 
 def load_items(path: Path) -> list[Item]:
     """Return the items of a file; InputError names the first one that is wrong."""
-    data, _ = read_bytes(path)
-    items = parse_json(decode(data, path)[0], str(path), parse_float=_mark_number)
+    items = parse_json(decode(read_bytes(path)[0], path)[0], str(path))
     if not isinstance(items, list) or not items:
-        raise InputError(
-            f"{path}: got {type(items).__name__}; expected a JSON list of at least one item."
-        )
+        raise InputError(f"{path}: expected a JSON list of at least one item.")
     for number, item in enumerate(items, 1):
         if fault := find_fault(item):
-            name = item.get("id", "") if isinstance(item, dict) else ""
+            name = item.get("id") if isinstance(item, dict) else item
             raise InputError(
-                f"{path}, item {number} ({printable(str(name))}): {fault}. Expected id, input "
+                f"{path}, item {number} ({printable(str(name)[:80])}): {fault}. Expected id, input "
                 "(conversation, reference_id, category, inference_1, inference_2, inference_3) "
                 "and output."
             )
@@ -89,21 +68,17 @@ def find_fault(item: Item) -> str | None:
     """Return what is wrong with an item, or None."""
     try:
         content, output = item["input"], item.get("output") or ""
-        turns = [(turn["speaker"], turn["utterance"]) for turn in content["conversation"]]
-        names = [item["id"], content["category"]]
-        texts = [*names, *(content[name] for name in INFERENCES), *(text for _, text in turns)]
-        if not all(isinstance(text, str) for text in texts) or not all(map(trim, names)):
+        turns, names = content["conversation"], [item["id"], content["category"]]
+        texts = [*(content[name] for name in INFERENCES), *(turn["utterance"] for turn in turns)]
+        if not all(isinstance(text, str) for text in names + texts) or not all(map(trim, names)):
             return "the id or category is empty, or a text is not a string"
-        if category_of(content) not in CATEGORIES:
+        if trim(clean(names[1])) not in CATEGORIES:
             return f"got the category {names[1]!r}; expected one of {', '.join(CATEGORIES)}"
-        if not turns:
-            return "the conversation is empty"
-        if not isinstance(content["reference_id"], list):
-            return f"reference_id is {type(content['reference_id']).__name__}, not a list"
-        known = {name for turn in content["conversation"] for name in utterance_ids(turn)}
-        for name in content["reference_id"]:
-            if name not in known:
-                return f"reference_id names the utterance {name}, which is not in the conversation"
+        if not turns or not all("speaker" in turn for turn in turns):
+            return "the conversation is empty, or a turn lacks 'speaker'"
+        known = {name for turn in turns for name in utterance_ids(turn)}
+        if not isinstance(content["reference_id"], list) or set(content["reference_id"]) - known:
+            return f"got reference_id {content['reference_id']}; expected a list of utterance_ids"
         if output not in ("", *INFERENCES):
             return f"got the output {output!r}; expected one of {', '.join(INFERENCES)}, or empty"
     except KeyError as error:
@@ -111,11 +86,6 @@ def find_fault(item: Item) -> str | None:
     except (TypeError, AttributeError) as error:  # a text, for example, where an object belongs
         return f"it has another structure ({error})"
     return None
-
-
-def category_of(content: Item) -> str:
-    """Return the category as `CATEGORIES` spells it; files from a Mac decompose Hangul."""
-    return trim(unicodedata.normalize("NFC", content["category"]))
 
 
 def utterance_ids(turn: Item) -> list[str]:
@@ -127,8 +97,8 @@ def utterance_ids(turn: Item) -> list[str]:
 def to_row(item: Item) -> Row:
     """Return an item as a question about its dialogue."""
     content, output = item["input"], item.get("output") or ""
-    name = category_of(content)
-    category = CATEGORIES[name]
+    name = trim(clean(content["category"]))
+    english, korean, definition = CATEGORIES[name]
     options = dict(zip(LETTERS, (trim(clean(content[key])) for key in INFERENCES), strict=True))
     referred = set(content["reference_id"])
     targets = [turn for turn in content["conversation"] if referred & set(utterance_ids(turn))]
@@ -139,10 +109,10 @@ def to_row(item: Item) -> Row:
         "options": "\n".join(f"{letter}. {text}" for letter, text in options.items()),
         # Templates choose how a question names its category. with_ro appends 로 or 으로.
         "question": f"대상 발화의 {with_ro(name)} {best}",
-        "question_term": f"대상 발화의 {with_ro(category.korean, category.english)} {best}",
-        "question_definition": f"다음 설명에 {best} 설명: {category.definition}",
+        "question_term": f"대상 발화의 {with_ro(korean, english)} {best}",
+        "question_definition": f"다음 설명에 {best} 설명: {definition}",
         "instruction_definition": "아래 설명에 가장 알맞은 선택지를 골라 그 기호와 내용을 "
-        f"적어라. 설명: {category.definition}",
+        f"적어라. 설명: {definition}",
         **{f"option_{letter}": text for letter, text in options.items()},
     }
     fields["details"] = "\n".join([name, fields["reference"], fields["options"]])  # for the report
@@ -155,73 +125,43 @@ def _line(turn: Item) -> str:
     return f"화자{turn['speaker']}: {clean(turn['utterance']).strip()}"  # 화자: speaker
 
 
-# Layouts of json.dumps; a file in another one is written in the first.
-LAYOUTS: list[dict[str, Any]] = [
-    {"indent": indent, "separators": separators, "ensure_ascii": ensure_ascii}
-    for ensure_ascii in (False, True)
-    for indent, separators in ((2, None), (4, None), (1, None), (None, None), (None, (",", ":")))
-]
-# A private-use character around the digits of a number with a point: as a float, 1.00 would be
-# written as 1.0.
-MARK = "\ue000"
-
-
-def _mark_number(digits: str) -> str:
-    return f"{MARK}{digits}{MARK}"
-
-
-def _dump(value: Any, layout: dict[str, Any]) -> str:
-    # Half surrogate pairs stay escaped: UTF-8 cannot encode them.
-    text = SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", json.dumps(value, **layout))
-    mark = rf"(?:{MARK}|\\ue000)"
-    return re.sub(rf'"{mark}([^"]*?){mark}"', r"\1", text)
-
-
-def to_json(items: list[Item], like: bytes, path: Path) -> bytes:
-    """Return items as JSON in the layout of `like`, the bytes of the file at `path`."""
-    text = decode(like, path)[0]
-    unix = text.replace("\r\n", "\n")
-    content = parse_json(unix, str(path), parse_float=_mark_number)
-    same = (layout for layout in LAYOUTS if _dump(content, layout) == unix.strip())
-    written = _dump(items, next(same, LAYOUTS[0])) + "\n" * unix.endswith("\n")
-    # Line feeds within texts are escaped, so all others end lines.
-    written = written.replace("\n", "\r\n") if "\r\n" in text else written
-    return codecs.BOM_UTF8 * like.startswith(codecs.BOM_UTF8) + written.encode()
+def to_json(items: list[Item], like: Path) -> bytes:
+    """Return items as JSON with the indent and the escapes of the file `like`."""
+    text = decode(read_bytes(like)[0], like)[0]
+    indent = re.match(r"\s*\[\s*?\n( *)", text)
+    width = len(indent[1]) if indent else None
+    written = json.dumps(items, ensure_ascii=text.isascii(), indent=width)
+    # UTF-8 has no half surrogate pairs; "backslashreplace" escapes them as JSON does.
+    return (written + "\n" * text.endswith("\n")).encode("utf-8", "backslashreplace")
 
 
 def write_filled(path: Path, like: Path, letters: list[str]) -> Path:
     """Write the file `like` with its outputs filled in, read it back and return the path."""
-    items = load_items(like)
-    if len(items) != len(letters):
-        raise InputError(
-            f"{like} has {len(items)} items, got {len(letters)} answers. Name answers to that file."
-        )
     outputs = [INFERENCES[LETTERS.index(letter)] for letter in letters]
-    filled = [item | {"output": output} for item, output in zip(items, outputs, strict=True)]
-    write_bytes(path, to_json(filled, like.read_bytes(), like))
+    pairs = zip(load_items(like), outputs, strict=True)
+    filled = [item | {"output": output} for item, output in pairs]
+    write_bytes(path, to_json(filled, like))
     if [item["output"] for item in load_items(path)] != outputs:
         raise RuntimeError(f"{path} reads back differently from what was written")
     return path
 
 
 # A made-up item, on which templates are checked.
-SAMPLE = to_row(
-    {
-        "id": "sample",
-        "input": {
-            "conversation": [
-                {"speaker": 1, "utterance": "비가 와서 우산을 샀어.", "utterance_id": "1"},
-                {"speaker": 2, "utterance": "잘했네. 나는 다 젖었어.", "utterance_id": "2"},
-            ],
-            "reference_id": ["1"],
-            "category": "원인",
-            "inference_1": "화자1이 우산을 챙겨 오지 않았다.",
-            "inference_2": "화자1이 비를 좋아한다.",
-            "inference_3": "화자2가 우산을 팔았다.",
-        },
-        "output": "inference_1",
-    }
-)
+SAMPLE = {
+    "id": "sample",
+    "input": {
+        "conversation": [
+            {"speaker": 1, "utterance": "비가 와서 우산을 샀어.", "utterance_id": "1"},
+            {"speaker": 2, "utterance": "잘했네. 나는 다 젖었어.", "utterance_id": "2"},
+        ],
+        "reference_id": ["1"],
+        "category": "원인",
+        "inference_1": "화자1이 우산을 챙겨 오지 않았다.",
+        "inference_2": "화자1이 비를 좋아한다.",
+        "inference_3": "화자2가 우산을 팔았다.",
+    },
+    "output": "inference_1",
+}
 
 
 @dataclass(frozen=True)
@@ -240,38 +180,32 @@ class DialogueForm(PageForm):
     sample_file: str = "data/sample/dialogue_test.json"
 
     def to_rows(self, typed):
+        expected = (
+            "Expected a line for each utterance, as 1: 안녕, and the number of the line that is "
+            "asked about."
+        )
         turns = []
         for number, line in enumerate(filter(trim, typed["dialogue"].splitlines()), 1):
             match = re.fullmatch(r"\s*(?:화자\s*)?(\w+)\s*[:：]\s*(.+)", line)
             if not match:
-                raise InputError(
-                    f"line {number} of the dialogue: got {line[:100]!r}; expected the speaker and "
-                    "the utterance, as 1: 안녕."
-                )
+                raise InputError(f"got {line[:100]!r} as line {number} of the dialogue. {expected}")
             turn = {"speaker": match[1], "utterance": match[2], "utterance_id": str(number)}
             turns.append(turn)
         targets = re.findall(r"\d+", typed["target"])
         content = {name: typed[name] for name in ("category", *INFERENCES)}
-        content |= {"conversation": turns, "reference_id": targets}
-        item = {"id": "1", "input": content}
+        item = {"id": "1", "input": content | {"conversation": turns, "reference_id": targets}}
         if fault := find_fault(item) or (None if targets else "no line is named as the target"):
-            raise InputError(
-                f"{fault}. Expected a line for each utterance, as 1: 안녕, and the number of the "
-                "line that is asked about."
-            )
+            raise InputError(f"{fault}. {expected}")
         return [to_row(item)]
 
     def to_text(self, rows):
         row = rows[0]
         referred = row.fields["reference"].split("\n")
         lines = enumerate(row.context.split("\n"), 1)
-        options = [row.fields[f"option_{letter}"] for letter in LETTERS]
-        return {
-            "dialogue": row.context,
-            "target": ", ".join(str(number) for number, line in lines if line in referred),
-            "category": row.fields["category"],
-            **dict(zip(INFERENCES, options, strict=True)),
-        }
+        typed = {"dialogue": row.context, "category": row.fields["category"]}
+        typed["target"] = ", ".join(str(number) for number, line in lines if line in referred)
+        options = (row.fields[f"option_{letter}"] for letter in LETTERS)
+        return typed | dict(zip(INFERENCES, options, strict=True))
 
     def show_question(self, row):
         return row.fields["question"]
@@ -286,19 +220,16 @@ class DialogueInference(Task):
     name = "dialogue_inference"
     # The prompt shows the options, or the answer is the text of the right one.
     needs = ("context", "options|answer_text")
-    sample = SAMPLE
+    sample = to_row(SAMPLE)
     headline = ("accuracy",)
     nouns = ("items", "dialogues")
     page = DialogueForm()
     submission = "submission.json"
 
     def recognizes(self, path):
+        is_json = path.is_file() and path.suffix.lower() not in TABLES
         # The beginning is enough: parsing takes long for a file of megabytes.
-        return (
-            path.is_file()
-            and path.suffix.lower() not in TABLES
-            and b'"conversation"' in path.read_bytes()[:100_000]
-        )
+        return is_json and b'"conversation"' in path.read_bytes()[:100_000]
 
     def read(self, paths, columns, need_answers):
         reject_columns(columns)
@@ -309,8 +240,8 @@ class DialogueInference(Task):
             for row in rows if need_answers else []:
                 if not row.answers or not all(row.fields[f"option_{letter}"] for letter in LETTERS):
                     raise InputError(
-                        f"{path}: {row.id} has no output or an empty inference. Training needs "
-                        "both: fill them in, or remove the item."
+                        f"{path}: {row.id} has no output or an empty inference. Fill it in, or "
+                        "remove the item."
                     )
             data, digest = read_bytes(path)
             tables.append(Table(path, rows, digest, encoding_notes(path, decode(data, path)[1])))
@@ -350,13 +281,11 @@ class DialogueInference(Task):
         ]
 
     def table(self, scores):
-        confusion = scores["confusion"]
-        predicted = list(dict.fromkeys(name for counts in confusion.values() for name in counts))
-        rows = [
-            (gold, *(counts.get(name, 0) for name in predicted))
-            for gold, counts in confusion.items()
-        ]
-        return [("right", *(f"predicted {name}" for name in predicted)), *rows]
+        table, confusion = [], scores["confusion"]
+        predicted = dict.fromkeys(name for counts in confusion.values() for name in counts)
+        for gold, counts in confusion.items():
+            table.append((gold, *(counts.get(name, 0) for name in predicted)))
+        return [("right", *(f"predicted {name}" for name in predicted)), *table]
 
     def submit(self, recipe, folder, test_file, answers, form):
         return write_filled(folder / self.submission, test_file, answers.predictions), None
@@ -373,44 +302,36 @@ class DialogueInference(Task):
 
         `clean` is tools.refine.refine, or None to describe the file as it is.
         """
-        items = load_items(path)
-        tables: dict[str, list[tuple]] = {}
+        items, changes = load_items(path), Counter[str]()
+        tables = {}
         if clean:
-            changes: Counter[str] = Counter()
             items = [clean(item, changes) for item in items]
             tables["Cleaning, utterances changed"] = [(n, name) for name, n in changes.items()]
         rows = [to_row(item) for item in items]
         conversations = [item["input"]["conversation"] for item in items]
         # Items on the same dialogue repeat it.
         dialogues = {row.context: turns for row, turns in zip(rows, conversations, strict=True)}
-        following: dict[str, list[str]] = {}
+        following: dict[str, list[str]] = {dialogue: [] for dialogue in dialogues}
         for row in rows:
-            options = (row.fields[f"option_{letter}"] for letter in LETTERS)
-            text = " ".join([row.fields["reference"], *options])
-            following.setdefault(row.context, []).append(text)
-        counts = [len(turns) for turns in dialogues.values()]
-        lengths = [sum(len(turn["utterance"]) for turn in turns) for turns in conversations]
+            following[row.context].append(f"{row.fields['reference']} {row.fields['options']}")
+        turns = [len(each) for each in dialogues.values()]
+        lengths = [sum(len(turn["utterance"]) for turn in each) for each in conversations]
         categories = dict(Counter(row.question for row in rows).most_common())
         outputs = dict(sorted(Counter(item.get("output") or "(none)" for item in items).items()))
-        tables["Size"] = [("items", len(items)), ("dialogues", len(dialogues))]
         length, lengths_title = "total_utterance_length", "characters of all utterances"
+        ids = [item["id"] for item in items]
         return Description(
             rows,
-            tables,
+            tables | {"Size": [("items", len(items)), ("dialogues", len(dialogues))]},
             more_tables={"Category and output": [*categories.items(), *outputs.items()]},
-            sizes={"turns of a dialogue": counts, lengths_title: lengths},
+            sizes={"turns of a dialogue": turns, lengths_title: lengths},
             charts=[
-                Chart("category_distribution", "categories", categories, "category"),
-                Chart("conversation_length_distribution", "turns of a dialogue", counts, "turns"),
-                Chart("output_distribution", "outputs", outputs, "output"),
-                Chart(f"{length}_distribution", lengths_title, lengths, "characters"),
+                ("category_distribution", "categories", categories, "category"),
+                ("conversation_length_distribution", "turns of a dialogue", turns, "turns"),
+                ("output_distribution", "outputs", outputs, "output"),
+                (f"{length}_distribution", lengths_title, lengths, "characters"),
             ],
-            lists={
-                f"{length}s": [
-                    {"id": item["id"], length: characters}
-                    for item, characters in zip(items, lengths, strict=True)
-                ]
-            },
+            lists={f"{length}s": [{"id": i, length: n} for i, n in zip(ids, lengths, strict=True)]},
             shared=list(following.items()),
             texts=[turn["utterance"] for turns in dialogues.values() for turn in turns],
         )

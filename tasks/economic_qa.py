@@ -39,11 +39,8 @@ class EconomicQA(Task):
         path, _ = super().submit(recipe, folder, test_file, answers, form)
         # Organizers may read the file with the defaults, and score "NA" as no answer.
         lost = pd.read_csv(path, encoding="utf-8-sig").iloc[:, 1].isna().sum()
-        note = (
-            f"{lost} answers are empty or words such as NA, which pandas reads as missing values: "
-            "see review.csv"
-        )
-        return path, note if lost else None
+        note = f"{lost} answers are empty or words such as NA, pandas' missing values"
+        return path, f"{note}: see review.csv" if lost else None
 
     def submit_combined(self, recipe, folder, member, records):
         return submit_like_member(folder, member, records)

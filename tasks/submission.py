@@ -9,7 +9,6 @@ from pathlib import Path
 
 from dandap.data.rows import match_ids
 from dandap.data.tables import read_table
-from dandap.errors import InputError, short_list
 from dandap.files import write_table, write_text
 
 REVIEW_COLUMNS = ("id", "question", "prediction", "gold", "char_f1", "log_probability", "ended")
@@ -58,61 +57,41 @@ def read_form(path: Path, ids: Sequence[str]) -> SubmissionForm | None:
     `order` is empty if the file's ids are not `ids`.
     """
     table = read_table(path)
-    encoding = table.encoding
     if len(table.header) != 2:
         return None
     name, answer = table.header
-    if len({name.strip(), answer.strip()} - {""}) < 2:
-        raise InputError(
-            f"{path} has the header {table.header}; expected two different names. "
-            "Correct it, or remove it."
-        )
     notes = []
-    if encoding != "utf-8":
-        notes.append(f"{path} is {encoding}; the submission is written as UTF-8")
-    if table.separator != ",":
-        notes.append(f"{path} is not separated by commas; the submission is")
+    if table.encoding != "utf-8" or table.separator != ",":
+        written = f"{table.encoding} with the separator {table.separator!r}"
+        notes.append(f"{path} is {written}; the submission is UTF-8 with commas")
     found = [cells.get(name, "") for _, cells in table.rows]
-    find, places = match_ids(ids, found), {row_id: place for place, row_id in enumerate(found)}
-    matched = {row_id: places[other] for row_id in ids if (other := find(row_id)) is not None}
+    matched = list(map(match_ids(ids, found), ids))
     order: tuple[str, ...] = ()
-    # These are equal only if the file has each id once, and no other.
-    if len(matched) == len(ids) == len(found) == len(places):
-        order = tuple(sorted(ids, key=matched.__getitem__))
+    # The file has each id once, and no other; white space and composition may differ.
+    if len(ids) == len(found) and set(matched) == set(found):
+        spelled = dict(zip(matched, ids, strict=True))
+        order = tuple(spelled[row_id] for row_id in found)
         if order != tuple(ids):
             notes.append(f"the submission is in the order of {path}, not of the test file")
-        if set(ids) != set(found):
-            notes.append(f"{path} spells some ids differently; the test file's spelling is used")
-    has_mark = encoding != "utf-8" or path.read_bytes().startswith(codecs.BOM_UTF8)
-    written_as = "utf-8-sig" if has_mark else "utf-8"
-    return SubmissionForm((name, answer), written_as, order, "; ".join(notes) or None)
+    has_mark = table.encoding != "utf-8" or path.read_bytes().startswith(codecs.BOM_UTF8)
+    encoding = "utf-8-sig" if has_mark else "utf-8"
+    return SubmissionForm((name, answer), encoding, order, "; ".join(notes) or None)
 
 
 def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
-    """Return the form of sample_submission.csv next to the test file, or the default form.
-
-    It is read before answering, which may take hours: a broken sample is an InputError at once.
-    """
-    # Several files, separated by commas, are no path that exists.
-    if not test_file.exists():
+    """Return the form of sample_submission.csv next to the test file, or the default form."""
+    if not test_file.exists():  # several files, separated by commas
         test_file = Path(str(test_file).split(",")[0])
     sample = test_file.with_name("sample_submission.csv")
-    if sample.is_file():
-        form = read_form(sample, ids)
-        if form and form.order:
-            return form
-        note = (
-            f"WARNING: {sample} is not of this test file (its ids or columns differ), so the "
-            "columns are id, answer. If another column has the ids: --columns id=NAME"
-        )
-        return SubmissionForm(note=note)
-    tables = test_file.parent.glob("*.[cC][sS][vV]")
-    others = [path.name for path in tables if "sample" in path.name.lower()]
-    note = (
-        f"{short_list(others)} next to {test_file} is not read; name it sample_submission.csv if "
-        "it is the organizer's"
+    if not sample.is_file():
+        return SubmissionForm()
+    form = read_form(sample, ids)
+    if form and form.order:
+        return form
+    return SubmissionForm(
+        note=f"WARNING: {sample} is not of this test file (its ids or columns differ), so the "
+        "columns are id, answer. If another column has the ids: --columns id=NAME"
     )
-    return SubmissionForm(note=note if others else None)
 
 
 def submission_like(member: Path, ids: Sequence[str]) -> SubmissionForm:
@@ -129,7 +108,7 @@ def submission_like(member: Path, ids: Sequence[str]) -> SubmissionForm:
 def write_submission(
     path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]
 ) -> None:
-    """Write a whole submission in the form's order, read it back and check it."""
+    """Write a submission in the form's order; RuntimeError if pandas reads it back differently."""
     answer_of = dict(zip(ids, answers, strict=True))
     ids = list(form.order or ids)
     # Organizers may read with pandas 2, which ends a cell at NUL.
@@ -143,23 +122,13 @@ def write_submission(
     writer.writerow(form.columns)
     writer.writerows(zip(ids, answers, strict=True))
     write_text(path, text.getvalue(), encoding=form.encoding)
-    check_submission(path, form, ids, answers)
 
-
-def check_submission(
-    path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]
-) -> None:
-    """Read a submission with pandas, as organizers do; RuntimeError if it differs."""
     import pandas as pd  # 0.4 s
 
     # Without keep_default_na=False the answers "NA" and "None" would be missing values.
     table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    found = [tuple(table.columns), *table.itertuples(index=False, name=None)]
     has_mark = path.read_bytes().startswith(codecs.BOM_UTF8)
-    is_same = (
-        tuple(table.columns) == form.columns
-        and table.iloc[:, 0].tolist() == list(ids)
-        and table.iloc[:, 1].tolist() == list(answers)
-        and has_mark == (form.encoding == "utf-8-sig")
-    )
-    if not is_same:
+    is_same = found == [form.columns, *zip(ids, answers, strict=True)]
+    if not is_same or has_mark != (form.encoding == "utf-8-sig"):
         raise RuntimeError(f"{path} reads back differently from what was written")

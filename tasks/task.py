@@ -57,6 +57,20 @@ class PageForm:
         return answer
 
 
+class Description(NamedTuple):
+    """The contents of a file whose questions share more than an article, for tools.explore."""
+
+    rows: list[Row]
+    tables: dict[str, list[tuple]]  # title -> rows; shown before the sizes
+    more_tables: dict[str, list[tuple]]  # shown after the sizes
+    sizes: dict[str, list[int]]  # name -> values
+    # Name of the image file, title, counts by name or numbers for a histogram, label of the axis.
+    charts: list[tuple[str, str, dict[Any, int] | list[int], str]]
+    lists: dict[str, list[dict]]  # name of a CSV file -> its rows
+    shared: list[tuple[str, list[str]]]  # a text that is read once, and what follows it
+    texts: list[str]  # for the word cloud
+
+
 class Task:
     """One kind of question. The defaults suit short answers to questions on articles."""
 
@@ -109,11 +123,12 @@ class Task:
 
     def summarize(self, scores: dict[str, Any]) -> list[str]:
         """Return lines about the answers, for the terminal and the report."""
-        shares = [f"{scores['mean_length']:.1f} characters an answer"]
-        shares.append(f"{scores['stopped']:.1%} ended by themselves")
-        if "context" in self.needs:
-            shares.append(f"{scores['spans']:.1%} are spans of their article")
-        return [", ".join([*shares, f"{scores['repeating']:.1%} repeat themselves"])]
+        spans = f", {scores['spans']:.1%} are spans of their article"
+        return [
+            f"{scores['mean_length']:.1f} characters an answer, {scores['stopped']:.1%} ended by "
+            f"themselves{spans * ('context' in self.needs)}, {scores['repeating']:.1%} repeat "
+            "themselves"
+        ]
 
     def table(self, scores: dict[str, Any]) -> list[Sequence[Any]]:
         """Return a table for the report, the header first; empty for none."""
@@ -165,7 +180,7 @@ def read_train(task: Task, recipe: Recipe) -> Table:
 
 def read_test(task: Task, recipe: Recipe, test_file: Path) -> Table:
     """Read a test file, with gold answers from it or from <name>_answers.csv next to it."""
-    # A mapping of the answer column is for the training file; a test file rarely has one.
+    # A test file rarely has a column of answers.
     columns = {ours: theirs for ours, theirs in recipe.columns.items() if "answer" not in ours}
     table = task.read([test_file], columns, False)
     answers_file = test_file.with_name(f"{test_file.stem}_answers.csv")
@@ -176,22 +191,81 @@ def read_test(task: Task, recipe: Recipe, test_file: Path) -> Table:
     rows = []
     for row in table.rows:
         name = find(row.id)
-        if name is None:
+        golds = given[name] if name is not None else ()
+        if not golds or (row.choices and not set(golds) <= set(row.choices)):
+            expected = f"one of {', '.join(row.choices)}" if row.choices else "an answer"
             raise InputError(
-                f"{answers_file} has no answer for {row.id} of {table.path}. Correct or remove it."
+                f"{answers_file}: got {', '.join(golds) or 'no answer'} for {row.id} of "
+                f"{table.path}, expected {expected}. Correct or remove it."
             )
-        if row.choices and not set(given[name]) <= set(row.choices):
-            raise InputError(
-                f"{answers_file}: the answer of {row.id} is {given[name][0]!r}; expected one of "
-                f"{', '.join(row.choices)}."
-            )
-        rows.append(replace(row, answers=given[name]))
+        rows.append(replace(row, answers=golds))
     return replace(table, rows=rows, notes=[*table.notes, f"gold answers: {answers_file}"])
 
 
 def reject_columns(columns: dict[str, str]) -> None:
     """Reject a mapping of columns for files whose columns are fixed."""
     if columns:
-        raise InputError(
-            f"columns: got {columns}; this task's files have fixed columns. Leave it out."
-        )
+        raise InputError(f"columns: got {columns}; this task has fixed columns. Leave it out.")
+
+
+def label(score: str) -> str:
+    """Return a score's name as people read it."""
+    names = {"char_f1": "char F1", "exact_match": "exact match", "rouge_l": "ROUGE-L"}
+    return names.get(score, score.replace("_", " "))
+
+
+def answerable(answers: Answers) -> tuple[list[Row], list[str]]:
+    """Return rows and predictions without the questions marked as impossible (SQuAD 2)."""
+    kept = [n for n, row in enumerate(answers.rows) if not row.fields.get("impossible")]
+    return [answers.rows[n] for n in kept], [answers.records[n]["prediction"] for n in kept]
+
+
+def compute_scores(
+    task: Task, answers: Answers, recipe: Recipe | None = None
+) -> dict[str, Any] | None:
+    """Return the scores and the shape of the answers; None if a gold answer is missing.
+
+    With a recipe, scores that need another model are included.
+    """
+    rows, predictions = answerable(answers)
+    if not rows or not all(row.answers for row in rows):
+        return None
+    records, count = answers.records, len(answers.records)
+    shape = {
+        "mean_length": sum(len(record["prediction"]) for record in records) / count,
+        "stopped": sum(record["ended"] == "stopped" for record in records) / count,
+        "spans": sum(record["span"] is not None for record in records) / count,
+        "repeating": sum(metrics.repeats(record["prediction"]) for record in records) / count,
+    }
+    extra = task.score_extra(recipe, rows, predictions) if recipe else {}
+    return task.score(rows, predictions) | shape | extra
+
+
+def format_score(score: str, scores: dict[str, Any], interval: str = "") -> str:
+    """Return a score with its interval: char F1 0.9706 (95% 0.9522 to 0.9872)."""
+    low, high = scores[f"{score}_interval"]
+    return f"{label(score)} {scores[score]:.4f} ({interval}{low:.4f} to {high:.4f})"
+
+
+def format_evaluation(task: Task, scores: dict[str, Any]) -> str:
+    """Return the scores of one evaluation, as the end of a training line."""
+    line = format_score(task.headline[0], scores)
+    if "exact_match" in task.headline:
+        line += f"  exact match {scores['exact_match']:.4f}"
+    return line
+
+
+def print_scores(task: Task, name: str, scores: dict[str, Any]) -> None:
+    """Print the scores of the answers called `name`."""
+    for line in task.summarize(scores):
+        print(f"{name}: {line}")
+    header, *rows = task.table(scores) or [()]
+    for row in rows:
+        cells = (f"{what} {count}" for what, count in zip(header, row, strict=True))
+        print(f"{name}: {', '.join(cells)}")
+    first, *others = task.headline
+    parts = [format_score(first, scores, "95% "), *(format_score(s, scores) for s in others)]
+    print(
+        f"{name}: {'  '.join(parts)}  {scores['questions']} {task.nouns[0]}, {scores['articles']} "
+        f"{task.nouns[1]}, {scores['metric']}"
+    )

@@ -4,7 +4,6 @@ A row to train on has two questions and five answers, a row to answer has one qu
 submission has a sentence embedding for each answer.
 """
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 import metrics
 from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
-from dandap.data.tables import column_key, read_table
+from dandap.data.tables import read_table
 from dandap.data.text import TABLES, clean, find_files, hash_file, trim
 from dandap.errors import InputError, first_line, short_list
 from dandap.files import write_text
@@ -22,7 +21,7 @@ from tasks.task import Box, PageForm, Task, reject_columns
 
 QUESTIONS = ("질문_1", "질문_2")
 ANSWERS = tuple(f"답변_{number}" for number in range(1, 6))
-KNOWN = ("id", "질문", "category", "generated", "sources", "accept", *QUESTIONS, *ANSWERS)
+FIELDS = ("category", "generated", "sources")
 
 
 def read_file(path: Path, need_answers: bool) -> Table:
@@ -31,84 +30,73 @@ def read_file(path: Path, need_answers: bool) -> Table:
     They also share a `group`, which stays on one side of the validation split.
     """
     sheet = read_table(path)
-    # Known columns get the names that they have here, however the file spells them.
-    known = {column_key(name): name for name in KNOWN}
-    names = {theirs: known.get(column_key(theirs), theirs) for theirs in sheet.header}
-    header = set(names.values())
-    if "accept" in header:
+    if "accept" in sheet.header:
         raise InputError(
             f"{path} is a review. Write the rows to train on: python -m tools.augment accept "
             f"{path} OUT."
         )
-    is_original = set(QUESTIONS) <= header
+    is_original = set(QUESTIONS) <= set(sheet.header)
     questions = QUESTIONS if is_original else ("질문",)
     answers = ANSWERS if is_original else ANSWERS[:1] if need_answers else ()
-    missing = [name for name in ("id", *questions, *answers) if name not in header]
+    missing = [name for name in ("id", *questions, *answers) if name not in sheet.header]
     if missing:
         raise InputError(
             f"{path} has no column {missing[0]!r}, but {short_list(sheet.header)}. Expected id, "
             "질문_1, 질문_2, category, 답변_1 to 답변_5 to train on, or id, 질문 to answer."
         )
-    sheet.refuse_unclear([theirs for theirs, ours in names.items() if ours in KNOWN])
-    lines = []
+    known = ("id", *questions, *ANSWERS, *FIELDS)
+    sheet.refuse_unclear(known)
+    rows = []
     for place, cells in sheet.rows:
         # Rows may be shorter than the header, and Parquet has None and numbers.
-        values = {ours: cells.get(theirs) for theirs, ours in names.items()}
-        texts = {name: "" if value is None else str(value) for name, value in values.items()}
-        lines.append((place, texts))
-    if not lines:
-        raise InputError(f"{path} has only a header. Expected at least one row.")
-    # tools.augment numbers the pairs of a row, T1#1 to T1#10; other ids with # are the file's own.
-    pairs = Counter(texts["id"].split("#")[0] for _, texts in lines)
-    rows = []
-    for place, texts in lines:
-        name, source = texts["id"], texts["id"].split("#")[0]
+        texts = {name: str(cells[name]) for name in known if cells.get(name) is not None}
+        name = texts.get("id", "")
         texts = {column: trim(clean(text)) for column, text in texts.items()}
         golds = tuple(texts[column] for column in ANSWERS if texts.get(column))
         # A test row may lack its question: the submission needs an answer to all rows.
-        is_complete = golds and all(texts[column] for column in questions)
-        if not texts["id"] or (need_answers and not is_complete):
+        is_complete = golds and all(texts.get(column) for column in questions)
+        if not texts.get("id") or (need_answers and not is_complete):
             raise InputError(
                 f"{path}, {place}: the id, a question or every answer is empty. Fill it in or "
                 "delete the row."
             )
-        fields = {field: texts.get(field, "") for field in ("category", "generated", "sources")}
-        group = source if pairs[source] <= len(QUESTIONS) * len(ANSWERS) else name
+        fields = {field: texts.get(field, "") for field in FIELDS}
+        group = name.split("#")[0]  # tools.augment numbers the pairs of a row, T1#1 to T1#10
         for number, column in enumerate(questions, 1):
             row_id = f"{name}-{number}" if is_original else name
-            rows.append(Row(row_id, "", texts[column], golds, fields=fields, group=group))
+            rows.append(Row(row_id, "", texts.get(column, ""), golds, fields=fields, group=group))
+    if not rows:
+        raise InputError(f"{path} has only a header. Expected at least one row.")
     refuse_duplicate_ids(rows, path)
     return Table(path, rows, hash_file(path), sheet.notes)
 
 
 @cache
-def _load_encoder(model: str):
-    # The error is returned to be cached: an unreachable hub is tried for half a minute.
+def load_encoder(model: str):
+    """Return a sentence encoder, or None and print why it cannot be loaded."""
     try:
         from sentence_transformers import SentenceTransformer
 
         return SentenceTransformer(model)
     except (ImportError, OSError, ValueError) as error:
-        return InputError(
+        print(
             f"the embedding model {model!r} cannot be loaded ({first_line(error)}). Name a folder "
             "or a hub id, and pip install -r requirements-extra.txt."
         )
 
 
 @lru_cache(maxsize=2)  # answers are embedded for their score and again for the submission
-def embed(texts: tuple[str, ...], model: str) -> np.ndarray:
-    """Return a vector per text, (texts, size); InputError if the model cannot be loaded."""
-    encoder = _load_encoder(model)
-    if isinstance(encoder, InputError):
-        raise encoder
-    return encoder.encode(list(texts), show_progress_bar=False).astype(float)
+def embed(texts: tuple[str, ...], model: str) -> np.ndarray | None:
+    """Return a vector per text, (texts, size); None if the model cannot be loaded."""
+    encoder = load_encoder(model)
+    return encoder and encoder.encode(list(texts), show_progress_bar=False).astype(float)
 
 
 def write_vectors(path: Path, ids: list[str], vectors: np.ndarray) -> None:
     """Write id, vec_0, vec_1, ... as the organizer asks, and read it back."""
     import pandas as pd  # 0.4 s
 
-    table = pd.DataFrame(vectors, columns=[f"vec_{number}" for number in range(vectors.shape[1])])
+    table = pd.DataFrame(vectors).add_prefix("vec_")
     table.insert(0, "id", ids)
     write_text(path, table.to_csv(index=False, lineterminator="\n"), encoding="utf-8-sig")
     # As a number, the id 007 would read back as 7.
@@ -179,19 +167,15 @@ class WallpaperQA(Task):
 
     def score_extra(self, recipe, rows, predictions):
         """Return the cosine similarity of answers and gold answers as sentence embeddings."""
-        model = recipe.embedding_model
-        try:
-            vectors = _unit(embed(tuple(predictions), model))
-            golds = _unit(embed(tuple(gold for row in rows for gold in row.answers), model))
-        except InputError as error:
-            print(f"no similarity of sentence embeddings: {error}")
+        model, golds = recipe.embedding_model, [gold for row in rows for gold in row.answers]
+        ours, theirs = (embed(tuple(texts), model) for texts in (predictions, golds))
+        if ours is None or theirs is None:
             return {}
-        ends = np.cumsum([len(row.answers) for row in rows])
-        # (answers of the row,) for each row
-        each = [
-            of_row @ vector
-            for of_row, vector in zip(np.split(golds, ends[:-1]), vectors, strict=True)
-        ]
+        counts = [len(row.answers) for row in rows]
+        ours = np.repeat(ours, counts, axis=0)  # (golds, size), as theirs
+        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+        cosines = (ours * theirs).sum(axis=1) / np.maximum(norms, 1e-12)
+        each = np.split(cosines, np.cumsum(counts)[:-1])  # (answers of the row,) for each row
         mean, best = (float(np.mean([f(values) for values in each])) for f in (np.mean, np.max))
         return {"similarity": {"mean": mean, "best": best, "model": model}}
 
@@ -208,16 +192,11 @@ class WallpaperQA(Task):
         """Write answers.csv, and submission.csv if the embedding model can be loaded."""
         ids, plain = [row.id for row in answers.rows], folder / "answers.csv"
         write_submission(plain, SubmissionForm(("id", "답변")), ids, answers.predictions)
-        try:
-            vectors = embed(tuple(answers.predictions), recipe.embedding_model)
-        except InputError as error:
-            return plain, f"no submission of sentence embeddings: {error}"
+        vectors = embed(tuple(answers.predictions), recipe.embedding_model)
+        if vectors is None:
+            return plain, "no submission of sentence embeddings: there is no embedding model"
         write_vectors(folder / "submission.csv", ids, vectors)
         return folder / "submission.csv", f"the plain answers: {plain}"
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 TASK = WallpaperQA()

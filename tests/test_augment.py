@@ -101,27 +101,18 @@ def server():
     server.shutdown()
 
 
-def test_generated_rows_wait_for_a_person(source, tmp_path, server, monkeypatch, capsys):
+def test_generated_rows_wait_for_a_person(source, tmp_path, server, monkeypatch):
     url, asked = server
     monkeypatch.setenv("OPENAI_API_KEY", "canary-key")
     keywords, review, out = (tmp_path / name for name in ("k.txt", "review.csv", "out.csv"))
     keywords.write_text("실리콘 곰팡이\n강마루 찍힘\n강마루 찍힘 자국\n", encoding="cp949")
     command = ["generate", str(source), str(review), "--keywords", str(keywords), "--url", url]
     command += ["--model", "m"]
-    assert augment.main([*command, "--dry_run"]) == 0
-    assert "키워드: 강마루 찍힘\n" in capsys.readouterr().out
-    assert not asked
     assert augment.main(command) == 2, "the third question is similar to the second"
     assert asked[0][:2] == ("/v1/chat/completions", "Bearer canary-key")
     answers = ["하나입니다.", "'-10도'입니다.", "셋", "넷", "다섯"]
-    assert (
-        [read(review)[0][name] for name in wallpaper.ANSWERS]
-        == [
-            answers[0],
-            f"'{answers[1]}",  # as a spreadsheet shows it
-            *answers[2:],
-        ]
-    )
+    shown = [answers[0], f"'{answers[1]}", *answers[2:]]  # an apostrophe, for spreadsheets
+    assert [read(review)[0][name] for name in wallpaper.ANSWERS] == shown
     assert all(b"canary-key" not in file.read_bytes() for file in tmp_path.iterdir())
 
     before = len(asked)
@@ -152,13 +143,8 @@ def test_generated_rows_wait_for_a_person(source, tmp_path, server, monkeypatch,
 
 def test_a_local_model_writes_too(source, tmp_path):
     (tmp_path / "doc.txt").write_text("벽지는 습기에 약하다.", encoding="utf-8")
-    command = [
-        "generate",
-        str(source),
-        str(tmp_path / "r.csv"),
-        "--from",
-        str(tmp_path / "doc.txt"),
-    ]
+    command = ["generate", str(source), str(tmp_path / "r.csv"), "--from"]
+    command += [str(tmp_path / "doc.txt")]
     augment.main([*command, "--recipe", "wallpaper-demo"])
     assert (tmp_path / "r.journal.jsonl").is_file()
 

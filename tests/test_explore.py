@@ -3,13 +3,12 @@
 import json
 import re
 import warnings
-from collections import Counter
 
 import pandas as pd
 import pytest
 
 from dandap.errors import InputError
-from tools import explore, words
+from tools import explore
 from tools.demo.dialogues import make_dialogues, numbered
 
 PUBLISHED = {
@@ -102,38 +101,22 @@ def test_input_that_is_rejected(tmp_path):
     for words_, message in (
         ("nowhere.csv", "no file at"),
         ("data/sample/train.csv --refined", "cleans dialogues; this file is economic_qa's"),
-        ("README.md", "expected a .csv"),
+        ("README.md", "Expected a .csv"),
     ):
         with pytest.raises(InputError, match=message):
             explore.main([*words_.split(), "--output_dir", str(tmp_path)])
 
 
 def test_a_part_of_very_many_texts_gives_the_words(small_train, tmp_path, monkeypatch):
-    counted = []
-    monkeypatch.setattr(explore, "MOST_TEXTS", 4)
-    monkeypatch.setattr(explore, "count_words", lambda texts: counted.extend(texts) or Counter())
-    _, folder = run(tmp_path / "o", small_train)
-    assert 2 <= len(counted) <= 4
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    assert f"words of {len(counted)} of " in page
-
-
-def test_words_lose_their_particles():
-    assert words.without_particle("한국은행에서는") == "한국은행"
-    assert words.without_particle("매출이") == "매출"
-    assert words.without_particle("나는") == "나는", "a syllable alone is no word"
-
-
-TEXTS = ["한국은행은 그리고 매출을 발표했다. 매출이 늘었지만 이번에 한국은행에서 밝혔다."]
-
-
-def test_words_without_stop_words_and_endings(monkeypatch):
-    monkeypatch.setattr(words, "find_spec", {"kiwipiepy": None}.get)
-    assert words.count_words(TEXTS) == {"한국은행": 2, "매출": 2}
-
-
-def test_words_by_kiwi():
     pytest.importorskip("kiwipiepy", reason="pip install -r requirements-extra.txt")
-    found = words.count_words(TEXTS)
-    assert found["한국은행"] == found["매출"] == 2
-    assert not {"그리고", "늘었지만", "이번"} & set(found)
+    monkeypatch.setattr(explore, "MOST_TEXTS", 4)
+    _, folder = run(tmp_path / "o", small_train)
+    assert "words of 4 of 30 texts" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_kiwi_there_is_no_word_cloud(small_train, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(explore, "find_spec", {"kiwipiepy": None}.get)
+    _, folder = run(tmp_path / "o", small_train)
+    assert "no word cloud: pip install" in capsys.readouterr().out
+    assert not (folder / "wordcloud.png").exists()
+    assert (folder / "report.html").is_file()

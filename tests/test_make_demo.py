@@ -3,7 +3,6 @@
 import csv
 import random
 import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from dandap.answering.run import answer, base_source, find_source
 from dandap.recipe import load_recipe
 from tools.demo import make as make_demo
 from tools.demo import model as demo_model
-from tools.demo.articles import INDUSTRIES, KS_SYLLABLES, SURNAMES, Word, make_article, plain
+from tools.demo.articles import INDUSTRIES, SURNAMES, make_article
 
 SAMPLE = Path("data/sample")
 
@@ -44,27 +43,6 @@ def test_the_test_set_names_nobody_that_train_names():
     assert people
     assert all(person[0] in SURNAMES for person in people)
     assert not {name for name in companies | people if name in train}
-
-
-def test_articles_have_two_to_six_questions_with_literal_answers():
-    contexts, answers = cells("test.csv", "context"), cells("test_answers.csv", "answer")
-    assert all(answer in text for text, answer in zip(contexts, answers, strict=True))
-    counts = Counter(cells("train.csv", "context")).values()
-    assert (min(counts), max(counts)) == (2, 6)
-
-
-def test_particles_and_syllables():
-    for word, particles, expected in (
-        ("한빛전자", "은/는", "는"),
-        ("소울산", "은/는", "은"),
-        ("3", "이/가", "이"),
-        ("12.4%", "을/를", "를"),
-        ("9억 원", "으로/로", "으로"),
-        ("서울", "으로/로", "로"),
-        ("7월 1일", "으로/로", "로"),
-    ):
-        assert plain(f"{Word(word):{particles}}") == word + expected
-    assert (len(KS_SYLLABLES), KS_SYLLABLES[0]) == (2350, "가")
 
 
 def test_the_model_is_small():
@@ -111,29 +89,6 @@ def test_a_tree_learns_what_its_sequences_learn_alone(lessons):
     model.set_attn_implementation("eager")  # which returns the attention of every head
     alone = losses_one_sequence_at_a_time(model, lessons)
     assert (language.item(), pointing.item()) == pytest.approx(alone, rel=1e-5)
-
-
-def test_a_lesson_weights_its_article_once_and_points_at_its_answers(lessons):
-    for lesson in lessons[:2]:
-        first, *others = lesson.weights
-        shared = demo_model.count_shared(lesson.sequences)
-        assert any(first[: shared - 1])
-        assert not any(weight for weights in others for weight in weights[:shared])
-        assert lesson.pointers
-        for number, position, said_at in lesson.pointers:
-            ids = lesson.sequences[number]
-            assert max(said_at) < shared < position
-            assert {ids[at] for at in said_at} == {ids[position]}
-
-
-def test_shared_tokens_are_counted():
-    for prompts, shared in (
-        ([[1, 2, 3]], 2),
-        ([[1, 2, 3], [1, 2, 3]], 2),
-        ([[1, 2, 3], [1, 2, 4, 5]], 2),
-        ([[1, 2, 3, 4], [1, 5], [1, 2, 3, 4]], 1),
-    ):
-        assert demo_model.count_shared(prompts) == shared
 
 
 def test_making_the_demo_runs(tmp_path, monkeypatch):

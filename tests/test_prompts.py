@@ -74,15 +74,16 @@ def test_special_tokens_in_a_row_stay_text(tokenizer, name, where):
     assert SPELLED in tokenizer.decode([*spelled.prompt_ids, *spelled.answer_ids])
 
 
+def fits(task, name):
+    try:
+        task.check_template(TEMPLATES[name], name)
+    except InputError:
+        return False
+    return True
+
+
 def test_every_template_fits_a_task():
-    for name, template in TEMPLATES.items():
-        faults = []
-        for task in TASKS.values():
-            try:
-                task.check_template(template, name)
-            except InputError as error:
-                faults.append(error)
-        assert len(faults) < len(TASKS), name
+    assert all(any(fits(task, name) for task in TASKS.values()) for name in TEMPLATES)
 
 
 def test_a_row_is_never_read_as_a_template():
@@ -96,10 +97,10 @@ def test_a_row_is_never_read_as_a_template():
 def test_a_broken_template_is_rejected():
     for template, message in [
         ({"prompt": "{context}"}, "needs context and question"),
-        ({"prompt": "{context}{question}{article}"}, "knows .*context, question, answer"),
+        ({"prompt": "{context}{question}{article}"}, "has context, question, answer"),
         ({"prompt": "{context} {question"}, "literal braces"),
         ({"prompt": "{context:>9}{question}"}, "a field's name alone"),
-        ({"prompt": "{context.__class__}{question}"}, "knows .*context, question, answer"),
+        ({"prompt": "{context.__class__}{question}"}, "has context, question, answer"),
         ({"system": "x"}, "expected 'prompt', or 'user'"),
         ({}, "expected 'prompt', or 'user'"),
     ]:
@@ -114,8 +115,7 @@ def test_an_unknown_template_names_the_nearest():
 
 def test_the_script_prints_a_template(capsys):
     prompts.show(["answer_bot"])
-    printed = capsys.readouterr().out
-    assert "Question: 한빛전자의 올해 1분기 매출은?\nAnswer:" in printed
+    assert "Question: {question}\nAnswer:" in capsys.readouterr().out
 
 
 def test_published_prompts_are_verbatim():

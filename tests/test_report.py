@@ -5,7 +5,6 @@ import io
 import math
 import re
 import warnings
-from pathlib import Path
 
 import pytest
 from fontTools.ttLib import TTFont
@@ -28,10 +27,10 @@ from dandap.runs.report import (
     write_report,
 )
 from tasks import TASKS
-from tasks.scoring import compute_scores
+from tasks.task import compute_scores
 from tests.reliability.hostile import HOSTILE
+from tools import explore
 
-EXPLORED = Path("tools/explore.html.jinja")
 CONTEXT = "본사는 부산에 있다. 매출은 1,240억 원이다. 대표는 김철수다."
 
 
@@ -159,7 +158,7 @@ def test_a_browser_draws_all_korean_with_the_font_of_the_page(tmp_path, browser)
     words = ("크기", "질문", "얼마 (how much)", "답변", "기사당 질문 수")
     rows = [(word, "1") for word in words]
     tables = {"크기": rows, "학습": rows, "한 번만 읽기": rows}
-    page = write_page(tmp_path, EXPLORED, "제목 train.csv", tables=tables, pictures=[], cell=str)
+    page = write_page(tmp_path, explore.PAGE, "제목 train.csv", tables=tables, cell=str)
     with browser.new_page() as opened:
         opened.goto(page.as_uri())
         opened.wait_for_timeout(500)
@@ -169,7 +168,7 @@ def test_a_browser_draws_all_korean_with_the_font_of_the_page(tmp_path, browser)
         root = session.send("DOM.getDocument")["root"]["nodeId"]
         where = {"nodeId": root, "selector": "h1, h2, td:first-child"}
         nodes = session.send("DOM.querySelectorAll", where)["nodeIds"]
-        assert len(nodes) == 1 + 4 + 3 * len(words)
+        assert len(nodes) == 1 + 3 + 3 * len(words)
         for node in nodes:
             text = session.send("DOM.getOuterHTML", {"nodeId": node})["outerHTML"]
             fonts = session.send("CSS.getPlatformFontsForNode", {"nodeId": node})["fonts"]

@@ -185,7 +185,7 @@ def test_a_cached_base_is_packed_at_the_commit_it_was_trained_on(run, tmp_path, 
         assert base == ["model/base/config.json", "model/base/model.safetensors"]
         assert packed.read("model/base/model.safetensors") == b"trained on model.safetensors"
     run.update_environment(base={"model": "some/base", "commit": "c" * 40})
-    with pytest.raises(InputError, match="'some/base' cannot be loaded.*already downloaded"):
+    with pytest.raises(InputError, match="'some/base' cannot be loaded"):
         pack(run)
 
 

@@ -17,7 +17,6 @@ from dandap.model.load import load_tokenizer
 from dandap.model.memory import Plan
 from dandap.recipe import RECIPES_DIR, load_recipe
 from dandap.training.batching import Batching
-from prompts import render
 from tasks import TASKS, checked_template
 from tasks import wallpaper_qa as wallpaper
 from tasks.submission import SubmissionForm
@@ -69,22 +68,14 @@ def test_broken_training_files(write_csv):
             TASK.read([write_csv(rows)], {}, True)
 
 
-def test_parquet_and_capitals(tmp_path):
-    frame = pd.DataFrame([ROW, ROW], columns=[*HEADER[:3], "Category", *HEADER[4:]])
+def test_parquet(tmp_path):
+    frame = pd.DataFrame([ROW, ROW], columns=HEADER)
     frame["id"] = [1, 2]
     frame.loc[1, "답변_5"] = None
     frame.to_parquet(tmp_path / "a.parquet")
     rows = TASK.read([tmp_path / "a.parquet"], {}, True).rows
     assert len(TASK.expand(rows)) == 18
     assert {row.fields["category"] for row in rows} == {"곰팡이"}
-
-
-def test_pairs_of_one_row_share_a_group_and_other_ids_with_a_hash_do_not(write_csv):
-    header = ["id", "질문", "답변_1"]
-    for count, groups in ((10, 1), (40, 40)):
-        lines = [[f"T#{n}", f"{n}?", "답"] for n in range(count)]
-        rows = TASK.read([write_csv([header, *lines])], {}, True).rows
-        assert len({row.group for row in rows}) == groups
 
 
 def test_character_rouge_l():
@@ -101,12 +92,8 @@ def test_character_rouge_l():
 
 
 def test_published_prompts_and_recipes():
-    for template, text in {
-        "wallpaper_bare": "물음",
-        "wallpaper_instruction": "주어진 질문에 대한 답을 출력 질문: 물음 답:",
-    }.items():
-        parts = checked_template(template, "wallpaper_qa")
-        assert render(parts, {"question": "물음"}) == {"prompt": text}
+    published = "주어진 질문에 대한 답을 출력 질문: {question} 답:"
+    assert checked_template("wallpaper_instruction", "wallpaper_qa") == {"prompt": published}
     for name, model, target in (
         ("wallpaper-kogpt2", "skt/kogpt2-base-v2", "c_attn"),
         ("wallpaper-42dot-1.3b", "42dot/42dot_LLM-SFT-1.3B", "q_proj"),
@@ -168,12 +155,12 @@ def encoder(tmp_path_factory):
     return str(folder / "encoder")
 
 
-def test_without_the_library(monkeypatch):
-    wallpaper._load_encoder.cache_clear()
+def test_without_the_library(monkeypatch, capsys):
+    wallpaper.load_encoder.cache_clear()
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(InputError, match=r"pip install -r requirements-extra\.txt"):
-        wallpaper.embed(("가",), "any")
-    wallpaper._load_encoder.cache_clear()
+    assert wallpaper.embed(("가",), "any") is None
+    assert "pip install -r requirements-extra.txt" in capsys.readouterr().out
+    wallpaper.load_encoder.cache_clear()
 
 
 def test_similarity_to_gold_answers(encoder):
@@ -231,8 +218,7 @@ def test_without_the_embedding_model_the_answers_are_written(work, capsys):
     result = answer_with(work)
     assert result.submission.name == "answers.csv"
     assert result.scores is None, "there are no gold answers"
-    expected = "no submission of sentence embeddings: the embedding model 'nowhere' cannot be"
-    assert expected in capsys.readouterr().out
+    assert "no submission of sentence embeddings" in capsys.readouterr().out
 
 
 def test_the_submission_has_the_answers_vectors(work, encoder, capsys):

@@ -1,4 +1,1 @@
-"""Tools next to the scripts: explore, compare, submit, refine, augment.
-
-Each runs as `python -m tools.NAME` or by its path. Only benchmarks and tests import them.
-"""
+"""Tools next to the scripts, each run as `python -m tools.NAME`."""

@@ -8,18 +8,11 @@ python -m tools.augment join IN OUT --count 500       two questions of one categ
 python -m tools.augment generate IN REVIEW SOURCE MODEL
                       SOURCE: --keywords FILE or --from docs/*.txt
                       MODEL: --run RUN, --recipe NAME or --url URL --model NAME
-                                                      questions and five answers each by a model;
-                                                      --dry_run prints the prompts
+                                                      questions and five answers each by a model
 python -m tools.augment accept REVIEW OUT             the rows of REVIEW where a person has set
                                                       `accept` to y
 Train on several files with commas between them: --train_file data/wallpaper/train.csv,OUT
 """
-
-import sys
-from pathlib import Path
-
-# So that `python tools/NAME.py` works like `python -m tools.NAME`.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import hashlib
@@ -29,6 +22,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from dandap.cli import Parser, parse, positive, run_script
 from dandap.data.korean import character_pairs, likeness
@@ -44,8 +38,6 @@ from tasks.wallpaper_qa import ANSWERS, TASK
 COLUMNS = ("id", "질문", "category", *ANSWERS, "generated", "sources")
 SIMILAR = 0.7  # share of common character pairs from which two questions count as the same
 LONGEST_SOURCE = 1500  # characters of a document in a prompt
-# Errors of an endpoint's answer in another shape.
-OTHER_SHAPE = (ValueError, LookupError, TypeError, AttributeError)
 Record = dict[str, str]
 Ask = Callable[[str], str]  # prompt -> the model's text
 
@@ -64,11 +56,10 @@ def pairs(groups: list[list[Row]]) -> list[Record]:
     """Return every question of a row of the file with each of its answers."""
     made = []
     for group in groups:
-        texts = [(row.question, answer) for row in group for answer in row.answers]
-        for number, (question, answer) in enumerate(texts, 1):
+        for number, row in enumerate(TASK.expand(group), 1):
             # The id before "#" keeps a row's pairs on one side of a split.
-            record = {"id": f"{group[0].group}#{number}", "질문": question, "답변_1": answer}
-            made.append({**record, "category": group[0].fields["category"]})
+            record = {"id": f"{row.group}#{number}", "질문": row.question, "답변_1": row.answers[0]}
+            made.append(record | {"category": row.fields["category"]})
     return made
 
 
@@ -88,14 +79,12 @@ def join(groups: list[list[Row]], count: int, seed: int) -> list[Record]:
         # By their numbers of rows, so that every row has the same chance.
         one, other = rng.sample(rng.choices(joinable, map(len, joinable))[0], 2)
         question = f"{rng.choice(one).question} 또한, {rng.choice(other).question}"
-        if question in made or len(made) == count:
-            continue
-        answers = [f"{a} {b}" for a, b in zip(one[0].answers, other[0].answers, strict=False)]
-        record = {"id": f"JOIN_{len(made):05d}", "질문": question, "generated": "join"}
-        record |= dict(zip(ANSWERS, answers, strict=False))
-        record["category"] = one[0].fields["category"]
+        record = {"질문": question, "generated": "join", "category": one[0].fields["category"]}
         record["sources"] = f"{one[0].group} {other[0].group}"
-        made[question] = record
+        for column, *both in zip(ANSWERS, one[0].answers, other[0].answers, strict=False):
+            record[column] = " ".join(both)
+        if len(made) < count:
+            made.setdefault(question, {"id": f"JOIN_{len(made):05d}"} | record)
     return list(made.values())
 
 
@@ -116,18 +105,18 @@ def generate(
             write_json_lines(journal, texts.values())
         return texts[key]["said"]
 
-    made = []
+    made: list[Record] = []
     seen = [character_pairs("".join(question.split())) for question in known]
     for kind, source in sources:
-        text = cached(QUESTION_PROMPT.format(kind=kind, source=source[:LONGEST_SOURCE]))
-        question = (text.strip().splitlines() or [""])[0].removeprefix("질문:").strip()
+        text = cached(QUESTION_PROMPT.format(kind=kind, source=source))
+        question = text.strip().partition("\n")[0].removeprefix("질문:").strip()
         found = character_pairs("".join(question.split()))
-        if not question or any(likeness(found, other) >= SIMILAR for other in seen):
-            continue
-        seen.append(found)
-        answers = split_answers(cached(ANSWER_PROMPT.format(question=question)))
-        record = {"id": f"GEN_{len(made):05d}", "질문": question, "generated": "model"}
-        made.append({**record, **dict(zip(ANSWERS, answers, strict=False)), "source": source[:80]})
+        if question and all(likeness(found, other) < SIMILAR for other in seen):
+            seen.append(found)
+            answers = split_answers(cached(ANSWER_PROMPT.format(question=question)))
+            record = {"id": f"GEN_{len(made):05d}", "질문": question, "generated": "model"}
+            record |= dict(zip(ANSWERS, answers, strict=False))
+            made.append(record | {"source": source[:80]})
     print(f"{len(sources) - len(made)} questions were empty or similar to another and are skipped")
     return made
 
@@ -148,8 +137,8 @@ def local_model(arguments: argparse.Namespace) -> Ask:
 
     # One greedy text of up to 400 tokens, whatever the recipe's options for short answers are.
     options = {"samples": 1, "temperature": 0, "choices": [], "grounded": False, "beams": 1}
-    options |= {"max_length": 2048, "on_overflow": "error"}
-    options |= {"max_new_tokens": 400, "repetition_penalty": 1.1}
+    options |= {"max_length": 2048, "max_new_tokens": 400, "repetition_penalty": 1.1}
+    options |= {"on_overflow": "error"}
     if arguments.trust_remote_code == "true":
         options["trust_remote_code"] = True
     if arguments.run:
@@ -159,11 +148,7 @@ def local_model(arguments: argparse.Namespace) -> Ask:
     tokenizer = load_tokenizer(source.recipe, source.run.adapter if source.run else None)
     part = "user" if tokenizer.chat_template else "prompt"
     model = open_model(replace(source, template={part: "{question}"}))
-
-    def ask(prompt: str) -> str:
-        return model.predict_all(model.encode([Row("prompt", "", prompt)])).predictions[0]
-
-    return ask
+    return lambda prompt: model.predict_all(model.encode([Row("", "", prompt)])).predictions[0]
 
 
 def endpoint(url: str, model: str) -> Ask:
@@ -171,15 +156,16 @@ def endpoint(url: str, model: str) -> Ask:
     import httpx2
 
     headers = {"Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
+    place = f"{url.rstrip('/')}/chat/completions"
 
     def ask(prompt: str) -> str:
         body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
-        place = f"{url.rstrip('/')}/chat/completions"
         try:
             response = httpx2.post(place, json=body, headers=headers, timeout=300)
             choice = response.raise_for_status().json()["choices"][0]
             return choice["message"]["content"].strip()
-        except (httpx2.HTTPError, httpx2.InvalidURL, *OTHER_SHAPE) as error:
+        # The errors after those of httpx2 are of an answer in another shape.
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, LookupError, TypeError) as error:
             raise InputError(
                 f"{url} did not answer as a chat endpoint ({first_line(error)}). Check --url and "
                 "--model."
@@ -196,57 +182,55 @@ def read_review(path: Path) -> list[Record]:
     return [cells for _, cells in sheet.rows]
 
 
-def write_rows(path: Path, rows: list[Record], columns: tuple[str, ...] = COLUMNS) -> int:
-    """Write a CSV whole or not at all; return the number of rows."""
-    write_table(path, rows, columns)
-    print(f"{path}: {len(rows):,} rows")
-    return len(rows)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the number of rows written."""
     arguments = parse(command_line(), argv)
     source, target, do = Path(arguments.source), Path(arguments.target), arguments.do
     refuse_existing(target, do == "generate", "OUT", "Choose another name.")
+    columns: tuple[str, ...] = COLUMNS
     if do == "accept":
         yes = ("y", "yes", "o", "1")
-        rows = [row for row in read_review(source) if row["accept"].strip().lower() in yes]
-        if not rows:
+        made = [row for row in read_review(source) if row["accept"].strip().lower() in yes]
+        if not made:
             raise InputError(f"{source} has no row with accept y. Set it to y or n in every row.")
         # The review has an apostrophe before what a spreadsheet would run.
-        return write_rows(target, [{name: active(row[name]) for name in row} for row in rows])
-    rows = TASK.read([source], {}, True).rows
-    # The questions of one row of the file.
-    groups = [[rows[i] for i in group] for group in by_article(row.group for row in rows)]
+        made = [{name: active(row[name]) for name in row} for row in made]
+    else:
+        rows = TASK.read([source], {}, True).rows
+        # The questions of one row of the file.
+        groups = [[rows[i] for i in group] for group in by_article(row.group for row in rows)]
     if do == "pairs":
-        return write_rows(target, pairs(groups))
-    if do == "join":
-        return write_rows(target, join(groups, arguments.count, arguments.seed))
+        made = pairs(groups)
+    elif do == "join":
+        made = join(groups, arguments.count, arguments.seed)
+    elif do == "generate":
+        sources, url, name = read_sources(arguments), arguments.url, arguments.model
+        if sum(map(bool, (url, arguments.run, arguments.recipe))) != 1:
+            raise InputError("name one model: --run RUN, --recipe NAME, or --url URL --model NAME.")
+        if target.exists() and any(row["accept"].strip() for row in read_review(target)):
+            raise InputError(f"{target} has been reviewed in part. Choose another name.")
+        ask = endpoint(url, name or "default") if url else local_model(arguments)
+        model = f"{url} {name} {arguments.run} {arguments.recipe}"
+        known, journal = [row.question for row in rows], target.with_suffix(".journal.jsonl")
+        made = generate(sources, known, model, ask, journal)
+        made = [{column: inert(value) for column, value in row.items()} for row in made]
+        columns = (*COLUMNS, "source", "accept")
+    write_table(target, made, columns)
+    print(f"{target}: {len(made):,} rows")
+    if do == "generate":
+        print(f"Set accept to y or n, then: python -m tools.augment accept {target} OUT")
+    return len(made)
+
+
+def read_sources(arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """Return (kind, text) of each keyword or document."""
     if bool(arguments.keywords) == bool(arguments.documents):
         raise InputError("name either --keywords FILE or --from FILE...")
     paths = map(Path, arguments.documents or [arguments.keywords])
     texts = [decode(read_bytes(path)[0], path)[0].strip() for path in paths]
-    sources = [("문서", text) for text in texts]
     if arguments.keywords:
-        sources = [("키워드", line.strip()) for line in texts[0].splitlines() if line.strip()]
-    if arguments.dry_run:
-        for kind, text in sources:
-            print(QUESTION_PROMPT.format(kind=kind, source=text[:LONGEST_SOURCE]), end="\n\n")
-        print(ANSWER_PROMPT)
-        return 0
-    if sum(map(bool, (arguments.run, arguments.recipe, arguments.url))) != 1:
-        raise InputError("name one model: --run RUN, --recipe NAME, or --url URL --model NAME.")
-    if target.exists() and any(row["accept"].strip() for row in read_review(target)):
-        raise InputError(f"{target} has been reviewed in part. Choose another name.")
-    url, name = arguments.url, arguments.model or "default"
-    ask = endpoint(url, name) if url else local_model(arguments)
-    model = f"{url} {name}" if url else f"{arguments.run} {arguments.recipe}"
-    known = [row.question for row in rows]
-    made = generate(sources, known, model, ask, target.with_suffix(".journal.jsonl"))
-    safe = [{column: inert(value) for column, value in row.items()} for row in made]
-    count = write_rows(target, safe, (*COLUMNS, "source", "accept"))
-    print(f"Set accept to y or n in every row, then: python -m tools.augment accept {target} OUT")
-    return count
+        return [("키워드", line.strip()) for line in texts[0].splitlines() if line.strip()]
+    return [("문서", text[:LONGEST_SOURCE]) for text in texts]
 
 
 def command_line() -> Parser:
@@ -266,7 +250,6 @@ def command_line() -> Parser:
     add("--model", metavar="NAME", help="generate: the model's name at --url")
     add("--output_dir", metavar="DIR", default="outputs", help="of runs (default: outputs)")
     add("--trust_remote_code", metavar="VALUE", help="generate: true to run a repository's code")
-    add("--dry_run", action="store_true", help="generate: print the prompts and stop")
     return parser
 
 

@@ -24,7 +24,7 @@ from dandap.files import check_writable, new_folder, read_json, write_json
 from dandap.recipe import Recipe
 from dandap.runs.predictions import find_predictions, load_predictions, run_of, same_questions
 from tasks import get_task
-from tasks.scoring import label
+from tasks.task import label
 
 SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that change no answer
 

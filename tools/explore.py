@@ -7,16 +7,11 @@ dialogues and wallpaper QA are recognized by their fields. --refined cleans dial
 (tools.refine).
 """
 
-import sys
-from pathlib import Path
-
-# So that `python tools/NAME.py` works like `python -m tools.NAME`.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import math
 import re
 from collections import Counter
-from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -33,17 +28,31 @@ from dandap.files import new_folder, write_table
 from dandap.language import t
 from dandap.recipe import make_recipe
 from tasks import TASKS
-from tasks.exploration import Chart, Description
 from tasks.submission import inert
-from tasks.task import Task, read_test
+from tasks.task import Description, Task, read_test
 from tools.refine import refine
-from tools.words import count_words
 
-PAGE = Path(__file__).with_name("explore.html.jinja")
+PAGE = """{% for name, rows in tables.items() if rows %}
+<h2>{{ name }}</h2>
+<div class="scroll"><table>
+{% for row in rows %}
+<tr>
+{% for value in row %}
+<td class="{{ "n" if value is number or value.endswith("%") }}">{{ cell(value) }}</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</table></div>
+{% endfor %}
+{% for picture in pictures %}
+{{ picture }}
+{% endfor %}
+"""
 DEMO_TOKENIZER = "data/demo_model"
 LIMITS = (512, 1024, 2048)  # tokens; values of max_length
 MOST_COMPARED = 1000  # questions; each is compared with each
 MOST_TEXTS = 2000  # of the word cloud: Kiwi needs 5 ms for an article
+PIECE = 2000  # characters that Kiwi reads at a time; a whole file at once takes gigabytes
 Cells = list[tuple[Any, ...]]  # a table's rows
 
 
@@ -70,35 +79,33 @@ def explore(
 
     from dandap.model.load import load_tokenizer  # loads torch
     from dandap.runs.html import write_page  # loads matplotlib
-    from dandap.runs.plots import draw
 
-    tokenizer = load_tokenizer(recipe)
-    tables = {"Sample": [sample(task, row) for row in found.rows[:3]], **found.tables}
-    tables["Size"] += [spread(name, values) for name, values in found.sizes.items()]
+    tables: dict[str, Cells] = {"Sample": []} | found.tables
+    for row in found.rows[:3]:
+        texts = (row.id, task.kind(row), row.context, row.question, *row.answers[:1])
+        lines = [" ".join(text.split()) for text in texts if text]
+        shown = tuple(line if len(line) <= 100 else f"{line[:100]}…" for line in lines)
+        tables["Sample"].append(shown)
+    tables["Size"] = size_table(found)
     if any(text for text, _ in found.shared):  # wallpaper questions have no article
-        tables |= token_tables(task, found.shared, tokenizer)
+        tables |= token_tables(task, found.shared, load_tokenizer(recipe))
     checks = check_data({"file": found.rows} | ({"test": test} if test else {}))
     tables["Data checks"] = [(len(each), FINDINGS[kind]) for kind, each in checks.items()]
     if test:
-        lengths = text_lengths(task, test).items()
-        sizes = [spread(characters_of(name), values) for name, values in lengths]
-        tables["The test file"] = [*count(task, test), *sizes]
+        tables["The test file"] = size_table(describe_rows(task, test))
     tables = {
         t(title): [tuple(map(t, row)) for row in cells]
         for title, cells in (tables | found.more_tables).items()
     }
 
-    folder = new_folder(output_dir, f"explore-{path.stem}{'-refined' if refined else ''}")
+    folder = new_folder(output_dir, f"explore-{path.stem}{'-refined' * refined}")
     for name, records in found.lists.items():
         safe = [{key: inert(value) for key, value in record.items()} for record in records]
         write_table(folder / f"{name}.csv", safe)
-    pictures = []
-    for name, title, values, label in found.charts:
-        fill = partial(histogram if isinstance(values, list) else bars, values, t(label))
-        height = 3.2 if isinstance(values, list) else 1.1 + 0.35 * len(values)
-        pictures.append(Markup(draw(folder / f"{name}.png", t(title), fill, height)))
+    pictures = [Markup("<h2>{}</h2>").format(t("Pictures"))]
+    pictures += [draw_chart(folder / f"{name}.png", *chart) for name, *chart in found.charts]
     pictures.append(word_cloud(folder / "wordcloud.png", found.texts))
-    title = f"{path.name}{' (refined)' if refined else ''}: {task.name}"
+    title = f"{path.name}{' (refined)' * refined}: {task.name}"
     report = write_page(folder, PAGE, title, tables=tables, pictures=pictures, cell=cell_text)
     for title, cells in tables.items():
         print(title, *("  " + "  ".join(map(cell_text, row)) for row in cells), sep="\n")
@@ -111,68 +118,64 @@ def describe_rows(task: Task, rows: list[Row]) -> Description:
     records = []
     for row in rows:
         answer = row.answers[0] if row.answers else ""
-        record = {"id": row.id, "kind": task.kind(row), "article_characters": len(row.context)}
-        record |= {"question_characters": len(row.question), "answer_characters": len(answer)}
-        record |= {"answer_words": len(answer.split())}
-        records.append(record | {"is_span": any(text in row.context for text in row.answers)})
-    answered = [record for record in records if record["answer_words"]]
+        record = {
+            "id": row.id,
+            "kind": task.kind(row),
+            "article_characters": len(row.context),
+            "question_characters": len(row.question),
+            "answer_characters": len(answer),
+            "answer_words": len(answer.split()),
+            "is_span": any(text in row.context for text in row.answers),
+        }
+        records.append(record)
+    asked, on = task.nouns
     groups = by_article(row.article for row in rows)
-    tables: dict[str, Cells] = {"Size": count(task, rows)}
+    tables: dict[str, Cells] = {}
+    size: Cells = [(asked, len(rows)), (on, len(groups))]
+    answered = [record for record in records if record["answer_words"]]
     if not any(row.context for row in rows):
         tables = wallpaper_tables(rows, records)
+        size += tables.pop("Size")
     elif answered:
         spans = fmean(record["is_span"] for record in answered)
         words = fmean(record["answer_words"] == 1 for record in answered)
         tables["Answers"] = [("share that stand in their article as written", f"{spans:.1%}")]
         tables["Answers"].append(("share of one word", f"{words:.1%}"))
-    asked, on = task.nouns
-    kinds = Counter(record["kind"] for record in records)
-    lengths = text_lengths(task, rows)
-    title = t("{asked} per {on}", asked=t(asked), on=t(one(on)))
+    title = t("{asked} per {on}", asked=t(asked), on=t(on.removesuffix("s")))
     counts = dict(sorted(Counter(map(len, groups)).items()))
+    kinds = dict(Counter(record["kind"] for record in records).most_common())
+    charts = [("questions_per_article", title, counts, asked)]
+    charts += [("kinds", "what is asked", kinds, "questions")]
+    sizes: dict[str, list[int]] = {}
+    for name, text in (
+        ("article", "characters of an {name}"),
+        ("question", "characters of a {name}"),
+        ("answer", "characters of an {name}"),
+    ):
+        if values := [n for record in records if (n := record[f"{name}_characters"])]:
+            title = t(text, name=t(name))
+            sizes[title] = values
+            charts.append((f"{name}_length", title, values, "characters"))
     return Description(
         rows,
-        tables={"Size": tables.pop("Size")},
+        tables={"Size": size},
         more_tables=tables,
-        sizes={characters_of(name): values for name, values in lengths.items()},
-        charts=[
-            Chart("questions_per_article", title, counts, asked),
-            *(Chart(f"{n}_length", characters_of(n), v, "characters") for n, v in lengths.items()),
-            Chart("kinds", "what is asked", dict(kinds.most_common()), "questions"),
-        ],
+        sizes=sizes,
+        charts=charts,
         lists={"rows": records},
         shared=[(rows[group[0]].context, [rows[i].question for i in group]) for group in groups],
         texts=[*{row.context for row in rows}, *(row.question for row in rows)],
     )
 
 
-def sample(task: Task, row: Row) -> tuple[str, ...]:
-    """Return a question for people, its article shortened."""
-    texts = (row.id, task.kind(row), row.context, row.question, *row.answers[:1])
-    lines = [" ".join(text.split()) for text in texts if text]
-    return tuple(line if len(line) <= 100 else f"{line[:100]}…" for line in lines)
-
-
-def count(task: Task, rows: list[Row]) -> Cells:
-    """Return the numbers of questions and articles."""
-    asked, on = task.nouns
-    return [(asked, len(rows)), (on, len({row.article for row in rows}))]
-
-
-def text_lengths(task: Task, rows: list[Row]) -> dict[str, list[int]]:
-    """Return the characters of articles, questions and first answers."""
-    texts = {
-        one(task.nouns[1]): [row.context for row in rows if row.context],
-        "question": [row.question for row in rows],
-        "answer": [answer for row in rows for answer in row.answers[:1]],
-    }
-    return {name: list(map(len, each)) for name, each in texts.items() if each}
-
-
-def spread(what: str, values: list[int]) -> tuple[Any, ...]:
-    """Return a table's row: mean, median, 95% and longest."""
-    numbers = round(fmean(values), 1), *map(int, np.quantile(values, [0.5, 0.95, 1]))
-    return t("{what}: mean, median, 95%, longest", what=t(what)), *numbers
+def size_table(found: Description) -> Cells:
+    """Return the numbers of questions and articles, and the spread of each length."""
+    cells = found.tables["Size"]
+    for what, values in found.sizes.items():
+        numbers = map(int, np.quantile(values, [0.5, 0.95, 1]))
+        title = t("{what}: mean, median, 95%, longest", what=t(what))
+        cells.append((title, round(fmean(values), 1), *numbers))
+    return cells
 
 
 def token_tables(task: Task, shared: list[tuple[str, list[str]]], tokenizer) -> dict[str, Cells]:
@@ -185,9 +188,10 @@ def token_tables(task: Task, shared: list[tuple[str, list[str]]], tokenizer) -> 
     own = [list(map(length, texts)) for _, texts in shared]
     prompts = np.array([a + n for a, each in zip(articles, own, strict=True) for n in each])
     every, once = int(prompts.sum()), sum(articles) + sum(map(sum, own))
-    names = {"asked": t(task.nouns[0]), "on": t(one(task.nouns[1])), "one": t(one(task.nouns[0]))}
+    one, on = (t(noun.removesuffix("s")) for noun in task.nouns)
+    names = {"asked": t(task.nouns[0]), "on": on, "one": one}
     return {
-        t("Tokens of {on} and {asked}", on=names["on"], asked=names["one"]): [
+        t("Tokens of {on} and {asked}", on=on, asked=one): [
             (t("share above {limit}", limit=f"{limit:,}"), f"{(prompts > limit).mean():.1%}")
             for limit in LIMITS
         ],
@@ -204,23 +208,22 @@ def wallpaper_tables(rows: list[Row], records: list[dict]) -> dict[str, Cells]:
     """Return what the published explorations of wallpaper QA report."""
     texts = {text for row in rows for text in (row.question, *row.answers)}
     names = ("question_characters", "answer_characters", "answer_words")
-    names = [name for name in names if len({record[name] for record in records}) > 1]
-    lengths = [[record[name] for record in records] for name in names]
-    correlations = np.atleast_2d(np.corrcoef(lengths)).round(2).tolist() if names else []
-    pairs = [character_pairs(question) for question in dict.fromkeys(row.question for row in rows)]
-    pairs = pairs[:MOST_COMPARED]
+    lengths = {name: [record[name] for record in records] for name in names}
+    lengths = {name: each for name, each in lengths.items() if len(set(each)) > 1}
+    correlations = np.atleast_2d(np.corrcoef([*lengths.values()])).round(2) if lengths else []
+    questions = [*dict.fromkeys(row.question for row in rows)]
+    pairs = [character_pairs(question) for question in questions[:MOST_COMPARED]]
     nearest = [max((likeness(a, b) for b in pairs if b is not a), default=0.0) for a in pairs]
     numbers = np.quantile(nearest, [0.5, 0.95, 1]).tolist()
     return {
         "Size": [
-            *count(TASKS["wallpaper_qa"], rows),
             ("bytes (UTF-8)", sum(len(text.encode()) for text in texts)),
             ("syllables (Hangul)", sum(len(re.findall("[가-힣]", text)) for text in texts)),
             ("sentences", sum(len(split_sentences(text)) for text in texts)),
         ],
         "correlations of lengths": [
-            ("", *names),
-            *((name, *values) for name, values in zip(names, correlations, strict=True)),
+            ("", *lengths),
+            *((name, *row.tolist()) for name, row in zip(lengths, correlations, strict=True)),
         ],
         "Likeness of a question to the most similar other (shared character pairs)": [
             ("mean, median, 95%, largest", *(round(n, 2) for n in (fmean(nearest), *numbers)))
@@ -228,55 +231,56 @@ def wallpaper_tables(rows: list[Row], records: list[dict]) -> dict[str, Cells]:
     }
 
 
-def one(nouns: str) -> str:
-    """Return "question" for "questions"."""
-    return nouns.removesuffix("s")
-
-
-def characters_of(name: str) -> str:
-    """Return "characters of an answer" for "answer"."""
-    if name[0] in "aeiou":
-        return t("characters of an {name}", name=t(name))
-    return t("characters of a {name}", name=t(name))
-
-
 def cell_text(value: Any) -> str:
     """Return a cell for people."""
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def histogram(values: list[float], label: str, axes) -> None:
-    """Draw the distribution of whole numbers, with a dotted line at the median."""
-    from matplotlib.ticker import MaxNLocator
+def draw_chart(path: Path, title: str, values: dict[Any, int] | list[int], label: str) -> Markup:
+    """Draw a bar per name with its count, or a histogram with a dotted line at the median."""
+    from dandap.runs.plots import BLUE, INK, draw
 
-    from dandap.runs.plots import BLUE, INK
+    def histogram(axes):
+        from matplotlib.ticker import MaxNLocator
 
-    low, high, middle = min(values), max(values), median(values)
-    # A bin per length: bins of 1.1 lengths would now and then add up two of them.
-    each = [edge - 0.5 for edge in range(low, high + 2)]
-    axes.hist(values, bins=each if high - low < 40 else 40, color=BLUE)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.axvline(middle, color=INK, linewidth=1, linestyle=":")
-    axes.set_xlabel(t("{label} (dotted: median {median})", label=label, median=f"{middle:g}"))
+        low, high, middle = min(values), max(values), median(values)
+        # A bin per length: bins of 1.1 lengths would now and then add up two of them.
+        each = [edge - 0.5 for edge in range(low, high + 2)]
+        axes.hist(values, bins=each if high - low < 40 else 40, color=BLUE)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.axvline(middle, color=INK, linewidth=1, linestyle=":")
+        axes.set_xlabel(
+            t("{label} (dotted: median {median})", label=t(label), median=f"{middle:g}")
+        )
 
+    def bars(axes):
+        names = [str(name).replace("$", r"\$") for name in values]  # $ would start a formula
+        axes.bar_label(axes.barh(names, list(values.values()), color=BLUE), padding=3)
+        axes.invert_yaxis()
+        axes.margins(x=0.15)  # room for the numbers
+        axes.set_xlabel(t(label))
 
-def bars(counts: dict[Any, int], label: str, axes) -> None:
-    """Draw a bar per value, with its count."""
-    from dandap.runs.plots import BLUE
-
-    names = [str(name).replace("$", r"\$") for name in counts]  # $ would start a formula
-    axes.bar_label(axes.barh(names, list(counts.values()), color=BLUE), padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)  # room for the numbers
-    axes.set_xlabel(label)
+    if isinstance(values, list):
+        return Markup(draw(path, t(title), histogram))
+    return Markup(draw(path, t(title), bars, 1.1 + 0.35 * len(values)))
 
 
 def word_cloud(path: Path, texts: list[str]) -> Markup:
-    """Draw the words of the texts into a file; return it as an element with a title."""
+    """Draw the nouns of the texts, which kiwipiepy finds; return an element with a title."""
+    if not find_spec("kiwipiepy"):
+        print("no word cloud: pip install -r requirements-extra.txt")
+        return Markup()
+    from kiwipiepy import Kiwi
     from wordcloud import WordCloud
 
     from dandap.runs.plots import font_file, image
 
+    read = texts[:: math.ceil(len(texts) / MOST_TEXTS) or 1]
+    pieces = [text[start : start + PIECE] for text in read for start in range(0, len(text), PIECE)]
+    # Kiwi reads some pieces ahead, in its own threads. NNG, NNP, SL: nouns, names, Latin letters.
+    tokens = (token for found in Kiwi().tokenize(pieces) for token in found)
+    nouns = (token.form for token in tokens if token.tag in ("NNG", "NNP", "SL"))
+    words = Counter(word for word in nouns if len(word) > 1).most_common(150)
     # Colors with a contrast of at least 3 on white and on near-black.
     colors = ["#2f7fc1", "#c9621c", "#4a8f3c", "#a05fb8", "#7d838d"]
     cloud = WordCloud(
@@ -289,22 +293,19 @@ def word_cloud(path: Path, texts: list[str]) -> Markup:
         random_state=0,
         color_func=lambda word, random_state, **of_word: random_state.choice(colors),
     )
-    counted = texts[:: math.ceil(len(texts) / MOST_TEXTS) or 1]
     # WordCloud rejects an empty dict, which a file without words would give.
-    words = dict(count_words(counted).most_common(150)) or {"-": 1}
-    cloud.generate_from_frequencies(words).to_file(str(path))
+    cloud.generate_from_frequencies(dict(words) or {"-": 1}).to_file(str(path))
     title = t("words")
-    if len(counted) < len(texts):
-        title = t("words of {some} of {all} texts", some=f"{len(counted):,}", all=f"{len(texts):,}")
+    if len(read) < len(texts):
+        title = t("words of {some} of {all} texts", some=f"{len(read):,}", all=f"{len(texts):,}")
     return Markup("<h3>{}</h3>").format(title) + Markup(image(path))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Cells]:
     """Run the command line; return the report's tables."""
-    arguments = parse(command_line(), argv)
-    names = ("columns", "tokenizer", "refined", "output_dir")
-    options = {name: getattr(arguments, name) for name in names}
-    return explore(Path(arguments.file), arguments.test, **options)
+    options = vars(parse(command_line(), argv))
+    names = ("test_file", "columns", "tokenizer", "refined", "output_dir")
+    return explore(Path(options["file"]), **{name: options[name] for name in names})
 
 
 def command_line() -> Parser:
@@ -312,7 +313,7 @@ def command_line() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("file", metavar="FILE", help="questions, with or without answers")
-    add("--test", metavar="FILE", help="a test file, for leaks and lengths")
+    add("--test", dest="test_file", metavar="FILE", help="a test file, for leaks and lengths")
     add("--columns", metavar="NAME=COLUMN,...", help="our names for the file's columns")
     help_text = f"whose tokens are counted (default: {DEMO_TOKENIZER})"
     add("--tokenizer", metavar="NAME", default=DEMO_TOKENIZER, help=help_text)

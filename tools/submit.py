@@ -7,19 +7,14 @@ writes output/submission.csv. The answers are those of `python inference.py --ru
 downloaded.
 """
 
-import sys
-from pathlib import Path
-
-# So that `python tools/NAME.py` works like `python -m tools.NAME`.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import zipfile
+from pathlib import Path
 
 from dandap import ROOT
 from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
 from dandap.errors import InputError, short_list
 from dandap.files import read_json, timestamp, whole_folder, write_json, write_text
-from dandap.manifest import KINDS, fault
+from dandap.manifest import KINDS
 from dandap.recipe import ANSWERING, Recipe
 from dandap.runs.folder import RunFolder
 from tasks import get_task
@@ -65,13 +60,12 @@ def submit(
 ) -> Path:
     """Pack a run into submit.zip and return its path; `options` change how the run answers."""
     from dandap.answering.run import find_source  # loads torch
+    from dandap.model.adapter import check_whole
     from dandap.model.hub import base_identity, same_base
 
     source = find_source(run, output_dir, options=options)
     trained, recipe, task = source.run, source.recipe, get_task(source.recipe.task)
-    # Adapters of earlier versions have no manifest.
-    if (trained.adapter / "manifest.json").is_file() and (why := fault(trained.adapter)):
-        raise InputError(f"{trained.adapter} cannot be used: {why}. Put it back from a copy.")
+    check_whole(trained.adapter)
     check_time(trained, recipe, minutes, questions)
     base = trained.environment().get("base", {})
     revision = recipe.revision or base.get("commit")
@@ -85,16 +79,18 @@ def submit(
 
     target = Path(output_dir) / f"submit-{trained.path.resolve().name}-{timestamp()}"
     with whole_folder(target) as folder:
-        test_file = test_file or f"data/{Path(recipe.test_file).name}"
-        output = output or f"output/{task.submission}"
-        remote = {"trust_remote_code": True} if recipe.trust_remote_code else {}
-        script = SCRIPT.format(test_file=test_file, output=output, options=remote)
+        script = SCRIPT.format(
+            test_file=test_file or f"data/{Path(recipe.test_file).name}",
+            output=output or f"output/{task.submission}",
+            options={"trust_remote_code": True} if recipe.trust_remote_code else {},
+        )
         write_text(folder / "script.py", script)
-        lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines(True)
-        lines = [line for line in lines if not line.startswith(NOT_NEEDED)]
-        if task.models:
-            extra = (ROOT / "requirements-extra.txt").read_text(encoding="utf-8").splitlines(True)
-            lines += [line for line in extra if line.startswith("sentence-transformers")]
+        needed, extra = (
+            (ROOT / name).read_text(encoding="utf-8").splitlines(True)
+            for name in ("requirements.txt", "requirements-extra.txt")
+        )
+        lines = [line for line in needed if not line.startswith(NOT_NEEDED)]
+        lines += [line for line in extra if task.models and line.startswith("sentence-")]
         write_text(folder / "requirements.txt", "".join(lines))
         packed = RunFolder(folder / "model" / "run")
         packed.path.mkdir(parents=True)
@@ -126,8 +122,7 @@ def submit(
 def check_time(run: RunFolder, recipe: Recipe, minutes: int | None, questions: int | None) -> None:
     """Print how long answering will take, by the run's largest timed inference; check --minutes."""
     timed = []
-    for file in run.answers.glob("*/scores.json"):
-        saved = read_json(file)
+    for saved in map(read_json, run.answers.glob("*/scores.json")):
         used, timing = saved.get("recipe") or {}, saved.get("timing") or {}
         same = all(used.get(name) == getattr(recipe, name) for name in ANSWERING)
         # An inference that found all its answers in the folder timed none.
@@ -141,12 +136,12 @@ def check_time(run: RunFolder, recipe: Recipe, minutes: int | None, questions: i
         return print(message)
     count, loading, answering, device = max(timed)
     questions = questions or count
-    seconds = loading + answering / count * questions
+    needed = (loading + answering / count * questions) / 60
     estimate = (
-        f"{questions:,} questions take about {seconds / 60:.1f} minutes: {loading:.1f} s to load "
-        f"and {answering / count:.3f} s a question, as measured on {device}"
+        f"{questions:,} questions take about {needed:.1f} minutes: {loading:.1f} s to load and "
+        f"{answering / count:.3f} s a question, as measured on {device}"
     )
-    if minutes and seconds > minutes * 60:
+    if minutes and needed > minutes:
         raise InputError(f"{estimate}. --minutes allows {minutes}: choose a smaller base.")
     print(estimate)
 
@@ -161,21 +156,20 @@ def model_files(name: str, revision: str | None, place: str) -> dict[Path, Path]
     if not folder.is_dir():
         with loading(name, "model"):
             folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-    found = []
-    for path in folder.rglob("*"):
-        parts = path.relative_to(folder).parts
-        skipped = OTHER_FORMATS & set(parts) or any(part.startswith(".") for part in parts)
-        if path.is_file() and path.suffix in KINDS and not skipped:
-            found.append(path)
-    weights = {path.name for path in found if path.parent == folder and path.suffix == KINDS[1]}
+    found = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix in KINDS]
+    found = [
+        name
+        for name in found
+        if OTHER_FORMATS.isdisjoint(name.parts) and not any(p.startswith(".") for p in name.parts)
+    ]
+    weights = {str(name) for name in found if name.suffix == KINDS[1] and len(name.parts) == 1}
     index = folder / "model.safetensors.index.json"
     listed = set(read_json(index)["weight_map"].values()) if index.is_file() else weights
     if listed - weights or not listed:
-        names = short_list(sorted(listed - weights)) if listed else "all .safetensors files"
+        names = short_list(sorted(listed - weights) or ["all .safetensors files"])
         raise InputError(f"{folder} lacks {names}. Download the model again.")
     # Some repositories also have all weights in one file next to the shards.
-    found = [path for path in found if path.parent != folder or path.name not in weights - listed]
-    return {place / path.relative_to(folder): path for path in found}
+    return {place / name: folder / name for name in found if str(name) not in weights - listed}
 
 
 def main(argv: list[str] | None = None) -> Path:

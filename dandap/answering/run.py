@@ -54,9 +54,8 @@ from dandap.runs.journal import Journal, answers_folder, answers_name, hash_sett
 from dandap.runs.predictions import write_predictions
 from dandap.runs.report import write_report
 from tasks import checked_template, get_task
-from tasks.scoring import compute_scores, print_scores
 from tasks.submission import write_review
-from tasks.task import read_test, read_train
+from tasks.task import compute_scores, print_scores, read_test, read_train
 
 Engine = Literal["ours", "vllm"]
 

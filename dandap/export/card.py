@@ -15,7 +15,7 @@ from dandap.runs.folder import RunFolder
 from dandap.runs.predictions import own_answers
 from prompts import render
 from tasks import get_task
-from tasks.scoring import label
+from tasks.task import label
 
 # By kind of export: the library that loads it, and its relation to the base.
 LIBRARIES = {"merged": "transformers", "adapter": "peft", "gguf": "gguf"}

@@ -29,8 +29,7 @@ from dandap.model.memory import make_plan
 from dandap.recipe import Recipe, make_recipe
 from dandap.runs.folder import RunFolder
 from tasks import get_task
-from tasks.scoring import answerable, compute_scores, label
-from tasks.task import Task, read_train
+from tasks.task import Task, answerable, compute_scores, label, read_train
 
 RECORD = "export.json"  # marks a folder as an export, and records how it answered
 

@@ -27,8 +27,7 @@ from dandap.runs.predictions import (
     write_predictions,
 )
 from tasks import get_task
-from tasks.scoring import label
-from tasks.task import Task
+from tasks.task import Task, label
 
 METHODS = ("f1_sum", "vote", "vote_f1", "hard")
 # Members must agree in these recipe fields: a vote of free texts with 예 and 아니오 means nothing.

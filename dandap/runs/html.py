@@ -19,15 +19,16 @@ from dandap.runs.plots import font_file
 PAGE, STYLE = (Path(__file__).with_name(name) for name in ("page.html.jinja", "page.css"))
 
 
-def write_page(folder: Path, template: Path, title: str, **values: Any) -> Path:
-    """Write report.html, with `template` under the title, and return its path.
+def write_page(folder: Path, template: Path | str, title: str, **values: Any) -> Path:
+    """Write report.html, with `template` (a file or its text) under the title; return its path.
 
     Templates translate their texts with `t`.
     """
     # autoescape: an article's <script> must stay text.
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.globals["t"] = language.t
-    body = environment.from_string(template.read_text(encoding="utf-8")).render(**values)
+    text = template if isinstance(template, str) else template.read_text(encoding="utf-8")
+    body = environment.from_string(text).render(**values)
     page = environment.from_string(PAGE.read_text(encoding="utf-8")).render(
         title=title,
         lang=language.chosen(),

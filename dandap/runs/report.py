@@ -21,8 +21,7 @@ from dandap.recipe import Recipe
 from dandap.runs.html import write_page
 from dandap.runs.plots import BLUE, GREY, ORANGE, bars, draw
 from dandap.runs.predictions import confidence
-from tasks.scoring import label
-from tasks.task import Task
+from tasks.task import Task, label
 
 PAGE = Path(__file__).with_name("report.html.jinja")
 WORST, LISTED = 30, 20  # answers that are shown, and lines of a list

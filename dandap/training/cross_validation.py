@@ -40,9 +40,8 @@ from dandap.runs.report import write_report
 from dandap.training.resume import check_unchanged, resumed_recipe
 from dandap.training.run import train
 from tasks import get_task
-from tasks.scoring import compute_scores, print_scores
 from tasks.submission import write_review
-from tasks.task import read_test, read_train
+from tasks.task import compute_scores, print_scores, read_test, read_train
 
 CONFIDENT = 0.9  # the geometric mean of an answer's token probabilities
 WRONG = 0.2  # character F1 up to which an answer contradicts its label

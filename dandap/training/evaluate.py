@@ -18,7 +18,7 @@ from dandap.runs.report import write_report
 from dandap.training.callbacks import Tracker, track_scores
 from dandap.training.checkpoints import best_step, evaluations
 from tasks import get_task
-from tasks.scoring import answerable, compute_scores, format_evaluation, label, print_scores
+from tasks.task import answerable, compute_scores, format_evaluation, label, print_scores
 
 
 def sample_examples(examples: list[Example], most: int) -> list[Example]:
