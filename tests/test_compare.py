@@ -99,12 +99,12 @@ def test_what_cannot_be_compared_is_rejected(run, tmp_path):
     (tmp_path / "outputs" / "unfinished" / "answers" / "test-1" / "scores.json").unlink()
     for names, message in (
         ("a a", "each once"),
-        ("a", "expected two or more"),
+        ("a", "expected two or more files"),
         ("a short", "1 are in one only, as q3"),
         ("a other", "different questions: 2 are in one only, as q3"),
         ("a nobody", "got run 'nobody'; there is no such folder"),
         ("blind blind2", "gold answer and article of 4 questions"),
-        ("a unfinished", "has no answers"),
+        ("a unfinished", "has no test answers"),
     ):
         with pytest.raises(InputError, match=message):
             call(tmp_path, *names.split())

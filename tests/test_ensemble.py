@@ -188,7 +188,7 @@ FILES = {
     "ragged.csv": "id,a\nx\n",
 }
 REJECTED = {
-    "a.jsonl": "needs at least two members",
+    "a.jsonl": "expected two or more",
     "a.jsonl a.jsonl": "each once",
     "a.jsonl short.jsonl": "1 are in one only, as TEST_0001",
     "short.jsonl a.jsonl": "1 are in one only, as TEST_0001",

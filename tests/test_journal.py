@@ -17,7 +17,7 @@ from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.files import locked
 from dandap.recipe import Recipe
-from dandap.runs.journal import Journal, answers_folder, answers_name
+from dandap.runs.predictions import Journal, answers_folder, answers_name
 from tests.conftest import HEADER, LAUNCH, ROOT, process_of
 
 

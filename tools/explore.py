@@ -69,8 +69,10 @@ def explore(
     test = read_test(task, recipe, Path(test_file)).rows if test_file else []
 
     from dandap.model.load import load_tokenizer  # loads torch
-    from dandap.runs.html import write_page  # loads matplotlib
-    from dandap.runs.plots import draw
+    from dandap.runs.html import (
+        draw,
+        write_page,  # loads matplotlib
+    )
 
     tokenizer = load_tokenizer(recipe)
     tables = {"Sample": [sample(task, row) for row in found.rows[:3]], **found.tables}
@@ -249,7 +251,7 @@ def histogram(values: list[float], label: str, axes) -> None:
     """Draw the distribution of whole numbers, with a dotted line at the median."""
     from matplotlib.ticker import MaxNLocator
 
-    from dandap.runs.plots import BLUE, INK
+    from dandap.runs.html import BLUE, INK
 
     low, high, middle = min(values), max(values), median(values)
     # A bin per length: bins of 1.1 lengths would now and then add up two of them.
@@ -262,7 +264,7 @@ def histogram(values: list[float], label: str, axes) -> None:
 
 def bars(counts: dict[Any, int], label: str, axes) -> None:
     """Draw a bar per value, with its count."""
-    from dandap.runs.plots import BLUE
+    from dandap.runs.html import BLUE
 
     names = [str(name).replace("$", r"\$") for name in counts]  # $ would start a formula
     axes.bar_label(axes.barh(names, list(counts.values()), color=BLUE), padding=3)
@@ -275,7 +277,7 @@ def word_cloud(path: Path, texts: list[str]) -> Markup:
     """Draw the words of the texts into a file; return it as an element with a title."""
     from wordcloud import WordCloud
 
-    from dandap.runs.plots import font_file, image
+    from dandap.runs.html import font_file, image
 
     # Colors with a contrast of at least 3 on white and on near-black.
     colors = ["#2f7fc1", "#c9621c", "#4a8f3c", "#a05fb8", "#7d838d"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from dandap.manifest import folder_hash
+from dandap.files import folder_hash
 from dandap.recipe import Recipe
 
 
