@@ -59,8 +59,8 @@ if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
 
 from dandap import language
 from dandap.console import discard, printable, safe_output
-from dandap.errors import InputError, Stopped, disk_message
-from dandap.recipe import Recipe, suggest
+from dandap.errors import InputError, Stopped, disk_message, nearest
+from dandap.recipe import Recipe
 
 
 def run_script(main: Callable[[], Any]) -> None:
@@ -157,7 +157,7 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     if unknown:
         kind = "option" if unknown[0].startswith("-") else "argument"
         name = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
-        hint = suggest(name, [option.lstrip("-") for option in options])
+        hint = nearest(name, [option.lstrip("-") for option in options])
         raise InputError(f"got the unknown {kind} {unknown[0]!r}.{hint} See --help.")
     language.use(arguments.lang)
     return arguments

@@ -41,10 +41,7 @@ def disk_message(error: OSError) -> str:
             f"no space is left on the disk{where}. Free some and run the same command again; "
             "training continues with --resume."
         )
-    if error.errno in (errno.EROFS, errno.EACCES):
-        hint = "Name another folder (--output_dir, --answers_dir), or change its permissions."
-    else:
-        hint = "Check that path, then start again."
+    hint = "Check that path and its permissions, or name another folder."
     return f"{error.strerror or error}{where}. {hint}"
 
 

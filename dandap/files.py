@@ -317,17 +317,11 @@ def folder_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in KINDS and path.name != MANIFEST:
-            digest.update(f"{path.name} {path.stat().st_size} {_file_hash(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    size = path.stat().st_size
-    if size <= WHOLE:
-        return sha256(path)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for number in range(PIECES):
-            file.seek((size - PIECE) * number // (PIECES - 1))
-            digest.update(file.read(PIECE))
+            size, content = path.stat().st_size, hashlib.sha256()
+            with path.open("rb") as file:
+                for number in range(PIECES) if size > WHOLE else ():
+                    file.seek((size - PIECE) * number // (PIECES - 1))
+                    content.update(file.read(PIECE))
+            hashed = content.hexdigest() if size > WHOLE else sha256(path)
+            digest.update(f"{path.name} {size} {hashed}\n".encode())
     return digest.hexdigest()

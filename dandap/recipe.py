@@ -18,28 +18,6 @@ from dandap.errors import InputError, nearest
 RECIPES_DIR = ROOT / "recipes"
 SHIPPED = ("data/sample/", "data/demo_model")  # the demo's data and base, named by recipes
 
-# Our option -> its names in other trainers; `nearest` finds those that are more alike.
-OTHER_NAMES = {
-    "model": "model_name_or_path base_model model_name model_id",
-    "epochs": "num_train_epochs num_epochs",
-    "max_length": "cutoff_len sequence_len max_seq_len",
-    "lora_r": "lora_rank rank r",
-    "lora_target_modules": "target_modules lora_target",
-    "quantization": "load_in_4bit load_in_8bit quantization_bit",
-    "double_quantization": "bnb_4bit_use_double_quant use_double_quant",
-    "compute_dtype": "torch_dtype dtype bf16 fp16",
-    "questions_per_step": "per_device_train_batch_size gradient_accumulation_steps batch_size",
-    "learning_rate": "lr",
-    "warmup_steps": "warmup_ratio",
-    "attention": "attn_implementation flash_attention",
-    "evaluate_every": "eval_steps eval_strategy",
-    "patience": "early_stopping_patience",
-    "train_file": "dataset dataset_name data_path",
-    "validation_fraction": "val_size val_set_size test_size",
-    "template": "prompt prompt_template",
-}
-RENAMED = {other: name for name, others in OTHER_NAMES.items() for other in others.split()}
-
 
 class Recipe(BaseModel):
     """The options of one experiment; the text below each is its reason and its --help."""
@@ -345,7 +323,7 @@ def _problems(error: ValidationError, where: str, options: Collection[str]) -> I
             is_of_options = any(re.search(rf"\b{option}\b", message) for option in options)
             yield message if is_of_options else f"{where}: {message}"
         elif name not in Recipe.model_fields:
-            yield f"{where}: unknown key {name!r}.{suggest(name, Recipe.model_fields)}"
+            yield f"{where}: unknown key {name!r}.{nearest(name, Recipe.model_fields)}"
         else:
             expected.setdefault(name, []).append(message)
             # reprlib, as YAML's aliases make nested lists with reprs of 700 MB.
@@ -356,11 +334,3 @@ def _problems(error: ValidationError, where: str, options: Collection[str]) -> I
             f"{source}: got {got[name]}, expected {' or '.join(dict.fromkeys(messages))} "
             f"({Recipe.model_fields[name].description})"
         )
-
-
-def suggest(name: str, known: Collection[str]) -> str:
-    """Return a hint at the option meant by `name`: another trainer's name for it, or a typo."""
-    ours = RENAMED.get(name)
-    if ours and ours in known:
-        return f" Use {ours} ({Recipe.model_fields[ours].description})."
-    return nearest(name, known)

@@ -13,7 +13,6 @@ import yaml
 import ensemble
 import metrics
 from dandap.errors import InputError
-from dandap.files import locked
 from dandap.runs.ensemble import combine, count_agreement, select
 from dandap.runs.predictions import load_predictions
 from tasks.submission import REVIEW_COLUMNS, write_review
@@ -228,18 +227,6 @@ def run_script(output_dir, command):
     return subprocess.run(
         command.split(), env=environment, capture_output=True, text=True, timeout=500
     )
-
-
-def test_a_run_in_use_is_not_started_again(tmp_path):
-    """recipes/all.sh removes a run without a checkpoint, but not one that is being trained."""
-    run = tmp_path / "x-demo"
-    run.mkdir()
-    command = "recipes/all.sh x vote demo -- --no_such_option"
-    with locked(run):
-        done = run_script(tmp_path, command)
-    assert (done.returncode, done.stderr) == (2, f"error: {run} is in use; wait until it ends\n")
-    assert "--no_such_option" in run_script(tmp_path, command).stderr, "now it starts"
-    assert not run.exists()
 
 
 @pytest.mark.slow

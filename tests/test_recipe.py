@@ -1,13 +1,11 @@
 """Test recipes and options: one declaration, clear errors, every file in recipes/."""
 
-import re
-
 import pytest
 import torch
 import yaml
 
 from dandap.cli import Parser, add_options, chosen_options, parse
-from dandap.errors import InputError, nearest
+from dandap.errors import InputError
 from dandap.model.memory import GB, Footprint
 from dandap.model.shapes import SHAPES, make_config
 from dandap.recipe import Recipe, find_recipe, load_recipe, make_recipe, named_recipes
@@ -90,11 +88,6 @@ def test_a_recipe_extends_another(tmp_path):
         load_recipe(write(tmp_path, f"extends: {tmp_path}/mine.yaml\n"), {})
 
 
-def test_text_is_cast_to_the_declared_type(tmp_path):
-    """PyYAML reads 1e-4 as a string."""
-    assert load_recipe(write(tmp_path, "learning_rate: 1e-4\n"), {}).learning_rate == 1e-4
-
-
 def test_the_command_line_wins_over_the_file():
     argv = "--learning-rate 1e-4 --lora_target_modules q_proj,v_proj --columns context=본문"
     recipe = load_recipe("demo", options(*argv.split(), "--choices=예, 아니오"))
@@ -122,22 +115,10 @@ def test_intervals_and_folds():
 
 
 def test_an_unknown_key_names_the_right_one():
-    for key, right in {
-        "model_name_or_path": "Use model ",
-        "base_model": "Use model ",
-        "num_train_epochs": "Use epochs ",
-        "max_seq_length": "'max_length'",
-        "cutoff_len": "Use max_length ",
-        "lora_rank": "Use lora_r ",
-        "load_in_4bit": "Use quantization ",
-        "per_device_train_batch_size": "Use questions_per_step ",
-        "gradient_accumulation_steps": "Use questions_per_step ",
-        "optimizer": "'optim'",
-        "learning_rat": "Did you mean 'learning_rate'?",
-    }.items():
-        with pytest.raises(InputError, match=right):
+    for key, right in (("learning_rat", "learning_rate"), ("max_seq_length", "max_length")):
+        with pytest.raises(InputError, match=f"Did you mean '{right}'"):
             make_recipe({key: 1}, "mine.yaml")
-        with pytest.raises(InputError, match=right):
+        with pytest.raises(InputError, match=f"Did you mean '{right}'"):
             options(f"--{key}", "1")
 
 
@@ -167,16 +148,6 @@ def test_wrong_values():
         with pytest.raises(InputError, match="cannot be combined"):
             load_recipe(None, together)
     assert load_recipe(None, {"grounded": "true", "samples": "4"}).samples == 4
-
-
-def test_nonsense_makes_one_line_per_field():
-    for field in Recipe.model_fields:
-        for value in ("", "~", "-1", [[]], {"a": []}):
-            try:
-                load_recipe(None, {field: value})
-            except InputError as error:
-                assert "\n" not in str(error)
-                assert not re.search("[Ii]nput should|String should", str(error)), error
 
 
 def test_errors_name_the_file_or_the_option(tmp_path):
@@ -215,15 +186,6 @@ def test_odd_yaml_makes_a_short_message(tmp_path):
         assert len(str(error.value)) < 1500
 
 
-def test_typos_in_short_names():
-    known = ["질문", "기사", "정답", "question"]
-    for name, hint in (("질뭉", "질문"), ("기시", "기사"), ("questoin", "question")):
-        assert nearest(name, known) == f" Did you mean {hint!r}?"
-    assert nearest("요약", known) == ""
-    with pytest.raises(InputError, match="Did you mean 'eeve-10.8b'"):
-        load_recipe("eeve-10b", {})
-
-
 def test_help_lists_every_option_with_values_default_and_reason():
     parser = Parser()
     add_options(parser, "recipe options")
@@ -241,7 +203,3 @@ def test_a_saved_recipe_reads_back(tmp_path):
     recipe = load_recipe("eeve-10.8b", {"columns": "context=본문"})
     assert load_recipe(write(tmp_path, recipe.to_yaml()), {}) == recipe
     assert load_recipe("tests/data/legacy/recipe.yaml", {}).run_name == "legacy"
-
-
-def test_differences():
-    assert load_recipe(None, {"lora_r": "4", "epochs": "1"}).differences() == {"lora_r": 4}

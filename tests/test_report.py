@@ -16,7 +16,6 @@ from dandap.data.korean import question_kind
 from dandap.data.rows import Answers, Row
 from dandap.recipe import Recipe
 from dandap.runs import html
-from dandap.runs.html import write_page
 from dandap.runs.predictions import confidence
 from dandap.runs.report import (
     by_kind,
@@ -149,30 +148,6 @@ def test_korean_has_glyphs_in_plots(tmp_path):
         svg = html.draw(tmp_path / "a.png", "한글 똠방각하 $1", fill)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert svg.startswith('<svg class="plot"')
-
-
-@pytest.mark.slow
-def test_a_browser_draws_all_korean_with_the_font_of_the_page(tmp_path, browser):
-    """Regression: the first words were boxes where the machine has no Korean font."""
-    words = ("크기", "질문", "얼마 (how much)", "답변", "기사당 질문 수")
-    rows = [(word, "1") for word in words]
-    tables = {"크기": rows, "학습": rows, "한 번만 읽기": rows}
-    page = write_page(tmp_path, EXPLORED, "제목 train.csv", tables=tables, pictures=[], cell=str)
-    with browser.new_page() as opened:
-        opened.goto(page.as_uri())
-        opened.wait_for_timeout(500)
-        session = opened.context.new_cdp_session(opened)
-        session.send("DOM.enable")
-        session.send("CSS.enable")
-        root = session.send("DOM.getDocument")["root"]["nodeId"]
-        where = {"nodeId": root, "selector": "h1, h2, td:first-child"}
-        nodes = session.send("DOM.querySelectorAll", where)["nodeIds"]
-        assert len(nodes) == 1 + 4 + 3 * len(words)
-        for node in nodes:
-            text = session.send("DOM.getOuterHTML", {"nodeId": node})["outerHTML"]
-            fonts = session.send("CSS.getPlatformFontsForNode", {"nodeId": node})["fonts"]
-            own = sum(font["glyphCount"] for font in fonts if font["isCustomFont"])
-            assert own == len(re.findall("[가-힣]", text)), (text, fonts)
 
 
 def test_a_page_embeds_the_korean_glyphs_that_it_uses(tmp_path):

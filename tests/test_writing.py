@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,6 @@ from dandap.errors import InputError
 from dandap.files import (
     append_json,
     check_writable,
-    existing_parent,
     fault,
     folder_hash,
     free_folder,
@@ -44,13 +42,6 @@ def test_links_are_replaced_and_not_written_through(tmp_path):
     with pytest.raises(InputError, match="is a link"), locked(tmp_path):
         pass
     assert precious.read_text() == "mine"
-
-
-def test_users_partial_files_stay(tmp_path):
-    (tmp_path / "out.csv.partial").write_text("mine")
-    write_text(tmp_path / "out.csv", "ours")
-    assert (tmp_path / "out.csv.partial").read_text() == "mine"
-    assert names(tmp_path) == ["out.csv", "out.csv.partial"]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
@@ -113,13 +104,6 @@ def test_paths_that_cannot_be_folders(tmp_path):
             with pytest.raises((InputError, OSError)):
                 make(place, "a")
         place.unlink()
-
-
-def test_the_nearest_parent_that_exists(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert existing_parent(tmp_path / "a" / "b") == tmp_path
-    assert existing_parent(Path("a/b")) == tmp_path
-    assert existing_parent(tmp_path) == tmp_path
 
 
 def test_outputs_that_cannot_be_written(tmp_path):
