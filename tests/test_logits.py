@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from dandap.tree import logits as module
 from dandap.tree.logits import logits_at, summed_cross_entropy
-from dandap.tree.transfer import Packed, send
+from dandap.tree.token_tree import Packed, send
 from tests.tiny_models import FAMILIES
 
 

@@ -16,7 +16,7 @@ from dandap.data.rows import Row, Table
 from dandap.errors import InputError
 from dandap.files import fault, read_json, seal, write_json
 from dandap.model import identity
-from dandap.model.identity import folder_hash, same_base
+from dandap.model.hub import folder_hash, same_base
 from dandap.model.load import check_base, check_ids
 from dandap.recipe import make_recipe
 from dandap.runs import folder as run_folder

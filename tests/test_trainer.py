@@ -471,17 +471,17 @@ def test_shares_are_as_long_as_their_trees():
     assert tokens([1]) == 20 + 51
     assert share(articles, tokens, 2) == [[[0, 1, 2]], [[3], [4]]]
     recipe = Recipe(questions_per_step=5)
-    assert speedup(examples, recipe, 2, 5) == (173 + 32 + 28) / 173
+    assert speedup(examples, recipe, 2) == (173 + 32 + 28) / 173
 
 
 def test_few_questions_cannot_feed_many_processes(monkeypatch, capsys):
     """Five questions an article, as in KorQuAD: three articles are halved for eight processes."""
     examples = make_examples(articles=200, questions=5, length=(300, 500))
-    recipe = Recipe()
-    assert 2.5 < speedup(examples, recipe, 8, 16) < 4.5
-    assert 6 < speedup(examples, recipe, 8, 64) < 7.5
-    assert speedup(examples, recipe, 2, 64) > 1.9
-    assert speedup(examples, recipe, 1, 16) == 1
+    few, many = Recipe(questions_per_step=16), Recipe(questions_per_step=64)
+    assert 2.5 < speedup(examples, few, 8) < 4.5
+    assert 6 < speedup(examples, many, 8) < 7.5
+    assert speedup(examples, many, 2) > 1.9
+    assert speedup(examples, few, 1) == 1
     lines = {}
     for questions, processes in ((16, 1), (64, 8), (16, 8)):
         monkeypatch.setenv("WORLD_SIZE", str(processes))
@@ -492,8 +492,6 @@ def test_few_questions_cannot_feed_many_processes(monkeypatch, capsys):
     assert lines[16, 1] == []
     assert lines[64, 8][0].startswith("8 processes train at best 6.")
     assert lines[16, 8][0].startswith("WARNING: 8 processes train at best 3.")
-    more = int(re.search(r"--questions_per_step (\d+) it is", lines[16, 8][0])[1])
-    assert speedup(examples, recipe, 8, more) >= 6 > speedup(examples, recipe, 8, more // 2)
 
 
 def test_a_process_without_a_question_reads_one_of_the_step_without_learning_it():

@@ -64,7 +64,7 @@ def submit(
 ) -> Path:
     """Pack a run into submit.zip and return its path; `options` change how the run answers."""
     from dandap.answering.run import find_source  # loads torch
-    from dandap.model.identity import base_identity, same_base
+    from dandap.model.hub import base_identity, same_base
 
     source = find_source(run, output_dir, options=options)
     trained, recipe, task = source.run, source.recipe, get_task(source.recipe.task)

@@ -61,7 +61,7 @@ def make_record(task: Task, example: Example, answers: Sequence[Answer]) -> dict
     """
     texts = [answer.text for answer in answers]
     answer, row = answers[metrics.consensus(texts)], example.row
-    record = {
+    record: dict[str, Any] = {
         "id": row.id,
         "question": row.question,
         "prediction": answer.text,

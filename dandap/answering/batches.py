@@ -1,6 +1,6 @@
 """Batches of questions that are answered together, halved where memory runs out."""
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -12,8 +12,9 @@ from dandap.model.distributed import process_count, process_number
 from dandap.tree.packing import Part, pack
 from dandap.tree.token_tree import TokenTree, grow
 
-T, Batch = TypeVar("T"), TypeVar("Batch")
-Sequences = list[tuple[list[int], list[int]]]  # (prompt, answer) pairs of a question
+T = TypeVar("T")
+Batch = TypeVar("Batch")
+Pairs = list[tuple[Sequence[int], Sequence[int]]]  # prompts and answers of a question
 
 
 class QuestionBatches(Protocol[Batch]):
@@ -70,7 +71,7 @@ class TreeBatches:
     further tokens.
     """
 
-    def __init__(self, examples: list[Example], sequences: Callable[[int], Sequences], new: int):
+    def __init__(self, examples: list[Example], sequences: Callable[[int], Pairs], new: int):
         self.examples, self.sequences, self.new = examples, sequences, new
 
     def batches(self, indices: list[int], tokens: int) -> list[list[Part]]:

@@ -3,9 +3,10 @@
 from collections.abc import Container, Iterator
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel
 
-from dandap.answering.batches import Sequences, TreeBatches, run_batches
+from dandap.answering.batches import Pairs, TreeBatches, run_batches
 from dandap.data.encode import Encoder, Example
 from dandap.model.device import computing
 from dandap.model.memory import READ_TOKENS
@@ -17,7 +18,7 @@ from dandap.tree.token_tree import collate
 
 
 def score_choices(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     examples: list[Example],
     choices: list[list[list[int]]],
     pad_id: int,
@@ -31,7 +32,7 @@ def score_choices(
     """
     model.eval()
 
-    def sequences(index: int) -> Sequences:
+    def sequences(index: int) -> Pairs:
         return [(examples[index].prompt_ids, ids) for ids in choices[index]]
 
     @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -10,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from dandap.answering.answer import Answer, Decoding
 from dandap.answering.batches import run_batches
 from dandap.model.device import computing
-from dandap.tree.transfer import send
+from dandap.tree.token_tree import send
 
 
 @torch.inference_mode()
@@ -65,7 +66,9 @@ class PromptBatches:
 def _no_generation_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Hide the model's generation_config from generate: its sampling and penalties."""
     # PEFT's wrapper and the base each have one, and either may be used.
-    owners = {model, model.get_base_model()} if isinstance(model, PeftModel) else {model}
+    owners: set[Any] = {model}
+    if isinstance(model, PeftModel):
+        owners.add(model.get_base_model())
     before = {owner: owner.generation_config for owner in owners}
     for owner in owners:
         owner.generation_config = GenerationConfig()
@@ -105,9 +108,7 @@ class _Penalty(LogitsProcessor):
         return penalized(scores, seen, self.decoding.repetition_penalty)
 
 
-def _generate(
-    model: PreTrainedModel | PeftModel, prompts: list[list[int]], decoding: Decoding
-) -> list[Answer]:
+def _generate(model: Any, prompts: list[list[int]], decoding: Decoding) -> list[Answer]:
     """Return the answers of one call of `generate` on prompts padded on the left."""
     device = next(model.parameters()).device
     length = max(map(len, prompts))

@@ -10,15 +10,15 @@ A model stays open for several calls with `open_model`, `encode` and `predict`.
 
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from peft import PeftModel
 from transformers import PretrainedConfig
 
 import prompts
-from dandap import ROOT
 from dandap.answering.answer import make_record
 from dandap.answering.answerer import Answerer
 from dandap.console import track
@@ -37,8 +37,7 @@ from dandap.model.distributed import (
     process_number,
     share_of,
 )
-from dandap.model.hub import confirm_remote_code
-from dandap.model.identity import base_identity, same_base
+from dandap.model.hub import base_identity, confirm_remote_code, same_base
 from dandap.model.load import check_base, check_ids, load_base, load_config, load_tokenizer
 from dandap.model.memory import make_plan, same_plan
 from dandap.recipe import Recipe, make_recipe
@@ -60,10 +59,9 @@ from dandap.runs.predictions import (
 from dandap.runs.report import write_report
 from tasks import checked_template, get_task
 from tasks.scoring import compute_scores, print_scores
-from tasks.submission import SubmissionForm, write_review
+from tasks.submission import write_review
 from tasks.task import read_test, read_train
 
-DEMO_TEST = ROOT / "data/sample/test.csv"
 Engine = Literal["ours", "vllm"]
 
 
@@ -74,14 +72,6 @@ class Source:
     run: RunFolder | None
     recipe: Recipe
     template: prompts.Template
-
-
-class Questions(NamedTuple):
-    """The questions to answer, and the submission format; None where none will be written."""
-
-    table: Table
-    rows: list[Row]  # the table's, or its first ones
-    form: SubmissionForm | None
 
 
 class Result(NamedTuple):
@@ -151,7 +141,7 @@ class OpenModel:
     """A loaded model that answers rows of its recipe's task."""
 
     recipe: Recipe
-    answerer: Answerer  # or a VllmAnswerer
+    answerer: Any  # Answerer or VllmAnswerer
     base: dict[str, str]  # the base's identity
     config: PretrainedConfig
     engine: str = "ours"  # vLLM's has a version
@@ -214,11 +204,10 @@ def open_model(source: Source) -> OpenModel:
     warn_other_base(source, base)
     encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
     print(plan)
-    model = load_base(recipe, plan.device, config, plan.dequantized)
-    if run:
-        model = load_adapter(model, run.adapter)
-        if plan.device.type == "cuda":  # on a CPU the matrix products take the time
-            model = for_answering(model, plan.merged)
+    base_model = load_base(recipe, plan.device, config, plan.dequantized)
+    model = load_adapter(base_model, run.adapter) if run else base_model
+    if isinstance(model, PeftModel) and plan.device.type == "cuda":
+        model = for_answering(model, plan.merged)  # on a CPU the matrix products take the time
     return OpenModel(recipe, Answerer(recipe, encoder, model, plan), base, config)
 
 
@@ -231,39 +220,18 @@ def warn_other_base(source: Source, base: dict[str, str]) -> None:
         )
 
 
-def read_questions(
-    source: Source,
-    test_file: str | None = None,
-    split: str | None = None,
-    limit: int | None = None,
-) -> Questions:
-    """Read the questions and the form of the submission.
-
-    Without a test file it is the recipe's; with split "validation" the run's held-out rows. A bad
-    sample_submission.csv is found here, before hours of answering.
-    """
-    recipe, task = source.recipe, get_task(source.recipe.task)
+def read_questions(recipe: Recipe, test_file: str | None = None, split: str | None = None) -> Table:
+    """Return a test file (by default the recipe's), or with a split the run's held-out rows."""
+    task = get_task(recipe.task)
     if split and test_file:
         raise InputError("got --split and --test_file; give one of them.")
-    if split:
-        table = read_train(task, recipe)
-        _, rows = split_by_article(table.rows, recipe.validation_fraction, recipe.fold)
-        if not rows:
-            raise InputError("the run has validation_fraction 0: there is no validation split.")
-        table = Table(table.path, rows, table.sha256, table.notes)
-    else:
-        table = read_test(task, recipe, Path(test_file or recipe.test_file))
-    rows = table.rows[:limit]
-    asked, on = task.nouns
-    print(f"{table.path}: {len(rows):,} {asked} on {len({row.article for row in rows}):,} {on}")
-    for note in table.notes:
-        print(f"  {note}")
-    form = None
-    if limit is None and not split:
-        form = task.submission_form(table.path, rows)
-        if form.note:
-            print(form.note)
-    return Questions(table, rows, form)
+    if not split:
+        return read_test(task, recipe, Path(test_file or recipe.test_file))
+    table = read_train(task, recipe)
+    _, rows = split_by_article(table.rows, recipe.validation_fraction, recipe.fold)
+    if not rows:
+        raise InputError("the run has validation_fraction 0: there is no validation split.")
+    return replace(table, rows=rows)
 
 
 def answer(
@@ -285,38 +253,49 @@ def answer(
     returns.
     """
     refuse_output(output, overwrite)
-    questions = read_questions(source, test_file, split, limit)
-    run = source.run
+    run, recipe, task = source.run, source.recipe, get_task(source.recipe.task)
+    table = read_questions(recipe, test_file, split)
+    rows, (asked, on) = table.rows[:limit], task.nouns
+    print(f"{table.path}: {len(rows):,} {asked} on {len({row.article for row in rows}):,} {on}")
+    for note in table.notes:
+        print(f"  {note}")
+    # A bad sample_submission.csv is found now, and not after hours of answering.
+    form = None if limit or split else task.submission_form(table.path, rows)
+    if form and form.note:
+        print(form.note)
     parent = Path(answers_dir) if answers_dir else run.answers if run else Path(output_dir)
     check_writable(parent, "Name another with --answers_dir.")
+
     started = time.perf_counter()
     if engine == "vllm":
         from dandap.answering.vllm import open_vllm, refuse
 
-        refuse(source.recipe, questions.rows)
+        refuse(recipe, rows)
         model = open_vllm(source, Path(output_dir) / "bases")
     else:
         model = open_model(source)
+    loaded = time.perf_counter()
+
     if not run and not answers_dir:
-        parent = from_first(partial(_base_run, source, questions, model.base, output_dir)).answers
-    of = split or questions.table.path.stem
-    name = of if engine == "ours" else f"{of}-{engine}"
-    name = answers_name(name, source.recipe, run.load_recipe() if run else source.recipe, limit)
+        environment = new_environment([table], model.base)
+        parent = from_first(partial(_base_run, source, environment, output_dir)).answers
+    of = split or table.path.stem
+    stem = of if engine == "ours" else f"{of}-{engine}"
+    name = answers_name(stem, recipe, run.load_recipe() if run else recipe, limit)
     # An unfinished inference is continued only if nothing that answers depend on has changed.
     settings = hash_settings(
         {
-            **{"recipe": source.recipe.model_dump(), "template": source.template},
-            **{"data": questions.table.sha256, "gold": [row.answers for row in questions.rows]},
+            **{"recipe": recipe.model_dump(), "template": source.template},
+            **{"data": table.sha256, "gold": [row.answers for row in rows]},
             **{"limit": limit, "split": split, "base": model.base, "engine": model.engine},
             "packages": describe_environment([])["packages"],
         },
         run.adapter if run else None,
     )
     folder = from_first(partial(answers_folder, parent, name, settings))
-    loaded = time.perf_counter()
     # Two inferences in one folder would overwrite each other's journal.
     with held(folder):
-        examples = model.encode(questions.rows, questions.table.rows)
+        examples = model.encode(rows, table.rows)
         journal = Journal(folder, settings, examples, process_number())
         known = from_first(journal.read)
         if known:
@@ -326,30 +305,54 @@ def answer(
         for record in track(records, "answering", "questions", total, done):
             journal.add(record)
         leave_together()
-        answers = Answers(questions.rows, journal.finish([example.row.id for example in examples]))
-        timing = {
-            "loading": loaded - started,
-            "answering": time.perf_counter() - loaded,
-            "questions": len(examples) - len(known),
-        }
-        metadata = {
-            **{"limit": limit, "split": split, "engine": engine},
-            **{"run": run and str(run.path), "model": source.recipe.model},
-            "template": source.template,
+        answers = Answers(rows, journal.finish([row.id for row in rows]))
+        answered = time.perf_counter()
+
+        scores = compute_scores(task, answers, recipe)
+        write_predictions(folder / "predictions.csv", answers.records)
+        write_review(folder / "review.csv", answers.records)
+        submission: Path | None = None
+        if form:
+            submission, remark = task.submit(recipe, folder, table.path, answers, form)
+            if remark:
+                print(remark)
+            print(f"submission: {submission} ({len(rows):,} rows, read back and checked)")
+        cut = sum(record["ended"] == "cut" for record in answers.records)
+        print(
+            f"{len(rows):,} answers in {answered - started:.1f} s, {cut} cut at max_new_tokens="
+            f"{recipe.max_new_tokens}: {folder}/predictions.jsonl"
+        )
+        environment = describe_environment([table])
+        without_gold = [r for r in rows if not r.answers and not r.fields.get("impossible")]
+        if scores:
+            print_scores(task, of, scores)
+            title = f"{run.path.name if run else recipe.model}: {folder.name}"
+            pairs = [pair for pair in zip(*answers, strict=True) if pair[0].answers]
+            judged = Answers(*map(list, zip(*pairs, strict=True)))
+            write_report(folder, title, task, recipe, judged, scores, environment)
+        elif len(without_gold) < len(rows):
+            print(f"no score: {len(without_gold)} of {len(rows)} questions have no gold answer")
+        content = {
+            **{"scores": scores, "limit": limit, "split": split, "engine": engine},
+            **{"run": run and str(run.path), "model": recipe.model, "template": source.template},
             "adapter": folder_hash(run.adapter) if run else None,
+            "timing": {
+                "loading": loaded - started,
+                "answering": answered - loaded,
+                "questions": len(examples) - len(known),
+            },
+            "recipe": recipe.model_dump(),
         }
-        scores, submission = _report(source, questions, answers, folder, of, timing, metadata)
+        write_json(folder / "scores.json", content | environment)
         # --output is written last: an inference that is interrupted before can continue.
         if output and submission:
             copy_whole(submission, Path(output))
         elif output:
             print("no submission was written: --limit and --split answer only some questions")
-    return Result(folder, answers, scores, submission, timing["loading"] + timing["answering"])
+    return Result(folder, answers, scores, submission, answered - started)
 
 
-def _base_run(
-    source: Source, questions: Questions, base: dict[str, str], output_dir: str
-) -> RunFolder:
+def _base_run(source: Source, environment: dict[str, Any], output_dir: str) -> RunFolder:
     """Return a run folder without an adapter for an untuned base; an earlier one is reused."""
     for run in list_runs(output_dir):
         if "-base-" not in run.path.name or run.finished:
@@ -360,51 +363,6 @@ def _base_run(
         except InputError as error:
             print(f"{run.path} is skipped: {error}")
     run = new_run(output_dir, None, f"{Path(source.recipe.model).name}-base")
-    write_json(run.environment_file, new_environment([questions.table], base))
+    write_json(run.environment_file, environment)
     run.save_recipe(source.recipe, source.template)
     return run
-
-
-def _report(
-    source: Source,
-    questions: Questions,
-    answers: Answers,
-    folder: Path,
-    name: str,
-    timing: dict[str, float],
-    metadata: dict[str, Any],
-) -> tuple[dict[str, Any] | None, Path | None]:
-    """Write predictions, submission, report and scores.json; print and return the scores."""
-    recipe, task = source.recipe, get_task(source.recipe.task)
-    scores = compute_scores(task, answers, recipe)
-    write_predictions(folder / "predictions.csv", answers.records)
-    write_review(folder / "review.csv", answers.records)
-    submission = None
-    if questions.form:
-        submission, note = task.submit(
-            recipe, folder, questions.table.path, answers, questions.form
-        )
-        if note:
-            print(note)
-        print(f"submission: {submission} ({len(answers.rows):,} rows, read back and checked)")
-    cut = sum(record["ended"] == "cut" for record in answers.records)
-    print(
-        f"{len(answers.rows):,} answers in {timing['loading'] + timing['answering']:.1f} s, {cut} "
-        f"cut at max_new_tokens={recipe.max_new_tokens}: {folder}/predictions.jsonl"
-    )
-    environment = describe_environment([questions.table])
-    without_gold = [
-        row for row in answers.rows if not row.answers and not row.fields.get("impossible")
-    ]
-    if scores:
-        print_scores(task, name, scores)
-        title = f"{source.run.path.name if source.run else recipe.model}: {folder.name}"
-        # The report shows the questions with gold answers.
-        pairs = [pair for pair in zip(*answers, strict=True) if pair[0].answers]
-        judged = Answers(*map(list, zip(*pairs, strict=True)))
-        write_report(folder, title, task, recipe, judged, scores, environment)
-    elif len(without_gold) < len(answers.rows):
-        print(f"no score: {len(without_gold)} of {len(answers.rows)} questions have no gold answer")
-    noted = {"scores": scores, "timing": timing, "recipe": recipe.model_dump()}
-    write_json(folder / "scores.json", noted | metadata | environment)
-    return scores, submission

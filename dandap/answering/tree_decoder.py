@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel
 
 from dandap.answering.answer import Answer, Decoding
-from dandap.answering.batches import Sequences, TreeBatches, run_batches
+from dandap.answering.batches import Pairs, TreeBatches, run_batches
 from dandap.answering.cuda_graph import CapturedStep, can_capture
 from dandap.answering.generate import penalized
 from dandap.answering.grounding import Grounding
@@ -35,8 +36,7 @@ from dandap.tree.attention import Branched, branching
 from dandap.tree.logits import logits_at
 from dandap.tree.masks import ALIGNED, additive, sliding_windows, tree_masks
 from dandap.tree.packing import Part
-from dandap.tree.token_tree import collate
-from dandap.tree.transfer import send
+from dandap.tree.token_tree import collate, send
 
 FIRST_TRIED = 16  # most probable tokens tried before all others in a grounded answer
 
@@ -54,7 +54,7 @@ class Branch:
 
 
 def answer_examples(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     examples: list[Example],
     decoding: Decoding,
     tokens_per_batch: int,
@@ -67,7 +67,7 @@ def answer_examples(
     """
     model.eval()
 
-    def sequences(index: int) -> Sequences:
+    def sequences(index: int) -> Pairs:
         # Any one-token answer marks the prompt's end as predicting.
         return [(examples[index].prompt_ids, decoding.stop_ids[:1])]
 
@@ -91,8 +91,8 @@ class TreeCache(DynamicCache):
         self.rows, self.length = rows, length
         # The rows whose trees are being forwarded; None while branches are.
         self.reading: slice | None = None
-        self.trunk: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values
-        self.own: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.trunk: list[tuple[torch.Tensor, ...]] = []  # per layer: keys, values
+        self.own: list[tuple[torch.Tensor, ...]] = []
         # The column of `own` that new tokens fill; on the device, where a graph finds it.
         self.step = torch.full((1,), -1, device=device)
 
@@ -145,7 +145,7 @@ class TreeDecoder:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         batch: list[Part],
         examples: list[Example],
         decoding: Decoding,
@@ -366,6 +366,7 @@ class TreeDecoder:
                 continue
             context = self.examples[branch.index].context
             left = self.decoding.max_new_tokens - len(branch.answer.token_ids)
+            assert self.grounding
             pick = partial(
                 self.grounding.pick, branch.answer.token_ids, context, self.decoding.stop_ids, left
             )

@@ -25,8 +25,7 @@ from dandap.model.adapter import check_whole, refuse_other_keys
 from dandap.model.dequantize import check_space, load_plain, plain_weights
 from dandap.model.device import free_memory, pick_compute_dtype, pick_device
 from dandap.model.distributed import refuse_several
-from dandap.model.hub import loading
-from dandap.model.identity import base_identity
+from dandap.model.hub import base_identity, loading
 from dandap.model.load import check_base, load_config, load_tokenizer
 from dandap.model.memory import available_memory, empty_model
 from dandap.recipe import Recipe
@@ -138,7 +137,8 @@ def open_vllm(source: Source, bases: Path) -> OpenModel:
     warn_other_base(source, base)
     encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
     try:
-        generation = GenerationConfig.from_pretrained(recipe.model, revision=recipe.revision)
+        revision = recipe.revision or "main"
+        generation = GenerationConfig.from_pretrained(recipe.model, revision=revision)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
     decoding = Decoding(
@@ -148,7 +148,7 @@ def open_vllm(source: Source, bases: Path) -> OpenModel:
         repetition_penalty=recipe.repetition_penalty,
     )
     folder = plain_base(recipe, base, bases) if recipe.quantization == "nf4" else None
-    engine, adapter = _start(recipe, folder, run and run.adapter, rank)
+    engine, adapter = _start(recipe, folder, run.adapter if run else None, rank)
     answerer = VllmAnswerer(encoder, decoding, engine, adapter)
     import vllm
 

@@ -99,7 +99,7 @@ class Chat:
         for text, prompt in zip(texts, prompts, strict=True):
             places = range(len(prompt.ids) - 1, 0, -1)
             seam = next((at for at in places if prompt.ids[at] in self.control_ids), 0)
-            start = prompt.text.rfind(self.tokenizer.convert_ids_to_tokens(prompt.ids[seam]))
+            start = prompt.text.rfind(str(self.tokenizer.convert_ids_to_tokens(prompt.ids[seam])))
             whole = seam == 0 or start <= 0 or not text.startswith(prompt.text)
             ends.append(text if whole else text[start:])
             seams.append(0 if whole else seam)

@@ -107,7 +107,8 @@ class Encoder:
 
     def decode(self, answer_ids: Sequence[int]) -> str:
         """Return an answer's text, without control tokens and surrounding white space."""
-        return self.tokenizer.decode([i for i in answer_ids if i not in self.control_ids]).strip()
+        ids = [i for i in answer_ids if i not in self.control_ids]
+        return str(self.tokenizer.decode(ids)).strip()
 
     def encode(
         self, rows: list[Row], prompt_limit: int, answers: bool, on_overflow: str = "trim"

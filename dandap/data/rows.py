@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -73,8 +73,8 @@ class Table:
 class Answers(NamedTuple):
     """Questions and their answers in the same order; records are lines of predictions.jsonl."""
 
-    rows: Sequence[Row]
-    records: Sequence[dict]
+    rows: list[Row]
+    records: list[dict]
 
     @property
     def predictions(self) -> list[str]:
@@ -184,7 +184,7 @@ def families(rows: list[Row]) -> dict[str, str]:
             parent[article] = article = parent[parent[article]]
         return article
 
-    first: dict[tuple[str, str], str] = {}  # what copies have in common -> the first article
+    first: dict[tuple[str, ...], str] = {}  # what copies have in common -> the first article
 
     def link(article: str, *common: str) -> None:
         parent[root(article)] = root(first.setdefault(common, article))

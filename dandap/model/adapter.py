@@ -3,6 +3,7 @@
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import (
@@ -40,7 +41,7 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     torch.manual_seed(recipe.seed)
     config = LoraConfig(
         r=recipe.lora_r,
-        lora_alpha=recipe.lora_alpha,
+        lora_alpha=recipe.lora_alpha,  # type: ignore[arg-type]  # any number works
         lora_dropout=recipe.lora_dropout,
         target_modules=resolve_targets(model, recipe.lora_target_modules),
         task_type="CAUSAL_LM",
@@ -113,7 +114,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     return adapted
 
 
-def for_answering(model: PeftModel, merged: bool) -> PreTrainedModel:
+def for_answering(model: PeftModel, merged: bool) -> PreTrainedModel | PeftModel:
     """Return the model in the form that launches the fewest kernels for a token.
 
     With `merged` the adapter is added to the base's weights of 16 or 32 bits: a token of a 10.8 B
@@ -123,21 +124,22 @@ def for_answering(model: PeftModel, merged: bool) -> PreTrainedModel:
     if merged:
         _untie_adapted_head(model)
         return model.merge_and_unload()
-    dtype = model.get_base_model().dtype
+    base: Any = model.get_base_model()
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(base.dtype)
     return model
 
 
 def _untie_adapted_head(model: PeftModel) -> None:
     """Untie an LM head that has an adapter: merged into tied weights it changes the embeddings."""
-    head = model.get_output_embeddings()
-    shared = model.get_input_embeddings().weight
-    if isinstance(head, BaseTunerLayer) and head.get_base_layer().weight is shared:
-        head.get_base_layer().weight = torch.nn.Parameter(shared.clone(), requires_grad=False)
+    base: Any = model.get_base_model()
+    head, shared = base.get_output_embeddings(), base.get_input_embeddings().weight
+    layer: Any = head.get_base_layer() if isinstance(head, BaseTunerLayer) else None
+    if layer is not None and layer.weight is shared:
+        layer.weight = torch.nn.Parameter(shared.clone(), requires_grad=False)
         # PEFT changes the outer config alone, which in models of several parts is not the text's.
-        config = model.get_base_model().config
+        config = base.config
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
 
 

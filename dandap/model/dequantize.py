@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -41,7 +42,7 @@ def load_plain(recipe: Recipe) -> PreTrainedModel:
     return model.cpu()
 
 
-def plain_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def plain_weights(model: Any) -> dict[str, torch.Tensor]:
     """Return a dequantized model's weights as its architecture has them, all finite.
 
     bitsandbytes replaces GPT-2's Conv1D by Linear layers, whose weight is the transpose.

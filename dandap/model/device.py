@@ -68,14 +68,6 @@ def pick_compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float16
 
 
-def cpu_computes_bfloat16() -> bool:
-    """Return whether this CPU multiplies bfloat16 matrices in hardware, as far as torch knows."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
-        return False
-    has = torch.cpu.get_capabilities()
-    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # "bf16" is Arm's
-
-
 def computing(model: PreTrainedModel | PeftModel) -> torch.autocast:
     """Return the autocast context of the base's precision, in which answers are computed."""
     device = next(model.parameters()).device

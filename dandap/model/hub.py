@@ -1,4 +1,4 @@
-"""Loading from the hub or a folder, with errors that say what to do."""
+"""Bases on the hub or in a folder: their identity, and errors of loading that say what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,10 +7,11 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 
 from dandap.errors import InputError, first_line
+from dandap.files import folder_hash
 from dandap.recipe import Recipe
 
 HUB_TIMEOUT = 5  # seconds to connect
@@ -101,3 +102,27 @@ def _advice(source: str, message: str) -> str:
         f"{first} Expected a folder or a hub id like owner/name. Without network only folders and "
         "downloaded models work."
     )
+
+
+def base_identity(recipe: Recipe) -> dict[str, str]:
+    """Return the base's name with its commit (hub) or a hash of its files (folder).
+
+    Large weights are hashed in part (16 MB spread over each file): 20 GB take a second. Another
+    model or another training shows, a single flipped bit may not.
+    """
+    folder = Path(recipe.model)
+    if folder.is_dir():
+        return {"model": recipe.model, "files": folder_hash(folder)}
+    found = try_to_load_from_cache(recipe.model, "config.json", revision=recipe.revision or "main")
+    # The cache's folders are named snapshots/<commit>/. Not a str: the file is not in the cache.
+    commit = Path(found).parent.name if isinstance(found, str) else (recipe.revision or "")
+    return {"model": recipe.model, "commit": commit}
+
+
+def same_base(one: dict[str, str], other: dict[str, str]) -> bool:
+    """Return whether two identities are of the same base; a folder may have been moved."""
+    if "files" in one and "files" in other:
+        return one["files"] == other["files"]
+    # Without a commit only the names can be compared.
+    unknown = "" in (one.get("commit"), other.get("commit"))
+    return one == other or (unknown and one["model"] == other["model"])

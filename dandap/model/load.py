@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -67,7 +68,8 @@ def check_base(
             f"the tokenizer has {tokenizer.vocab_size:,} tokens, and the base {recipe.model} "
             f"embeddings for {size:,}. Use the tokenizer that came with the base."
         )
-    if size and tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= size:
+    pad_id: int | None = tokenizer.pad_token_id
+    if size and pad_id is not None and pad_id >= size:
         # Added for training elsewhere, and the base was not enlarged (Llama 2 with [PAD]).
         tokenizer.pad_token = filler(tokenizer)
 
@@ -81,7 +83,7 @@ def check_ids(
     examples: list[Example], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Reject token ids without an embedding; on CUDA they end in a device-side assert."""
-    size = getattr(config.get_text_config(), "vocab_size", None)
+    size: int = getattr(config.get_text_config(), "vocab_size", 0)
     for example in examples if size else ():
         highest = max(max(example.prompt_ids), max(example.answer_ids, default=0))
         if highest >= size:
@@ -155,7 +157,8 @@ def dequantize(model: torch.nn.Module, onto: torch.device | None = None) -> None
 
 
 def _plain_linear(layer: Linear4bit) -> torch.nn.Linear:
-    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    quantized: Any = layer.weight
+    weight = dequantize_4bit(quantized.data, quantized.quant_state)
     plain = torch.nn.Linear(1, 1, bias=False, device="meta")  # shape and weight follow
     plain.out_features, plain.in_features = weight.shape
     plain.weight = torch.nn.Parameter(weight.to(layer.compute_dtype), requires_grad=False)

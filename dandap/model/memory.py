@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dandap.errors import InputError
 from dandap.model.adapter import add_adapter
-from dandap.model.device import cpu_computes_bfloat16, pick_compute_dtype, why_no_gpu
+from dandap.model.device import pick_compute_dtype, why_no_gpu
 from dandap.model.distributed import from_first, process_count
 from dandap.model.load import pick_attention
 from dandap.recipe import Recipe
@@ -30,7 +30,6 @@ from dandap.tree.logits import CHUNK
 
 GB = 1e9
 CPU_LIMIT = 1e9  # parameters; a CPU would train a larger base for weeks
-SMALL = 1e8  # parameters; below it (the demo: 3e6) matrix products do not dominate on a CPU
 BATCH_TOKENS = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512)
 MOST_TOKENS = {("cuda", True): 16384, ("cuda", False): 65536}  # by device and whether it trains
 MOST_TOKENS |= {("cpu", True): 4096, ("cpu", False): 16384}
@@ -81,6 +80,7 @@ class Plan:
         return (
             f"device {self.device}, compute {str(self.compute_dtype).removeprefix('torch.')}, "
             f"estimated memory {self.estimate}{free}; {self.tokens_per_batch} tokens per batch"
+            f"{', gradient checkpointing' if self.gradient_checkpointing else ''}"
             f"{', NF4 weights dequantized once' if self.dequantized else ''}"
             f"{', adapter merged' if self.merged else ''}"
         )
@@ -296,9 +296,6 @@ def make_plan(
     footprint = Footprint(recipe, config, device, dtype, flex=training and reason is None)
     if device.type == "cuda":
         return fit_plan(footprint, torch.cuda.mem_get_info(device)[0], training)
-    is_large = footprint.parameters > SMALL and recipe.compute_dtype == "auto"
-    if training and is_large and cpu_computes_bfloat16():
-        print("This CPU has bfloat16: --compute_dtype bfloat16 halves the training time.")
     return fit_plan(footprint, available_memory(), training)
 
 
@@ -386,7 +383,7 @@ def same_plan(plan: Plan) -> Plan:
 
 def lower_memory(recipe: Recipe, plan: Plan) -> str:
     """Return the message of training that ran out of memory although its plan fits."""
-    # Cheapest first. Reading once on one GPU has already tried smaller batches.
+    # Reading once on one GPU has already tried smaller batches.
     halved = recipe.read_once and process_count() == 1
     if not plan.gradient_checkpointing:
         change = "--gradient_checkpointing true"
@@ -395,7 +392,6 @@ def lower_memory(recipe: Recipe, plan: Plan) -> str:
     else:
         change = f"--max_length {recipe.max_length // 2}"
     return (
-        f"out of memory in training, with {plan} and gradient checkpointing "
-        f"{'on' if plan.gradient_checkpointing else 'off'}. Free the GPU (see nvidia-smi), or "
-        f"train with {change}; to resume a checkpoint, use --resume {change} --resume_anyway."
+        f"out of memory in training, with {plan}. Free the GPU (see nvidia-smi), or train with "
+        f"{change}; to resume a checkpoint, use --resume {change} --resume_anyway."
     )

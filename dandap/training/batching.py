@@ -28,9 +28,9 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
+from torch.utils.data import Dataset
 
 from dandap.data.encode import Example
 from dandap.data.rows import by_article
@@ -111,14 +111,15 @@ class Batching:
         return self.one_row or len(batch) == 1 or similar
 
 
-class Key(NamedTuple):
+@dataclass(frozen=True)
+class Key:
     """A question of a step. One that is not learned is read without its answer."""
 
     index: int
     learned: bool = True
 
 
-class Questions(Sequence):
+class Questions(Dataset):
     """The examples as the dataloader's dataset, indexed by `Key`."""
 
     def __init__(self, examples: list[Example]):
@@ -127,7 +128,7 @@ class Questions(Sequence):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, key: Key) -> Example:  # type: ignore[override]
+    def __getitem__(self, key: Key) -> Example:
         example = self.examples[key.index]
         return example if key.learned else replace(example, answer_ids=[])
 
@@ -245,7 +246,7 @@ def share(step: list[Piece], tokens: Callable[[Piece], int], processes: int) -> 
     return shares
 
 
-def speedup(examples: list[Example], recipe: Recipe, processes: int, questions: int) -> float:
+def speedup(examples: list[Example], recipe: Recipe, processes: int) -> float:
     """Return how many times as fast as one process several take an epoch's steps, at best.
 
     One process reads all tokens of a step; several wait for the one with the longest share.
@@ -253,7 +254,7 @@ def speedup(examples: list[Example], recipe: Recipe, processes: int, questions: 
     articles = by_article(example.row.article for example in examples)
     tokens = TreeTokens(examples, articles)
     alone = longest = 0
-    for step in deal(articles, questions, random.Random(recipe.seed)):
+    for step in deal(articles, recipe.questions_per_step, random.Random(recipe.seed)):
         alone += sum(map(tokens, step))
         longest += max(sum(map(tokens, part)) for part in share(step, tokens, processes))
     return alone / longest

@@ -40,7 +40,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def newest_valid(folder: Path, run: str | None = None) -> tuple[Path | None, list[str]]:
     """Return the run's newest valid checkpoint, and a line for each newer one that is skipped."""
-    skipped = []
+    skipped: list[str] = []
     for checkpoint in list_checkpoints(folder):
         reason = fault(checkpoint, run)
         if reason is None:

@@ -32,7 +32,7 @@ from dandap.files import (
     write_json_lines,
 )
 from dandap.model.adapter import average_adapters
-from dandap.model.identity import base_identity
+from dandap.model.hub import base_identity
 from dandap.recipe import Recipe
 from dandap.runs.ensemble import combine
 from dandap.runs.folder import RunFolder, find_path

@@ -5,7 +5,7 @@ from pathlib import Path
 from dandap.data.rows import Table
 from dandap.errors import InputError
 from dandap.model.distributed import is_first
-from dandap.model.identity import same_base
+from dandap.model.hub import same_base
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, find_path, list_runs, new_environment
 

@@ -32,7 +32,7 @@ from dandap.files import append_json, check_writable, write_json
 from dandap.model.adapter import add_adapter, load_weights
 from dandap.model.device import pick_device, why_no_gpu
 from dandap.model.distributed import from_first, held, is_first, process_count
-from dandap.model.identity import base_identity
+from dandap.model.hub import base_identity
 from dandap.model.load import check_base, check_ids, load_base, load_config, load_tokenizer
 from dandap.model.memory import (
     Plan,
@@ -64,14 +64,11 @@ from tasks.task import read_test, read_train
 
 FEW_STEPS = 20  # 120 questions of the sample make 7, after which answers are still sentences
 COUNTED_STEPS = 500  # of an epoch, for the tokens that reading once saves: a few seconds
-FED = 0.75  # of the speed of several processes; below it more questions a step are suggested
+FED = 0.75  # of the speed of several processes; below it steps have too few questions
 
 
 def train(
-    recipe: Recipe,
-    name: str = "run",
-    resume: RunFolder | None = None,
-    resume_anyway: bool = False,
+    recipe: Recipe, name: str = "run", resume: RunFolder | None = None, resume_anyway: bool = False
 ) -> RunFolder:
     """Train an adapter as the recipe says, validate it, and return its run.
 
@@ -104,7 +101,7 @@ def train(
     check_ids(examples, config, tokenizer)
     validation = encode_validation(recipe, encoder, validation_rows)
     plan = for_these_answers(plan, recipe, config, answer_share(examples))
-    print(f"{plan}, gradient checkpointing {'on' if plan.gradient_checkpointing else 'off'}")
+    print(plan)
     print_sharing(recipe, plan, examples)
 
     model = add_adapter(load_base(recipe, plan.device, config, plan.dequantized), recipe)
@@ -113,9 +110,8 @@ def train(
     check_space(resume.path if resume else Path(recipe.output_dir), trained)
 
     # The folder is made only now, so that what failed before leaves no empty run.
-    run = resume or from_first(
-        partial(start_run, recipe, name, plan, new_environment([table], base), template, examples)
-    )
+    environment = new_environment([table], base)
+    run = resume or from_first(partial(start_run, recipe, name, plan, environment, examples))
     with held(run.path):
         checkpoint = find_checkpoint(run, model) if resume and not run.finished else None
         if is_first():  # again for a resumed run: resume_anyway may have changed its recipe
@@ -150,7 +146,7 @@ def fit(
     every = steps_between(recipe, len(examples))
     evaluate = Evaluate(open_model, validation, every, run) if every and validation else None
     state = load_state(checkpoint) if checkpoint else None
-    if state and evaluate and evaluate.patience_exceeded(state):
+    if checkpoint and state and evaluate and evaluate.patience_exceeded(state):
         # Interrupted between its last checkpoint and its adapter.
         print("training had ended: no higher score for as long as patience allows")
         load_weights(model, checkpoint)
@@ -166,7 +162,7 @@ def fit(
         trainer.run_id, trainer.args.run_name = run.run_id, run.path.name
         try:
             with stop:
-                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except torch.OutOfMemoryError as error:
             raise InputError(lower_memory(recipe, plan)) from error
         finally:
@@ -268,45 +264,28 @@ def print_sharing(recipe: Recipe, plan: Plan, examples: list[Example]) -> None:
             f"Only {steps} optimizer steps: the model may not learn to answer briefly. Try "
             f"--epochs {math.ceil(recipe.epochs * FEW_STEPS / steps)}."
         )
-    processes, questions = process_count(), recipe.questions_per_step
-    if processes == 1 or not recipe.read_once or not is_first():
-        return
-    now_at = speedup(examples, recipe, processes, questions)
-    line = f"{processes} processes train at best {now_at:.1f} times as fast as one"
-    more = questions
-    if now_at < FED * processes:
-        # Doubled until it is enough, or a step would be a tenth of all questions.
-        while more < len(examples) / 10 and (
-            speedup(examples, recipe, processes, more) < FED * processes
-        ):
-            more *= 2
-    if more > questions:
-        line = (
-            f"WARNING: {line}: {questions} questions a step are too few. With "
-            f"--questions_per_step {more} it is {speedup(examples, recipe, processes, more):.1f} "
-            "times; steps become fewer, and may need a higher learning_rate."
-        )
-    print(line)
+    processes = process_count()
+    if processes > 1 and recipe.read_once and is_first():
+        at_best = speedup(examples, recipe, processes)
+        line = f"{processes} processes train at best {at_best:.1f} times as fast as one"
+        if at_best < FED * processes:
+            line = f"WARNING: {line}: {recipe.questions_per_step} questions a step are too few. "
+            line += "Raise --questions_per_step; fewer steps may need a higher --learning_rate."
+        print(line)
 
 
 def start_run(
-    recipe: Recipe,
-    name: str,
-    plan: Plan,
-    environment: dict,
-    template: prompts.Template,
-    examples: list[Example],
+    recipe: Recipe, name: str, plan: Plan, environment: dict, examples: list[Example]
 ) -> RunFolder:
-    """Make a run folder with everything the run depends on."""
+    """Make a run's folder, with its environment and what was cut from its articles."""
     run = new_run(recipe.output_dir, recipe.run_name, name)
     run.metrics_file.unlink(missing_ok=True)  # of a run that stopped before its first checkpoint
     # What "auto" selected here: an export on another machine cannot know it.
     dtype = str(plan.compute_dtype).removeprefix("torch.")
     write_json(run.environment_file, environment | {"compute_dtype": dtype})
-    run.save_recipe(recipe, template)
     trimmed = {example.row.id: example.trimmed for example in examples if example.trimmed}
+    lost = [example.row.id for example in examples if loses_answer(example)]
     if trimmed:
-        lost = [example.row.id for example in examples if loses_answer(example)]
         content = {
             "characters cut from the article, by question": trimmed,
             "whose answer was cut off with it": lost,

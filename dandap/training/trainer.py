@@ -31,7 +31,7 @@ from dandap.training.checkpoints import CrashProof
 from dandap.tree.attention import use_tree_attention
 from dandap.tree.logits import logits_at, summed_cross_entropy
 from dandap.tree.masks import tree_masks
-from dandap.tree.transfer import Packed
+from dandap.tree.token_tree import Packed
 
 
 def make_trainer(
@@ -213,7 +213,7 @@ class StepsAhead(DataLoader):
     The rest of a resumed epoch is loaded step by step: accelerate makes its own loader for it.
     """
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[dict]:  # type: ignore[override]
         steps = super().__iter__()
         with ThreadPoolExecutor(max_workers=1) as worker:
             coming = worker.submit(next, steps, None)
@@ -228,15 +228,16 @@ def _head_adapter_hidden(model: PeftModel) -> Iterator[None]:
 
     TRL's own loss bypasses the module; ours calls it.
     """
-    head = model.get_output_embeddings()
+    wrapper: Any = model
+    head = wrapper.get_output_embeddings()
     if not isinstance(head, BaseTunerLayer):
         yield
         return
-    model.get_output_embeddings = head.get_base_layer
+    wrapper.get_output_embeddings = head.get_base_layer
     try:
         yield
     finally:
-        del model.get_output_embeddings
+        del wrapper.get_output_embeddings
 
 
 @contextmanager

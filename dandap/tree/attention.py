@@ -7,7 +7,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -90,7 +90,8 @@ def tiles_to_try(
     config: PretrainedConfig, device: torch.device, dtype: torch.dtype
 ) -> list[dict[str, int]]:
     """Return the kernel options to probe, the fastest first that can fit the GPU."""
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks this one
+    shared = properties.shared_memory_per_block_optin
     wide = head_size(config) * dtype.itemsize > 256  # bytes of a head's key: above 128 x 16 bits
     # A compilation that is known to fail takes as long as one that succeeds.
     return [SMALL_TILES] if wide and shared < 160_000 else [OWN_CHOICE, SMALL_TILES]
@@ -108,15 +109,15 @@ class Branched(NamedTuple):
     own: torch.Tensor  # (rows, kv_heads, branches, steps, size): each branch's own tokens
 
 
-def use_tree_attention(model: PreTrainedModel) -> None:
+def use_tree_attention(model: Any) -> None:
     """Let a model's attention take BlockMasks and branches, by `tree_attention`."""
     model.set_attn_implementation(NAME)
 
 
 @contextmanager
-def branching(model: PreTrainedModel) -> Iterator[None]:
+def branching(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Let the model's attention take branches inside this context."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     before = base.config._attn_implementation
     use_tree_attention(base)
     try:
@@ -141,15 +142,13 @@ def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) ->
         device=device,
     )
     inputs = _probe_inputs(config, batch["input_ids"].shape[1], device, dtype)
-    flex_masks, plain_masks = (
-        tree_masks(config, batch, torch.float32, flex) for flex in (True, False)
-    )
-    if not isinstance(plain_masks, dict):
-        flex_masks, plain_masks = {"": flex_masks}, {"": plain_masks}
-    for kind, mask in flex_masks.items():
-        got = _output_and_gradients(config, inputs, mask)
+    flex: Any
+    flex, plain = (tree_masks(config, batch, torch.float32, flex=flex) for flex in (True, False))
+    plain_masks = plain if isinstance(plain, dict) else {"": plain}
+    for kind, plain_mask in plain_masks.items():
+        got = _output_and_gradients(config, inputs, flex[kind] if kind else flex)
         exact = [tensor.detach().float().requires_grad_() for tensor in inputs]
-        expected = _output_and_gradients(config, exact, plain_masks[kind])
+        expected = _output_and_gradients(config, exact, plain_mask)
         for name, ours, theirs in zip(("output", "dq", "dk", "dv"), got, expected, strict=True):
             difference = ((ours.float() - theirs).norm() / theirs.norm()).item()
             # Not `>`: a NaN must fail.
@@ -175,14 +174,15 @@ def _probe_inputs(
 
 
 def _output_and_gradients(
-    config: PretrainedConfig, inputs: list[torch.Tensor], mask: torch.Tensor | BlockMask
+    config: PretrainedConfig, inputs: list[torch.Tensor], mask: Any
 ) -> list[torch.Tensor]:
     """Return attention's output, and gradients of its sum of squares to query, key and value."""
-    module = torch.nn.Module()
+    module: Any = torch.nn.Module()
     module.num_key_value_groups = inputs[0].shape[1] // inputs[1].shape[1]
     softcap = getattr(config, "attn_logit_softcapping", None)
     scaling = head_size(config) ** -0.5
-    output = tree_attention(module, *inputs, mask, scaling=scaling, softcap=softcap)[0]
+    query, key, value = inputs
+    output = tree_attention(module, query, key, value, mask, scaling=scaling, softcap=softcap)[0]
     gradients = torch.autograd.grad(output.float().square().sum(), inputs)
     return [output.detach(), *gradients]
 

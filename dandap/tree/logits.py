@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 CHUNK = 2**24  # logits that are float32 at once: 67 MB
 
 
 @contextmanager
-def logits_at(model: PreTrainedModel, positions: torch.Tensor) -> Iterator[None]:
+def logits_at(model: PreTrainedModel | PeftModel, positions: torch.Tensor) -> Iterator[None]:
     """Let the model return the logits of these positions alone, (positions, vocab).
 
     Positions are counted row by row through the batch. transformers' `logits_to_keep` takes a mask,
@@ -21,7 +22,8 @@ def logits_at(model: PreTrainedModel, positions: torch.Tensor) -> Iterator[None]
         states, *others = inputs  # (rows, length, hidden)
         return (states.flatten(0, 1).index_select(0, positions), *others)
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    hook = head.register_forward_pre_hook(select)
     try:
         yield
     finally:

@@ -109,5 +109,5 @@ def _block_mask(
     partial_blocks, full_blocks = kinds
     mask = BlockMask.from_kv_blocks(*partial_blocks, *full_blocks, BLOCK, sees, (length, length))
     # GPT-2 and Granite 4 ask every mask for its dimensions; a BlockMask has a shape and no ndim.
-    mask.ndim = len(mask.shape)
+    mask.ndim = len(mask.shape)  # type: ignore[attr-defined]
     return mask

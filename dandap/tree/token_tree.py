@@ -36,14 +36,13 @@ third sequence returns to the first one's question:
     targets        (1, A) (2, STOP)   (5, STOP)   (1, B) (3, STOP)
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import torch
-
-from dandap.tree.transfer import Packed
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,8 @@ def _lay_out(children: list[dict[int, int]]) -> tuple[list[int], list[int], list
     With a stack instead of recursion: a tree is as deep as its longest sequence, and Python's limit
     is 1,000 calls.
     """
-    input_ids, position_ids = [], []
+    input_ids: list[int] = []
+    position_ids: list[int] = []
     subtree_end, index_of = [0] * (len(children) - 1), [0] * len(children)
     ancestors: list[int] = []  # indices from the root to the token before
     # Reversed, because a stack returns the last first: branches keep the sequences' order.
@@ -128,10 +128,41 @@ def _lay_out(children: list[dict[int, int]]) -> tuple[list[int], list[int], list
     return input_ids, position_ids, subtree_end, index_of
 
 
+def send(numbers: list | torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Return numbers on a device; on CUDA the host continues while they are copied."""
+    tensor = torch.as_tensor(numbers)
+    # Only a copy from page-locked memory is asynchronous.
+    if torch.device(device).type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The arrays of several batches as one, so that one transfer moves all to a device."""
+
+    numbers: torch.Tensor  # flat, of integers
+    shapes: list[dict[str, tuple[int, ...]]]  # per batch, in the order of the numbers
+
+    def pin_memory(self) -> "Packed":
+        """Return the same in page-locked memory; a DataLoader calls this where CUDA is used."""
+        return Packed(self.numbers.pin_memory(), self.shapes)
+
+    def on(self, device: torch.device | str) -> list[dict[str, torch.Tensor]]:
+        """Return the batches on a device."""
+        numbers = send(self.numbers, device)
+        sizes = [math.prod(shape) for shapes in self.shapes for shape in shapes.values()]
+        pieces = iter(numbers.split(sizes))
+        return [
+            {name: next(pieces).view(shape) for name, shape in shapes.items()}
+            for shapes in self.shapes
+        ]
+
+
 def collate_all(batches: list[list[TokenTree]], pad_id: int, multiple_of: int = 1) -> Packed:
     """Put each batch's trees in rows of their own; `collate` describes a batch."""
     numbers: list[int] = []
-    shapes = []
+    shapes: list[dict[str, tuple[int, ...]]] = []
     for trees in batches:
         shapes.append({})
         for name, (shape, values) in _arrays(trees, pad_id, multiple_of).items():
@@ -158,7 +189,8 @@ def _arrays(
     """Return a batch's arrays by name, each as its shape and its flat values."""
     length = -(-max(map(len, trees)) // multiple_of) * multiple_of
     rows = (len(trees), length)
-    input_ids, position_ids, subtree_end, predicts = [], [], [], []
+    input_ids, position_ids, subtree_end = [], [], []
+    predicts: list[int] = []
     pairs: list[tuple[int, int]] = []
     for row, tree in enumerate(trees):
         padding = length - len(tree)

@@ -1,1 +1,0 @@
-"""The page of app.py. Only `layout` and `serve` need Gradio."""
