@@ -119,7 +119,7 @@ def track(
     """
     total = len(cast(Sized, items)) if total is None else total
     before, started = done, time.perf_counter()
-    printed = started
+    printed = started  # short work prints no line
     # rich's own rate covers the last seconds, but answers come in batches of hundreds.
     with bars(TextColumn("{task.fields[rate]}")) as progress:
         task = progress.add_task(description, total=total, completed=done, rate="")
@@ -130,8 +130,6 @@ def track(
             rate = (done - before) / max(now - started, 1e-9)
             left = timedelta(seconds=round((total - done) / rate))
             progress.update(task, completed=done, rate=f"{left} {rate:.1f} {unit}/s")
-            # Short work prints no line, not even at its end.
-            is_last = done == total and printed > started
-            if progress.disable and (now - printed >= LINE_EVERY or is_last):
+            if progress.disable and now - printed >= LINE_EVERY:
                 printed = now
                 print(f"{description} {done:,}/{total:,} {unit}, {rate:.1f}/s", flush=True)

@@ -91,6 +91,15 @@ def test_training_and_answering_from_another_folder(scripts, tmp_path):
     assert "submit.zip" in run(scripts / "dandap-submit", "a", cwd=tmp_path)
 
 
+def test_the_dockerfile_passes_its_linter():
+    """No image is built: that needs an engine."""
+    linter = Path(sys.executable).with_name("hadolint")
+    if not linter.exists():
+        pytest.skip("hadolint is not installed: pip install -r requirements-dev.txt")
+    ended = subprocess.run([linter, ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
+
+
 def test_the_image_installs_before_code_and_does_not_run_as_root():
     lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     steps = [line for line in lines if line and not line.startswith("#")]

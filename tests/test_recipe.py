@@ -56,28 +56,6 @@ def test_recipes_that_never_ran_name_source_license_and_memory():
         assert f"Memory: about {least:.0f} GB at least" in comment, name
 
 
-def test_published_values():
-    """The published systems' hyperparameters."""
-    solar = load_recipe("solar-10.7b-r8", {})
-    values = (solar.lora_r, solar.lora_alpha, solar.lora_dropout, solar.max_length)
-    assert values == (8, 16, 0.1, 512)
-    for name in ("ko-gemma-2-9b", "eeve-10.8b", "nous-solar-10.7b"):
-        recipe = load_recipe(name, {})
-        values = (recipe.lora_r, recipe.lora_alpha, recipe.questions_per_step, recipe.epochs)
-        assert values == (6, 8, 1, 1)
-        values = (recipe.learning_rate, recipe.optim, recipe.compute_dtype)
-        assert values == (2e-4, "paged_adamw_32bit", "float16")
-        assert not recipe.double_quantization
-
-
-def test_recipes_of_subfolders_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("dandap.recipe.RECIPES_DIR", tmp_path)
-    (tmp_path / "published").mkdir()
-    path = write(tmp_path / "published", "lora_r: 3\n")
-    assert str(find_recipe("mine")) == path
-    assert load_recipe("mine", {}).lora_r == 3
-
-
 def test_a_recipe_extends_another(tmp_path):
     recipe = load_recipe(write(tmp_path, "extends: dialogue-01\nlora_r: 4\n"), {"lora_alpha": "8"})
     assert (recipe.lora_r, recipe.lora_alpha) == (4, 8)
