@@ -201,7 +201,7 @@ REJECTED = {
     "a.jsonl twice.jsonl": "2 answers to 1 ids",
     "a.jsonl three.csv": "expected id and prediction, or the two columns",
     "a.jsonl same.csv": "expected id and prediction",
-    "a.jsonl ragged.csv": "as many cells",
+    "a.jsonl ragged.csv": "got 1 cells, the header has 2",
 }
 
 
