@@ -9,7 +9,7 @@ encoded. The second run finds the cache of the first. CPU seconds are those of a
 is that of all its processes together; pages that they share count once.
 """
 
-import dandap.startup  # noqa: F401
+import dandap.cli  # noqa: F401
 
 # isort: split
 import csv

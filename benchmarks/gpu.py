@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
 
-import dandap.startup  # noqa: F401
+import dandap.cli  # noqa: F401
 
 # isort: split
 import argparse

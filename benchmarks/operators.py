@@ -17,7 +17,7 @@ from pathlib import Path
 # file would break them all: cProfile, which torch loads, would take it for Python's own `profile`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.startup  # noqa: F401
+import dandap.cli  # noqa: F401
 
 # isort: split
 import argparse

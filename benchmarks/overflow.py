@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import json
 
-import dandap.startup  # noqa: F401
+import dandap.cli  # noqa: F401
 import metrics
 from benchmarks.material import DEMO_DATA, DEMO_MODEL
 from dandap.answering.run import find_source, open_model

@@ -19,7 +19,7 @@ from pathlib import Path
 # So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dandap.startup  # noqa: F401
+import dandap.cli  # noqa: F401
 
 # isort: split
 import argparse

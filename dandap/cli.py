@@ -1,25 +1,66 @@
-"""Build the command line of every script.
+"""Build the command line of every script, and prepare its process before libraries load.
 
 Options come from the recipe's fields. Mistakes are InputErrors, which end a script in one sentence.
 """
 
-import dandap.startup  # noqa: F401
-
-# isort: split
 import argparse
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+# The parent process may have closed standard streams (2>&-). Open them, or the next opened file
+# would take their number and receive what is printed.
+for _number in range(3):
+    try:
+        os.fstat(_number)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+for _name in ("stdout", "stderr"):
+    if getattr(sys, _name) is None:  # Python found it closed
+        setattr(sys, _name, Path(os.devnull).open("w"))  # noqa: SIM115
+
+
+def _excepthook(kind, error, trace) -> None:
+    """Print "stopped" after Ctrl-C outside `run_script`, as while torch loads (10 s)."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped", file=sys.stderr, flush=True)
+        os._exit(130)  # as in shells: 128 + SIGINT
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _excepthook
+# Hide what users cannot act on: bitsandbytes recommends `kernels`, libraries announce changes,
+# peft warns of tied heads (export.py unties them) and of deleted parts of a --soup.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "kernels-community" not in record.getMessage()
+)
+warnings.filterwarnings(
+    "ignore", category=FutureWarning, module=r"(torch|peft|transformers|bitsandbytes)\."
+)
+for _message in ("Model has `tie_word_embeddings=True`", "Adapter part-0 was active"):
+    warnings.filterwarnings("ignore", message=_message)
+if not sys.stderr.isatty():
+    # In a log, a bar would be a line per update.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+# A tokenizer shares the texts of one call among the cores; without this it warns at a later fork.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+# Batches differ in length at each step. Expandable segments keep CUDA's memory from fragmenting;
+# torch has them on Linux only.
+if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
 from dandap import language
 from dandap.console import discard, printable, safe_output
-from dandap.errors import InputError, Stopped, disk_message
-from dandap.recipe import Recipe, suggest
-
-LONGEST_MESSAGE = 4000  # characters; a value may be the header of a million columns
+from dandap.errors import InputError, Stopped, disk_message, nearest
+from dandap.recipe import Recipe
 
 
 def run_script(main: Callable[[], Any]) -> None:
@@ -30,37 +71,32 @@ def run_script(main: Callable[[], Any]) -> None:
     try:
         with safe_output():
             main()
+        return
     except InputError as error:
-        _end(f"error: {error}", 2)
+        message, code = f"error: {error}", 2
     except OSError as error:
         # OSErrors without a number come from libraries, as for a connection: show the traceback.
         if error.errno is None:
             raise
-        _end(f"error: {disk_message(error)}", 2)
+        message, code = f"error: {disk_message(error)}", 2
     except Stopped as stopped:
-        _end(f"stopped: {stopped}", stopped.code)
+        message, code = f"stopped: {stopped}", stopped.code
     except KeyboardInterrupt:
-        _end("stopped", 130)  # as in shells: 128 + SIGINT
-
-
-def _end(message: str, code: int) -> None:
-    if (
-        len(message) > LONGEST_MESSAGE
-    ):  # cut its middle: it begins with the problem, ends with a fix
-        message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
+        message, code = "stopped", 130
+    if len(message) > 4000:  # a value may be the header of a million columns; a fix comes last
+        message = f"{message[:2000]} ... {message[-2000:]}"
     try:
         print(printable(message), file=sys.stderr, flush=True)
     except OSError:  # a full disk behind 2>; the exit code remains
         discard(sys.stderr)
-    raise SystemExit(code) from None
+    raise SystemExit(code)
 
 
 def add_options(parser: argparse.ArgumentParser, title: str, names: Iterable[str] = ()) -> None:
     """Add an option for each field of Recipe, or of `names`, with its default and reason."""
     group = parser.add_argument_group(title)
-    for name, field in Recipe.model_fields.items():
-        if names and name not in names:
-            continue
+    for name in names or Recipe.model_fields:
+        field = Recipe.model_fields[name]
         default = "none" if field.default in (None, {}, []) else field.default
         group.add_argument(
             f"--{name}",
@@ -121,7 +157,7 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     if unknown:
         kind = "option" if unknown[0].startswith("-") else "argument"
         name = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
-        hint = suggest(name, [option.lstrip("-") for option in options])
+        hint = nearest(name, [option.lstrip("-") for option in options])
         raise InputError(f"got the unknown {kind} {unknown[0]!r}.{hint} See --help.")
     language.use(arguments.lang)
     return arguments

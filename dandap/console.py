@@ -28,7 +28,6 @@ from rich.progress import (
 
 # C0 except tab and line feed, DEL, C1, and characters that change the direction of writing.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
-GONE = (errno.EPIPE, errno.EIO, errno.EINVAL)  # no reader; a closed terminal; either, on Windows
 LINE_EVERY = 30.0  # seconds between lines in a log
 T = TypeVar("T")
 
@@ -39,7 +38,7 @@ def printable(text: str) -> str:
 
 
 class Output:
-    """A stream that outlives its reader; `escapes` says whether control characters are escaped."""
+    """A stream that escapes control characters and outlives its reader."""
 
     def __init__(self, stream: TextIO, escapes: bool = True):
         self.stream, self.escapes = stream, escapes
@@ -62,8 +61,9 @@ class Output:
             work()
         except OSError as error:
             discard(self.stream)
-            # A full disk behind `> file` ends the script, with this name in its message.
-            if error.errno not in GONE:
+            # Without a reader, or after its terminal is closed, the script continues. A full disk
+            # behind `> file` ends it, with this name in its message.
+            if error.errno not in (errno.EPIPE, errno.EIO):
                 raise OSError(error.errno, error.strerror, "standard output") from error
 
 
@@ -119,7 +119,7 @@ def track(
     """
     total = len(cast(Sized, items)) if total is None else total
     before, started = done, time.perf_counter()
-    printed = started
+    printed = started  # short work prints no line
     # rich's own rate covers the last seconds, but answers come in batches of hundreds.
     with bars(TextColumn("{task.fields[rate]}")) as progress:
         task = progress.add_task(description, total=total, completed=done, rate="")
@@ -130,8 +130,6 @@ def track(
             rate = (done - before) / max(now - started, 1e-9)
             left = timedelta(seconds=round((total - done) / rate))
             progress.update(task, completed=done, rate=f"{left} {rate:.1f} {unit}/s")
-            # Short work prints no line, not even at its end.
-            is_last = done == total and printed > started
-            if progress.disable and (now - printed >= LINE_EVERY or is_last):
+            if progress.disable and now - printed >= LINE_EVERY:
                 printed = now
                 print(f"{description} {done:,}/{total:,} {unit}, {rate:.1f}/s", flush=True)

@@ -5,8 +5,6 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from unicodedata import normalize
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # a full disk, or a user's full quota
-
 
 class InputError(ValueError):
     """Input that cannot be used; the message says what was got, expected, and what to do."""
@@ -38,18 +36,12 @@ def first_line(error: BaseException) -> str:
 def disk_message(error: OSError) -> str:
     """Return a sentence on a file that cannot be read or written, and what to do."""
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in NO_SPACE:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"no space is left on the disk{where}. Free some and run the same command again; "
             "training continues with --resume."
         )
-    hints = {
-        errno.EROFS: "It is read-only; name another folder (--output_dir, --answers_dir).",
-        errno.EACCES: "Permission denied; name another folder, or change its permissions.",
-        errno.ENAMETOOLONG: "Choose a shorter name.",
-        errno.ELOOP: "It is a link that leads nowhere; name its target.",
-    }
-    hint = hints.get(error.errno or 0, "Check that path, then start again.")
+    hint = "Check that path and its permissions, or name another folder."
     return f"{error.strerror or error}{where}. {hint}"
 
 

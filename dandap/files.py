@@ -1,7 +1,11 @@
-"""Write files and folders whole or not at all, under free names, and never through a link."""
+"""Write files and folders whole or not at all, under free names, never through a link; verify them.
+
+The manifest of a sealed folder has the size and SHA-256 of each file, and whose they are.
+"""
 
 import csv
 import glob
+import hashlib
 import json
 import os
 import re
@@ -18,8 +22,11 @@ from filelock import FileLock, Timeout
 from dandap.console import printable
 from dandap.errors import InputError
 
-LOCK = ".lock"
+LOCK, MANIFEST = ".lock", "manifest.json"
 LONGEST_NAME = 180  # bytes of a folder's name; file systems take 255, and a time and -2 follow it
+KINDS = (".json", ".safetensors", ".model", ".jinja", ".txt", ".py")  # files of a model
+WHOLE = 2**28  # bytes; `folder_hash` reads larger files in part:
+PIECES, PIECE = 256, 2**16  # evenly spaced pieces of so many bytes
 
 
 @contextmanager
@@ -58,24 +65,19 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # or a power failure may save the new name without its bytes
-        Path(partial).chmod(_default_mode(0o666))
+        let_read(Path(partial))
         os.replace(partial, path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
 
 
-def _default_mode(most: int) -> int:
-    """Return the mode of a new file (0o666) or folder (0o777) under the process's umask."""
+def let_read(path: Path) -> None:
+    """Give a path and its contents the default modes; temporary files are their owner's only."""
     mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
-    return most & ~mask
-
-
-def let_read(folder: Path) -> None:
-    """Give a folder and its contents the default modes; safetensors lets only the owner read."""
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(_default_mode(0o777 if path.is_dir() else 0o666))
+    for each in (path, *path.rglob("*")):
+        each.chmod((0o777 if each.is_dir() else 0o666) & ~mask)
 
 
 @contextmanager
@@ -101,8 +103,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             content.mkdir()
             yield content
             let_read(content)
-            # Renaming would replace a link.
-            if folder.exists() or folder.is_symlink():
+            if folder.exists() or folder.is_symlink():  # renaming would replace a link
                 raise InputError(f"{folder} was made by something else meanwhile. Remove it.")
             os.replace(content, folder)
     finally:
@@ -134,6 +135,12 @@ def write_table(path: Path, records: list[dict], columns: Sequence[str] | None =
     write_text(path, text, encoding="utf-8-sig")
 
 
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file whole or not at all."""
+    write_bytes(target, source.read_bytes())
+    print(f"copied to {target}")
+
+
 def append_json(path: Path, record: dict) -> None:
     """Append a record to a .jsonl file, which must be no link."""
     if path.is_symlink():
@@ -155,19 +162,15 @@ def read_json_lines(path: Path) -> Iterator[dict]:
 
 def read_json(path: Path) -> dict:
     """Return the JSON object in a file of ours, or raise an InputError."""
+    way_out = "Restore it from a copy, or make the folder again."
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise TypeError("expected a JSON object")
     except FileNotFoundError:
-        raise InputError(
-            f"{path} is missing. Restore it from a copy, or make the folder again."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is damaged ({str(error)[:80]}). Restore it from a copy, or make the folder "
-            "again."
-        ) from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged: expected a JSON object. Restore it from a copy.")
+        raise InputError(f"{path} is missing. {way_out}") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({str(error)[:80]}). {way_out}") from error
     return value
 
 
@@ -175,25 +178,12 @@ def safe_name(name: str) -> str:
     """Return a folder name without separators and other special characters."""
     # A leading dot would hide the folder; . and .. are the folder itself and its parent.
     cleaned = re.sub(r"[^\w.+-]+", "-", name).strip("-.")
-    if not cleaned:
-        raise InputError(f"got the name {name[:100]!r}; expected letters, digits, '-', '_' or '.'.")
-    return cleaned
-
-
-def checked_name(name: str) -> str:
-    """Return the safe form of a folder name that the user chose, or raise if it is too long."""
-    cleaned = safe_name(name)
-    if len(cleaned.encode()) > LONGEST_NAME:
+    if not cleaned or len(cleaned.encode()) > LONGEST_NAME:
         raise InputError(
-            f"the name {cleaned[:20]!r}... has {len(cleaned.encode())} bytes; expected at most "
-            f"{LONGEST_NAME} (a Hangul syllable has three)."
+            f"got the name {name[:100]!r}; expected letters, digits, '-', '_' or '.', and at most "
+            f"{LONGEST_NAME} bytes (a Hangul syllable has three)."
         )
     return cleaned
-
-
-def shortened(name: str, most: int = 100) -> str:
-    """Return a name cut to at most `most` bytes, between characters."""
-    return name.encode()[:most].decode(errors="ignore")
 
 
 def timestamp() -> str:
@@ -202,8 +192,9 @@ def timestamp() -> str:
 
 
 def new_folder(parent: str | Path, name: str) -> Path:
-    """Make the new folder <parent>/<name>-<time> and return it."""
-    return free_folder(Path(parent) / safe_name(f"{shortened(name)}-{timestamp()}"))
+    """Make the new folder <parent>/<name>-<time> and return it; the name may be cut."""
+    short = name.encode()[:100].decode(errors="ignore")
+    return free_folder(Path(parent) / safe_name(f"{short}-{timestamp()}"))
 
 
 def free_folder(base: Path) -> Path:
@@ -237,42 +228,100 @@ def existing_parent(path: Path) -> Path:
 def check_writable(folder: Path, way_out: str) -> None:
     """Raise an InputError, with `way_out`, if a folder cannot be made or written to."""
     parent = existing_parent(folder)
-    if not parent.is_dir():
-        kind = "a link that leads nowhere" if parent.is_symlink() else "a file"
-        raise InputError(f"{folder} cannot be a folder: {parent} is {kind}. {way_out}")
     try:  # modes do not show whether the file system is read-only
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise InputError(f"{folder} cannot be written to ({error.strerror}). {way_out}") from error
+        raise InputError(
+            f"{folder}: {parent} cannot be written to ({error.strerror}). {way_out}"
+        ) from error
 
 
-def refuse_output(output: str | None, overwrite: bool) -> None:
-    """Raise an InputError if --output cannot be written, before hours of answering."""
-    if output:
-        refuse_existing(
-            Path(output), overwrite, "--output", "Choose another name, or add --overwrite."
-        )
-
-
-def refuse_existing(target: Path, overwrite: bool, name: str, way_out: str) -> None:
-    """Raise an InputError if a file cannot be written; `name` is the option, as in messages."""
-    folder = target.absolute().parent
-    if len(target.name.encode()) > 255:
-        raise InputError(f"{name}: the name {target.name[:20]!r}... has more than the 255 bytes.")
-    if not folder.is_dir():
-        raise InputError(f"{name} {target}: there is no folder {target.parent}. Make it first.")
-    if target.is_symlink():
-        raise InputError(f"{name} {target} is a link; expected a file's name.")
-    if target.exists() and not target.is_file():
-        kind = "a folder" if target.is_dir() else "a device or a pipe"
-        raise InputError(f"{name} {target} is {kind}; expected a file's name.")
+def refuse_output(output: str | Path | None, overwrite: bool, option: str = "--output") -> None:
+    """Raise an InputError if an output file cannot be written, before hours of work."""
+    if not output:
+        return
+    target = Path(output)
+    if not target.parent.is_dir():
+        raise InputError(f"{option} {target}: there is no folder {target.parent}. Make it first.")
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise InputError(f"{option} {target} is a folder, a link or a device; expected a file.")
     if target.exists() and not overwrite:
-        raise InputError(f"{name} {target} exists already. {way_out}")
-    check_writable(folder, "Name a file in another folder.")
+        way_out = ", or add --overwrite" if option == "--output" else ""
+        raise InputError(f"{option} {target} exists already. Choose another name{way_out}.")
+    check_writable(target.parent, "Name a file in another folder.")
 
 
-def copy_whole(source: Path, target: Path) -> None:
-    """Copy a file whole or not at all."""
-    write_bytes(target, source.read_bytes())
-    print(f"copied to {target}")
+def seal(folder: Path, run: str | None = None) -> None:
+    """Write the manifest of a folder, signed by `run`, and flush all files to the disk."""
+    let_read(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in files
+    }
+    for path in files:
+        flush(path)
+    # The manifest comes last: a folder whose writing was interrupted has none.
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump({"files": manifest, "run": run}, file, indent=2)
+    flush(folder / MANIFEST)
+    flush(folder)
+
+
+def fault(folder: Path, run: str | None = None) -> str | None:
+    """Return why a sealed folder of weights cannot be used, or None.
+
+    It must be that of `run`, if given.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        # Manifests of earlier versions have no run.
+        if run and manifest.get("run") not in (run, None):
+            return "it is another run's"
+        for name, expected in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+            if sha256(path) != expected["sha256"]:
+                return f"{name} is damaged (its SHA-256 differs)"
+    except FileNotFoundError:
+        return "it has no manifest: its writing was interrupted"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({type(error).__name__})"
+    if not any(name.endswith(".safetensors") for name in files):
+        return "its manifest names no weights"
+    return None
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def folder_hash(folder: Path) -> str:
+    """Return a hash of the names and contents of a model's or adapter's files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in KINDS and path.name != MANIFEST:
+            size, content = path.stat().st_size, hashlib.sha256()
+            with path.open("rb") as file:
+                for number in range(PIECES) if size > WHOLE else ():
+                    file.seek((size - PIECE) * number // (PIECES - 1))
+                    content.update(file.read(PIECE))
+            hashed = content.hexdigest() if size > WHOLE else sha256(path)
+            digest.update(f"{path.name} {size} {hashed}\n".encode())
+    return digest.hexdigest()

@@ -3,7 +3,6 @@
 English is the source and the key; korean.yaml is the catalogue. Console messages are English.
 """
 
-import locale
 import os
 from functools import cache
 from pathlib import Path
@@ -18,10 +17,9 @@ def use(name: str | None) -> None:
     """Choose the language of this process; None means the locale's."""
     global _language
     if name is None:
-        # POSIX uses the first of these that is set; Windows sets none, and says Korean_Korea.
+        # POSIX uses the first of these that is set.
         names = (os.environ.get(variable) for variable in ("LC_ALL", "LC_MESSAGES", "LANG"))
-        found = next(filter(None, names), None) or locale.getlocale()[0] or ""
-        name = "ko" if found.lower().startswith("ko") else "en"
+        name = "ko" if next(filter(None, names), "").lower().startswith("ko") else "en"
     _language = name
 
 

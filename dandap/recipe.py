@@ -18,28 +18,6 @@ from dandap.errors import InputError, nearest
 RECIPES_DIR = ROOT / "recipes"
 SHIPPED = ("data/sample/", "data/demo_model")  # the demo's data and base, named by recipes
 
-# Our option -> its names in other trainers; `nearest` finds those that are more alike.
-OTHER_NAMES = {
-    "model": "model_name_or_path base_model model_name model_id",
-    "epochs": "num_train_epochs num_epochs",
-    "max_length": "cutoff_len sequence_len max_seq_len",
-    "lora_r": "lora_rank rank r",
-    "lora_target_modules": "target_modules lora_target",
-    "quantization": "load_in_4bit load_in_8bit quantization_bit",
-    "double_quantization": "bnb_4bit_use_double_quant use_double_quant",
-    "compute_dtype": "torch_dtype dtype bf16 fp16",
-    "questions_per_step": "per_device_train_batch_size gradient_accumulation_steps batch_size",
-    "learning_rate": "lr",
-    "warmup_steps": "warmup_ratio",
-    "attention": "attn_implementation flash_attention",
-    "evaluate_every": "eval_steps eval_strategy",
-    "patience": "early_stopping_patience",
-    "train_file": "dataset dataset_name data_path",
-    "validation_fraction": "val_size val_set_size test_size",
-    "template": "prompt prompt_template",
-}
-RENAMED = {other: name for name, others in OTHER_NAMES.items() for other in others.split()}
-
 
 class Recipe(BaseModel):
     """The options of one experiment; the text below each is its reason and its --help."""
@@ -268,11 +246,11 @@ def named_recipes() -> dict[str, Path]:
 def find_recipe(name: str) -> Path:
     """Return the file of a recipe, given by its path or by its name in recipes/."""
     known = named_recipes()
-    if name in known and not Path(name).is_file():
-        return known[name]
     # is_file fails with an OSError on names above the 255 bytes of file systems.
     if len(Path(name).name.encode()) <= 255 and Path(name).is_file():
         return Path(name)
+    if name in known:
+        return known[name]
     raise InputError(
         f"got recipe {name[:100]!r}.{nearest(name, known)} Expected a YAML file or one of "
         f"{', '.join(known)}."
@@ -282,35 +260,26 @@ def find_recipe(name: str) -> Path:
 def _read_fields(path: Path) -> dict[str, Any]:
     """Read a recipe file, completed from the recipes that it extends."""
     values: dict[str, Any] = {}
-    seen: set[Path] = set()
+    read: list[Path] = []
     while True:
-        fields = _read_yaml(path)
+        if path.resolve() in read:
+            raise InputError(f"{path} extends itself, by way of {read[-1]}. Remove one `extends`.")
+        read.append(path.resolve())
+        try:
+            fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            if not isinstance(fields, dict):
+                raise TypeError("it has no names")
+        # PyYAML also lets errors of int(), date() and deep nesting through.
+        except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is no recipe ({str(error)[:300]}). "
+                "Expected lines like `learning_rate: 1e-4`."
+            ) from error
         parent = fields.pop("extends", None)
         values = {**fields, **values}
         if parent is None:
             return values
-        if not isinstance(parent, str):
-            raise InputError(
-                f"{path}: extends is {reprlib.repr(parent)}; expected a recipe's name."
-            )
-        seen.add(path.resolve())
-        child, path = path, find_recipe(parent)
-        if path.resolve() in seen:
-            raise InputError(f"{child} extends {parent[:100]!r}, which extends it. Remove one.")
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    # PyYAML also lets errors of int(), date() and deep nesting through.
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is not valid YAML ({str(error)[:300]}). "
-            "Expected lines like `learning_rate: 1e-4`."
-        ) from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is no recipe: expected lines like `learning_rate: 1e-4`.")
-    return values
+        path = find_recipe(str(parent))
 
 
 def make_recipe(values: dict[str, Any], where: str, options: Collection[str] = ()) -> Recipe:
@@ -323,64 +292,45 @@ def make_recipe(values: dict[str, Any], where: str, options: Collection[str] = (
         name: None if value in ("none", "null") and name != "quantization" else value
         for name, value in values.items()
     }
+    # The project's own files are found from other folders too; users' files win.
     for field in ("model", "train_file", "test_file"):
         if isinstance(values.get(field), str):
-            values[field] = ",".join(map(_shipped_path, values[field].split(",")))
+            values[field] = ",".join(
+                str(ROOT / path) if path.startswith(SHIPPED) and not Path(path).exists() else path
+                for path in values[field].split(",")
+            )
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError("\n".join(_problems(error, where, options))) from error
 
 
-def _shipped_path(name: str) -> str:
-    """Return the path of a file of the project, also from another folder; users' files win."""
-    is_ours = name.startswith(SHIPPED) and not Path(name).exists() and (ROOT / name).exists()
-    return str(ROOT / name) if is_ours else name
-
-
-# The middle of pydantic's "Input should be a valid number, unable to parse string as a number".
-EXPECTED = re.compile(
-    r"(?:\w+ should (?:be|have)|Unable .* as) (.+?)(?:,? (?:unable|got|exceeded|after) .*)?"
+# What goes of pydantic's "Input should be a valid number, unable to parse string as a number".
+AROUND = re.compile(
+    "^Value error, |^[A-Z][a-z]+ should (be|have) |^Unable to parse input string as "
+    "|,? (unable|got|exceeded|after) .*"
 )
 
 
 def _problems(error: ValidationError, where: str, options: Collection[str]) -> Iterable[str]:
-    """Return one line per wrong field: its source, the value, and what was expected."""
+    """Yield one line per wrong field: its source, the value, and what was expected."""
     expected: dict[str, list[str]] = {}  # several for a union of types
     got: dict[str, str] = {}
-    lines = []
     for details in error.errors():
-        message = details["msg"].removeprefix("Value error, ")
-        if not details["loc"]:  # an error of the combination
-            is_of_options = any(re.search(rf"\b{name}\b", message) for name in options)
-            lines.append(message if is_of_options else f"{where}: {message}")
-            continue
-        name = str(details["loc"][0])
-        if name not in Recipe.model_fields:
-            lines.append(f"{where}: unknown key {name!r}.{suggest(name, Recipe.model_fields)}")
-            continue
-        if match := EXPECTED.fullmatch(message):
-            message = match[1].replace("a valid boolean", "true or false")
-            message = re.sub("an? (valid )?integer", "a whole number", message)
-            message = message.replace("valid ", "")
-            message = re.sub("^(greater|less)", r"a number \1", message)
-        expected.setdefault(name, []).append(message)
-        value = details["input"]
-        # reprlib, as YAML's aliases make nested lists with reprs of 700 MB.
-        text = reprlib.repr(value) if isinstance(value, list | dict) else repr(value)
-        got.setdefault(name, text[:200])
+        message = AROUND.sub("", details["msg"])
+        name = str(details["loc"][0]) if details["loc"] else ""
+        if not name:  # an error of the combination
+            is_of_options = any(re.search(rf"\b{option}\b", message) for option in options)
+            yield message if is_of_options else f"{where}: {message}"
+        elif name not in Recipe.model_fields:
+            yield f"{where}: unknown key {name!r}.{nearest(name, Recipe.model_fields)}"
+        else:
+            expected.setdefault(name, []).append(message)
+            # reprlib, as YAML's aliases make nested lists with reprs of 700 MB.
+            got.setdefault(name, reprlib.repr(details["input"]))
     for name, messages in expected.items():
         source = f"--{name}" if name in options else f"{where}: {name}"
-        lines.append(
+        yield (
             f"{source}: got {got[name]}, expected {' or '.join(dict.fromkeys(messages))} "
             f"({Recipe.model_fields[name].description})"
         )
-    return lines
-
-
-def suggest(name: str, known: Collection[str]) -> str:
-    """Return a hint at the option meant by `name`: another trainer's name for it, or a typo."""
-    ours = RENAMED.get(name)
-    if ours and ours in known:
-        return f" Use {ours} ({Recipe.model_fields[ours].description})."
-    return nearest(name, known)

@@ -18,8 +18,7 @@ from transformers import TrainerCallback
 import fine_tune
 from dandap.cli import run_script
 from dandap.errors import InputError, Stopped
-from dandap.files import locked
-from dandap.manifest import fault, seal
+from dandap.files import fault, locked, seal
 from dandap.model.adapter import load_adapter
 from dandap.model.load import load_base
 from dandap.model.memory import MemoryEstimate, Plan, lower_memory

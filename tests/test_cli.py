@@ -120,21 +120,6 @@ def test_a_log_gets_lines_of_progress(monkeypatch, capsys):
     assert lines[1].startswith("answering 1,002/1,002 questions, ")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="torch has the setting on Linux only")
-def test_users_settings_of_the_allocator_win():
-    others = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
-    code = "import dandap.cli, os; print(os.environ.get('PYTORCH_ALLOC_CONF'))"
-    for given, expected in (
-        ({}, "expandable_segments:True"),
-        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
-        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "None"),
-    ):
-        ended = subprocess.run(
-            [sys.executable, "-c", code], env=others | given, capture_output=True, text=True
-        )
-        assert ended.stdout.strip() == expected
-
-
 def test_tools_start_by_their_path():
     for name in ("compare", "refine", "augment", "explore", "submit"):
         command = [sys.executable, ROOT / "tools" / f"{name}.py", "--help"]

@@ -25,8 +25,7 @@ from dandap.export import gguf
 from dandap.export import run as exporting
 from dandap.export.card import base_license
 from dandap.export.run import compare, export, merge, sign_in, upload
-from dandap.files import read_json, write_json, write_json_lines
-from dandap.manifest import seal
+from dandap.files import read_json, seal, write_json, write_json_lines
 from dandap.model import dequantize
 from dandap.model.adapter import add_adapter
 from dandap.model.load import load_base, load_tokenizer

@@ -17,7 +17,7 @@ from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.files import locked
 from dandap.recipe import Recipe
-from dandap.runs.journal import Journal, answers_folder, answers_name
+from dandap.runs.predictions import Journal, answers_folder, answers_name
 from tests.conftest import HEADER, LAUNCH, ROOT, process_of
 
 
@@ -148,29 +148,6 @@ def test_a_record_with_another_key_is_dropped(tmp_path):
     assert Journal(tmp_path, "settings", [example]).read() == {"a"}
     assert Journal(tmp_path, "settings", [Example(example.row, [1, 3], [])]).read() == set()
     assert (tmp_path / "predictions.jsonl").read_bytes() == b""
-
-
-def test_a_finished_inference_gets_a_new_folder(work):
-    count = len(answers(work))
-    answer(work)
-    assert len(answers(work)) == count + 1
-
-
-def test_two_inferences_in_one_folder_are_refused(work):
-    path = interrupt(work, "locked", 3)
-    code = (
-        "import time; from pathlib import Path; from dandap.files import locked\n"
-        f"with locked(Path({str(path)!r})): print(1, flush=True); time.sleep(60)"
-    )
-    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
-    owner.stdout.readline()
-    with pytest.raises(InputError, match="in use by process"):
-        answer(work)
-    owner.kill()
-    owner.wait()
-    with locked(path):
-        pass
-    shutil.rmtree(path)
 
 
 def start(folder, *launcher):

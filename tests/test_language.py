@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from dandap import language
-from dandap.language import korean, t
+from dandap.language import korean
 
 FIELD = re.compile(r"\{(\w+)\}")
 # The table of tasks.dialogue_inference has f"predicted {letter}" in its header.
@@ -36,18 +36,6 @@ def test_fields_agree_and_the_korean_is_korean():
         assert sorted(fields) == sorted(FIELD.findall(translation)), english
         assert len(set(fields)) == len(fields), english
         assert re.search("[가-힣]", translation), english
-
-
-def test_texts_in_either_language():
-    try:
-        language.use("ko")
-        assert t("Training") == "학습"
-        assert t("and {count} more", count=3) == "외 3개"
-        assert t("nobody translated this") == "nobody translated this"
-        language.use("en")
-        assert t("and {count} more", count=3) == "and 3 more"
-    finally:
-        language.use("en")
 
 
 def test_the_locale_decides_without_an_option(monkeypatch):

@@ -316,7 +316,7 @@ def test_a_recipe_that_is_wrong_does_not_hide_the_others(capsys, monkeypatch, tm
     monkeypatch.setattr(recipes, "RECIPES_DIR", tmp_path)
     fine_tune.main(["--plan", "--gpu_memory", "80GB"])
     mine, yours, *_ = capsys.readouterr().out.splitlines()
-    assert "epochs: got 'many', expected a number" in mine
+    assert "epochs: got 'many', expected a valid number" in mine
     assert "tokens per batch" in yours
 
 

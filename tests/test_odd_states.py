@@ -14,8 +14,7 @@ from dandap.data.checks import drop_too_long, loses_answer
 from dandap.data.encode import Example
 from dandap.data.rows import Row, Table
 from dandap.errors import InputError
-from dandap.files import read_json, write_json
-from dandap.manifest import fault, seal
+from dandap.files import fault, read_json, seal, write_json
 from dandap.model import identity
 from dandap.model.hub import folder_hash, same_base
 from dandap.model.load import check_base, check_ids

@@ -18,8 +18,7 @@ import inference
 from dandap.answering import vllm_engine
 from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.files import read_json, write_json
-from dandap.manifest import MANIFEST
+from dandap.files import MANIFEST, read_json, write_json
 from dandap.model.load import load_config, load_tokenizer
 from dandap.recipe import Recipe, load_recipe
 from tasks import get_task

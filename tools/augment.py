@@ -30,7 +30,7 @@ from dandap.data.rows import Row, by_article
 from dandap.data.tables import read_table
 from dandap.data.text import decode, read_bytes
 from dandap.errors import InputError, first_line
-from dandap.files import read_json_lines, refuse_existing, write_json_lines, write_table
+from dandap.files import read_json_lines, refuse_output, write_json_lines, write_table
 from dandap.recipe import load_recipe
 from tasks.submission import active, inert
 from tasks.wallpaper_qa import ANSWERS, TASK
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the number of rows written."""
     arguments = parse(command_line(), argv)
     source, target, do = Path(arguments.source), Path(arguments.target), arguments.do
-    refuse_existing(target, do == "generate", "OUT", "Choose another name.")
+    refuse_output(target, do == "generate", "OUT")
     columns: tuple[str, ...] = COLUMNS
     if do == "accept":
         yes = ("y", "yes", "o", "1")

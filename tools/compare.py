@@ -15,14 +15,12 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-import yaml
-
 import metrics
 from dandap.cli import Parser, parse, run_script
 from dandap.errors import InputError
 from dandap.files import check_writable, new_folder, read_json, write_json
 from dandap.recipe import Recipe
-from dandap.runs.predictions import find_predictions, load_predictions, run_of, same_questions
+from dandap.runs.predictions import load_members, recipe_of, run_of
 from tasks import get_task
 from tasks.task import label
 
@@ -32,21 +30,12 @@ SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that change no
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the command line; return the content of compare.json."""
     parser = Parser(__doc__)
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN|FILE",
-        help="answers to the same questions, with gold answers",
-    )
-    parser.add_argument(
-        "--split", choices=["validation"], help="compare the validation answers of runs"
-    )
-    parser.add_argument(
-        "--output_dir",
-        metavar="DIR",
-        default="outputs",
-        help="where runs are and the result goes (default: outputs)",
-    )
+    add = parser.add_argument
+    gold = "answers to the same questions, with gold answers"
+    add("runs", nargs="+", metavar="RUN|FILE", help=gold)
+    add("--split", choices=["validation"], help="compare the validation answers of runs")
+    where = "where runs are and the result goes (default: outputs)"
+    add("--output_dir", metavar="DIR", default="outputs", help=where)
     arguments = parse(parser, argv)
     return compare(arguments.runs, arguments.output_dir, arguments.split)
 
@@ -59,28 +48,28 @@ def compare(
     The result is also written to compare.json, with a chart, in a new folder of `output_dir`.
     """
     check_writable(Path(output_dir), "Name another --output_dir.")
-    paths = [find_predictions(name, output_dir, split) for name in names]
-    different = len({path.resolve() for path in paths})
-    if different < max(len(paths), 2):
+    members = load_members(names, output_dir, split)
+    first = next(iter(members.values()))
+    if lacking := [r["id"] for r in first if not r.get("gold") or not r.get("article")]:
         raise InputError(
-            f"got {different} different files of answers for {len(paths)} runs; "
-            "expected two or more, each once."
+            f"no file has the gold answer and article of {len(lacking)} questions, first "
+            f"{lacking[0]}. Name runs that were answered with gold answers (an answer column, or "
+            "<name>_answers.csv next to the test file)."
         )
-    members = same_questions({str(path): load_predictions(path) for path in paths})
-    golds, articles = gold_answers(members)
-    short = short_names(paths)
+    golds, articles = [r["gold"] for r in first], [r["article"] for r in first]
+    short = short_names(list(members))
     f1: dict[str, list[float]] = {}
     scores: dict[str, dict] = {}
-    for name, records in zip(short, members, strict=True):
+    for name, records in zip(short, members.values(), strict=True):
         predictions = [record["prediction"] for record in records]
         f1[name] = list(map(metrics.char_f1, predictions, golds))
         scores[name] = metrics.score(predictions, golds, articles)
     # Paired by question: the intervals of two runs may overlap where one is better everywhere.
     differences = [
-        {"of": second, "to": first} | metrics.compare(f1[second], f1[first], articles)
-        for first, second in combinations(short, 2)
+        {"of": other, "to": one} | metrics.compare(f1[other], f1[one], articles)
+        for one, other in combinations(short, 2)
     ]
-    recipes = dict(zip(short, map(answering_recipe, paths), strict=True))
+    recipes = dict(zip(short, map(answering_recipe, members), strict=True))
     fields = different_fields(recipes)
     # A file without a recipe does not say its task; character F1 is then the score.
     task = get_task(next((r["task"] for r in recipes.values() if "task" in r), Recipe().task))
@@ -113,11 +102,11 @@ def compare(
         cells = ", ".join(f"{number[name]} {value}" for name, value in values.items())
         print(f"  {field}: {cells}")
 
-    files = dict(zip(short, map(str, paths), strict=True))
+    files = dict(zip(short, map(str, members), strict=True))
     result = {"files": files, "scores": scores, "differences": differences, "recipes": fields}
     folder = new_folder(output_dir, "compare")
     write_json(folder / "compare.json", result)
-    from dandap.runs.plots import bars, draw  # matplotlib takes a second to load
+    from dandap.runs.html import bars, draw  # matplotlib takes a second to load
 
     def chart(axes) -> None:
         each = list(scores.values())
@@ -141,32 +130,12 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     )
 
 
-def gold_answers(members: Sequence[list[dict]]) -> tuple[list[list[str]], list[str]]:
-    """Return the gold answers and the article of every question, from any member that has them."""
-    found: list[dict] = []
-    for records in zip(*members, strict=True):
-        found.append(next((r for r in records if r.get("gold") and r.get("article")), {}))
-    lacking = [r["id"] for r, known in zip(members[0], found, strict=True) if not known]
-    if lacking:
-        raise InputError(
-            f"no file has the gold answer and article of {len(lacking)} questions, "
-            f"first {lacking[0]}. Name runs that were answered with gold answers (an answer "
-            "column, or <name>_answers.csv next to the test file)."
-        )
-    return [known["gold"] for known in found], [known["article"] for known in found]
-
-
 def answering_recipe(path: Path) -> dict[str, Any]:
-    """Return the recipe of an inference, else that of the run; {} for a file outside of runs."""
-    scores_file = path.with_name("scores.json")
-    scores = read_json(scores_file) if scores_file.is_file() else {}
-    if "recipe" in scores:
-        adapter = "none (zero-shot)" if scores["run"] is None else "trained"
-        return scores["recipe"] | {"adapter": adapter}
-    run = run_of(path)
-    if run is None:
-        return {}
-    return yaml.safe_load(run.recipe_file.read_text(encoding="utf-8")) | {"adapter": "trained"}
+    """Return the recipe that answered and whether an adapter did; {} for a file outside of runs."""
+    scores = path.with_name("scores.json")
+    is_base = scores.is_file() and read_json(scores).get("run", "") is None
+    recipe = recipe_of(path)
+    return recipe and recipe | {"adapter": "none (zero-shot)" if is_base else "trained"}
 
 
 def different_fields(recipes: dict[str, dict]) -> dict[str, dict]:

@@ -238,7 +238,7 @@ def cell_text(value: Any) -> str:
 
 def draw_chart(path: Path, title: str, values: dict[Any, int] | list[int], label: str) -> Markup:
     """Draw a bar per name with its count, or a histogram with a dotted line at the median."""
-    from dandap.runs.plots import BLUE, INK, draw
+    from dandap.runs.html import BLUE, INK, draw
 
     def histogram(axes):
         from matplotlib.ticker import MaxNLocator
@@ -273,7 +273,7 @@ def word_cloud(path: Path, texts: list[str]) -> Markup:
     from kiwipiepy import Kiwi
     from wordcloud import WordCloud
 
-    from dandap.runs.plots import font_file, image
+    from dandap.runs.html import font_file, image
 
     read = texts[:: math.ceil(len(texts) / MOST_TEXTS) or 1]
     pieces = [text[start : start + PIECE] for text in read for start in range(0, len(text), PIECE)]

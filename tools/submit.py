@@ -13,8 +13,7 @@ from pathlib import Path
 from dandap import ROOT
 from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
 from dandap.errors import InputError, short_list
-from dandap.files import read_json, timestamp, whole_folder, write_json, write_text
-from dandap.manifest import KINDS
+from dandap.files import KINDS, read_json, timestamp, whole_folder, write_json, write_text
 from dandap.recipe import ANSWERING, Recipe
 from dandap.runs.folder import RunFolder
 from tasks import get_task
@@ -37,7 +36,7 @@ os.chdir(here)  # all paths are relative to this folder
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(here / "model" / "code"))
 
-import dandap.startup
+import dandap.cli
 from dandap.answering.run import answer, find_source
 
 if __name__ == "__main__":

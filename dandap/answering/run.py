@@ -26,8 +26,7 @@ from dandap.data.checks import report_cut
 from dandap.data.encode import Encoder, Example
 from dandap.data.rows import Answers, Row, Table, split_by_article
 from dandap.errors import InputError
-from dandap.files import check_writable, copy_whole, refuse_output, write_json
-from dandap.manifest import folder_hash
+from dandap.files import check_writable, copy_whole, folder_hash, refuse_output, write_json
 from dandap.model.adapter import for_answering, load_adapter
 from dandap.model.device import pick_device
 from dandap.model.distributed import (
@@ -50,8 +49,13 @@ from dandap.runs.folder import (
     new_environment,
     new_run,
 )
-from dandap.runs.journal import Journal, answers_folder, answers_name, hash_settings
-from dandap.runs.predictions import write_predictions
+from dandap.runs.predictions import (
+    Journal,
+    answers_folder,
+    answers_name,
+    hash_settings,
+    write_predictions,
+)
 from dandap.runs.report import write_report
 from tasks import checked_template, get_task
 from tasks.submission import write_review

@@ -19,8 +19,15 @@ from dandap.data.rows import Answers, split_by_article
 from dandap.errors import InputError, first_line
 from dandap.export.card import write_card
 from dandap.export.gguf import find_converter, write_gguf
-from dandap.files import check_writable, read_json, read_json_lines, whole_folder, write_json
-from dandap.manifest import MANIFEST, folder_hash
+from dandap.files import (
+    MANIFEST,
+    check_writable,
+    folder_hash,
+    read_json,
+    read_json_lines,
+    whole_folder,
+    write_json,
+)
 from dandap.model.adapter import check_whole, for_answering, load_adapter
 from dandap.model.dequantize import check_space, load_plain, plain_weights
 from dandap.model.device import free_memory, pick_device

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dandap.errors import InputError, first_line
-from dandap.manifest import MANIFEST, fault, seal
+from dandap.files import MANIFEST, fault, seal
 from dandap.model.hub import loading
 from dandap.model.load import load_base
 from dandap.recipe import Recipe

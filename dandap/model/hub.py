@@ -11,7 +11,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 
 from dandap.errors import InputError, first_line
-from dandap.manifest import folder_hash
+from dandap.files import folder_hash
 from dandap.recipe import Recipe
 
 HUB_TIMEOUT = 5  # seconds to connect

@@ -2,28 +2,26 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import metrics
-from dandap.errors import InputError, short_list
+from dandap.errors import InputError
 from dandap.files import (
     check_writable,
     copy_whole,
     new_folder,
-    read_json,
     refuse_output,
     write_json,
     write_json_lines,
 )
 from dandap.recipe import make_recipe
-from dandap.runs.journal import PREDICTIONS
 from dandap.runs.predictions import (
+    PREDICTIONS,
     choice_probabilities,
-    find_predictions,
-    load_predictions,
-    run_of,
-    same_questions,
+    load_members,
+    recipe_of,
     write_predictions,
 )
 from tasks import get_task
@@ -32,8 +30,7 @@ from tasks.task import Task, label
 METHODS = ("f1_sum", "vote", "vote_f1", "hard")
 # Members must agree in these recipe fields: a vote of free texts with 예 and 아니오 means nothing.
 SAME_FIELDS = (
-    *("task", "samples", "temperature", "grounded", "choices", "choices_by", "beams"),
-    "repetition_penalty",
+    "task samples temperature grounded choices choices_by beams repetition_penalty".split()
 )
 
 
@@ -61,17 +58,21 @@ def combine(
     """
     refuse_output(output, overwrite)
     check_writable(Path(output_dir), "Name another --output_dir.")
-    paths = [find_predictions(str(name), str(output_dir), split) for name in members]
-    if len({path.resolve() for path in paths}) < max(2, len(paths)):
-        raise InputError(
-            f"got {short_list(paths)}; an ensemble needs at least two members, each once."
-        )
-    answers = same_questions({str(path): load_predictions(path) for path in paths})
-    recipes = list(map(_recipe, paths))
-    _check_recipes(paths, recipes)
+    answers = load_members(members, output_dir, split)
+    paths = list(answers)
+    recipes = {path: recipe_of(path) for path in paths}
+    known = [path for path in paths if recipes[path]]
+    for path, name in product(known, SAME_FIELDS):
+        one, other = (recipes[each].get(name) for each in (known[0], path))
+        if one != other:
+            raise InputError(
+                f"{known[0]} and {path} were answered in different ways: {name} {one!r} and "
+                f"{other!r}. Name folders of answers (RUN/answers/...) with equal settings."
+            )
     # Without a recorded recipe the default task is assumed, economic QA.
-    recipe = make_recipe(recipes[0], str(paths[0]))
-    questions = list(zip(*answers, strict=True))
+    recipe = make_recipe(recipes[paths[0]], str(paths[0]))
+    task = get_task(recipe.task)
+    questions = list(zip(*answers.values(), strict=True))
     selected = [select(records, method) for records in questions]
     records = list(map(_merge, questions, selected))
     # Character F1 is symmetric, so either of two members gains the same from the other.
@@ -79,14 +80,14 @@ def combine(
         print(f"f1_sum of two members selects the first unless it is empty: {paths[0]}")
     agreement = count_agreement(questions)
     print("agreement: " + ", ".join(f"{name} {count:,}" for name, count in agreement.items()))
-    scores = _score(get_task(recipe.task), paths, answers, records)
+    scores = _score(task, answers, records)
 
     folder = new_folder(output_dir, f"ensemble-{method}-of-{len(paths)}")
     write_json_lines(folder / PREDICTIONS, records)
     write_predictions(folder / "predictions.csv", records)
     submission = note = None
     if not split:
-        submission, note = get_task(recipe.task).submit_combined(recipe, folder, paths[0], records)
+        submission, note = task.submit_combined(recipe, folder, paths[0], records)
     description = {
         "method": method,
         "members": list(map(str, paths)),
@@ -145,39 +146,12 @@ def count_agreement(questions: Sequence[Sequence[dict]]) -> dict[str, int]:
     return {":".join(map(str, sizes)): patterns[sizes] for sizes in sorted(patterns, reverse=True)}
 
 
-def _recipe(path: Path) -> dict[str, Any]:
-    """Return the recipe that a file's answers were made with; {} if it is unknown."""
-    if (scores := path.with_name("scores.json")).is_file():
-        return read_json(scores).get("recipe") or {}
-    run = run_of(path)
-    if run and path.resolve() == run.validation_record.resolve():
-        return run.load_recipe().model_dump()
-    return {}
-
-
-def _check_recipes(paths: Sequence[Path], recipes: Sequence[dict[str, Any]]) -> None:
-    """Reject members that were answered in different ways; unknown recipes pass."""
-    known = [(path, recipe) for path, recipe in zip(paths, recipes, strict=True) if recipe]
-    for path, recipe in known[1:]:
-        first, expected = known[0]
-        for name in SAME_FIELDS:
-            if recipe.get(name) != expected.get(name):
-                raise InputError(
-                    f"{first} and {path} were answered in different ways: {name} "
-                    f"{expected.get(name)!r} and {recipe.get(name)!r}. "
-                    "Name folders of answers (RUN/answers/...) with equal settings."
-                )
-
-
 def _merge(records: Sequence[dict], index: int) -> dict:
     """Return the selected record, with all members' answers and the member's number, from 1."""
-    merged = {"id": records[0]["id"], **records[index]}
-    for name in ("key", "samples"):
-        merged.pop(name, None)
-    # From the first member that has them: a submission has ids and answers only.
-    for name in ("question", "gold", "article"):
-        if known := next((record[name] for record in records if record.get(name)), None):
-            merged[name] = known
+    own = ("key", "samples")
+    merged = {name: value for name, value in records[index].items() if name not in own}
+    # A dialogue may be cleaned for one member: the first one's article counts.
+    merged |= {name: records[0][name] for name in ("gold", "article") if name in records[0]}
     merged |= {"members": [record["prediction"] for record in records], "member": index + 1}
     if merged.get("gold"):
         merged["char_f1"] = metrics.char_f1(merged["prediction"], merged["gold"])
@@ -186,7 +160,7 @@ def _merge(records: Sequence[dict], index: int) -> dict:
 
 
 def _score(
-    task: Task, paths: Sequence[Path], answers: Sequence[list[dict]], records: list[dict]
+    task: Task, answers: dict[Path, list[dict]], records: list[dict]
 ) -> dict[str, dict[str, Any]] | None:
     """Print and return the scores of the members and the ensemble; None without gold answers."""
     if not all(record.get("gold") and record.get("article") for record in records):
@@ -196,7 +170,8 @@ def _score(
     is_choice = all(record.get("choices") for record in records)
     named = "accuracy" if is_choice and "char_f1" in task.headline else label(task.headline[0])
     scores = {}
-    for name, member in zip([*map(str, paths), "ensemble"], [*answers, records], strict=True):
+    members = {str(path): member for path, member in answers.items()} | {"ensemble": records}
+    for name, member in members.items():
         score = metrics.score([record["prediction"] for record in member], golds, articles)
         low, high = score["char_f1_interval"]
         exact = "" if is_choice else f"exact match {score['exact_match']:.4f}  "

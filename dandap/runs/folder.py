@@ -1,6 +1,7 @@
 """The files of a run, outputs/<run>/, and how a run is found again."""
 
 import platform
+import shutil
 import subprocess
 import uuid
 from datetime import UTC, datetime
@@ -13,27 +14,23 @@ from dandap import ROOT
 from dandap.data.rows import Table
 from dandap.errors import InputError, short_list
 from dandap.files import (
-    checked_name,
-    free_folder,
     locked,
+    make_folder,
+    new_folder,
     read_json,
-    shortened,
-    timestamp,
+    safe_name,
     write_json,
     write_text,
 )
 from dandap.recipe import Recipe, load_recipe
 
 # Results may depend on the versions of these packages.
-PACKAGES = (
-    *("torch", "transformers", "trl", "peft", "bitsandbytes"),
-    *("accelerate", "datasets", "pandas", "tokenizers"),
-)
+PACKAGES = "torch transformers trl peft bitsandbytes accelerate datasets pandas tokenizers".split()
 # The files that a run writes before its first checkpoint.
-FIRST_FILES = {
-    *("recipe.yaml", "template.json", "environment.json"),
-    *("data_checks.json", "trimmed.json", "metrics.jsonl", "checkpoints"),
-}
+FIRST_FILES = set(
+    "recipe.yaml template.json environment.json data_checks.json trimmed.json metrics.jsonl "
+    "checkpoints".split()
+)
 
 
 class RunFolder:
@@ -81,17 +78,7 @@ class RunFolder:
 
     def time(self, event: str) -> str:
         """Return the recorded time (UTC) of "started" or "finished"; "" sorts before all times."""
-        value = self.environment().get(event)
-        if value is None:
-            return ""
-        try:
-            datetime.fromisoformat(value)
-        except (TypeError, ValueError):
-            got = str(value)[:60]
-            raise InputError(
-                f"{self.environment_file}: {event!r} is {got!r}, expected a time."
-            ) from None
-        return value
+        return str(self.environment().get(event) or "")
 
     @property
     def run_id(self) -> str | None:
@@ -110,13 +97,11 @@ class RunFolder:
     def load_template(self) -> tuple[str, dict[str, str]]:
         """Read (name, template) as trained."""
         saved = read_json(self.template_file)
-        name: Any = saved.get("name")
-        template: Any = saved.get("template")
-        parts = template.values() if isinstance(template, dict) else [None]
-        if not all(isinstance(text, str) for text in (name, *parts)):
+        name, template = str(saved.get("name")), saved.get("template")
+        if not isinstance(template, dict) or not all(isinstance(t, str) for t in template.values()):
             raise InputError(
-                f"{self.template_file}: expected a name, and a template whose parts are texts. "
-                "Restore it from a copy of the folder."
+                f"{self.template_file} has no template whose parts are texts. Restore it from a "
+                "copy of the folder."
             )
         return name, template
 
@@ -129,17 +114,19 @@ class RunFolder:
 
 def new_run(output_dir: str, name: str | None, made_from: str) -> RunFolder:
     """Make a run folder; without a name it is called after the recipe and the time."""
+    if not name:
+        return RunFolder(new_folder(output_dir, made_from))
     check_name(output_dir, name)
-    folder = Path(output_dir) / checked_name(name or f"{shortened(made_from)}-{timestamp()}")
-    # A named folder that passed the check has no checkpoint and is used again.
-    return RunFolder(folder if name and folder.is_dir() else free_folder(folder))
+    folder = Path(output_dir) / safe_name(name)
+    make_folder(folder)  # one that passed the check has no checkpoint and is used again
+    return RunFolder(folder)
 
 
 def check_name(output_dir: str, name: str | None) -> None:
     """Reject the name of an existing run, unless that run has no checkpoint yet."""
     if not name:
         return
-    folder = Path(output_dir) / checked_name(name)
+    folder = Path(output_dir) / safe_name(name)
     if folder.is_dir() and not folder.is_symlink() and RunFolder(folder).is_new:
         with locked(folder):  # raises if the run is being trained right now
             return
@@ -171,7 +158,7 @@ def find_run(name: str | None, output_dir: str) -> RunFolder:
             f"{output_dir} has no finished run. "
             "Train one with `python fine_tune.py`, or name one with --run."
         )
-    selected = newest(finished, "finished")
+    selected = max(finished, key=lambda run: run.time("finished"))
     for run in runs:
         is_newer = run.time("started") > selected.time("started")
         if is_newer and not run.finished and run.has_checkpoint:
@@ -182,32 +169,13 @@ def find_run(name: str | None, output_dir: str) -> RunFolder:
     return selected
 
 
-def newest(runs: list[RunFolder], event: str) -> RunFolder:
-    """Return the run that "started" or "finished" last by its own record.
-
-    Warn if the modification times disagree: a clock may have been wrong.
-    """
-    selected = max(runs, key=lambda run: run.time(event))
-    modified = max(runs, key=lambda run: run.environment_file.stat().st_mtime_ns)
-    if modified.path != selected.path:
-        print(
-            f"WARNING: {selected.path} {event} last ({selected.time(event)}), but {modified.path} "
-            f"({modified.time(event) or 'no time'}) was modified later. "
-            "If a clock was wrong, name the run."
-        )
-    return selected
-
-
 def list_runs(output_dir: str) -> list[RunFolder]:
     """Return the run folders, oldest first by their own record; broken ones are skipped."""
     runs = []
     for file in sorted(Path(output_dir).glob("*/recipe.yaml")):
         run = RunFolder(file.parent)
         try:
-            run.time("finished")
-            if run.weights.exists():
-                if not run.finished:
-                    raise InputError(f"{run.weights} is empty. Train again, or restore a copy.")
+            if run.finished:
                 run.load_recipe()
                 run.load_template()
             runs.append((run.time("started"), run))
@@ -245,15 +213,10 @@ def new_environment(tables: list[Table], base: dict[str, str]) -> dict[str, Any]
 
 def _commit() -> str | None:
     """Return the project's commit, with "+changes" if tracked files differ; None without git."""
-
-    def git(*words: str) -> str:
-        command = ["git", *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-
-    try:
-        top, commit = git("rev-parse", "--show-toplevel", "HEAD").splitlines()
-        if not ROOT.samefile(top):  # the project is a folder in somebody else's checkout
-            return None
-        return commit + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError, ValueError):
+    if not shutil.which("git"):
         return None
+    describe = ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+changes"]
+    # The project may be a folder in somebody else's checkout, which is not looked for.
+    command = ["git", f"--git-dir={ROOT / '.git'}", *describe]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or None

@@ -1,22 +1,50 @@
-"""Pages in one file that needs no network, for light and dark mode and any screen.
+"""Pages in one file that needs no network, for light and dark mode and any screen, and plots.
 
-The Korean glyphs of a page are embedded, for machines without Korean fonts.
+Korean is drawn on any machine: a page embeds the glyphs that it uses.
 """
 
 import base64
 import io
 import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.metadata import distribution
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
+import matplotlib
 from jinja2 import Environment
 from markupsafe import Markup
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from dandap import language
 from dandap.files import write_text
-from dandap.runs.plots import font_file
 
-PAGE, STYLE = (Path(__file__).with_name(name) for name in ("page.html.jinja", "page.css"))
+BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9722c", "#8a8f98", "#1d2430"
+# The SVG has the page's colors instead, which differ between light and dark mode.
+OF_PAGE = {BLUE: "var(--blue)", ORANGE: "var(--orange)", GREY: "var(--grey)", INK: "currentColor"}
+# Inches and points: a phone of 390 pixels shows letters of 11 points in 10.
+WIDTH, FONT_SIZE = 5.6, 11
+PAGE = """<!DOCTYPE html>
+<html lang="{{ lang }}">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+{{ font }}
+{{ style }}
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+{{ body }}
+</body>
+</html>
+"""
 
 
 def write_page(folder: Path, template: Path | str, title: str, **values: Any) -> Path:
@@ -29,34 +57,41 @@ def write_page(folder: Path, template: Path | str, title: str, **values: Any) ->
     environment.globals["t"] = language.t
     text = template if isinstance(template, str) else template.read_text(encoding="utf-8")
     body = environment.from_string(text).render(**values)
-    page = environment.from_string(PAGE.read_text(encoding="utf-8")).render(
+    page = environment.from_string(PAGE).render(
         title=title,
         lang=language.chosen(),
         # CSS knows no HTML entities; font and style contain no text of others.
         font=Markup(font_face(title + body)),
-        style=Markup(STYLE.read_text(encoding="utf-8")),
+        style=Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8")),
         body=Markup(body),
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
+@cache
+def font_file() -> str:
+    """Return the path of NanumGothic, which koreanize-matplotlib brings; `draw` may then use it."""
+    # The package is not imported: its code needs distutils.
+    files = distribution("koreanize-matplotlib")
+    path = str(files.locate_file("koreanize_matplotlib/fonts/NanumGothic.ttf"))
+    font_manager.fontManager.addfont(path)
+    return path
+
+
 def font_face(text: str) -> str:
-    """Return a CSS rule with the glyphs of a text's characters beyond ASCII, or "".
+    """Return a CSS rule with the glyphs of a text's characters beyond ASCII.
 
     A syllable takes about 90 bytes; the whole font would take 4 MB.
     """
     from fontTools import subset  # comes with matplotlib
 
-    characters = sorted({character for character in text if ord(character) > 127})
-    if not characters:
-        return ""
     logging.getLogger("fontTools.subset").setLevel(logging.ERROR)  # about tables it does not know
     # Hints are half of the bytes, and screens of today do not need them.
     options = subset.Options(hinting=False, layout_features=[], flavor="woff", notdef_outline=True)
     font = subset.load_font(font_file(), options)
     subsetter = subset.Subsetter(options)
-    subsetter.populate(text="".join(characters))
+    subsetter.populate(text="".join(sorted(set(filter(lambda sign: ord(sign) > 127, text)))))
     subsetter.subset(font)
     font["head"].modified = font["head"].created  # the same bytes every time
     file = io.BytesIO()
@@ -68,3 +103,76 @@ def font_face(text: str) -> str:
         '@font-face { font-family: "Dandap Hangul"; unicode-range: U+80-10FFFF; '
         f'src: url("data:font/woff;base64,{data}") format("woff"); }}'
     )
+
+
+def draw(path: Path, title: str, fill: Callable[[Axes], None], height: float = 3.2) -> str:
+    """Write a plot as a PNG and return it as an SVG element for a page.
+
+    `fill` draws on the axes; `height` is in inches.
+    """
+    font_file()
+    colored = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    style: dict[Any, Any] = {
+        **dict.fromkeys(colored, INK),
+        "font.family": ["NanumGothic", "DejaVu Sans"],  # the second has signs the first lacks
+        "font.size": FONT_SIZE,
+        "axes.unicode_minus": False,  # NanumGothic has no U+2212
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "axes.axisbelow": True,
+        "axes.facecolor": "none",
+        "axes.titlelocation": "left",
+        "axes.titlesize": FONT_SIZE + 1,
+        "svg.hashsalt": "dandap",  # the same ids every time
+    }
+    svg = io.StringIO()
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
+        axes = figure.subplots()
+        fill(axes)
+        axes.set_title(_wrapped(title, 60), pad=10)
+        figure.savefig(path)
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(svg, format="svg", facecolor="none", metadata=metadata)
+    # The page decides the width; the height follows from the viewBox.
+    opening, rest = svg.getvalue().partition("<svg ")[2].split(">", 1)
+    view = opening.split('viewBox="')[1].split('"')[0]
+    for color, variable in OF_PAGE.items():
+        rest = rest.replace(color, variable)
+    return f'<svg class="plot" role="img" viewBox="{view}">{rest}'
+
+
+def image(path: Path) -> str:
+    """Return a PNG as an element of a page that needs no network."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img class="plot" alt="" src="data:image/png;base64,{data}">'
+
+
+def _wrapped(text: str, width: int) -> str:
+    # matplotlib would begin a formula at a $.
+    return "\n".join(wrap(text, width)).replace("$", r"\$")
+
+
+def bars(
+    axes: Axes,
+    labels: Sequence[str],
+    values: Sequence[float],
+    intervals: Sequence[tuple[float, float]],
+    counts: Sequence[int],
+) -> None:
+    """Draw horizontal bars with intervals, the first on top, each with its label and count."""
+    places = range(len(labels))
+    axes.barh(places, values, 0.4, color=BLUE)
+    axes.hlines(places, *zip(*intervals, strict=True), color=GREY, linewidth=3)
+    # Labels are above their bars: to the left, long ones would leave the bars no width.
+    for place, label, value, count in zip(places, labels, values, counts, strict=True):
+        axes.text(0, place - 0.27, _wrapped(label, 48), va="bottom")
+        axes.text(1.03, place, f"{value:.3f}  n={count:,}", va="center")
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(len(labels) - 0.6, -0.9)
+    axes.set_xlim(0, 1.38)  # scores end at 1; the rest is room for the numbers
+    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    axes.grid(axis="y", visible=False)

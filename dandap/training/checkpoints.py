@@ -17,8 +17,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerState
 
 import metrics
 from dandap.errors import InputError, short_list
-from dandap.files import existing_parent, read_json_lines, write_json_lines
-from dandap.manifest import fault, flush, seal
+from dandap.files import existing_parent, fault, flush, read_json_lines, seal, write_json_lines
 from dandap.model.distributed import is_first
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, now

@@ -22,6 +22,8 @@ from dandap.data.rows import Answers
 from dandap.data.text import bare
 from dandap.errors import InputError, Stopped
 from dandap.files import (
+    fault,
+    folder_hash,
     make_folder,
     new_folder,
     read_json,
@@ -29,7 +31,6 @@ from dandap.files import (
     write_json,
     write_json_lines,
 )
-from dandap.manifest import fault, folder_hash
 from dandap.model.adapter import average_adapters
 from dandap.model.hub import base_identity
 from dandap.recipe import Recipe

@@ -7,7 +7,7 @@ from dandap.errors import InputError
 from dandap.model.distributed import is_first
 from dandap.model.hub import same_base
 from dandap.recipe import Recipe
-from dandap.runs.folder import RunFolder, find_path, list_runs, new_environment, newest
+from dandap.runs.folder import RunFolder, find_path, list_runs, new_environment
 
 
 def find_unfinished(name: str | None, output_dir: str) -> RunFolder:
@@ -21,7 +21,7 @@ def find_unfinished(name: str | None, output_dir: str) -> RunFolder:
                 f"{output_dir} has no unfinished run with a checkpoint. Start one without "
                 "--resume; folds continue with --folds N --resume."
             )
-        run = newest(unfinished, "started")
+        run = unfinished[-1]  # the newest
     if run.finished and not lacks_validation(run):
         raise InputError(
             f"{run.path} has finished training; nothing is left to resume. To answer a test file: "
