@@ -1,6 +1,7 @@
 """Templates: the same prompt in training and inference, a learned stop token, no control text."""
 
 import pytest
+from dandap.training.trainer import supervised
 from helpers import make_encoder
 from transformers import AutoTokenizer
 
@@ -8,7 +9,6 @@ import prompts
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.recipe import Recipe
-from dandap.training.trainer import supervised
 from prompts import TEMPLATES, get_template, render
 from tasks import TASKS
 
