@@ -21,7 +21,7 @@ from dandap.errors import InputError, Stopped
 from dandap.files import locked, write_json
 from dandap.manifest import fault, folder_hash, seal
 from dandap.model.adapter import load_adapter
-from dandap.model.identity import same_base
+from dandap.model.hub import same_base
 from dandap.model.load import load_base
 from dandap.model.memory import MemoryEstimate, Plan, lower_memory
 from dandap.recipe import Recipe

@@ -7,9 +7,8 @@ from transformers import AutoTokenizer, GPT2Config, LlamaConfig
 
 import fine_tune
 from dandap.cli import chosen_options, parse
-from dandap.data import lengths
 from dandap.data.encode import Example
-from dandap.data.lengths import loses_answer
+from dandap.data.lengths import drop_too_long, loses_answer
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.model import device, hub
@@ -105,13 +104,12 @@ def test_the_limits_of_a_base_are_checked_before_it_is_loaded(capsys):
 
 
 def test_questions_longer_than_the_plan_are_dropped_by_name(capsys):
-    drop = getattr(lengths, "drop_too_long", None) or lengths.without_too_long
     recipe = make_recipe({"max_length": 20, "max_new_tokens": 4}, "test")
     short, long = (Example(Row(str(n), "", ""), [1] * 10, [1] * n) for n in (10, 11))
-    assert drop(recipe, [short, long]) == [short]
+    assert drop_too_long(recipe, [short, long]) == [short]
     assert "1 questions are left out of training" in capsys.readouterr().out
     with pytest.raises(InputError, match="every answer is too long"):
-        drop(recipe, [long])
+        drop_too_long(recipe, [long])
 
 
 def test_an_answer_that_was_cut_off_is_noticed():

@@ -336,7 +336,7 @@ def test_bfloat16_on_a_cpu_keeps_the_adapter_in_float32(tokenizer, tmp_path):
 
     for name in ("float32", "bfloat16"):
         recipe = make_recipe("data/demo_model", quantization="nf4", compute_dtype=name)
-        plan = replace(make_plan(), compute_dtype=getattr(torch, name), dequantised=True)
+        plan = replace(make_plan(), compute_dtype=getattr(torch, name), dequantized=True)
         model, record = adapted(recipe), Record()
         layers = [module for n, module in model.named_modules() if n.endswith("base_layer")]
         for module in layers:
@@ -413,17 +413,17 @@ def test_shares_are_as_long_as_their_trees():
     assert [tokens(piece) for piece in articles] == [20 + 3 * 51, 31 + 1, 26 + 2]
     assert tokens([1]) == 20 + 51
     assert share(articles, tokens, 2) == [[[0, 1, 2]], [[3], [4]]]
-    assert speedup(examples, Recipe(questions_per_step=5), 2, 5) == (173 + 32 + 28) / 173
+    assert speedup(examples, Recipe(questions_per_step=5), 2) == (173 + 32 + 28) / 173
 
 
 def test_few_questions_cannot_feed_many_processes(monkeypatch, capsys):
     """Five questions an article, as in KorQuAD: three articles are halved for eight processes."""
     examples = make_examples(articles=200, questions=5, length=(300, 500))
-    recipe = Recipe()
-    assert 2.5 < speedup(examples, recipe, 8, 16) < 4.5
-    assert 6 < speedup(examples, recipe, 8, 64) < 7.5
-    assert speedup(examples, recipe, 2, 64) > 1.9
-    assert speedup(examples, recipe, 1, 16) == 1
+    few, many = Recipe(questions_per_step=16), Recipe(questions_per_step=64)
+    assert 2.5 < speedup(examples, few, 8) < 4.5
+    assert 6 < speedup(examples, many, 8) < 7.5
+    assert speedup(examples, many, 2) > 1.9
+    assert speedup(examples, few, 1) == 1
 
     def printed(questions, processes):
         monkeypatch.setenv("WORLD_SIZE", str(processes))
@@ -433,10 +433,7 @@ def test_few_questions_cannot_feed_many_processes(monkeypatch, capsys):
 
     assert printed(16, 1) == ""
     assert printed(64, 8).startswith("8 processes train at best 6.")
-    warning = printed(16, 8)
-    assert warning.startswith("WARNING: 8 processes train at best 3.")
-    more = int(re.search(r"--questions_per_step (\d+) it is", warning)[1])
-    assert speedup(examples, recipe, 8, more) >= 6 > speedup(examples, recipe, 8, more // 2)
+    assert printed(16, 8).startswith("WARNING: 8 processes train at best 3.")
 
 
 def test_few_steps_are_a_warning_with_the_epochs_that_are_enough(capsys):
