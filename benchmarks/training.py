@@ -340,7 +340,7 @@ def summed_gradient(trainer: SFTTrainer, batches: list[dict], targets: int) -> t
 
 def compare(setting: Setting, examples: list[Example], rounds: int) -> dict:
     """Run the ways in turn, print what each came to, and return the result."""
-    every_time, once = count_tokens(examples, setting.recipe, setting.plan)
+    every_time, once = count_tokens(examples, setting.recipe)
     articles = len({example.row.article for example in examples})
     print(
         f"{setting.model_name}, {setting.recipe.quantization}: {len(examples)} questions "

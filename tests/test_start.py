@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from dandap.data.lengths import drop_too_long, loses_answer
+from dandap.data.checks import drop_too_long, loses_answer
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig
 
 import fine_tune
