@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from dandap.data.checks import drop_too_long, loses_answer
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig
 
 import fine_tune
 from dandap.cli import chosen_options, parse
+from dandap.data.checks import drop_too_long, loses_answer
 from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError

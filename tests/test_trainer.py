@@ -428,7 +428,7 @@ def test_few_questions_cannot_feed_many_processes(monkeypatch, capsys):
     def printed(questions, processes):
         monkeypatch.setenv("WORLD_SIZE", str(processes))
         several = Recipe(questions_per_step=questions, epochs=9)
-        training_run.print_sharing(several, make_plan(), examples)
+        training_run.print_sharing(several, examples)
         return "".join(capsys.readouterr().out.splitlines()[1:])
 
     assert printed(16, 1) == ""
@@ -439,7 +439,7 @@ def test_few_questions_cannot_feed_many_processes(monkeypatch, capsys):
 def test_few_steps_are_a_warning_with_the_epochs_that_are_enough(capsys):
     for epochs, warning in ((2, "Only 6 optimizer steps: .* Try --epochs 7."), (7, "")):
         recipe = Recipe(questions_per_step=2, epochs=epochs)
-        training_run.print_sharing(recipe, make_plan(), make_examples()[:6])
+        training_run.print_sharing(recipe, make_examples()[:6])
         assert re.fullmatch(warning, "".join(capsys.readouterr().out.splitlines()[1:]))
 
 
