@@ -58,9 +58,11 @@ def train_one(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
 
         run = find_unfinished(arguments.resume, options.get("output_dir", DEFAULT.output_dir))
         name = run.path.name
-        recipe = resumed_recipe(
-            run, changed_recipe(arguments, options, run.load_recipe()), arguments.resume_anyway
-        )
+        saved = run.load_recipe().model_dump()
+        recipe = make_recipe(saved | options, "--resume", list(options))
+        if arguments.recipe:
+            recipe = load_recipe(arguments.recipe, options)
+        recipe = resumed_recipe(run, recipe, arguments.resume_anyway)
     check_input(recipe, options)
 
     from dandap.training.run import preview_training, train
@@ -115,8 +117,10 @@ def choose_recipe(arguments: argparse.Namespace, options: dict[str, Any]) -> tup
         recipe = load_recipe(arguments.recipe, options)
         if "train_file" not in options:
             mention_own_files(recipe)
-        elif "test_file" not in options and not is_sample(recipe.train_file):
-            mention_sample_test(recipe)
+        elif is_sample(recipe.test_file) and not is_sample(recipe.train_file):
+            print(
+                f"WARNING: the test file is the sample's, {recipe.test_file}: add --test_file FILE."
+            )
         return find_recipe(arguments.recipe).stem, recipe
     train_file = Path(options.get("train_file", DEFAULT.train_file))
     if not train_file.exists() and "train_file" not in options:
@@ -147,13 +151,6 @@ def choose_recipe(arguments: argparse.Namespace, options: dict[str, Any]) -> tup
     return "default", recipe
 
 
-def changed_recipe(arguments: argparse.Namespace, options: dict[str, Any], saved: Recipe) -> Recipe:
-    """Return the recipe that the command line asks to resume with."""
-    if arguments.recipe:
-        return load_recipe(arguments.recipe, options)
-    return make_recipe(saved.model_dump() | options, "--resume", list(options))
-
-
 def check_input(recipe: Recipe, options: dict[str, Any]) -> None:
     """Reject what can be known before the data are read."""
     from dandap.model.hub import confirm_remote_code
@@ -172,12 +169,6 @@ def mention_own_files(recipe: Recipe) -> None:
     if train and Path(recipe.train_file) not in train and recipe.task == DEFAULT.task:
         options = f"--train_file {train[0]}" + (f" --test_file {test[0]}" if test else "")
         print(f"{train[0]} exists, and this trains on {recipe.train_file}. For yours: {options}")
-
-
-def mention_sample_test(recipe: Recipe) -> None:
-    """Warn if the test file is the sample's although the training file is not."""
-    if is_sample(recipe.test_file):
-        print(f"WARNING: the test file is the sample's, {recipe.test_file}. Use --test_file FILE.")
 
 
 def is_sample(name: str) -> bool:

@@ -34,7 +34,8 @@ class Grounding:
         enough for the span's first character.
         """
         answer = self._bytes(token_ids)
-        may_end = _is_span(answer, context)
+        text, rest = _characters(answer)
+        may_end = not rest and bool(text.strip()) and text.strip() in context
         for token in likeliest:
             is_stop = token in stop_ids
             if may_end if is_stop else self._may_append(answer, token, context, left - 1):
@@ -83,12 +84,6 @@ class Grounding:
 def _missing(begun: bytes) -> int:
     """Return how many bytes are missing of a character (RFC 3629, section 3)."""
     return (2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4) - len(begun)
-
-
-def _is_span(answer: bytes, context: str) -> bool:
-    """Return whether bytes are a span of the context, of whole characters."""
-    text, rest = _characters(answer)
-    return not rest and bool(text.strip()) and text.strip() in context
 
 
 def _characters(data: bytes) -> tuple[str, bytes]:

@@ -153,19 +153,15 @@ def dequantize(model: torch.nn.Module, onto: torch.device | None = None) -> None
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, Linear4bit):
-                setattr(parent, name, _plain_linear(layer).to(onto))
-
-
-def _plain_linear(layer: Linear4bit) -> torch.nn.Linear:
-    quantized: Any = layer.weight
-    weight = dequantize_4bit(quantized.data, quantized.quant_state)
-    plain = torch.nn.Linear(1, 1, bias=False, device="meta")  # shape and weight follow
-    plain.out_features, plain.in_features = weight.shape
-    plain.weight = torch.nn.Parameter(weight.to(layer.compute_dtype), requires_grad=False)
-    if layer.bias is not None:
-        bias = layer.bias.data.to(layer.compute_dtype)
-        plain.bias = torch.nn.Parameter(bias, requires_grad=False)
-    return plain
+                quantized: Any = layer.weight
+                weight = dequantize_4bit(quantized.data, quantized.quant_state)
+                plain = torch.nn.Linear(1, 1, bias=False, device="meta")  # shape and weight follow
+                plain.out_features, plain.in_features = weight.shape
+                plain.weight = torch.nn.Parameter(weight.to(layer.compute_dtype), False)
+                if layer.bias is not None:
+                    bias = layer.bias.data.to(layer.compute_dtype)
+                    plain.bias = torch.nn.Parameter(bias, False)
+                setattr(parent, name, plain.to(onto))
 
 
 def keep_weights_in_place(model: torch.nn.Module) -> None:

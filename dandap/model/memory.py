@@ -338,10 +338,18 @@ def fit_plan(
             break
     else:
         if not on_cpu:
-            way_out = _way_out(recipe, training, estimate.total - estimate.activations < free)
+            # A shorter batch helps only if base and adapter alone fit.
+            base_fits = training and estimate.total - estimate.activations < free
+            ways_out = {
+                "--quantization nf4, ": training and recipe.quantization == "none",
+                "--gradient_checkpointing true, ": training and not auto and not checkpointing,
+                "--tokens_per_batch auto, ": base_fits and recipe.tokens_per_batch != "auto",
+                f"--max_length {longest // 2}, ": base_fits,
+            }
             raise DoesNotFit(
                 f"{recipe.model} needs about {estimate}; {free / GB:.1f} GB are free. Try "
-                f"{way_out}."
+                f"{''.join(way for way, helps in ways_out.items() if helps)}a smaller base (see "
+                "the README's table), or a larger or emptier GPU (nvidia-smi)."
             )
         print(
             f"WARNING: {recipe.model} may need {estimate}; {free / GB:.1f} GB of main memory are "
@@ -357,19 +365,6 @@ def fit_plan(
     if not on_cpu and not training and whole.total <= free:
         return replace(plan, estimate=whole, dequantized=is_nf4, merged=True)
     return plan
-
-
-def _way_out(recipe: Recipe, training: bool, base_fits: bool) -> str:
-    changes = {
-        "--quantization nf4": recipe.quantization == "none",
-        "--gradient_checkpointing true": recipe.gradient_checkpointing is False,
-        # A shorter batch helps only if base and adapter alone fit.
-        "--tokens_per_batch auto": base_fits and recipe.tokens_per_batch != "auto",
-        f"--max_length {recipe.max_length // 2}": base_fits,
-    }
-    steps = [change for change, helps in changes.items() if training and helps]
-    steps += ["a smaller base (see the README's table)", "or a larger or emptier GPU (nvidia-smi)"]
-    return ", ".join(steps)
 
 
 def same_plan(plan: Plan) -> Plan:

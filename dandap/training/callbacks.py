@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -161,14 +160,3 @@ class Tracker(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.callback.on_train_end(args, state, control, **kwargs)
-
-
-def track_scores(trackers: list[Tracker], args, state, control, scores: dict[str, Any]) -> None:
-    """Send an evaluation's numbers, as eval/char_f1 and so on."""
-    numbers = {
-        f"eval_{name}": value
-        for name, value in scores.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    for tracker in trackers:
-        tracker.on_log(args, state, control, logs=numbers)

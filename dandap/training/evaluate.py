@@ -15,7 +15,7 @@ from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder
 from dandap.runs.predictions import write_predictions
 from dandap.runs.report import write_report
-from dandap.training.callbacks import Tracker, track_scores
+from dandap.training.callbacks import Tracker
 from dandap.training.checkpoints import best_step, evaluations
 from tasks import get_task
 from tasks.task import answerable, compute_scores, format_evaluation, label, print_scores
@@ -91,7 +91,10 @@ class Evaluate(TrainerCallback):
                 f"step {state.global_step:>6}/{state.max_steps}  {loss}"
                 f"{format_evaluation(self.task, scores)}"
             )
-            track_scores(self.trackers, args, state, control, scores)
+            kinds = (int, float)  # by type: True is an int, too
+            numbers = {f"eval_{name}": n for name, n in scores.items() if type(n) in kinds}
+            for tracker in self.trackers:
+                tracker.on_log(args, state, control, logs=numbers)
         if best_step(state) == state.global_step:
             control.should_save = True
         if self.patience_exceeded(state):

@@ -99,7 +99,8 @@ def train(
     encoder = Encoder(tokenizer, template, task.sample)
     examples = encode_training(recipe, encoder, task.expand(rows))
     check_ids(examples, config, tokenizer)
-    validation = encode_validation(recipe, encoder, validation_rows)
+    validation = encoder.encode(validation_rows, recipe.prompt_limit, False, recipe.on_overflow)
+    report_cut(recipe, validation)
     plan = for_these_answers(plan, recipe, config, answer_share(examples))
     print(plan)
     print_sharing(recipe, examples)
@@ -239,13 +240,6 @@ def encode_training(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[E
     return examples
 
 
-def encode_validation(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
-    """Encode the rows to validate on, as inference does."""
-    examples = encoder.encode(rows, recipe.prompt_limit, False, recipe.on_overflow)
-    report_cut(recipe, examples)
-    return examples
-
-
 def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
     """Print the tokens that reading once saves, and warn of few steps and idle processes."""
     articles = len({example.row.article for example in examples})
@@ -305,5 +299,7 @@ def preview_training(recipe: Recipe, resume: RunFolder | None = None) -> None:
     encoder = Encoder(tokenizer, template, task.sample)
     examples = encode_training(recipe, encoder, task.expand(rows))
     check_ids(examples, config, tokenizer)
-    encode_validation(recipe, encoder, validation_rows)
+    report_cut(
+        recipe, encoder.encode(validation_rows, recipe.prompt_limit, False, recipe.on_overflow)
+    )
     preview(encoder, examples[0])
