@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.startup  # noqa: F401
 
+# isort: split
 import argparse
 import importlib.util
 import json
