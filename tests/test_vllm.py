@@ -20,8 +20,7 @@ from dandap.answering.run import find_source
 from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.files import read_json, write_json
-from dandap.manifest import MANIFEST
+from dandap.files import MANIFEST, read_json, write_json
 from dandap.model.load import load_config
 from dandap.recipe import Recipe, load_recipe
 from tests.conftest import ROOT
