@@ -22,7 +22,7 @@ from dandap.data.read import read_questions
 from dandap.data.rows import Row, by_article
 from dandap.model.device import pick_compute_dtype, pick_device
 from dandap.model.load import load_base, load_config, load_tokenizer
-from dandap.model.shapes import NAMES, named_config
+from dandap.model.plans import NAMES, named_config
 from dandap.recipe import Recipe, make_recipe
 from tasks import get_task
 

@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import create_mask
 
 from dandap.errors import InputError
 from dandap.model.load import load_base
-from dandap.model.shapes import named_config
+from dandap.model.plans import named_config
 from dandap.recipe import Recipe
 from dandap.tree import attention
 from dandap.tree.attention import (

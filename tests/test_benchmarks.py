@@ -9,7 +9,7 @@ from transformers import Gemma2Config
 
 from benchmarks import data, inference, operators, overflow, peers, training
 from dandap.errors import InputError
-from dandap.model.shapes import named_config
+from dandap.model.plans import named_config
 
 
 def test_training_prints_its_result_last(capsys):

@@ -20,8 +20,7 @@ from dandap.model.memory import (
     for_these_answers,
     make_plan,
 )
-from dandap.model.plans import parse_size
-from dandap.model.shapes import NAMES, SHAPES, make_config
+from dandap.model.plans import NAMES, SHAPES, make_config, parse_size
 from dandap.recipe import RECIPES_DIR, Recipe, load_recipe
 from dandap.tree.logits import logits_at
 from dandap.tree.masks import tree_masks

@@ -1,7 +1,6 @@
 """Articles are put into batches that fit, and are read as seldom as possible."""
 
-from dandap.tree.packing import pack
-from dandap.tree.token_tree import grow
+from dandap.tree.token_tree import grow, pack
 
 
 def article(length, questions):

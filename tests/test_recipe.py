@@ -7,7 +7,7 @@ import yaml
 from dandap.cli import Parser, add_options, chosen_options, parse
 from dandap.errors import InputError
 from dandap.model.memory import GB, Footprint
-from dandap.model.shapes import SHAPES, make_config
+from dandap.model.plans import SHAPES, make_config
 from dandap.recipe import Recipe, find_recipe, load_recipe, make_recipe, named_recipes
 from tasks import checked_template
 

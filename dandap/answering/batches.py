@@ -9,8 +9,7 @@ from dandap.data.rows import by_article
 from dandap.errors import InputError
 from dandap.model.device import unless_out_of_memory
 from dandap.model.distributed import process_count, process_number
-from dandap.tree.packing import Part, pack
-from dandap.tree.token_tree import TokenTree, grow
+from dandap.tree.token_tree import Part, TokenTree, grow, pack
 
 T = TypeVar("T")
 Batch = TypeVar("Batch")

@@ -13,8 +13,7 @@ from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError, first_line
 from dandap.model.device import computing
-from dandap.tree.packing import Part
-from dandap.tree.token_tree import grow
+from dandap.tree.token_tree import Part, grow
 
 # The largest difference of centered logits, as a share of their norm. On Gemma 3 270M rounding to
 # bfloat16 gave at most 0.053 (0.2 of a log-probability); a branch that sees another's tokens at

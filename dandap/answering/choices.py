@@ -13,8 +13,7 @@ from dandap.model.memory import READ_TOKENS
 from dandap.recipe import Recipe
 from dandap.tree.logits import logits_at
 from dandap.tree.masks import tree_masks
-from dandap.tree.packing import Part
-from dandap.tree.token_tree import collate
+from dandap.tree.token_tree import Part, collate
 
 
 def score_choices(

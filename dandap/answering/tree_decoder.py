@@ -35,8 +35,7 @@ from dandap.model.memory import READ_TOKENS, expected_length
 from dandap.tree.attention import Branched, branching
 from dandap.tree.logits import logits_at
 from dandap.tree.masks import ALIGNED, additive, sliding_windows, tree_masks
-from dandap.tree.packing import Part
-from dandap.tree.token_tree import collate, send
+from dandap.tree.token_tree import Part, collate, send
 
 FIRST_TRIED = 16  # most probable tokens tried before all others in a grounded answer
 

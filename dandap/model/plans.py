@@ -3,16 +3,36 @@
 from pathlib import Path
 
 import torch
+import yaml
+from transformers import AutoConfig, PretrainedConfig
 
-from dandap.errors import InputError
+from dandap.errors import InputError, nearest
 from dandap.model.device import pick_compute_dtype, why_no_gpu
 from dandap.model.hub import confirm_remote_code
 from dandap.model.load import load_config
 from dandap.model.memory import CPU_LIMIT, GB, Footprint, available_memory, fit_plan
-from dandap.model.shapes import SHAPES, make_config
 from dandap.recipe import RECIPES_DIR, find_recipe, load_recipe
 
+# Architectures by the base's name on the hub, and by a short one.
+_DATA = yaml.safe_load(Path(__file__).with_name("shapes.yaml").read_text(encoding="utf-8"))
+SHAPES: dict[str, dict] = _DATA["hub"]
+NAMES: dict[str, dict] = _DATA["names"]
 COMMON_SIZES = [16 * GB, 24 * GB, 48 * GB, 80 * GB]  # GPUs that people rent
+
+
+def make_config(shape: dict) -> PretrainedConfig:
+    """Return transformers' config of an entry of SHAPES or NAMES."""
+    return AutoConfig.for_model(**shape)
+
+
+def named_config(name: str) -> PretrainedConfig:
+    """Return the config of a shape by its short name; InputError lists the names."""
+    if name not in NAMES:
+        known = ", ".join(NAMES)
+        raise InputError(
+            f"got {name!r}; expected a model folder or one of {known}.{nearest(name, NAMES)}"
+        )
+    return make_config(NAMES[name])
 
 
 def print_plans(recipe_name: str | None, options: dict, gpu_memory: str | None) -> None:

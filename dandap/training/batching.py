@@ -38,8 +38,7 @@ from dandap.data.rows import by_article
 from dandap.model.memory import Plan
 from dandap.recipe import Recipe
 from dandap.tree.masks import ALIGNED, BLOCK
-from dandap.tree.packing import Part, pack
-from dandap.tree.token_tree import collate_all, grow
+from dandap.tree.token_tree import Part, collate_all, grow, pack
 
 SIMILAR = 0.9  # the shortest tree of a padded micro-batch, as a share of the longest
 # Questions of one article that go through the model together, as indices of examples.

@@ -44,7 +44,7 @@ from dandap.model.memory import (
     refuse_without_gpu,
     same_plan,
 )
-from dandap.model.shapes import SHAPES, make_config
+from dandap.model.plans import SHAPES, make_config
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, check_name, new_environment, new_run
 from dandap.training.batching import count_tokens, speedup

@@ -27,8 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from dandap.tree.masks import tree_masks
-from dandap.tree.packing import Part, pack
-from dandap.tree.token_tree import TokenTree, collate, grow
+from dandap.tree.token_tree import Part, TokenTree, collate, grow, pack
 from tasks.dialogue_inference import INFERENCES, LETTERS
 from tools.demo import situations
 from tools.demo.articles import KS_SYLLABLES, SEAM, Article, Word, make_article, plain
