@@ -27,6 +27,7 @@ from dandap.model.distributed import first_one_speaks, refuse_several
 from dandap.recipe import Recipe, find_recipe, load_recipe, make_recipe
 from dandap.runs.folder import RunFolder
 from tasks import get_task
+from tasks.task import train_files
 
 DEFAULT = Recipe()
 
@@ -155,12 +156,12 @@ def check_input(recipe: Recipe, options: dict[str, Any]) -> None:
     """Reject what can be known before the data are read."""
     from dandap.model.hub import confirm_remote_code
 
+    # Training does not need the test file, and answering would notice hours later.
+    tests = recipe.test_file.split(",") if "test_file" in options else []
+    for path in (*train_files(recipe), *map(Path, tests)):
+        find_files(path)
     # Only the command line of this start can switch on a repository's code.
     confirm_remote_code(recipe, "trust_remote_code" in options)
-    if "test_file" in options:
-        # Training does not need it, and answering would notice hours later.
-        for name in recipe.test_file.split(","):
-            find_files(Path(name))
 
 
 def mention_own_files(recipe: Recipe) -> None:

@@ -21,12 +21,12 @@ import subprocess
 import tempfile
 import time
 
-import fine_tune
 from benchmarks.material import DEMO_DATA
 from dandap import ROOT
 from dandap.cli import Parser, parse, positive, run_script
 from dandap.errors import InputError
-from dandap.model.distributed import process_number
+from dandap.model.distributed import first_one_speaks, process_number
+from dandap.recipe import load_recipe
 
 LAUNCH = [
     *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
@@ -135,6 +135,7 @@ def train(arguments: argparse.Namespace, begin, end) -> None:
 
     The first step loads what is loaded late, and one process alone saves: neither is counted.
     """
+    from dandap.training.run import train
     from dandap.training.trainer import ReadOnceTrainer
 
     one_step = ReadOnceTrainer.training_step
@@ -148,9 +149,15 @@ def train(arguments: argparse.Namespace, begin, end) -> None:
         return loss
 
     ReadOnceTrainer.training_step = timed
-    what = ["--recipe", "demo", "--train_file", arguments.data, "--evaluate_every", "none"]
-    what += ["--questions_per_step", str(arguments.questions_per_step)]
-    fine_tune.main([*what, "--validation_fraction", "0", "--output_dir", arguments.into])
+    options = {
+        "train_file": arguments.data,
+        "evaluate_every": "none",
+        "questions_per_step": arguments.questions_per_step,
+        "validation_fraction": 0,
+        "output_dir": arguments.into,
+    }
+    with first_one_speaks():
+        train(load_recipe("demo", options))
 
 
 def answer(arguments: argparse.Namespace, begin, end) -> None:

@@ -171,11 +171,16 @@ def submit_like_member(folder: Path, member: Path, records: list[dict]) -> tuple
     return path, form.note
 
 
-def read_train(task: Task, recipe: Recipe) -> Table:
-    """Read the recipe's training file, or several separated by commas."""
+def train_files(recipe: Recipe) -> list[Path]:
+    """Return the recipe's training file, or several separated by commas."""
     whole = Path(recipe.train_file)  # a comma may also be part of a file's name
     names = [recipe.train_file] if whole.exists() else recipe.train_file.split(",")
-    return task.read([Path(name.strip()) for name in names], recipe.columns, True)
+    return [Path(name.strip()) for name in names]
+
+
+def read_train(task: Task, recipe: Recipe) -> Table:
+    """Read the recipe's training file."""
+    return task.read(train_files(recipe), recipe.columns, True)
 
 
 def read_test(task: Task, recipe: Recipe, test_file: Path) -> Table:
