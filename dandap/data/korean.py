@@ -29,6 +29,7 @@ _KINDS = {
     rf"|(?:{_PLACES}|소재지|위치)[은는]?\s*\?*$",
     "why": r"왜|이유|까닭|원인|때문",
     "what": r"무엇|무슨|무얼|뭐|뭘|어느|어떤|어떠한|어떻게|이름|명칭",
+    "yes/no": r"(?:는가|은가|인가|던가|[나가까요지니])\s*\??\s*$",
 }
 KINDS = {
     "who": "누구",
@@ -39,13 +40,11 @@ KINDS = {
     "why": "왜",
     "yes/no": "예/아니오",
 }
-_YES_NO = r"(?:는가|은가|인가|던가|[나가까요지니])\s*\??\s*$"
 
 
 def question_kind(question: str) -> str:
     """Return the kind (one of KINDS): by interrogatives, else by the ending, else "what"."""
-    kinds = _KINDS | {"yes/no": _YES_NO}
-    return next((kind for kind in kinds if re.search(kinds[kind], question)), "what")
+    return next((kind for kind in _KINDS if re.search(_KINDS[kind], question)), "what")
 
 
 PARTICLES = (

@@ -150,7 +150,7 @@ def answer_texts(value: Any, where: str) -> list[str]:
     raise InputError(f"{where}: an answer is {str(value)[:100]!r}; expected a text or a list.")
 
 
-def structured(value: Any, where: str) -> Any:
+def parsed(value: Any, where: str) -> Any:
     """Return a cell's value: parsed if it is the text of a list or dict (JSON's or pandas')."""
     if not isinstance(value, str) or not LISTED.match(value.strip()):
         return value

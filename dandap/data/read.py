@@ -7,36 +7,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dandap.data.qa_formats import (
-    COLUMNS,
-    Record,
-    answer_texts,
-    column_names,
-    json_records,
-    structured,
-)
+from dandap.data.qa_formats import COLUMNS, Record, answer_texts, column_names, json_records, parsed
 from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
 from dandap.data.tables import Sheet, read_table
-from dandap.data.text import (
-    JSONS,
-    clean,
-    find_files,
-    hash_file,
-    html_text,
-    looks_like_html,
-    trim,
-    writable,
-)
+from dandap.data.text import JSONS, clean, find_files, hash_file, html_text, is_html, trim, writable
 from dandap.errors import InputError, nearest, short_list
 
 FIELDS: dict[bool, dict[str, str]] = {False: {}, True: {"impossible": "true"}}  # shared by rows
 LONGEST_ID = 1000  # characters; ids are printed and name lines of files
-# A decoder's mark for unreadable bytes; the shifts of old mail; and UTF-8 Hangul (three bytes from
-# 0xEA to 0xED) read as Latin-1.
-GARBLED = re.compile(
-    "[\ufffd\x0e\x0f\x1b]"
-    "|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122][\u0080-\u00bf\u0152-\u2122]){2}"
-)
+# A decoder's mark for unreadable bytes, or UTF-8 Hangul (from 0xEA to 0xED) read as Latin-1.
+GARBLED = re.compile("\ufffd|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122]{2}){2}")
 NOTES = {
     "composed": "rows had decomposed Hangul, which was composed",
     "blank": "questions lack their article or their text; they are answered anyway",
@@ -56,10 +36,9 @@ def read_questions(
     every row needs all its texts; without (a test file) every row is read, empty texts are noted.
     """
     columns = columns or {}
-    for name in columns:
-        if name not in COLUMNS:
-            known = f"{', '.join(COLUMNS)}.{nearest(name, COLUMNS)}"
-            raise InputError(f"columns: {name!r} is none of {known} Write it as context=본문.")
+    if unknown := [name for name in columns if name not in COLUMNS]:
+        known = f"{', '.join(COLUMNS)}.{nearest(unknown[0], COLUMNS)}"
+        raise InputError(f"columns: {unknown[0]!r} is none of {known} Write it as context=본문.")
     several = paths if isinstance(paths, list) else [paths]
     files = [file for path in several for file in find_files(Path(path))]
     required = ("context", "question", *(["answer"] if need_answers else []))
@@ -114,17 +93,16 @@ def _answers(where: str, record: dict[str, Any]) -> tuple[tuple[str, ...], bool]
 
     An empty list means that a question has no answer; an empty cell is a mistake.
     """
-    value = structured(record.get("answers"), f"{where}: answers")
+    value = parsed(record.get("answers"), f"{where}: answers")
     is_list = "answers" in record and not isinstance(value, str)
     if not any(map(trim, answer_texts(value, where))):
-        value = structured(record.get("answer", value), f"{where}: answer")
+        value = parsed(record.get("answer", value), f"{where}: answer")
     return tuple(filter(None, (trim(clean(text)) for text in answer_texts(value, where)))), is_list
 
 
 @lru_cache(maxsize=8)  # an article's questions follow one another
 def _article(text: str) -> tuple[str, set[str]]:
-    """Return an article as it is read, and the keys of the notes on it."""
-    is_page = looks_like_html(text)
+    is_page = is_html(text)
     text = html_text(text) if is_page else text
     # White space stays: an article's layout is made of it.
     article = clean(text).strip("\ufeff\u200b\u200c\u200d\u2060") if trim(text) else ""
@@ -132,11 +110,8 @@ def _article(text: str) -> tuple[str, set[str]]:
 
 
 def _signs(text: str) -> set[str]:
-    found = {
-        "composed": clean(text) != writable(text),
-        "garbled": GARBLED.search(text),
-        "blank": not trim(text),
-    }
+    is_composed = clean(text) != writable(text)
+    found = {"composed": is_composed, "garbled": GARBLED.search(text), "blank": not trim(text)}
     return {key for key, value in found.items() if value}
 
 
@@ -188,16 +163,11 @@ def _make_rows(
         rows.append(Row(name, context, question, answers, fields=FIELDS[impossible]))
     if not rows:
         raise InputError(f"{path} has no questions (got {count} rows). Expected at least one.")
-    notes = []
-    if numbered:
-        notes.append(
-            f"{path.name} has no column 'id'; its rows are called {prefix}1 to {prefix}{count}"
-        )
-    notes += [
-        f"{len(found[key]):,} {what} ({short_list(found[key], 3, quoted=False)})"
-        for key, what in NOTES.items()
-        if found[key]
-    ]
+    names = f"its rows are called {prefix}1 to {prefix}{count}"
+    notes = [f"{path.name} has no column 'id'; {names}"] if numbered else []
+    for key in filter(found.get, NOTES):
+        ids = short_list(found[key], 3, quoted=False)
+        notes.append(f"{len(found[key]):,} {NOTES[key]} ({ids})")
     if unanswerable:
         notes.append(f"{unanswerable} questions without an answer were skipped")
     return rows, notes

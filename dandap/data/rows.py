@@ -36,7 +36,7 @@ class Row:
     @property
     def content_hash(self) -> str:
         """Return the hash that copies with other white space or invisible characters share."""
-        return _hash(self.group) if self.group else _hash_bare(self.context)
+        return _hash(self.group or bare(self.context))
 
 
 def template_fields(row: Row, context: str, answer: str) -> dict[str, str]:
@@ -51,11 +51,6 @@ def template_fields(row: Row, context: str, answer: str) -> dict[str, str]:
 @lru_cache(maxsize=1024)
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@lru_cache(maxsize=1024)
-def _hash_bare(text: str) -> str:
-    return _hash(bare(text))
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ import hashlib
 import io
 import re
 import unicodedata
+from functools import lru_cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TextIO
 
-from dandap import ROOT
 from dandap.errors import InputError, short_list
 
 TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet", ".arrow")
@@ -30,9 +30,7 @@ INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u180e\u200e\u200f"
 UNSEEN = re.compile(rf"[\s{INVISIBLE}\u00ad]+")
 SURROGATE = re.compile("[\ud800-\udfff]")
 HIDDEN = ("script", "style", "title", "template", "noscript")
-BLOCKS = tuple(
-    "p div br li tr table ul ol h1 h2 h3 h4 h5 h6 section article dt dd blockquote".split()
-)
+BLOCKS = "p div br li tr table ul ol h1 h2 h3 h4 h5 h6 section article dt dd blockquote".split()
 CLOSED_BLOCK = re.compile(r"</(?:html|body|p|div|table|tr|td|ul|ol|li|h[1-6])\s*>", re.IGNORECASE)
 
 
@@ -47,9 +45,7 @@ def find_files(path: Path, expected: str = READABLE) -> list[Path]:
             raise InputError(f"the folder {path} has no data file. Expected {expected}.{hint}")
         return found
     if not path.is_file():
-        in_root = (ROOT / path).is_file()
-        there = f" There is one in {ROOT}: start the script in that folder." if in_root else ""
-        raise InputError(f"no file at {path}. Expected {expected}; check the path.{there}")
+        raise InputError(f"no file at {path}. Expected {expected}; check the path.")
     return [path]
 
 
@@ -137,6 +133,7 @@ def trim(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=1024)  # an article's questions follow one another
 def bare(text: str) -> str:
     """Return what texts are compared by: composed, in one case, without white space."""
     return unicodedata.normalize("NFC", UNSEEN.sub("", text)).casefold()
@@ -163,7 +160,7 @@ class _Page(HTMLParser):
         self.pieces.append("" if self.hidden else re.sub(r"\s+", " ", data))
 
 
-def looks_like_html(text: str) -> bool:
+def is_html(text: str) -> bool:
     """Return whether a text is HTML: it begins with a tag and closes a block.
 
     An article with <Table 1>, or about the tag <p>, does not. Texts with more than 100 tags that
