@@ -30,7 +30,6 @@ from unittest import mock
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Params4bit
-from dandap.training.job import Job
 from transformers import PreTrainedModel
 
 from benchmarks.machine import describe_machine, random_model
@@ -50,7 +49,7 @@ from dandap.model.load import load_tokenizer
 from dandap.model.memory import GB, Footprint, make_plan
 from dandap.model.shapes import NAMES, SHAPES, make_config, named_config
 from dandap.recipe import Recipe, load_recipe
-from dandap.training.trainer import make_read_once_trainer
+from dandap.training.trainer import make_trainer
 from dandap.tree.attention import head_size, why_no_flex
 
 SCRIPT = [sys.executable, "fine_tune.py"]
@@ -171,8 +170,8 @@ def training(arguments: argparse.Namespace, device: torch.device) -> dict:
     examples = made_up(1000, 5, 16 * 4)
     seconds, forwarded = [], []
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(recipe, plan, load_tokenizer(load_recipe("demo", {})), examples)
-        trainer = make_read_once_trainer(job, model, folder, [])
+        tokenizer = load_tokenizer(load_recipe("demo", {}))
+        trainer = make_trainer(recipe, plan, tokenizer, examples, model, folder)
         trainer.args.save_strategy = "no"
         step, loss_of = trainer.training_step, trainer.compute_loss
 
@@ -312,8 +311,8 @@ def float16(arguments: argparse.Namespace, device: torch.device) -> dict:
     model = add_adapter(random_model(config, recipe, device, torch.float16), recipe)
     with tempfile.TemporaryDirectory() as folder:
         examples = made_up(500, 4, 24)
-        job = Job(recipe, plan, load_tokenizer(load_recipe("demo", {})), examples)
-        trainer = make_read_once_trainer(job, model, folder, [])
+        tokenizer = load_tokenizer(load_recipe("demo", {}))
+        trainer = make_trainer(recipe, plan, tokenizer, examples, model, folder)
         trainer.args.save_strategy = "no"
         trainer.train()
     losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]

@@ -18,7 +18,7 @@ import prompts
 from benchmarks.machine import random_model
 from dandap.cli import Parser, positive
 from dandap.data.encode import Encoder, Example
-from dandap.data.read import read
+from dandap.data.read import read_questions
 from dandap.data.rows import Row, by_article
 from dandap.model.device import pick_compute_dtype, pick_device
 from dandap.model.load import load_base, load_config, load_tokenizer
@@ -120,7 +120,7 @@ def make_examples(
     # A base without a chat template gets the plain wording.
     template = prompts.get_template(recipe.template if tokenizer.chat_template else "answer_bot")
     encoder = Encoder(tokenizer, template, get_task(recipe.task).sample)
-    rows = read(arguments.data, need_answers=True).rows
+    rows = read_questions(arguments.data, need_answers=True).rows
     order = by_article(row.article for row in rows)
     random.Random(0).shuffle(order)
     rows = [rows[index] for article in order for index in article][: arguments.questions]

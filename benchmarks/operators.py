@@ -28,7 +28,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from dandap.training.job import Job
 from torch.autograd import DeviceType
 from torch.profiler import profile
 
@@ -41,7 +40,7 @@ from dandap.data.encode import Example
 from dandap.model.adapter import add_adapter, for_answering
 from dandap.model.device import free_memory
 from dandap.model.load import dequantize
-from dandap.training.trainer import make_read_once_trainer
+from dandap.training.trainer import make_trainer
 
 # By the names of CPU operators and of CUDA kernels; FlexAttention's are Triton templates.
 ATTENTION = re.compile("attention|flash|fmha|sdpa|triton_tem")
@@ -99,9 +98,9 @@ def measure(arguments: argparse.Namespace, dequantized: bool) -> list[dict]:
 def training_step(material: Material, examples: list[Example]) -> Callable[[], torch.Tensor]:
     """Return what runs one step on these examples forwards and backwards, as a trainer would."""
     plan = given_plan(material, TOKENS_PER_BATCH, checkpointing=False)
-    job = Job(material.recipe, plan, material.tokenizer, examples)
+    recipe, model = material.recipe, material.model
     with tempfile.TemporaryDirectory() as folder:
-        trainer = quiet(make_read_once_trainer(job, material.model, folder, []))
+        trainer = quiet(make_trainer(recipe, plan, material.tokenizer, examples, model, folder))
         # The trainer puts the model under autocast when it begins to train.
         trainer.args.max_steps = 1
         trainer.train()

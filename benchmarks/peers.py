@@ -19,6 +19,10 @@ from pathlib import Path
 # So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import dandap.cli  # noqa: F401
+
+# isort: split
+import argparse
 import importlib.util
 import json
 import os
@@ -221,4 +225,8 @@ def work(name: str, file: Path) -> float:
 
 
 if __name__ == "__main__":
-    print(work(sys.argv[1], Path(sys.argv[2])))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=WORKERS)
+    parser.add_argument("job", type=Path, help="written by benchmarks.training --job")
+    arguments = parser.parse_args()
+    print(work(arguments.name, arguments.job))

@@ -30,8 +30,6 @@ import time
 from dataclasses import dataclass, field, replace
 
 import torch
-from dandap.training.job import Job
-from dandap.training.plain import make_trainer, supervised
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
@@ -54,7 +52,8 @@ from dandap.errors import InputError
 from dandap.model.adapter import add_adapter
 from dandap.model.memory import MemoryEstimate, Plan
 from dandap.recipe import Recipe
-from dandap.training.trainer import count_tokens, make_read_once_trainer
+from dandap.training.batching import StepSampler, count_tokens
+from dandap.training.trainer import make_trainer, supervised
 from dandap.tree.attention import why_no_flex
 
 TRL_BATCHES = (1, 2, 4, 8)
@@ -220,13 +219,17 @@ def make_ways(setting: Setting, examples: list[Example]) -> list[Way]:
     # A single batch size was not timed; it is the fastest of one.
     fastest = min(trl, key=lambda way: way.seconds or [0])
     fastest.seconds.clear()
-    ours = make_read_once_trainer(
-        Job(setting.recipe, setting.plan, setting.tokenizer, examples),
-        setting.model,
-        setting.folder,
-        [],
+    return [seed, fastest, Way("read_once", trainer_of(setting, setting.plan, examples, True))]
+
+
+def trainer_of(
+    setting: Setting, plan: Plan, examples: list[Example], read_once: bool
+) -> SFTTrainer:
+    """Return a trainer of the setting's model, quiet."""
+    recipe = setting.recipe.model_copy(update={"read_once": read_once})
+    return quiet(
+        make_trainer(recipe, plan, setting.tokenizer, examples, setting.model, setting.folder)
     )
-    return [seed, fastest, Way("read_once", quiet(ours))]
 
 
 def _learned_whole(row: dict) -> dict:
@@ -236,30 +239,33 @@ def _learned_whole(row: dict) -> dict:
 def make_trl_trainer(setting: Setting, examples: list[Example], batch: int) -> SFTTrainer:
     """Return TRL's trainer with the loss on answers, its batches grouped by length."""
     longest = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
-    # make_trainer takes as many rows as fit the longest example into tokens_per_batch.
+    # make_trainer chooses as many rows as fit the longest example into tokens_per_batch.
     plan = replace(setting.plan, tokens_per_batch=batch * longest, flex=False)
-    trainer = make_trainer(
-        Job(setting.recipe, plan, setting.tokenizer, examples), setting.model, setting.folder, []
-    )
+    trainer = trainer_of(setting, plan, examples, read_once=False)
     trainer.args.train_sampling_strategy = "group_by_length"
-    return quiet(trainer)
+    return trainer
 
 
 def make_seed_trainer(setting: Setting, examples: list[Example]) -> SFTTrainer:
     """Return a trainer with batch 1 in random order, the loss on prompt and answer alike."""
     plan = replace(setting.plan, tokens_per_batch=1, flex=False)
-    trainer = make_trainer(
-        Job(setting.recipe, plan, setting.tokenizer, examples), setting.model, setting.folder, []
-    )
+    trainer = trainer_of(setting, plan, examples, read_once=False)
     trainer.train_dataset = trainer.train_dataset.map(_learned_whole)
-    return quiet(trainer)
+    return trainer
 
 
 def quiet(trainer: SFTTrainer) -> SFTTrainer:
-    """Return the trainer without checkpoints and log lines, which a round is not to measure."""
+    """Return the trainer without checkpoints and log lines, which would be measured, too."""
     trainer.args.save_strategy = "no"
     trainer.args.logging_strategy = "no"
     return trainer
+
+
+def steps_of(setting: Setting, examples: list[Example]) -> list[list[Example]]:
+    """Return the steps of the first epoch, as ours takes them."""
+    recipe = setting.recipe
+    sampler = StepSampler(examples, recipe.questions_per_step, recipe.seed, step=lambda: 0)
+    return [[examples[key.index] for key in keys] for keys in sampler]
 
 
 @torch.no_grad()
@@ -271,8 +277,7 @@ def loss_difference(setting: Setting, trl: Way, ours: Way, examples: list[Exampl
     # Without dropout, which draws differently where an article is read once.
     setting.model.eval()
     largest = 0.0
-    for keys in ours.trainer.steps():
-        step = [examples[key.index] for key in keys]
+    for step in steps_of(setting, examples):
         trees = ours.trainer.batching.collate_step(step)
         # One row a batch, so that no padding takes part in the loss that is expected.
         rows = [trl.trainer.data_collator([row]) for row in supervised(step)]
@@ -305,7 +310,7 @@ def gradient_difference(setting: Setting, trl: Way, ours: Way, examples: list[Ex
     It is the step with the longest article, and the adapter's whole gradient.
     """
     step = max(
-        ([examples[key.index] for key in keys] for keys in ours.trainer.steps()),
+        steps_of(setting, examples),
         key=lambda step: max(len(example.prompt_ids) for example in step),
     )
     trees = ours.trainer.batching.collate_step(step)
@@ -335,7 +340,7 @@ def summed_gradient(trainer: SFTTrainer, batches: list[dict], targets: int) -> t
 
 def compare(setting: Setting, examples: list[Example], rounds: int) -> dict:
     """Run the ways in turn, print what each came to, and return the result."""
-    every_time, once = count_tokens(examples, setting.recipe, setting.plan)
+    every_time, once = count_tokens(examples, setting.recipe)
     articles = len({example.row.article for example in examples})
     print(
         f"{setting.model_name}, {setting.recipe.quantization}: {len(examples)} questions "

@@ -4,9 +4,8 @@ import os
 import signal
 import sys
 
-if (
-    "hub" in sys.argv
-):  # only `pytest -m hub` may reach for the network; its worker processes have no such argument
+# Only `pytest -m hub` may use the network; its worker processes have no such argument.
+if "hub" in sys.argv:
     os.environ["DANDAP_TEST_HUB"] = "1"
 if "DANDAP_TEST_HUB" not in os.environ:
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core is another worker's
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -110,10 +110,8 @@ def process_of(launcher, rank):
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment = (folder / "environ").read_bytes().split(b"\0")
-            if (
-                f"RANK={rank}".encode() in environment
-                and int((folder / "stat").read_text().split()[3]) == launcher
-            ):
+            parent = int((folder / "stat").read_text().split()[3])
+            if f"RANK={rank}".encode() in environment and parent == launcher:
                 return int(folder.name)
         except (OSError, PermissionError):
             continue
@@ -127,14 +125,30 @@ def write_small_train(path, articles=10):
     """Write articles with two questions each, and return the path."""
     rows = [HEADER]
     for number in range(articles):
-        article = (
-            f"한빛전자 {number}호는 지난해 매출 {100 + number}억 원을 기록했다. 본사는 부산에 있다."
-        )
+        article = small_article(number)
         rows.append([f"TRAIN_{2 * number:05d}", article, "매출은?", f"{100 + number}억 원"])
         rows.append([f"TRAIN_{2 * number + 1:05d}", article, "본사는 어디인가?", "부산"])
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
     return path
+
+
+def small_article(number):
+    """Return an article of two sentences."""
+    return f"한빛전자 {number}호는 지난해 매출 {100 + number}억 원을 기록했다. 본사는 부산에 있다."
+
+
+def read_lines(path):
+    """Return the records of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def same_adapters(*runs):
+    """Return whether the adapters of two runs are equal, bitwise."""
+    from safetensors.torch import load_file
+
+    one, other = (load_file(run.weights) for run in runs)
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""The probe of FlexAttention: it passes rounding and refuses every broken kernel.
+"""The probe of FlexAttention accepts rounding and rejects every broken kernel.
 
-The compiled kernel is played by the plain formula, which rounds where a GPU's kernel does; on the
-pretended GPU (tests/rehearsal) the real one is traced.
+A plain formula that rounds where a GPU's kernel does replaces the compiled kernel; on the pretended
+GPU (tests/rehearsal) the real one is traced.
 """
 
 from types import SimpleNamespace
@@ -27,11 +27,13 @@ from dandap.tree.attention import (
 from dandap.tree.masks import BLOCK, tree_masks
 from dandap.tree.token_tree import collate, grow
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+FLOAT32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+LLAMA = named_config("tiny-llama")
 
 
-def plain_kernel(query, key, value, score_mod, block_mask, scale, enable_gqa, kernel_options):
-    """Attention by the formula: scores in float32, weights rounded to the inputs' dtype."""
+def formula(query, key, value, score_mod, block_mask, scale, enable_gqa, kernel_options):
+    """Attend with scores in float32, and weights rounded to the inputs' dtype."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query.float() @ key.float().transpose(-1, -2) * scale
@@ -44,64 +46,44 @@ def plain_kernel(query, key, value, score_mod, block_mask, scale, enable_gqa, ke
 
 
 @pytest.fixture
-def kernel(monkeypatch):
-    """Return a setter: the function that stands in for the compiled kernel."""
+def use_kernel(monkeypatch):
+    """Return what replaces the compiled kernel by a function; it is `formula` at first."""
 
     def use(function):
         monkeypatch.setattr(attention, "_compiled", lambda: function)
 
-    use(plain_kernel)
+    use(formula)
     return use
 
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
 @pytest.mark.parametrize("name", ["EEVE-10.8B", "Gemma-2-9B", "tiny-llama", "tiny-qwen3"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rounding_passes(kernel, name, dtype):
+@pytest.mark.parametrize("dtype", [FLOAT32, BF16, FP16], ids=str)
+def test_rounding_passes(use_kernel, name, dtype):
     probe(named_config(name), CPU, dtype)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_whole_models_take_blocks(kernel, bases, family):
-    """Every architecture hands the blocks on to its layers, and its own scaling and soft cap."""
+def test_whole_models_accept_blocks(use_kernel, bases, family):
+    """Every architecture passes them to its layers, with its own scaling and soft cap."""
     model = load_base(Recipe(model=str(bases / family), quantization="none"), CPU)
     questions = [([*range(9, 80), q, q + 1], [1, q]) for q in range(3, 7)]
     batch = collate([grow(questions)], pad_id=0, multiple_of=BLOCK)
+    ids, positions = batch["input_ids"], batch["position_ids"]
     use_tree_attention(model)
-
-    def logits(flex):
-        return model(
-            input_ids=batch["input_ids"],
-            position_ids=batch["position_ids"],
-            attention_mask=tree_masks(model.config, batch, torch.float32, flex),
-            use_cache=False,
-        ).logits
-
-    is_token = batch["input_ids"] != 0
-    blocks, dense = (logits(flex)[is_token] for flex in (True, False))
-    assert dense.std() > 0.1
-    torch.testing.assert_close(blocks, dense, rtol=1e-4, atol=1e-4)
+    logits = {}
+    for flex in (True, False):
+        mask = tree_masks(model.config, batch, FLOAT32, flex)
+        out = model(ids, position_ids=positions, attention_mask=mask, use_cache=False)
+        logits[flex] = out.logits[ids != 0]
+    assert logits[False].std() > 0.1
+    torch.testing.assert_close(logits[True], logits[False], rtol=1e-4, atol=1e-4)
 
 
-def other(**changed):
-    """Return a kernel that is given other arguments than it should be."""
-
-    def wrong(query, key, value, score_mod, block_mask, **others):
-        given = {"score_mod": score_mod, "block_mask": block_mask, **others}
-        for name, change in changed.items():
-            given[name] = change(given[name])
-        return plain_kernel(query, key, value, **given)
-
-    return wrong
-
-
-def mask_of(rule):
-    """Return a change of a block mask's rule; `rule` gets the old one and its arguments."""
+def with_rule(rule):
+    """Return a change of a block mask: `rule(old rule, row, head, query, key)` decides."""
 
     def change(mask):
-        def mask_mod(row, head, query, key):
+        def mask_mod(row, head, query, key):  # torch counts the arguments
             return rule(mask.mask_mod, row, head, query, key)
 
         return SimpleNamespace(mask_mod=mask_mod)
@@ -109,103 +91,100 @@ def mask_of(rule):
     return change
 
 
-def causal(old, row, head, query, key):
-    return key <= query  # branches see each other
-
-
 def without_window(old, row, head, query, key):
-    # The rule of a window asks for positions; without one it is that of the tree alone.
-    return old.__closure__ and old_without_window(old)(row, head, query, key)
-
-
-def old_without_window(sees):
-    cells = dict(zip(sees.__code__.co_freevars, sees.__closure__, strict=True))
+    cells = dict(zip(old.__code__.co_freevars, old.__closure__, strict=True))
     end = cells["subtree_end"].cell_contents
-
-    def tree_alone(row, head, query, key):
-        return (key <= query) & (query <= end[row, key])
-
-    return tree_alone
+    return (key <= query) & (query <= end[row, key])
 
 
-def one_key_less(old, row, head, query, key):
-    return old(row, head, query, key) & (key != 5)
-
-
+leaking = with_rule(lambda old, row, head, query, key: key <= query)
 BROKEN = {
-    "branches see each other": ("EEVE-10.8B", {"block_mask": mask_of(causal)}),
-    "branches see each other, Gemma": ("Gemma-2-9B", {"block_mask": mask_of(causal)}),
-    "the window is lost": ("Gemma-2-9B", {"block_mask": mask_of(without_window)}),
-    "the soft cap is lost": ("Gemma-2-9B", {"score_mod": lambda cap: None}),
-    "a key is lost": ("EEVE-10.8B", {"block_mask": mask_of(one_key_less)}),
-    "another scale": ("EEVE-10.8B", {"scale": lambda scale: scale * 1.1}),
+    "branches see each other": ("EEVE-10.8B", "block_mask", leaking),
+    "branches see each other, Gemma": ("Gemma-2-9B", "block_mask", leaking),
+    "no window": ("Gemma-2-9B", "block_mask", with_rule(without_window)),
+    "no soft cap": ("Gemma-2-9B", "score_mod", lambda cap: None),
+    "a key less": (
+        "EEVE-10.8B",
+        "block_mask",
+        with_rule(lambda old, row, head, query, key: old(row, head, query, key) & (key != 5)),
+    ),
+    "another scale": ("EEVE-10.8B", "scale", lambda scale: scale * 1.1),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-def test_a_broken_kernel_fails(kernel, case, dtype):
-    name, changed = BROKEN[case]
-    kernel(other(**changed))
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_a_broken_kernel_fails(use_kernel, case, dtype):
+    name, argument, change = BROKEN[case]
+
+    def broken(query, key, value, score_mod, block_mask, **others):
+        given = {"score_mod": score_mod, "block_mask": block_mask, **others}
+        return formula(query, key, value, **(given | {argument: change(given[argument])}))
+
+    use_kernel(broken)
     with pytest.raises(AssertionError, match="of its norm"):
         probe(named_config(name), CPU, dtype)
 
 
-def test_numbers_that_are_none_fail(kernel):
-    kernel(lambda *tensors, **others: plain_kernel(*tensors, **others) * torch.nan)
+def test_nan_fails(use_kernel):
+    use_kernel(lambda *tensors, **given: formula(*tensors, **given) * torch.nan)
     with pytest.raises(AssertionError, match="is off by nan"):
-        probe(named_config("tiny-llama"), CPU, torch.bfloat16)
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype", "shared", "tiles"),
-    [
-        ("EEVE-10.8B", torch.bfloat16, 101_376, [OWN_CHOICE, SMALL_TILES]),  # RTX 3090
-        ("Gemma-2-9B", torch.bfloat16, 101_376, [SMALL_TILES]),
-        ("Gemma-2-9B", torch.float16, 166_912, [OWN_CHOICE, SMALL_TILES]),  # A100
-        ("EEVE-10.8B", torch.float32, 101_376, [SMALL_TILES]),
-    ],
-)
-def test_tiles_fit_the_gpus_shared_memory(monkeypatch, name, dtype, shared, tiles):
-    known = SimpleNamespace(shared_memory_per_block_optin=shared)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: known)
-    assert tiles_to_try(named_config(name), torch.device("cuda"), dtype) == tiles
+        probe(LLAMA, CPU, BF16)
 
 
 @pytest.fixture
-def a100(monkeypatch):
-    known = SimpleNamespace(shared_memory_per_block_optin=166_912)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: known)
+def shared_memory(monkeypatch):
+    """Return what sets how many bytes a block of the GPU shares."""
+
+    def use(size):
+        properties = SimpleNamespace(shared_memory_per_block_optin=size)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+
+    return use
+
+
+def test_tiles_fit_the_gpus_shared_memory(shared_memory):
+    for name, dtype, size, tiles in (
+        ("EEVE-10.8B", BF16, 101_376, [OWN_CHOICE, SMALL_TILES]),  # RTX 3090
+        ("Gemma-2-9B", BF16, 101_376, [SMALL_TILES]),
+        ("Gemma-2-9B", FP16, 166_912, [OWN_CHOICE, SMALL_TILES]),  # A100
+        ("EEVE-10.8B", FLOAT32, 101_376, [SMALL_TILES]),
+    ):
+        shared_memory(size)
+        assert tiles_to_try(named_config(name), CUDA, dtype) == tiles
+
+
+@pytest.fixture
+def a100(monkeypatch, shared_memory):
+    """Probe on the CPU as if on an A100; return the tiles that were chosen."""
+    chosen, probe = {}, attention.probe
+    shared_memory(166_912)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    monkeypatch.setattr(attention, "_chosen_tiles", {})
-    real = attention.probe
-    monkeypatch.setattr(attention, "probe", lambda config, device, dtype: real(config, CPU, dtype))
+    monkeypatch.setattr(attention, "_chosen_tiles", chosen)
+    monkeypatch.setattr(attention, "probe", lambda config, device, dtype: probe(config, CPU, dtype))
+    return chosen
 
 
-def needs_small_tiles(*tensors, kernel_options, **others):
-    if kernel_options != SMALL_TILES:
-        raise RuntimeError("out of resource: shared memory\nRequired: 152576")
-    return plain_kernel(*tensors, **others, kernel_options=None)
+def test_the_probe_is_repeated_with_small_tiles(use_kernel, a100):
+    """What worked is what training uses."""
+
+    def needs_small_tiles(*tensors, kernel_options, **given):
+        if kernel_options != SMALL_TILES:
+            raise RuntimeError("out of resource: shared memory\nRequired: 152576")
+        return formula(*tensors, **given, kernel_options=None)
+
+    for kernel, tiles in ((needs_small_tiles, SMALL_TILES), (formula, OWN_CHOICE)):
+        use_kernel(kernel)
+        assert why_no_flex(Recipe(), LLAMA, CUDA, BF16) is None
+        assert a100 == {(32, BF16): tiles}
 
 
-def test_the_probe_is_tried_again_with_small_tiles(kernel, a100):
-    """And what worked is what training uses."""
-    config, cuda = named_config("tiny-llama"), torch.device("cuda")
-    kernel(needs_small_tiles)
-    assert why_no_flex(Recipe(), config, cuda, torch.bfloat16) is None
-    assert attention._chosen_tiles == {(32, torch.bfloat16): SMALL_TILES}
-    kernel(plain_kernel)
-    assert why_no_flex(Recipe(), config, cuda, torch.bfloat16) is None
-    assert attention._chosen_tiles == {(32, torch.bfloat16): OWN_CHOICE}
-
-
-def test_a_gpu_where_nothing_compiles_says_why(kernel, a100):
-    def fails(*tensors, **others):
+def test_a_gpu_where_nothing_compiles(use_kernel, a100):
+    def fails(*tensors, **given):
         raise RuntimeError("no valid triton configs\nand much more")
 
-    config, cuda = named_config("tiny-llama"), torch.device("cuda")
-    kernel(fails)
-    reason = why_no_flex(Recipe(), config, cuda, torch.bfloat16)
+    use_kernel(fails)
+    reason = why_no_flex(Recipe(), LLAMA, CUDA, BF16)
     assert reason == "flex failed its probe: RuntimeError: no valid triton configs"
     with pytest.raises(InputError, match="attention=flex cannot be used"):
-        why_no_flex(Recipe(attention="flex"), config, cuda, torch.bfloat16)
+        why_no_flex(Recipe(attention="flex"), LLAMA, CUDA, BF16)

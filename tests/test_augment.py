@@ -69,7 +69,7 @@ def test_made_rows_never_reach_validation_nor_leak_what_does(source, tmp_path):
     joined = [row for row in train if row.fields["generated"]]
     assert 0 < len(joined) < 60
     assert not any(held_out & set(row.fields["sources"].split()) for row in joined)
-    with pytest.raises(InputError, match="every row is marked as generated"):
+    with pytest.raises(InputError, match="every row is generated"):
         split_by_article(joined, 0.3)
 
 

@@ -33,7 +33,7 @@ ELSEWHERE = {
     "recipes/dialogue-all.sh": "tests/test_dialogue.py",
     "python export.py RUN --to gguf": "tests/test_export.py, where llama.cpp is installed",
     "python export.py RUN --to merged --push_to_hub NAME": "nothing (an account of the hub)",
-    "python inference.py --engine vllm": "tests/test_vllm_engine.py",
+    "python inference.py --engine vllm": "tests/test_vllm.py",
 }
 BASE = "data/demo_model"
 ROWS = 60

@@ -1,10 +1,7 @@
-"""Test both scripts from the command line's words to the files.
+"""Train, answer, score, compare and combine by the command line, on a handful of rows."""
 
-The bundled model works on a handful of rows.
-"""
-
-import csv
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,345 +17,109 @@ import inference
 import prompts
 from dandap.answering.answer import Decoding
 from dandap.answering.generate import generate_answers
-from dandap.answering.run import open_model
+from dandap.answering.run import answer, find_source, open_model
 from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.files import safe_name
-from dandap.model import device
+from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, find_run, list_runs
-from dandap.training import start
-from tests.conftest import HEADER, LAUNCH
+from tests.conftest import LAUNCH, read_lines, same_adapters, small_article, write_small_train
 from tools import compare
 
-TEST_HEADER = HEADER[:3]
+
+def train_options(folder, name, more=""):
+    files = f"--train_file {folder}/train.csv --test_file {folder}/test.csv"
+    fixed = f"--recipe demo --output_dir {folder}/outputs --questions_per_step 8 --epochs 1"
+    return f"{fixed} {files} --run_name {name} {more}".split()
 
 
-def article(number):
-    return f"한빛전자 {number}호는 지난해 매출 {100 + number}억 원을 기록했다. 본사는 부산에 있다."
+def train(folder, name, more=""):
+    fine_tune.main(train_options(folder, name, more))
+    return RunFolder(folder / "outputs" / name)
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Make a folder with train.csv (20 rows), test.csv (4), test_answers.csv and a finished run."""
+    """Return a folder with train.csv (20 rows), test.csv (4) and its gold answers."""
     folder = tmp_path_factory.mktemp("work")
-    train, test, gold = [HEADER], [TEST_HEADER], [["id", "answer"]]
-    for number in range(20):
-        train.append(
-            [
-                f"TRAIN_{number:05d}",
-                article(number // 2),
-                ("매출은?", "본사는 어디인가?")[number % 2],
-                ("답", "부산")[number % 2],
-            ]
-        )
-    for number in range(4):
-        test.append([f"TEST_{number:04d}", article(50 + number), "본사는 어디인가?"])
-        gold.append([f"TEST_{number:04d}", "부산"])
-    for name, rows in (("train.csv", train), ("test.csv", test), ("test_answers.csv", gold)):
-        with (folder / name).open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(rows)
-    fine_tune.main(train_options(folder, "--run_name", "first"))
+    train_file = write_small_train(folder / "train.csv")
+    text = train_file.read_text(encoding="utf-8")
+    # Half of the answers are not in their article.
+    train_file.write_text(re.sub(r"매출은\?,.*", "매출은?,답", text), encoding="utf-8")
+    test = [f"TEST_{n:04d},{small_article(50 + n)},본사는 어디인가?\n" for n in range(4)]
+    gold = [f"TEST_{n:04d},부산\n" for n in range(4)]
+    (folder / "test.csv").write_text("id,context,question\n" + "".join(test), encoding="utf-8")
+    (folder / "test_answers.csv").write_text("id,answer\n" + "".join(gold), encoding="utf-8")
     return folder
 
 
-def train_options(folder, *more):
-    options = [
-        "--recipe",
-        "demo",
-        "--train_file",
-        str(folder / "train.csv"),
-        "--test_file",
-        str(folder / "test.csv"),
-    ]
-    return [
-        *options,
-        "--output_dir",
-        str(folder / "outputs"),
-        "--questions_per_step",
-        "8",
-        "--epochs",
-        "1",
-        *more,
-    ]
+@pytest.fixture(scope="module")
+def run(work):
+    """Return a finished run."""
+    return train(work, "first")
 
 
-def answer(folder, *more):
-    return inference.main(["--output_dir", str(folder / "outputs"), *more])
+def infer(run, *options):
+    """Run inference.py with options, and return its summary."""
+    return inference.main(["--run", str(run.path), *(w for each in options for w in each.split())])
 
 
-def test_a_run_leaves_everything(work):
-    run = RunFolder(work / "outputs" / "first")
+def answers_of(result):
+    """Return the records of an inference that wrote a submission."""
+    return read_lines(Path(result["submission"]).with_name("predictions.jsonl"))
+
+
+# --- training
+
+
+def test_a_run_contains_everything(work, run):
     assert run.finished
     assert run.load_recipe().train_file == str(work / "train.csv")
     assert run.load_template() == ("concise", prompts.TEMPLATES["concise"])
     environment = json.loads(run.environment_file.read_text())
-    assert torch.__version__.startswith(
-        environment["packages"]["torch"]
-    )  # the wheel may not name its "+cu130"
+    # The wheel may not name its "+cu130".
+    assert torch.__version__.startswith(environment["packages"]["torch"])
     assert len(next(iter(environment["data"].values()))) == 64
     assert environment["compute_dtype"] in ("float32", "bfloat16", "float16")
-    lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    lines = read_lines(run.metrics_file)
     assert lines[0]["step"] > 0
     assert lines[-1]["validation"]["questions"] == len(pd.read_csv(run.validation_file))
     assert any("evaluation" in line for line in lines)
-    page = (run.path / "report.html").read_text(encoding="utf-8")
-    assert "10</td><td>answers that do not stand in their article as written" in page
     assert (run.path / "plots" / "training.png").is_file()
+    assert run.report_file.is_file()
     findings = json.loads(run.findings_file.read_text(encoding="utf-8"))
-    assert [found["answers"] for found in findings["not_in_article"]][:1] == [["답"]]
-    adapter = load_file(run.adapter / "adapter_model.safetensors")
+    assert findings["not_in_article"][0]["answers"] == ["답"]
+    adapter = load_file(run.weights)
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     assert all("lora_" in name for name in adapter)
-    assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name), (
-        "nothing was learned"
-    )
+    assert any(adapter[name].any() for name in adapter if "lora_B" in name), "nothing was learned"
     assert any(run.checkpoints.iterdir())
 
 
-def test_inference_writes_and_scores(work, capsys):
-    result = answer(work)
-    folder = next((work / "outputs" / "first" / "answers").glob("test-*"))
-    submission = pd.read_csv(folder / "submission.csv", dtype=str, keep_default_na=False)
-    assert submission["id"].tolist() == [f"TEST_{n:04d}" for n in range(4)]
-    records = [
-        json.loads(line)
-        for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    assert {record["ended"] for record in records} <= {"stopped", "cut"}
-    table = pd.read_csv(folder / "predictions.csv", dtype=str, keep_default_na=False)
-    assert list(table.columns[:5]) == ["id", "question", "prediction", "gold", "char_f1"]
-    assert table["prediction"].tolist() == submission["answer"].tolist()
-    assert (folder / "report.html").is_file()
-    assert result["questions"] == 4
-    assert 0 <= result["char_f1"] <= 1
-    last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert json.loads(last) == result
-    assert list(result) == ["char_f1", "exact_match", "questions", "seconds", "submission"]
-
-
-def test_runs_are_compared_and_joined(work):
-    """The adapter, the same grounded, and the base alone answer, as the command line says.
-
-    Only like ones are joined.
-    """
-    greedy, grounded = (
-        Path(answer(work, *more)["submission"]).parent for more in ([], ["--grounded", "true"])
-    )
-    base = Path(
-        answer(work, "--recipe", "demo", "--no_adapter", "--test_file", str(work / "test.csv"))[
-            "submission"
-        ]
-    ).parent
-    names = list(map(str, (greedy, grounded, base)))
-    compared = compare.main([*names, "--output_dir", str(work / "outputs")])
-    assert {"grounded", "adapter"} <= set(compared["recipes"])
-    with pytest.raises(
-        InputError, match=r"answered in different ways: grounded False and True\. Name folders"
-    ):
-        ensemble.main([*names, "--output_dir", str(work / "outputs")])
-    joined = ensemble.main([names[0], names[2], "--output_dir", str(work / "outputs")])
-    assert joined["questions"] == 4
-
-
-def test_a_test_file_that_cannot_be_read_is_told_and_trains_all_the_same(work, tmp_path, capsys):
-    (tmp_path / "test.csv").write_text("id,contxt\n1,2\n", encoding="utf-8")
-    fine_tune.main([*train_options(work, "--preview"), "--test_file", str(tmp_path / "test.csv")])
-    assert "WARNING: the test file cannot be used yet" in capsys.readouterr().out
-
-
-def test_every_inference_keeps_its_own_folder(work):
-    before = set((work / "outputs" / "first" / "answers").iterdir())
-    answer(work)
-    answer(work)
-    assert len(set((work / "outputs" / "first" / "answers").iterdir()) - before) == 2
-
-
-def newest_records(work):
-    newest = max(
-        (work / "outputs" / "first" / "answers").iterdir(),
-        key=lambda folder: folder.stat().st_mtime_ns,
-    )
-    return [
-        json.loads(line)
-        for line in (newest / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-
-
-def test_a_record_says_how_its_answer_came_about(work):
-    answer(work)
-    for record in newest_records(work):
-        assert record["log_probability"] <= 0
-        assert record["token_ids"]
-        context = article(50 + int(record["id"][-1]))
-        if record["span"]:
-            assert context[slice(*record["span"])] == record["prediction"]
-        else:
-            assert record["prediction"] not in context
-
-
-def test_samples_grounded_choices_and_beams_from_the_command_line(work, capsys):
-    answer(work, "--samples", "3", "--temperature", "1", "--grounded", "true")
-    for record in newest_records(work):
-        context = article(50 + int(record["id"][-1]))
-        assert len(record["samples"]) == 3
-        assert all(sample in context for sample in record["samples"])
-        assert record["prediction"] in record["samples"]
-    answer(work, "--choices", "서울,부산")
-    assert {record["prediction"] for record in newest_records(work)} <= {"서울", "부산"}
-    answer(work, "--beams", "2")
-    assert "by generate (beams=2)" in capsys.readouterr().out
-    answer(work, "--samples", "2")
-    assert "all alike at temperature 0" in capsys.readouterr().out
-    with pytest.raises(InputError, match="cannot be combined"):
-        answer(work, "--beams", "2", "--grounded", "true")
-
-
-def test_scores_are_null_without_gold(work, tmp_path):
-    shutil.copy(work / "test.csv", tmp_path / "unknown.csv")
-    result = answer(work, "--test_file", str(tmp_path / "unknown.csv"))
-    assert result["char_f1"] is None
-    assert result["exact_match"] is None
-
-
-def test_a_quick_look_writes_no_submission(work):
-    result = answer(work, "--limit", "2")
-    assert (result["questions"], result["submission"]) == (2, None)
-
-
-def test_output_is_a_copy_and_never_replaces(work, tmp_path):
-    target = tmp_path / "mine.csv"
-    result = answer(work, "--output", str(target))
-    assert target.read_bytes() == Path(result["submission"]).read_bytes()
-    with pytest.raises(InputError, match="exists already.*--overwrite"):
-        answer(work, "--output", str(target))
-    answer(work, "--output", str(target), "--overwrite")
-
-
-def test_validation_is_rescored_to_the_same_answers(work):
-    run = RunFolder(work / "outputs" / "first")
-    result = answer(work, "--split", "validation")
-    trained = json.loads(run.metrics_file.read_text().splitlines()[-1])["validation"]
-    assert result["char_f1"] == round(trained["char_f1"], 4), "as people are told it"
-    again = next((run.answers).glob("validation-*")) / "predictions.csv"
-    assert again.read_text(encoding="utf-8-sig") == run.validation_file.read_text(
-        encoding="utf-8-sig"
-    )
-
-
-def test_batches_answer_as_single_prompts_do(work):
-    """Left padding must not change an answer."""
-    source = inference.choose(
-        inference.parse(inference.command_line(), ["--output_dir", str(work / "outputs")])
-    )
-    answerer = open_model(
-        source.recipe,
-        source.template,
-        source.run,
-    ).answerer
-    encoder, model = answerer.encoder, answerer.model
-    texts = ["본사는?", "한빛전자가 지난해에 기록한 매출은 모두 얼마인가?", "몇 호인가?"]
-    ids = [
-        encoder.encode_prompt(article(n) * (n + 1), Row("q", "", question))
-        for n, question in enumerate(texts)
-    ]
-    stops = encoder.stop_ids(model.generation_config)
-
-    decoding = Decoding(stops, encoder.tokenizer.pad_token_id, max_new_tokens=12)
-
-    def generate(tokens):
-        return {i: answer.token_ids for i, answer in generate_answers(model, ids, decoding, tokens)}
-
-    assert generate(tokens=1) == generate(tokens=100_000)
-
-
-def test_zero_shot_needs_no_run_and_is_skipped_by_the_bare_command(work, capsys):
-    options = [
-        "--recipe",
-        "demo",
-        "--no_adapter",
-        "--template",
-        "context_bot",
-        "--test_file",
-        str(work / "test.csv"),
-        "--limit",
-        "1",
-    ]
-    answer(work, *options)
-    newest = list_runs(work / "outputs")[-1]
-    assert not newest.finished
-    assert newest.load_template()[0] == "context_bot"
-    capsys.readouterr()
-    assert find_run(None, str(work / "outputs")).path.name == "first"
-    assert not capsys.readouterr().out
-    (newest.path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
-    find_run(None, str(work / "outputs"))
-    assert f"{newest.path} is newer but not finished" in capsys.readouterr().out
-    shutil.rmtree(newest.path / "checkpoints")
-
-
-@pytest.mark.parametrize("name", ["eeve-10.8b", "recipes/midm-2.0-mini.yaml"])
-def test_a_recipe_name_with_dots_names_the_run_whole(name):
-    """Path("eeve-10.8b").stem is "eeve-10"."""
-    arguments = fine_tune.parse(fine_tune.command_line(), ["--recipe", name])
-    assert start.choose(arguments).name == name.removeprefix("recipes/").removesuffix(".yaml")
-
-
-def test_trimmed_articles_are_told_and_recorded(work, capsys, monkeypatch):
-    monkeypatch.setattr(inference.Recipe, "prompt_limit", 75)
-    answer(work)
-    assert "4 questions have their article cut to the sentences nearest" in capsys.readouterr().out
-    newest = max(
-        (work / "outputs" / "first" / "answers").glob("test-*"),
-        key=lambda path: path.stat().st_mtime_ns,
-    )
-    assert all(
-        json.loads(line)["trimmed_characters"] > 0
-        for line in (newest / "predictions.jsonl").read_text().splitlines()
-    )
-
-
-def test_another_template_is_told(work, capsys):
-    answer(work, "--template", "answer_bot", "--limit", "1")
-    assert "answer_bot (--template) instead of concise" in capsys.readouterr().out
-
-
-def test_a_changed_template_is_told_and_the_trained_one_used(work, capsys, monkeypatch):
-    monkeypatch.setitem(prompts.TEMPLATES, "concise", {"prompt": "{context}{question}"})
-    arguments = inference.parse(inference.command_line(), ["--output_dir", str(work / "outputs")])
-    assert "user" in inference.choose(arguments).template
-    assert "the one saved with the run is used" in capsys.readouterr().out
-
-
-def test_preview_shows_the_answer_tokens_and_trains_nothing(work, capsys):
+def test_previews_show_the_answer_tokens_and_train_nothing(work, run, tmp_path, capsys):
     before = list_runs(work / "outputs")
-    fine_tune.main(
-        train_options(work, "--preview", "--max_length", "120", "--max_new_tokens", "30")
-    )
+    fine_tune.main(train_options(work, "none", "--preview --max_length 120 --max_new_tokens 30"))
     printed = capsys.readouterr().out
-    assert "answer tokens (the only ones in the loss" in printed
-    assert "'</s>'" in printed
+    assert "answer tokens (the only ones in the loss" in printed and "'</s>'" in printed
+    # Training does not need the test file.
+    (tmp_path / "test.csv").write_text("id,contxt\n1,2\n", encoding="utf-8")
+    fine_tune.main(train_options(work, "none", f"--preview --test_file {tmp_path}/test.csv"))
+    assert "WARNING: the test file cannot be used yet" in capsys.readouterr().out
     assert len(list_runs(work / "outputs")) == len(before)
 
 
-def test_resume_continues_to_the_same_adapter(work):
-    """Plain resume: a run cut after its first checkpoint ends where the uninterrupted one did."""
-    options = train_options(
-        work, "--save_steps", "1", "--epochs", "2", "--validation_fraction", "0"
-    )
-    fine_tune.main([*options, "--run_name", "whole"])
-    whole, cut = RunFolder(work / "outputs" / "whole"), RunFolder(work / "outputs" / "cut")
-    shutil.copytree(whole.path, cut.path)
-    shutil.rmtree(cut.adapter)
-    steps = sorted(
-        cut.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
-    )
-    shutil.rmtree(steps[-1])
-    fine_tune.main(["--resume", str(cut.path), "--output_dir", str(work / "outputs")])
-    expected, got = (load_file(run.adapter / "adapter_model.safetensors") for run in (whole, cut))
-    assert all(torch.equal(expected[name], got[name]) for name in expected)
+def test_a_resumed_run_ends_with_the_same_adapter(work):
+    whole = train(work, "whole", "--save_steps 1 --epochs 2 --validation_fraction 0")
+    resumed = RunFolder(work / "outputs" / "resumed")
+    shutil.copytree(whole.path, resumed.path)
+    shutil.rmtree(resumed.adapter)
+    shutil.rmtree(max(resumed.checkpoints.iterdir(), key=lambda path: int(path.name[11:])))
+    with pytest.raises(InputError, match=r"learning_rate=0\.002 \(now 0\.5\)"):
+        fine_tune.main(["--resume", str(resumed.path), "--learning_rate", "0.5"])
+    fine_tune.main(["--resume", "resumed", "--output_dir", str(work / "outputs")])
+    assert same_adapters(whole, resumed)
 
 
-# fine_tune.py, with a file per process of how many questions it has answered.
+# fine_tune.py, with a file per process of the questions it has answered.
 COUNTING = """
 import os, sys
 sys.path.insert(0, os.getcwd())
@@ -380,281 +141,253 @@ run_script(fine_tune.main)
 
 
 def test_two_processes_train_what_one_does(work):
-    """`accelerate launch` has two CPU processes share out each step's articles and sum gradients.
+    """Two CPU processes share each step's articles, sum gradients, and share validation questions.
 
-    They share out the validation questions, too, which may be of one batch or of several. By SGD:
-    AdamW's first steps turn the rounding of gradients near zero into steps of full size.
+    With SGD: AdamW's first steps turn the rounding of gradients near zero into full steps.
     """
-    how = ["--optim", "sgd", "--learning_rate", "0.05", "--epochs", "2"]
     # Every article is a batch of answers.
-    how += [
-        "--validation_fraction",
-        "0.3",
-        "--tokens_per_batch",
-        "200",
-        "--evaluate_every",
-        "0.5 epochs",
-    ]
-    fine_tune.main(train_options(work, "--run_name", "one", *how))
+    how = "--optim sgd --learning_rate 0.05 --epochs 2 --tokens_per_batch 200 "
+    how += "--validation_fraction 0.3 --evaluate_every 1"
+    one, two = train(work, "one", how), RunFolder(work / "outputs" / "two")
     script = work / "counting.py"
     script.write_text(COUNTING)
-    done = subprocess.run(
-        [*LAUNCH, str(script), *train_options(work, "--run_name", "two", *how)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [*LAUNCH, str(script), *train_options(work, "two", how)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("validation: char F1") == 1, "one process speaks"
-    runs = [RunFolder(work / "outputs" / name) for name in ("one", "two")]
-    one, two = (load_file(run.adapter / "adapter_model.safetensors") for run in runs)
-    for name in one:
-        assert one[name].norm() > 0
-        assert (one[name] - two[name]).norm() <= 1e-5 * one[name].norm()
-    scores = []
-    for run in runs:
-        lines = map(json.loads, run.metrics_file.read_text().splitlines())
-        scores.append([line for line in lines if line.keys() & {"evaluation", "validation"}])
+    assert done.stdout.count("validation: char F1") == 1, "one process prints"
+    expected, got = load_file(one.weights), load_file(two.weights)
+    for name in expected:
+        assert expected[name].norm() > 0
+        assert (got[name] - expected[name]).norm() <= 1e-5 * expected[name].norm()
+    scores = [
+        [line for line in read_lines(each.metrics_file) if {"evaluation", "validation"} & {*line}]
+        for each in (one, two)
+    ]
     assert scores[0] == scores[1]
-    first, second = (work / f"counting.py.{rank}" for rank in (0, 1))
-    first, second = first.read_text().split(), second.read_text().split()
-    validated = set(pd.read_csv(runs[0].validation_file)["id"])
-    assert set(first) | set(second) == validated
-    assert not set(first) & set(second)
-    assert len(first) == len(scores[0]) * len(set(first))
-
-
-def test_resume_refuses_another_recipe(work):
-    run = work / "outputs" / "unfinished"
-    shutil.copytree(work / "outputs" / "first", run)
-    shutil.rmtree(run / "adapter")
-    with pytest.raises(InputError, match=r"learning_rate=0\.002 \(now 0\.5\)"):
-        fine_tune.main(["--resume", str(run), "--learning_rate", "0.5"])
-    shutil.rmtree(run)
-
-
-def test_a_finished_run_is_not_resumed(work):
-    with pytest.raises(InputError, match="nothing is left to resume"):
-        fine_tune.main(["--resume", "first", "--output_dir", str(work / "outputs")])
-
-
-def test_a_taken_run_name_is_refused(work):
-    with pytest.raises(InputError, match="exists already"):
-        fine_tune.main(train_options(work, "--run_name", "first"))
-
-
-BAD_CALLS = {
-    "no run yet": (inference.main, ["--output_dir", "{empty}"], "has no finished run"),
-    "a run whose training has not finished": (
-        inference.main,
-        ["--run", "{unfinished}"],
-        "holds no adapter.*--resume",
-    ),
-    "an unknown run": (
-        inference.main,
-        ["--run", "nobody", "--output_dir", "{outputs}"],
-        "no such folder.*first",
-    ),
-    "a run without adapter": (inference.main, ["--run", "{empty}"], "no run folder"),
-    "a missing test file": (
-        inference.main,
-        ["--test_file", "nowhere.csv", "--output_dir", "{outputs}"],
-        "no file at nowhere.csv",
-    ),
-    "a header-only test file": (
-        inference.main,
-        ["--test_file", "{header}", "--output_dir", "{outputs}"],
-        "has no questions",
-    ),
-    "an unknown template": (
-        inference.main,
-        ["--template", "consise", "--output_dir", "{outputs}"],
-        "Did you mean 'concise'",
-    ),
-    "a recipe without --no_adapter": (inference.main, ["--recipe", "demo"], "add --no_adapter"),
-    "an unknown option": (inference.main, ["--tets_file", "x"], "Did you mean 'test_file'"),
-    "an option of the other script": (
-        inference.main,
-        ["--batch_size", "8"],
-        "unknown option '--batch_size'. See",
-    ),
-    "out of range": (fine_tune.main, ["--recipe", "demo", "--lora_r", "0"], "lora_r: got '0'"),
-    "a negative learning rate": (
-        fine_tune.main,
-        ["--recipe", "demo", "--learning_rate=-1"],
-        "learning_rate: got '-1'",
-    ),
-    "a value that looks like an option": (
-        fine_tune.main,
-        ["--learning_rate", "-1e-4"],
-        "--option=-1",
-    ),
-    "a limit of zero": (inference.main, ["--limit", "0"], "--limit: got '0'"),
-    "split and file": (
-        inference.main,
-        ["--split", "validation", "--test_file", "x", "--output_dir", "{outputs}"],
-        "give one",
-    ),
-    "an unknown recipe": (fine_tune.main, ["--recipe", "dmeo"], "Did you mean 'demo'"),
-    "an unknown task": (
-        fine_tune.main,
-        ["--recipe", "demo", "--task", "wallpaper"],
-        "expected one of dialogue_inference, economic_qa",
-    ),
-    "an unknown template in training": (
-        fine_tune.main,
-        ["--recipe", "demo", "--template", "x"],
-        "expected one of concise",
-    ),
-    "a missing train file": (
-        fine_tune.main,
-        ["--recipe", "demo", "--train_file", "nowhere.csv"],
-        "no file at nowhere.csv",
-    ),
-    "a model that is nowhere": (
-        fine_tune.main,
-        ["--recipe", "demo", "--model", "no/where"],
-        "'no/where' cannot be loaded",
-    ),
-    "nothing to resume": (
-        fine_tune.main,
-        ["--resume", "--output_dir", "{empty}"],
-        "no unfinished run",
-    ),
-    "a stray argument": (fine_tune.main, ["demo"], "argument 'demo'"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_CALLS)
-def test_bad_calls_are_clear_and_lose_nothing(work, tmp_path, name):
-    main, argv, message = BAD_CALLS[name]
-    (tmp_path / "header.csv").write_text("id,context,question\n")
-    (tmp_path / "empty").mkdir()
-    shutil.copytree(
-        work / "outputs" / "first",
-        tmp_path / "unfinished",
-        ignore=shutil.ignore_patterns("adapter"),
-    )
-    places = {
-        "unfinished": tmp_path / "unfinished",
-        "empty": tmp_path / "empty",
-        "outputs": work / "outputs",
-        "header": tmp_path / "header.csv",
-    }
-    before = sorted(work.rglob("*"))
-    with pytest.raises(InputError, match=message):
-        main([part.format(**places) for part in argv])
-    assert sorted(work.rglob("*")) == before
-
-
-def test_a_test_file_that_is_missing_is_told_before_training(tmp_path, small_train):
-    options = ["--recipe", "demo", "--train_file", str(small_train), "--output_dir", str(tmp_path)]
-    with pytest.raises(InputError, match="no file at data/nope.csv"):
-        fine_tune.main([*options, "--test_file", "data/nope.csv"])
-    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
-
-
-def test_a_sample_test_file_beside_ones_own_questions_is_told(tmp_path, small_train, capsys):
-    options = ["--recipe", "demo", "--train_file", str(small_train), "--output_dir", str(tmp_path)]
-    fine_tune.main([*options, "--preview"])
-    told = "answers will be those to data/sample/test.csv, the sample's. For yours: --test_file"
-    assert told in capsys.readouterr().out
-    fine_tune.main([*options, "--preview", "--test_file", str(small_train)])
-    assert "the sample's" not in capsys.readouterr().out
-
-
-BAD_DATA = {
-    "a misspelt column": ("id,contxt,question,answer\na,b,c,d\n", "Did you mean 'contxt'"),
-    "no answers": ("id,context,question\na,b,c\n", "no column 'answer'"),
-    "a missing answer": ("id,context,question,answer\na,b,c,\n", "id a.*no answer"),
-    "duplicate ids": (
-        "id,context,question,answer\na,b,c,d\na,b,c,d\n",
-        r"ids more than once \(1\)",
-    ),
-    "broken quotes": ('id,context,question,answer\na,"b,c,d\n', "quotation mark"),
-    "empty": ("", "is empty"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_DATA)
-def test_bad_training_data_starts_no_run(tmp_path, name):
-    text, message = BAD_DATA[name]
-    (tmp_path / "train.csv").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=message):
-        fine_tune.main(
-            [
-                "--recipe",
-                "demo",
-                "--train_file",
-                str(tmp_path / "train.csv"),
-                "--output_dir",
-                str(tmp_path / "out"),
-            ]
-        )
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_model_that_fails_to_load_leaves_no_run(work, tmp_path):
-    """So that the same --run_name works once the model is there."""
-    with pytest.raises(InputError, match="cannot be loaded"):
-        fine_tune.main(train_options(work, "--model", str(tmp_path), "--run_name", "later"))
-    assert not (work / "outputs" / "later").exists()
+    first, second = ((work / f"counting.py.{rank}").read_text().split() for rank in (0, 1))
+    assert {*first, *second} == set(pd.read_csv(one.validation_file)["id"])
+    assert not {*first} & {*second}
+    assert len(first) == len(scores[0]) * len({*first})
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(work):
-    """transformers logs it as 0.0 and the run would "succeed"."""
-    options = train_options(
-        work,
-        "--learning_rate",
-        "1e30",
-        "--max_grad_norm",
-        "1e30",
-        "--epochs",
-        "20",
-        "--run_name",
-        "broken",
-    )
+    """transformers logs it as 0.0, and the run would "succeed"."""
     with pytest.raises(InputError, match="nan in step .* nothing more is saved"):
-        fine_tune.main(options)
+        train(work, "broken", "--learning_rate 1e30 --max_grad_norm 1e30 --epochs 20")
     assert not RunFolder(work / "outputs" / "broken").finished
     shutil.rmtree(work / "outputs" / "broken")
 
 
-def test_the_newest_demo_run_does_not_answer_real_data_unasked(work, monkeypatch):
-    monkeypatch.setattr(inference, "DEMO_TEST", work / "test.csv")
-    with pytest.raises(InputError, match="newest finished run is the demo"):
-        answer(work, "--test_file", "data/test.csv")
-    with pytest.raises(InputError, match="no file at"):
-        answer(work, "--test_file", "data/test.csv", "--run", "first")
+# --- answering
 
 
-def test_the_bare_command_is_decided_by_data_and_machine(tmp_path, monkeypatch, capsys):
-    bare = fine_tune.parse(fine_tune.command_line(), [])
-    monkeypatch.setitem(
-        fine_tune.Recipe.model_fields,
-        "train_file",
-        fine_tune.Recipe.model_fields["train_file"]._copy(),
+def test_inference_writes_and_scores(run, capsys):
+    result = infer(run)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert list(result) == ["char_f1", "exact_match", "questions", "seconds", "submission"]
+    assert result["questions"] == 4 and 0 <= result["char_f1"] <= 1
+    read = {"dtype": str, "keep_default_na": False}
+    submission = pd.read_csv(result["submission"], **read)
+    assert submission["id"].tolist() == [f"TEST_{n:04d}" for n in range(4)]
+    folder = Path(result["submission"]).parent
+    table = pd.read_csv(folder / "predictions.csv", **read)
+    assert list(table.columns[:5]) == ["id", "question", "prediction", "gold", "char_f1"]
+    assert table["prediction"].tolist() == submission["answer"].tolist()
+    assert (folder / "report.html").is_file()
+    assert infer(run)["submission"] != result["submission"], "each inference has its own folder"
+
+
+def test_answers_in_a_notebook(work, run):
+    result = answer(find_source(str(run.path)), str(work / "test.csv"))
+    assert result.scores["questions"] == 4
+    assert 0 <= result.scores["char_f1"] <= 1
+
+
+def test_a_record_says_how_its_answer_was_made(run):
+    for record in answers_of(infer(run)):
+        assert record["ended"] in ("stopped", "cut")
+        assert record["log_probability"] <= 0
+        assert record["token_ids"]
+        context = small_article(50 + int(record["id"][-1]))
+        if record["span"]:
+            assert context[slice(*record["span"])] == record["prediction"]
+        else:
+            assert record["prediction"] not in context
+
+
+def test_samples_grounded_choices_and_beams(run, capsys):
+    for record in answers_of(infer(run, "--samples 3 --temperature 1 --grounded true")):
+        context = small_article(50 + int(record["id"][-1]))
+        assert len(record["samples"]) == 3
+        assert all(sample in context for sample in record["samples"])
+        assert record["prediction"] in record["samples"]
+    records = answers_of(infer(run, "--choices 서울,부산"))
+    assert {record["prediction"] for record in records} <= {"서울", "부산"}
+    infer(run, "--beams 2")
+    assert "by generate (beams=2)" in capsys.readouterr().out
+    infer(run, "--samples 2")
+    assert "temperature 0" in capsys.readouterr().out
+    with pytest.raises(InputError, match="cannot be combined"):
+        infer(run, "--beams 2 --grounded true")
+
+
+def test_what_is_not_asked_for_is_not_written(work, run, tmp_path):
+    result = infer(run, "--limit 2")
+    assert (result["questions"], result["submission"]) == (2, None)
+    shutil.copy(work / "test.csv", tmp_path / "unknown.csv")  # without gold answers
+    result = infer(run, f"--test_file {tmp_path}/unknown.csv")
+    assert result["char_f1"] is result["exact_match"] is None
+
+
+def test_output_is_a_copy_and_replaces_nothing_unasked(run, tmp_path):
+    target = tmp_path / "mine.csv"
+    result = infer(run, f"--output {target}")
+    assert target.read_bytes() == Path(result["submission"]).read_bytes()
+    with pytest.raises(InputError, match="exists already.*--overwrite"):
+        infer(run, f"--output {target}")
+    infer(run, f"--output {target} --overwrite")
+
+
+def test_the_validation_split_gets_the_same_answers_again(run):
+    result = infer(run, "--split validation")
+    trained = read_lines(run.metrics_file)[-1]["validation"]
+    assert result["char_f1"] == round(trained["char_f1"], 4)
+    (again,) = run.answers.glob("validation-*/predictions.csv")
+    assert again.read_bytes() == run.validation_file.read_bytes()
+
+
+def test_batches_answer_as_single_prompts_do(run):
+    """Left padding must not change an answer."""
+    answerer = open_model(find_source(str(run.path))).answerer
+    encoder, model = answerer.encoder, answerer.model
+    texts = ["본사는?", "한빛전자가 지난해에 기록한 매출은 모두 얼마인가?", "몇 호인가?"]
+    ids = [
+        encoder.encode_prompt(small_article(n) * (n + 1), Row("q", "", question))
+        for n, question in enumerate(texts)
+    ]
+    stops = encoder.stop_ids(model.generation_config)
+    decoding = Decoding(stops, encoder.tokenizer.pad_token_id, max_new_tokens=12)
+    one, all_at_once = (
+        {n: each.token_ids for n, each in generate_answers(model, ids, decoding, tokens)}
+        for tokens in (1, 100_000)
     )
-    fine_tune.Recipe.model_fields["train_file"].default = str(tmp_path / "train.csv")
-    begun = start.choose(bare)
-    assert (begun.name, begun.recipe.model) == ("demo", "data/demo_model")
-    assert "DEMO" in capsys.readouterr().out
-    (tmp_path / "train.csv").touch()
-    monkeypatch.setattr(device, "why_no_gpu", lambda: "no driver")
-    with pytest.raises(InputError, match="needs a GPU: no driver.*--recipe demo"):
-        start.choose(bare)
-    monkeypatch.setattr(device, "why_no_gpu", lambda: None)
-    assert start.choose(bare).recipe.model.startswith("yanolja/EEVE")
+    assert one == all_at_once
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"), [("../../etc", "etc"), ("a b/c", "a-b-c"), ("한글-1.2", "한글-1.2")]
-)
-def test_names_become_one_folder(name, expected):
-    assert safe_name(name) == expected
+def test_zero_shot_needs_no_run_and_is_never_the_newest_run(work, run, tmp_path, capsys):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(run.path, outputs / "first")
+    options = f"--no_adapter --template context_bot --test_file {work}/test.csv --limit 1"
+    inference.main(f"--recipe demo {options} --output_dir {outputs}".split())
+    newest = list_runs(str(outputs))[-1]
+    assert not newest.finished
+    assert newest.load_template()[0] == "context_bot"
+    capsys.readouterr()
+    assert find_run(None, str(outputs)).path.name == "first"
+    assert not capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["..", "/", " "])
-def test_names_without_letters_are_refused(name):
-    with pytest.raises(InputError, match="expected letters"):
-        safe_name(name)
+def test_shortened_articles_are_printed_and_recorded(run, capsys, monkeypatch):
+    monkeypatch.setattr(Recipe, "prompt_limit", 75)
+    records = answers_of(infer(run))
+    assert "4 questions have their article cut" in capsys.readouterr().out
+    assert all(record["trimmed_characters"] > 0 for record in records)
+
+
+def test_another_template_and_a_changed_one(run, capsys, monkeypatch):
+    source = find_source(str(run.path), template="answer_bot")
+    assert source.template == prompts.TEMPLATES["answer_bot"]
+    assert "answer_bot instead of concise" in capsys.readouterr().out
+    monkeypatch.setitem(prompts.TEMPLATES, "concise", {"prompt": "{context}{question}"})
+    assert "user" in find_source(str(run.path)).template
+    assert "the one saved with the run is used" in capsys.readouterr().out
+
+
+def test_runs_are_compared_and_combined(work, run):
+    """The adapter, the same grounded, and the untuned base; only like ones are combined."""
+    base = inference.main(
+        f"--recipe demo --no_adapter --test_file {work}/test.csv "
+        f"--output_dir {work}/outputs".split()
+    )
+    results = [infer(run), infer(run, "--grounded true"), base]
+    names = [str(Path(result["submission"]).parent) for result in results]
+    output = ["--output_dir", str(work / "outputs")]
+    assert {"grounded", "adapter"} <= set(compare.main([*names, *output])["recipes"])
+    with pytest.raises(InputError, match="in different ways: grounded False and True"):
+        ensemble.main([*names, *output])
+    assert ensemble.main([names[0], names[2], *output])["questions"] == 4
+
+
+def test_the_demo_does_not_answer_real_data_unasked(tmp_path):
+    shutil.copytree("tests/data/legacy", tmp_path / "demo")
+    options = f"--output_dir {tmp_path} --test_file data/test.csv".split()
+    with pytest.raises(InputError, match="newest finished run is the demo"):
+        inference.main(options)
+    with pytest.raises(InputError, match="no file at"):
+        inference.main([*options, "--run", "demo"])
+
+
+# --- bad calls
+
+
+ANSWER_CALLS = """
+    --output_dir {empty} | no finished run
+    --run {unfinished} | has no adapter.*--resume
+    --run nobody --output_dir {outputs} | no such folder.*first
+    --run {empty} | no run folder
+    --run {run} --test_file nowhere.csv | no file at nowhere.csv
+    --run {run} --test_file {empty}/header.csv | has no questions
+    --run {run} --template consise | Did you mean 'concise'
+    --recipe demo | add --no_adapter
+    --tets_file x | Did you mean 'test_file'
+    --batch_size 8 | unknown option '--batch_size'
+    --limit 0 | --limit: got '0'
+    --run {run} --split validation --test_file x | give one
+"""
+TRAIN_CALLS = """
+    --recipe demo --lora_r 0 | lora_r: got '0'
+    --recipe demo --learning_rate=-1 | learning_rate: got '-1'
+    --learning_rate -1e-4 | --learning_rate: expected one argument
+    --recipe dmeo | Did you mean 'demo'
+    --recipe demo --task wallpaper | expected one of dialogue_inference, economic_qa
+    --recipe demo --template x | expected one of concise
+    --recipe demo --train_file nowhere.csv | no file at nowhere.csv
+    --recipe demo --test_file data/nope.csv | no file at data/nope.csv
+    --recipe demo --model no/where | 'no/where' cannot be loaded
+    --recipe demo --model {empty} --run_name later | cannot be loaded
+    --recipe demo --output_dir {outputs} --run_name first | exists already
+    --resume first --output_dir {outputs} | nothing is left to resume
+    --resume --output_dir {empty} | no unfinished run
+    demo | argument 'demo'
+"""
+
+
+def test_bad_calls_are_clear_and_lose_nothing(work, run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "header.csv").write_text("id,context,question\n")
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run.path, unfinished, ignore=shutil.ignore_patterns("adapter"))
+    places = {"empty": tmp_path / "empty", "unfinished": unfinished, "run": run.path}
+    before = sorted([*work.rglob("*"), *tmp_path.rglob("*")])
+    for main, calls in ((inference.main, ANSWER_CALLS), (fine_tune.main, TRAIN_CALLS)):
+        for call in calls.strip().splitlines():
+            words, message = call.split(" | ")
+            with pytest.raises(InputError, match=message):
+                main(words.format(outputs=work / "outputs", **places).split())
+    assert sorted([*work.rglob("*"), *tmp_path.rglob("*")]) == before
+
+
+def test_bad_training_data_starts_no_run(work, tmp_path):
+    shutil.copy(work / "test.csv", tmp_path)
+    for text, message in (
+        ("id,contxt,question,answer\na,b,c,d\n", "Did you mean 'contxt'"),
+        ("id,context,question\na,b,c\n", "no column 'answer'"),
+        ("id,context,question,answer\na,b,c,\n", "id a.*no answer"),
+        ("id,context,question,answer\na,b,c,d\na,b,c,d\n", r"ids more than once \(1\)"),
+        ('id,context,question,answer\na,"b,c,d\n', "quotation mark"),
+        ("", "is empty"),
+    ):
+        (tmp_path / "train.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=message):
+            train(tmp_path, "bad")
+        assert not (tmp_path / "outputs").exists()

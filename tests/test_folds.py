@@ -1,14 +1,16 @@
-"""Folds: every article is held out once, and all adapters, or their mean, answer together."""
+"""Cross-validation: each article is held out once, and all adapters, or their mean, answer."""
 
+import contextlib
+import io
 import json
 import os
-import signal
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import TrainerCallback
+from safetensors.torch import load_file, save_file
 
 import fine_tune
 import inference
@@ -18,9 +20,11 @@ from dandap.model.adapter import add_adapter, average_adapters
 from dandap.model.load import load_base
 from dandap.recipe import make_recipe
 from dandap.runs.folder import RunFolder
-from dandap.training import run as training_run
-from dandap.training.cross_validation import find_suspects
+from dandap.training.cross_validation import find_folds, find_suspects
+from tests.conftest import read_lines, write_small_train
+from tests.interrupting import At, change_trainer, send
 
+CPU = torch.device("cpu")
 ROWS = [
     Row(f"{n}-{q}", f"{n}번 회사의 소식은 {n * 7919}억 원이다.", f"{q}?")
     for n in range(11)
@@ -36,53 +40,28 @@ def test_every_article_is_held_out_once():
         assert not {row.article for row in train} & {row.article for row in validation}
         assert len(validation) in (4, 6), "parts differ by one article of two questions"
     again = split_by_article(ROWS[::-1], 0.05, "2/4")[1]
-    assert {row.id for row in again} == {row.id for row in parts[1][1]}, "whatever the rows' order"
-
-
-def test_more_folds_than_articles_are_refused():
+    assert {row.id for row in again} == {row.id for row in parts[1][1]}, "in any order of rows"
     with pytest.raises(InputError, match=r"got 11 article\(s\) for 12 folds"):
         split_by_article(ROWS, 0, "1/12")
+    for fold in ("0/5", "6/5", "1/1", "1", "x", "1/2/3"):
+        with pytest.raises(InputError, match="fold: got"):
+            make_recipe({"fold": fold}, "test")
 
 
-@pytest.mark.parametrize("fold", ["0/5", "6/5", "1/1", "1", "x", "1/2/3"])
-def test_a_fold_is_a_part_of_parts(fold):
-    with pytest.raises(InputError, match="expected a part of the articles, as 2/5"):
-        make_recipe({"fold": fold}, "test")
-
-
-def test_suspects_are_sure_and_wrong_the_surest_first():
-    said = {"gold": ["5억 원"], "prediction": "부산"}
+def test_suspects_are_confident_and_wrong_the_most_confident_first():
+    wrong = {"gold": ["5억 원"], "prediction": "부산"}
+    sentence = {"gold": ["5억 원"], "prediction": "매출은 5억원이라고 할 수 있습니다."}
     records = [
-        {"id": "unsure", "log_probability": -1.0, "char_f1": 0.0} | said,
-        {"id": "right", "log_probability": -0.01, "char_f1": 0.5} | said,
-        {"id": "second", "log_probability": -0.1, "char_f1": 0.1} | said,
-        {"id": "first", "log_probability": -0.01, "char_f1": 0.0} | said,
-        {"id": "in a sentence", "log_probability": -0.01, "char_f1": 0.1}
-        | said
-        | {"prediction": "매출은 5억원이라고 할 수 있습니다."},
+        {"id": name, "log_probability": log_probability, "char_f1": f1} | answer
+        for name, log_probability, f1, answer in (
+            ("unsure", -1.0, 0.0, wrong),
+            ("right", -0.01, 0.5, wrong),
+            ("second", -0.1, 0.1, wrong),
+            ("first", -0.01, 0.0, wrong),
+            ("in a sentence", -0.01, 0.1, sentence),
+        )
     ]
     assert [record["id"] for record in find_suspects(records)] == ["first", "second"]
-
-
-def test_a_soup_is_the_mean_of_what_its_adapters_add(tmp_path):
-    recipe = make_recipe({"model": "data/demo_model", "lora_r": 2, "lora_alpha": 6}, "test")
-    added = []
-    for seed in range(3):
-        model = add_adapter(load_base(recipe, torch.device("cpu")), recipe)
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.data.normal_(0, 0.1, generator=generator)
-        model.save_pretrained(tmp_path / str(seed))
-        added.append(deltas(model))
-    average_adapters(recipe, [tmp_path / str(seed) for seed in range(3)], tmp_path / "soup")
-    soup = PeftModel.from_pretrained(load_base(recipe, torch.device("cpu")), tmp_path / "soup")
-    got = deltas(soup)
-    assert got.keys() == added[0].keys()
-    for name, delta in got.items():
-        mean = sum(each[name] for each in added) / 3
-        torch.testing.assert_close(delta, mean, rtol=1e-5, atol=1e-6)
-        assert delta.abs().max() > 0.01
 
 
 def deltas(model):
@@ -94,89 +73,177 @@ def deltas(model):
     }
 
 
-class Stop(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
+def test_a_soup_is_the_mean_of_what_its_adapters_add(tmp_path):
+    recipe = make_recipe({"model": "data/demo_model", "lora_r": 2, "lora_alpha": 6}, "test")
+    added, adapters = [], [tmp_path / str(seed) for seed in range(3)]
+    for seed, folder in enumerate(adapters):
+        model = add_adapter(load_base(recipe, CPU), recipe)
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data.normal_(0, 0.1, generator=generator)
+        model.save_pretrained(folder)
+        added.append(deltas(model))
+    average_adapters(recipe, adapters, tmp_path / "soup")
+    soup = deltas(PeftModel.from_pretrained(load_base(recipe, CPU), tmp_path / "soup"))
+    assert soup.keys() == added[0].keys()
+    for name, delta in soup.items():
+        mean = sum(each[name] for each in added) / 3
+        torch.testing.assert_close(delta, mean, rtol=1e-5, atol=1e-6)
+        assert delta.abs().max() > 0.01
 
 
-def test_folds_go_on_and_answer_together(small_train, tmp_path, monkeypatch, capsys):
-    """Cut off in the second fold, gone on with, answered by a vote, then by a soup."""
-    test = tmp_path / "test.csv"
-    test.write_text(small_train.read_text(encoding="utf-8"), encoding="utf-8")
-    output = ["--output_dir", str(tmp_path / "o")]
-    files = ["--train_file", str(small_train), "--test_file", str(test)]
-    command = ["--folds", "2", "--recipe", "demo", *files, *output, "--evaluate_every", "none"]
-    made, real = [], training_run.make_trainer
+def cross_validate(*words):
+    """Run fine_tune.py --folds 2; return what it printed, and the result of its last line."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        fine_tune.main(["--folds", "2", *words])
+    out = printed.getvalue()
+    return out, json.loads(out.splitlines()[-1])
 
-    def make(*args):
-        made.append(real(*args))
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    """Return a folder of two folds, stopped in the second one, resumed, and made into a soup."""
+    folder = tmp_path_factory.mktemp("folds")
+    for name in ("train.csv", "test.csv"):
+        write_small_train(folder / name)
+    shutil.copytree("data/demo_model", folder / "model")
+    files = f"--train_file {folder}/train.csv --test_file {folder}/test.csv"
+    output = f"--output_dir {folder}/outputs"
+    made = []
+
+    def stop_the_second(trainer):
+        made.append(trainer)
         if len(made) == 2:
-            made[-1].callback_handler.callbacks.insert(0, Stop())
-        return made[-1]
+            trainer.callback_handler.callbacks.insert(0, At(1, send))
 
-    monkeypatch.setattr(training_run, "make_trainer", make)
-    with pytest.raises(
-        Stopped, match=r"^fold 2: .*Continue with python fine_tune.py --folds 2 --resume"
-    ):
-        fine_tune.main(command)
-    (parent,) = (tmp_path / "o").iterdir()
-    assert not RunFolder(parent / "fold-2").finished
-    fine_tune.main(["--folds", "2", "--resume", *output])
-    out = capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(__file__).parent.parent)
+        change_trainer(patch, stop_the_second)
+        model = f"--recipe demo --model {folder}/model --evaluate_every none"
+        with pytest.raises(Stopped, match=r"^fold 2: .*Continue with .* --folds 2 --resume"):
+            cross_validate(*f"{model} {files} {output}".split())
+        (parent,) = (folder / "outputs").iterdir()
+        assert not RunFolder(parent / "fold-2").finished
+        out, result = cross_validate("--resume", "--soup", *output.split())
     assert "fold 1 of 2 is continued" in out
-    assert "resuming" in out
-    result = json.loads(out.splitlines()[-1])
+    assert len(made) == 3, "a finished fold is not trained again"
     assert set(result) == {"folds", "char_f1", "exact_match", "suspects", "submission"}
-    assert Path(result["submission"]).parent.name.startswith("ensemble-f1_sum")
-    records = [json.loads(line) for line in (parent / "out_of_fold.jsonl").read_text().splitlines()]
-    assert [record["id"] for record in records] == [f"TRAIN_{number:05d}" for number in range(20)]
-    held = [
-        RunFolder(parent / f"fold-{n}").validation_record.read_text().count("\n") for n in (1, 2)
-    ]
-    assert sum(held) == 20
-    assert (parent / "report.html").is_file()
-    assert RunFolder(parent / "fold-2").load_recipe().fold == "2/2"
-    made.clear()
-    fine_tune.main(["--folds", "2", "--resume", str(parent), "--soup"])
-    assert not made, "nothing is trained again"
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert "/soup/" in result["submission"]
-    answers = [path for fold in parent.glob("fold-*") for path in fold.glob("answers/*")]
-    assert len(answers) == 2, "nothing is answered again"
-    # Cut off while it was written, a soup is made anew; answers to another file are no votes.
-    (parent / "soup").rename(parent / ".soup")
-    other = tmp_path / "other.csv"
-    other.write_text("".join(test.read_text(encoding="utf-8").splitlines(True)[:3]), "utf-8")
+    return parent
+
+
+def test_every_row_is_answered_by_the_fold_that_held_it_out(parent):
+    records = read_lines(parent / "out_of_fold.jsonl")
+    assert [record["id"] for record in records] == [f"TRAIN_{number:05d}" for number in range(20)]
+    runs = [RunFolder(parent / f"fold-{number}") for number in (1, 2)]
+    assert sum(len(read_lines(run.validation_record)) for run in runs) == 20
+    assert (parent / "report.html").is_file()
+    assert runs[1].load_recipe().fold == "2/2"
+
+
+def test_folds_answer_together_and_answer_once(parent):
+    # Answers to another file are no votes.
+    lines = (parent.parents[1] / "test.csv").read_text(encoding="utf-8").splitlines(True)
+    other = parent.parents[1] / "other.csv"
+    other.write_text("".join(lines[:3]), encoding="utf-8")
     inference.main(["--run", str(parent / "fold-1"), "--test_file", str(other)])
-    fine_tune.main(["--folds", "2", "--resume", str(parent), "--soup"])
+    for _ in range(2):
+        _, result = cross_validate("--resume", str(parent))
+        submission = Path(result["submission"])
+        assert submission.parent.name.startswith("ensemble-f1_sum")
+        assert submission.read_text(encoding="utf-8").count("\n") == 21
+        assert len(list(parent.glob("fold-*/answers/test-*"))) == 2, "nothing is answered again"
+
+
+def test_an_interrupted_soup_is_made_again(parent):
+    (parent / "soup").rename(parent / ".soup")
+    cross_validate("--resume", str(parent), "--soup")
     assert (parent / "soup" / "recipe.yaml").is_file()
-    fine_tune.main(["--folds", "2", "--resume", str(parent)])
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert Path(result["submission"]).read_text(encoding="utf-8").count("\n") == 21
+
+
+def damage(file):
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 2
+    file.write_bytes(data)
+
+
+def change_weights(file):
+    tensors = load_file(file)
+    save_file({name: tensor * 2 for name, tensor in tensors.items()}, file, {"format": "pt"})
+
+
+def test_finished_folds_are_verified(parent):
+    """Folds of two files or bases, and a damaged one, were combined without a warning."""
+    folder = parent.parents[1]
+    for file, change, message in (
+        (folder / "train.csv", lambda f: write_small_train(f, 11), "the data .* changed since"),
+        (folder / "model/model.safetensors", change_weights, "the base .* changed since"),
+        (parent / "fold-2/adapter/adapter_model.safetensors", damage, "fold-2.* is damaged"),
+    ):
+        content = file.read_bytes()
+        change(file)
+        for more in ([], ["--soup"]):
+            with pytest.raises(InputError, match=message):
+                cross_validate("--resume", str(parent), *more)
+        file.write_bytes(content)
     with pytest.raises(InputError, match=r"fold-1 was started with grounded=False \(now True\)"):
-        fine_tune.main(["--folds", "2", "--resume", str(parent), "--grounded", "true"])
+        cross_validate("--resume", str(parent), "--grounded", "true")
     with pytest.raises(InputError, match="has 2 folds, not 3"):
         fine_tune.main(["--folds", "3", "--resume", str(parent)])
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--folds", "1"], "expected at least 2"),
-        (["--folds", "2", "--fold", "1/2"], "give one of them"),
-        (["--folds", "2", "--resume", "nowhere"], "there are no folds in"),
-        (["--folds", "2", "--train_file", "nowhere.csv"], "no file at nowhere.csv"),
-        (["--soup"], "add --folds N"),
-    ],
-)
-def test_what_cannot_be_folded_is_told(tmp_path, more, message):
-    with pytest.raises(InputError, match=message):
-        fine_tune.main(["--recipe", "demo", "--output_dir", str(tmp_path), *more])
-    assert not list(tmp_path.iterdir())
+def test_a_folder_of_folds_is_not_trusted(tmp_path):
+    """folds.json may be damaged, or somebody else's."""
+    (tmp_path / "theirs").mkdir()
+    file = tmp_path / "theirs" / "folds.json"
+    code = {"model": "data/demo_model", "trust_remote_code": "true"}
+    for text, message in (
+        ("", "folds.json"),
+        ("[]", "folds.json"),
+        ('{"folds": 2}', "folds.json is damaged"),
+        ('{"folds": 2, "options": [], "recipe": "demo"}', "folds.json is damaged"),
+        ('{"folds": 2, "options": {}, "recipe": 7}', "folds.json is damaged"),
+        ('{"folds": 2, "options": {"epohcs": 1}, "recipe": "demo"}', "epohcs"),
+        (json.dumps({"folds": 2, "recipe": "demo", "options": code}), "trust_remote_code"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=message) as error:
+            cross_validate("--resume", str(file.parent))
+        assert "\n" not in str(error.value)
+        assert list(file.parent.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("look", ["--plan", "--preview"])
-def test_a_look_before_folding_makes_nothing(tmp_path, capsys, look):
-    fine_tune.main(["--recipe", "demo", "--output_dir", str(tmp_path), "--folds", "2", look])
-    assert "tokens" in capsys.readouterr().out
-    assert not list(tmp_path.iterdir())
+def test_the_folds_that_were_started_last_are_resumed_and_stay(tmp_path):
+    """It was the folder that changed last, and an error deleted it."""
+    for seconds, name in ((1, "old"), (2, "new")):
+        file = tmp_path / name / "folds.json"
+        file.parent.mkdir()
+        options = {"train_file": f"nowhere-{name}.csv"}
+        file.write_text(json.dumps({"folds": 2, "recipe": "demo", "options": options}))
+        os.utime(file, (seconds, seconds))
+    (tmp_path / "old" / "notes").touch()
+    assert find_folds("", str(tmp_path)).name == "new"
+    with pytest.raises(InputError, match="no file at nowhere-new.csv"):
+        cross_validate("--resume", "--output_dir", str(tmp_path))
+    assert (tmp_path / "new" / "folds.json").is_file()
+
+
+def test_bad_calls_leave_nothing(tmp_path):
+    for words, message in (
+        ("--folds 1", "expected at least 2"),
+        ("--folds 2 --fold 1/2", "give one of them"),
+        ("--folds 2 --resume nowhere", "there are no folds in"),
+        ("--folds 2 --train_file nowhere.csv", "no file at nowhere.csv"),
+        ("--soup", "add --folds N"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fine_tune.main(f"--recipe demo --output_dir {tmp_path} {words}".split())
+        assert not list(tmp_path.iterdir())
+
+
+def test_previews_of_folds_leave_nothing(tmp_path, capsys):
+    for look in ("--plan", "--preview"):
+        fine_tune.main(f"--recipe demo --output_dir {tmp_path} --folds 2 {look}".split())
+        assert "tokens" in capsys.readouterr().out
+        assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Test FlexAttention and answers from trees on a CUDA GPU: `pytest -m gpu`."""
+"""FlexAttention and answers from trees on a CUDA GPU: `pytest -m gpu`."""
 
 from unittest import mock
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dandap.answering import capture, tree_decoder
+from dandap.answering import cuda_graph, tree_decoder
 from dandap.answering.answer import Decoding
 from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import answer_examples
@@ -27,113 +27,107 @@ def test_the_probe_passes_at_every_head_size(name):
     probe(named_config(name), torch.device("cuda"), torch.bfloat16)
 
 
+def plain_kernel(name):
+    return "eager" if "gemma" in name else "sdpa"
+
+
+def random_base(name, deviation=0.02):
+    """Return a tiny base in float32 on the GPU; 0.2 makes answers differ."""
+    config = named_config(name)
+    config.initializer_range = deviation
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=plain_kernel(name))
+    return model.cuda().eval()
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_flex_has_the_plain_kernels_loss_and_gradients(name):
-    """Forest in one row, several lengths with one compilation, float32."""
-    plain = "eager" if "gemma" in name else "sdpa"
-    model = AutoModelForCausalLM.from_config(named_config(name), attn_implementation=plain).cuda()
+    """In float32, by one compilation for several lengths."""
+    model = random_base(name)
     for length in (100, 300, 700):
         pairs = [([*range(10, 10 + length), q, q + 1], [5, q, 2]) for q in range(20, 24)]
-        batch = {
-            k: v.cuda() for k, v in collate([grow(pairs)], pad_id=0, multiple_of=BLOCK).items()
-        }
-        results = []
+        batch = collate([grow(pairs)], pad_id=0, multiple_of=BLOCK, device="cuda")
+        ids, positions, results = batch["input_ids"], batch["position_ids"], []
         for flex in (False, True):
-            model.set_attn_implementation(plain)
+            model.set_attn_implementation(plain_kernel(name))
             if flex:
                 use_tree_attention(model)
             mask = tree_masks(model.config, batch, torch.float32, flex)
             with logits_at(model, batch["predicts"]):
-                logits = model(
-                    batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask
-                ).logits
+                logits = model(ids, position_ids=positions, attention_mask=mask).logits
             loss = torch.nn.functional.cross_entropy(
                 logits[batch["predictor"]], batch["target_ids"]
             )
             model.zero_grad()
             loss.backward()
             results.append((loss.item(), [p.grad.clone() for p in model.parameters()]))
-        assert results[1][0] == pytest.approx(results[0][0], rel=1e-4)
-        for got, expected in zip(results[1][1], results[0][1], strict=True):
-            assert (got - expected).norm() <= 1e-3 * expected.norm() + 1e-6
+        (expected, exact), (got, gradients) = results
+        assert got == pytest.approx(expected, rel=1e-4)
+        for ours, plain in zip(gradients, exact, strict=True):
+            assert (ours - plain).norm() <= 1e-3 * plain.norm() + 1e-6
 
 
-def trees():
-    """Return four articles of different lengths with one to eight questions, and two decodings.
-
-    One stops now and then and goes on for 40 tokens, so that steps are captured three times, with
-    fewer branches each time; the other has 16 tokens for all.
-    """
-    examples = []
+def examples():
+    """Return four articles of different lengths with one to eight questions."""
     torch.manual_seed(0)
+    made = []
     for article, questions in enumerate((1, 3, 8, 1)):
         context = torch.randint(3, 90, (20 + 30 * article,)).tolist()
-        rows = [Row(f"{article}-{n}", str(article), "q") for n in range(questions)]
-        examples += [Example(row, [*context, 90 + n, 91], []) for n, row in enumerate(rows)]
-    some = [1, 2, *range(100, 200)]
-    return examples, (
-        Decoding(stop_ids=some, pad_id=0, max_new_tokens=40),
-        Decoding(stop_ids=[1, 2], pad_id=0, max_new_tokens=16, min_new_tokens=16),
-    )
+        for number in range(questions):
+            row = Row(f"{article}-{number}", str(article), "q")
+            made.append(Example(row, [*context, 90 + number, 91], []))
+    return made
 
 
-def random_base(name):
-    """Return a tiny base in float32 on the GPU, whose random weights are large enough to differ."""
-    config = named_config(name)
-    config.initializer_range = 0.2
-    torch.manual_seed(0)
-    plain = "eager" if "gemma" in name else "sdpa"
-    return AutoModelForCausalLM.from_config(config, attn_implementation=plain).cuda().eval()
+# Some stop early and some need three captures, each with fewer branches.
+NATURAL = Decoding(stop_ids=[1, 2, *range(100, 200)], pad_id=0, max_new_tokens=40)
+FORCED = Decoding(stop_ids=[1, 2], pad_id=0, max_new_tokens=16, min_new_tokens=16)
 
 
-def said(model, examples, decoding, tokens):
-    found = dict(answer_examples(model, examples, decoding, tokens))
-    return [found[index][0].token_ids for index in range(len(examples))]
+def by_trees(model, decoding, tokens):
+    found = dict(answer_examples(model, examples(), decoding, tokens))
+    return [found[index][0].token_ids for index in range(len(found))]
 
 
 @pytest.mark.parametrize("tokens", [100, 100_000])
 @pytest.mark.parametrize("name", TINY)
-def test_answers_from_trees_are_those_of_generate(name, tokens):
-    """Eagerly, and by CUDA graphs, which are really captured."""
-    model, (examples, decodings) = random_base(name), trees()
-    for decoding in decodings:
+def test_answers_from_trees_equal_generate(name, tokens):
+    """Eagerly, and by real CUDA graphs."""
+    model = random_base(name, 0.2)
+    for decoding in (NATURAL, FORCED):
         expected = [
             next(generate_answers(model, [example.prompt_ids], decoding, 1))[1].token_ids
-            for example in examples
+            for example in examples()
         ]
         for captures in (True, False):
             with (
                 mock.patch.object(tree_decoder, "can_capture", return_value=captures),
-                mock.patch.object(capture, "_refused", False),
+                mock.patch.object(cuda_graph, "_disabled", False),
             ):
-                assert said(model, examples, decoding, tokens) == expected
-                assert not capture._refused
+                assert by_trees(model, decoding, tokens) == expected
+                assert not cuda_graph._disabled
 
 
-def wait(module, given, out):
-    out.sum().item()
+def wait(module, inputs, output):
+    output.sum().item()
 
 
 @pytest.mark.parametrize("is_seen", [True, False])
-def test_what_cannot_be_captured_is_answered_all_the_same(monkeypatch, capsys, is_seen):
-    """A model that waits for the GPU in its forward, as one with code of its own may.
+def test_a_model_that_cannot_be_captured_answers_the_same(monkeypatch, capsys, is_seen):
+    """It waits for the GPU in its forward, as remote code may.
 
-    Where that was not seen in time, a capture fails, and torch must be as before.
+    Where that was not seen in time, the capture fails, and torch must be as before.
     """
-    model, (examples, (_, decoding)) = random_base("tiny-llama"), trees()
-    expected = said(model, examples, decoding, 100_000)
-    monkeypatch.setattr(capture, "_refused", False)
+    model = random_base("tiny-llama", 0.2)
+    expected = by_trees(model, FORCED, 100_000)
+    monkeypatch.setattr(cuda_graph, "_disabled", False)
     if not is_seen:
-        monkeypatch.setattr(capture, "run_eagerly", eagerly)
+        monkeypatch.setattr(cuda_graph, "run_eagerly", lambda work: work())
     model.model.layers[0].register_forward_hook(wait)
     for _ in range(2):
-        assert said(model, examples, decoding, 100) == expected
+        assert by_trees(model, FORCED, 100) == expected
     assert capsys.readouterr().out.count("without CUDA graphs") == 1
     torch.cuda.synchronize()
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
-    torch.rand(1, device="cuda")  # a generator that takes the capture to go on would raise
+    torch.rand(1, device="cuda")  # raises if its generator still takes the capture to be running
     torch.nn.functional.dropout(torch.ones(9, device="cuda"))
-
-
-def eagerly(work):
-    return work()

@@ -1,4 +1,4 @@
-"""The loss of ours against cross-entropy by torch, and logits at chosen positions."""
+"""The summed cross-entropy equals torch's; logits at selected positions equal all logits there."""
 
 import pytest
 import torch
@@ -12,21 +12,18 @@ from dandap.tree.token_tree import Packed, send
 from tests.tiny_models import FAMILIES
 
 
-def both_ways(logits, pairs, upstream=0.37):
-    """Return (loss, gradient) of ours and of torch's cross-entropy in float32."""
+def ours_and_torchs(logits, pairs):
+    """Return (loss, gradient) of our cross-entropy and of torch's in float32."""
     predictor, target_ids = (torch.tensor(column) for column in zip(*pairs, strict=True))
     times = torch.tensor([pairs.count(pair) for pair in pairs])
-    results = []
-    for ours in (True, False):
-        leaf = logits.clone().requires_grad_()
-        if ours:
-            loss = summed_cross_entropy(leaf, predictor, target_ids, times)
-        else:
-            picked = leaf.float()[predictor]
-            loss = torch.nn.functional.cross_entropy(picked, target_ids, reduction="sum")
-        (loss * upstream).backward()
-        results.append((loss.item(), leaf.grad))
-    return results
+    ours, torchs = (logits.clone().requires_grad_() for _ in range(2))
+    losses = (
+        summed_cross_entropy(ours, predictor, target_ids, times),
+        torch.nn.functional.cross_entropy(torchs.float()[predictor], target_ids, reduction="sum"),
+    )
+    for loss in losses:
+        (loss * 0.37).backward()
+    return (losses[0].item(), ours.grad), (losses[1].item(), torchs.grad)
 
 
 PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10)), min_size=1, max_size=20)
@@ -34,65 +31,51 @@ PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10)), min_size=1, m
 
 @given(PAIRS, st.sampled_from([1, 11, 25, 2**24]), st.integers(0, 99))
 def test_the_loss_is_torchs_in_chunks_of_any_size(pairs, chunk, seed):
-    """Positions with several targets, targets that repeat, positions with none."""
-    before, module.CHUNK = module.CHUNK, chunk
-    try:
-        draw = torch.Generator().manual_seed(seed)
-        (loss, gradient), (expected, exact) = both_ways(
-            torch.randn(6, 11, generator=draw) * 5, pairs
-        )
-    finally:
-        module.CHUNK = before
+    """With positions of several targets or none, and targets that repeat."""
+    logits = torch.randn(6, 11, generator=torch.Generator().manual_seed(seed)) * 5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK", chunk)
+        (loss, gradient), (expected, exact) = ours_and_torchs(logits, pairs)
     assert loss == pytest.approx(expected, rel=1e-5, abs=1e-6)
     torch.testing.assert_close(gradient, exact, rtol=1e-4, atol=1e-5)
 
 
-def test_it_is_as_exact_as_torchs_own():
-    """Against float64: a log-sum-exp in one number is ten times farther off on sure answers."""
-    draw = torch.Generator().manual_seed(0)
-    logits = torch.randn(40, 96, generator=draw) * 20
+def test_gradients_of_sure_answers_are_exact():
+    """Against float64: a log-sum-exp as one number is ten times farther off."""
+    logits = torch.randn(40, 96, generator=torch.Generator().manual_seed(0)) * 20
     target_ids = logits.argmax(-1)
     target_ids[30:] = 5
-    results = []
-    for leaf in (logits, logits.double()):
-        leaf = leaf.clone().requires_grad_()
-        if leaf.dtype is torch.float32:
-            at = torch.arange(40)
-            loss = summed_cross_entropy(leaf, at, target_ids, torch.ones(40))
-        else:
-            loss = torch.nn.functional.cross_entropy(leaf, target_ids, reduction="sum")
-        loss.backward()
-        results.append(leaf.grad.double())
-    assert (results[0] - results[1]).norm() < 2e-7 * results[1].norm()
+    ours, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    summed_cross_entropy(ours, torch.arange(40), target_ids, torch.ones(40)).backward()
+    torch.nn.functional.cross_entropy(exact, target_ids, reduction="sum").backward()
+    assert (ours.grad.double() - exact.grad).norm() < 2e-7 * exact.grad.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_sixteen_bits_round_as_autograd_would(dtype):
-    """A sure answer keeps its small gradient: softmax - 1 is computed before it is rounded."""
-    logits = torch.zeros(3, 50)
+def test_sixteen_bits_round_as_autograd_does(dtype):
+    """A sure answer has a small gradient: softmax - 1 is computed before it is rounded."""
+    logits = torch.zeros(3, 50, dtype=dtype)
     logits[0, 7] = 12.0
-    (loss, gradient), (expected, exact) = both_ways(logits.to(dtype), [(0, 7), (1, 3), (2, 3)])
+    (loss, gradient), (expected, exact) = ours_and_torchs(logits, [(0, 7), (1, 3), (2, 3)])
     assert loss == pytest.approx(expected, rel=1e-6)
     assert gradient.dtype is dtype
     assert 0 > gradient[0, 7] > -1e-3
-    torch.testing.assert_close(gradient, exact.to(dtype))
+    torch.testing.assert_close(gradient, exact)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_of_chosen_positions_are_those_of_the_whole(family):
-    """Counted through all rows, final soft caps included; the model is as before afterwards."""
+def test_logits_at_positions_are_those_of_the_whole(family):
+    """Counted through all rows, with final soft caps; the model is unchanged afterwards."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
-    ids = torch.randint(3, 90, (3, 7))
+    ids, at = torch.randint(3, 90, (3, 7)), torch.tensor([0, 6, 7, 20])
     whole = model(ids).logits
-    at = torch.tensor([0, 6, 7, 20])
     with logits_at(model, at):
-        some = model(ids).logits
-    torch.testing.assert_close(some, whole.flatten(0, 1)[at])
+        torch.testing.assert_close(model(ids).logits, whole.flatten(0, 1)[at])
     torch.testing.assert_close(model(ids).logits, whole)
 
 
-def test_what_is_packed_comes_out_as_it_was():
+def test_packed_arrays_come_out_unchanged():
     shapes = [{"a": (2, 3), "b": (0,)}, {"a": (1, 1)}]
     first, second = Packed(send(list(range(7)), "cpu"), shapes).on("cpu")
     assert first["a"].tolist() == [[0, 1, 2], [3, 4, 5]]

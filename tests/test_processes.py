@@ -1,9 +1,7 @@
-"""Several processes: what is dealt out, and what each knows of the others."""
-
-import pytest
+"""What each of several processes does, and what it knows of the others."""
 
 from dandap.answering.batches import run_batches
-from dandap.model.distributed import dealt, from_all, from_first, process_count, share_of
+from dandap.model.distributed import from_all, from_first, process_count, share_of
 
 
 class Pairs:
@@ -19,34 +17,30 @@ class Pairs:
         return len(batch)
 
 
-def process(monkeypatch, number, count):
-    monkeypatch.setenv("RANK", str(number))
-    monkeypatch.setenv("WORLD_SIZE", str(count))
+def test_processes_share_the_batches_of_one(monkeypatch):
+    """Finished batches are not dealt: a resumed inference would leave a process idle."""
+    done = {0, 1, 3, 4, 5, 9}  # 2 is answered again with 3, whose answer is dropped
+    for count in (1, 2, 3, 7):
+        shares, results = [], []
+        for number in range(count):
+            monkeypatch.setenv("RANK", str(number))
+            monkeypatch.setenv("WORLD_SIZE", str(count))
+            batches = []
 
+            def work(batch, batches=batches):
+                batches.append(batch)
+                return {index: index for index in batch}
 
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_processes_share_the_batches_that_one_would_do(monkeypatch, count):
-    """Done batches are not dealt: a resumed inference would give a process nothing to do."""
-    done = {0, 1, 3, 4, 5, 9}  # 2 is answered again with 3, whose answer is left out
-    batches, results = [], []
-
-    def work(batch):
-        batches.append(batch)
-        return {index: index for index in batch}
-
-    shares = []
-    for number in range(count):
-        process(monkeypatch, number, count)
-        before = len(batches)
-        results += [index for index, _ in run_batches(Pairs(), 12, 2, work, done)]
-        shares.append(len(batches) - before)
-    assert sorted(batches) == [[2, 3], [6, 7], [8, 9], [10, 11]]
-    assert sorted(results) == [2, 6, 7, 8, 10, 11]
-    assert max(shares) - min(shares) <= 1
+            results += [index for index, _ in run_batches(Pairs(), 12, 2, work, done)]
+            shares.append(batches)
+        dealt = sorted(batch for share in shares for batch in share)
+        assert dealt == [[2, 3], [6, 7], [8, 9], [10, 11]]
+        assert sorted(results) == [2, 6, 7, 8, 10, 11]
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_shares_and_values_of_one_process(monkeypatch):
-    assert (process_count(), dealt([1, 2, 3]), share_of(7)) == (1, [1, 2, 3], 7)
+    assert (process_count(), share_of(7)) == (1, 7)
     assert (from_first(dict), from_all(5)) == ({}, [5])
-    process(monkeypatch, 1, 2)
-    assert (process_count(), dealt([1, 2, 3]), share_of(7)) == (2, [2], 4)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert (process_count(), share_of(7)) == (2, 4)

@@ -1,4 +1,4 @@
-"""Hold model families in sizes that a test can afford.
+"""Model families in sizes that a test can afford.
 
 Their random weights are large enough that attention and answers matter.
 """
@@ -20,46 +20,48 @@ SIZES = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "max_position_embeddings": 256,
-}
-HEADS = {
+    "initializer_range": 0.2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "intermediate_size": 128,
-    "head_dim": 16,
 }
+SMALL = {**SIZES, "head_dim": 16}
 WINDOW = 8  # shorter than the articles
 FAMILIES = {
-    "llama": LlamaConfig(**SIZES, **HEADS),
-    "qwen2": Qwen2Config(**SIZES, **{name: HEADS[name] for name in HEADS if name != "head_dim"}),
-    "qwen3": Qwen3Config(**SIZES, **HEADS),
+    "llama": LlamaConfig(**SMALL),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SMALL),
     "gpt2": GPT2Config(
-        vocab_size=96, n_embd=64, n_head=4, n_layer=2, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0
+        vocab_size=96,
+        n_embd=64,
+        n_head=4,
+        n_layer=2,
+        attn_pdrop=0,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        initializer_range=0.2,
     ),
     "gemma2": Gemma2Config(
-        **SIZES,
-        **HEADS,
+        **SMALL,
         sliding_window=WINDOW,
         query_pre_attn_scalar=16,
         attn_logit_softcapping=2.0,
-        tie_word_embeddings=False,  # tied, a random one says the prompt's last token for ever
+        tie_word_embeddings=False,  # tied, a random one repeats the prompt's last token for ever
     ),
     # As Gemma 3 270M: one key head, two kinds of layers with a RoPE base each, tied embeddings.
     "gemma3": Gemma3TextConfig(
-        **SIZES,
-        **(HEADS | {"num_key_value_heads": 1}),
+        **(SMALL | {"num_key_value_heads": 1}),
         sliding_window=WINDOW,
         layer_types=["sliding_attention", "full_attention"],
         query_pre_attn_scalar=16,
         tie_word_embeddings=True,
     ),
-    "mistral": MistralConfig(
-        **SIZES, **(HEADS | {"num_key_value_heads": 4}), sliding_window=WINDOW
-    ),  # a key head per head
+    # A key head for each head.
+    "mistral": MistralConfig(**(SMALL | {"num_key_value_heads": 4}), sliding_window=WINDOW),
     # As Granite 4.0 350M: every layer attends, none has experts, and embeddings, attention, each
     # layer's addition and the logits are scaled. Its mamba numbers only have to agree.
     "granite": GraniteMoeHybridConfig(
         **SIZES,
-        **{name: HEADS[name] for name in HEADS if name != "head_dim"},
         shared_intermediate_size=128,
         layer_types=["full_attention"] * 2,
         num_local_experts=0,
@@ -75,8 +77,4 @@ FAMILIES = {
     ),
 }
 # Not among the families, whose every test would take it through a loop over experts.
-EXPERTS = Qwen3MoeConfig(
-    **SIZES, **HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32
-)
-for config in (*FAMILIES.values(), EXPERTS):
-    config.initializer_range = 0.2
+EXPERTS = Qwen3MoeConfig(**SMALL, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)

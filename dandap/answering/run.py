@@ -192,31 +192,37 @@ class OpenModel:
         )
 
 
-def open_model(source: Source) -> OpenModel:
-    """Load the source's model. What can be rejected without the weights is rejected first."""
+def open_model(
+    source: Source, engine: Engine = "ours", bases: Path = Path("outputs/bases")
+) -> OpenModel:
+    """Load the source's model. What can be rejected without the weights is rejected first.
+
+    `bases` is where vLLM's dequantized bases are written.
+    """
     recipe, run = source.recipe, source.run
     config = load_config(recipe)
-    plan = same_plan(make_plan(recipe, config, pick_device(), training=False))
     tokenizer = load_tokenizer(recipe, run.adapter if run else None)
     check_base(recipe, config, tokenizer)
     base = base_identity(recipe)
-    warn_other_base(source, base)
+    if run and not same_base(run.environment().get("base", base), base):
+        print(
+            f"WARNING: the base {recipe.model} is not the one that {run.path} was trained on; its "
+            "answers will differ"
+        )
     encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
+    if engine == "vllm":
+        from dandap.answering.vllm import open_vllm
+
+        adapter = run.adapter if run else None
+        answerer, version = open_vllm(recipe, config, encoder, base, adapter, bases)
+        return OpenModel(recipe, answerer, base, config, version)
+    plan = same_plan(make_plan(recipe, config, pick_device(), training=False))
     print(plan)
     base_model = load_base(recipe, plan.device, config, plan.dequantized)
     model = load_adapter(base_model, run.adapter) if run else base_model
     if isinstance(model, PeftModel) and plan.device.type == "cuda":
         model = for_answering(model, plan.merged)  # on a CPU the matrix products take the time
     return OpenModel(recipe, Answerer(recipe, encoder, model, plan), base, config)
-
-
-def warn_other_base(source: Source, base: dict[str, str]) -> None:
-    """Warn if the base is not the one that the run was trained on."""
-    if source.run and not same_base(source.run.environment().get("base", base), base):
-        print(
-            f"WARNING: the base {source.recipe.model} is not the one that {source.run.path} was "
-            "trained on; its answers will differ"
-        )
 
 
 def read_questions(recipe: Recipe, test_file: str | None = None, split: str | None = None) -> Table:
@@ -267,12 +273,10 @@ def answer(
 
     started = time.perf_counter()
     if engine == "vllm":
-        from dandap.answering.vllm import open_vllm, refuse
+        from dandap.answering.vllm import refuse
 
         refuse(recipe, rows)
-        model = open_vllm(source, Path(output_dir) / "bases")
-    else:
-        model = open_model(source)
+    model = open_model(source, engine, Path(output_dir) / "bases")
     loaded = time.perf_counter()
 
     if not run and not answers_dir:

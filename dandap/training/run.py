@@ -64,7 +64,6 @@ from tasks import checked_template, get_task
 from tasks.task import read_test, read_train
 
 FEW_STEPS = 20  # 120 questions of the sample make 7, after which answers are still sentences
-COUNTED_STEPS = 500  # of an epoch, for the tokens that reading once saves: a few seconds
 FED = 0.75  # of the speed of several processes; below it steps have too few questions
 
 
@@ -103,7 +102,7 @@ def train(
     validation = encode_validation(recipe, encoder, validation_rows)
     plan = for_these_answers(plan, recipe, config, answer_share(examples))
     print(plan)
-    print_sharing(recipe, plan, examples)
+    print_sharing(recipe, examples)
 
     model = add_adapter(load_base(recipe, plan.device, config, plan.dequantized), recipe)
     trained, total = model.get_nb_trainable_parameters()
@@ -247,11 +246,11 @@ def encode_validation(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list
     return examples
 
 
-def print_sharing(recipe: Recipe, plan: Plan, examples: list[Example]) -> None:
+def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
     """Print the tokens that reading once saves, and warn of few steps and idle processes."""
     articles = len({example.row.article for example in examples})
     if recipe.read_once:
-        every_time, once = count_tokens(examples, recipe, plan, COUNTED_STEPS)
+        every_time, once = count_tokens(examples, recipe)
         tokens = f"{every_time:,} -> {once:,}"
         if once >= 20_000:
             tokens = f"{every_time / 1e6:.2f} M -> {once / 1e6:.2f} M"

@@ -55,27 +55,22 @@ def why_no_flex(
 
     InputError is raised if there is a reason and the recipe demands FlexAttention.
     """
-    reason = _obstacle(recipe, config.get_text_config(), device, dtype)
-    if reason and recipe.attention == "flex":
-        raise InputError(f"attention=flex cannot be used: {reason}. Use --attention auto.")
-    return reason
-
-
-def _obstacle(
-    recipe: Recipe, config: PretrainedConfig, device: torch.device, dtype: torch.dtype
-) -> str | None:
+    config = config.get_text_config()
+    on_gpu = device.type == "cuda"
+    major, minor = torch.cuda.get_device_capability(device) if on_gpu else (0, 0)
+    dropout = getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0)
+    reason = None
     if recipe.attention not in ("auto", "flex"):
-        return f"attention={recipe.attention}"
-    if not recipe.read_once:
-        return "read_once is off"
-    if device.type != "cuda":
-        return "flex has no backward on CPU"
-    major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        return f"flex needs at least sm_80, this GPU is sm_{major}{minor}"
-    if getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0):
-        return "flex has no attention dropout"
-    for tiles in tiles_to_try(config, device, dtype):
+        reason = f"attention={recipe.attention}"
+    elif not recipe.read_once:
+        reason = "read_once is off"
+    elif not on_gpu:
+        reason = "flex has no backward on CPU"
+    elif major < 8:
+        reason = f"flex needs at least sm_80, this GPU is sm_{major}{minor}"
+    elif dropout:
+        reason = "flex has no attention dropout"
+    for tiles in () if reason else tiles_to_try(config, device, dtype):
         _chosen_tiles[head_size(config), dtype] = tiles
         try:
             probe(config, device, dtype)
@@ -83,6 +78,8 @@ def _obstacle(
         # A compiler may raise anything.
         except Exception as error:  # noqa: BLE001
             reason = f"flex failed its probe: {first_line(error)}"
+    if recipe.attention == "flex":
+        raise InputError(f"attention=flex cannot be used: {reason}. Use --attention auto.")
     return reason
 
 

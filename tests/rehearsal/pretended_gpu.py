@@ -1,16 +1,15 @@
-"""A CUDA device that is not there: after `install`, cuda:0 computes on the host and is watched.
+"""A CUDA device that does not exist: after `install`, cuda:0 computes on the host and is watched.
 
     gpu = pretended_gpu.install("sm_80")            numbers are real, computed by the CPU's kernels
     gpu = pretended_gpu.install("sm_80", dry=True)  large tensors have no memory, only a size
     with gpu.watched() as seen: ...                 seen.launches, seen.waits, seen.peak
 
-Devices are checked as CUDA checks them: an operation whose tensors lie on both sides fails. Every
-kernel counts as a launch, every moment at which the host needs a number from the device as a wait,
-with the line of the project that asked for it. A dry model of 10.8 B parameters fits into a laptop,
-and its memory is counted to the byte.
+An operation on tensors of both devices fails, as on CUDA. Every kernel counts as a launch, and
+every number that the host needs from the device as a wait, with the line of the project that caused
+it. A dry model of 10.8 B parameters fits into a laptop, and its memory is counted to the byte.
 
-This must be imported before torch, which looks for CUDA while it is imported; the library that
-PRETENDED_GPU names is built from pretended_gpu.cpp. It is tied to the inner names of torch 2.13.
+Import this before torch, which looks for CUDA while it is imported. PRETENDED_GPU names the library
+that is built from pretended_gpu.cpp. Both depend on internals of torch 2.13.
 """
 
 import contextlib
@@ -34,12 +33,12 @@ DRY_FROM = 1 << 16  # bytes; smaller tensors (lengths, indices) keep their numbe
 
 @dataclass(frozen=True)
 class Kind:
-    """Holds what differs between GPUs: bytes of memory, processors, bytes that a block shares."""
+    """What differs between GPUs."""
 
     capability: tuple[int, int]
-    memory: float
+    memory: float  # bytes
     processors: int
-    shared: int
+    shared: int  # bytes of shared memory per block
 
 
 KINDS = {
@@ -52,26 +51,26 @@ KINDS = {
 
 @dataclass
 class Seen:
-    """Holds what happened: launches by kernel, waits by (what, where), bytes at most."""
+    """What happened on the device."""
 
-    launches: Counter = field(default_factory=Counter)
-    waits: Counter = field(default_factory=Counter)
-    peak: int = 0
+    launches: Counter = field(default_factory=Counter)  # by kernel
+    waits: Counter = field(default_factory=Counter)  # by (what, line of the project)
+    peak: int = 0  # bytes
 
     def waits_in(self, file: str) -> int:
-        """Return the waits that a file of the project asked for."""
+        """Return the waits that a file or folder of the project caused."""
         return sum(count for (_, line), count in self.waits.items() if file in line)
 
 
 class Gpu:
-    """The device: its kind, and what it sees."""
+    """The device."""
 
     def __init__(self, kind: Kind, dry: bool):
         self.kind, self.dry, self.seen = kind, dry, Seen()
 
     @contextlib.contextmanager
     def watched(self):
-        """Yield what is seen from here to the end of the block."""
+        """Yield what is seen inside this context."""
         before, self.seen = self.seen, Seen()
         torch.ops.pretended.forget_peak()
         try:
@@ -87,16 +86,16 @@ class Gpu:
         self.seen.waits[what, _line_of_the_project()] += 1
 
 
-gpu: Gpu | None = None  # the one that is installed
-_libraries: list[torch.library.Library] = []  # what they register is gone when they are
+gpu: Gpu | None = None  # the installed one
+_libraries: list[torch.library.Library] = []  # a library's kernels live as long as it does
 
 
 def install(kind: str, dry: bool = False) -> Gpu:
     """Make cuda:0 a pretended GPU of this kind, before the project is imported."""
     global gpu
     if gpu is not None:
-        raise RuntimeError("a pretended GPU is there already")
-    # Before CUDA is said to be there, or it looks for its own CUDA library.
+        raise RuntimeError("a pretended GPU is installed already")
+    # Before CUDA is available, or it would look for its own CUDA library.
     import bitsandbytes  # noqa: F401
 
     gpu = Gpu(KINDS[kind], dry)
@@ -114,7 +113,7 @@ def install(kind: str, dry: bool = False) -> Gpu:
         },
     )
     _register("bitsandbytes", _bitsandbytes())
-    _tell_torch_of_it()
+    _replace_torch_cuda()
     return gpu
 
 
@@ -208,7 +207,7 @@ def _by_bool(indices) -> bool:
 
 
 def _check_devices(name: str, args, kwargs) -> None:
-    """Refuse tensors of the host, as CUDA does; numbers without a dimension may come from there."""
+    """Reject tensors of the host, as CUDA does; scalars may come from there."""
     given = (args[0], args[2:], kwargs) if name in INDEXED else (args, kwargs)
     if any(t.device.type == "cpu" and t.dim() for t in _tensors(given)):
         raise RuntimeError(f"{name}: expected all tensors to be on the same device, cuda:0 and cpu")
@@ -317,7 +316,7 @@ def _copy(self, source, non_blocking=False):
     if here != there and source.numel() and not (non_blocking and there == "cuda"):
         gpu.wait(f"copy from {here} to {there}")
     if _is_dry(self) or _is_dry(source):
-        if not _is_dry(self):  # no numbers come of it: zeros stand for them
+        if not _is_dry(self):  # a dry source has no numbers
             _host(self).zero_()
         return self
     _host(self).copy_(_host(source))
@@ -404,7 +403,7 @@ def _efficient_backward(
     *, scale=None
 ):  # fmt: skip
     gpu.launch("efficient attention backward")
-    # What the kernel needs beside its results: a sum a row, and float32 for the query's gradient.
+    # The kernel's working memory: a sum a row, and float32 for the query's gradient.
     work = [torch.empty(query.shape[:3], dtype=torch.float32, device="cuda")]
     if query.dtype.itemsize == 2:
         work.append(torch.empty(query.shape, dtype=torch.float32, device="cuda"))
@@ -493,7 +492,7 @@ def _gemm_4bit(
 
 
 def _is_fused(dtype, rows: int, outputs: int, inputs: int) -> bool:
-    """Say whether bitsandbytes 0.50 takes its fused kernel (backends/cuda/ops.py, simplified)."""
+    """Return whether bitsandbytes 0.50 runs its fused kernel (backends/cuda/ops.py, simplified)."""
     if rows < 8:
         return True
     if dtype is torch.float32 or (gpu.kind.capability == (7, 5) and dtype is torch.bfloat16):
@@ -507,35 +506,36 @@ def _is_fused(dtype, rows: int, outputs: int, inputs: int) -> bool:
 # ---- torch.cuda, as Python asks it.
 
 
-def _tell_torch_of_it() -> None:
-    cuda, kind = torch.cuda, gpu.kind
+def _replace_torch_cuda() -> None:
+    kind, generator = gpu.kind, torch.Generator()
     major, minor = kind.capability
     properties = SimpleNamespace(
         name="pretended", major=major, minor=minor, total_memory=int(kind.memory),
         multi_processor_count=kind.processors, warp_size=32, gcnArchName="",
         shared_memory_per_block_optin=kind.shared,
     )  # fmt: skip
-    generator = torch.Generator()
-    stream = SimpleNamespace(synchronize=_nothing, wait_stream=_nothing, cuda_stream=0)
-    held, peak = (lambda *a, i=i: torch.ops.pretended.memory()[i] for i in (0, 1))
-    answers = {
-        "is_available": lambda: True,
-        "is_initialized": lambda: True,
-        "is_current_stream_capturing": lambda: False,
-        "init": lambda: None,
-        "_lazy_init": lambda: None,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "set_device": lambda device: None,
-        "_exchange_device": lambda device: 0,
-        "_maybe_exchange_device": lambda device: 0,
+
+    def nothing(*given):
+        return None
+
+    stream = SimpleNamespace(synchronize=nothing, wait_stream=nothing, cuda_stream=0)
+    held, peak = (lambda *given, i=i: torch.ops.pretended.memory()[i] for i in (0, 1))
+    constants = {
+        "is_available is_initialized": True,
+        "is_current_stream_capturing": False,
+        "current_device _exchange_device _maybe_exchange_device get_sync_debug_mode": 0,
+        "device_count": 1,
+        "init _lazy_init set_device empty_cache ipc_collect": None,
+        "manual_seed manual_seed_all set_sync_debug_mode": None,
+        "get_device_capability": kind.capability,
+        "get_device_name": "pretended",
+        "get_device_properties": properties,
+        "get_arch_list": "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120".split(),
+        "current_stream default_stream": stream,
+        "memory_stats": {},
+    }
+    functions = {
         "synchronize": lambda *device: gpu.wait("synchronize"),
-        "empty_cache": lambda: None,
-        "ipc_collect": lambda: None,
-        "get_device_capability": lambda *device: kind.capability,
-        "get_device_name": lambda *device: "pretended",
-        "get_arch_list": lambda: ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"],
-        "get_device_properties": lambda *device: properties,
         "is_bf16_supported": lambda including_emulation=True: including_emulation or major >= 8,
         "mem_get_info": lambda *device: (int(kind.memory - held()), int(kind.memory)),
         "memory_allocated": held,
@@ -543,34 +543,18 @@ def _tell_torch_of_it() -> None:
         "max_memory_allocated": peak,
         "max_memory_reserved": peak,
         "reset_peak_memory_stats": lambda *device: torch.ops.pretended.forget_peak(),
-        "memory_stats": lambda *device: {},
-        "manual_seed": lambda seed: None,
-        "manual_seed_all": lambda seed: None,
         "get_rng_state": lambda *device: generator.get_state(),
         "set_rng_state": lambda state, *device: generator.set_state(state),
         "get_rng_state_all": lambda: [generator.get_state()],
         "set_rng_state_all": lambda states: generator.set_state(states[0]),
-        "current_stream": lambda *device: stream,
-        "default_stream": lambda *device: stream,
-        "get_sync_debug_mode": lambda: 0,
-        "set_sync_debug_mode": lambda mode: None,
     }
-    for name, answer in answers.items():
-        setattr(cuda, name, answer)
-        if hasattr(cuda.random, name):
-            setattr(cuda.random, name, answer)
-    cuda.amp.common.amp_definitely_not_available = lambda: False
-    inner = {
-        "_cuda_getDeviceCount": lambda: 1,
-        "_cuda_getDevice": lambda: 0,
-        "_cuda_setDevice": _nothing,
-        "_cuda_emptyCache": _nothing,
-        "_cuda_exchangeDevice": lambda device: 0,
-        "_cuda_maybeExchangeDevice": lambda device: 0,
-    }
-    for name, answer in inner.items():
-        setattr(torch._C, name, answer)
-
-
-def _nothing(*args) -> None:
-    return None
+    for names, value in constants.items():
+        functions |= dict.fromkeys(names.split(), lambda *given, value=value: value)
+    for name, function in functions.items():
+        for module in (torch.cuda, torch.cuda.random):
+            if module is torch.cuda or hasattr(module, name):
+                setattr(module, name, function)
+    torch.cuda.amp.common.amp_definitely_not_available = lambda: False
+    inner = {"getDeviceCount": 1, "getDevice": 0, "setDevice": None, "emptyCache": None}
+    for name, value in (inner | {"exchangeDevice": 0, "maybeExchangeDevice": 0}).items():
+        setattr(torch._C, f"_cuda_{name}", lambda *given, value=value: value)

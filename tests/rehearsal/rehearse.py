@@ -2,10 +2,10 @@
 
     python -m tests.rehearsal.rehearse GPU JSON
 
-GPU is a kind of pretended_gpu.KINDS, with "-dry" behind it for shapes without numbers. JSON is a
-list of jobs, each {"what": a function below, "mutant": one of MUTANTS or nothing, ...arguments}.
-The last line is the list of their results as JSON, an error being {"error": its text}.
-test_rehearsal.py starts this and says what must hold.
+GPU is one of pretended_gpu.KINDS, with "-dry" after it for shapes without numbers. JSON is a list
+of jobs: {"what": a function below, "mutant": one of MUTANTS or nothing, ...arguments}. The last
+line is the JSON list of their results; an error is {"error": its text}. test_rehearsal.py starts
+this and checks the results.
 """
 
 import json
@@ -43,10 +43,7 @@ from dandap.model.load import load_tokenizer
 from dandap.model.shapes import SHAPES, make_config, named_config
 from dandap.errors import InputError
 from dandap.recipe import load_recipe, make_recipe
-from dandap.training import trainer as training_module
-from dandap.training.job import Job
-from dandap.training.plain import make_trainer
-from dandap.training.trainer import make_read_once_trainer
+from dandap.training import trainer as trainers
 from dandap.tree import attention
 
 ON_A_PRETENDED_GPU = """
@@ -58,68 +55,77 @@ from dandap.cli import run_script
 run_script(fine_tune.main)
 """
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+# A replay does the same work, kernel by kernel.
+cuda_graph.capture = lambda work: work
 
 
-def _done_again(work):
-    """Stand for a capture: a replay does the same work, kernel by kernel."""
-    return work
-
-
-cuda_graph.captured = _done_again
-
-
-def trained(config, device, options: dict, plan: dict, steps: int = 3):
-    """Return the losses of a training of random weights, what was seen, and its trainer."""
-    recipe = make_recipe(
-        {"max_length": 256, "max_new_tokens": 16, "learning_rate": 1e-3} | options, "rehearse"
-    )
-    dtype = pick_compute_dtype(recipe, device)
-    # The same weights everywhere: made and quantized on the host.
-    base = random_model(config, recipe, CPU, torch.float32)
-    if device.type == "cuda":
-        base = base.to(dtype).to(device)
-    model = add_adapter(base, recipe)
-    whole = Plan(device, dtype, 512, False, MemoryEstimate(0, 0, 0, 0), None)
-    examples = made_up(60, 5, 16 * steps)
+def fit(recipe, plan, examples, model):
+    """Train without checkpoints; return the trainer and what the GPU saw."""
     tokenizer = load_tokenizer(load_recipe("demo", {}))
-    make = make_read_once_trainer if recipe.read_once else make_trainer
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(recipe, replace(whole, **plan), tokenizer, examples)
-        trainer = make(job, model, folder, [])
+        trainer = trainers.make_trainer(recipe, plan, tokenizer, examples, model, folder)
         trainer.args.save_strategy = "no"
         with gpu.watched() as seen:
             trainer.train()
-    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
-    return losses, seen, trainer
+    return trainer, seen
 
 
-def training(kind: str, options: dict | None = None, plan: dict | None = None) -> dict:
-    """Compare losses with the CPU's, and say what the GPU saw."""
-    config, options, plan = named_config(kind), options or {}, plan or {}
-    if plan.get("flex"):
+def make_plan(device, dtype, tokens: int, **options) -> Plan:
+    return replace(Plan(device, dtype, tokens, False, MemoryEstimate(0, 0, 0, 0), None), **options)
+
+
+def questions(article: int, count: int, total: int) -> list:
+    """Return examples without answers."""
+    examples = made_up(article, count, total)
+    for example in examples:
+        example.answer_ids.clear()
+    return examples
+
+
+def graph_breaks() -> int:
+    return sum(counters["graph_break"].values())
+
+
+def waits(seen) -> dict[str, int]:
+    return {f"{what} {line}": count for (what, line), count in seen.waits.items()}
+
+
+def training(kind: str, plan: dict | None = None) -> dict:
+    """Train random weights; return the losses, the CPU's, and what the GPU saw."""
+    if (plan or {}).get("flex"):
         trace_flex()
-    expected, _, _ = trained(config, CPU, options | {"compute_dtype": "float32"}, {})
-    got, seen, trainer = trained(config, pick_device(), options, plan)
+    losses = []
+    for device in (CPU, pick_device()):
+        options = {"max_length": 256, "max_new_tokens": 16, "learning_rate": 1e-3}
+        options |= {"compute_dtype": "float32"} if device == CPU else {}
+        recipe = make_recipe(options, "rehearse")
+        dtype = pick_compute_dtype(recipe, device)
+        # The same weights everywhere: made and quantized on the host.
+        base = random_model(named_config(kind), recipe, CPU, torch.float32)
+        if device != CPU:
+            base = base.to(dtype).to(device)
+        model = add_adapter(base, recipe)
+        how = make_plan(device, dtype, 512, **({} if device == CPU else plan or {}))
+        trainer, seen = fit(recipe, how, made_up(60, 5, 16 * 3), model)
+        log = trainer.state.log_history
+        losses.append([record["loss"] for record in log if "loss" in record])
     return {
-        "expected": expected,
-        "losses": got,
+        "expected": losses[0],
+        "losses": losses[1],
         "scaler": trainer.accelerator.scaler is not None,
         "adapters": sorted({str(p.dtype) for p in trainer.model.parameters() if p.requires_grad}),
-        "micro_batches": seen.launches["micro-batch"],
-        "waits": {f"{what} {line}": n for (what, line), n in seen.waits.items()},
-        "waits_of_training": seen.waits_in("dandap/training/"),
-        "launches": sum(seen.launches.values()),
-        "breaks": sum(counters["graph_break"].values()),
+        "waits": waits(seen),
+        "breaks": graph_breaks(),
         "graphs": counters["stats"]["unique_graphs"],
     }
 
 
 def trace_flex() -> None:
-    """Let FlexAttention be traced by Dynamo and computed by its formula: no compiler is here."""
-    real = torch.compile
+    """Let Dynamo trace FlexAttention, and compute it by its formula: there is no compiler here."""
+    compile_before = torch.compile
 
     def compile(function, **options):
-        return real(function, **(options | {"backend": "eager"}))
+        return compile_before(function, **(options | {"backend": "eager"}))
 
     if torch.compile.__module__ != __name__:
         torch.compile = compile
@@ -130,10 +136,10 @@ def trace_flex() -> None:
 
 
 def probe(kind: str, dtype: str) -> dict:
-    """Run the project's probe; its compiler is replaced as above."""
+    """Run the project's probe of FlexAttention."""
     trace_flex()
     attention.probe(named_config(kind), CUDA, getattr(torch, dtype))
-    return {"breaks": sum(counters["graph_break"].values())}
+    return {"breaks": graph_breaks()}
 
 
 def flex(kind: str) -> dict:
@@ -142,55 +148,45 @@ def flex(kind: str) -> dict:
     from dandap.tree.token_tree import collate, grow
 
     trace_flex()
-    config = named_config(kind)
-    softcap = getattr(config, "attn_logit_softcapping", None)
-    kinds = set()
+    config, kinds = named_config(kind), set()
+    options = {"softcap": getattr(config, "attn_logit_softcapping", None), "scaling": 32**-0.5}
     for article in (300, 500, 900, 200, 1400):
         sequences = [([*range(9, 9 + article), question], [1, 2]) for question in range(4)]
         batch = collate([grow(sequences)], 0, BLOCK, CUDA)
         masks = tree_masks(config, batch, torch.float32, flex=True)
         masks = masks if isinstance(masks, dict) else {"": masks}
         kinds |= set(masks)
+        size = (batch["input_ids"].shape[1], 32)
         for mask in masks.values():
-            length = batch["input_ids"].shape[1]
-            inputs = [
-                torch.randn(1, n, length, 32, device=CUDA, requires_grad=True) for n in (4, 2, 2)
-            ]
-            out = attention.tree_attention(
-                torch.nn.Module(), *inputs, mask, scaling=32**-0.5, softcap=softcap
-            )[0]
+            inputs = [torch.randn(1, n, *size, device=CUDA, requires_grad=True) for n in (4, 2, 2)]
+            out = attention.tree_attention(torch.nn.Module(), *inputs, mask, **options)[0]
             torch.autograd.grad(out.sum(), inputs)
-    breaks = sum(counters["graph_break"].values())
-    return {"graphs": counters["stats"]["unique_graphs"], "breaks": breaks, "kinds": len(kinds)}
+    graphs = counters["stats"]["unique_graphs"]
+    return {"graphs": graphs, "breaks": graph_breaks(), "kinds": len(kinds)}
 
 
-class _Grounding:
-    """Lets an answer be any run of the article's characters; ids stand for characters here."""
+class _EvenTokens:
+    """A grounding under which every answer of even tokens is a span."""
 
-    def pick(self, said, context, stop_ids, left, order):
-        return next((token for token in order if token % 2 == 0), None)
+    def pick(self, token_ids, context, stop_ids, left, likeliest):
+        return next((token for token in likeliest if token % 2 == 0), None)
 
 
 def answering(kind: str, way: str) -> dict:
-    """Compare answers with the CPU's, token by token, and count waits and launches."""
+    """Compare answers with the CPU's, token by token, and count waits."""
     config = named_config(kind)
     config.initializer_range = 0.2
     torch.manual_seed(0)
     recipe = make_recipe({"quantization": "none"}, "rehearse")
-    host = add_adapter(random_model(config, recipe, CPU, torch.float32), recipe).eval()
-    examples = made_up(40, 3, 9)
-    for example in examples:
-        example.answer_ids.clear()
-    ways = {
-        "likeliest": {},
+    model = add_adapter(random_model(config, recipe, CPU, torch.float32), recipe).eval()
+    examples = questions(40, 3, 9)
+    options = {
         "samples": {"samples": 3, "temperature": 0.7},
         "penalty": {"repetition_penalty": 1.3},
-    }
-    decoding = Decoding(
-        stop_ids=[2], pad_id=0, max_new_tokens=8, min_new_tokens=8, **ways.get(way, {})
-    )
+    }.get(way, {})
+    decoding = Decoding([2], pad_id=0, max_new_tokens=8, min_new_tokens=8, **options)
 
-    def answers(model):
+    def answers():
         if way == "generate":
             prompts = [example.prompt_ids for example in examples]
             return {i: [a.token_ids] for i, a in generate_answers(model, prompts, decoding, 4096)}
@@ -198,24 +194,23 @@ def answering(kind: str, way: str) -> dict:
             choices = [[[5, 6], [7], [8, 9, 10]] for _ in examples]
             scored = score_choices(model, examples, choices, 0, 4096, ())
             return {i: [round(score, 3) for score in scores] for i, scores in scored}
-        grounding = _Grounding() if way == "grounded" else None
+        grounding = _EvenTokens() if way == "grounded" else None
         found = answer_examples(model, examples, decoding, 4096, grounding)
-        return {i: [answer.token_ids for answer in several] for i, several in found}
+        return {i: [answer.token_ids for answer in samples] for i, samples in found}
 
-    expected = answers(host)
-    model = host.to(CUDA)
+    expected = answers()
+    model.to(CUDA)
     with gpu.watched() as seen:
-        got = answers(model)
+        got = answers()
     return {
         "equal": got == expected,
         "waits_a_token": seen.waits_in("answering/") / decoding.max_new_tokens,
-        "launches_a_token": sum(seen.launches.values()) / decoding.max_new_tokens,
-        "waits": {f"{what} {line}": n for (what, line), n in seen.waits.items()},
+        "waits": waits(seen),
     }
 
 
 class _FlexMemory(torch.autograd.Function):
-    """Stands for FlexAttention in a dry run: what its kernels keep and need, without numbers."""
+    """What FlexAttention's kernels save and need, without numbers, for a dry run."""
 
     @staticmethod
     def forward(ctx, query, key, value):
@@ -267,83 +262,68 @@ def training_memory(
     recipe: str,
     tokens: int,
     plan: dict | None = None,
-    questions: tuple[int, int, int] = (1000, 5, 6),
+    shape: tuple[int, int, int] = (1000, 5, 6),
     options: dict | None = None,
 ) -> dict:
-    """Trace a step of true shape: bytes at most against the estimate, for what was forwarded.
+    """Trace a step of true shape; return its peak, and the estimate for what was forwarded.
 
-    `questions` are the tokens of an article, its questions, and the tokens of an answer.
+    `shape` are the tokens of an article, its questions, and the tokens of an answer.
     """
     chosen, config, dtype, model = _dry_model(recipe, options or {})
-    article, count, answer = questions
-    # Two steps: the optimizer's moments are there from the second on.
+    article, count, answer = shape
+    # Two steps: the optimizer's moments exist from the second on.
     examples = made_up(article, count, 2 * chosen.questions_per_step)
     for number, example in enumerate(examples):
         example.answer_ids[:] = [*range(10 + number, 9 + number + answer), 1]
-    before = torch.ops.pretended.memory()[0]
-    whole = Plan(CUDA, dtype, tokens, False, MemoryEstimate(0, 0, 0, 0), None)
-    job_plan = replace(whole, **(plan or {}))
-    tokenizer = load_tokenizer(load_recipe("demo", {}))
-    forwarded = []
-    real = training_module.ReadOnceTrainer.compute_loss
+    how, forwarded = make_plan(CUDA, dtype, tokens, **(plan or {})), []
+    compute_loss = trainers.ReadOnceTrainer.compute_loss
 
-    def compute_loss(self, model, inputs, **others):
+    def note(self, model, inputs, **others):
         forwarded.append((inputs["input_ids"].numel(), inputs["predicts"].numel()))
-        return real(self, model, inputs, **others)
+        return compute_loss(self, model, inputs, **others)
 
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(chosen, job_plan, tokenizer, examples)
-        trainer = make_read_once_trainer(job, model, folder, [])
-        trainer.args.save_strategy = "no"
-        with (
-            mock.patch.object(training_module.ReadOnceTrainer, "compute_loss", compute_loss),
-            mock.patch.object(attention, "_compiled", lambda: _flex_memory),
-            gpu.watched() as seen,
-        ):
-            trainer.train()
+    with (
+        mock.patch.object(trainers.ReadOnceTrainer, "compute_loss", note),
+        mock.patch.object(attention, "_compiled", lambda: _flex_memory),
+    ):
+        _, seen = fit(chosen, how, examples, model)
     size, predicting = max(forwarded)
-    footprint = Footprint(chosen, config, CUDA, dtype, job_plan.flex)
-    estimate = footprint.training(size, job_plan.gradient_checkpointing, predicting / size)
+    footprint = Footprint(chosen, config, CUDA, dtype, how.flex)
+    estimate = footprint.training(size, how.gradient_checkpointing, predicting / size)
     return {
         "traced": seen.peak,
         "planned": estimate.total - GB,
         "parts": str(estimate),
-        "base": before,
         "forwarded": forwarded,
-        "launches": dict(seen.launches.most_common(12)),
     }
 
 
 def answering_memory(
     recipe: str,
     tokens: int,
-    questions: tuple[int, int] = (1000, 5),
+    shape: tuple[int, int] = (1000, 5),
     merged: bool | None = None,
     options: dict | None = None,
 ) -> dict:
-    """Trace batches of answers of true shape: bytes at most against the estimate.
+    """Trace batches of answers of true shape; return their peak, and the estimate.
 
-    `merged` None leaves the adapter as it was trained.
+    `shape` are the tokens of an article and its questions. `merged` None leaves the adapter as it
+    was trained.
     """
     chosen, config, dtype, model = _dry_model(recipe, options or {}, dequantized=bool(merged))
     if merged is not None:
         model = for_answering(model, merged)
-    article, count = questions
-    decoding = Decoding(
-        stop_ids=[2], pad_id=0, max_new_tokens=chosen.max_new_tokens, samples=chosen.samples
-    )
+    article, count = shape
+    new, samples = chosen.max_new_tokens, chosen.samples
+    decoding = Decoding([2], pad_id=0, max_new_tokens=new, samples=samples)
     articles = max(1, tokens // (article + count * 50))
-    examples = made_up(article, count, articles * count)
-    for example in examples:
-        example.answer_ids.clear()
+    examples = questions(article, count, articles * count)
     with gpu.watched() as seen:
-        for _ in answer_examples(model.eval(), examples, decoding, tokens):
-            pass
+        list(answer_examples(model.eval(), examples, decoding, tokens))
     footprint = Footprint(chosen, config, CUDA, dtype)
     before = footprint.answering(tokens)
     # For as many branches as there were; a plan is for prompts that share nothing, with more.
-    new = memory.expected_length(chosen.max_new_tokens)
-    each = tokens / len(examples) - chosen.samples * new
+    each = tokens / len(examples) - samples * memory.expected_length(new)
     with mock.patch.object(memory, "QUESTION_TOKENS", each):
         estimate = footprint.answering(tokens)
     if merged:
@@ -351,61 +331,61 @@ def answering_memory(
     return {
         "traced": seen.peak,
         "planned": estimate.total - GB,
-        "planned_before": (before.total - GB) / GB,
+        "planned_before": before.total - GB,
         "parts": str(estimate),
-        "launches_a_token": sum(seen.launches.values()) / chosen.max_new_tokens,
-        "launches": dict(seen.launches.most_common(25)),
+        "launches_a_token": sum(seen.launches.values()) / new,
     }
 
 
 def ask_the_gpu(parts: str) -> dict:
     """Run benchmarks.gpu on a small shape."""
-    from benchmarks import gpu as questions
+    from benchmarks import gpu as benchmark
 
     trace_flex()
-    # What it starts as a script must find the pretended GPU, too.
+    # The script that it starts must find the pretended GPU, too.
     script = [sys.executable, "-c", ON_A_PRETENDED_GPU, GPU]
-    with mock.patch.object(questions, "SCRIPT", script):
-        return questions.main(["--model", "tiny-llama", "--parts", parts])
+    with mock.patch.object(benchmark, "SCRIPT", script):
+        return benchmark.main(["--model", "tiny-llama", "--parts", parts])
 
 
 def scripts(optimizers: list[str]) -> dict:
-    """Train by fine_tune.py with each optimizer; stop a run, resume it, and answer by it."""
+    """Train by fine_tune.py with each optimizer; stop a run, resume it, and answer with it."""
     import fine_tune
     import inference
     from dandap.errors import Stopped
     from dandap.files import read_json_lines
     from dandap.runs.folder import RunFolder
-    from dandap.training.stop import StopSignals
+    from dandap.training.callbacks import StopSignals
 
-    found = {}
+    def stop_after_two(self, args, state, control, **kwargs):
+        if state.global_step == 2 and not self.received:
+            self.received = signal.SIGTERM
+            control.should_save = control.should_training_stop = True
+
     with tempfile.TemporaryDirectory() as folder:
-        common = ["--output_dir", folder, "--evaluate_every", "none", "--questions_per_step", "8"]
-        common += ["--validation_fraction", "0.9", "--warmup_steps", "0"]
+
+        def train(options):
+            fine_tune.main([*options.split(), "--output_dir", folder])
 
         def losses(name):
             lines = read_json_lines(RunFolder(Path(folder) / name).metrics_file)
             return [line["loss"] for line in lines if "loss" in line]
 
+        demo = "--recipe demo --evaluate_every none --questions_per_step 8 "
+        demo += "--validation_fraction 0.9 --warmup_steps 0 --run_name "
+        found = {}
         for optimizer in optimizers:
-            name = f"by-{optimizer}"
-            fine_tune.main(["--recipe", "demo", *common, "--optim", optimizer, "--run_name", name])
-            found[optimizer] = losses(name)
-
-        def stop_after_two(self, args, state, control, **kwargs):
-            if state.global_step == 2 and not self.received:
-                self.received = signal.SIGTERM
-                control.should_save = control.should_training_stop = True
-
+            train(f"{demo} by-{optimizer} --optim {optimizer}")
+            found[optimizer] = losses(f"by-{optimizer}")
         with mock.patch.object(StopSignals, "on_step_end", stop_after_two):
             try:
-                fine_tune.main(["--recipe", "demo", *common, "--run_name", "cut"])
+                train(f"{demo} stopped")
             except Stopped as stopped:
                 found["stopped"] = stopped.code
-        fine_tune.main(["--resume", "cut", "--output_dir", folder])
-        found["resumed"] = losses("cut")
-        found["answered"] = inference.main(["--run", "cut", "--output_dir", folder])["char_f1"]
-    return found
+        train("--resume stopped")
+        found["resumed"] = losses("stopped")
+        answers = inference.main(["--run", "stopped", "--output_dir", folder])
+        return found | {"answered": answers["char_f1"]}
 
 
 def tests_for_a_gpu() -> dict:
@@ -416,30 +396,32 @@ def tests_for_a_gpu() -> dict:
     for name in test_gpu.TINY:
         test_gpu.test_the_probe_passes_at_every_head_size(name)
         test_gpu.test_flex_has_the_plain_kernels_loss_and_gradients(name)
-        with mock.patch.object(cuda_graph, "captured", capturing.Capturing()):
-            test_gpu.test_answers_from_trees_are_those_of_generate(name, 100)
-    return {"passed": list(test_gpu.TINY)}
+        with mock.patch.object(cuda_graph, "capture", capturing.Capturing()):
+            test_gpu.test_answers_from_trees_equal_generate(name, 100)
+    return {}
 
 
 def compare_ways(benchmark: str) -> dict:
     """Run one of the two comparisons on a small shape."""
     from benchmarks import inference, training
 
-    shape = ["--model", "tiny-llama", "--article", "40", "--rounds", "1", "--questions", "16"]
+    options = "--model tiny-llama --article 40 --rounds 1 --questions 16"
     if benchmark == "training":
-        return training.main([*shape, "--trl_batch", "4"])
-    return inference.main([*shape, "--no_continuous", "--batch", "4", "--samples", "2"])
+        return training.main(f"{options} --trl_batch 4".split())
+    return inference.main(f"{options} --no_continuous --batch 4 --samples 2".split())
 
 
-# ---- Faults that a rehearsal must catch: each is a patch of the project.
+# ---- Faults that a rehearsal must find: each is a patch of the project.
+
+tree_masks, feed = trainers.tree_masks, TreeDecoder._feed
 
 
 def _mask_of_the_host(*arguments, **options):
-    return _real_masks(*arguments, **options).cpu()
+    return tree_masks(*arguments, **options).cpu()
 
 
 def _mask_of_bools(config, batch, dtype, flex):
-    return _real_masks(config, batch, dtype, flex=False) == 0
+    return tree_masks(config, batch, dtype, flex=False) == 0
 
 
 @contextlib.contextmanager
@@ -451,9 +433,9 @@ def _adapters_of_16_bits(model):
             parameter.data = parameter.data.bfloat16()
 
 
-def _waits(decoder, chosen, step):
+def _wait(decoder, chosen, step):
     assert chosen.max().item() >= 0
-    return _real_feed(decoder, chosen, step)
+    return feed(decoder, chosen, step)
 
 
 def _float_in_a_closure(softcap, device):
@@ -464,12 +446,11 @@ def _float_in_a_closure(softcap, device):
 
 
 _float_in_a_closure.cache_clear = lambda: None
-_real_masks, _real_feed = training_module.tree_masks, TreeDecoder._feed
 MUTANTS = {
-    "a tensor without device=": (training_module, "tree_masks", _mask_of_the_host),
-    "a bool mask for flex": (training_module, "tree_masks", _mask_of_bools),
-    "16-bit adapters": (training_module, "float32_adapters", _adapters_of_16_bits),
-    "a wait in the decoding loop": (TreeDecoder, "_feed", _waits),
+    "a tensor without device=": (trainers, "tree_masks", _mask_of_the_host),
+    "a bool mask for flex": (trainers, "tree_masks", _mask_of_bools),
+    "16-bit adapters": (trainers, "float32_adapters", _adapters_of_16_bits),
+    "a wait in the decoding loop": (TreeDecoder, "_feed", _wait),
     "a graph break": (attention, "_capped", _float_in_a_closure),
 }
 
@@ -484,7 +465,7 @@ def run(what: str, mutant: str | None = None, **arguments) -> dict:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"[:2000]}
     finally:
-        gc.collect()  # a trainer holds its model in circles, and the next job's memory is counted
+        gc.collect()  # a trainer is a circle of references, and the next job's memory is counted
 
 
 if __name__ == "__main__":
