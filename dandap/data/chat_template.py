@@ -147,9 +147,8 @@ class Chat:
             # Jinja drops a template's last line end; within the template it would stay.
             template = self.tokenizer.chat_template.removesuffix("\n").removesuffix("\r")
             literal = json.dumps(opening, ensure_ascii=False)  # a Jinja string, too
-            self.tokenizer.chat_template = (
-                f"{template}{{{{ {literal} if add_generation_prompt else '' }}}}"
-            )
+            template += "{{ " + literal + " if add_generation_prompt else '' }}"
+            self.tokenizer.chat_template = template
             [prompt] = self.render([messages], True)
         # A thinking block may be in the generation prompt alone, which is then longer.
         if not found or PROBE["content"] in after or not prompt.startswith(before):
@@ -190,15 +189,15 @@ def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     look like a marker. Any other added token is a word.
     """
     added = tokenizer.added_tokens_decoder
-    special = {token_id for token_id, token in added.items() if token.special}
-    markers = {
-        token_id
-        for token_id in added.keys() - special
-        if added[token_id].content in (tokenizer.chat_template or "")
-        and MARKER.search(added[token_id].content.strip())
-    }
-    tokenizer.chat_control_tokens = sorted(added[token_id].content for token_id in markers)
-    return special | set(tokenizer.all_special_ids) | markers
+    template = tokenizer.chat_template or ""
+    special, markers = set(tokenizer.all_special_ids), {}
+    for token_id, token in added.items():
+        if token.special:
+            special.add(token_id)
+        elif token.content in template and MARKER.search(token.content.strip()):
+            markers[token_id] = token.content
+    tokenizer.chat_control_tokens = sorted(markers.values())
+    return special | markers.keys()
 
 
 def fix_date(chat_template: str) -> str:

@@ -99,7 +99,6 @@ def json_records(
 
 
 def _values(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the JSON value of each line, or the one value of the whole file."""
     with open_text(path) as file:
         notes += encoding_notes(path, file.encoding)
         lines = ((number, line) for number, line in enumerate(file, 1) if trim(line))
@@ -118,10 +117,9 @@ def _values(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
-    """Yield the questions of one document; KorQuAD 2's has qas instead of paragraphs."""
     where = f"{path}, {place}"
     try:
-        for paragraph in document.get("paragraphs", [document]):
+        for paragraph in document.get("paragraphs", [document]):  # KorQuAD 2 has only qas
             for qa in paragraph["qas"]:
                 ids = (qa[name] for name in ("id", *ALSO_IDS) if qa.get(name) is not None)
                 record = {

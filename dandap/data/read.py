@@ -125,8 +125,7 @@ def _make_rows(
     numbered, count, unanswerable = False, 0, 0
     for count, (place, record) in enumerate(records, 1):
         where, name = f"{path}, {place}", record.get("id")
-        if count == 1:
-            numbered = name is None
+        numbered = name is None if count == 1 else numbered
         if numbered:
             name = f"{prefix}{count}" if name is None else None
         elif isinstance(name, int | float) and not isinstance(name, bool):

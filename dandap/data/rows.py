@@ -147,12 +147,10 @@ def split_by_article(
     train = [row for row in real if family[row.article] not in chosen]
     # Generated rows are trained on, unless a row that they were made of is validated on.
     held_out = {row.group for row in validation}
-    train += [
-        row
-        for row in rows
-        if row.fields.get("generated")
-        and held_out.isdisjoint(row.fields.get("sources", "").split())
-    ]
+    for row in rows:
+        sources = row.fields.get("sources", "").split()
+        if row.fields.get("generated") and held_out.isdisjoint(sources):
+            train.append(row)
     if not train:
         raise InputError(
             f"got {len(names)} article(s): nothing is left to train on. Add some, or set "
