@@ -94,10 +94,8 @@ def report_cut(recipe: Recipe, examples: list[Example]) -> None:
     cut = [example for example in examples if example.trimmed]
     if cut:
         how = "trimmed" if recipe.on_overflow == "trim" else "cut to the nearest sentences"
-        print(
-            f"{len(cut)} questions have their article {how} (max_length={recipe.max_length}): "
-            f"{_ids(cut)}"
-        )
+        limit = f"max_length={recipe.max_length}"
+        print(f"{len(cut)} questions have their article {how} ({limit}): {_ids(cut)}")
     lost = list(filter(loses_answer, cut))
     if lost:
         # Select already leaves the sentences nearest to the questions; then only length helps.
@@ -111,17 +109,13 @@ def report_cut(recipe: Recipe, examples: list[Example]) -> None:
 def report_lengths(recipe: Recipe, examples: list[Example]) -> None:
     """Print token counts, cut articles, and answers that inference could not finish."""
     lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
-    print(
-        f"{len(examples):,} training examples, {sum(lengths):,} tokens (mean "
-        f"{sum(lengths) / len(lengths):.0f}, longest {max(lengths)})"
-    )
+    mean = f"mean {sum(lengths) / len(lengths):.0f}, longest {max(lengths)}"
+    print(f"{len(examples):,} training examples, {sum(lengths):,} tokens ({mean})")
     report_cut(recipe, examples)
     long = [each for each in examples if len(each.answer_ids) > recipe.max_new_tokens]
     if long:
-        print(
-            f"{len(long)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens, "
-            f"where inference stops: {_ids(long)}"
-        )
+        limit = f"max_new_tokens={recipe.max_new_tokens} tokens, where inference stops"
+        print(f"{len(long)} answers have more than {limit}: {_ids(long)}")
 
 
 def drop_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:

@@ -125,10 +125,9 @@ class Encoder:
             examples[index] = Example(rows[index], prompt_ids, answer_ids, trimmed, context)
         long = [example.row.id for example in examples if len(example.prompt_ids) > prompt_limit]
         if long:
-            raise InputError(
-                f"{len(long)} questions have prompts of more than {prompt_limit} tokens, first "
-                f"{long[0]}. Raise max_length, or cut articles with --on_overflow trim or select."
-            )
+            got = f"{len(long)} questions have prompts of more than {prompt_limit} tokens"
+            hint = "Raise max_length, or cut articles with --on_overflow trim or select."
+            raise InputError(f"{got}, first {long[0]}. {hint}")
         return examples
 
     def _encode(
@@ -223,7 +222,6 @@ class Encoder:
         return found
 
     def _check(self, context: str, row: Row, answer: str, prompt: Prompt, ids: list[int]) -> None:
-        """Reject a prompt without a text of its row, and ids that do not decode to the answer."""
         parts = self.render(context, row, answer)
         answer = parts.get("answer", answer)
         if self.chat:
@@ -231,15 +229,14 @@ class Encoder:
         if not ids:
             return
         trained = self.decode(ids[:-1])
-        if not self.control_ids.isdisjoint(ids[:-1]) or (
-            squeeze(trained) != squeeze(answer)
-            # What the vocabulary cannot express is lost in any case.
-            and squeeze(trained) != squeeze(self.decode(self._plain_ids([answer])[0]))
-        ):
+        # What the vocabulary cannot express is lost in any case.
+        spelled = self.decode(self._plain_ids([answer])[0]) if trained != answer else answer
+        is_same = squeeze(trained) in (squeeze(answer), squeeze(spelled))
+        if not is_same or not self.control_ids.isdisjoint(ids[:-1]):
+            tokens = self.tokenizer.convert_ids_to_tokens(ids)
             raise InputError(
                 f"question {row.id}: the answer is {answer!r}, but with this tokenizer and "
-                f"template {trained!r} would be trained "
-                f"({self.tokenizer.convert_ids_to_tokens(ids)}). {PLAIN}"
+                f"template {trained!r} would be trained ({tokens}). {PLAIN}"
             )
 
     def _plain_ids(self, texts: list[str]) -> list[list[int]]:

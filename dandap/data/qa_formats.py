@@ -85,10 +85,8 @@ def json_records(
             if isinstance(entry, dict) and isinstance(entry.get("row"), dict):
                 entry = entry["row"]
             if not isinstance(entry, dict):
-                raise InputError(
-                    f"{path}, {place}: got {str(entry)[:60]}; expected an object with context, "
-                    "question and answer, or a document of SQuAD."
-                )
+                wanted = "an object with context, question and answer, or a document of SQuAD"
+                raise InputError(f"{path}, {place}: got {str(entry)[:60]}; expected {wanted}.")
             if entry.keys() & {"paragraphs", "qas"}:
                 yield from _squad_records(entry, path, place)
                 continue

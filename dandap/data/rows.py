@@ -152,10 +152,8 @@ def split_by_article(
         if row.fields.get("generated") and held_out.isdisjoint(sources):
             train.append(row)
     if not train:
-        raise InputError(
-            f"got {len(names)} article(s): nothing is left to train on. Add some, or set "
-            "validation_fraction 0."
-        )
+        got = f"got {len(names)} article(s): nothing is left to train on"
+        raise InputError(f"{got}. Add some, or set validation_fraction 0.")
     return train, validation
 
 

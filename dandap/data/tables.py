@@ -74,13 +74,9 @@ def _read_csv(path: Path) -> Sheet:
 
     def lines() -> Iterator[tuple[int, list[str]]]:
         with path.open(encoding=encoding, newline="") as file:
-            texts = chain([next(file, "").lstrip("\ufeff")], file)
-            reader = csv.reader(
-                (text.replace("\0", "") for text in texts),
-                strict=True,
-                delimiter=separator,
-                skipinitialspace=spaced,
-            )
+            marked = chain([next(file, "").lstrip("\ufeff")], file)
+            texts = (text.replace("\0", "") for text in marked)
+            reader = csv.reader(texts, strict=True, delimiter=separator, skipinitialspace=spaced)
             try:
                 for cells in reader:
                     if any(map(trim, cells)):
