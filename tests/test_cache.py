@@ -78,16 +78,11 @@ def test_whatever_changes_is_encoded_again(built, monkeypatch):
         assert len(set(built)) == len(built) == number
 
 
-def fifo(file):
-    file.unlink()
-    os.mkfifo(file)
-
-
 DAMAGE = {
     "torn": lambda file: file.write_bytes(file.read_bytes()[:200]),
     "empty": lambda file: file.write_bytes(b""),
     "another text": lambda file: file.write_bytes(file.read_bytes().replace(b"\x00", b"\x01")),
-    "a fifo": fifo,
+    "a fifo": lambda file: (file.unlink(), os.mkfifo(file)),
     "a link": lambda file: (file.unlink(), file.symlink_to("/nonexistent")),
 }
 

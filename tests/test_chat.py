@@ -139,22 +139,17 @@ def test_a_template_that_ends_in_a_line_end_is_mended_without_it():
 
 
 ANSWER = "(m.content if m.role != 'assistant' else {})"
+TWICE = TURNS.replace("m.content", ANSWER.format("m.content + ' ' + m.content")) + PROMPT
 REJECTED = {
     "the same to all": ("hello", "drops the user turn"),
     "no article": (TURNS.replace("m.content", "m.content[-6:]") + PROMPT, "drops the user turn"),
     "no answer": (TURNS.replace("m.content", ANSWER.format("''")) + PROMPT, "an answer once"),
-    "the answer twice": (
-        TURNS.replace("m.content", ANSWER.format("m.content + ' ' + m.content")) + PROMPT,
-        "an answer once",
-    ),
+    "the answer twice": (TWICE, "an answer once"),
     "a prompt for somebody else": (
-        TURNS + "{% if add_generation_prompt %}<|user|>{% endif %}",
-        "an answer once after its prompt",
+        TURNS + PROMPT.replace("assistant", "user"),
+        "an answer once after",
     ),
-    "a date in another form": (
-        "{{ strftime_now(x) }}" + TURNS,
-        "date by .*expected a literal format",
-    ),
+    "a date in another form": ("{{ strftime_now(x) }}" + TURNS, "expected a literal format"),
     "a long loop": ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),
     "a clock": ("{{ now() }}", r"'now' is undefined\)\. Choose a plain template \(--template"),
 }
@@ -176,12 +171,9 @@ def test_a_template_that_loops_is_stopped(monkeypatch):
 
 def test_every_answer_is_checked_not_only_the_first_ones():
     rows = [Row(str(n), ROW.context, "매출은?", ("답",)) for n in range(40)]
-    for change, answer in (
-        ("m.content | striptags", "<b>굵게</b>"),
-        ("m.content | upper", "kt"),
-        ("m.content.split('</think>')[-1]", "x</think>y"),
-    ):
-        template = TURNS.replace("m.content", ANSWER.format(change)) + PROMPT
+    changes = {" | striptags": "<b>굵게</b>", ".split('</think>')[-1]": "x</think>y"}
+    for change, answer in changes.items():
+        template = TURNS.replace("m.content", ANSWER.format("m.content" + change)) + PROMPT
         encoder(tokenizer_with(template)).encode(rows, 1000, answers=True)
         odd = Row("odd", ROW.context, "매출은?", (answer,))
         expected = f"question odd: the answer is '{answer}', but .* would be trained"
