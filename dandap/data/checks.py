@@ -26,16 +26,12 @@ def check_data(splits: dict[str, list[Row]]) -> dict[str, list[dict]]:
     asked: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in answered:
         asked[row.article, bare(row.question).rstrip("?")].append(row)
-    contradictions = [
-        {
-            "ids": [row.id for row in same],
-            "question": same[0].question,
-            "answers": [row.answers[0] for row in same],
-        }
-        for same in asked.values()
+    contradictions = []
+    for same in asked.values():
         # One common answer is enough: the others may be other wordings.
-        if not set.intersection(*({bare(answer) for answer in row.answers} for row in same))
-    ]
+        if not set.intersection(*({bare(answer) for answer in row.answers} for row in same)):
+            ids, answers = [row.id for row in same], [row.answers[0] for row in same]
+            contradictions.append({"ids": ids, "question": same[0].question, "answers": answers})
     not_in_article = [
         {"ids": [row.id], "question": row.question, "answers": list(row.answers)}
         for row in answered
@@ -129,13 +125,12 @@ def drop_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
     if len(long) == len(examples):
         raise InputError(f"every answer is too long for max_length={most}. Raise max_length.")
     if long:
+        longest = f"up to {max(len(each.answer_ids) for each in long):,} tokens"
         print(
-            f"{len(long)} questions are left out of training: with their answers (up to "
-            f"{max(len(each.answer_ids) for each in long):,} tokens) they exceed "
-            f"max_length={most}: {_ids(long)}"
+            f"{len(long)} questions are left out of training: with their answers ({longest}) they "
+            f"exceed max_length={most}: {_ids(long)}"
         )
-    dropped = {id(each) for each in long}
-    return [each for each in examples if id(each) not in dropped]
+    return [each for each in examples if len(each.prompt_ids) + len(each.answer_ids) <= most]
 
 
 def preview(encoder: Encoder, example: Example) -> None:
@@ -155,12 +150,12 @@ def answer_share(examples: list[Example]) -> float:
     A batch may be that article alone. Its prompts count as the longest of them, which is nearly
     all that is read of them.
     """
-    shares = []
+    share = 0.0
     for article in by_article(example.row.article for example in examples):
         answers = sum(len(examples[index].answer_ids) for index in article)
         prompt = max(len(examples[index].prompt_ids) for index in article)
-        shares.append(answers / (prompt + answers))
-    return max(shares, default=0.0)
+        share = max(share, answers / (prompt + answers))
+    return share
 
 
 def _ids(examples: list[Example]) -> str:

@@ -251,11 +251,10 @@ class Encoder:
                 return max(len(prompt.ids) for prompt in prompts) <= prompt_limit
 
             if not fits(0):
-                row = max(rows, key=lambda row: len(row.question))
-                raise InputError(
-                    f"question {row.id}: its prompt takes more than {prompt_limit} tokens even "
-                    "without the article. Raise max_length or lower max_new_tokens."
-                )
+                name = max(rows, key=lambda row: len(row.question)).id
+                got = f"its prompt takes more than {prompt_limit} tokens even without the article"
+                hint = "Raise max_length or lower max_new_tokens."
+                raise InputError(f"question {name}: {got}. {hint}")
             low = 0  # fits(low), not fits(high)
             while high - low > 1:
                 middle = (low + high) // 2

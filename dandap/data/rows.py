@@ -182,12 +182,10 @@ def families(rows: list[Row]) -> dict[str, str]:
     for group in group_near_copies(texts):
         for content in group:
             link(first["content", content], "group", min(group))
-    members: dict[str, list[str]] = {}
-    for article in parent:
-        members.setdefault(root(article), []).append(article)
-    # Not the smallest hash itself: a family of many would be the likelier to be validated on.
-    return {
-        article: same[0] if len(same) == 1 else _hash(min(same))
-        for same in members.values()
-        for article in same
-    }
+    names: dict[str, str] = {}
+    articles = list(parent)
+    for same in by_article(map(root, articles)):
+        members = [articles[index] for index in same]
+        # Not the smallest hash itself: a family of many would be the likelier to be validated on.
+        names |= dict.fromkeys(members, members[0] if len(members) == 1 else _hash(min(members)))
+    return names

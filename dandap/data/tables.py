@@ -122,7 +122,6 @@ def _with_header(
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn any error of a library about a damaged file into an InputError."""
     try:
         yield
     except Exception as error:
