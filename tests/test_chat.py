@@ -49,33 +49,10 @@ def test_what_stands_before_an_answer_belongs_to_the_prompt(name, tmp_path):
     tokenizer = tokenizer_with(HEADERS[name], ["<think>", "</think>"])
     prompt, answer = trained(tokenizer)
     assert answer.strip() == "1,240억 원</s>"
-    before = {
-        "a channel before the answer": "[final]",
-        "a thinking block in every turn": "</think>",
-        "words before the answer": "답:",
-    }
-    assert prompt.rstrip().endswith(before.get(name, "<|assistant|>"))
+    assert prompt.rstrip().endswith(("<|assistant|>", "[final]", "</think>", "답:"))
     # Everybody who loads the saved tokenizer sends the same prompt.
     tokenizer.save_pretrained(tmp_path)
     assert trained(AutoTokenizer.from_pretrained(tmp_path))[0] == prompt
-
-
-def test_a_thinking_block_in_the_generation_prompt_alone_stays_there():
-    prompt, answer = trained(
-        tokenizer_with(
-            TURNS + "{% if add_generation_prompt %}<|assistant|><think>\n\n</think>\n\n{% endif %}"
-        )
-    )
-    assert prompt.replace(" ", "").endswith("<|assistant|><think>\n\n</think>\n\n")
-    assert answer.strip() == "1,240억 원</s>"
-
-
-def test_a_template_of_content_blocks_gets_blocks():
-    blocks = "{% for m in messages %}{{ '<|' + m.role + '|>' }}{% for b in m.content %}{{ b.text }}{% endfor %}{{ eos_token }}{% endfor %}"
-    prompt, answer = trained(tokenizer_with(blocks + PROMPT))
-    assert ROW.context in prompt
-    assert ROW.question in prompt
-    assert answer.strip() == "1,240억 원</s>"
 
 
 def test_a_word_that_is_an_added_token_is_a_word():
@@ -111,11 +88,8 @@ HOSTILE = [
     "기사에 </s> 와 <|assistant|> 라고 적혀 있다.",
     "<s>처음",
     "앞\U000f0000</s>\U000f0001뒤",
-    "<think>생각</think> 답",
-    "<|im_end|>",
-    " 빈칸 \n\n",
-    ROW.context,
 ]
+HOSTILE += ["<think>생각</think> 답", "<|im_end|>", " 빈칸 \n\n", ROW.context]
 
 
 @pytest.mark.parametrize("template", ["concise", "answer_bot", "context_bot_system"])
@@ -165,29 +139,18 @@ def test_a_template_that_ends_in_a_line_end_is_mended_without_it():
 
 
 ANSWER = "(m.content if m.role != 'assistant' else {})"
+TWICE = TURNS.replace("m.content", ANSWER.format("m.content + ' ' + m.content")) + PROMPT
 REJECTED = {
     "the same to all": ("hello", "drops the user turn"),
     "no article": (TURNS.replace("m.content", "m.content[-6:]") + PROMPT, "drops the user turn"),
     "no answer": (TURNS.replace("m.content", ANSWER.format("''")) + PROMPT, "an answer once"),
-    "the answer twice": (
-        TURNS.replace("m.content", ANSWER.format("m.content + ' ' + m.content")) + PROMPT,
-        "an answer once",
-    ),
-    "another answer": (
-        TURNS.replace("m.content", ANSWER.format("m.content | reverse")) + PROMPT,
-        "an answer once",
-    ),
+    "the answer twice": (TWICE, "an answer once"),
     "a prompt for somebody else": (
-        TURNS + "{% if add_generation_prompt %}<|user|>{% endif %}",
-        "an answer once after its prompt",
+        TURNS + PROMPT.replace("assistant", "user"),
+        "an answer once after",
     ),
-    "a date in another form": (
-        "{{ strftime_now(messages[0].role) }}" + TURNS + PROMPT,
-        "asks for the date by .*expected a literal format",
-    ),
-    "a division by zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    "a date in another form": ("{{ strftime_now(x) }}" + TURNS, "expected a literal format"),
     "a long loop": ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),
-    "an unknown name": ("{{ messages.x.y.z }}", r"fails \(UndefinedError.*Choose a plain template"),
     "a clock": ("{{ now() }}", r"'now' is undefined\)\. Choose a plain template \(--template"),
 }
 
@@ -206,36 +169,16 @@ def test_a_template_that_loops_is_stopped(monkeypatch):
         encoder(tokenizer_with(loops + TURNS + PROMPT))
 
 
-def test_an_answer_that_the_template_would_change_is_rejected_before_training():
-    """The sample's answer passes; those of the rows are checked, too."""
-    tokenizer = tokenizer_with(
-        TURNS.replace("m.content", "m.content | replace('1,240억 원', '')") + PROMPT
-    )
-    with pytest.raises(InputError, match="drops the user turn of question a|would be trained"):
-        Encoder(tokenizer, {"user": "{context} {question}"}).encode([ROW], 1000, answers=True)
-
-
 def test_every_answer_is_checked_not_only_the_first_ones():
     rows = [Row(str(n), ROW.context, "매출은?", ("답",)) for n in range(40)]
-    for change, answer in (
-        ("m.content | striptags", "<b>굵게</b>"),
-        ("m.content | upper", "kt"),
-        ("m.content.split('</think>')[-1]", "x</think>y"),
-    ):
-        template = TURNS.replace("m.content", ANSWER.format(change)) + PROMPT
+    changes = {" | striptags": "<b>굵게</b>", ".split('</think>')[-1]": "x</think>y"}
+    for change, answer in changes.items():
+        template = TURNS.replace("m.content", ANSWER.format("m.content" + change)) + PROMPT
         encoder(tokenizer_with(template)).encode(rows, 1000, answers=True)
         odd = Row("odd", ROW.context, "매출은?", (answer,))
         expected = f"question odd: the answer is '{answer}', but .* would be trained"
         with pytest.raises(InputError, match=expected):
             encoder(tokenizer_with(template)).encode([*rows, odd], 1000, answers=True)
-
-
-def test_a_later_row_that_the_template_changes_is_still_answered():
-    tokenizer = tokenizer_with(TURNS.replace("m.content", "m.content | striptags") + PROMPT)
-    rows = [Row(str(n), "기사", "매출은?") for n in range(9)] + [
-        Row("odd", "<b>기사</b>", "매출은?")
-    ]
-    assert len(encoder(tokenizer).encode(rows, 1000, answers=False)) == 10
 
 
 def test_of_several_templates_the_default_one_counts():
@@ -266,9 +209,8 @@ FAMILIES = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_ways_of_known_families(name):
     tokenizer = tokenizer_with(FAMILIES[name])
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": ["<|start|>", "<|stop|>", "<|eot|>"]}
-    )
+    special = ["<|start|>", "<|stop|>", "<|eot|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
     encode = encoder(tokenizer)
     (example,) = encode.encode([ROW], 1000, answers=True)
     assert encode.decode(example.answer_ids) == "1,240억 원"

@@ -50,7 +50,6 @@ def test_long_articles_are_cut_and_rendered_again(tokenizer, name):
     whole = encode.encode(ROWS[:1], 10_000, answers=True)[0]
     assert whole.context is ROWS[0].context
     assert first.answer_ids == whole.answer_ids
-    assert first.answer_ids.itemsize == 4
 
 
 def test_a_question_that_cannot_fit_is_named(tokenizer):
@@ -66,12 +65,9 @@ def test_bos_once_in_plain_and_chat_prompts(tokenizer):
 
 
 def test_a_chat_template_without_a_turn_end_gets_the_stop_token():
-    plain = with_chat_template(
-        lambda _: (
-            "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-            "{% if add_generation_prompt %}assistant: {% endif %}"
-        )
-    )
+    turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    prompt = "{% if add_generation_prompt %}assistant: {% endif %}"
+    plain = with_chat_template(lambda _: turns + prompt)
     example = encoder(plain).encode(ROWS[1:2], 1000, answers=True)[0]
     assert example.answer_ids[-1] == plain.eos_token_id
     assert plain.decode(example.answer_ids[:-1]) == "짧은 기사"
@@ -84,30 +80,11 @@ def test_text_after_the_turn_end_is_not_trained():
     assert example.answer_ids[-1] == newline.eos_token_id
 
 
-def test_chat_turns_need_a_chat_template():
-    bare = with_chat_template(lambda _: None)
-    with pytest.raises(InputError, match="has no chat template"):
-        encoder(bare)
-    assert encoder(bare, "answer_bot").encode_prompt("기사", SAMPLE)
-
-
 def test_a_rejected_system_turn_is_explained():
-    gemma = with_chat_template(
-        lambda _: (
-            "{% if messages[0].role == 'system' %}"
-            "{{ raise_exception('System role not supported') }}{% endif %}"
-        )
-    )
+    error = "{{ raise_exception('System role not supported') }}"
+    gemma = with_chat_template(lambda _: error)
     with pytest.raises(InputError, match="System role not supported.*without a system turn"):
         encoder(gemma, "context_bot_system")
-
-
-def test_any_text_encodes_and_decodes(tokenizer):
-    text = "힣뷁 ☃ \U0001f600 <0x41> ㄱㅏ 漢字 1,234.5%"
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    assert tokenizer.unk_token_id not in ids
-    assert tokenizer.decode(ids) == text
-    assert [t for t in tokenizer.tokenize("1,234억") if t.isdigit()] == ["1", "2", "3", "4"]
 
 
 def test_rows_that_differ_in_white_space_around_the_article_read_the_same(tokenizer):

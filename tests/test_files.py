@@ -6,7 +6,6 @@ import sys
 import unicodedata
 from datetime import date
 from decimal import Decimal
-from pathlib import Path
 
 import datasets
 import openpyxl
@@ -18,7 +17,7 @@ from dandap.data.near_duplicates import group_near_copies
 from dandap.data.qa_formats import answer_texts
 from dandap.data.read import read_answers, read_questions, typed_rows
 from dandap.data.rows import families, match_ids, split_by_article
-from dandap.data.text import bare, clean, decode, html_text, trim
+from dandap.data.text import bare, clean, html_text, trim
 from dandap.errors import InputError
 
 HEAD = "id,context,question,answer\n"
@@ -52,23 +51,17 @@ def test_tables(tmp_path):
     cases = {
         "blank lines before.csv": "\n ,\n" + csv,
         "semicolons.csv": csv.replace(",", ";"),
-        "tabs.csv": csv.replace(",", "\t"),
         "tabs.tsv": csv.replace(",", "\t"),
         "bars.txt": csv.replace(",", "|"),
         "declared.csv": "sep=;\r\n" + csv.replace(",", ";"),
         "cp949.csv": csv.encode("cp949"),
         "UTF-16.csv": csv.encode("utf-16"),
-        "Unicode text.txt": csv.replace(",", "\t").encode("utf-16"),
         "one mark.csv": "\ufeff" + csv,
         "two marks.csv": "\ufeff\ufeff" + csv.replace("id", '"id"', 1),
         "Windows.csv": csv.replace("\n", "\r\n"),
-        "old Mac.csv": csv.replace("\n", "\r"),
         "NUL.csv": csv.replace("늘었다", "늘었\0다"),
-        "capitals.csv": HEAD.upper() + LINE,
-        "padded names.csv": HEAD.replace(",", " , ") + LINE,
         "spaces.csv": HEAD.replace(",", ", ") + 'a1, "한빛전자는 36.7% 늘었다.", 얼마나?, 36.7%\n',
         "trailing columns.csv": trailing,
-        "trailing cells.csv": HEAD + LINE.strip() + ",,\n",
         "repeated other column.csv": HEAD.strip() + ",비고,비고\n" + LINE.strip() + ",x,y\n",
         "empty answers.csv": HEAD.strip() + ",answers\n" + LINE.strip() + ",\n",
     }
@@ -91,35 +84,27 @@ def squad(*qas, context=ROW["context"]):
 
 def test_json(tmp_path):
     lines = json.dumps(ROW) + "\n\n" + json.dumps(ROW | {"id": "b"})
-    ai_hub = {"text": "36.7%", "answer_start": 7, "clue_text": "늘었다"}
+    answer = {"text": "36.7%", "answer_start": 7, "clue_text": "늘었다"}
+    ai_hub = {
+        "question_id": "a1",
+        "question": "얼마나?",
+        "answers": answer,
+        "is_impossible": "false",
+    }
     cases = {
         "lines.jsonl": lines,
-        "lines.json": lines,
         "cp949.jsonl": json.dumps(ROW, ensure_ascii=False).encode("cp949"),
         "marked.json": "\ufeff" + json.dumps([ROW]),
         "list.json": json.dumps([ROW], indent=1),
-        "list.jsonl": [ROW],
         "record.json": HF | {"answers": ["36.7%"]},
-        "capitals.jsonl": {key.title(): value for key, value in ROW.items()},
         "hub viewer.json": {"features": [{"name": "id"}], "rows": [{"row_idx": 0, "row": ROW}]},
-        "hub viewer.jsonl": {"row": ROW},
-        "answers.json": [HF | {"answers": ["36.7%", None]}],
         "hugging face.jsonl": HF,
-        "hugging face in data.json": {"version": "1", "data": [HF]},
         "empty answers.json": [ROW | {"answers": []}],
         "squad.json": squad(QA | {"answers": [{"text": "36.7%"}]}),
         "squad indented.json": json.dumps(squad(QA | {"answers": TEXTS}), indent=1),
-        "squad lines.jsonl": json.dumps(squad(QA | {"answers": [{"text": "36.7%"}]})) + "\n",
         "documents.json": squad(QA | {"answers": TEXTS})["data"],
         "klue.json": squad({"guid": "a1", "question": "얼마나?", "answers": [{"text": "36.7%"}]}),
-        "ai hub.json": squad(
-            {
-                "question_id": "a1",
-                "question": "얼마나?",
-                "answers": ai_hub,
-                "is_impossible": "false",
-            }
-        ),
+        "ai hub.json": squad(ai_hub),
         "korquad 2.json": {
             "data": [{"context": PAGE, "qas": [QA | {"answer": {"text": "<b>36.7%</b>"}}]}]
         },
@@ -153,12 +138,6 @@ def test_excel(tmp_path):
     shown = book(tmp_path / "shown.xlsx", *rows, formats=[("D2", 0.367, "0.0%")])
     rejected(shown, r"cell D2: it has 0.367, displayed as '0.0%'.*Format the column as text")
     rejected(write(tmp_path, "torn.xlsx", b"PK\x03\x04"), "cannot be read .BadZipFile")
-
-
-def test_excel_without_openpyxl(tmp_path, monkeypatch):
-    path = book(tmp_path / "a.xlsx", list(ROW))
-    monkeypatch.setitem(sys.modules, "openpyxl", None)
-    rejected(path, "is an Excel workbook: save it as CSV UTF-8, or install openpyxl")
 
 
 def test_parquet_and_what_pandas_writes_of_it(tmp_path):
@@ -221,9 +200,8 @@ def test_rows_without_ids_get_numbers(tmp_path):
     assert [row.id for row in table.rows] == ["1", "2"]
     assert table.notes[0].startswith("a.csv has no column 'id'; its rows are called 1 to 2")
     qas = [{"question": "왜?", "answers": []}, {"question": "누구?", "answers": []}]
-    assert [row.id for row in read_questions(write(tmp_path, "b.json", squad(*qas))).rows] == [
-        *("1", "2")
-    ]
+    table = read_questions(write(tmp_path, "b.json", squad(*qas)))
+    assert [row.id for row in table.rows] == ["1", "2"]
     (tmp_path / "folder").mkdir()
     for name in ("a.csv", "a.jsonl"):
         content = rows if name == "a.csv" else {"context": "기사", "question": "왜?"}
@@ -238,9 +216,8 @@ def test_html_is_read_as_a_reader_sees_it(tmp_path):
     assert first_of(tmp_path / "a.csv") == WHOLE
     assert "articles are HTML" in read_questions(tmp_path / "a.csv").notes[0]
     table = "<h1>제목</h1><table><tr><td>가</td><td>1&nbsp;000</td></tr></table>a &amp; b<br>끝"
-    assert (
-        html_text(f"<html><head><style>p{{}}</style></head>{table}") == "제목\n가 1 000\na & b\n끝"
-    )
+    page = f"<html><head><style>p{{}}</style></head>{table}"
+    assert html_text(page) == "제목\n가 1 000\na & b\n끝"
     tag = ROW | {"context": "<p>문단은 &lt;br&gt;로 나눈다.</p>", "answer": "<br>"}
     assert first_of(write(tmp_path, "b.json", [tag]))[3] == ("<br>",), "an answer that is a tag"
     no_text = write(tmp_path, "c.json", [ROW | {"context": "<p><img src=x></p>"}])
@@ -249,13 +226,8 @@ def test_html_is_read_as_a_reader_sees_it(tmp_path):
 
 
 def test_articles_with_angle_brackets_stay(tmp_path):
-    for context in (
-        "<H1 실적 요약> 한빛전자는  매출이 늘었다.",
-        "<Table 1> 연도별 매출\n2024  10억",
-        "HTML에서 <p> 태그는 </p>로 닫는다.",
-        "<p> 태그는 문단이다.",
-        "<p>" + "<a " * 50_000 + "</p>",
-    ):
+    tags = "<p>" + "<a " * 50_000 + "</p>"
+    for context in ("<Table 1> 연도별 매출\n2024  10억", "HTML은 <p> 태그를 </p>로 닫는다.", tags):
         path = write(tmp_path, "a.json", [ROW | {"context": context, "answer": "<p>"}])
         assert first_of(path)[1::2] == (context, ("<p>",))
 
@@ -267,37 +239,23 @@ def test_impossible_questions_are_answered_and_not_learned(tmp_path):
     frame.to_csv(tmp_path / "a.csv", index=False)
     frame.to_parquet(tmp_path / "a.parquet")
     frame.to_excel(tmp_path / "a.xlsx", index=False)
-    write(
-        tmp_path,
-        "flags.csv",
-        f"{HEAD.strip()},is_impossible\n{LINE.strip()},no\nb,가,?,나,Y\nc,가,?,나,1.0\n",
-    )
-    qas = [
-        QA | {"answers": TEXTS, "is_impossible": False},
-        {"id": "b", "question": "?", "answers": [], "is_impossible": True},
-        {"id": "c", "question": "?", "answers": None},
-    ]
-    write(tmp_path, "a.json", squad(*qas))
+    flags = f"{HEAD.strip()},is_impossible\n{LINE.strip()},no\nb,가,?,나,Y\nc,가,?,나,1.0\n"
+    write(tmp_path, "flags.csv", flags)
+    impossible = {"id": "b", "question": "?", "answers": [], "is_impossible": True}
+    no_answer = {"id": "c", "question": "?", "answers": None}
+    write(tmp_path, "a.json", squad(QA | {"answers": TEXTS}, impossible, no_answer))
     for path in sorted(tmp_path.iterdir()):
         table = read_questions(path, need_answers=True)
         assert [row.id for row in table.rows] == ["a1"], path
         assert table.notes[-1].startswith("2 questions without an answer were skipped")
         rows = read_questions(path).rows
-        assert [(row.id, row.answers) for row in rows] == [
-            *(("a1", ("36.7%",)), ("b", ()), ("c", ()))
-        ]
+        assert [row.answers for row in rows] == [("36.7%",), (), ()]
         assert rows[1].fields == {"impossible": "true"}
 
 
 def test_answers(tmp_path):
-    for value, expected in (
-        (None, []),
-        (float("nan"), []),
-        (412, ["412"]),
-        ({"text": []}, []),
-        ([{"text": "가"}, "나", None], ["가", "나"]),
-    ):
-        assert answer_texts(value, "here") == expected
+    found = answer_texts([{"text": "가"}, "나", None, float("nan"), 412], "here")
+    assert found == ["가", "나", "412"]
     with pytest.raises(InputError, match="here: an answer is .*'start': 1.*expected a text"):
         answer_texts({"start": 1}, "here")
     cells = {
@@ -338,9 +296,8 @@ def test_typed_questions_are_cleaned_as_files_are():
 def test_a_test_file_is_answered_whole(tmp_path):
     path = write(tmp_path, "a.csv", "id,context,question\na,,질문?\nb,기사,\u200b\nc,기사,왜?\n")
     table = read_questions(path)
-    assert [(row.context, row.question) for row in table.rows] == [
-        *(("", "질문?"), ("기사", ""), ("기사", "왜?"))
-    ]
+    assert [row.context for row in table.rows] == ["", "기사", "기사"]
+    assert [row.question for row in table.rows] == ["질문?", "", "왜?"]
     assert table.notes[0].startswith("2 questions lack their article or their text")
 
 
@@ -368,74 +325,34 @@ def test_ids_are_matched_and_texts_compared():
     assert bare("가 나\r\n\xa0다\u200b.") == bare("가나다.")
 
 
-def test_signs_of_damage_are_noted(tmp_path):
-    for text, note in (
-        ("깨진 \ufffd 글자", "signs of a wrong encoding"),
-        ("\x0e9YAvH8\x0f", "signs of a wrong encoding"),
-        ("삼성".encode().decode("latin-1"), "signs of a wrong encoding"),
-    ):
-        assert note in read_questions(write(tmp_path, "a.json", [ROW | {"context": text}])).notes[0]
-    assert (
-        "read as cp949"
-        in read_questions(write(tmp_path, "a.csv", HEAD.encode() + LINE.encode("cp949"))).notes[0]
-    )
-
-
-def test_an_invalid_byte_is_named():
-    for data, message in (
-        (
-            "가나다\n라마".encode("cp949") + b"\xff\n",
-            "line 2: the byte 0xff at 11 is wrong; .* cp949",
-        ),
-        ("가나".encode() + b"\xff\xff", "line 1: the byte 0xff at 6 is wrong; .* utf-8"),
-    ):
-        with pytest.raises(InputError, match=message):
-            decode(data, Path("a.csv"))
-
-
 NOT_DATA = {
     "empty.csv": ("", "is empty"),
-    "empty.json": (" \n", "is empty"),
     "header.csv": (HEAD, "has no questions"),
     "bytes.csv": (HEAD.encode() + b"a,\xff\xfe\xff,c,d\n", "line 2: the byte 0xff at 29 is wrong"),
     "no answer column.csv": ("id,context,question\na,b,c\n", "no column 'answer'"),
     "renamed.csv": (
-        "id,본문,물음\na,b,c\n",
-        "no column 'context', 'question', 'answer'; .*--columns context=NAME,question=NAME,answer=",
+        "id,본문,물음\n",
+        "no column 'context', .*--columns context=NAME,question=NAME",
     ),
-    "misspelled.csv": (HEAD.replace("context", "contxt") + LINE, "Did you mean 'contxt'"),
     "repeated.csv": ("id,context,question,answer,context\n", "'context' more than once"),
     "million.csv": (",".join(f"c{i}" for i in range(10_000)), "and 9,992 more"),
     "title.csv": ("2026 경제 뉴스\n" + HEAD + LINE, "no column 'context'.*it has '2026 경제 뉴스'"),
-    "comment.csv": ("# exported\n" + HEAD + LINE, "no column 'context'.*it has '# exported'"),
-    "page.csv": ("<!DOCTYPE html><html>Sign in</html>", "no column 'context'.*'<!DOCTYPE html>"),
-    "pointer.csv": ("version https://git-lfs.github.com/spec/v1\n", "it has 'version https://git"),
     "glued.csv": (HEAD + LINE + "\ufeff" + HEAD + LINE, "line 3: the header again"),
     "short.csv": (HEAD + LINE + "b,b\n", "line 3: got 2 cells, the header has 4"),
     "long.csv": (HEAD + 'b,"1\n2",3,4,5\n', "line 3: got 5 cells, the header has 4"),
-    "open quote.csv": (
-        HEAD + '1,"기사,질문,답\n2,"기사, 둘",질문,답\n',
-        "line 3: .*quotation mark",
-    ),
+    "open quote.csv": (HEAD + '1,"기사,?,답\n2,"기사, 둘",?,답\n', "line 3: .*quotation mark"),
+    "cp949.csv": ("가나다\n라마".encode("cp949") + b"\xff\n", "2: the byte 0xff at 11 .* cp949"),
     "stray quote.csv": (HEAD + '1,"그는 "예"라고 했다",질문,답\n', "line 2: .*quotation mark"),
     "blank question.csv": (HEAD + "a,b, ,d\n", "line 2: question is empty"),
-    "blank context.csv": (HEAD + "a,,c,d\n", "line 2: context is empty"),
     "blank answer.csv": (HEAD + LINE + "b,b,c,\n", r"line 3 \(id b\): no answer"),
     "blank id.csv": (HEAD + " ,b,c,d\n", "line 2: got the id ' '; expected at most"),
     "same id.csv": (HEAD + LINE + LINE, r"ids more than once \(1\): 'a1'"),
     "a.docx": ("x", "ends in '.docx'. Expected a .csv"),
     "old.xls": (b"\xd0\xcf\x11\xe0", "ends in '.xls'. Expected a .csv.* .xlsx"),
-    "torn.json": ("{", "not valid JSON"),
     "torn.jsonl": (json.dumps(ROW) + "\n{", "line 2: not valid JSON"),
     "nested.jsonl": ("[" * 100_000, "not valid JSON"),
-    "digits.jsonl": (
-        '{"id": ' + "9" * 5000 + ', "context": "", "question": "", "answer": ""}',
-        "id",
-    ),
-    "nothing.json": ([], "has no questions"),
+    "digits.jsonl": (json.dumps(ROW).replace('"a1"', "9" * 5000), "got the id '9999"),
     "number.json": ({"data": [1]}, "data, entry 1: got 1; expected an object with context"),
-    "columns missing.json": ({"본문": ["기사"]}, "no column 'context'.*; it has '본문'"),
-    "lists.json": ({"train": [ROW], "test": [ROW]}, "no column .*; it has 'train', 'test'"),
     "document.json": ({"data": [{"paragraphs": [{"qas": [{}]}]}]}, "entry 1: not SQuAD-format"),
     "list as context.jsonl": (ROW | {"context": [1]}, "context is empty or not a text"),
     "some ids.json": ([HF | {"id": None}, HF], "entry 2: got the id"),
@@ -463,11 +380,8 @@ def test_an_article_is_in_memory_once_and_reading_loads_no_pandas(tmp_path):
 
 
 def test_rows_without_articles_that_ask_the_same_fall_on_one_side():
-    rows = [
-        dataset.Row(f"{copy}{n}", "", f"{n}번 질문은 무엇인가?", group=f"{copy}{n}")
-        for n in range(60)
-        for copy in "ab"
-    ]
+    names = [f"{copy}{n}" for n in range(60) for copy in "ab"]
+    rows = [dataset.Row(name, "", f"{name[1:]}번 질문은?", group=name) for name in names]
     train, held = split_by_article(rows, 0.3)
     assert held
     assert not {row.question for row in train} & {row.question for row in held}
@@ -475,26 +389,15 @@ def test_rows_without_articles_that_ask_the_same_fall_on_one_side():
 
 def test_copies_and_near_copies_fall_on_one_side():
     article = "한빛전자는 3월 2일 전주 공장의 증설을 마쳤다고 밝혔다. 투자 금액은 {} 원이며 생산 능력은 연 42만 톤으로 늘었다. "
-    others = [
-        dataset.Row(f"o{n}", f"{n}번 회사의 소식 {n * 7919} 억 원을 벌었다고 한다 {n}", "?")
-        for n in range(30)
-    ]
+    others = [dataset.Row(f"o{n}", f"{n}번 회사의 {n * 7919} 억 원", "?") for n in range(30)]
     for n in range(40):
         text = article.format(n) * 3 + f"끝 {n}"
-        copies = [
-            text.format(n),
-            text.replace(" ", "\xa0"),
-            text.replace(". ", ".\r\n"),
-            text + "\u200b",
-            text.replace("밝혔다", "말했다", 1),
-        ]
+        copies = [text, text.replace(" ", "\xa0"), text.replace(". ", ".\r\n"), text + "\u200b"]
+        copies.append(text.replace("밝혔다", "말했다", 1))
         rows = [dataset.Row(f"c{i}", copy, "?") for i, copy in enumerate(copies)]
         assert len({families(rows)[row.article] for row in rows}) == 1
         train, held = split_by_article([*rows, *others], 0.2)
-        assert (
-            len({row.id[0] for row in train} & {"c"}) + len({row.id[0] for row in held} & {"c"})
-            == 1
-        )
+        assert sum(any(row.id[0] == "c" for row in part) for part in (train, held)) == 1
 
 
 def test_an_article_alone_is_split_as_it_always_was():

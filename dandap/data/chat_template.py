@@ -63,8 +63,7 @@ class Chat:
         self.controls = re.compile("|".join([*spelled, "[\U000f0000\U000f0001]"]))
         self.blocks = False  # whether the template reads content as a list of blocks
         tokenizer.chat_template = fix_date(tokenizer.chat_template)
-        if sys.platform == "linux":  # elsewhere processes cannot be forked safely
-            self._limit_time(messages)
+        self._limit_time(messages)
         self._fit(messages)
 
     def render(self, conversations: list, is_prompt: bool = False, tokenize: bool = False) -> Any:
@@ -123,10 +122,8 @@ class Chat:
         """Reject a template whose prompt lacks one of its turns, but for white space."""
         for message in messages:
             if squeeze(message["content"]) not in squeeze(text):
-                raise InputError(
-                    f"the model's chat template drops the {message['role']} turn of question "
-                    f"{name}. {PLAIN}"
-                )
+                turn = f"{message['role']} turn of question {name}"
+                raise InputError(f"the model's chat template drops the {turn}. {PLAIN}")
 
     def _fit(self, messages: Messages) -> None:
         """Choose text or blocks as content, and let the generation prompt end at the answer."""
@@ -147,21 +144,20 @@ class Chat:
             # Jinja drops a template's last line end; within the template it would stay.
             template = self.tokenizer.chat_template.removesuffix("\n").removesuffix("\r")
             literal = json.dumps(opening, ensure_ascii=False)  # a Jinja string, too
-            self.tokenizer.chat_template = (
-                f"{template}{{{{ {literal} if add_generation_prompt else '' }}}}"
-            )
+            template += "{{ " + literal + " if add_generation_prompt else '' }}"
+            self.tokenizer.chat_template = template
             [prompt] = self.render([messages], True)
         # A thinking block may be in the generation prompt alone, which is then longer.
         if not found or PROBE["content"] in after or not prompt.startswith(before):
-            raise InputError(
-                f"the model's chat template does not have an answer once after its prompt (got "
-                f"{prompt[-80:]!r} and {whole[-200:]!r}). {PLAIN}"
-            )
+            got = f"{prompt[-80:]!r} and {whole[-200:]!r}"
+            wanted = "does not have an answer once after its prompt"
+            raise InputError(f"the model's chat template {wanted} (got {got}). {PLAIN}")
         ids = self.tokenizer(after, add_special_tokens=False).input_ids
         self.stop_id = next((token for token in ids if token in self.control_ids), None)
 
     def _limit_time(self, messages: Messages) -> None:
-        """Render in a child process first; InputError if it takes more than SECONDS."""
+        if sys.platform != "linux":  # elsewhere processes cannot be forked safely
+            return
 
         def attempt() -> None:  # without the tokenizer, whose threads are not forked
             with suppress(InputError):  # the parent meets it as well
@@ -173,9 +169,8 @@ class Chat:
         child.join(SECONDS)
         if child.is_alive():
             child.kill()
-            raise InputError(
-                f"the model's chat template took more than {SECONDS} seconds for a prompt. {PLAIN}"
-            )
+            took = f"took more than {SECONDS} seconds for a prompt"
+            raise InputError(f"the model's chat template {took}. {PLAIN}")
 
 
 def squeeze(text: str) -> str:
@@ -190,15 +185,15 @@ def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     look like a marker. Any other added token is a word.
     """
     added = tokenizer.added_tokens_decoder
-    special = {token_id for token_id, token in added.items() if token.special}
-    markers = {
-        token_id
-        for token_id in added.keys() - special
-        if added[token_id].content in (tokenizer.chat_template or "")
-        and MARKER.search(added[token_id].content.strip())
-    }
-    tokenizer.chat_control_tokens = sorted(added[token_id].content for token_id in markers)
-    return special | set(tokenizer.all_special_ids) | markers
+    template = tokenizer.chat_template or ""
+    special, markers = set(tokenizer.all_special_ids), {}
+    for token_id, token in added.items():
+        if token.special:
+            special.add(token_id)
+        elif token.content in template and MARKER.search(token.content.strip()):
+            markers[token_id] = token.content
+    tokenizer.chat_control_tokens = sorted(markers.values())
+    return special | markers.keys()
 
 
 def fix_date(chat_template: str) -> str:
@@ -207,8 +202,6 @@ def fix_date(chat_template: str) -> str:
         return chat_template
     fixed = DATE_CALL.sub(lambda call: json.dumps(DAY.strftime(call[2])), chat_template)
     if unknown := re.search(r"strftime_now\s*\([^)]*\)?", fixed):
-        raise InputError(
-            f"the model's chat template asks for the date by {unknown[0]!r}; expected a literal "
-            f"format such as '%Y-%m-%d'. {PLAIN}"
-        )
+        got = f"asks for the date by {unknown[0]!r}; expected a literal format such as '%Y-%m-%d'"
+        raise InputError(f"the model's chat template {got}. {PLAIN}")
     return fixed

@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 from dandap.data.encode import Encoder, Example
-from dandap.data.near_duplicates import forget_signatures, group_near_copies
+from dandap.data.near_duplicates import group_near_copies, signature
 from dandap.data.rows import Row, by_article
 from dandap.data.text import bare
 from dandap.errors import InputError, short_list
@@ -26,16 +26,12 @@ def check_data(splits: dict[str, list[Row]]) -> dict[str, list[dict]]:
     asked: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in answered:
         asked[row.article, bare(row.question).rstrip("?")].append(row)
-    contradictions = [
-        {
-            "ids": [row.id for row in same],
-            "question": same[0].question,
-            "answers": [row.answers[0] for row in same],
-        }
-        for same in asked.values()
+    contradictions = []
+    for same in asked.values():
         # One common answer is enough: the others may be other wordings.
-        if not set.intersection(*({bare(answer) for answer in row.answers} for row in same))
-    ]
+        if not set.intersection(*({bare(answer) for answer in row.answers} for row in same)):
+            ids, answers = [row.id for row in same], [row.answers[0] for row in same]
+            contradictions.append({"ids": ids, "question": same[0].question, "answers": answers})
     not_in_article = [
         {"ids": [row.id], "question": row.question, "answers": list(row.answers)}
         for row in answered
@@ -47,14 +43,11 @@ def check_data(splits: dict[str, list[Row]]) -> dict[str, list[dict]]:
         for row in rows:
             if row.context or row.group:
                 first[row.content_hash].setdefault(split, row.id)
+    shared = [ids for ids in first.values() if len(ids) > 1]
     return {
         "contradictions": contradictions,
         "not_in_article": not_in_article,
-        "shared_articles": [
-            {"ids": list(ids.values()), "splits": list(ids)}
-            for ids in first.values()
-            if len(ids) > 1
-        ],
+        "shared_articles": [{"ids": list(ids.values()), "splits": list(ids)} for ids in shared],
         "near_duplicates": _near_duplicates(splits),
     }
 
@@ -69,23 +62,17 @@ def finding_lines(findings: dict[str, list[dict]]) -> list[str]:
 
 
 def _near_duplicates(splits: dict[str, list[Row]]) -> list[dict]:
-    """Return groups of different texts that are nearly the same, sorted by their first id."""
-    names = list(splits)
-    # Backwards, so that an article is listed with its first row: one that is trained on, if any.
-    first = {
-        row.article: (number, row)
-        for number, name in reversed(list(enumerate(names)))
-        for row in reversed(splits[name])
-        if row.context
-    }
-    groups = group_near_copies({article: row.context for article, (_, row) in first.items()})
-    forget_signatures()  # the split has asked for the same articles before; nobody asks again
-    found = []
-    for group in groups:
-        members = sorted((number, row.id) for number, row in map(first.__getitem__, group))
-        found.append(
-            {"ids": [i for _, i in members], "splits": [names[number] for number, _ in members]}
-        )
+    first: dict[str, tuple[int, str]] = {}  # an article is listed with its first row
+    texts = {}
+    for number, rows in enumerate(splits.values()):
+        for row in rows:
+            if row.context and row.article not in first:
+                first[row.article], texts[row.article] = (number, row.id), row.context
+    found, names = [], list(splits)
+    for group in group_near_copies(texts):
+        numbers, ids = zip(*sorted(first[article] for article in group), strict=True)
+        found.append({"ids": list(ids), "splits": [names[number] for number in numbers]})
+    signature.cache_clear()  # the split asked for the same articles before; nobody asks again
     return sorted(found, key=lambda each: each["ids"])
 
 
@@ -94,9 +81,8 @@ def loses_answer(example: Example) -> bool:
     row = example.row
     if not example.trimmed or row.choices:  # a choice is a letter, which no article need contain
         return False
-    return any(answer in row.context for answer in row.answers) and not any(
-        answer in example.context for answer in row.answers
-    )
+    whole, left = ({a for a in row.answers if a in text} for text in (row.context, example.context))
+    return bool(whole) and not left
 
 
 def report_cut(recipe: Recipe, examples: list[Example]) -> None:
@@ -104,10 +90,8 @@ def report_cut(recipe: Recipe, examples: list[Example]) -> None:
     cut = [example for example in examples if example.trimmed]
     if cut:
         how = "trimmed" if recipe.on_overflow == "trim" else "cut to the nearest sentences"
-        print(
-            f"{len(cut)} questions have their article {how} (max_length={recipe.max_length}): "
-            f"{_ids(cut)}"
-        )
+        limit = f"max_length={recipe.max_length}"
+        print(f"{len(cut)} questions have their article {how} ({limit}): {_ids(cut)}")
     lost = list(filter(loses_answer, cut))
     if lost:
         # Select already leaves the sentences nearest to the questions; then only length helps.
@@ -121,17 +105,13 @@ def report_cut(recipe: Recipe, examples: list[Example]) -> None:
 def report_lengths(recipe: Recipe, examples: list[Example]) -> None:
     """Print token counts, cut articles, and answers that inference could not finish."""
     lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
-    print(
-        f"{len(examples):,} training examples, {sum(lengths):,} tokens (mean "
-        f"{sum(lengths) / len(lengths):.0f}, longest {max(lengths)})"
-    )
+    mean = f"mean {sum(lengths) / len(lengths):.0f}, longest {max(lengths)}"
+    print(f"{len(examples):,} training examples, {sum(lengths):,} tokens ({mean})")
     report_cut(recipe, examples)
     long = [each for each in examples if len(each.answer_ids) > recipe.max_new_tokens]
     if long:
-        print(
-            f"{len(long)} answers have more than max_new_tokens={recipe.max_new_tokens} tokens, "
-            f"where inference stops: {_ids(long)}"
-        )
+        limit = f"max_new_tokens={recipe.max_new_tokens} tokens, where inference stops"
+        print(f"{len(long)} answers have more than {limit}: {_ids(long)}")
 
 
 def drop_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
@@ -140,22 +120,17 @@ def drop_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
     Dropped ones are printed; InputError if none is left. A prompt leaves room for max_new_tokens,
     so inference could not finish their answers either.
     """
-    kept: list[Example] = []
-    long: list[Example] = []
-    for example in examples:
-        fits = len(example.prompt_ids) + len(example.answer_ids) <= recipe.max_length
-        (kept if fits else long).append(example)
-    if not kept:
-        raise InputError(
-            f"every answer is too long for max_length={recipe.max_length}. Raise max_length."
-        )
+    most = recipe.max_length
+    long = [each for each in examples if len(each.prompt_ids) + len(each.answer_ids) > most]
+    if len(long) == len(examples):
+        raise InputError(f"every answer is too long for max_length={most}. Raise max_length.")
     if long:
-        most = max(len(example.answer_ids) for example in long)
+        longest = f"up to {max(len(each.answer_ids) for each in long):,} tokens"
         print(
-            f"{len(long)} questions are left out of training: with their answers (up to {most:,} "
-            f"tokens) they exceed max_length={recipe.max_length}: {_ids(long)}"
+            f"{len(long)} questions are left out of training: with their answers ({longest}) they "
+            f"exceed max_length={most}: {_ids(long)}"
         )
-    return kept
+    return [each for each in examples if len(each.prompt_ids) + len(each.answer_ids) <= most]
 
 
 def preview(encoder: Encoder, example: Example) -> None:
@@ -175,12 +150,12 @@ def answer_share(examples: list[Example]) -> float:
     A batch may be that article alone. Its prompts count as the longest of them, which is nearly
     all that is read of them.
     """
-    shares = []
+    share = 0.0
     for article in by_article(example.row.article for example in examples):
         answers = sum(len(examples[index].answer_ids) for index in article)
         prompt = max(len(examples[index].prompt_ids) for index in article)
-        shares.append(answers / (prompt + answers))
-    return max(shares, default=0.0)
+        share = max(share, answers / (prompt + answers))
+    return share
 
 
 def _ids(examples: list[Example]) -> str:

@@ -91,9 +91,8 @@ class Encoder:
 
     def stop_ids(self, generation_config: GenerationConfig | None = None) -> list[int]:
         """Return every id that ends an answer: the template's, the tokenizer's and the model's."""
-        row = self.sample
-        prompt_ids = self.encode_prompt(row.context, row)
-        trained = self.encode_answer(row.context, row, row.answers[0], prompt_ids)[-1]
+        item = (self.sample.context, self.sample)
+        trained = self._answers([item], [self.sample.answers[0]], self._prompts([item]))[0][-1]
         configured = getattr(generation_config, "eos_token_id", None) or []
         configured = [configured] if isinstance(configured, int) else configured
         return sorted({trained, self.tokenizer.eos_token_id, *configured})
@@ -126,10 +125,9 @@ class Encoder:
             examples[index] = Example(rows[index], prompt_ids, answer_ids, trimmed, context)
         long = [example.row.id for example in examples if len(example.prompt_ids) > prompt_limit]
         if long:
-            raise InputError(
-                f"{len(long)} questions have prompts of more than {prompt_limit} tokens, first "
-                f"{long[0]}. Raise max_length, or cut articles with --on_overflow trim or select."
-            )
+            got = f"{len(long)} questions have prompts of more than {prompt_limit} tokens"
+            hint = "Raise max_length, or cut articles with --on_overflow trim or select."
+            raise InputError(f"{got}, first {long[0]}. {hint}")
         return examples
 
     def _encode(
@@ -142,10 +140,9 @@ class Encoder:
             prompts = self._prompts(items)
             shortened: list[str | None] = [None] * len(items)
             end = 0
-            for rows in some:
+            for rows in some if how != "error" else []:
                 part = slice(end, end := end + len(rows))
-                longest = max(len(prompt.ids) for prompt in prompts[part])
-                if longest > prompt_limit and how != "error":
+                if max(len(prompt.ids) for prompt in prompts[part]) > prompt_limit:
                     context = self._shorten(rows, prompt_limit, how)
                     items[part] = [(context, row) for row in rows]
                     shortened[part] = [context] * len(rows)
@@ -159,7 +156,6 @@ class Encoder:
                 yield array("i", prompts[i].ids), array("i", ids[i]), shortened[i]
 
     def _load_encoded(self, articles: list[list[Row]], *settings: Any) -> Iterator[Encoded]:
-        """Yield what `_encode` does, from the cache if an earlier run has built it."""
         import pyarrow as pa
 
         from dandap.data.cache import load_cached
@@ -167,8 +163,8 @@ class Encoder:
         def parts() -> Iterator[str]:
             tokenizer = self.tokenizer
             yield tokenizer.backend_tokenizer.to_str()
-            special_tokens = tokenizer.special_tokens_map
-            yield json.dumps([tokenizer.chat_template, special_tokens, self.template, settings])
+            special = tokenizer.special_tokens_map
+            yield json.dumps([tokenizer.chat_template, special, self.template, settings])
             for rows in articles:
                 texts = [[r.question, r.answers[:1], r.choices, dict(r.fields)] for r in rows]
                 yield json.dumps([rows[0].context, texts])
@@ -190,7 +186,6 @@ class Encoder:
                 yield array("i", prompt.tobytes()), array("i", answer.tobytes()), short
 
     def _prompts(self, items: list[tuple[str, Row]]) -> list[Prompt]:
-        """Return the prompt of each context and row, in one call of the tokenizer."""
         parts = [self.render(context, row, "") for context, row in items]
         if self.chat:
             return self.chat.encode(list(map(_messages, parts)))
@@ -202,7 +197,6 @@ class Encoder:
     def _answers(
         self, items: list[tuple[str, Row]], answers: list[str], prompts: list[Prompt]
     ) -> list[list[int]]:
-        """Return the ids of each answer, in one call of the tokenizer."""
         parts = [self.render(*item, answer) for item, answer in zip(items, answers, strict=True)]
         texts = [each.get("answer", answer) for each, answer in zip(parts, answers, strict=True)]
         eos_id = self.tokenizer.eos_token_id
@@ -228,7 +222,6 @@ class Encoder:
         return found
 
     def _check(self, context: str, row: Row, answer: str, prompt: Prompt, ids: list[int]) -> None:
-        """Reject a prompt without a text of its row, and ids that do not decode to the answer."""
         parts = self.render(context, row, answer)
         answer = parts.get("answer", answer)
         if self.chat:
@@ -236,15 +229,14 @@ class Encoder:
         if not ids:
             return
         trained = self.decode(ids[:-1])
-        if not self.control_ids.isdisjoint(ids[:-1]) or (
-            squeeze(trained) != squeeze(answer)
-            # What the vocabulary cannot express is lost in any case.
-            and squeeze(trained) != squeeze(self.decode(self._plain_ids([answer])[0]))
-        ):
+        # What the vocabulary cannot express is lost in any case.
+        spelled = self.decode(self._plain_ids([answer])[0]) if trained != answer else answer
+        is_same = squeeze(trained) in (squeeze(answer), squeeze(spelled))
+        if not is_same or not self.control_ids.isdisjoint(ids[:-1]):
+            tokens = self.tokenizer.convert_ids_to_tokens(ids)
             raise InputError(
                 f"question {row.id}: the answer is {answer!r}, but with this tokenizer and "
-                f"template {trained!r} would be trained "
-                f"({self.tokenizer.convert_ids_to_tokens(ids)}). {PLAIN}"
+                f"template {trained!r} would be trained ({tokens}). {PLAIN}"
             )
 
     def _plain_ids(self, texts: list[str]) -> list[list[int]]:
@@ -259,11 +251,10 @@ class Encoder:
                 return max(len(prompt.ids) for prompt in prompts) <= prompt_limit
 
             if not fits(0):
-                row = max(rows, key=lambda row: len(row.question))
-                raise InputError(
-                    f"question {row.id}: its prompt takes more than {prompt_limit} tokens even "
-                    "without the article. Raise max_length or lower max_new_tokens."
-                )
+                name = max(rows, key=lambda row: len(row.question)).id
+                got = f"its prompt takes more than {prompt_limit} tokens even without the article"
+                hint = "Raise max_length or lower max_new_tokens."
+                raise InputError(f"question {name}: {got}. {hint}")
             low = 0  # fits(low), not fits(high)
             while high - low > 1:
                 middle = (low + high) // 2
@@ -274,11 +265,11 @@ class Encoder:
         if how == "select":
             sentences = split_sentences(text)
             order = nearest_first(sentences, [row.question for row in rows])
-            selected = longest(
-                lambda count: "".join(sentences[i] for i in sorted(order[:count])).strip(),
-                len(sentences),
-            )
-            if selected:
+
+            def nearest(count: int) -> str:
+                return "".join(sentences[i] for i in sorted(order[:count])).strip()
+
+            if selected := longest(nearest, len(sentences)):
                 return selected
             text = sentences[order[0]]  # the nearest sentence alone is too long
         return longest(lambda characters: text[:characters].rstrip(), len(text))

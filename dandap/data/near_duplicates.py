@@ -40,9 +40,7 @@ def group_near_copies(texts: Mapping[str, str]) -> list[set[str]]:
     schema = pa.schema({"names": pa.list_(pa.string())})
 
     def build() -> Iterator[pa.RecordBatch]:
-        yield pa.RecordBatch.from_pylist(
-            [{"names": list(names)} for names in _group(texts)], schema
-        )
+        yield pa.record_batch([pa.array(map(list, _group(texts)), schema.types[0])], schema=schema)
 
     batches = load_cached(chain.from_iterable(texts.items()), schema, build)
     return [set(names) for batch in batches for names in batch["names"].to_pylist()]
@@ -50,10 +48,11 @@ def group_near_copies(texts: Mapping[str, str]) -> list[set[str]]:
 
 # The split and the data checks ask for the same articles; a signature takes about 1 kB.
 @lru_cache(maxsize=2**18)
-def _signature(text: str) -> MinHash:
-    signature = _empty_signature().copy()
-    signature.update_batch((_shingles(text) >> np.uint64(32)).tolist())  # MinHash takes 32 bits
-    return signature
+def signature(text: str) -> MinHash:
+    """Return the MinHash of a text's shingles."""
+    signed = _empty_signature().copy()
+    signed.update_batch((_shingles(text) >> np.uint64(32)).tolist())  # MinHash takes 32 bits
+    return signed
 
 
 @cache  # drawing its permutations anew for each text took a third of the time
@@ -63,11 +62,6 @@ def _empty_signature() -> MinHash:
     return MinHash(PERMUTATIONS, hashfunc=int)
 
 
-def forget_signatures() -> None:
-    """Free the signatures that a second search in the same texts would reuse."""
-    _signature.cache_clear()
-
-
 def _group(texts: Mapping[str, str]) -> list[set[str]]:
     from datasketch import MinHashLSH
 
@@ -75,9 +69,8 @@ def _group(texts: Mapping[str, str]) -> list[set[str]]:
     group: dict[str, set[str]] = {}
     indexed: dict[str, int] = {}  # a group's first name -> how many of its members are indexed
     for name, text in texts.items():
-        signature = _signature(text)
         group[name] = {name}
-        for other in index.query(signature):
+        for other in index.query(signature(text)):
             if other in group[name]:
                 continue
             ours, theirs = _shingles(text), _shingles(texts[other])
@@ -88,7 +81,7 @@ def _group(texts: Mapping[str, str]) -> list[set[str]]:
                 group |= dict.fromkeys(smaller, larger)
         first = min(group[name])
         if indexed.get(first, 0) < INDEXED_PER_GROUP:
-            index.insert(name, signature)
+            index.insert(name, signature(text))
             indexed[first] = indexed.get(first, 0) + 1
     return list({id(names): names for names in group.values() if len(names) > 1}.values())
 

@@ -85,10 +85,8 @@ def json_records(
             if isinstance(entry, dict) and isinstance(entry.get("row"), dict):
                 entry = entry["row"]
             if not isinstance(entry, dict):
-                raise InputError(
-                    f"{path}, {place}: got {str(entry)[:60]}; expected an object with context, "
-                    "question and answer, or a document of SQuAD."
-                )
+                wanted = "an object with context, question and answer, or a document of SQuAD"
+                raise InputError(f"{path}, {place}: got {str(entry)[:60]}; expected {wanted}.")
             if entry.keys() & {"paragraphs", "qas"}:
                 yield from _squad_records(entry, path, place)
                 continue
@@ -99,7 +97,6 @@ def json_records(
 
 
 def _values(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the JSON value of each line, or the one value of the whole file."""
     with open_text(path) as file:
         notes += encoding_notes(path, file.encoding)
         lines = ((number, line) for number, line in enumerate(file, 1) if trim(line))
@@ -118,10 +115,9 @@ def _values(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
-    """Yield the questions of one document; KorQuAD 2's has qas instead of paragraphs."""
     where = f"{path}, {place}"
     try:
-        for paragraph in document.get("paragraphs", [document]):
+        for paragraph in document.get("paragraphs", [document]):  # KorQuAD 2 has only qas
             for qa in paragraph["qas"]:
                 ids = (qa[name] for name in ("id", *ALSO_IDS) if qa.get(name) is not None)
                 record = {

@@ -125,18 +125,15 @@ def _make_rows(
     numbered, count, unanswerable = False, 0, 0
     for count, (place, record) in enumerate(records, 1):
         where, name = f"{path}, {place}", record.get("id")
-        if count == 1:
-            numbered = name is None
+        numbered = name is None if count == 1 else numbered
         if numbered:
             name = f"{prefix}{count}" if name is None else None
         elif isinstance(name, int | float) and not isinstance(name, bool):
             # Of Parquet; pandas writes 3.0 for 3 if another id is missing.
             name = str(int(name)) if name == name // 1 else None
         if not isinstance(name, str) or not trim(name) or len(name) > LONGEST_ID:
-            raise InputError(
-                f"{where}: got the id {str(name)[:100]!r}; expected at most {LONGEST_ID:,} "
-                "characters in every row, or no ids at all."
-            )
+            wanted = f"at most {LONGEST_ID:,} characters in every row, or no ids at all"
+            raise InputError(f"{where}: got the id {str(name)[:100]!r}; expected {wanted}.")
         name = writable(name)
         context, question = record.get("context") or "", record.get("question") or ""
         context, signs = _article(context) if isinstance(context, str) else (context, set())

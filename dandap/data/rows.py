@@ -147,17 +147,13 @@ def split_by_article(
     train = [row for row in real if family[row.article] not in chosen]
     # Generated rows are trained on, unless a row that they were made of is validated on.
     held_out = {row.group for row in validation}
-    train += [
-        row
-        for row in rows
-        if row.fields.get("generated")
-        and held_out.isdisjoint(row.fields.get("sources", "").split())
-    ]
+    for row in rows:
+        sources = row.fields.get("sources", "").split()
+        if row.fields.get("generated") and held_out.isdisjoint(sources):
+            train.append(row)
     if not train:
-        raise InputError(
-            f"got {len(names)} article(s): nothing is left to train on. Add some, or set "
-            "validation_fraction 0."
-        )
+        got = f"got {len(names)} article(s): nothing is left to train on"
+        raise InputError(f"{got}. Add some, or set validation_fraction 0.")
     return train, validation
 
 
@@ -186,12 +182,10 @@ def families(rows: list[Row]) -> dict[str, str]:
     for group in group_near_copies(texts):
         for content in group:
             link(first["content", content], "group", min(group))
-    members: dict[str, list[str]] = {}
-    for article in parent:
-        members.setdefault(root(article), []).append(article)
-    # Not the smallest hash itself: a family of many would be the likelier to be validated on.
-    return {
-        article: same[0] if len(same) == 1 else _hash(min(same))
-        for same in members.values()
-        for article in same
-    }
+    names: dict[str, str] = {}
+    articles = list(parent)
+    for same in by_article(map(root, articles)):
+        members = [articles[index] for index in same]
+        # Not the smallest hash itself: a family of many would be the likelier to be validated on.
+        names |= dict.fromkeys(members, members[0] if len(members) == 1 else _hash(min(members)))
+    return names

@@ -16,15 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dandap.data.text import (
-    INVISIBLE,
-    READABLE,
-    TABLES,
-    encoding_notes,
-    find_files,
-    open_text,
-    trim,
-)
+from dandap.data.text import READABLE, TABLES, encoding_notes, find_files, open_text, trim
 from dandap.errors import InputError, first_line, short_list
 
 SEPARATORS = ",;\t|"
@@ -51,9 +43,8 @@ class Sheet:
 
 @lru_cache(maxsize=4096)  # JSON lines repeat their names in every record
 def column_key(name: str) -> str:
-    """Return a column's name composed, in one case, without invisible characters and quotes."""
-    visible = re.sub(f"[{INVISIBLE}\u00a0]", "", name)
-    return unicodedata.normalize("NFC", visible).strip().strip('"').strip().casefold()
+    """Return a column's name composed, in one case, without quotes and white space around it."""
+    return unicodedata.normalize("NFC", trim(trim(name).strip('"'))).casefold()
 
 
 def read_table(path: Path) -> Sheet:
@@ -83,13 +74,9 @@ def _read_csv(path: Path) -> Sheet:
 
     def lines() -> Iterator[tuple[int, list[str]]]:
         with path.open(encoding=encoding, newline="") as file:
-            texts = chain([next(file, "").lstrip("\ufeff")], file)
-            reader = csv.reader(
-                (text.replace("\0", "") for text in texts),
-                strict=True,
-                delimiter=separator,
-                skipinitialspace=spaced,
-            )
+            marked = chain([next(file, "").lstrip("\ufeff")], file)
+            texts = (text.replace("\0", "") for text in marked)
+            reader = csv.reader(texts, strict=True, delimiter=separator, skipinitialspace=spaced)
             try:
                 for cells in reader:
                     if any(map(trim, cells)):
@@ -112,7 +99,6 @@ def _read_csv(path: Path) -> Sheet:
 def _with_header(
     path: Path, lines: Iterator[tuple[int, list[str]]]
 ) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
-    """Return the header, and the rows as dicts; InputError for one of another width."""
     header = next(lines, (0, []))[1]
     while header and not header[-1].strip():
         header.pop()  # Excel saves `id,context,,` where cells to the right were once edited
@@ -136,7 +122,6 @@ def _with_header(
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn any error of a library about a damaged file into an InputError."""
     try:
         yield
     except Exception as error:
@@ -145,7 +130,6 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _read_excel(path: Path) -> Sheet:
-    """Read the first sheet; errors, and numbers displayed in another form, are unclear."""
     try:
         from openpyxl import load_workbook
         from openpyxl.utils.escape import unescape
@@ -187,14 +171,14 @@ def _read_arrow(path: Path, is_parquet: bool) -> Sheet:
     with _reading(path):
         if is_parquet:
             parquet = pyarrow.parquet.ParquetFile(path)
-            schema, batches = parquet.schema_arrow, parquet.iter_batches(batch_size=1000)
+            names, batches = parquet.schema_arrow.names, parquet.iter_batches(batch_size=1000)
         else:
             batches = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
-            schema = batches.schema
+            names = batches.schema.names
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         with _reading(path):
             cells = (row for batch in batches for row in batch.to_pylist())
             yield from ((f"row {number}", row) for number, row in enumerate(cells, 1))
 
-    return Sheet(schema.names, rows())
+    return Sheet(names, rows())

@@ -80,10 +80,8 @@ def decode(data: bytes, path: Path) -> tuple[str, str]:
     # The encoding that got furthest is the file's; the other one fails at its first Hangul letter.
     encoding, start = max(failures.items(), key=lambda failure: failure[1])
     line = data.count(b"\n", 0, start) + 1
-    raise InputError(
-        f"{path}, line {line}: the byte 0x{data[start]:02x} at {start} is wrong; up to there the "
-        f"file is {encoding}. Correct it, or export the file again as UTF-8."
-    )
+    got = f"the byte 0x{data[start]:02x} at {start} is wrong; up to there the file is {encoding}"
+    raise InputError(f"{path}, line {line}: {got}. Correct it, or export the file again as UTF-8.")
 
 
 def open_text(path: Path) -> TextIO:
