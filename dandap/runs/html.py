@@ -144,12 +144,6 @@ def draw(path: Path, title: str, fill: Callable[[Axes], None], height: float = 3
     return f'<svg class="plot" role="img" viewBox="{view}">{rest}'
 
 
-def image(path: Path) -> str:
-    """Return a PNG as an element of a page that needs no network."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img class="plot" alt="" src="data:image/png;base64,{data}">'
-
-
 def _wrapped(text: str, width: int) -> str:
     # matplotlib would begin a formula at a $.
     return "\n".join(wrap(text, width)).replace("$", r"\$")

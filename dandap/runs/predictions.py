@@ -10,20 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dandap import files
 from dandap.data.encode import Example
 from dandap.data.tables import read_table
 from dandap.data.text import clean, decode, writable
 from dandap.errors import InputError, first_line, short_list
-from dandap.files import (
-    append_json,
-    folder_hash,
-    new_folder,
-    read_json,
-    read_json_lines,
-    write_json,
-    write_json_lines,
-    write_table,
-)
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, find_path, find_run
 from tasks.submission import REVIEW_COLUMNS, active
@@ -72,22 +63,22 @@ class Journal:
 
         Torn lines and answers with another key are dropped.
         """
-        files = sorted(self.folder.glob("predictions*.jsonl"))
-        for file in files:
-            for record in read_json_lines(file):
+        journals = sorted(self.folder.glob("predictions*.jsonl"))
+        for file in journals:
+            for record in files.read_json_lines(file):
                 key = record.pop("key", None)
                 if key and key == self.keys.get(record.get("id", "")):
                     self.records[record["id"]] = record
         # Also without other files: the next answer would be appended to a torn line.
         self._write()
-        for file in files:
+        for file in journals:
             if file != self.file:
                 file.unlink()
         return set(self.records)
 
     def add(self, record: dict) -> None:
         """Append an answer to the file, so that a kill does not lose it."""
-        append_json(self.file, {**record, "key": self.keys[record["id"]]})
+        files.append_json(self.file, {**record, "key": self.keys[record["id"]]})
         self.records[record["id"]] = record
 
     def finish(self, ids: Sequence[str]) -> list[dict]:
@@ -104,14 +95,14 @@ class Journal:
 
     def _write(self) -> None:
         records = self.records.items()
-        write_json_lines(
+        files.write_json_lines(
             self.file, ({**record, "key": self.keys[name]} for name, record in records)
         )
 
 
 def hash_settings(settings: dict[str, Any], adapter: Path | None) -> str:
     """Return a hash of what all answers of an inference depend on, the adapter's files included."""
-    everything = {**settings, "adapter": folder_hash(adapter) if adapter else None}
+    everything = {**settings, "adapter": files.folder_hash(adapter) if adapter else None}
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
@@ -131,13 +122,13 @@ def answers_name(of: str, recipe: Recipe, of_run: Recipe, limit: int | None) -> 
 
 def answers_folder(parent: Path, name: str, settings: str) -> Path:
     """Return the newest folder of an unfinished inference with these settings, or a new one."""
-    files = sorted(parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime)
-    for file in reversed(files):
+    found = sorted(parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime)
+    for file in reversed(found):
         same = settings in file.read_text(encoding="utf-8", errors="replace")
         if same and not file.with_name("scores.json").exists():  # written after all answers
             return file.parent
-    folder = new_folder(parent, name)
-    write_json(folder / "settings.json", {"settings": settings})
+    folder = files.new_folder(parent, name)
+    files.write_json(folder / "settings.json", {"settings": settings})
     return folder
 
 
@@ -149,7 +140,7 @@ def write_predictions(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
             return json.dumps(value, ensure_ascii=False)
         return " | ".join(map(str, value)) if isinstance(value, list) else value
 
-    write_table(path, [{name: cell(value) for name, value in r.items()} for r in records])
+    files.write_table(path, [{name: cell(value) for name, value in r.items()} for r in records])
 
 
 def confidence(record: Mapping[str, Any]) -> float:
@@ -201,7 +192,7 @@ def _complete_answers(run: RunFolder, split: str | None) -> list[tuple[Path, dic
     found = []
     for file in run.answers.glob("*/scores.json"):
         try:
-            scores = read_json(file)
+            scores = files.read_json(file)
         except InputError as error:
             print(f"{file.parent} is skipped: {error}")
             continue
@@ -229,7 +220,7 @@ def run_of(path: Path) -> RunFolder | None:
 def recipe_of(path: Path) -> dict[str, Any]:
     """Return the recipe that a file's answers were made with; {} if it is unknown."""
     if (scores := path.with_name("scores.json")).is_file():
-        return read_json(scores).get("recipe") or {}
+        return files.read_json(scores).get("recipe") or {}
     run = run_of(path)
     return run.load_recipe().model_dump() if run else {}
 

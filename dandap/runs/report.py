@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -46,19 +47,20 @@ def write_report(
     """
     rows, records = answers
     contexts = {row.id: row.context for row in rows}
-    has_articles = any(contexts.values())
     is_choice = all(record.get("choices") for record in records)
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     score = t(label(task.headline[0]))
 
     named = score[0].upper() + score[1:]
-    groups = {"kinds": (t("{score} by kind of question", score=named), by_kind(records))}
+    kinds = Counter(record["kind"] for record in records)
+    by_kind = {kind: [r for r in records if r["kind"] == kind] for kind, _ in kinds.most_common()}
+    groups = {"kinds": (t("{score} by kind of question", score=named), by_kind)}
     if not is_choice:  # a letter has no length
         lengths = {record["id"]: len(record["gold"][0]) for record in records}
         heading = t("{score} by length of the gold answer, in characters", score=named)
         groups["answer_length"] = (heading, by_length(records, lengths))
-    if has_articles:
+    if any(contexts.values()):
         of, lengths = t(task.nouns[1]), {name: len(text) for name, text in contexts.items()}
         heading = t("{score} by length of {articles}, in characters", score=named, articles=of)
         groups["article_length"] = (heading, by_length(records, lengths))
@@ -90,14 +92,13 @@ def write_report(
         scores=scores,
         task=task,
         label=label,
-        remarks=remarks(task, scores),
+        remarks=task.summarize(scores),
         table=task.table(scores),
         training=Markup(training),
         evaluations=evaluations,
         selected=selected,
         charts=charts,
         is_choice=is_choice,
-        has_articles=has_articles,
         misses=[] if is_choice else near_misses(records),
         means=NEAR_MISSES,
         worst=[with_article(record, contexts[record["id"]]) for record in worst_records(records)],
@@ -112,28 +113,6 @@ def write_report(
     )
     print(f"report: {page}")
     return page
-
-
-def remarks(task: Task, scores: dict[str, Any]) -> list[str]:
-    """Return the task's lines about the answers, the general one in the page's language."""
-    parts = [t("{length} characters an answer", length=f"{scores['mean_length']:.1f}")]
-    for name, text in (
-        ("stopped", "{share} ended by themselves"),
-        ("spans", "{share} are spans of their article"),
-        ("repeating", "{share} repeat themselves"),
-    ):
-        if name != "spans" or "context" in task.needs:
-            parts.append(t(text, share=f"{scores[name]:.1%}"))
-    general = Task.summarize(task, scores)
-    return [", ".join(parts) if line in general else line for line in task.summarize(scores)]
-
-
-def by_kind(records: Sequence[dict]) -> Groups:
-    """Group records by what their questions ask for, the largest group first."""
-    groups = defaultdict(list)
-    for record in records:
-        groups[record["kind"]].append(record)
-    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 
 def by_length(records: Sequence[dict], lengths: Mapping[str, int]) -> Groups:
@@ -195,9 +174,8 @@ def draw_training(
 def draw_confidence(records: Sequence[dict], axes: Axes) -> None:
     """Draw the mean score of ten groups of questions, of equal size, by their confidence."""
     points = sorted((confidence(record), record["char_f1"]) for record in records)
-    size = math.ceil(len(points) / 10)
-    tenths = [points[start : start + size] for start in range(0, len(points), size)]
-    means = [[sum(values) / len(part) for values in zip(*part, strict=True)] for part in tenths]
+    tenths = np.array_split(points, min(10, len(points)))
+    means = [part.mean(axis=0) for part in tenths]
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     axes.plot(*zip(*means, strict=True), color=BLUE, marker="o")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04), xlabel=t("confidence"), ylabel=t("score"))
