@@ -105,10 +105,7 @@ def bars(rate: progress.ProgressColumn | None = None) -> progress.Progress:
 def track(
     items: Iterable[T], description: str, unit: str, total: int | None = None, done: int = 0
 ) -> Iterator[T]:
-    """Yield the items under a progress bar, or with a line every 30 s in a log.
-
-    `total` is for items without a length; `done` counts those of an earlier run.
-    """
+    """Yield the items under a bar, or with a line every 30 s in a log; `done` were done before."""
     total = len(cast(Sized, items)) if total is None else total
     before, started = done, time.perf_counter()
     printed = started  # short work prints no line

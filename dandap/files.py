@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: under a temporary name that is then renamed.
-
-    A link at `path` is replaced, and its target stays.
-    """
+    """Write a file whole or not at all, by renaming another; a link at `path` is replaced."""
     # The name is cut: one of 255 bytes would be too long with its prefix and suffix.
     handle, partial = tempfile.mkstemp(
         prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent
@@ -82,20 +79,16 @@ def let_read(path: Path) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a hidden folder that is renamed to `folder` in the end, or removed after an error.
-
-    Those that a killed process left are removed first.
-    """
+    """Yield a hidden folder that is renamed to `folder` in the end, or removed after an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     prefix, suffix = f".{folder.name[:40]}.", ".partial"
+    # Those that a killed process left are removed first.
     for old in folder.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
         lock = old / LOCK
         if lock.is_file() and not lock.is_symlink() and not old.is_symlink():
-            try:
-                with FileLock(lock, timeout=0):
-                    shutil.rmtree(old, ignore_errors=True)
-            except Timeout:
-                pass  # another process is writing to it
+            # A Timeout: another process is writing to it.
+            with suppress(Timeout), FileLock(lock, timeout=0):
+                shutil.rmtree(old, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=folder.parent))
     try:
         with FileLock(partial / LOCK):
@@ -256,10 +249,7 @@ def seal(folder: Path, run: str | None = None) -> None:
 
 
 def fault(folder: Path, run: str | None = None) -> str | None:
-    """Return why a sealed folder of weights cannot be used, or None.
-
-    It must be that of `run`, if given.
-    """
+    """Return why a sealed folder of weights cannot be used (as another run's), or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]

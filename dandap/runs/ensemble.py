@@ -45,10 +45,7 @@ def combine(
     output: str | None = None,
     overwrite: bool = False,
 ) -> Combined:
-    """Combine the answers of runs, folders or files by one of METHODS.
-
-    With split "validation" the validation answers of runs are combined, without a submission.
-    """
+    """Combine the answers of runs, folders or files; with a split of runs, without a submission."""
     files.refuse_output(output, overwrite)
     files.check_writable(Path(output_dir), "Name another --output_dir.")
     answers = load_members(members, output_dir, split)

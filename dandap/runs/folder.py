@@ -109,9 +109,8 @@ def new_run(output_dir: str, name: str | None, made_from: str) -> RunFolder:
         return RunFolder(files.new_folder(output_dir, made_from))
     check_name(output_dir, name)
     folder = Path(output_dir) / files.safe_name(name)
-    folder.mkdir(
-        parents=True, exist_ok=True
-    )  # one that passed the check has no checkpoint and is used again
+    # One that passed the check has no checkpoint and is used again.
+    folder.mkdir(parents=True, exist_ok=True)
     return RunFolder(folder)
 
 

@@ -144,11 +144,7 @@ def write_predictions(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def confidence(record: Mapping[str, Any]) -> float:
-    """Return the confidence of an answer, in [0, 1].
-
-    It is the geometric mean of its tokens' probabilities; for a choice, its softmax over all
-    choices.
-    """
+    """Return the geometric mean of an answer's token probabilities; a choice's share of all."""
     choices = record.get("choices")
     if not choices or record["prediction"] not in choices:
         return math.exp(record["log_probability"])
@@ -164,11 +160,7 @@ def choice_probabilities(choices: Mapping[str, float]) -> dict[str, float]:
 
 
 def find_predictions(name: str, output_dir: str, split: str | None = None) -> Path:
-    """Return the file of answers of a run or a folder of answers, or the file itself.
-
-    For a run these are its newest complete answers to a test file, or with split "validation" those
-    to its validation questions.
-    """
+    """Return a file of answers, that of a folder, or a run's newest to a test file or `split`."""
     # Without such a path find_run raises, and lists the runs.
     path = find_path(name, output_dir) or find_run(name, output_dir).path
     if path.is_file():
@@ -189,24 +181,14 @@ def find_predictions(name: str, output_dir: str, split: str | None = None) -> Pa
 
 def _complete_answers(run: RunFolder, split: str | None) -> list[tuple[Path, dict]]:
     """Return (folder, scores.json) of finished answers to a whole file or split, oldest first."""
-    found = []
-    for file in run.answers.glob("*/scores.json"):
-        try:
-            scores = files.read_json(file)
-        except InputError as error:
-            print(f"{file.parent} is skipped: {error}")
-            continue
-        if scores.get("split") == split and scores.get("limit") is None:
-            found.append((file.parent, scores))
+    answered = [(file.parent, files.read_json(file)) for file in run.answers.glob("*/scores.json")]
+    found = [a for a in answered if a[1].get("split") == split and a[1].get("limit") is None]
     # By time: names begin with the test file's.
     return sorted(found, key=lambda answer: (str(answer[1].get("started", "")), answer[0].name))
 
 
 def own_answers(run: RunFolder) -> list[tuple[Path, dict]]:
-    """Return (folder, scores.json) of the complete answers with the run's own recipe, oldest first.
-
-    Answers with other options (samples, another template) are not among them.
-    """
+    """Return the `_complete_answers` with the run's own recipe, without other options."""
     recipe = run.load_recipe().model_dump()
     return [found for found in _complete_answers(run, None) if found[1].get("recipe") == recipe]
 
@@ -230,8 +212,7 @@ def load_members(
 ) -> dict[Path, list[dict]]:
     """Return the answers of two or more runs, folders or files to the same questions, by file.
 
-    They are in the first file's order, with question, gold answer and article of any file that has
-    them. InputError names an id where the questions differ.
+    Question, gold answer and article come from any file that has them.
     """
     paths = [find_predictions(str(name), str(output_dir), split) for name in names]
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
@@ -261,11 +242,7 @@ def load_members(
 
 
 def load_predictions(path: Path) -> list[dict]:
-    """Read records with at least "id" and "prediction", in the file's order.
-
-    A .jsonl file is predictions.jsonl; a .csv file is predictions.csv, review.csv or a submission
-    of two columns.
-    """
+    """Read the records of predictions.jsonl, predictions.csv, review.csv or a submission."""
     records = _from_csv(path) if path.suffix.lower() == ".csv" else _from_jsonl(path)
     ids = {record["id"] for record in records}
     if not ids or len(ids) < len(records):
@@ -285,9 +262,8 @@ def _from_jsonl(path: Path) -> list[dict]:
         try:
             record = json.loads(line)
             gold = record.get("gold") or []
-            if not all(
-                isinstance(text, str) for text in (record["id"], record["prediction"], *gold)
-            ):
+            texts = (record["id"], record["prediction"], *gold)
+            if not all(isinstance(text, str) for text in texts):
                 raise TypeError("a text is something else")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(

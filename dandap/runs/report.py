@@ -36,15 +36,11 @@ def write_report(
     answers: Answers,
     scores: dict[str, Any],
     environment: dict[str, Any],
-    history: Sequence[dict] = (),
+    history: Sequence[dict] = (),  # the lines of metrics.jsonl
     findings: dict[str, list[dict]] | None = None,
-    suspects: Sequence[dict] = (),
+    suspects: Sequence[dict] = (),  # records whose label a fold contradicts
 ) -> Path:
-    """Write report.html and plots/*.png about scored answers, and return the page's path.
-
-    `history` are the lines of metrics.jsonl, `findings` those of check_data, and `suspects` the
-    records whose label a fold contradicts.
-    """
+    """Write report.html and plots/*.png about scored answers, and return the page's path."""
     rows, records = answers
     contexts = {row.id: row.context for row in rows}
     is_choice = all(record.get("choices") for record in records)
@@ -66,8 +62,7 @@ def write_report(
         groups["article_length"] = (heading, by_length(records, lengths))
     charts = []
     for name, (heading, grouped) in groups.items():
-        # Where all are right, full bars would show nothing.
-        if len(grouped) > 1 and any(record["char_f1"] < 1 for record in records):
+        if len(grouped) > 1:
             path, height = plots / f"{name}.png", 1.1 + 0.6 * len(grouped)
             # Markup, as these elements are ours and not from a file.
             charts.append(Markup(draw(path, heading, partial(draw_groups, grouped), height)))
@@ -79,7 +74,7 @@ def write_report(
             (step, scored[task.headline[0]], *scored[f"{task.headline[0]}_interval"])
             for step, scored in evaluations.items()
         ]
-        curves = partial(draw_training, losses, points, selected, score)
+        curves = partial(draw_training, losses, points, score)
         training = draw(plots / "training.png", t("Loss and score by step"), curves, 3.8)
     confident = partial(draw_confidence, records)
     heading = t("Score by confidence")
@@ -101,7 +96,8 @@ def write_report(
         is_choice=is_choice,
         misses=[] if is_choice else near_misses(records),
         means=NEAR_MISSES,
-        worst=[with_article(record, contexts[record["id"]]) for record in worst_records(records)],
+        worst=(worst := worst_records(records)),
+        pieces={r["id"]: mark(r, contexts[r["id"]]) for r in worst},
         questions={row.id: row.fields.get("details", row.question) for row in rows},
         confidence=confidence,
         suspects=suspects,
@@ -140,14 +136,10 @@ def draw_groups(groups: Groups, axes: Axes) -> None:
 def draw_training(
     losses: Sequence[tuple[int, float]],
     points: Sequence[tuple[int, float, float, float]],
-    selected: int | None,
     score: str,
     axes: Axes,
 ) -> None:
-    """Draw (step, loss), its running mean, and (step, score, low, high) on an axis of its own.
-
-    A star marks the selected step.
-    """
+    """Draw (step, loss), its running mean, and (step, score, low, high) on an axis of its own."""
     steps, values = zip(*losses, strict=True)
     axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.8)
     mean = pd.Series(values).rolling(max(1, len(values) // 10), min_periods=1).mean()
@@ -164,9 +156,6 @@ def draw_training(
         right.set_ylim(0, 1.03)
         right.fill_between(at, low, high, color=ORANGE, alpha=0.15)
         right.plot(at, scores, color=ORANGE, marker="o", label=score)
-        if selected is not None and selected in at:
-            best = scores[at.index(selected)]
-            right.plot(selected, best, "*", markersize=16, color=ORANGE, label=t("selected"))
     # Below the axes, where it hides no curve.
     axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
 
@@ -209,20 +198,12 @@ def worst_records(records: Sequence[dict]) -> list[dict]:
     return sorted(wrong, key=lambda record: (record["char_f1"], -confidence(record)))[:WORST]
 
 
-def with_article(record: dict, context: str) -> dict:
-    """Return a record with its marked article, its closest gold answer and the other ones."""
-    gold = closest_gold(record)
-    others = [other for other in record["gold"] if other != gold]
-    # The letter of a choice is not looked for in the text.
-    texts = ([], "") if record.get("choices") else (record["gold"], record["prediction"])
-    return {**record, "pieces": mark(context, *texts), "gold_text": gold, "others": others}
-
-
-def mark(context: str, golds: Sequence[str], prediction: str) -> list[tuple[str, str]]:
+def mark(record: dict, context: str) -> list[tuple[str, str]]:
     """Return the article in pieces: (text, "gold", "prediction" or "")."""
-    kinds = {prediction: "prediction"} | dict.fromkeys(golds, "gold")
-    # Of texts that begin at one place, the longest is marked.
+    kinds = {record["prediction"]: "prediction"} | dict.fromkeys(record["gold"], "gold")
+    # Of texts that begin at one place, the longest is marked; the letter of a choice nowhere.
     longest_first = sorted(filter(None, kinds), key=len, reverse=True)
+    longest_first = [] if record.get("choices") else longest_first
     pattern = "|".join(map(re.escape, longest_first)) or "(?!)"  # the latter is found nowhere
     pieces = re.split(f"({pattern})", context)
     return [(piece, kinds.get(piece, "")) for piece in pieces if piece]
