@@ -48,16 +48,11 @@ class RunFolder:
         return self.weights.is_file() and self.weights.stat().st_size > 0
 
     @property
-    def has_checkpoint(self) -> bool:
-        """Return whether there is a checkpoint, valid or not."""
-        return any(self.checkpoints.glob("checkpoint-*"))
-
-    @property
     def is_new(self) -> bool:
         """Return whether the run has no checkpoint yet, nor anything else worth keeping."""
         # Hidden files are the lock and partial writes.
         names = {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
-        return names <= FIRST_FILES and not self.has_checkpoint
+        return names <= FIRST_FILES and not any(self.checkpoints.glob("checkpoint-*"))
 
     def environment(self) -> dict[str, Any]:
         """Read environment.json; raise InputError if it is missing or damaged."""

@@ -80,6 +80,7 @@ def write_report(
     heading = t("Score by confidence")
     charts.append(Markup(draw(plots / "confidence.png", heading, confident, 3.8)))
 
+    worst = worst_records(records)
     page = write_page(
         folder,
         Path(__file__).with_name("report.html.jinja"),
@@ -96,7 +97,7 @@ def write_report(
         is_choice=is_choice,
         misses=[] if is_choice else near_misses(records),
         means=NEAR_MISSES,
-        worst=(worst := worst_records(records)),
+        worst=worst,
         pieces={r["id"]: mark(r, contexts[r["id"]]) for r in worst},
         questions={row.id: row.fields.get("details", row.question) for row in rows},
         confidence=confidence,
@@ -163,8 +164,7 @@ def draw_training(
 def draw_confidence(records: Sequence[dict], axes: Axes) -> None:
     """Draw the mean score of ten groups of questions, of equal size, by their confidence."""
     points = sorted((confidence(record), record["char_f1"]) for record in records)
-    tenths = np.array_split(points, min(10, len(points)))
-    means = [part.mean(axis=0) for part in tenths]
+    means = [part.mean(axis=0) for part in np.array_split(points, min(10, len(points)))]
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     axes.plot(*zip(*means, strict=True), color=BLUE, marker="o")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04), xlabel=t("confidence"), ylabel=t("score"))
