@@ -201,9 +201,9 @@ def worst_records(records: Sequence[dict]) -> list[dict]:
 def mark(record: dict, context: str) -> list[tuple[str, str]]:
     """Return the article in pieces: (text, "gold", "prediction" or "")."""
     kinds = {record["prediction"]: "prediction"} | dict.fromkeys(record["gold"], "gold")
-    # Of texts that begin at one place, the longest is marked; the letter of a choice nowhere.
+    kinds = {} if record.get("choices") else kinds  # a letter is not looked for in the text
+    # Of texts that begin at one place, the longest is marked.
     longest_first = sorted(filter(None, kinds), key=len, reverse=True)
-    longest_first = [] if record.get("choices") else longest_first
     pattern = "|".join(map(re.escape, longest_first)) or "(?!)"  # the latter is found nowhere
     pieces = re.split(f"({pattern})", context)
     return [(piece, kinds.get(piece, "")) for piece in pieces if piece]
