@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dandap import console
 from dandap.cli import Parser, parse, positive
-from dandap.console import track
 from dandap.errors import InputError
 from tests.conftest import ROOT
 
@@ -23,14 +21,6 @@ def script(code, shell='exec "$@"', **environment):
         env=os.environ | environment,
         capture_output=True,
     )
-
-
-def test_options_may_have_hyphens():
-    parser = Parser()
-    parser.add_argument("--resume_anyway", action="store_true")
-    parser.add_argument("--train_file")
-    arguments = parse(parser, ["--resume-anyway", "--train-file=a-b.csv"])
-    assert (arguments.resume_anyway, arguments.train_file) == (True, "a-b.csv")
 
 
 def test_wrong_options():
@@ -98,16 +88,6 @@ def test_consoles_that_cannot_encode_a_text():
     for encoding, expected in (("cp949", "가\\u2581"), ("ascii", "\\uac00\\u2581")):
         ended = script(code, PYTHONIOENCODING=encoding)
         assert ended.stdout.decode(encoding).strip() == f"{expected}\\x1b[2J"
-
-
-def test_a_log_gets_lines_of_progress(monkeypatch, capsys):
-    assert list(track([1, 2], "answering", "questions")) == [1, 2]
-    assert capsys.readouterr().out == "", "short work"
-    monkeypatch.setattr(console, "LINE_EVERY", 0)
-    assert list(track(iter("ab"), "answering", "questions", total=1002, done=1000)) == ["a", "b"]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("answering 1,001/1,002 questions, ")
-    assert lines[1].startswith("answering 1,002/1,002 questions, ")
 
 
 def test_tools_start_by_their_path():

@@ -54,14 +54,6 @@ def test_scores_differences_recipes_and_chart(run, tmp_path, capsys):
     assert json.loads((folder / "compare.json").read_text())["scores"]["wrong"]["questions"] == 4
 
 
-def test_zero_shot_and_tuned_differ(run, tmp_path):
-    names = [run("base", ["가"] * 4), run("tuned", ["서울"] * 4)]
-    scores = tmp_path / "outputs" / "base" / "answers" / "test-1" / "scores.json"
-    scores.write_text(json.dumps(json.loads(scores.read_text()) | {"run": None}))
-    recipes = call(tmp_path, *names)["recipes"]
-    assert recipes["adapter"] == {"base": "none (zero-shot)", "tuned": "trained"}
-
-
 def test_what_cannot_be_compared_is_rejected(run, tmp_path):
     run("a", ["가"] * 4)
     run("short", ["가"] * 3)

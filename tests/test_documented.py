@@ -1,7 +1,6 @@
 """Run the commands of README and docs, page by page.
 
-The demo's base replaces those of the hub, and a small run replaces RUN. ELSEWHERE lists the
-commands that other tests run, or none can.
+The demo's base replaces those of the hub, and a small run replaces RUN.
 """
 
 import csv
@@ -13,34 +12,26 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, copy_project
+from tests.conftest import copy_project
 from tests.test_readme import PAGES, README, commands_of
 
 pytestmark = pytest.mark.slow
 
-# The beginning of a command -> what runs it.
-ELSEWHERE = {
-    "pip install": "tests/test_install.py; .ci/run",
-    "python -m venv": ".ci/run",
-    "ruff": ".ci/run",
-    "pytest": ".ci/run",
-    "docker": "nothing (it needs Docker); tests/test_install.py reads the Dockerfile",
-    "accelerate launch": "tests/test_processes.py, tests/test_journal.py",
-    "recipes/dialogue-all.sh": "tests/test_dialogue.py",
-    "python export.py RUN --to gguf": "tests/test_export.py, where llama.cpp is installed",
-    "python export.py RUN --to merged --push_to_hub NAME": "nothing (an account of the hub)",
-    "python inference.py --engine vllm": "tests/test_vllm_engine.py",
-}
+# What other tests or .ci/run run, and what needs Docker or an account of the hub.
+ELSEWHERE = (
+    *("pip install", "python -m venv", "ruff", "pytest", "docker", "accelerate launch"),
+    *("recipes/dialogue-all.sh", "python inference.py --engine vllm"),
+    *("python export.py RUN --to gguf", "python export.py RUN --to merged --push_to_hub NAME"),
+)
 BASE = "data/demo_model"
 ROWS = 60
 
 
 def is_elsewhere(command):
-    return "<" in command or any(command.startswith(beginning) for beginning in ELSEWHERE)
+    return "<" in command or command.startswith(ELSEWHERE)
 
 
 class Reader:
@@ -58,15 +49,8 @@ class Reader:
     def start(self, words):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
         words = [sys.executable if word == "python" else word for word in words]
-        return subprocess.Popen(
-            words,
-            cwd=self.folder,
-            env=environment,
-            text=True,
-            encoding="utf-8",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(words, cwd=self.folder, env=environment, text=True, **pipes)
 
     def type(self, words):
         process = self.start(words)
@@ -150,11 +134,3 @@ def test_a_page_can_be_followed(page, tmp_path):
     # Those that come again, too: README's first two are given without data, and then with some.
     for command in commands:
         reader.follow(command)
-
-
-def test_what_is_run_elsewhere_is_told_of_a_page():
-    told = [command for page in PAGES for command in commands_of(page)]
-    for beginning, where in ELSEWHERE.items():
-        assert any(command.startswith(beginning) for command in told), beginning
-        for name in where.replace(",", " ").replace(";", " ").split():
-            assert not name.startswith("tests/") or Path(ROOT / name).is_file(), name

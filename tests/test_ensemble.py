@@ -1,14 +1,9 @@
 """Combining answers: a published worked example, ties, what is rejected, and the whole command."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 import ensemble
 from dandap.errors import InputError
@@ -143,24 +138,19 @@ def test_csv_files_of_answers(tmp_path):
 
 FILES = {
     "torn.jsonl": '{"id',
-    "empty.jsonl": "",
-    "twice.jsonl": '{"id": "a", "prediction": "b"}\n' * 2,
     "no_text.jsonl": '{"id": "a", "prediction": "b", "gold": [3]}\n',
+    "twice.jsonl": '{"id": "a", "prediction": "b"}\n' * 2,
     "three.csv": "id,question,answer\nq1,?,a\n",
-    "ragged.csv": "id,a\nx\n",
 }
 REJECTED = {
     "a.jsonl": "expected two or more",
     "a.jsonl short.jsonl": "1 are in one only, as TEST_0001",
-    "a.jsonl nobody": "no such folder",
     "a.jsonl b.jsonl --method hard": "--choices",
     "a.jsonl b.jsonl --output a.jsonl": "exists already",
     "a.jsonl torn.jsonl": "line 1: expected a JSON object",
     "a.jsonl no_text.jsonl": "line 1: expected a JSON object",
-    "a.jsonl empty.jsonl": "0 answers",
     "a.jsonl twice.jsonl": "2 answers to 1 ids",
     "a.jsonl three.csv": "expected id and prediction, or the two columns",
-    "a.jsonl ragged.csv": "got 1 cells, the header has 2",
 }
 
 
@@ -175,33 +165,3 @@ def test_what_cannot_be_combined_is_rejected(write, tmp_path, monkeypatch):
         with pytest.raises(InputError, match=message):
             ensemble.main(command.split())
         assert sorted(tmp_path.rglob("*")) == before, command
-
-
-def run_script(output_dir, command):
-    """Run a script of recipes/ with this Python and a folder of runs."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"OUTPUT_DIR": str(output_dir), "PATH": path}
-    return subprocess.run(
-        command.split(), env=environment, capture_output=True, text=True, timeout=500
-    )
-
-
-@pytest.mark.slow
-def test_the_published_system_in_one_command(tmp_path, small_train):
-    """Three runs of two steps; started again, the command trains and answers nothing twice."""
-    test, outputs = tmp_path / "test.csv", tmp_path / "o"
-    test.write_text(
-        "id,context,question\nTEST_0000,한빛전자는 부산에 있다.,본사는?\n", encoding="utf-8"
-    )
-    command = f"recipes/economic-all.sh --model data/demo_model --train_file {small_train} "
-    command += f"--test_file {test} --epochs 0.1 --optim adamw_torch"
-    for _ in range(2):
-        done = run_script(outputs, command)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert json.loads(done.stdout.strip().splitlines()[-1])["questions"] == 1
-    assert "step" not in done.stdout, "the second time it only votes"
-    recipes = [yaml.safe_load(file.read_text()) for file in outputs.glob("*/recipe.yaml")]
-    templates = sorted(recipe["template"] for recipe in recipes)
-    assert templates == ["context_bot", "context_bot_system", "system_context"]
-    assert len(list(outputs.glob("*/answers/*/scores.json"))) == 3
-    assert len(list(outputs.glob("ensemble-vote_f1-*"))) == 2

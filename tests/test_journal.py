@@ -14,8 +14,7 @@ import fine_tune
 import inference
 from dandap.errors import InputError
 from dandap.files import locked
-from dandap.recipe import Recipe
-from dandap.runs.predictions import answers_folder, answers_name
+from dandap.runs.predictions import answers_folder
 from tests.conftest import HEADER, LAUNCH, ROOT, process_of
 
 
@@ -121,19 +120,6 @@ def test_another_adapter_never_reuses_answers(work):
         weights.write_bytes(before)
         manifest.write_bytes(sealed)
     shutil.rmtree(path)
-
-
-def test_names_of_folders_of_answers():
-    default = Recipe()
-    sampled = default.model_copy(update={"samples": 8, "temperature": 0.7, "grounded": True})
-    longer = default.model_copy(update={"max_new_tokens": 128})
-    for recipe, of_run, limit, name in (
-        (default, default, None, "test"),
-        (sampled, sampled, 9, "test-first9-grounded-s8-t0.7"),
-        (default, sampled, None, "test-no-grounded-s1-no-temperature"),
-        (longer, default, None, "test-new128"),
-    ):
-        assert answers_name("test", recipe, of_run, limit) == name
 
 
 def start(folder, *launcher):

@@ -1,14 +1,11 @@
 """Test recipes and options: one declaration, clear errors, every file in recipes/."""
 
 import pytest
-import torch
 import yaml
 
 from dandap.cli import Parser, add_options, chosen_options, parse
 from dandap.errors import InputError
-from dandap.model.memory import GB, Footprint
-from dandap.model.shapes import SHAPES, make_config
-from dandap.recipe import Recipe, find_recipe, load_recipe, make_recipe, named_recipes
+from dandap.recipe import Recipe, load_recipe, make_recipe, named_recipes
 from tasks import checked_template
 
 RECIPES = named_recipes()
@@ -38,23 +35,6 @@ def test_every_recipe_resolves_and_repeats_no_default():
             assert not repeated, f"{name}: {key}"
 
 
-def test_recipes_that_never_ran_name_source_license_and_memory():
-    for name, path in RECIPES.items():
-        recipe = load_recipe(name, {})
-        if recipe.model not in SHAPES:
-            continue
-        comment = path.read_text(encoding="utf-8")
-        assert f"--recipe {name}" in comment
-        if "\nextends: " in comment:
-            comment += find_recipe(yaml.safe_load(comment)["extends"]).read_text(encoding="utf-8")
-        for text in ("Never run", "per step", "Source: "):
-            assert text in comment, name
-        config, cuda = make_config(SHAPES[recipe.model]), torch.device("cuda")
-        footprint = Footprint(recipe, config, cuda, torch.bfloat16)
-        least = footprint.training(recipe.max_length, checkpointing=True).total / GB
-        assert f"Memory: about {least:.0f} GB at least" in comment, name
-
-
 def test_a_recipe_extends_another(tmp_path):
     recipe = load_recipe(write(tmp_path, "extends: dialogue-01\nlora_r: 4\n"), {"lora_alpha": "8"})
     assert (recipe.lora_r, recipe.lora_alpha) == (4, 8)
@@ -73,12 +53,6 @@ def test_the_command_line_wins_over_the_file():
     assert recipe.columns == {"context": "본문"}
     assert recipe.choices == ["예", "아니오"]
     assert recipe.model == "data/demo_model"
-
-
-def test_none_clears_an_option():
-    names = ("neftune_noise_alpha", "quantization", "choices", "report_to", "fold", "columns")
-    recipe = load_recipe(None, dict.fromkeys(names, "none"))
-    assert [getattr(recipe, name) for name in names] == [None, "none", [], [], None, {}]
 
 
 def test_intervals_and_folds():

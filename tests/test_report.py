@@ -16,7 +16,7 @@ from dandap.data.rows import Answers, Row
 from dandap.recipe import Recipe
 from dandap.runs import html
 from dandap.runs.predictions import confidence
-from dandap.runs.report import mark, near_misses, worst_records, write_report
+from dandap.runs.report import mark, worst_records, write_report
 from tasks import TASKS
 from tasks.task import compute_scores
 from tests.reliability.hostile import HOSTILE
@@ -125,15 +125,6 @@ def test_a_page_embeds_the_korean_glyphs_that_it_uses(tmp_path):
     assert report(tmp_path, [record(0, "뷁", "부산")]) == page, "the same every time"
 
 
-def test_a_page_follows_dark_mode_and_its_plots_the_page(tmp_path):
-    page = report(tmp_path, [record(0, "부산", "서울")], history=HISTORY)
-    assert "prefers-color-scheme: dark" in page
-    assert '<meta name="viewport" content="width=device-width' in page
-    svg = re.search(r'<svg class="plot".*?</svg>', page, re.DOTALL)[0]
-    assert "currentColor" in svg and "var(--blue)" in svg
-    assert not [color for color in html.OF_PAGE if color in svg]
-
-
 def test_choices_are_right_or_wrong(tmp_path):
     """Regression: a dialogue's report showed near-misses of letters, and F1."""
     choices = {"A": -9.0, "B": -9.0 + math.log(3), "C": -20.0}
@@ -156,13 +147,6 @@ def test_a_report_in_korean(tmp_path):
     body = re.sub(r"<svg.*?</svg>|<[^>]+>", "\n", page.split("<body>")[1], flags=re.DOTALL)
     assert "질문 2개, 기사 1개" in body and "조사와 어미" in body
     assert not [text for text in language.korean() if f"\n{text}\n" in body]
-
-
-def test_near_misses_are_sorted_by_what_they_cost():
-    answers = (("서울", "부산"), ("부산에", "부산"), ("부산은", "부산"), ("부산", "부산"))
-    rows = near_misses([record(n, *answer) for n, answer in enumerate(answers)])
-    assert [(kind, len(members)) for kind, _, members in rows] == [("wrong", 1), ("particle", 2)]
-    assert [lost for _, lost, _ in rows] == pytest.approx([0.25, 2 * 0.2 / 4])
 
 
 def test_the_worst_are_the_wrong_and_the_most_confident_of_them():

@@ -79,13 +79,6 @@ def test_the_name_of_a_run_without_a_checkpoint_is_free(tmp_path):
     assert new_run(str(tmp_path), None, "demo").path.name.startswith("demo-2")
 
 
-def test_a_damaged_template_is_reported(tmp_path):
-    for text in ("", '{"name": "a", "template": {"user": 1}}'):
-        (tmp_path / "template.json").write_text(text)
-        with pytest.raises(InputError, match=r"template.json"):
-            RunFolder(tmp_path).load_template()
-
-
 def test_the_same_ids_of_other_questions_are_not_aligned(tmp_path):
     names = [tmp_path / f"{name}.jsonl" for name in "ab"]
     for name, question in zip(names, ("왜?", "언제?"), strict=True):

@@ -10,7 +10,6 @@ import pytest
 from dandap.errors import InputError
 from dandap.files import (
     append_json,
-    check_writable,
     fault,
     locked,
     new_folder,
@@ -86,15 +85,6 @@ with whole_folder(Path(sys.argv[1])) as folder:
     with whole_folder(tmp_path / "merged"):
         assert len(names(tmp_path)) == 3
     assert names(tmp_path) == [".merged.mine.partial", "merged"]
-
-
-def test_paths_that_cannot_be_folders(tmp_path):
-    place = tmp_path / "out"
-    place.symlink_to(place)
-    with pytest.raises(InputError, match=f"{place} cannot be written to .* Name another."):
-        check_writable(place / "a", "Name another.")
-    with pytest.raises(OSError, match="File exists"):
-        new_folder(place, "a")
 
 
 def test_outputs_that_cannot_be_written(tmp_path):
