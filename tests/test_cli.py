@@ -9,7 +9,6 @@ import pytest
 
 from dandap.cli import Parser, parse, positive
 from dandap.errors import InputError
-from tests.conftest import ROOT
 
 
 def script(code, shell='exec "$@"', **environment):
@@ -88,10 +87,3 @@ def test_consoles_that_cannot_encode_a_text():
     for encoding, expected in (("cp949", "가\\u2581"), ("ascii", "\\uac00\\u2581")):
         ended = script(code, PYTHONIOENCODING=encoding)
         assert ended.stdout.decode(encoding).strip() == f"{expected}\\x1b[2J"
-
-
-def test_tools_start_by_their_path():
-    for name in ("compare", "refine", "augment", "explore", "submit"):
-        command = [sys.executable, ROOT / "tools" / f"{name}.py", "--help"]
-        ended = subprocess.run(command, cwd="/", capture_output=True)
-        assert (ended.returncode, ended.stderr) == (0, b"")

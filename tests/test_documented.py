@@ -54,9 +54,8 @@ class Reader:
 
     def type(self, words):
         process = self.start(words)
-        said, _ = process.communicate(timeout=1200)
-        assert process.returncode == 0, f"{shlex.join(words)}\n{said[-3000:]}"
-        return said
+        printed, _ = process.communicate(timeout=1200)
+        assert process.returncode == 0, f"{shlex.join(words)}\n{printed[-3000:]}"
 
     def put_data(self):
         """Put the files that README asks for into data/: a part of the sample's."""
@@ -82,15 +81,15 @@ class Reader:
         self.type(["python", "inference.py", "--run", f"outputs/{name}"])
         self.runs.append(name)
 
-    def leave_unfinished(self):
-        """Train until a checkpoint is there, and stop as Ctrl-C does."""
-        words = ["python", "-u", "fine_tune.py", "--model", BASE, "--epochs", "20"]
+    def interrupt(self, words, beginning):
+        """Start a command, and end it as Ctrl-C does once it prints a line that begins so."""
         process, is_asked = self.start(words), False
         for line in process.stdout:
-            if line.startswith("step") and not is_asked:
+            if line.startswith(beginning) and not is_asked:
                 process.send_signal(signal.SIGINT)
                 is_asked = True  # a second one would not wait for the checkpoint
-        assert process.wait() == 130
+        assert is_asked
+        assert process.wait() in (0, 130)
 
     def follow(self, command):
         """Type a command of a page, with what stands in for what is not here."""
@@ -98,7 +97,8 @@ class Reader:
         if "data/train.csv" in words and not self.has_data:
             self.put_data()
         if "--resume" in words:
-            self.leave_unfinished()
+            train = ["python", "-u", "fine_tune.py", "--model", BASE, "--epochs", "20"]
+            self.interrupt(train, "step")
         elif words[1] == "fine_tune.py" and self.has_data and "--plan" not in words:
             # The default's base is the hub's; a recipe's was replaced above.
             words += ["--epochs", "0.3"] if "--recipe" in words else ["--model", BASE]
@@ -109,18 +109,9 @@ class Reader:
                     self.make_run(f"run{len(self.runs) + 1}")
                 words[at] = f"outputs/{self.runs[number - 1]}"
         if words[1] == "app.py":
-            return self.visit(words)
-        return self.type(words)
-
-    def visit(self, words):
-        """Serve the page until it says where it is, then end it as Ctrl-C does."""
-        process, is_open = self.start(words), False
-        for line in process.stdout:
-            if line.startswith("page: http://127.0.0.1"):
-                process.send_signal(signal.SIGINT)
-                is_open = True
-        assert is_open
-        assert process.wait() in (0, 130)
+            self.interrupt(words, "page: http://127.0.0.1")
+        else:
+            self.type(words)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if ".ko" not in page.suffixes], ids=str)

@@ -99,18 +99,6 @@ def test_the_command_writes_a_submission_and_prints_scores(write, tmp_path, caps
     assert ensemble.main([files[0], str(folder), *out])["questions"] == 4
 
 
-def test_submissions_can_be_members(tmp_path):
-    for name, answer in (("a", "서울"), ("b", "NA"), ("c", "NA")):
-        text = f'ID,정답\nTEST_0000,{answer}\nTEST_0001,"가\r나"\n'
-        (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8", newline="")
-    members = [tmp_path / f"{name}.csv" for name in "abc"]
-    combined = combine(members, output_dir=tmp_path, method="vote")
-    assert combined.scores is None
-    table = pd.read_csv(combined.submission, dtype=str, keep_default_na=False)
-    assert list(table.columns) == ["ID", "정답"]
-    assert table["정답"].tolist() == ["NA", "가\r나"]
-
-
 def test_the_submission_has_the_order_of_the_first_member(tmp_path):
     """It is the organizer's, where their sample has another order than the test file."""
     for name in ("one", "two"):

@@ -69,7 +69,6 @@ def interrupt(folder, name, lines, torn=b""):
 
 def test_an_interrupted_inference_ends_in_the_same_bytes(work, capsys):
     for lines, torn in (
-        (0, b""),
         (1, b'{"id": "TEST_0003", "predi'),
         (17, b"\x00\xff\n"),
         (59, b"null\n[]\n3\n"),
@@ -77,7 +76,7 @@ def test_an_interrupted_inference_ends_in_the_same_bytes(work, capsys):
     ):
         path = interrupt(work, f"cut-{lines}-{len(torn)}", lines, torn)
         answer(work)
-        assert (f"{lines} of 60 answers" in capsys.readouterr().out) == (lines > 0)
+        assert f"{lines} of 60 answers" in capsys.readouterr().out
         assert_as_uninterrupted(work, path)
 
 
@@ -124,13 +123,9 @@ def test_another_adapter_never_reuses_answers(work):
 
 def start(folder, *launcher):
     command = [*(launcher or [sys.executable]), "inference.py"]
-    return subprocess.Popen(
-        [*command, "--output_dir", str(folder / "outputs")],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command += ["--output_dir", str(folder / "outputs")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
 
 
 def wait_for_answers(work, count, process, name, least):

@@ -4,7 +4,6 @@ import base64
 import io
 import math
 import re
-import warnings
 
 import pytest
 from fontTools.ttLib import TTFont
@@ -14,7 +13,6 @@ from dandap import language
 from dandap.data.korean import question_kind
 from dandap.data.rows import Answers, Row
 from dandap.recipe import Recipe
-from dandap.runs import html
 from dandap.runs.predictions import confidence
 from dandap.runs.report import mark, worst_records, write_report
 from tasks import TASKS
@@ -99,19 +97,6 @@ def test_hostile_texts_stay_text(tmp_path):
     assert "<script" not in page
     assert "<img src=x" not in page
     assert "{{ 7 * 7 }}" in page
-
-
-def test_korean_has_glyphs_in_plots(tmp_path):
-    """matplotlib warns of every character that its fonts lack, and draws a box."""
-
-    def fill(axes):
-        axes.set_xlabel("“따옴표” −1 · ㎡ 36.7%")
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        svg = html.draw(tmp_path / "a.png", "한글 똠방각하 $1", fill)
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert svg.startswith('<svg class="plot"')
 
 
 def test_a_page_embeds_the_korean_glyphs_that_it_uses(tmp_path):
