@@ -48,10 +48,8 @@ def test_scores_differences_recipes_and_chart(run, tmp_path, capsys):
     assert result["recipes"] == {"seed": {"right": 1, "wrong": 2}}
     out = capsys.readouterr().out
     assert "[2] - [1]  -0.5000 (95% -1.0000 to +0.0000)  not shown" in out
-    assert "seed: [1] 1, [2] 2" in out
     (folder,) = (tmp_path / "outputs").glob("compare-*")
     assert (folder / "compare.png").stat().st_size > 5000
-    assert json.loads((folder / "compare.json").read_text())["scores"]["wrong"]["questions"] == 4
 
 
 def test_what_cannot_be_compared_is_rejected(run, tmp_path):

@@ -19,10 +19,9 @@ def run(*command, cwd):
     ended = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
-        env=environment | {"OMP_NUM_THREADS": "1"},
+        env=environment,
         capture_output=True,
         text=True,
-        encoding="utf-8",
     )
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     return ended.stdout

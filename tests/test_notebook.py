@@ -1,7 +1,4 @@
-"""notebooks/colab.ipynb, executed by Jupyter's client here, and in imitations of Colab and Kaggle.
-
-Their folders are made elsewhere, and google.colab is a module that records its calls.
-"""
+"""notebooks/colab.ipynb, executed by Jupyter's client in an imitation of Colab."""
 
 import json
 import shutil
@@ -31,15 +28,13 @@ answers.mkdir(parents=True, exist_ok=True)
 
 
 def execute(folder, **replaced):
-    """Run the notebook in a folder, the paths of Colab and Kaggle replaced; return its output."""
+    """Run the notebook in a folder, the paths of Colab and Kaggle replaced."""
     text = NOTEBOOK.read_text(encoding="utf-8")
     for old, new in replaced.items():
         text = text.replace(f'"/{old}/', f'"{new.as_posix()}/')
     notebook = nbformat.reads(text, as_version=4)
     resources = {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return "".join(output.get("text", "") for output in outputs)
 
 
 @pytest.fixture(autouse=True)

@@ -114,12 +114,11 @@ def test_names_of_folders(tmp_path):
 
 
 def test_damaged_json(tmp_path):
-    for text in ("{", "[]"):
-        (tmp_path / "a.json").write_text(text)
-        with pytest.raises(InputError, match="is missing or damaged"):
-            read_json(tmp_path / "a.json")
-    with pytest.raises(InputError, match="is missing or damaged"):
-        read_json(tmp_path / "nowhere.json")
+    (tmp_path / "torn.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
+    for name in ("torn.json", "list.json", "nowhere.json"):
+        with pytest.raises(InputError, match=f"{name} is missing or damaged"):
+            read_json(tmp_path / name)
 
 
 def test_a_manifest_detects_damage(tmp_path):
