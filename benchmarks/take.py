@@ -14,7 +14,7 @@ from dandap.cli import Parser, parse, positive, run_script
 from dandap.data.read import read_questions
 from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.files import make_folder, write_table
+from dandap.files import write_table
 
 COLUMNS = ("id", "context", "question", "answers")
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{arguments.train + arguments.test}. Take fewer."
         )
     folder = Path(arguments.target)
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     # The test articles come first, so that they are the same whatever --train is.
     write(folder / "test.csv", rows, articles[: arguments.test])
     write(folder / "train.csv", rows, articles[arguments.test :][: arguments.train])

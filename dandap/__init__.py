@@ -1,7 +1,4 @@
-"""Fine-tune Korean LLMs to answer questions about articles in few words.
-
-From the ground up: data; tree; runs and model; answering; training; page and export.
-"""
+"""Fine-tune Korean LLMs to answer questions about articles in few words."""
 
 from pathlib import Path
 

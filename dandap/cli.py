@@ -1,7 +1,4 @@
-"""Build the command line of every script, and prepare its process before libraries load.
-
-Options come from the recipe's fields. Mistakes are InputErrors, which end a script in one sentence.
-"""
+"""Build the command line of every script, and prepare its process before libraries load."""
 
 import argparse
 import logging
@@ -12,8 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 # The parent process may have closed standard streams (2>&-). Open them, or the next opened file
 # would take their number and receive what is printed.
@@ -25,17 +21,6 @@ for _number in range(3):
 for _name in ("stdout", "stderr"):
     if getattr(sys, _name) is None:  # Python found it closed
         setattr(sys, _name, Path(os.devnull).open("w"))  # noqa: SIM115
-
-
-def _excepthook(kind, error, trace) -> None:
-    """Print "stopped" after Ctrl-C outside `run_script`, as while torch loads (10 s)."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("stopped", file=sys.stderr, flush=True)
-        os._exit(130)  # as in shells: 128 + SIGINT
-    sys.__excepthook__(kind, error, trace)
-
-
-sys.excepthook = _excepthook
 # Hide what users cannot act on: bitsandbytes recommends `kernels`, libraries announce changes,
 # peft warns of tied heads (export.py unties them) and of deleted parts of a --soup.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
@@ -64,10 +49,7 @@ from dandap.recipe import Recipe
 
 
 def run_script(main: Callable[[], Any]) -> None:
-    """Run a script's `main`; end errors that users can fix in one sentence, without a traceback.
-
-    The exit code is then 2. It is 130 after Ctrl-C, and that of `Stopped`.
-    """
+    """Run a script's `main`; errors that users can fix end it in one sentence, with exit code 2."""
     try:
         with safe_output():
             main()
@@ -97,24 +79,15 @@ def add_options(parser: argparse.ArgumentParser, title: str, names: Iterable[str
     group = parser.add_argument_group(title)
     for name in names or Recipe.model_fields:
         field = Recipe.model_fields[name]
+        values = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        values = ("true", "false") if field.annotation is bool else values
         default = "none" if field.default in (None, {}, []) else field.default
         group.add_argument(
             f"--{name}",
-            metavar=_metavar(field.annotation),
+            metavar=f"{{{','.join(values)}}}" if values else "VALUE",
             default=argparse.SUPPRESS,  # `chosen_options` returns those that were given
             help=f"{field.description} (default: {default})".replace("%", "%%"),
         )
-
-
-def _metavar(annotation: Any) -> str:
-    """Return the values of a type for --help, as {nf4,none}, or VALUE."""
-    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
-    words: list[str] = []
-    for kind in kinds:
-        if kind is not bool and get_origin(kind) is not Literal:
-            return "VALUE"
-        words += ["true", "false"] if kind is bool else get_args(kind)
-    return f"{{{','.join(words)}}}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -169,7 +142,7 @@ def chosen_options(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _start(module: str, main: str = "main") -> None:
-    run_script(getattr(import_module(module), main))
+    run_script(lambda: getattr(import_module(module), main)())
 
 
 # The console commands of pyproject.toml: dandap-train and others.

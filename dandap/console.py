@@ -15,16 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 # C0 except tab and line feed, DEL, C1, and characters that change the direction of writing.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
@@ -96,15 +88,15 @@ def terminal_output() -> TextIO:
     return sys.stdout
 
 
-def bars(rate: ProgressColumn | None = None) -> Progress:
+def bars(rate: progress.ProgressColumn | None = None) -> progress.Progress:
     """Return a progress display, which is silent outside a terminal; the caller adds tasks."""
     console = Console(file=terminal_output())
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        rate or TimeRemainingColumn(),
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        rate or progress.TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
     )
@@ -113,23 +105,20 @@ def bars(rate: ProgressColumn | None = None) -> Progress:
 def track(
     items: Iterable[T], description: str, unit: str, total: int | None = None, done: int = 0
 ) -> Iterator[T]:
-    """Yield the items under a progress bar, or with a line every 30 s in a log.
-
-    `total` is for items without a length; `done` counts those of an earlier run.
-    """
+    """Yield the items under a bar, or with a line every 30 s in a log; `done` were done before."""
     total = len(cast(Sized, items)) if total is None else total
     before, started = done, time.perf_counter()
     printed = started  # short work prints no line
     # rich's own rate covers the last seconds, but answers come in batches of hundreds.
-    with bars(TextColumn("{task.fields[rate]}")) as progress:
-        task = progress.add_task(description, total=total, completed=done, rate="")
+    with bars(progress.TextColumn("{task.fields[rate]}")) as shown:
+        task = shown.add_task(description, total=total, completed=done, rate="")
         for item in items:
             yield item
             done += 1
             now = time.perf_counter()
             rate = (done - before) / max(now - started, 1e-9)
             left = timedelta(seconds=round((total - done) / rate))
-            progress.update(task, completed=done, rate=f"{left} {rate:.1f} {unit}/s")
-            if progress.disable and now - printed >= LINE_EVERY:
+            shown.update(task, completed=done, rate=f"{left} {rate:.1f} {unit}/s")
+            if shown.disable and now - printed >= LINE_EVERY:
                 printed = now
                 print(f"{description} {done:,}/{total:,} {unit}, {rate:.1f}/s", flush=True)

@@ -13,14 +13,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from dandap.console import printable
-from dandap.errors import InputError
+from dandap.errors import InputError, first_line
 
 LOCK, MANIFEST = ".lock", "manifest.json"
 LONGEST_NAME = 180  # bytes of a folder's name; file systems take 255, and a time and -2 follow it
@@ -52,10 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: under a temporary name that is then renamed.
-
-    A link at `path` is replaced, and its target stays.
-    """
+    """Write a file whole or not at all, by renaming another; a link at `path` is replaced."""
     # The name is cut: one of 255 bytes would be too long with its prefix and suffix.
     handle, partial = tempfile.mkstemp(
         prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent
@@ -82,20 +79,16 @@ def let_read(path: Path) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a hidden folder that is renamed to `folder` in the end, or removed after an error.
-
-    Those that a killed process left are removed first.
-    """
-    make_folder(folder.parent)
+    """Yield a hidden folder that is renamed to `folder` in the end, or removed after an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     prefix, suffix = f".{folder.name[:40]}.", ".partial"
+    # Those that a killed process left are removed first.
     for old in folder.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
         lock = old / LOCK
         if lock.is_file() and not lock.is_symlink() and not old.is_symlink():
-            try:
-                with FileLock(lock, timeout=0):
-                    shutil.rmtree(old, ignore_errors=True)
-            except Timeout:
-                pass  # another process is writing to it
+            # A Timeout: another process is writing to it.
+            with suppress(Timeout), FileLock(lock, timeout=0):
+                shutil.rmtree(old, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=folder.parent))
     try:
         with FileLock(partial / LOCK):
@@ -162,15 +155,15 @@ def read_json_lines(path: Path) -> Iterator[dict]:
 
 def read_json(path: Path) -> dict:
     """Return the JSON object in a file of ours, or raise an InputError."""
-    way_out = "Restore it from a copy, or make the folder again."
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise TypeError("expected a JSON object")
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing. {way_out}") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({str(error)[:80]}). {way_out}") from error
+    except (FileNotFoundError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is missing or damaged ({first_line(error)}). Restore it from a copy, or make "
+            "the folder again."
+        ) from error
     return value
 
 
@@ -192,14 +185,10 @@ def timestamp() -> str:
 
 
 def new_folder(parent: str | Path, name: str) -> Path:
-    """Make the new folder <parent>/<name>-<time> and return it; the name may be cut."""
+    """Make a folder <parent>/<name>-<time>, or ...-2, -3, and return it; the name may be cut."""
     short = name.encode()[:100].decode(errors="ignore")
-    return free_folder(Path(parent) / safe_name(f"{short}-{timestamp()}"))
-
-
-def free_folder(base: Path) -> Path:
-    """Make the folder `base`, or base-2, base-3, ... if it exists, and return it."""
-    make_folder(base.parent)
+    base = Path(parent) / safe_name(f"{short}-{timestamp()}")
+    base.parent.mkdir(parents=True, exist_ok=True)
     folder, number = base, 2
     while True:
         try:  # checking first would race with other processes
@@ -207,16 +196,6 @@ def free_folder(base: Path) -> Path:
             return folder
         except FileExistsError:
             folder, number = base.with_name(f"{base.name}-{number}"), number + 1
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and its parents if they do not exist."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(
-            f"{folder} cannot be a folder: {error.filename} is a file or a broken link."
-        ) from error
 
 
 def existing_parent(path: Path) -> Path:
@@ -270,10 +249,7 @@ def seal(folder: Path, run: str | None = None) -> None:
 
 
 def fault(folder: Path, run: str | None = None) -> str | None:
-    """Return why a sealed folder of weights cannot be used, or None.
-
-    It must be that of `run`, if given.
-    """
+    """Return why a sealed folder of weights cannot be used (as another run's), or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]

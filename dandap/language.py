@@ -29,10 +29,7 @@ def chosen() -> str:
 
 
 def t(text: str, /, **fields: object) -> str:
-    """Return a text in the chosen language with its {fields} filled in.
-
-    A text that the catalogue lacks stays English.
-    """
+    """Return a text in the chosen language, or as it is, with its {fields} filled in."""
     found = korean().get(text, text) if _language == "ko" else text
     return found.format(**fields) if fields else found
 

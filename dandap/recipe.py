@@ -148,7 +148,6 @@ class Recipe(BaseModel):
     @field_validator("evaluate_every", mode="before")
     @classmethod
     def _normalize_interval(cls, value: Any) -> str | None:
-        """Return the interval as `200 steps` or `1 epochs`; a bare number counts steps."""
         if value is None or value == "none":
             return None
         match = re.fullmatch(r"(\d+)(?: steps?)?|(\d+|\d*\.\d+) epochs?", str(value).strip())
@@ -257,36 +256,25 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def _read_fields(path: Path) -> dict[str, Any]:
+def _read_fields(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a recipe file, completed from the recipes that it extends."""
-    values: dict[str, Any] = {}
-    read: list[Path] = []
-    while True:
-        if path.resolve() in read:
-            raise InputError(f"{path} extends itself, by way of {read[-1]}. Remove one `extends`.")
-        read.append(path.resolve())
-        try:
-            fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-            if not isinstance(fields, dict):
-                raise TypeError("it has no names")
-        # PyYAML also lets errors of int(), date() and deep nesting through.
-        except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path} is no recipe ({str(error)[:300]}). "
-                "Expected lines like `learning_rate: 1e-4`."
-            ) from error
+    if path.resolve() in below:
+        raise InputError(f"{path} extends itself, by way of {below[-1]}. Remove one `extends`.")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         parent = fields.pop("extends", None)
-        values = {**fields, **values}
-        if parent is None:
-            return values
-        path = find_recipe(str(parent))
+    # PyYAML also lets errors of int(), date() and deep nesting through.
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is no recipe ({str(error)[:300]}). Expected lines like `learning_rate: 1e-4`."
+        ) from error
+    if parent is None:
+        return fields
+    return {**_read_fields(find_recipe(str(parent)), (*below, path.resolve())), **fields}
 
 
 def make_recipe(values: dict[str, Any], where: str, options: Collection[str] = ()) -> Recipe:
-    """Return a validated recipe; an InputError has one line for each wrong value.
-
-    `where` is the source of the values, except for the command line's `options`.
-    """
+    """Return a validated recipe of values from `where` and the command line's `options`."""
     # `none` clears a field, but is a value of quantization.
     values = {
         name: None if value in ("none", "null") and name != "quantization" else value
@@ -313,7 +301,6 @@ AROUND = re.compile(
 
 
 def _problems(error: ValidationError, where: str, options: Collection[str]) -> Iterable[str]:
-    """Yield one line per wrong field: its source, the value, and what was expected."""
     expected: dict[str, list[str]] = {}  # several for a union of types
     got: dict[str, str] = {}
     for details in error.errors():

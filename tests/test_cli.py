@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dandap import console
 from dandap.cli import Parser, parse, positive
-from dandap.console import printable, track
 from dandap.errors import InputError
-from tests.conftest import ROOT
 
 
 def script(code, shell='exec "$@"', **environment):
@@ -25,25 +22,14 @@ def script(code, shell='exec "$@"', **environment):
     )
 
 
-def test_options_may_have_hyphens():
-    parser = Parser()
-    parser.add_argument("--resume_anyway", action="store_true")
-    parser.add_argument("--train_file")
-    arguments = parse(parser, ["--resume-anyway", "--train-file=a-b.csv"])
-    assert (arguments.resume_anyway, arguments.train_file) == (True, "a-b.csv")
-
-
 def test_wrong_options():
     parser = Parser()
     parser.add_argument("--limit", type=positive)
     parser.add_argument("--by", choices=["f1", "em"])
     for argv, message in (
         (["--limits", "3"], "unknown option '--limits'. Did you mean 'limit'?"),
-        (["three"], "unknown argument 'three'"),
         (["--limit", "0"], "--limit: got '0', expected a whole number of at least 1"),
-        (["--limit"], "--limit: expected one argument"),
         (["--by", "x"], "--by: invalid choice: 'x'"),
-        (["--lang", "de"], "--lang: invalid choice: 'de'"),
     ):
         with pytest.raises(InputError) as error:
             parse(parser, argv)
@@ -58,7 +44,6 @@ def test_a_script_ends_in_one_sentence():
         ("def main(): raise InputError('x' * 10**7)", 2, "error: xxx"),
         ("def main(): raise OSError(28, '', '/a')", 2, "error: no space is left on the disk (/a)"),
         ("def main(): Path('/proc/no').write_text('')", 2, "error: No such file or directory (/p"),
-        ("raise KeyboardInterrupt", 130, "stopped"),
         ("def main(): raise KeyboardInterrupt", 130, "stopped"),
     ):
         ended = script(code)
@@ -82,12 +67,9 @@ def test_files_do_not_replace_closed_streams(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_behind_the_output():
-    ended = script("def main(): raise InputError('a')", 'exec "$@" 2>/dev/full')
-    assert ended.returncode == 2
     ended = script("def main(): print('a')", 'exec "$@" >/dev/full')
-    assert ended.returncode == 2
+    assert (ended.returncode, ended.stderr.count(b"\n")) == (2, 1)
     assert ended.stderr.startswith(b"error: no space is left on the disk (standard output).")
-    assert ended.stderr.count(b"\n") == 1
 
 
 def test_a_script_continues_after_its_reader_has_left(tmp_path):
@@ -104,24 +86,3 @@ def test_consoles_that_cannot_encode_a_text():
     for encoding, expected in (("cp949", "가\\u2581"), ("ascii", "\\uac00\\u2581")):
         ended = script(code, PYTHONIOENCODING=encoding)
         assert ended.stdout.decode(encoding).strip() == f"{expected}\\x1b[2J"
-
-
-def test_control_characters_are_escaped():
-    assert printable("\x1b]52;c;x\x07가\n\t나\r\u202e") == "\\x1b]52;c;x\\x07가\n\t나\\r\\u202e"
-
-
-def test_a_log_gets_lines_of_progress(monkeypatch, capsys):
-    assert list(track([1, 2], "answering", "questions")) == [1, 2]
-    assert capsys.readouterr().out == "", "short work"
-    monkeypatch.setattr(console, "LINE_EVERY", 0)
-    assert list(track(iter("ab"), "answering", "questions", total=1002, done=1000)) == ["a", "b"]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("answering 1,001/1,002 questions, ")
-    assert lines[1].startswith("answering 1,002/1,002 questions, ")
-
-
-def test_tools_start_by_their_path():
-    for name in ("compare", "refine", "augment", "explore", "submit"):
-        command = [sys.executable, ROOT / "tools" / f"{name}.py", "--help"]
-        ended = subprocess.run(command, cwd="/", capture_output=True)
-        assert (ended.returncode, ended.stderr) == (0, b"")

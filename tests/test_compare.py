@@ -14,13 +14,13 @@ GOLD = ["서울", "부산", "25명", "14일"]
 def run(tmp_path):
     """Write a run with one inference and return its name."""
 
-    def make(name, answers, gold=GOLD, ids=("q0", "q1", "q2", "q3"), **recipe):
+    def make(name, answers, gold=GOLD, **recipe):
         folder = tmp_path / "outputs" / name / "answers" / "test-1"
         folder.mkdir(parents=True)
         recipe = {"model": "m", "seed": 1, "run_name": name} | recipe
         (tmp_path / "outputs" / name / "recipe.yaml").write_text(json.dumps(recipe))
         lines = [
-            {"id": ids[n], "prediction": answer, "article": f"a{n // 2}"}
+            {"id": f"q{n}", "prediction": answer, "article": f"a{n // 2}"}
             | ({"gold": [gold[n]]} if gold else {})
             for n, answer in enumerate(answers)
         ]
@@ -48,47 +48,20 @@ def test_scores_differences_recipes_and_chart(run, tmp_path, capsys):
     assert result["recipes"] == {"seed": {"right": 1, "wrong": 2}}
     out = capsys.readouterr().out
     assert "[2] - [1]  -0.5000 (95% -1.0000 to +0.0000)  not shown" in out
-    assert "seed: [1] 1, [2] 2" in out
     (folder,) = (tmp_path / "outputs").glob("compare-*")
-    assert (folder / "compare.png").stat().st_size > 5000
-    assert json.loads((folder / "compare.json").read_text())["scores"]["wrong"]["questions"] == 4
-
-
-def test_zero_shot_and_tuned_differ(run, tmp_path):
-    names = [run("base", ["가"] * 4), run("tuned", ["서울"] * 4)]
-    scores = tmp_path / "outputs" / "base" / "answers" / "test-1" / "scores.json"
-    scores.write_text(json.dumps(json.loads(scores.read_text()) | {"run": None}))
-    recipes = call(tmp_path, *names)["recipes"]
-    assert recipes["adapter"] == {"base": "none (zero-shot)", "tuned": "trained"}
-
-
-def test_a_file_without_a_recipe_differs_in_no_field(run, tmp_path):
-    """As that of an ensemble."""
-    run("a", ["가"] * 4)
-    (tmp_path / "combined").mkdir()
-    source = tmp_path / "outputs" / "a" / "answers" / "test-1" / "predictions.jsonl"
-    (tmp_path / "combined" / "predictions.jsonl").write_bytes(source.read_bytes())
-    result = call(tmp_path, "a", str(tmp_path / "combined"))
-    assert result["recipes"] == {}
-    assert list(result["scores"]) == ["a", "combined"]
+    assert (folder / "compare.png").is_file()
 
 
 def test_what_cannot_be_compared_is_rejected(run, tmp_path):
     run("a", ["가"] * 4)
     run("short", ["가"] * 3)
-    run("other", ["가"] * 4, ids=["q0", "q1", "q2", "x"])
     run("blind", ["가"] * 4, gold=None)
     run("blind2", ["가"] * 4, gold=None)
-    run("unfinished", ["가"] * 4)
-    (tmp_path / "outputs" / "unfinished" / "answers" / "test-1" / "scores.json").unlink()
     for names, message in (
-        ("a a", "each once"),
         ("a", "expected two or more files"),
         ("a short", "1 are in one only, as q3"),
-        ("a other", "different questions: 2 are in one only, as q3"),
         ("a nobody", "got run 'nobody'; there is no such folder"),
         ("blind blind2", "gold answer and article of 4 questions"),
-        ("a unfinished", "has no test answers"),
     ):
         with pytest.raises(InputError, match=message):
             call(tmp_path, *names.split())

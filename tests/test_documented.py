@@ -1,7 +1,6 @@
 """Run the commands of README and docs, page by page.
 
-The demo's base replaces those of the hub, and a small run replaces RUN. ELSEWHERE lists the
-commands that other tests run, or none can.
+The demo's base replaces those of the hub, and a small run replaces RUN.
 """
 
 import csv
@@ -13,34 +12,26 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, copy_project
+from tests.conftest import copy_project
 from tests.test_readme import PAGES, README, commands_of
 
 pytestmark = pytest.mark.slow
 
-# The beginning of a command -> what runs it.
-ELSEWHERE = {
-    "pip install": "tests/test_install.py; .ci/run",
-    "python -m venv": ".ci/run",
-    "ruff": ".ci/run",
-    "pytest": ".ci/run",
-    "docker": "nothing (it needs Docker); tests/test_install.py reads the Dockerfile",
-    "accelerate launch": "tests/test_processes.py, tests/test_journal.py",
-    "recipes/dialogue-all.sh": "tests/test_dialogue.py",
-    "python export.py RUN --to gguf": "tests/test_export.py, where llama.cpp is installed",
-    "python export.py RUN --to merged --push_to_hub NAME": "nothing (an account of the hub)",
-    "python inference.py --engine vllm": "tests/test_vllm.py",
-}
+# What other tests or .ci/run run, and what needs Docker or an account of the hub.
+ELSEWHERE = (
+    *("pip install", "python -m venv", "ruff", "pytest", "docker", "accelerate launch"),
+    *("recipes/dialogue-all.sh", "python inference.py --engine vllm"),
+    *("python export.py RUN --to gguf", "python export.py RUN --to merged --push_to_hub NAME"),
+)
 BASE = "data/demo_model"
 ROWS = 60
 
 
 def is_elsewhere(command):
-    return "<" in command or any(command.startswith(beginning) for beginning in ELSEWHERE)
+    return "<" in command or command.startswith(ELSEWHERE)
 
 
 class Reader:
@@ -58,21 +49,13 @@ class Reader:
     def start(self, words):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
         words = [sys.executable if word == "python" else word for word in words]
-        return subprocess.Popen(
-            words,
-            cwd=self.folder,
-            env=environment,
-            text=True,
-            encoding="utf-8",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(words, cwd=self.folder, env=environment, text=True, **pipes)
 
     def type(self, words):
         process = self.start(words)
-        said, _ = process.communicate(timeout=1200)
-        assert process.returncode == 0, f"{shlex.join(words)}\n{said[-3000:]}"
-        return said
+        printed, _ = process.communicate(timeout=1200)
+        assert process.returncode == 0, f"{shlex.join(words)}\n{printed[-3000:]}"
 
     def put_data(self):
         """Put the files that README asks for into data/: a part of the sample's."""
@@ -98,15 +81,15 @@ class Reader:
         self.type(["python", "inference.py", "--run", f"outputs/{name}"])
         self.runs.append(name)
 
-    def leave_unfinished(self):
-        """Train until a checkpoint is there, and stop as Ctrl-C does."""
-        words = ["python", "-u", "fine_tune.py", "--model", BASE, "--epochs", "20"]
+    def interrupt(self, words, beginning):
+        """Start a command, and end it as Ctrl-C does once it prints a line that begins so."""
         process, is_asked = self.start(words), False
         for line in process.stdout:
-            if line.startswith("step") and not is_asked:
+            if line.startswith(beginning) and not is_asked:
                 process.send_signal(signal.SIGINT)
                 is_asked = True  # a second one would not wait for the checkpoint
-        assert process.wait() == 130
+        assert is_asked
+        assert process.wait() in (0, 130)
 
     def follow(self, command):
         """Type a command of a page, with what stands in for what is not here."""
@@ -114,7 +97,8 @@ class Reader:
         if "data/train.csv" in words and not self.has_data:
             self.put_data()
         if "--resume" in words:
-            self.leave_unfinished()
+            train = ["python", "-u", "fine_tune.py", "--model", BASE, "--epochs", "20"]
+            self.interrupt(train, "step")
         elif words[1] == "fine_tune.py" and self.has_data and "--plan" not in words:
             # The default's base is the hub's; a recipe's was replaced above.
             words += ["--epochs", "0.3"] if "--recipe" in words else ["--model", BASE]
@@ -125,18 +109,9 @@ class Reader:
                     self.make_run(f"run{len(self.runs) + 1}")
                 words[at] = f"outputs/{self.runs[number - 1]}"
         if words[1] == "app.py":
-            return self.visit(words)
-        return self.type(words)
-
-    def visit(self, words):
-        """Serve the page until it says where it is, then end it as Ctrl-C does."""
-        process, is_open = self.start(words), False
-        for line in process.stdout:
-            if line.startswith("page: http://127.0.0.1"):
-                process.send_signal(signal.SIGINT)
-                is_open = True
-        assert is_open
-        assert process.wait() in (0, 130)
+            self.interrupt(words, "page: http://127.0.0.1")
+        else:
+            self.type(words)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if ".ko" not in page.suffixes], ids=str)
@@ -150,11 +125,3 @@ def test_a_page_can_be_followed(page, tmp_path):
     # Those that come again, too: README's first two are given without data, and then with some.
     for command in commands:
         reader.follow(command)
-
-
-def test_what_is_run_elsewhere_is_told_of_a_page():
-    told = [command for page in PAGES for command in commands_of(page)]
-    for beginning, where in ELSEWHERE.items():
-        assert any(command.startswith(beginning) for command in told), beginning
-        for name in where.replace(",", " ").replace(";", " ").split():
-            assert not name.startswith("tests/") or Path(ROOT / name).is_file(), name

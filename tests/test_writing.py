@@ -7,14 +7,10 @@ import sys
 
 import pytest
 
-from dandap import files
 from dandap.errors import InputError
 from dandap.files import (
     append_json,
-    check_writable,
     fault,
-    folder_hash,
-    free_folder,
     locked,
     new_folder,
     read_json,
@@ -67,7 +63,6 @@ def test_a_folder_appears_whole(tmp_path):
         (folder / "file").touch()
         assert not (tmp_path / "a").exists()
     assert names(tmp_path) == ["a"]
-    assert names(tmp_path / "a") == ["file"]
     with pytest.raises(InputError, match="made by something else"), whole_folder(tmp_path / "a"):
         pass
     with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "b"):
@@ -87,46 +82,26 @@ with whole_folder(Path(sys.argv[1])) as folder:
             assert len(names(tmp_path)) == 3, "it is being written to"
         writer.send_signal(signal.SIGKILL)
     (tmp_path / "merged").rmdir()
-    with whole_folder(tmp_path / "other"):
-        assert len(names(tmp_path)) == 3, "another folder's"
     with whole_folder(tmp_path / "merged"):
-        assert len(names(tmp_path)) == 3
-    assert names(tmp_path) == [".merged.mine.partial", "merged", "other"]
-
-
-def test_paths_that_cannot_be_folders(tmp_path):
-    place = tmp_path / "out"
-    for target in (None, tmp_path / "nowhere", place):
-        place.write_text("x") if target is None else place.symlink_to(target)
-        with pytest.raises(InputError, match=f"{place} cannot be written to .* Name another."):
-            check_writable(place / "a", "Name another.")
-        for make in (new_folder, lambda parent, name: free_folder(parent / name)):
-            with pytest.raises((InputError, OSError)):
-                make(place, "a")
-        place.unlink()
+        assert len(names(tmp_path)) == 2, "the killed one's was removed"
+    assert names(tmp_path) == [".merged.mine.partial", "merged"]
 
 
 def test_outputs_that_cannot_be_written(tmp_path):
     target = tmp_path / "out.csv"
-    for make, message in (
-        (lambda: target.symlink_to("elsewhere"), "is a folder, a link or a device"),
-        (lambda: os.mkfifo(target), "is a folder, a link or a device"),
-        (lambda: target.write_text("x"), "exists already. Choose another name, or add --over"),
-    ):
-        make()
-        with pytest.raises(InputError, match=f"^--output {target} {message}"):
-            refuse_output(str(target), overwrite=False)
-        target.unlink()
-    for target, message in (
-        (tmp_path, "is a folder"),
+    target.symlink_to("elsewhere")
+    for path, message in (
+        (target, "is a folder, a link or a device"),
+        (tmp_path, "is a folder, a link or a device"),
         (tmp_path / "a" / "b", "there is no folder"),
     ):
         with pytest.raises(InputError, match=message):
-            refuse_output(target, overwrite=True)
-    (tmp_path / "old.csv").write_text("x")
-    refuse_output(tmp_path / "old.csv", overwrite=True)
-    with pytest.raises(InputError, match="^OUT .* exists already. Choose another name.$"):
-        refuse_output(tmp_path / "old.csv", False, "OUT")
+            refuse_output(path, overwrite=True)
+    target.unlink()
+    target.write_text("x")
+    refuse_output(target, overwrite=True)
+    with pytest.raises(InputError, match="exists already. Choose another name, or add --over"):
+        refuse_output(target, overwrite=False)
 
 
 def test_names_of_folders(tmp_path):
@@ -139,24 +114,19 @@ def test_names_of_folders(tmp_path):
 
 
 def test_damaged_json(tmp_path):
-    for text in ("{", "[]"):
-        (tmp_path / "a.json").write_text(text)
-        with pytest.raises(InputError, match="is damaged"):
-            read_json(tmp_path / "a.json")
-    with pytest.raises(InputError, match="is missing"):
-        read_json(tmp_path / "nowhere.json")
+    (tmp_path / "torn.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
+    for name in ("torn.json", "list.json", "nowhere.json"):
+        with pytest.raises(InputError, match=f"{name} is missing or damaged"):
+            read_json(tmp_path / name)
 
 
 def test_a_manifest_detects_damage(tmp_path):
     assert "no manifest" in fault(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"files": {}}')
-    assert fault(tmp_path) == "its manifest names no weights"
-    (tmp_path / "manifest.json").unlink()
     weights = tmp_path / "a.safetensors"
     weights.write_text("x")
     seal(tmp_path, "this run")
     assert fault(tmp_path) is None
-    assert fault(tmp_path, "this run") is None
     assert fault(tmp_path, "another") == "it is another run's"
     weights.write_text("y")
     assert "is damaged" in fault(tmp_path)
@@ -166,13 +136,3 @@ def test_a_manifest_detects_damage(tmp_path):
     assert "is missing" in fault(tmp_path)
     (tmp_path / "manifest.json").write_text("[]")
     assert "cannot be read" in fault(tmp_path)
-
-
-def test_large_weights_are_hashed_in_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "WHOLE", 1000)
-    monkeypatch.setattr(files, "PIECE", 10)
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(bytes(range(256)) * 100)
-    before = folder_hash(tmp_path)
-    file.write_bytes(bytes(255 - n for n in range(256)) * 100)
-    assert folder_hash(tmp_path) != before

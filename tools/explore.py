@@ -7,6 +7,7 @@ dialogues and wallpaper QA are recognized by their fields. --refined cleans dial
 (tools.refine).
 """
 
+import base64
 import math
 import re
 from collections import Counter
@@ -273,7 +274,7 @@ def word_cloud(path: Path, texts: list[str]) -> Markup:
     from kiwipiepy import Kiwi
     from wordcloud import WordCloud
 
-    from dandap.runs.html import font_file, image
+    from dandap.runs.html import font_file
 
     read = texts[:: math.ceil(len(texts) / MOST_TEXTS) or 1]
     pieces = [text[start : start + PIECE] for text in read for start in range(0, len(text), PIECE)]
@@ -298,7 +299,9 @@ def word_cloud(path: Path, texts: list[str]) -> Markup:
     title = t("words")
     if len(read) < len(texts):
         title = t("words of {some} of {all} texts", some=f"{len(read):,}", all=f"{len(texts):,}")
-    return Markup("<h3>{}</h3>").format(title) + Markup(image(path))
+    data = base64.b64encode(path.read_bytes()).decode()
+    element = '<h3>{}</h3><img class="plot" alt="" src="data:image/png;base64,{}">'
+    return Markup(element).format(title, data)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Cells]:

@@ -19,7 +19,7 @@ from dandap.answering.answer import Answer, Decoding, find_span
 from dandap.data.encode import Encoder, Example
 from dandap.data.rows import Row, by_article
 from dandap.errors import InputError
-from dandap.files import let_read, locked, make_folder, whole_folder
+from dandap.files import let_read, locked, whole_folder
 from dandap.model.adapter import check_whole, refuse_other_keys
 from dandap.model.dequantize import check_space, load_plain, plain_weights
 from dandap.model.device import free_memory, pick_compute_dtype, pick_device
@@ -188,7 +188,7 @@ def plain_base(recipe: Recipe, base: dict[str, str], bases: Path) -> Path:
     about = {"base": base.get("files") or base, "twice": recipe.double_quantization, "dtype": dtype}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     folder = bases / f"{Path(recipe.model).name}-{dtype}-{key}"
-    make_folder(bases)
+    bases.mkdir(parents=True, exist_ok=True)
     with locked(bases):
         if folder.is_dir():
             return folder

@@ -7,15 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import metrics
+from dandap import files
 from dandap.errors import InputError
-from dandap.files import (
-    check_writable,
-    copy_whole,
-    new_folder,
-    refuse_output,
-    write_json,
-    write_json_lines,
-)
 from dandap.recipe import make_recipe
 from dandap.runs.predictions import (
     PREDICTIONS,
@@ -52,12 +45,9 @@ def combine(
     output: str | None = None,
     overwrite: bool = False,
 ) -> Combined:
-    """Combine the answers of runs, folders or files by one of METHODS.
-
-    With split "validation" the validation answers of runs are combined, without a submission.
-    """
-    refuse_output(output, overwrite)
-    check_writable(Path(output_dir), "Name another --output_dir.")
+    """Combine the answers of runs, folders or files; with a split of runs, without a submission."""
+    files.refuse_output(output, overwrite)
+    files.check_writable(Path(output_dir), "Name another --output_dir.")
     answers = load_members(members, output_dir, split)
     paths = list(answers)
     recipes = {path: recipe_of(path) for path in paths}
@@ -75,15 +65,12 @@ def combine(
     questions = list(zip(*answers.values(), strict=True))
     selected = [select(records, method) for records in questions]
     records = list(map(_merge, questions, selected))
-    # Character F1 is symmetric, so either of two members gains the same from the other.
-    if method == "f1_sum" and len(paths) == 2:
-        print(f"f1_sum of two members selects the first unless it is empty: {paths[0]}")
     agreement = count_agreement(questions)
     print("agreement: " + ", ".join(f"{name} {count:,}" for name, count in agreement.items()))
     scores = _score(task, answers, records)
 
-    folder = new_folder(output_dir, f"ensemble-{method}-of-{len(paths)}")
-    write_json_lines(folder / PREDICTIONS, records)
+    folder = files.new_folder(output_dir, f"ensemble-{method}-of-{len(paths)}")
+    files.write_json_lines(folder / PREDICTIONS, records)
     write_predictions(folder / "predictions.csv", records)
     submission = note = None
     if not split:
@@ -95,13 +82,13 @@ def combine(
         "agreement": agreement,
         "scores": scores,
     }
-    write_json(folder / "ensemble.json", description)
+    files.write_json(folder / "ensemble.json", description)
     if note:
         print(note)
     if submission:
         print(f"submission: {submission} ({len(records):,} rows, read back and checked)")
         if output:
-            copy_whole(submission, Path(output))
+            files.copy_whole(submission, Path(output))
     return Combined(folder, records, scores, submission)
 
 

@@ -10,18 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dandap import ROOT
+from dandap import ROOT, files
 from dandap.data.rows import Table
 from dandap.errors import InputError, short_list
-from dandap.files import (
-    locked,
-    make_folder,
-    new_folder,
-    read_json,
-    safe_name,
-    write_json,
-    write_text,
-)
 from dandap.recipe import Recipe, load_recipe
 
 # Results may depend on the versions of these packages.
@@ -57,24 +48,19 @@ class RunFolder:
         return self.weights.is_file() and self.weights.stat().st_size > 0
 
     @property
-    def has_checkpoint(self) -> bool:
-        """Return whether there is a checkpoint, valid or not."""
-        return any(self.checkpoints.glob("checkpoint-*"))
-
-    @property
     def is_new(self) -> bool:
         """Return whether the run has no checkpoint yet, nor anything else worth keeping."""
         # Hidden files are the lock and partial writes.
         names = {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
-        return names <= FIRST_FILES and not self.has_checkpoint
+        return names <= FIRST_FILES and not any(self.checkpoints.glob("checkpoint-*"))
 
     def environment(self) -> dict[str, Any]:
         """Read environment.json; raise InputError if it is missing or damaged."""
-        return read_json(self.environment_file)
+        return files.read_json(self.environment_file)
 
     def update_environment(self, **values: Any) -> None:
         """Write values into environment.json, next to those it has."""
-        write_json(self.environment_file, self.environment() | values)
+        files.write_json(self.environment_file, self.environment() | values)
 
     def time(self, event: str) -> str:
         """Return the recorded time (UTC) of "started" or "finished"; "" sorts before all times."""
@@ -96,7 +82,7 @@ class RunFolder:
 
     def load_template(self) -> tuple[str, dict[str, str]]:
         """Read (name, template) as trained."""
-        saved = read_json(self.template_file)
+        saved = files.read_json(self.template_file)
         name, template = str(saved.get("name")), saved.get("template")
         if not isinstance(template, dict) or not all(isinstance(t, str) for t in template.values()):
             raise InputError(
@@ -108,17 +94,18 @@ class RunFolder:
     def save_recipe(self, recipe: Recipe, template: dict[str, str]) -> None:
         """Write template.json and recipe.yaml, with every field of the resolved recipe."""
         # recipe.yaml is last: it marks a folder as a run.
-        write_json(self.template_file, {"name": recipe.template, "template": template})
-        write_text(self.recipe_file, recipe.to_yaml())
+        files.write_json(self.template_file, {"name": recipe.template, "template": template})
+        files.write_text(self.recipe_file, recipe.to_yaml())
 
 
 def new_run(output_dir: str, name: str | None, made_from: str) -> RunFolder:
     """Make a run folder; without a name it is called after the recipe and the time."""
     if not name:
-        return RunFolder(new_folder(output_dir, made_from))
+        return RunFolder(files.new_folder(output_dir, made_from))
     check_name(output_dir, name)
-    folder = Path(output_dir) / safe_name(name)
-    make_folder(folder)  # one that passed the check has no checkpoint and is used again
+    folder = Path(output_dir) / files.safe_name(name)
+    # One that passed the check has no checkpoint and is used again.
+    folder.mkdir(parents=True, exist_ok=True)
     return RunFolder(folder)
 
 
@@ -126,9 +113,9 @@ def check_name(output_dir: str, name: str | None) -> None:
     """Reject the name of an existing run, unless that run has no checkpoint yet."""
     if not name:
         return
-    folder = Path(output_dir) / safe_name(name)
+    folder = Path(output_dir) / files.safe_name(name)
     if folder.is_dir() and not folder.is_symlink() and RunFolder(folder).is_new:
-        with locked(folder):  # raises if the run is being trained right now
+        with files.locked(folder):  # raises if the run is being trained right now
             return
     if folder.exists() or folder.is_symlink():
         raise InputError(
@@ -151,22 +138,13 @@ def find_run(name: str | None, output_dir: str) -> RunFolder:
                 f"got run {name[:200]!r}; there is no such folder. Runs in {output_dir}: {known}."
             )
         return RunFolder(folder)
-    runs = list_runs(output_dir)
-    finished = [run for run in runs if run.finished]
+    finished = [run for run in list_runs(output_dir) if run.finished]
     if not finished:
         raise InputError(
             f"{output_dir} has no finished run. "
             "Train one with `python fine_tune.py`, or name one with --run."
         )
-    selected = max(finished, key=lambda run: run.time("finished"))
-    for run in runs:
-        is_newer = run.time("started") > selected.time("started")
-        if is_newer and not run.finished and run.has_checkpoint:
-            print(
-                f"{run.path} is newer but not finished; using {selected.path}. "
-                f"To continue it: python fine_tune.py --resume {run.path.name}"
-            )
-    return selected
+    return max(finished, key=lambda run: run.time("finished"))
 
 
 def list_runs(output_dir: str) -> list[RunFolder]:

@@ -48,10 +48,7 @@ PAGE = """<!DOCTYPE html>
 
 
 def write_page(folder: Path, template: Path | str, title: str, **values: Any) -> Path:
-    """Write report.html, with `template` (a file or its text) under the title; return its path.
-
-    Templates translate their texts with `t`.
-    """
+    """Write report.html, with `template` (a file or its text) under the title; return its path."""
     # autoescape: an article's <script> must stay text.
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.globals["t"] = language.t
@@ -80,10 +77,7 @@ def font_file() -> str:
 
 
 def font_face(text: str) -> str:
-    """Return a CSS rule with the glyphs of a text's characters beyond ASCII.
-
-    A syllable takes about 90 bytes; the whole font would take 4 MB.
-    """
+    """Return a CSS rule with the glyphs of a text's characters beyond ASCII, 90 bytes each."""
     from fontTools import subset  # comes with matplotlib
 
     logging.getLogger("fontTools.subset").setLevel(logging.ERROR)  # about tables it does not know
@@ -106,10 +100,7 @@ def font_face(text: str) -> str:
 
 
 def draw(path: Path, title: str, fill: Callable[[Axes], None], height: float = 3.2) -> str:
-    """Write a plot as a PNG and return it as an SVG element for a page.
-
-    `fill` draws on the axes; `height` is in inches.
-    """
+    """Write a plot as a PNG, return it as an SVG element; `fill` draws, `height` is in inches."""
     font_file()
     colored = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     style: dict[Any, Any] = {
@@ -142,12 +133,6 @@ def draw(path: Path, title: str, fill: Callable[[Axes], None], height: float = 3
     for color, variable in OF_PAGE.items():
         rest = rest.replace(color, variable)
     return f'<svg class="plot" role="img" viewBox="{view}">{rest}'
-
-
-def image(path: Path) -> str:
-    """Return a PNG as an element of a page that needs no network."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img class="plot" alt="" src="data:image/png;base64,{data}">'
 
 
 def _wrapped(text: str, width: int) -> str:

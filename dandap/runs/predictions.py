@@ -10,20 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dandap import files
 from dandap.data.encode import Example
 from dandap.data.tables import read_table
 from dandap.data.text import clean, decode, writable
 from dandap.errors import InputError, first_line, short_list
-from dandap.files import (
-    append_json,
-    folder_hash,
-    new_folder,
-    read_json,
-    read_json_lines,
-    write_json,
-    write_json_lines,
-    write_table,
-)
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, find_path, find_run
 from tasks.submission import REVIEW_COLUMNS, active
@@ -72,22 +63,22 @@ class Journal:
 
         Torn lines and answers with another key are dropped.
         """
-        files = sorted(self.folder.glob("predictions*.jsonl"))
-        for file in files:
-            for record in read_json_lines(file):
+        journals = sorted(self.folder.glob("predictions*.jsonl"))
+        for file in journals:
+            for record in files.read_json_lines(file):
                 key = record.pop("key", None)
                 if key and key == self.keys.get(record.get("id", "")):
                     self.records[record["id"]] = record
         # Also without other files: the next answer would be appended to a torn line.
         self._write()
-        for file in files:
+        for file in journals:
             if file != self.file:
                 file.unlink()
         return set(self.records)
 
     def add(self, record: dict) -> None:
         """Append an answer to the file, so that a kill does not lose it."""
-        append_json(self.file, {**record, "key": self.keys[record["id"]]})
+        files.append_json(self.file, {**record, "key": self.keys[record["id"]]})
         self.records[record["id"]] = record
 
     def finish(self, ids: Sequence[str]) -> list[dict]:
@@ -104,14 +95,14 @@ class Journal:
 
     def _write(self) -> None:
         records = self.records.items()
-        write_json_lines(
+        files.write_json_lines(
             self.file, ({**record, "key": self.keys[name]} for name, record in records)
         )
 
 
 def hash_settings(settings: dict[str, Any], adapter: Path | None) -> str:
     """Return a hash of what all answers of an inference depend on, the adapter's files included."""
-    everything = {**settings, "adapter": folder_hash(adapter) if adapter else None}
+    everything = {**settings, "adapter": files.folder_hash(adapter) if adapter else None}
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
@@ -131,13 +122,13 @@ def answers_name(of: str, recipe: Recipe, of_run: Recipe, limit: int | None) -> 
 
 def answers_folder(parent: Path, name: str, settings: str) -> Path:
     """Return the newest folder of an unfinished inference with these settings, or a new one."""
-    files = sorted(parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime)
-    for file in reversed(files):
+    found = sorted(parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime)
+    for file in reversed(found):
         same = settings in file.read_text(encoding="utf-8", errors="replace")
         if same and not file.with_name("scores.json").exists():  # written after all answers
             return file.parent
-    folder = new_folder(parent, name)
-    write_json(folder / "settings.json", {"settings": settings})
+    folder = files.new_folder(parent, name)
+    files.write_json(folder / "settings.json", {"settings": settings})
     return folder
 
 
@@ -149,15 +140,11 @@ def write_predictions(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
             return json.dumps(value, ensure_ascii=False)
         return " | ".join(map(str, value)) if isinstance(value, list) else value
 
-    write_table(path, [{name: cell(value) for name, value in r.items()} for r in records])
+    files.write_table(path, [{name: cell(value) for name, value in r.items()} for r in records])
 
 
 def confidence(record: Mapping[str, Any]) -> float:
-    """Return the confidence of an answer, in [0, 1].
-
-    It is the geometric mean of its tokens' probabilities; for a choice, its softmax over all
-    choices.
-    """
+    """Return the geometric mean of an answer's token probabilities; a choice's share of all."""
     choices = record.get("choices")
     if not choices or record["prediction"] not in choices:
         return math.exp(record["log_probability"])
@@ -173,11 +160,7 @@ def choice_probabilities(choices: Mapping[str, float]) -> dict[str, float]:
 
 
 def find_predictions(name: str, output_dir: str, split: str | None = None) -> Path:
-    """Return the file of answers of a run or a folder of answers, or the file itself.
-
-    For a run these are its newest complete answers to a test file, or with split "validation" those
-    to its validation questions.
-    """
+    """Return a file of answers, that of a folder, or a run's newest to a test file or `split`."""
     # Without such a path find_run raises, and lists the runs.
     path = find_path(name, output_dir) or find_run(name, output_dir).path
     if path.is_file():
@@ -198,24 +181,14 @@ def find_predictions(name: str, output_dir: str, split: str | None = None) -> Pa
 
 def _complete_answers(run: RunFolder, split: str | None) -> list[tuple[Path, dict]]:
     """Return (folder, scores.json) of finished answers to a whole file or split, oldest first."""
-    found = []
-    for file in run.answers.glob("*/scores.json"):
-        try:
-            scores = read_json(file)
-        except InputError as error:
-            print(f"{file.parent} is skipped: {error}")
-            continue
-        if scores.get("split") == split and scores.get("limit") is None:
-            found.append((file.parent, scores))
+    answered = [(file.parent, files.read_json(file)) for file in run.answers.glob("*/scores.json")]
+    found = [a for a in answered if a[1].get("split") == split and a[1].get("limit") is None]
     # By time: names begin with the test file's.
     return sorted(found, key=lambda answer: (str(answer[1].get("started", "")), answer[0].name))
 
 
 def own_answers(run: RunFolder) -> list[tuple[Path, dict]]:
-    """Return (folder, scores.json) of the complete answers with the run's own recipe, oldest first.
-
-    Answers with other options (samples, another template) are not among them.
-    """
+    """Return the `_complete_answers` with the run's own recipe, without other options."""
     recipe = run.load_recipe().model_dump()
     return [found for found in _complete_answers(run, None) if found[1].get("recipe") == recipe]
 
@@ -229,7 +202,7 @@ def run_of(path: Path) -> RunFolder | None:
 def recipe_of(path: Path) -> dict[str, Any]:
     """Return the recipe that a file's answers were made with; {} if it is unknown."""
     if (scores := path.with_name("scores.json")).is_file():
-        return read_json(scores).get("recipe") or {}
+        return files.read_json(scores).get("recipe") or {}
     run = run_of(path)
     return run.load_recipe().model_dump() if run else {}
 
@@ -239,8 +212,7 @@ def load_members(
 ) -> dict[Path, list[dict]]:
     """Return the answers of two or more runs, folders or files to the same questions, by file.
 
-    They are in the first file's order, with question, gold answer and article of any file that has
-    them. InputError names an id where the questions differ.
+    Question, gold answer and article come from any file that has them.
     """
     paths = [find_predictions(str(name), str(output_dir), split) for name in names]
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
@@ -270,11 +242,7 @@ def load_members(
 
 
 def load_predictions(path: Path) -> list[dict]:
-    """Read records with at least "id" and "prediction", in the file's order.
-
-    A .jsonl file is predictions.jsonl; a .csv file is predictions.csv, review.csv or a submission
-    of two columns.
-    """
+    """Read the records of predictions.jsonl, predictions.csv, review.csv or a submission."""
     records = _from_csv(path) if path.suffix.lower() == ".csv" else _from_jsonl(path)
     ids = {record["id"] for record in records}
     if not ids or len(ids) < len(records):
@@ -294,9 +262,8 @@ def _from_jsonl(path: Path) -> list[dict]:
         try:
             record = json.loads(line)
             gold = record.get("gold") or []
-            if not all(
-                isinstance(text, str) for text in (record["id"], record["prediction"], *gold)
-            ):
+            texts = (record["id"], record["prediction"], *gold)
+            if not all(isinstance(text, str) for text in texts):
                 raise TypeError("a text is something else")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(

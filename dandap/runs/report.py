@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -35,37 +36,33 @@ def write_report(
     answers: Answers,
     scores: dict[str, Any],
     environment: dict[str, Any],
-    history: Sequence[dict] = (),
+    history: Sequence[dict] = (),  # the lines of metrics.jsonl
     findings: dict[str, list[dict]] | None = None,
-    suspects: Sequence[dict] = (),
+    suspects: Sequence[dict] = (),  # records whose label a fold contradicts
 ) -> Path:
-    """Write report.html and plots/*.png about scored answers, and return the page's path.
-
-    `history` are the lines of metrics.jsonl, `findings` those of check_data, and `suspects` the
-    records whose label a fold contradicts.
-    """
+    """Write report.html and plots/*.png about scored answers, and return the page's path."""
     rows, records = answers
     contexts = {row.id: row.context for row in rows}
-    has_articles = any(contexts.values())
     is_choice = all(record.get("choices") for record in records)
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     score = t(label(task.headline[0]))
 
     named = score[0].upper() + score[1:]
-    groups = {"kinds": (t("{score} by kind of question", score=named), by_kind(records))}
+    kinds = Counter(record["kind"] for record in records)
+    by_kind = {kind: [r for r in records if r["kind"] == kind] for kind, _ in kinds.most_common()}
+    groups = {"kinds": (t("{score} by kind of question", score=named), by_kind)}
     if not is_choice:  # a letter has no length
         lengths = {record["id"]: len(record["gold"][0]) for record in records}
         heading = t("{score} by length of the gold answer, in characters", score=named)
         groups["answer_length"] = (heading, by_length(records, lengths))
-    if has_articles:
+    if any(contexts.values()):
         of, lengths = t(task.nouns[1]), {name: len(text) for name, text in contexts.items()}
         heading = t("{score} by length of {articles}, in characters", score=named, articles=of)
         groups["article_length"] = (heading, by_length(records, lengths))
     charts = []
     for name, (heading, grouped) in groups.items():
-        # Where all are right, full bars would show nothing.
-        if len(grouped) > 1 and any(record["char_f1"] < 1 for record in records):
+        if len(grouped) > 1:
             path, height = plots / f"{name}.png", 1.1 + 0.6 * len(grouped)
             # Markup, as these elements are ours and not from a file.
             charts.append(Markup(draw(path, heading, partial(draw_groups, grouped), height)))
@@ -77,12 +74,13 @@ def write_report(
             (step, scored[task.headline[0]], *scored[f"{task.headline[0]}_interval"])
             for step, scored in evaluations.items()
         ]
-        curves = partial(draw_training, losses, points, selected, score)
+        curves = partial(draw_training, losses, points, score)
         training = draw(plots / "training.png", t("Loss and score by step"), curves, 3.8)
     confident = partial(draw_confidence, records)
     heading = t("Score by confidence")
     charts.append(Markup(draw(plots / "confidence.png", heading, confident, 3.8)))
 
+    worst = worst_records(records)
     page = write_page(
         folder,
         Path(__file__).with_name("report.html.jinja"),
@@ -90,17 +88,17 @@ def write_report(
         scores=scores,
         task=task,
         label=label,
-        remarks=remarks(task, scores),
+        remarks=task.summarize(scores),
         table=task.table(scores),
         training=Markup(training),
         evaluations=evaluations,
         selected=selected,
         charts=charts,
         is_choice=is_choice,
-        has_articles=has_articles,
         misses=[] if is_choice else near_misses(records),
         means=NEAR_MISSES,
-        worst=[with_article(record, contexts[record["id"]]) for record in worst_records(records)],
+        worst=worst,
+        pieces={r["id"]: mark(r, contexts[r["id"]]) for r in worst},
         questions={row.id: row.fields.get("details", row.question) for row in rows},
         confidence=confidence,
         suspects=suspects,
@@ -112,28 +110,6 @@ def write_report(
     )
     print(f"report: {page}")
     return page
-
-
-def remarks(task: Task, scores: dict[str, Any]) -> list[str]:
-    """Return the task's lines about the answers, the general one in the page's language."""
-    parts = [t("{length} characters an answer", length=f"{scores['mean_length']:.1f}")]
-    for name, text in (
-        ("stopped", "{share} ended by themselves"),
-        ("spans", "{share} are spans of their article"),
-        ("repeating", "{share} repeat themselves"),
-    ):
-        if name != "spans" or "context" in task.needs:
-            parts.append(t(text, share=f"{scores[name]:.1%}"))
-    general = Task.summarize(task, scores)
-    return [", ".join(parts) if line in general else line for line in task.summarize(scores)]
-
-
-def by_kind(records: Sequence[dict]) -> Groups:
-    """Group records by what their questions ask for, the largest group first."""
-    groups = defaultdict(list)
-    for record in records:
-        groups[record["kind"]].append(record)
-    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 
 def by_length(records: Sequence[dict], lengths: Mapping[str, int]) -> Groups:
@@ -161,14 +137,10 @@ def draw_groups(groups: Groups, axes: Axes) -> None:
 def draw_training(
     losses: Sequence[tuple[int, float]],
     points: Sequence[tuple[int, float, float, float]],
-    selected: int | None,
     score: str,
     axes: Axes,
 ) -> None:
-    """Draw (step, loss), its running mean, and (step, score, low, high) on an axis of its own.
-
-    A star marks the selected step.
-    """
+    """Draw (step, loss), its running mean, and (step, score, low, high) on an axis of its own."""
     steps, values = zip(*losses, strict=True)
     axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.8)
     mean = pd.Series(values).rolling(max(1, len(values) // 10), min_periods=1).mean()
@@ -185,9 +157,6 @@ def draw_training(
         right.set_ylim(0, 1.03)
         right.fill_between(at, low, high, color=ORANGE, alpha=0.15)
         right.plot(at, scores, color=ORANGE, marker="o", label=score)
-        if selected is not None and selected in at:
-            best = scores[at.index(selected)]
-            right.plot(selected, best, "*", markersize=16, color=ORANGE, label=t("selected"))
     # Below the axes, where it hides no curve.
     axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
 
@@ -195,9 +164,7 @@ def draw_training(
 def draw_confidence(records: Sequence[dict], axes: Axes) -> None:
     """Draw the mean score of ten groups of questions, of equal size, by their confidence."""
     points = sorted((confidence(record), record["char_f1"]) for record in records)
-    size = math.ceil(len(points) / 10)
-    tenths = [points[start : start + size] for start in range(0, len(points), size)]
-    means = [[sum(values) / len(part) for values in zip(*part, strict=True)] for part in tenths]
+    means = [part.mean(axis=0) for part in np.array_split(points, min(10, len(points)))]
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     axes.plot(*zip(*means, strict=True), color=BLUE, marker="o")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04), xlabel=t("confidence"), ylabel=t("score"))
@@ -231,18 +198,10 @@ def worst_records(records: Sequence[dict]) -> list[dict]:
     return sorted(wrong, key=lambda record: (record["char_f1"], -confidence(record)))[:WORST]
 
 
-def with_article(record: dict, context: str) -> dict:
-    """Return a record with its marked article, its closest gold answer and the other ones."""
-    gold = closest_gold(record)
-    others = [other for other in record["gold"] if other != gold]
-    # The letter of a choice is not looked for in the text.
-    texts = ([], "") if record.get("choices") else (record["gold"], record["prediction"])
-    return {**record, "pieces": mark(context, *texts), "gold_text": gold, "others": others}
-
-
-def mark(context: str, golds: Sequence[str], prediction: str) -> list[tuple[str, str]]:
+def mark(record: dict, context: str) -> list[tuple[str, str]]:
     """Return the article in pieces: (text, "gold", "prediction" or "")."""
-    kinds = {prediction: "prediction"} | dict.fromkeys(golds, "gold")
+    kinds = {record["prediction"]: "prediction"} | dict.fromkeys(record["gold"], "gold")
+    kinds = {} if record.get("choices") else kinds  # a letter is not looked for in the text
     # Of texts that begin at one place, the longest is marked.
     longest_first = sorted(filter(None, kinds), key=len, reverse=True)
     pattern = "|".join(map(re.escape, longest_first)) or "(?!)"  # the latter is found nowhere

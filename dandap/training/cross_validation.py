@@ -24,7 +24,6 @@ from dandap.errors import InputError, Stopped
 from dandap.files import (
     fault,
     folder_hash,
-    make_folder,
     new_folder,
     read_json,
     read_json_lines,
@@ -197,7 +196,7 @@ def make_soup(parent: Path, runs: list[RunFolder]) -> RunFolder:
     # Interrupted while it is written it must not look whole.
     soup = RunFolder(parent / ".soup")
     shutil.rmtree(soup.path, ignore_errors=True)
-    make_folder(soup.path)
+    soup.path.mkdir(parents=True, exist_ok=True)
     recipe = runs[0].load_recipe()
     average_adapters(recipe, [run.adapter for run in runs], soup.adapter)
     environment = runs[0].environment() | {"soup_of": list(parts), "soup_hashes": parts}
