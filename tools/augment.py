@@ -184,7 +184,22 @@ def read_review(path: Path) -> list[Record]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the number of rows written."""
-    arguments = parse(command_line(), argv)
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("do", choices=["pairs", "join", "generate", "accept"])
+    add("source", metavar="IN", help="wallpaper-QA rows; for accept the reviewed file")
+    add("target", metavar="OUT", help="the file to write")
+    add("--count", type=positive, default=500, help="join: number of rows (default: 500)")
+    add("--seed", type=int, default=42, help="join: seed of the random pairs (default: 42)")
+    add("--keywords", metavar="FILE", help="generate: a keyword a line")
+    add("--from", dest="documents", nargs="+", metavar="FILE", help="generate: text files")
+    add("--run", metavar="RUN", help="generate: with a run's model")
+    add("--recipe", metavar="NAME", help="generate: with a recipe's base model")
+    add("--url", metavar="URL", help="generate: with an endpoint, as http://host/v1")
+    add("--model", metavar="NAME", help="generate: the model's name at --url")
+    add("--output_dir", metavar="DIR", default="outputs", help="of runs (default: outputs)")
+    add("--trust_remote_code", metavar="VALUE", help="generate: true to run a repository's code")
+    arguments = parse(parser, argv)
     source, target, do = Path(arguments.source), Path(arguments.target), arguments.do
     refuse_output(target, do == "generate", "OUT")
     columns: tuple[str, ...] = COLUMNS
@@ -231,26 +246,6 @@ def read_sources(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     if arguments.keywords:
         return [("키워드", line.strip()) for line in texts[0].splitlines() if line.strip()]
     return [("문서", text[:LONGEST_SOURCE]) for text in texts]
-
-
-def command_line() -> Parser:
-    """Return the options."""
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    add("do", choices=["pairs", "join", "generate", "accept"])
-    add("source", metavar="IN", help="wallpaper-QA rows; for accept the reviewed file")
-    add("target", metavar="OUT", help="the file to write")
-    add("--count", type=positive, default=500, help="join: number of rows (default: 500)")
-    add("--seed", type=int, default=42, help="join: seed of the random pairs (default: 42)")
-    add("--keywords", metavar="FILE", help="generate: a keyword a line")
-    add("--from", dest="documents", nargs="+", metavar="FILE", help="generate: text files")
-    add("--run", metavar="RUN", help="generate: with a run's model")
-    add("--recipe", metavar="NAME", help="generate: with a recipe's base model")
-    add("--url", metavar="URL", help="generate: with an endpoint, as http://host/v1")
-    add("--model", metavar="NAME", help="generate: the model's name at --url")
-    add("--output_dir", metavar="DIR", default="outputs", help="of runs (default: outputs)")
-    add("--trust_remote_code", metavar="VALUE", help="generate: true to run a repository's code")
-    return parser
 
 
 if __name__ == "__main__":

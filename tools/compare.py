@@ -5,14 +5,9 @@ difference of every pair with a paired bootstrap over articles, and the recipe f
 a bar chart is drawn. A difference whose interval contains 0 is not shown by these questions.
 """
 
-import sys
-from pathlib import Path
-
-# So that `python tools/NAME.py` works like `python -m tools.NAME`.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import metrics
@@ -31,11 +26,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the command line; return the content of compare.json."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    gold = "answers to the same questions, with gold answers"
-    add("runs", nargs="+", metavar="RUN|FILE", help=gold)
+    add("runs", nargs="+", metavar="RUN|FILE", help="answers to the same questions, with gold")
     add("--split", choices=["validation"], help="compare the validation answers of runs")
-    where = "where runs are and the result goes (default: outputs)"
-    add("--output_dir", metavar="DIR", default="outputs", help=where)
+    add("--output_dir", metavar="DIR", default="outputs", help="of runs and the result")
     arguments = parse(parser, argv)
     return compare(arguments.runs, arguments.output_dir, arguments.split)
 
@@ -76,11 +69,8 @@ def compare(
 
     score_name = label(task.headline[0])
     number = {name: f"[{place}]" for place, name in enumerate(short, 1)}
-    first_score = scores[short[0]]
-    print(
-        f"{first_score['questions']} {task.nouns[0]}, {first_score['articles']} {task.nouns[1]}, "
-        f"{first_score['metric']}"
-    )
+    asked, on = task.nouns
+    print(f"{len(first)} {asked}, {len(set(articles))} {on}, {metrics.METRIC_VERSION}")
     for name, score in scores.items():
         low, high = score["char_f1_interval"]
         # Where answers are letters, both scores are the accuracy.
@@ -89,7 +79,7 @@ def compare(
             f"  {number[name]} {score_name} {score['char_f1']:.4f} "
             f"(95% {low:.4f} to {high:.4f})  {exact}{name}"
         )
-    print(f"differences in {score_name}, paired over {task.nouns[1]}:")
+    print(f"differences in {score_name}, paired over {on}:")
     for row in differences:
         low, high = row["interval"]
         verdict = "not shown" if low <= 0 <= high else "higher" if low > 0 else "lower"
@@ -114,7 +104,7 @@ def compare(
         means, intervals = ([s[key] for s in each] for key in ("char_f1", "char_f1_interval"))
         bars(axes, labels, means, intervals, [score["questions"] for score in each])
 
-    title = f"{score_name}, 95% interval over {task.nouns[1]}"
+    title = f"{score_name}, 95% interval over {on}"
     draw(folder / "compare.png", title, chart, 1.2 + 0.6 * len(short))
     print(f"chart: {folder / 'compare.png'}")
     return result

@@ -10,12 +10,12 @@ dialogues and wallpaper QA are recognized by their fields. --refined cleans dial
 import math
 import re
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
 from dandap.cli import Parser, parse, run_script
@@ -38,15 +38,13 @@ PAGE = """{% for name, rows in tables.items() if rows %}
 {% for row in rows %}
 <tr>
 {% for value in row %}
-<td class="{{ "n" if value is number or value.endswith("%") }}">{{ cell(value) }}</td>
+<td class="{{ "n" if value is number }}">
+{{ "{:,}".format(value) if value is integer else value }}</td>
 {% endfor %}
-</tr>
 {% endfor %}
 </table></div>
 {% endfor %}
-{% for picture in pictures %}
-{{ picture }}
-{% endfor %}
+{{ pictures | join }}
 """
 DEMO_TOKENIZER = "data/demo_model"
 LIMITS = (512, 1024, 2048)  # tokens; values of max_length
@@ -102,13 +100,12 @@ def explore(
     for name, records in found.lists.items():
         safe = [{key: inert(value) for key, value in record.items()} for record in records]
         write_table(folder / f"{name}.csv", safe)
-    pictures = [Markup("<h2>{}</h2>").format(t("Pictures"))]
-    pictures += [draw_chart(folder / f"{name}.png", *chart) for name, *chart in found.charts]
+    pictures = [draw_chart(folder / f"{name}.png", *chart) for name, *chart in found.charts]
     pictures.append(word_cloud(folder / "wordcloud.png", found.texts))
     title = f"{path.name}{' (refined)' * refined}: {task.name}"
-    report = write_page(folder, PAGE, title, tables=tables, pictures=pictures, cell=cell_text)
+    report = write_page(folder, PAGE, title, tables=tables, pictures=pictures)
     for title, cells in tables.items():
-        print(title, *("  " + "  ".join(map(cell_text, row)) for row in cells), sep="\n")
+        print(title, *("  " + "  ".join(map(str, row)) for row in cells), sep="\n")
     print(f"report: {report}")
     return tables
 
@@ -118,16 +115,17 @@ def describe_rows(task: Task, rows: list[Row]) -> Description:
     records = []
     for row in rows:
         answer = row.answers[0] if row.answers else ""
-        record = {
-            "id": row.id,
-            "kind": task.kind(row),
-            "article_characters": len(row.context),
-            "question_characters": len(row.question),
-            "answer_characters": len(answer),
-            "answer_words": len(answer.split()),
-            "is_span": any(text in row.context for text in row.answers),
-        }
-        records.append(record)
+        records.append(
+            {
+                "id": row.id,
+                "kind": task.kind(row),
+                "article_characters": len(row.context),
+                "question_characters": len(row.question),
+                "answer_characters": len(answer),
+                "answer_words": len(answer.split()),
+                "is_span": any(text in row.context for text in row.answers),
+            }
+        )
     asked, on = task.nouns
     groups = by_article(row.article for row in rows)
     tables: dict[str, Cells] = {}
@@ -207,10 +205,9 @@ def token_tables(task: Task, shared: list[tuple[str, list[str]]], tokenizer) -> 
 def wallpaper_tables(rows: list[Row], records: list[dict]) -> dict[str, Cells]:
     """Return what the published explorations of wallpaper QA report."""
     texts = {text for row in rows for text in (row.question, *row.answers)}
-    names = ("question_characters", "answer_characters", "answer_words")
-    lengths = {name: [record[name] for record in records] for name in names}
-    lengths = {name: each for name, each in lengths.items() if len(set(each)) > 1}
-    correlations = np.atleast_2d(np.corrcoef([*lengths.values()])).round(2) if lengths else []
+    lengths = pd.DataFrame(records)[["question_characters", "answer_characters", "answer_words"]]
+    # A test file has no answers, and no correlations with their lengths.
+    correlations = lengths.loc[:, lengths.nunique() > 1].corr().round(2)
     questions = [*dict.fromkeys(row.question for row in rows)]
     pairs = [character_pairs(question) for question in questions[:MOST_COMPARED]]
     nearest = [max((likeness(a, b) for b in pairs if b is not a), default=0.0) for a in pairs]
@@ -221,19 +218,11 @@ def wallpaper_tables(rows: list[Row], records: list[dict]) -> dict[str, Cells]:
             ("syllables (Hangul)", sum(len(re.findall("[가-힣]", text)) for text in texts)),
             ("sentences", sum(len(split_sentences(text)) for text in texts)),
         ],
-        "correlations of lengths": [
-            ("", *lengths),
-            *((name, *row.tolist()) for name, row in zip(lengths, correlations, strict=True)),
-        ],
+        "correlations of lengths": [("", *correlations), *correlations.itertuples(name=None)],
         "Likeness of a question to the most similar other (shared character pairs)": [
             ("mean, median, 95%, largest", *(round(n, 2) for n in (fmean(nearest), *numbers)))
         ],
     }
-
-
-def cell_text(value: Any) -> str:
-    """Return a cell for people."""
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def draw_chart(path: Path, title: str, values: dict[Any, int] | list[int], label: str) -> Markup:
@@ -241,13 +230,11 @@ def draw_chart(path: Path, title: str, values: dict[Any, int] | list[int], label
     from dandap.runs.html import BLUE, INK, draw
 
     def histogram(axes):
-        from matplotlib.ticker import MaxNLocator
-
         low, high, middle = min(values), max(values), median(values)
         # A bin per length: bins of 1.1 lengths would now and then add up two of them.
         each = [edge - 0.5 for edge in range(low, high + 2)]
         axes.hist(values, bins=each if high - low < 40 else 40, color=BLUE)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.locator_params(axis="x", integer=True)
         axes.axvline(middle, color=INK, linewidth=1, linestyle=":")
         axes.set_xlabel(
             t("{label} (dotted: median {median})", label=t(label), median=f"{middle:g}")
@@ -267,13 +254,13 @@ def draw_chart(path: Path, title: str, values: dict[Any, int] | list[int], label
 
 def word_cloud(path: Path, texts: list[str]) -> Markup:
     """Draw the nouns of the texts, which kiwipiepy finds; return an element with a title."""
-    if not find_spec("kiwipiepy"):
+    try:
+        from kiwipiepy import Kiwi
+        from wordcloud import WordCloud
+    except ImportError:
         print("no word cloud: pip install -r requirements-extra.txt")
         return Markup()
-    from kiwipiepy import Kiwi
-    from wordcloud import WordCloud
-
-    from dandap.runs.html import font_file, image
+    from dandap.runs.html import BLUE, font_file, image
 
     read = texts[:: math.ceil(len(texts) / MOST_TEXTS) or 1]
     pieces = [text[start : start + PIECE] for text in read for start in range(0, len(text), PIECE)]
@@ -281,8 +268,6 @@ def word_cloud(path: Path, texts: list[str]) -> Markup:
     tokens = (token for found in Kiwi().tokenize(pieces) for token in found)
     nouns = (token.form for token in tokens if token.tag in ("NNG", "NNP", "SL"))
     words = Counter(word for word in nouns if len(word) > 1).most_common(150)
-    # Colors with a contrast of at least 3 on white and on near-black.
-    colors = ["#2f7fc1", "#c9621c", "#4a8f3c", "#a05fb8", "#7d838d"]
     cloud = WordCloud(
         font_file(),
         width=1000,
@@ -291,25 +276,16 @@ def word_cloud(path: Path, texts: list[str]) -> Markup:
         background_color=None,
         max_font_size=110,
         random_state=0,
-        color_func=lambda word, random_state, **of_word: random_state.choice(colors),
+        color_func=lambda *_, **__: BLUE,
     )
     # WordCloud rejects an empty dict, which a file without words would give.
     cloud.generate_from_frequencies(dict(words) or {"-": 1}).to_file(str(path))
-    title = t("words")
-    if len(read) < len(texts):
-        title = t("words of {some} of {all} texts", some=f"{len(read):,}", all=f"{len(texts):,}")
+    title = t("words of {some} of {all} texts", some=f"{len(read):,}", all=f"{len(texts):,}")
     return Markup("<h3>{}</h3>").format(title) + Markup(image(path))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Cells]:
     """Run the command line; return the report's tables."""
-    options = vars(parse(command_line(), argv))
-    names = ("test_file", "columns", "tokenizer", "refined", "output_dir")
-    return explore(Path(options["file"]), **{name: options[name] for name in names})
-
-
-def command_line() -> Parser:
-    """Return the options."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("file", metavar="FILE", help="questions, with or without answers")
@@ -319,7 +295,9 @@ def command_line() -> Parser:
     add("--tokenizer", metavar="NAME", default=DEMO_TOKENIZER, help=help_text)
     add("--refined", action="store_true", help="clean dialogues first")
     add("--output_dir", metavar="DIR", default="outputs", help="parent of the folder")
-    return parser
+    options = vars(parse(parser, argv))
+    del options["lang"]
+    return explore(Path(options.pop("file")), **options)
 
 
 if __name__ == "__main__":

@@ -173,14 +173,6 @@ def model_files(name: str, revision: str | None, place: str) -> dict[Path, Path]
 
 def main(argv: list[str] | None = None) -> Path:
     """Run the command line; return the path of submit.zip."""
-    arguments = parse(command_line(), argv)
-    options = {name: v for name, v in chosen_options(arguments).items() if name in ANSWERING}
-    names = ("run", "output_dir", "minutes", "questions", "test_file", "output")
-    return submit(options=options, **{name: getattr(arguments, name) for name in names})
-
-
-def command_line() -> Parser:
-    """Return the options."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("run", metavar="RUN", help="the run whose adapter answers")
@@ -190,7 +182,10 @@ def command_line() -> Parser:
     add("--output", metavar="FILE", help="default: output/submission.csv, .json for dialogues")
     add("--output_dir", metavar="DIR", default="outputs", help="of runs (default: outputs)")
     add_options(parser, "generation (over the run's recipe)", ANSWERING)
-    return parser
+    arguments = parse(parser, argv)
+    options = {name: v for name, v in chosen_options(arguments).items() if name in ANSWERING}
+    names = ("run", "output_dir", "minutes", "questions", "test_file", "output")
+    return submit(options=options, **{name: getattr(arguments, name) for name in names})
 
 
 if __name__ == "__main__":
