@@ -19,7 +19,8 @@ from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
 from dandap.data.text import TABLES, clean, decode, encoding_notes, read_bytes, trim, writable
 from dandap.errors import InputError
 from dandap.files import write_bytes
-from tasks.task import Box, Description, PageForm, Task, reject_columns, submit_like_member
+from tasks.submission import submission_like, write_submission
+from tasks.task import Box, Description, PageForm, Task, reject_columns
 
 Item = dict[str, Any]  # an item of the file, with all its fields
 
@@ -207,12 +208,6 @@ class DialogueForm(PageForm):
         options = (row.fields[f"option_{letter}"] for letter in LETTERS)
         return typed | dict(zip(INFERENCES, options, strict=True))
 
-    def show_question(self, row):
-        return row.fields["question"]
-
-    def show_answer(self, row, answer):
-        return f"{answer}. {row.fields[f'option_{answer}']}" if answer in LETTERS else answer
-
 
 class DialogueInference(Task):
     """Questions of five categories about an utterance, with three statements to choose from."""
@@ -292,10 +287,13 @@ class DialogueInference(Task):
 
     def submit_combined(self, recipe, folder, member, records):
         like = member.with_name(self.submission)
-        if not like.is_file():  # answers to validation questions, or with --limit
-            return submit_like_member(folder, member, records)
         letters = [record["prediction"] for record in records]
-        return write_filled(folder / "final-result.json", like, letters), None
+        if like.is_file():
+            return write_filled(folder / "final-result.json", like, letters), None
+        # These answers are to validation questions, or to a part of the file (--limit).
+        ids, path = [record["id"] for record in records], folder / "submission.csv"
+        write_submission(path, submission_like(member, ids), ids, letters)
+        return path, None
 
     def describe(self, path: Path, clean: Callable[[Item, Counter[str]], Item] | None):
         """Return the charts and tables that the winner of 2024 published.
@@ -322,8 +320,9 @@ class DialogueInference(Task):
         ids = [item["id"] for item in items]
         return Description(
             rows,
-            tables | {"Size": [("items", len(items)), ("dialogues", len(dialogues))]},
-            more_tables={"Category and output": [*categories.items(), *outputs.items()]},
+            tables
+            | {"Size": [("items", len(items)), ("dialogues", len(dialogues))]}
+            | {"Category and output": [*categories.items(), *outputs.items()]},
             sizes={"turns of a dialogue": turns, lengths_title: lengths},
             charts=[
                 ("category_distribution", "categories", categories, "category"),

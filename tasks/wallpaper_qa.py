@@ -4,7 +4,7 @@ A row to train on has two questions and five answers, a row to answer has one qu
 submission has a sentence embedding for each answer.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -106,19 +106,6 @@ def write_vectors(path: Path, ids: list[str], vectors: np.ndarray) -> None:
         raise RuntimeError(f"{path} reads back differently from what was written")
 
 
-@dataclass(frozen=True)
-class WallpaperForm(PageForm):
-    """The page's input: questions without an article."""
-
-    title: str = "Wallpaper"
-    boxes: tuple[Box, ...] = (Box("questions", "Questions (one a line)", 6),)
-    sample_file: str = "data/sample/wallpaper_test.csv"
-
-    def to_rows(self, typed):
-        # Rows of one group would share a prefix; in a file each question is its own.
-        return [replace(row, group=row.id) for row in super().to_rows(typed)]
-
-
 class WallpaperQA(Task):
     """Questions without an article; each has up to five gold answers."""
 
@@ -128,7 +115,8 @@ class WallpaperQA(Task):
         "sample", "", "벽지에 곰팡이가 생기는 이유는?", ("습기가 벽에 맺히기 때문입니다.",)
     )
     headline = ("char_f1", "rouge_l")
-    page = WallpaperForm()
+    boxes = (Box("questions", "Questions (one a line)", 6),)
+    page = PageForm("Wallpaper", boxes, "data/sample/wallpaper_test.csv")
     models = ("embedding_model",)
     nouns = ("questions", "rows")
 

@@ -137,8 +137,8 @@ def local_model(arguments: argparse.Namespace) -> Ask:
 
     # One greedy text of up to 400 tokens, whatever the recipe's options for short answers are.
     options = {"samples": 1, "temperature": 0, "choices": [], "grounded": False, "beams": 1}
-    options |= {"max_length": 2048, "max_new_tokens": 400, "repetition_penalty": 1.1}
-    options |= {"on_overflow": "error"}
+    options |= {"max_length": 2048, "max_new_tokens": 400, "on_overflow": "error"}
+    options |= {"repetition_penalty": 1.1}
     if arguments.trust_remote_code == "true":
         options["trust_remote_code"] = True
     if arguments.run:
@@ -219,7 +219,14 @@ def main(argv: list[str] | None = None) -> int:
     elif do == "join":
         made = join(groups, arguments.count, arguments.seed)
     elif do == "generate":
-        sources, url, name = read_sources(arguments), arguments.url, arguments.model
+        url, name = arguments.url, arguments.model
+        if bool(arguments.keywords) == bool(arguments.documents):
+            raise InputError("name either --keywords FILE or --from FILE...")
+        paths = map(Path, arguments.documents or [arguments.keywords])
+        texts = [decode(read_bytes(path)[0], path)[0].strip() for path in paths]
+        sources = [("문서", text[:LONGEST_SOURCE]) for text in texts]
+        if arguments.keywords:
+            sources = [("키워드", line.strip()) for line in texts[0].splitlines() if line.strip()]
         if sum(map(bool, (url, arguments.run, arguments.recipe))) != 1:
             raise InputError("name one model: --run RUN, --recipe NAME, or --url URL --model NAME.")
         if target.exists() and any(row["accept"].strip() for row in read_review(target)):
@@ -235,17 +242,6 @@ def main(argv: list[str] | None = None) -> int:
     if do == "generate":
         print(f"Set accept to y or n, then: python -m tools.augment accept {target} OUT")
     return len(made)
-
-
-def read_sources(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    """Return (kind, text) of each keyword or document."""
-    if bool(arguments.keywords) == bool(arguments.documents):
-        raise InputError("name either --keywords FILE or --from FILE...")
-    paths = map(Path, arguments.documents or [arguments.keywords])
-    texts = [decode(read_bytes(path)[0], path)[0].strip() for path in paths]
-    if arguments.keywords:
-        return [("키워드", line.strip()) for line in texts[0].splitlines() if line.strip()]
-    return [("문서", text[:LONGEST_SOURCE]) for text in texts]
 
 
 if __name__ == "__main__":

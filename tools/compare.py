@@ -50,7 +50,10 @@ def compare(
             "<name>_answers.csv next to the test file)."
         )
     golds, articles = [r["gold"] for r in first], [r["article"] for r in first]
-    short = short_names(list(members))
+    runs = [(run_of(path), path) for path in members]
+    short = [f"{run.path.name}/{path.parent.name}" if run else str(path) for run, path in runs]
+    if len(set(short)) < len(short):  # runs of the same name, from several folders
+        short = [*map(str, members)]
     f1: dict[str, list[float]] = {}
     scores: dict[str, dict] = {}
     for name, records in zip(short, members.values(), strict=True):
@@ -62,10 +65,22 @@ def compare(
         {"of": other, "to": one} | metrics.compare(f1[other], f1[one], articles)
         for one, other in combinations(short, 2)
     ]
-    recipes = dict(zip(short, map(answering_recipe, members), strict=True))
-    fields = different_fields(recipes)
+    recipes = {}
+    for name, path in zip(short, members, strict=True):
+        if recipe := recipe_of(path):  # files outside of runs have none
+            saved = path.with_name("scores.json")
+            is_base = saved.is_file() and read_json(saved).get("run", "") is None
+            recipes[name] = recipe | {"adapter": "none (zero-shot)" if is_base else "trained"}
+    names_of_fields = dict.fromkeys(field for recipe in recipes.values() for field in recipe)
+    values = {f: {n: r.get(f) for n, r in recipes.items()} for f in names_of_fields}
+    # By repr: values may be lists, which have no hash.
+    fields = {
+        field: by_run
+        for field, by_run in values.items()
+        if field not in SILENT and len(set(map(repr, by_run.values()))) > 1
+    }
     # A file without a recipe does not say its task; character F1 is then the score.
-    task = get_task(next((r["task"] for r in recipes.values() if "task" in r), Recipe().task))
+    task = get_task(next((r["task"] for r in recipes.values()), Recipe().task))
 
     score_name = label(task.headline[0])
     number = {name: f"[{place}]" for place, name in enumerate(short, 1)}
@@ -108,33 +123,6 @@ def compare(
     draw(folder / "compare.png", title, chart, 1.2 + 0.6 * len(short))
     print(f"chart: {folder / 'compare.png'}")
     return result
-
-
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest distinct names of files of answers: run, run/folder, or path."""
-    runs = [(run_of(path), path) for path in paths]
-    short = [run.path.name if run else path.parent.name for run, path in runs]
-    long = [f"{run.path.name}/{path.parent.name}" if run else str(path) for run, path in runs]
-    return next(
-        (names for names in (short, long) if len(set(names)) == len(names)), [*map(str, paths)]
-    )
-
-
-def answering_recipe(path: Path) -> dict[str, Any]:
-    """Return the recipe that answered and whether an adapter did; {} for a file outside of runs."""
-    scores = path.with_name("scores.json")
-    is_base = scores.is_file() and read_json(scores).get("run", "") is None
-    recipe = recipe_of(path)
-    return recipe and recipe | {"adapter": "none (zero-shot)" if is_base else "trained"}
-
-
-def different_fields(recipes: dict[str, dict]) -> dict[str, dict]:
-    """Return the fields that differ between the known recipes, each as {run: value}."""
-    known = {name: recipe for name, recipe in recipes.items() if recipe}
-    fields = dict.fromkeys(field for recipe in known.values() for field in recipe)
-    values = {f: {n: r.get(f) for n, r in known.items()} for f in fields if f not in SILENT}
-    # By repr: values may be lists, which have no hash.
-    return {f: by_run for f, by_run in values.items() if len(set(map(repr, by_run.values()))) > 1}
 
 
 if __name__ == "__main__":

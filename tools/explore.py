@@ -81,9 +81,7 @@ def explore(
     tables: dict[str, Cells] = {"Sample": []} | found.tables
     for row in found.rows[:3]:
         texts = (row.id, task.kind(row), row.context, row.question, *row.answers[:1])
-        lines = [" ".join(text.split()) for text in texts if text]
-        shown = tuple(line if len(line) <= 100 else f"{line[:100]}…" for line in lines)
-        tables["Sample"].append(shown)
+        tables["Sample"].append(tuple(" ".join(text.split())[:100] for text in texts if text))
     tables["Size"] = size_table(found)
     if any(text for text, _ in found.shared):  # wallpaper questions have no article
         tables |= token_tables(task, found.shared, load_tokenizer(recipe))
@@ -91,10 +89,7 @@ def explore(
     tables["Data checks"] = [(len(each), FINDINGS[kind]) for kind, each in checks.items()]
     if test:
         tables["The test file"] = size_table(describe_rows(task, test))
-    tables = {
-        t(title): [tuple(map(t, row)) for row in cells]
-        for title, cells in (tables | found.more_tables).items()
-    }
+    tables = {t(title): [tuple(map(t, row)) for row in cells] for title, cells in tables.items()}
 
     folder = new_folder(output_dir, f"explore-{path.stem}{'-refined' * refined}")
     for name, records in found.lists.items():
@@ -156,8 +151,7 @@ def describe_rows(task: Task, rows: list[Row]) -> Description:
             charts.append((f"{name}_length", title, values, "characters"))
     return Description(
         rows,
-        tables={"Size": size},
-        more_tables=tables,
+        tables={"Size": size} | tables,
         sizes=sizes,
         charts=charts,
         lists={"rows": records},
@@ -247,9 +241,10 @@ def draw_chart(path: Path, title: str, values: dict[Any, int] | list[int], label
         axes.margins(x=0.15)  # room for the numbers
         axes.set_xlabel(t(label))
 
-    if isinstance(values, list):
-        return Markup(draw(path, t(title), histogram))
-    return Markup(draw(path, t(title), bars, 1.1 + 0.35 * len(values)))
+    kind, height = (
+        (histogram, 3.2) if isinstance(values, list) else (bars, 1.1 + 0.35 * len(values))
+    )
+    return Markup(draw(path, t(title), kind, height))
 
 
 def word_cloud(path: Path, texts: list[str]) -> Markup:
