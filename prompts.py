@@ -129,20 +129,16 @@ def check_template(
     used: set[str] = set()
     for part in template.values():
         try:
-            pieces = list(string.Formatter().parse(part))
+            for _, field, width, conversion in string.Formatter().parse(part):
+                if width or conversion:
+                    raise ValueError(f"expected a field's name alone, got {{{field}...}}")
+                if field is not None:
+                    used.add(field)
         except ValueError as error:
             raise InputError(
                 f"template {name!r}: {error} in {part[:80]!r}. Write {{{{ and }}}} for literal "
                 "braces."
             ) from error
-        for _, field, width, conversion in pieces:
-            if width or conversion:
-                raise InputError(
-                    f"template {name!r} has {{{field}...}} in {part[:80]!r}; expected a field's "
-                    "name alone in braces, as {context}. Write {{ and }} for literal braces."
-                )
-            if field is not None:
-                used.add(field)
     lacking = [need for need in needs if not used & set(need.split("|"))]
     if lacking or not used <= set(fields):
         needed = " and ".join(need.replace("|", " or ") for need in needs)

@@ -58,9 +58,8 @@ def load_items(path: Path) -> list[Item]:
         if fault := find_fault(item):
             name = item.get("id") if isinstance(item, dict) else item
             raise InputError(
-                f"{path}, item {number} ({printable(str(name)[:80])}): {fault}. Expected id, input "
-                "(conversation, reference_id, category, inference_1, inference_2, inference_3) "
-                "and output."
+                f"{path}, item {number} ({printable(str(name)[:80])}): {fault}. Expected the fields "
+                "of data/sample/dialogue_train.json."
             )
     return items
 
@@ -82,10 +81,8 @@ def find_fault(item: Item) -> str | None:
             return f"got reference_id {content['reference_id']}; expected a list of utterance_ids"
         if output not in ("", *INFERENCES):
             return f"got the output {output!r}; expected one of {', '.join(INFERENCES)}, or empty"
-    except KeyError as error:
-        return f"it lacks {error}"
-    except (TypeError, AttributeError) as error:  # a text, for example, where an object belongs
-        return f"it has another structure ({error})"
+    except (KeyError, TypeError, AttributeError) as error:
+        return f"it lacks a field or has another structure ({error!r})"
     return None
 
 
@@ -181,17 +178,13 @@ class DialogueForm(PageForm):
     sample_file: str = "data/sample/dialogue_test.json"
 
     def to_rows(self, typed):
-        expected = (
-            "Expected a line for each utterance, as 1: 안녕, and the number of the line that is "
-            "asked about."
-        )
+        expected = "Expected lines as 1: 안녕, and the number of the line that is asked about."
         turns = []
         for number, line in enumerate(filter(trim, typed["dialogue"].splitlines()), 1):
             match = re.fullmatch(r"\s*(?:화자\s*)?(\w+)\s*[:：]\s*(.+)", line)
             if not match:
                 raise InputError(f"got {line[:100]!r} as line {number} of the dialogue. {expected}")
-            turn = {"speaker": match[1], "utterance": match[2], "utterance_id": str(number)}
-            turns.append(turn)
+            turns.append({"speaker": match[1], "utterance": match[2], "utterance_id": str(number)})
         targets = re.findall(r"\d+", typed["target"])
         content = {name: typed[name] for name in ("category", *INFERENCES)}
         item = {"id": "1", "input": content | {"conversation": turns, "reference_id": targets}}
@@ -301,10 +294,8 @@ class DialogueInference(Task):
         `clean` is tools.refine.refine, or None to describe the file as it is.
         """
         items, changes = load_items(path), Counter[str]()
-        tables = {}
         if clean:
             items = [clean(item, changes) for item in items]
-            tables["Cleaning, utterances changed"] = [(n, name) for name, n in changes.items()]
         rows = [to_row(item) for item in items]
         conversations = [item["input"]["conversation"] for item in items]
         # Items on the same dialogue repeat it.
@@ -316,21 +307,21 @@ class DialogueInference(Task):
         lengths = [sum(len(turn["utterance"]) for turn in each) for each in conversations]
         categories = dict(Counter(row.question for row in rows).most_common())
         outputs = dict(sorted(Counter(item.get("output") or "(none)" for item in items).items()))
-        length, lengths_title = "total_utterance_length", "characters of all utterances"
-        ids = [item["id"] for item in items]
+        length = "characters of all utterances"
         return Description(
             rows,
-            tables
-            | {"Size": [("items", len(items)), ("dialogues", len(dialogues))]}
-            | {"Category and output": [*categories.items(), *outputs.items()]},
-            sizes={"turns of a dialogue": turns, lengths_title: lengths},
+            tables={
+                "Size": [("items", len(items)), ("dialogues", len(dialogues))],
+                "Category and output": [*categories.items(), *outputs.items()],
+                "Cleaning, utterances changed": [(n, name) for name, n in changes.items()],
+            },
+            sizes={"turns of a dialogue": turns, length: lengths},
             charts=[
                 ("category_distribution", "categories", categories, "category"),
                 ("conversation_length_distribution", "turns of a dialogue", turns, "turns"),
                 ("output_distribution", "outputs", outputs, "output"),
-                (f"{length}_distribution", lengths_title, lengths, "characters"),
+                ("total_utterance_length_distribution", length, lengths, "characters"),
             ],
-            lists={f"{length}s": [{"id": i, length: n} for i, n in zip(ids, lengths, strict=True)]},
             shared=list(following.items()),
             texts=[turn["utterance"] for turns in dialogues.values() for turn in turns],
         )

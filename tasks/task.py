@@ -68,7 +68,6 @@ class Description(NamedTuple):
     sizes: dict[str, list[int]]  # name -> values; rows of the table Size
     # Name of the image file, title, counts by name or numbers for a histogram, label of the axis.
     charts: list[tuple[str, str, dict[Any, int] | list[int], str]]
-    lists: dict[str, list[dict]]  # name of a CSV file -> its rows
     shared: list[tuple[str, list[str]]]  # a text that is read once, and what follows it
     texts: list[str]  # for the word cloud
 
@@ -154,7 +153,8 @@ class Task:
         """Write an ensemble's submission in the form of its first member, a file of answers."""
         rows = [Row(record["id"], "", "") for record in records]
         form = submission_like(member, [row.id for row in rows])
-        return self.submit(recipe, folder, member, Answers(rows, records), form)
+        path, note = self.submit(recipe, folder, member, Answers(rows, records), form)
+        return path, note or form.note
 
     def sample_fields(self) -> dict[str, str]:
         """Return the fields of the sample row, which are those that templates may use."""
@@ -189,8 +189,8 @@ def read_test(task: Task, recipe: Recipe, test_file: Path) -> Table:
         if not golds or (row.choices and not set(golds) <= set(row.choices)):
             expected = f"one of {', '.join(row.choices)}" if row.choices else "an answer"
             raise InputError(
-                f"{answers_file}: got {', '.join(golds) or 'no answer'} for {row.id} of "
-                f"{table.path}, expected {expected}. Correct or remove it."
+                f"{answers_file}: got {', '.join(golds) or 'no answer'} for {row.id}, expected "
+                f"{expected}. Correct or remove it."
             )
         rows.append(replace(row, answers=golds))
     return replace(table, rows=rows, notes=[*table.notes, f"gold answers: {answers_file}"])

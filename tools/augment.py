@@ -5,10 +5,7 @@ Joined and generated rows are marked (`generated`) and are never in a validation
 python -m tools.augment pairs IN OUT                  2 questions x 5 answers of a row -> 10 rows
 python -m tools.augment join IN OUT --count 500       two questions of one category with "또한,", as
                                                       in the test file
-python -m tools.augment generate IN REVIEW SOURCE MODEL
-                      SOURCE: --keywords FILE or --from docs/*.txt
-                      MODEL: --run RUN, --recipe NAME or --url URL --model NAME
-                                                      questions and five answers each by a model
+python -m tools.augment generate IN REVIEW ...        questions and five answers each by a model
 python -m tools.augment accept REVIEW OUT             the rows of REVIEW where a person has set
                                                       `accept` to y
 Train on several files with commas between them: --train_file data/wallpaper/train.csv,OUT
@@ -22,6 +19,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 from dandap.cli import Parser, parse, positive, run_script
@@ -52,40 +50,31 @@ ANSWER_PROMPT = (
 )
 
 
-def pairs(groups: list[list[Row]]) -> list[Record]:
-    """Return every question of a row of the file with each of its answers."""
-    made = []
-    for group in groups:
-        for number, row in enumerate(TASK.expand(group), 1):
-            # The id before "#" keeps a row's pairs on one side of a split.
-            record = {"id": f"{row.group}#{number}", "질문": row.question, "답변_1": row.answers[0]}
-            made.append(record | {"category": row.fields["category"]})
-    return made
-
-
 def join(groups: list[list[Row]], count: int, seed: int) -> list[Record]:
     """Return up to `count` different random pairs of questions of one category.
 
     The answers are joined in order, the first with the first.
     """
     rng, categories = random.Random(seed), defaultdict(list)
-    for group in groups:
-        categories[group[0].fields["category"]].append(group)
-    joinable = [groups for groups in categories.values() if len(groups) > 1]
+    for row in (row for group in groups for row in group):
+        categories[row.fields["category"]].append(row)
+    joinable = [
+        pair
+        for rows in categories.values()
+        for pair in permutations(rows, 2)
+        if pair[0].group != pair[1].group
+    ]
     if not joinable:
         raise InputError("no category has two rows to join. Expected several rows of a category.")
-    made: dict[str, Record] = {}  # by question
-    for _ in range(20 * count):  # a small file has fewer different pairs than `count`
-        # By their numbers of rows, so that every row has the same chance.
-        one, other = rng.sample(rng.choices(joinable, map(len, joinable))[0], 2)
-        question = f"{rng.choice(one).question} 또한, {rng.choice(other).question}"
-        record = {"질문": question, "generated": "join", "category": one[0].fields["category"]}
-        record["sources"] = f"{one[0].group} {other[0].group}"
-        for column, *both in zip(ANSWERS, one[0].answers, other[0].answers, strict=False):
+    made = []
+    for one, other in rng.sample(joinable, min(count, len(joinable))):
+        record = {"id": f"JOIN_{len(made):05d}", "질문": f"{one.question} 또한, {other.question}"}
+        record |= {"generated": "join", "category": one.fields["category"]}
+        record["sources"] = f"{one.group} {other.group}"
+        for column, *both in zip(ANSWERS, one.answers, other.answers, strict=False):
             record[column] = " ".join(both)
-        if len(made) < count:
-            made.setdefault(question, {"id": f"JOIN_{len(made):05d}"} | record)
-    return list(made.values())
+        made.append(record)
+    return made
 
 
 def generate(
@@ -139,10 +128,8 @@ def local_model(arguments: argparse.Namespace) -> Ask:
     options = {"samples": 1, "temperature": 0, "choices": [], "grounded": False, "beams": 1}
     options |= {"max_length": 2048, "max_new_tokens": 400, "on_overflow": "error"}
     options |= {"repetition_penalty": 1.1}
-    if arguments.trust_remote_code == "true":
-        options["trust_remote_code"] = True
     if arguments.run:
-        source = find_source(arguments.run, arguments.output_dir, options=options)
+        source = find_source(arguments.run, options=options)
     else:
         source = base_source(load_recipe(arguments.recipe, {}), options=options)
     tokenizer = load_tokenizer(source.recipe, source.run.adapter if source.run else None)
@@ -197,8 +184,6 @@ def main(argv: list[str] | None = None) -> int:
     add("--recipe", metavar="NAME", help="generate: with a recipe's base model")
     add("--url", metavar="URL", help="generate: with an endpoint, as http://host/v1")
     add("--model", metavar="NAME", help="generate: the model's name at --url")
-    add("--output_dir", metavar="DIR", default="outputs", help="of runs (default: outputs)")
-    add("--trust_remote_code", metavar="VALUE", help="generate: true to run a repository's code")
     arguments = parse(parser, argv)
     source, target, do = Path(arguments.source), Path(arguments.target), arguments.do
     refuse_output(target, do == "generate", "OUT")
@@ -215,7 +200,13 @@ def main(argv: list[str] | None = None) -> int:
         # The questions of one row of the file.
         groups = [[rows[i] for i in group] for group in by_article(row.group for row in rows)]
     if do == "pairs":
-        made = pairs(groups)
+        made = [
+            # The id before "#" keeps a row's pairs on one side of a split.
+            {"id": f"{row.group}#{number}", "질문": row.question, "답변_1": row.answers[0]}
+            | {"category": row.fields["category"]}
+            for group in groups
+            for number, row in enumerate(TASK.expand(group), 1)
+        ]
     elif do == "join":
         made = join(groups, arguments.count, arguments.seed)
     elif do == "generate":

@@ -1,8 +1,8 @@
 """Compare runs on the same questions: python -m tools.compare RUN...
 
 RUN is a run, a folder of answers or a prediction file. Printed are scores with intervals, the
-difference of every pair with a paired bootstrap over articles, and the recipe fields that differ;
-a bar chart is drawn. A difference whose interval contains 0 is not shown by these questions.
+difference of every pair with a paired bootstrap over articles, and the recipe fields that differ.
+A difference whose interval contains 0 is not shown by these questions.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def compare(
 ) -> dict[str, Any]:
     """Print and return scores, paired differences and differing recipe fields of runs.
 
-    The result is also written to compare.json, with a chart, in a new folder of `output_dir`.
+    The result is also written to compare.json in a new folder of `output_dir`.
     """
     check_writable(Path(output_dir), "Name another --output_dir.")
     members = load_members(names, output_dir, split)
@@ -46,13 +46,12 @@ def compare(
     if lacking := [r["id"] for r in first if not r.get("gold") or not r.get("article")]:
         raise InputError(
             f"no file has the gold answer and article of {len(lacking)} questions, first "
-            f"{lacking[0]}. Name runs that were answered with gold answers (an answer column, or "
-            "<name>_answers.csv next to the test file)."
+            f"{lacking[0]}. Name runs that were answered with gold answers."
         )
     golds, articles = [r["gold"] for r in first], [r["article"] for r in first]
     runs = [(run_of(path), path) for path in members]
-    short = [f"{run.path.name}/{path.parent.name}" if run else str(path) for run, path in runs]
-    if len(set(short)) < len(short):  # runs of the same name, from several folders
+    short = [run.path.name if run else path.parent.name for run, path in runs]
+    if len(set(short)) < len(short):
         short = [*map(str, members)]
     f1: dict[str, list[float]] = {}
     scores: dict[str, dict] = {}
@@ -80,7 +79,7 @@ def compare(
         if field not in SILENT and len(set(map(repr, by_run.values()))) > 1
     }
     # A file without a recipe does not say its task; character F1 is then the score.
-    task = get_task(next((r["task"] for r in recipes.values()), Recipe().task))
+    task = get_task(next((r["task"] for r in recipes.values() if "task" in r), Recipe().task))
 
     score_name = label(task.headline[0])
     number = {name: f"[{place}]" for place, name in enumerate(short, 1)}
@@ -88,11 +87,9 @@ def compare(
     print(f"{len(first)} {asked}, {len(set(articles))} {on}, {metrics.METRIC_VERSION}")
     for name, score in scores.items():
         low, high = score["char_f1_interval"]
-        # Where answers are letters, both scores are the accuracy.
-        exact = f"exact match {score['exact_match']:.4f}  " if "char_f1" in task.headline else ""
         print(
             f"  {number[name]} {score_name} {score['char_f1']:.4f} "
-            f"(95% {low:.4f} to {high:.4f})  {exact}{name}"
+            f"(95% {low:.4f} to {high:.4f})  exact match {score['exact_match']:.4f}  {name}"
         )
     print(f"differences in {score_name}, paired over {on}:")
     for row in differences:
@@ -111,17 +108,7 @@ def compare(
     result = {"files": files, "scores": scores, "differences": differences, "recipes": fields}
     folder = new_folder(output_dir, "compare")
     write_json(folder / "compare.json", result)
-    from dandap.runs.html import bars, draw  # matplotlib takes a second to load
-
-    def chart(axes) -> None:
-        each = list(scores.values())
-        labels = [f"{number[name]} {name}" for name in short]
-        means, intervals = ([s[key] for s in each] for key in ("char_f1", "char_f1_interval"))
-        bars(axes, labels, means, intervals, [score["questions"] for score in each])
-
-    title = f"{score_name}, 95% interval over {on}"
-    draw(folder / "compare.png", title, chart, 1.2 + 0.6 * len(short))
-    print(f"chart: {folder / 'compare.png'}")
+    print(f"saved: {folder / 'compare.json'}")
     return result
 
 
