@@ -54,16 +54,12 @@ def _f1(prediction: Counter[str], gold: Counter[str]) -> float:
 
 
 def rouge_l(prediction: str, gold: str | Sequence[str]) -> float:
-    """Return ROUGE-L in [0, 1] (Lin, 2004) over characters, without white space.
-
-    It is the F measure of the longest common subsequence.
-    """
-    return max(
-        _rouge_l("".join(prediction.split()), "".join(answer.split())) for answer in _golds(gold)
-    )
+    """Return ROUGE-L (Lin, 2004): F1 of the longest common subsequence of non-space characters."""
+    return max(_rouge_l(prediction, answer) for answer in _golds(gold))
 
 
 def _rouge_l(prediction: str, gold: str) -> float:
+    prediction, gold = "".join(prediction.split()), "".join(gold.split())
     # row[j]: length of the longest common subsequence of gold[:j] and the prediction so far;
     # `diagonal`: row[j - 1] before the current character.
     row = [0] * (len(gold) + 1)

@@ -58,8 +58,8 @@ def load_items(path: Path) -> list[Item]:
         if fault := find_fault(item):
             name = item.get("id") if isinstance(item, dict) else item
             raise InputError(
-                f"{path}, item {number} ({printable(str(name)[:80])}): {fault}. Expected the fields "
-                "of data/sample/dialogue_train.json."
+                f"{path}, item {number} ({printable(str(name)[:80])}): {fault}. Expected fields as "
+                "in data/sample/dialogue_train.json."
             )
     return items
 
@@ -150,7 +150,6 @@ SAMPLE = {
     "input": {
         "conversation": [
             {"speaker": 1, "utterance": "비가 와서 우산을 샀어.", "utterance_id": "1"},
-            {"speaker": 2, "utterance": "잘했네. 나는 다 젖었어.", "utterance_id": "2"},
         ],
         "reference_id": ["1"],
         "category": "원인",

@@ -35,6 +35,7 @@ from tasks.wallpaper_qa import ANSWERS, TASK
 
 COLUMNS = ("id", "질문", "category", *ANSWERS, "generated", "sources")
 SIMILAR = 0.7  # share of common character pairs from which two questions count as the same
+MARK = re.compile(r"(?:\d+\s*[.):]|답변\s*\d*\s*[.:)]|[-*•])\s*")  # of a list's item
 LONGEST_SOURCE = 1500  # characters of a document in a prompt
 Record = dict[str, str]
 Ask = Callable[[str], str]  # prompt -> the model's text
@@ -102,21 +103,15 @@ def generate(
         found = character_pairs("".join(question.split()))
         if question and all(likeness(found, other) < SIMILAR for other in seen):
             seen.append(found)
-            answers = split_answers(cached(ANSWER_PROMPT.format(question=question)))
+            text = cached(ANSWER_PROMPT.format(question=question))
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            # If some lines are marked, the others are a chat model's words around its list.
+            marked = [MARK.sub("", line, count=1).strip() for line in lines if MARK.match(line)]
             record = {"id": f"GEN_{len(made):05d}", "질문": question, "generated": "model"}
-            record |= dict(zip(ANSWERS, answers, strict=False))
+            record |= dict(zip(ANSWERS, filter(None, marked or lines), strict=False))
             made.append(record | {"source": source[:80]})
     print(f"{len(sources) - len(made)} questions were empty or similar to another and are skipped")
     return made
-
-
-def split_answers(text: str) -> list[str]:
-    """Return up to five answers: the numbered or bulleted lines of a text, else its lines."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    mark = re.compile(r"(?:\d+\s*[.):]|답변\s*\d*\s*[.:)]|[-*•])\s*")
-    # If some lines are marked, the others are a chat model's words around its list.
-    marked = [mark.sub("", line, count=1).strip() for line in lines if mark.match(line)]
-    return [answer for answer in marked or lines if answer][: len(ANSWERS)]
 
 
 def local_model(arguments: argparse.Namespace) -> Ask:

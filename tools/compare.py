@@ -70,14 +70,12 @@ def compare(
             saved = path.with_name("scores.json")
             is_base = saved.is_file() and read_json(saved).get("run", "") is None
             recipes[name] = recipe | {"adapter": "none (zero-shot)" if is_base else "trained"}
-    names_of_fields = dict.fromkeys(field for recipe in recipes.values() for field in recipe)
-    values = {f: {n: r.get(f) for n, r in recipes.items()} for f in names_of_fields}
-    # By repr: values may be lists, which have no hash.
-    fields = {
-        field: by_run
-        for field, by_run in values.items()
-        if field not in SILENT and len(set(map(repr, by_run.values()))) > 1
-    }
+    fields: dict[str, dict] = {}
+    for field in dict.fromkeys(field for recipe in recipes.values() for field in recipe):
+        values = {name: recipe.get(field) for name, recipe in recipes.items()}
+        # By repr: values may be lists, which have no hash.
+        if field not in SILENT and len(set(map(repr, values.values()))) > 1:
+            fields[field] = values
     # A file without a recipe does not say its task; character F1 is then the score.
     task = get_task(next((r["task"] for r in recipes.values() if "task" in r), Recipe().task))
 

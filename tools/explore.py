@@ -228,7 +228,6 @@ def word_cloud(path: Path, texts: list[str]) -> Markup:
         height=600,
         mode="RGBA",
         background_color=None,
-        max_font_size=110,
         random_state=0,
         color_func=lambda *_, **__: BLUE,
     )
