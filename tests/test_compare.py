@@ -37,7 +37,7 @@ def call(tmp_path, *names):
     return compare.compare(names, str(tmp_path / "outputs"))
 
 
-def test_scores_differences_recipes_and_chart(run, tmp_path, capsys):
+def test_scores_differences_and_recipes(run, tmp_path, capsys):
     names = [run("right", GOLD), run("wrong", ["가", "나", "25명", "14일"], seed=2)]
     result = compare.main([*names, "--output_dir", str(tmp_path / "outputs")])
     assert result["scores"]["right"]["char_f1"] == 1
@@ -50,7 +50,6 @@ def test_scores_differences_recipes_and_chart(run, tmp_path, capsys):
     assert "[2] - [1]  -0.5000 (95% -1.0000 to +0.0000)  not shown" in out
     assert "seed: [1] 1, [2] 2" in out
     (folder,) = (tmp_path / "outputs").glob("compare-*")
-    assert (folder / "compare.png").stat().st_size > 5000
     assert json.loads((folder / "compare.json").read_text())["scores"]["wrong"]["questions"] == 4
 
 
