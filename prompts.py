@@ -24,9 +24,15 @@ Template = dict[str, str]
 
 # The instruction of the published prompts A and B (2024 Inha AI Challenge); see recipes/.
 _CONCISE_BOT = "Question에 대한 답변만 가급적 한 단어로 최대한 간결하게 답변하도록 해."
+_CONTEXT_BOT = (
+    "너는 주어진 Context를 토대로 Question에 답하는 챗봇이야. "
+    + _CONCISE_BOT
+    + ":\n\n{context}\n\nQuestion:\n{question}"
+)
 
 _DIALOGUE = "[대화]\n{context}\n\n[대상 발화]\n{reference}\n\n[질문]\n"
 _OPTIONS = "\n\n[선택지]\n{options}\n\n[답]\n"
+_CHOICE = "{answer}. {answer_text}"
 
 TEMPLATES: dict[str, Template] = {
     # Ours, the default. The instruction is before the article and so read once; at the end, its 36
@@ -43,34 +49,19 @@ TEMPLATES: dict[str, Template] = {
         + "\nQuestion: {question}\nAnswer:",
     },
     # Prompt B: Gemma 2 and EEVE in the 0.9025 system; Gemma has no system turn.
-    "context_bot": {
-        "user": "너는 주어진 Context를 토대로 Question에 답하는 챗봇이야. "
-        + _CONCISE_BOT
-        + ":\n\n{context}\n\nQuestion:\n{question}",
-    },
-    "context_bot_system": {
-        "system": "You are a helpful assistant.",
-        "user": "너는 주어진 Context를 토대로 Question에 답하는 챗봇이야. "
-        + _CONCISE_BOT
-        + ":\n\n{context}\n\nQuestion:\n{question}",
-    },
+    "context_bot": {"user": _CONTEXT_BOT},
+    "context_bot_system": {"system": "You are a helpful assistant.", "user": _CONTEXT_BOT},
     # Dialogue inference: the five prompt sets of the 2024 winner, in our words. The dialogue is
     # first, so that its questions share it.
-    "dialogue": {
-        "prompt": _DIALOGUE + "{question}" + _OPTIONS,
-        "answer": "{answer}. {answer_text}",
-    },
-    "dialogue_term": {
-        "prompt": _DIALOGUE + "{question_term}" + _OPTIONS,
-        "answer": "{answer}. {answer_text}",
-    },
+    "dialogue": {"prompt": _DIALOGUE + "{question}" + _OPTIONS, "answer": _CHOICE},
+    "dialogue_term": {"prompt": _DIALOGUE + "{question_term}" + _OPTIONS, "answer": _CHOICE},
     "dialogue_definition": {
         "prompt": _DIALOGUE + "{question_definition}" + _OPTIONS,
-        "answer": "{answer}. {answer_text}",
+        "answer": _CHOICE,
     },
     "dialogue_instruction": {
         "prompt": _DIALOGUE + "{instruction_definition}" + _OPTIONS,
-        "answer": "{answer}. {answer_text}",
+        "answer": _CHOICE,
     },
     "dialogue_detailed": {
         "prompt": "너는 한국어 대화를 읽고 드러나지 않은 맥락을 추론하는 전문가다.\n"
@@ -81,7 +72,7 @@ TEMPLATES: dict[str, Template] = {
         + _DIALOGUE
         + "{question_term}"
         + _OPTIONS,
-        "answer": "{answer}. {answer_text}",
+        "answer": _CHOICE,
     },
     # Without "answer", the model learns only the letter.
     "dialogue_letter": {"prompt": _DIALOGUE + "{question}" + _OPTIONS},
@@ -100,7 +91,7 @@ TEMPLATES: dict[str, Template] = {
     },
     # Prompt C: Nous-Hermes-2-SOLAR in the 0.9025 system, in training.
     "system_context": {
-        "prompt": "### System:\n{context}\n\n### User:\n{question}\n### Assistant:\n",
+        "prompt": "### System:\n{context}\n\n### User:\n{question}\n### Assistant:\n"
     },
     # Prompt D: the same model's prompt at inference; a variant to try with --template.
     "nouns_only": {
@@ -138,20 +129,16 @@ def check_template(
     used: set[str] = set()
     for part in template.values():
         try:
-            pieces = list(string.Formatter().parse(part))
+            for _, field, width, conversion in string.Formatter().parse(part):
+                if width or conversion:
+                    raise ValueError(f"expected a field's name alone, got {{{field}...}}")
+                if field is not None:
+                    used.add(field)
         except ValueError as error:
             raise InputError(
                 f"template {name!r}: {error} in {part[:80]!r}. Write {{{{ and }}}} for literal "
                 "braces."
             ) from error
-        for _, field, width, conversion in pieces:
-            if width or conversion:
-                raise InputError(
-                    f"template {name!r} has {{{field}...}} in {part[:80]!r}; expected a field's "
-                    "name alone in braces, as {context}. Write {{ and }} for literal braces."
-                )
-            if field is not None:
-                used.add(field)
     lacking = [need for need in needs if not used & set(need.split("|"))]
     if lacking or not used <= set(fields):
         needed = " and ".join(need.replace("|", " or ") for need in needs)

@@ -19,7 +19,8 @@ from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
 from dandap.data.text import TABLES, clean, decode, encoding_notes, read_bytes, trim, writable
 from dandap.errors import InputError
 from dandap.files import write_bytes
-from tasks.task import Box, Description, PageForm, Task, reject_columns, submit_like_member
+from tasks.submission import submission_like, write_submission
+from tasks.task import Box, Description, PageForm, Task, reject_columns
 
 Item = dict[str, Any]  # an item of the file, with all its fields
 
@@ -57,9 +58,8 @@ def load_items(path: Path) -> list[Item]:
         if fault := find_fault(item):
             name = item.get("id") if isinstance(item, dict) else item
             raise InputError(
-                f"{path}, item {number} ({printable(str(name)[:80])}): {fault}. Expected id, input "
-                "(conversation, reference_id, category, inference_1, inference_2, inference_3) "
-                "and output."
+                f"{path}, item {number} ({printable(str(name)[:80])}): {fault}. Expected fields as "
+                "in data/sample/dialogue_train.json."
             )
     return items
 
@@ -81,10 +81,8 @@ def find_fault(item: Item) -> str | None:
             return f"got reference_id {content['reference_id']}; expected a list of utterance_ids"
         if output not in ("", *INFERENCES):
             return f"got the output {output!r}; expected one of {', '.join(INFERENCES)}, or empty"
-    except KeyError as error:
-        return f"it lacks {error}"
-    except (TypeError, AttributeError) as error:  # a text, for example, where an object belongs
-        return f"it has another structure ({error})"
+    except (KeyError, TypeError, AttributeError) as error:
+        return f"it lacks a field or has another structure ({error!r})"
     return None
 
 
@@ -152,7 +150,6 @@ SAMPLE = {
     "input": {
         "conversation": [
             {"speaker": 1, "utterance": "비가 와서 우산을 샀어.", "utterance_id": "1"},
-            {"speaker": 2, "utterance": "잘했네. 나는 다 젖었어.", "utterance_id": "2"},
         ],
         "reference_id": ["1"],
         "category": "원인",
@@ -180,17 +177,13 @@ class DialogueForm(PageForm):
     sample_file: str = "data/sample/dialogue_test.json"
 
     def to_rows(self, typed):
-        expected = (
-            "Expected a line for each utterance, as 1: 안녕, and the number of the line that is "
-            "asked about."
-        )
+        expected = "Expected lines as 1: 안녕, and the number of the line that is asked about."
         turns = []
         for number, line in enumerate(filter(trim, typed["dialogue"].splitlines()), 1):
             match = re.fullmatch(r"\s*(?:화자\s*)?(\w+)\s*[:：]\s*(.+)", line)
             if not match:
                 raise InputError(f"got {line[:100]!r} as line {number} of the dialogue. {expected}")
-            turn = {"speaker": match[1], "utterance": match[2], "utterance_id": str(number)}
-            turns.append(turn)
+            turns.append({"speaker": match[1], "utterance": match[2], "utterance_id": str(number)})
         targets = re.findall(r"\d+", typed["target"])
         content = {name: typed[name] for name in ("category", *INFERENCES)}
         item = {"id": "1", "input": content | {"conversation": turns, "reference_id": targets}}
@@ -206,12 +199,6 @@ class DialogueForm(PageForm):
         typed["target"] = ", ".join(str(number) for number, line in lines if line in referred)
         options = (row.fields[f"option_{letter}"] for letter in LETTERS)
         return typed | dict(zip(INFERENCES, options, strict=True))
-
-    def show_question(self, row):
-        return row.fields["question"]
-
-    def show_answer(self, row, answer):
-        return f"{answer}. {row.fields[f'option_{answer}']}" if answer in LETTERS else answer
 
 
 class DialogueInference(Task):
@@ -292,10 +279,13 @@ class DialogueInference(Task):
 
     def submit_combined(self, recipe, folder, member, records):
         like = member.with_name(self.submission)
-        if not like.is_file():  # answers to validation questions, or with --limit
-            return submit_like_member(folder, member, records)
         letters = [record["prediction"] for record in records]
-        return write_filled(folder / "final-result.json", like, letters), None
+        if like.is_file():
+            return write_filled(folder / "final-result.json", like, letters), None
+        # These answers are to validation questions, or to a part of the file (--limit).
+        ids, path = [record["id"] for record in records], folder / "submission.csv"
+        write_submission(path, submission_like(member, ids), ids, letters)
+        return path, None
 
     def describe(self, path: Path, clean: Callable[[Item, Counter[str]], Item] | None):
         """Return the charts and tables that the winner of 2024 published.
@@ -303,10 +293,8 @@ class DialogueInference(Task):
         `clean` is tools.refine.refine, or None to describe the file as it is.
         """
         items, changes = load_items(path), Counter[str]()
-        tables = {}
         if clean:
             items = [clean(item, changes) for item in items]
-            tables["Cleaning, utterances changed"] = [(n, name) for name, n in changes.items()]
         rows = [to_row(item) for item in items]
         conversations = [item["input"]["conversation"] for item in items]
         # Items on the same dialogue repeat it.
@@ -318,20 +306,21 @@ class DialogueInference(Task):
         lengths = [sum(len(turn["utterance"]) for turn in each) for each in conversations]
         categories = dict(Counter(row.question for row in rows).most_common())
         outputs = dict(sorted(Counter(item.get("output") or "(none)" for item in items).items()))
-        length, lengths_title = "total_utterance_length", "characters of all utterances"
-        ids = [item["id"] for item in items]
+        length = "characters of all utterances"
         return Description(
             rows,
-            tables | {"Size": [("items", len(items)), ("dialogues", len(dialogues))]},
-            more_tables={"Category and output": [*categories.items(), *outputs.items()]},
-            sizes={"turns of a dialogue": turns, lengths_title: lengths},
+            tables={
+                "Size": [("items", len(items)), ("dialogues", len(dialogues))],
+                "Category and output": [*categories.items(), *outputs.items()],
+                "Cleaning, utterances changed": [(n, name) for name, n in changes.items()],
+            },
+            sizes={"turns of a dialogue": turns, length: lengths},
             charts=[
                 ("category_distribution", "categories", categories, "category"),
                 ("conversation_length_distribution", "turns of a dialogue", turns, "turns"),
                 ("output_distribution", "outputs", outputs, "output"),
-                (f"{length}_distribution", lengths_title, lengths, "characters"),
+                ("total_utterance_length_distribution", length, lengths, "characters"),
             ],
-            lists={f"{length}s": [{"id": i, length: n} for i, n in zip(ids, lengths, strict=True)]},
             shared=list(following.items()),
             texts=[turn["utterance"] for turns in dialogues.values() for turn in turns],
         )

@@ -4,7 +4,7 @@ from dandap.data.korean import KINDS, question_kind
 from dandap.data.read import read_questions
 from dandap.data.rows import Row
 from tasks.submission import submission_form
-from tasks.task import PageForm, Task, submit_like_member
+from tasks.task import PageForm, Task
 
 
 class EconomicQA(Task):
@@ -19,9 +19,6 @@ class EconomicQA(Task):
         "한빛전자의 올해 1분기 매출은?",
         ("1,240억 원",),
     )
-
-    def recognizes(self, path):
-        return False  # the default for files that no other task recognizes
 
     def read(self, paths, columns, need_answers):
         return read_questions(paths, columns, need_answers)
@@ -41,9 +38,6 @@ class EconomicQA(Task):
         lost = pd.read_csv(path, encoding="utf-8-sig").iloc[:, 1].isna().sum()
         note = f"{lost} answers are empty or words such as NA, pandas' missing values"
         return path, f"{note}: see review.csv" if lost else None
-
-    def submit_combined(self, recipe, folder, member, records):
-        return submit_like_member(folder, member, records)
 
 
 TASK = EconomicQA()

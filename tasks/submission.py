@@ -60,10 +60,7 @@ def read_form(path: Path, ids: Sequence[str]) -> SubmissionForm | None:
     if len(table.header) != 2:
         return None
     name, answer = table.header
-    notes = []
-    if table.encoding != "utf-8" or table.separator != ",":
-        written = f"{table.encoding} with the separator {table.separator!r}"
-        notes.append(f"{path} is {written}; the submission is UTF-8 with commas")
+    note = None
     found = [cells.get(name, "") for _, cells in table.rows]
     matched = list(map(match_ids(ids, found), ids))
     order: tuple[str, ...] = ()
@@ -72,16 +69,14 @@ def read_form(path: Path, ids: Sequence[str]) -> SubmissionForm | None:
         spelled = dict(zip(matched, ids, strict=True))
         order = tuple(spelled[row_id] for row_id in found)
         if order != tuple(ids):
-            notes.append(f"the submission is in the order of {path}, not of the test file")
+            note = f"the submission is in the order of {path}, not of the test file"
     has_mark = table.encoding != "utf-8" or path.read_bytes().startswith(codecs.BOM_UTF8)
     encoding = "utf-8-sig" if has_mark else "utf-8"
-    return SubmissionForm((name, answer), encoding, order, "; ".join(notes) or None)
+    return SubmissionForm((name, answer), encoding, order, note)
 
 
 def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
     """Return the form of sample_submission.csv next to the test file, or the default form."""
-    if not test_file.exists():  # several files, separated by commas
-        test_file = Path(str(test_file).split(",")[0])
     sample = test_file.with_name("sample_submission.csv")
     if not sample.is_file():
         return SubmissionForm()

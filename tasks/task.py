@@ -40,7 +40,9 @@ class PageForm:
     def to_rows(self, typed: Mapping[str, str]) -> list[Row]:
         """Return the typed questions as rows; InputError says what is missing."""
         questions = [line for line in typed["questions"].split("\n") if line.strip()]
-        return typed_rows(typed.get("article", ""), questions) if questions else []
+        rows = typed_rows(typed.get("article", ""), questions) if questions else []
+        # Rows without an article are their own group, as in a file, and share no prefix.
+        return [row if row.context else replace(row, group=row.id) for row in rows]
 
     def to_text(self, rows: Sequence[Row]) -> dict[str, str]:
         """Return what a person would type to ask the rows of one article."""
@@ -50,23 +52,22 @@ class PageForm:
 
     def show_question(self, row: Row) -> str:
         """Return a question as the page shows it."""
-        return row.question
+        return row.fields.get("question", row.question)
 
     def show_answer(self, row: Row, answer: str) -> str:
-        """Return an answer as the page shows it."""
-        return answer
+        """Return an answer as the page shows it; a letter with its option."""
+        option = row.fields.get(f"option_{answer}")
+        return f"{answer}. {option}" if option else answer
 
 
 class Description(NamedTuple):
     """The contents of a file whose questions share more than an article, for tools.explore."""
 
     rows: list[Row]
-    tables: dict[str, list[tuple]]  # title -> rows; shown before the sizes
-    more_tables: dict[str, list[tuple]]  # shown after the sizes
-    sizes: dict[str, list[int]]  # name -> values
+    tables: dict[str, list[tuple]]  # title -> rows
+    sizes: dict[str, list[int]]  # name -> values; rows of the table Size
     # Name of the image file, title, counts by name or numbers for a histogram, label of the axis.
     charts: list[tuple[str, str, dict[Any, int] | list[int], str]]
-    lists: dict[str, list[dict]]  # name of a CSV file -> its rows
     shared: list[tuple[str, list[str]]]  # a text that is read once, and what follows it
     texts: list[str]  # for the word cloud
 
@@ -86,8 +87,8 @@ class Task:
     page = PageForm()
 
     def recognizes(self, path: Path) -> bool:
-        """Return whether a file that can be read is one of this task's, by its fields."""
-        raise NotImplementedError
+        """Return whether a file is certainly one of this task's; the default is economic_qa."""
+        return False
 
     def read(self, paths: list[Path], columns: dict[str, str], need_answers: bool) -> Table:
         """Read files; `columns` maps our field names to the files' column names.
@@ -123,12 +124,12 @@ class Task:
 
     def summarize(self, scores: dict[str, Any]) -> list[str]:
         """Return lines about the answers, for the terminal and the report."""
-        spans = f", {scores['spans']:.1%} are spans of their article"
-        return [
+        line = (
             f"{scores['mean_length']:.1f} characters an answer, {scores['stopped']:.1%} ended by "
-            f"themselves{spans * ('context' in self.needs)}, {scores['repeating']:.1%} repeat "
-            "themselves"
-        ]
+        )
+        line += f"themselves, {scores['repeating']:.1%} repeat themselves"
+        spans = f", {scores['spans']:.1%} are spans of their article"
+        return [line + spans * ("context" in self.needs)]
 
     def table(self, scores: dict[str, Any]) -> list[Sequence[Any]]:
         """Return a table for the report, the header first; empty for none."""
@@ -151,7 +152,9 @@ class Task:
     ) -> tuple[Path, str | None]:
         """Write an ensemble's submission in the form of its first member, a file of answers."""
         rows = [Row(record["id"], "", "") for record in records]
-        return self.submit(recipe, folder, member, Answers(rows, records), SubmissionForm())
+        form = submission_like(member, [row.id for row in rows])
+        path, note = self.submit(recipe, folder, member, Answers(rows, records), form)
+        return path, note or form.note
 
     def sample_fields(self) -> dict[str, str]:
         """Return the fields of the sample row, which are those that templates may use."""
@@ -160,15 +163,6 @@ class Task:
     def check_template(self, template: prompts.Template, name: str) -> None:
         """Reject a template that cannot be filled from this task's rows."""
         prompts.check_template(template, name, list(self.sample_fields()), self.needs)
-
-
-def submit_like_member(folder: Path, member: Path, records: list[dict]) -> tuple[Path, str | None]:
-    """Write ids and answers of an ensemble as a CSV in the form of its first member's."""
-    ids = [record["id"] for record in records]
-    form = submission_like(member, ids)
-    path = folder / "submission.csv"
-    write_submission(path, form, ids, [record["prediction"] for record in records])
-    return path, form.note
 
 
 def train_files(recipe: Recipe) -> list[Path]:
@@ -200,8 +194,8 @@ def read_test(task: Task, recipe: Recipe, test_file: Path) -> Table:
         if not golds or (row.choices and not set(golds) <= set(row.choices)):
             expected = f"one of {', '.join(row.choices)}" if row.choices else "an answer"
             raise InputError(
-                f"{answers_file}: got {', '.join(golds) or 'no answer'} for {row.id} of "
-                f"{table.path}, expected {expected}. Correct or remove it."
+                f"{answers_file}: got {', '.join(golds) or 'no answer'} for {row.id}, expected "
+                f"{expected}. Correct or remove it."
             )
         rows.append(replace(row, answers=golds))
     return replace(table, rows=rows, notes=[*table.notes, f"gold answers: {answers_file}"])

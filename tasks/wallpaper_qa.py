@@ -4,7 +4,7 @@ A row to train on has two questions and five answers, a row to answer has one qu
 submission has a sentence embedding for each answer.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -80,8 +80,8 @@ def load_encoder(model: str):
         return SentenceTransformer(model)
     except (ImportError, OSError, ValueError) as error:
         print(
-            f"the embedding model {model!r} cannot be loaded ({first_line(error)}). Name a folder "
-            "or a hub id, and pip install -r requirements-extra.txt."
+            f"the embedding model {model!r} cannot be loaded ({first_line(error)}). Try pip "
+            "install -r requirements-extra.txt."
         )
 
 
@@ -90,33 +90,6 @@ def embed(texts: tuple[str, ...], model: str) -> np.ndarray | None:
     """Return a vector per text, (texts, size); None if the model cannot be loaded."""
     encoder = load_encoder(model)
     return encoder and encoder.encode(list(texts), show_progress_bar=False).astype(float)
-
-
-def write_vectors(path: Path, ids: list[str], vectors: np.ndarray) -> None:
-    """Write id, vec_0, vec_1, ... as the organizer asks, and read it back."""
-    import pandas as pd  # 0.4 s
-
-    table = pd.DataFrame(vectors).add_prefix("vec_")
-    table.insert(0, "id", ids)
-    write_text(path, table.to_csv(index=False, lineterminator="\n"), encoding="utf-8-sig")
-    # As a number, the id 007 would read back as 7.
-    back = pd.read_csv(path, dtype={"id": str}, keep_default_na=False, encoding="utf-8-sig")
-    is_same = back.columns.equals(table.columns) and back["id"].tolist() == ids
-    if not is_same or not np.allclose(back.iloc[:, 1:].to_numpy(float), vectors, rtol=0, atol=1e-6):
-        raise RuntimeError(f"{path} reads back differently from what was written")
-
-
-@dataclass(frozen=True)
-class WallpaperForm(PageForm):
-    """The page's input: questions without an article."""
-
-    title: str = "Wallpaper"
-    boxes: tuple[Box, ...] = (Box("questions", "Questions (one a line)", 6),)
-    sample_file: str = "data/sample/wallpaper_test.csv"
-
-    def to_rows(self, typed):
-        # Rows of one group would share a prefix; in a file each question is its own.
-        return [replace(row, group=row.id) for row in super().to_rows(typed)]
 
 
 class WallpaperQA(Task):
@@ -128,7 +101,8 @@ class WallpaperQA(Task):
         "sample", "", "벽지에 곰팡이가 생기는 이유는?", ("습기가 벽에 맺히기 때문입니다.",)
     )
     headline = ("char_f1", "rouge_l")
-    page = WallpaperForm()
+    boxes = (Box("questions", "Questions (one a line)", 6),)
+    page = PageForm("Wallpaper", boxes, "data/sample/wallpaper_test.csv")
     models = ("embedding_model",)
     nouns = ("questions", "rows")
 
@@ -195,8 +169,18 @@ class WallpaperQA(Task):
         vectors = embed(tuple(answers.predictions), recipe.embedding_model)
         if vectors is None:
             return plain, "no submission of sentence embeddings: there is no embedding model"
-        write_vectors(folder / "submission.csv", ids, vectors)
-        return folder / "submission.csv", f"the plain answers: {plain}"
+        import pandas as pd  # 0.4 s
+
+        # id, vec_0, vec_1, ... as the organizer asks.
+        table, path = pd.DataFrame(vectors).add_prefix("vec_"), folder / "submission.csv"
+        table.insert(0, "id", ids)
+        write_text(path, table.to_csv(index=False, lineterminator="\n"), encoding="utf-8-sig")
+        # As a number, the id 007 would read back as 7.
+        back = pd.read_csv(path, dtype={"id": str}, keep_default_na=False, encoding="utf-8-sig")
+        numbers = back.drop(columns="id").to_numpy(float)
+        if back["id"].tolist() != ids or not np.allclose(numbers, vectors, rtol=0, atol=1e-6):
+            raise RuntimeError(f"{path} reads back differently from what was written")
+        return path, f"the plain answers: {plain}"
 
 
 TASK = WallpaperQA()

@@ -37,7 +37,7 @@ def call(tmp_path, *names):
     return compare.compare(names, str(tmp_path / "outputs"))
 
 
-def test_scores_differences_recipes_and_chart(run, tmp_path, capsys):
+def test_scores_differences_and_recipes(run, tmp_path, capsys):
     names = [run("right", GOLD), run("wrong", ["가", "나", "25명", "14일"], seed=2)]
     result = compare.main([*names, "--output_dir", str(tmp_path / "outputs")])
     assert result["scores"]["right"]["char_f1"] == 1

@@ -54,13 +54,12 @@ def test_rows_of_a_file(items, tmp_path):
     assert first.fields["option_B"] == content["inference_2"]
     assert first.answers == ("ABC"[int(items[0]["output"][-1]) - 1],)
     assert {row.fields["category"] for row in rows} == set(nikl.CATEGORIES)
-
-
-def test_several_files_are_one_table(items, tmp_path):
     one, other = write(tmp_path / "a.json", items[:6]), write(tmp_path / "b.json", items[6:])
     assert len(TASK.read([one, other], {}, True).rows) == 12
     with pytest.raises(InputError, match=r"ids more than once \(6\)"):
         TASK.read([one, one], {}, True)
+    with pytest.raises(InputError, match="fixed columns"):
+        TASK.read([one], {"id": "x"}, True)
 
 
 def test_items_without_an_output_and_decomposed_categories(items, tmp_path):
@@ -77,7 +76,7 @@ def test_filling_keeps_the_rest_of_the_file(items, tmp_path):
     """Unknown fields, the indent and the escapes."""
     test = [item | {"unknown": {"나": [1, None, True]}, "output": ""} for item in items]
     letters = ["ABC"[n % 3] for n in range(12)]
-    for layout in ({}, {"indent": 2}, {"indent": 4}, {"separators": (",", ":")}):
+    for layout in ({}, {"indent": 2}, {"indent": 4}):
         for ensure_ascii in (False, True):
             path = tmp_path / "test.json"
             text = json.dumps(test, ensure_ascii=ensure_ascii, **layout) + "\n"
@@ -86,12 +85,10 @@ def test_filling_keeps_the_rest_of_the_file(items, tmp_path):
             answers = answered(rows, letters)
             written, _ = TASK.submit(make_recipe({}, "test"), tmp_path, path, answers, None)
             filled = json.loads(written.read_text(encoding="utf-8"))
-            for letter, item in zip(letters, filled, strict=True):
-                assert item["output"] == nikl.INFERENCES["ABC".index(letter)]
-            again = [item | {"output": ""} for item in filled]
-            assert again == test
-            if "separators" not in layout:
-                assert written.read_text(encoding="utf-8").count("\n") == text.count("\n")
+            outputs = [item["output"] for item in filled]
+            assert outputs == [nikl.INFERENCES["ABC".index(letter)] for letter in letters]
+            assert [item | {"output": ""} for item in filled] == test
+            assert written.read_text(encoding="utf-8").count("\n") == text.count("\n")
             assert written.read_text(encoding="utf-8").isascii() == ensure_ascii
 
 
@@ -106,14 +103,13 @@ def test_half_an_emoji_stays_escaped(items, tmp_path):
 
 
 BROKEN = [
-    (lambda item: item.pop("input"), "item 1 (train-1): it lacks 'input'"),
+    (lambda item: item.pop("input"), "item 1 (train-1): it lacks a field or has"),
     (lambda item: item.update(input=["a"]), "it has another structure"),
     (lambda item: item.update(id=3), "a text is not a string"),
     (lambda item: item["input"]["conversation"][0].pop("speaker"), "lacks 'speaker'"),
     (lambda item: item["input"].update(category="결과"), "got the category '결과'"),
     (lambda item: item["input"].update(inference_2=" "), "or an empty inference"),
     (lambda item: item["input"].update(reference_id=["u"]), "got reference_id ['u']"),
-    (lambda item: item["input"].update(reference_id="u"), "expected a list of utterance_ids"),
     (lambda item: item["input"].update(conversation=[]), "conversation is empty"),
     (lambda item: item.update(output="A"), "got the output 'A'"),
     (lambda item: item.update(output=""), "has no output"),
@@ -167,21 +163,12 @@ def test_the_answer_is_the_option_or_its_letter(items):
         encoder = make_encoder(recipe, parts, load_tokenizer(recipe))
         (example,) = encoder.encode([row], 1000, answers=True)
         assert encoder.decode(example.answer_ids) == learned
-    options = [row.fields[f"option_{letter}"] for letter in "ABC"]
-    assert not any(option in render(parts, fields_of(row))["user"] for option in options)
-
-
-def test_an_economic_template_does_not_fit():
     with pytest.raises(InputError, match="needs context and options or answer_text"):
         checked_template("concise", "dialogue_inference")
 
 
-POLAR_2, POLAR_5, SOLAR, T3Q = (
-    "x2bee/POLAR-14B-v0.2",
-    "x2bee/POLAR-14B-v0.5",
-    "beomi/Solar-Ko-Recovery-11B",
-    "chihoonlee10/T3Q-ko-solar-dpo-v7.0",
-)
+POLAR_2, POLAR_5 = "x2bee/POLAR-14B-v0.2", "x2bee/POLAR-14B-v0.5"
+SOLAR, T3Q = "beomi/Solar-Ko-Recovery-11B", "chihoonlee10/T3Q-ko-solar-dpo-v7.0"
 PUBLISHED = {  # model, method, learning rate, template, cleaned
     "dialogue-01": (POLAR_2, "nf4", 2e-4, "dialogue_term", False),
     "dialogue-02": (POLAR_5, "nf4", 2e-4, "dialogue_detailed", True),
@@ -204,15 +191,11 @@ COMMON = {
     "weight_decay": 0.1,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 20,
-    "neftune_noise_alpha": None,
-    "gradient_checkpointing": True,
     "max_length": 1024,
     "lora_r": 16,
     "lora_alpha": 32,
     "lora_dropout": 0.01,
-    "lora_target_modules": [
-        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
-    ],
+    "lora_target_modules": "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj lm_head".split(),
 }
 
 
@@ -256,13 +239,10 @@ def test_from_training_to_a_filled_test_file_and_a_combined_one(work, capsys):
     out = capsys.readouterr().out
     assert 0 <= result.scores["accuracy"] <= 1
     assert "right A, predicted A" in out
-    assert "test: 원인" in out
     filled = json.loads(result.submission.read_text(encoding="utf-8"))
     empty = json.loads((work / "test.json").read_text(encoding="utf-8"))
     assert [{**item, "output": ""} for item in filled] == empty
     assert {item["output"] for item in filled} <= set(nikl.INFERENCES)
-    assert "predicted A" in (result.folder / "report.html").read_text(encoding="utf-8")
-
     path, _ = TASK.submit_combined(
         make_recipe({}, "test"), work, result.submission, result.answers.records
     )
@@ -276,11 +256,6 @@ def test_gold_answers_are_letters_before_anything_is_answered(work, tmp_path):
         (tmp_path / name).write_text(text.replace(",A\n", ",inference_1\n"), encoding="utf-8")
     with pytest.raises(InputError, match="got inference_1 .* expected one of A, B, C"):
         answer_with(work, str(tmp_path / "test.json"))
-
-
-def test_columns_cannot_be_mapped(items, tmp_path):
-    with pytest.raises(InputError, match="fixed columns"):
-        TASK.read([write(tmp_path / "a.json", items)], {"id": "x"}, True)
 
 
 @pytest.mark.slow

@@ -57,9 +57,6 @@ class ClaimCheck(Task):
             "share_right_interval": scores["exact_match_interval"],
         }
 
-    def summarize(self, scores):
-        return [f"{scores['questions']} claims were judged"]
-
     def submit(self, recipe, folder, test_file, answers, form):
         write_text(folder / "verdicts.txt", "\\n".join(answers.predictions))
         return folder / "verdicts.txt", "verdicts are text"
@@ -86,9 +83,8 @@ def claims(tmp_path, monkeypatch):
             claim = {
                 "name": f"{name}-{number}",
                 "article": f"한빛전자 {number}호는 {where}에 있다.",
-                "claim": f"{said}에 있다.",
-                "verdict": "참" if where == said else "거짓",
             }
+            claim |= {"claim": f"{said}에 있다.", "verdict": "참" if where == said else "거짓"}
             lines.append(json.dumps(claim, ensure_ascii=False))
         (tmp_path / f"{name}.claims").write_text("\n".join(lines), encoding="utf-8")
     return tmp_path
@@ -96,38 +92,26 @@ def claims(tmp_path, monkeypatch):
 
 def test_a_task_is_one_file_and_one_template(claims, capsys):
     outputs = claims / "outputs"
-    options = {
-        "recipe": "demo",
-        "task": "claim_check",
-        "template": "claim",
-        "train_file": claims / "train.claims",
-        "test_file": claims / "test.claims",
-        "output_dir": outputs,
-        "epochs": 1,
-        "run_name": "one",
-        "validation_fraction": 0.2,
-    }
-    fine_tune.main([part for name, value in options.items() for part in (f"--{name}", str(value))])
+    options = "--recipe demo --task claim_check --template claim --epochs 1 --run_name one "
+    options += f"--train_file {claims}/train.claims --test_file {claims}/test.claims "
+    options += f"--validation_fraction 0.2 --output_dir {outputs}"
+    fine_tune.main(options.split())
     out = capsys.readouterr().out
     assert "claims were read" in out
     assert "validation: share right" in out
-    steps = [line for line in out.splitlines() if line.startswith("step")]
-    assert any("  share right " in line for line in steps), "the evaluations of training"
 
     results = [answer(find_source("one", str(outputs), None, {"seed": seed})) for seed in (42, 1)]
     out = capsys.readouterr().out
-    assert "test: 6 claims were judged" in out
     assert "verdicts are text" in out
     first = results[0]
     assert 0 <= first.scores["share_right"] <= 1
     verdicts = first.submission.read_text(encoding="utf-8").split("\n")
     assert len(verdicts) == 6
     assert set(verdicts) <= {"참", "거짓"}
-    assert "6 claims were judged" in (first.folder / "report.html").read_text(encoding="utf-8")
+    assert "share right" in (first.folder / "report.html").read_text(encoding="utf-8")
 
     members = [str(result.folder) for result in results]
     ensemble.main([*members, "--output_dir", str(outputs), "--method", "hard"])
-    assert "share right" in capsys.readouterr().out
     assert len(list(outputs.glob("ensemble-*/verdicts.txt"))) == 1
     explore.main([str(claims / "train.claims"), "--output_dir", str(outputs)])
     assert any("kinds" in path.name for path in outputs.glob("explore-train-*/*"))

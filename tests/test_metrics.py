@@ -15,15 +15,12 @@ PAIRS = [
     ("독립 신문", "독립신문", 0, 1.0),  # spaces count for exact match only
     ("'가'나", "가 나", 1, 1.0),  # a quotation mark leaves a space
     ("가-나", "가나", 1, 1.0),  # other punctuation leaves none
-    ("〈가〉(나)‘다’<라>", "가 나 다 라", 1, 1.0),
     ("“가”", "가", 0, 1 / 2),  # curly double quotes stay
-    ("가·나", "가나", 0, 4 / 5),  # the middle dot stays
     ("GDP", "gdp", 1, 1.0),  # lower case
     ("가  나\t다\n", "가 나 다", 1, 1.0),  # white space collapses
     ("가가나", "가나나", 0, 2 / 3),  # multisets: one 가 and one 나 in common
     ("%", "%", 1, 0.0),  # both empty: equal, but no common character
     ("", "가", 0, 0.0),
-    ("서울", "부산", 0, 0.0),
 ]
 
 
@@ -37,8 +34,6 @@ def test_korquad_rules():
 def test_the_best_of_several_gold_answers_counts():
     assert char_f1("0.25%p", ["25bp", "0.25%p"]) == 1.0
     assert exact_match("0.25%p", ("25bp", "0.25%p")) == 1.0
-    with pytest.raises(ValueError, match="no gold answer"):
-        char_f1("가", [])
 
 
 def test_score_means_and_counts():
@@ -47,8 +42,9 @@ def test_score_means_and_counts():
     assert (result["questions"], result["articles"]) == (3, 2)
     # Two resampled articles have means of 1/2, 2/3 or 1.
     assert result["char_f1_interval"] == (0.5, 1.0)
-    with pytest.raises(ValueError, match="as many of each"):
-        score(["가"], [["가"], ["나"]], ["a", "b"])
+    # Forty copies of two articles' scores are no more certain than two articles.
+    few = bootstrap_interval([0, 1], ["a", "b"])
+    assert few == bootstrap_interval([0] * 40 + [1] * 40, ["a"] * 40 + ["b"] * 40) == (0.0, 1.0)
 
 
 def test_one_article_is_not_certain():
@@ -56,13 +52,6 @@ def test_one_article_is_not_certain():
     assert score(["가", "나"], ["가", "다"], ["a", "a"])["char_f1_interval"] == (0, 1)
     assert compare([0.6, 0.6], [0.5, 0.5], ["a", "a"])["interval"] == (-1, 1)
     assert compare([0.6, 0.6], [0.5, 0.5], ["a", "b"])["interval"][0] > 0
-
-
-def test_the_interval_resamples_articles_not_questions():
-    """Forty copies of two articles' scores are no more certain than two articles."""
-    few = bootstrap_interval([0, 1], ["a", "b"])
-    many = bootstrap_interval([0] * 40 + [1] * 40, ["a"] * 40 + ["b"] * 40)
-    assert few == many == (0.0, 1.0)
 
 
 def test_consensus_is_the_answer_most_like_the_others():

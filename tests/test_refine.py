@@ -14,21 +14,15 @@ from tools.demo.dialogues import make_dialogues, numbered
 def test_each_step():
     for step, text, expected in (
         ("join_lines", "한 줄\n두  줄 ", "한 줄 두 줄"),
-        ("spell_yes", "ㅇㅇ", "응"),
-        ("spell_yes", "ㅇㅇㅇ 알았어", "응 알았어"),
-        ("spell_yes", "나도 ㅇㅇ", "나도 응"),
+        ("spell_yes", "나도 ㅇㅇ 알았어", "나도 응 알았어"),
         ("spell_yes", "ㅇ ㅇㅋ 하ㅇㅇ", "ㅇ ㅇㅋ 하ㅇㅇ"),
         ("shorten_marks", "그래.... 왜??? 응..", "그래... 왜?? 응.."),
-        ("shorten_marks", "......?????", "...??"),
         ("delete_signs", "와~! <진짜> @a_b/c-dᆢ :) (응) ^^;", "와 진짜 abcd 응"),
         ("delete_greetings", "안녕하세요 반갑습니다 저는 학생이에요 안녕", "저는 학생이에요"),
-        ("delete_greetings", "미안녕", "미안녕"),
         ("name_speakers", "name1이 name2를 name12", "화자1이 화자2를 name12"),
         ("delete_jamo", "아 ㅋㅋ 진짜 ㅠㅡㅠ ㅎㅎㅎ", "아 진짜"),
-        ("delete_jamo", "ㄱ 자", "ㄱ 자"),
         ("empty_symbols", "?? ...", ""),
         ("empty_symbols", "OK?", "OK?"),
-        ("empty_symbols", "3?", "3?"),
     ):
         assert refine.clean(text, step) == expected, text
 
@@ -50,12 +44,8 @@ def texts(turns):
 def test_turns_of_one_speaker_merge_but_never_with_a_referred_one():
     turns = [turn(1, text, f"u{number}") for number, text in enumerate("가나다라마", 1)]
     merged = refine.merge_turns([*turns, turn(2, "바", "u6")], {"u3"})
-    assert texts(merged) == [
-        ("가 나", ["u1", "u2"]),
-        ("다", "u3"),
-        ("라 마", ["u4", "u5"]),
-        ("바", "u6"),
-    ]
+    expected = [("가 나", ["u1", "u2"]), ("다", "u3"), ("라 마", ["u4", "u5"]), ("바", "u6")]
+    assert texts(merged) == expected
 
 
 def test_a_referred_utterance_is_never_lost():
@@ -65,14 +55,6 @@ def test_a_referred_utterance_is_never_lost():
     assert texts(cleaned["input"]["conversation"]) == [("ㅠㅠ", "u2"), ("안녕", "u3")]
     assert counts["dropped"] == 1
     assert (cleaned["x"], cleaned["input"]["more"]) == ([1], 1)
-
-
-def test_a_referred_utterance_that_is_empty_stays_and_the_file_is_read_again(tmp_path):
-    original = item(turn(1, "", "u1"), turn(2, "나", "u2"), reference=["u1"])
-    (tmp_path / "in.json").write_text(json.dumps([original]), encoding="utf-8")
-    refine.main([str(tmp_path / "in.json"), str(tmp_path / "out.json")])
-    (cleaned,) = load_items(tmp_path / "out.json")
-    assert cleaned["input"]["conversation"][0]["utterance_id"] == "u1"
 
 
 def test_the_sample_dialogues(tmp_path, capsys):
@@ -86,6 +68,5 @@ def test_the_sample_dialogues(tmp_path, capsys):
     ]
     assert counts["shorten_marks"] > 0
     assert "2 spell_yes" in capsys.readouterr().out
-    assert target.read_text(encoding="utf-8").startswith("[\n    {"), "the layout is the file's"
     with pytest.raises(InputError, match="exists already"):
         refine.main([str(source), str(target)])

@@ -3,6 +3,7 @@
 import csv
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -54,28 +55,15 @@ def test_a_test_file(write_csv):
 
 def test_broken_training_files(write_csv):
     for rows, message in (
-        ([["id", "물음"], ["a", "b"]], "no column '질문'"),
         ([["id", "질문"], ["a", "b"]], "no column '답변_1'"),
         ([HEADER[:-1], ROW[:-1]], "no column '답변_5'"),
         ([HEADER, [*ROW[:1], " ", *ROW[2:]]], "line 2: the id, a question"),
         ([HEADER, [*ROW[:4], "", "", "", "", ""]], "every answer is empty"),
-        ([["", *HEADER], ["accept"]], "line 2: got 1 cells, the header has 10"),
         ([HEADER, ROW, ROW], "ids more than once"),
-        ([HEADER], "only a header"),
         ([["accept", *HEADER], ["y", *ROW]], "tools.augment accept"),
     ):
         with pytest.raises(InputError, match=message):
             TASK.read([write_csv(rows)], {}, True)
-
-
-def test_parquet(tmp_path):
-    frame = pd.DataFrame([ROW, ROW], columns=HEADER)
-    frame["id"] = [1, 2]
-    frame.loc[1, "답변_5"] = None
-    frame.to_parquet(tmp_path / "a.parquet")
-    rows = TASK.read([tmp_path / "a.parquet"], {}, True).rows
-    assert len(TASK.expand(rows)) == 18
-    assert {row.fields["category"] for row in rows} == {"곰팡이"}
 
 
 def test_character_rouge_l():
@@ -122,37 +110,18 @@ def test_training_reads_a_question_once_for_its_five_answers(write_csv):
     assert len(part.tree) <= sum(map(len, prompts)) + answers < every_time / 3
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """Save a sentence encoder of 512 numbers with random weights."""
-    from sentence_transformers import SentenceTransformer, models
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+class Encoder:
+    """A sentence encoder of 512 numbers, the counts of characters."""
 
-    folder = tmp_path_factory.mktemp("encoder")
-    characters = {c for row in make_rows(40) for text in row.values() for c in text if c.strip()}
-    characters = sorted(characters)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words += [*characters, *(f"##{character}" for character in characters)]
-    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-    tokenizer = BertTokenizerFast(
-        str(folder / "vocab.txt"),
-        tokenize_chinese_chars=False,
-        do_lower_case=False,
-        strip_accents=False,
-    )
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    BertModel(config).save_pretrained(folder / "bert")
-    tokenizer.save_pretrained(folder / "bert")
-    modules = [models.Transformer(str(folder / "bert")), models.Pooling(32), models.Dense(32, 512)]
-    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "encoder"))
-    return str(folder / "encoder")
+    def encode(self, texts, show_progress_bar):
+        return np.array([np.bincount([ord(c) % 512 for c in t], minlength=512) for t in texts])
+
+
+@pytest.fixture
+def encoder(monkeypatch):
+    wallpaper.embed.cache_clear()
+    monkeypatch.setattr(wallpaper, "load_encoder", lambda model: Encoder())
+    return "counts"
 
 
 def test_without_the_library(monkeypatch, capsys):
@@ -164,25 +133,13 @@ def test_without_the_library(monkeypatch, capsys):
 
 
 def test_similarity_to_gold_answers(encoder):
-    rows = [
-        Row("a", "", "?", ("습기 때문입니다.", "물이 샙니다.")),
-        Row("b", "", "?", ("말립니다.",)),
-    ]
+    rows = [Row("a", "", "?", ("습기 때문입니다.", "물이 샙니다."))]
+    rows.append(Row("b", "", "?", ("말립니다.",)))
     recipe = load_recipe("wallpaper-demo", {"embedding_model": encoder})
     scores = TASK.score_extra(recipe, rows, ["습기 때문입니다.", "말립니다."])["similarity"]
     assert scores["best"] == pytest.approx(1, abs=1e-5)
     assert scores["mean"] < scores["best"]
     assert scores["model"] == encoder
-
-
-def test_any_id_reads_back(encoder, tmp_path):
-    """Regression: NA was read as a missing id, 007 as 7."""
-    rows = [Row(name, "", "?") for name in ("NA", "007", "x")]
-    recipe = load_recipe("wallpaper-demo", {"embedding_model": encoder})
-    answers = Answers(rows, [{"prediction": "답"}] * 3)
-    path, note = TASK.submit(recipe, tmp_path, tmp_path / "t.csv", answers, SubmissionForm())
-    assert path.read_text(encoding="utf-8-sig").startswith("id,vec_0,vec_1,")
-    assert "the plain answers" in note
 
 
 @pytest.fixture(scope="module")
@@ -197,16 +154,11 @@ def work(tmp_path_factory):
     for name, lines in tables.items():
         with (folder / f"{name}.csv").open("w", encoding="utf-8-sig", newline="") as file:
             csv.writer(file).writerows(lines)
-    options = {
-        "recipe": "wallpaper-demo",
-        "train_file": folder / "train.csv",
-        "test_file": folder / "test.csv",
-        "output_dir": folder / "outputs",
-        "max_new_tokens": 24,
-        "run_name": "run",
-        "embedding_model": "nowhere",
-    }
-    fine_tune.main([part for name, value in options.items() for part in (f"--{name}", str(value))])
+    options = (
+        "--recipe wallpaper-demo --max_new_tokens 24 --run_name run --embedding_model nowhere "
+    )
+    options += f"--train_file {folder}/train.csv --test_file {folder}/test.csv "
+    fine_tune.main([*options.split(), "--output_dir", str(folder / "outputs")])
     return folder
 
 
@@ -222,7 +174,14 @@ def test_without_the_embedding_model_the_answers_are_written(work, capsys):
 
 
 def test_the_submission_has_the_answers_vectors(work, encoder, capsys):
+    """Regression: the id NA was read as missing, 007 as 7."""
     ids = pd.read_csv(work / "test.csv", dtype=str, encoding="utf-8-sig")["id"].tolist()
+    rows = [Row(name, "", "?") for name in ("NA", "007", "x")]
+    recipe = load_recipe("wallpaper-demo", {"embedding_model": encoder})
+    answers = Answers(rows, [{"prediction": "답"}] * 3)
+    path, note = TASK.submit(recipe, work, work / "t.csv", answers, SubmissionForm())
+    assert path.read_text(encoding="utf-8-sig").startswith("id,vec_0,vec_1,")
+    assert "the plain answers" in note
     golds = "".join(f'{name},"[""답"", ""습기""]"\n' for name in ids)
     (work / "test_answers.csv").write_text(f"id,answers\n{golds}", encoding="utf-8")
     result = answer_with(work, embedding_model=encoder)
@@ -232,5 +191,4 @@ def test_the_submission_has_the_answers_vectors(work, encoder, capsys):
     first = wallpaper.embed((result.answers.predictions[0],), encoder)[0]
     assert table.iloc[0, 1:].tolist() == pytest.approx(first.tolist(), abs=1e-6)
     out = capsys.readouterr().out
-    assert f"by {encoder}" in out
     assert "ROUGE-L" in out

@@ -5,10 +5,7 @@ Joined and generated rows are marked (`generated`) and are never in a validation
 python -m tools.augment pairs IN OUT                  2 questions x 5 answers of a row -> 10 rows
 python -m tools.augment join IN OUT --count 500       two questions of one category with "또한,", as
                                                       in the test file
-python -m tools.augment generate IN REVIEW SOURCE MODEL
-                      SOURCE: --keywords FILE or --from docs/*.txt
-                      MODEL: --run RUN, --recipe NAME or --url URL --model NAME
-                                                      questions and five answers each by a model
+python -m tools.augment generate IN REVIEW ...        questions and five answers each by a model
 python -m tools.augment accept REVIEW OUT             the rows of REVIEW where a person has set
                                                       `accept` to y
 Train on several files with commas between them: --train_file data/wallpaper/train.csv,OUT
@@ -22,6 +19,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 from dandap.cli import Parser, parse, positive, run_script
@@ -37,6 +35,7 @@ from tasks.wallpaper_qa import ANSWERS, TASK
 
 COLUMNS = ("id", "질문", "category", *ANSWERS, "generated", "sources")
 SIMILAR = 0.7  # share of common character pairs from which two questions count as the same
+MARK = re.compile(r"(?:\d+\s*[.):]|답변\s*\d*\s*[.:)]|[-*•])\s*")  # of a list's item
 LONGEST_SOURCE = 1500  # characters of a document in a prompt
 Record = dict[str, str]
 Ask = Callable[[str], str]  # prompt -> the model's text
@@ -52,40 +51,31 @@ ANSWER_PROMPT = (
 )
 
 
-def pairs(groups: list[list[Row]]) -> list[Record]:
-    """Return every question of a row of the file with each of its answers."""
-    made = []
-    for group in groups:
-        for number, row in enumerate(TASK.expand(group), 1):
-            # The id before "#" keeps a row's pairs on one side of a split.
-            record = {"id": f"{row.group}#{number}", "질문": row.question, "답변_1": row.answers[0]}
-            made.append(record | {"category": row.fields["category"]})
-    return made
-
-
 def join(groups: list[list[Row]], count: int, seed: int) -> list[Record]:
     """Return up to `count` different random pairs of questions of one category.
 
     The answers are joined in order, the first with the first.
     """
     rng, categories = random.Random(seed), defaultdict(list)
-    for group in groups:
-        categories[group[0].fields["category"]].append(group)
-    joinable = [groups for groups in categories.values() if len(groups) > 1]
+    for row in (row for group in groups for row in group):
+        categories[row.fields["category"]].append(row)
+    joinable = [
+        pair
+        for rows in categories.values()
+        for pair in permutations(rows, 2)
+        if pair[0].group != pair[1].group
+    ]
     if not joinable:
         raise InputError("no category has two rows to join. Expected several rows of a category.")
-    made: dict[str, Record] = {}  # by question
-    for _ in range(20 * count):  # a small file has fewer different pairs than `count`
-        # By their numbers of rows, so that every row has the same chance.
-        one, other = rng.sample(rng.choices(joinable, map(len, joinable))[0], 2)
-        question = f"{rng.choice(one).question} 또한, {rng.choice(other).question}"
-        record = {"질문": question, "generated": "join", "category": one[0].fields["category"]}
-        record["sources"] = f"{one[0].group} {other[0].group}"
-        for column, *both in zip(ANSWERS, one[0].answers, other[0].answers, strict=False):
+    made = []
+    for one, other in rng.sample(joinable, min(count, len(joinable))):
+        record = {"id": f"JOIN_{len(made):05d}", "질문": f"{one.question} 또한, {other.question}"}
+        record |= {"generated": "join", "category": one.fields["category"]}
+        record["sources"] = f"{one.group} {other.group}"
+        for column, *both in zip(ANSWERS, one.answers, other.answers, strict=False):
             record[column] = " ".join(both)
-        if len(made) < count:
-            made.setdefault(question, {"id": f"JOIN_{len(made):05d}"} | record)
-    return list(made.values())
+        made.append(record)
+    return made
 
 
 def generate(
@@ -113,21 +103,15 @@ def generate(
         found = character_pairs("".join(question.split()))
         if question and all(likeness(found, other) < SIMILAR for other in seen):
             seen.append(found)
-            answers = split_answers(cached(ANSWER_PROMPT.format(question=question)))
+            text = cached(ANSWER_PROMPT.format(question=question))
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            # If some lines are marked, the others are a chat model's words around its list.
+            marked = [MARK.sub("", line, count=1).strip() for line in lines if MARK.match(line)]
             record = {"id": f"GEN_{len(made):05d}", "질문": question, "generated": "model"}
-            record |= dict(zip(ANSWERS, answers, strict=False))
+            record |= dict(zip(ANSWERS, filter(None, marked or lines), strict=False))
             made.append(record | {"source": source[:80]})
     print(f"{len(sources) - len(made)} questions were empty or similar to another and are skipped")
     return made
-
-
-def split_answers(text: str) -> list[str]:
-    """Return up to five answers: the numbered or bulleted lines of a text, else its lines."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    mark = re.compile(r"(?:\d+\s*[.):]|답변\s*\d*\s*[.:)]|[-*•])\s*")
-    # If some lines are marked, the others are a chat model's words around its list.
-    marked = [mark.sub("", line, count=1).strip() for line in lines if mark.match(line)]
-    return [answer for answer in marked or lines if answer][: len(ANSWERS)]
 
 
 def local_model(arguments: argparse.Namespace) -> Ask:
@@ -137,12 +121,10 @@ def local_model(arguments: argparse.Namespace) -> Ask:
 
     # One greedy text of up to 400 tokens, whatever the recipe's options for short answers are.
     options = {"samples": 1, "temperature": 0, "choices": [], "grounded": False, "beams": 1}
-    options |= {"max_length": 2048, "max_new_tokens": 400, "repetition_penalty": 1.1}
-    options |= {"on_overflow": "error"}
-    if arguments.trust_remote_code == "true":
-        options["trust_remote_code"] = True
+    options |= {"max_length": 2048, "max_new_tokens": 400, "on_overflow": "error"}
+    options |= {"repetition_penalty": 1.1}
     if arguments.run:
-        source = find_source(arguments.run, arguments.output_dir, options=options)
+        source = find_source(arguments.run, options=options)
     else:
         source = base_source(load_recipe(arguments.recipe, {}), options=options)
     tokenizer = load_tokenizer(source.recipe, source.run.adapter if source.run else None)
@@ -184,7 +166,20 @@ def read_review(path: Path) -> list[Record]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the number of rows written."""
-    arguments = parse(command_line(), argv)
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("do", choices=["pairs", "join", "generate", "accept"])
+    add("source", metavar="IN", help="wallpaper-QA rows; for accept the reviewed file")
+    add("target", metavar="OUT", help="the file to write")
+    add("--count", type=positive, default=500, help="join: number of rows (default: 500)")
+    add("--seed", type=int, default=42, help="join: seed of the random pairs (default: 42)")
+    add("--keywords", metavar="FILE", help="generate: a keyword a line")
+    add("--from", dest="documents", nargs="+", metavar="FILE", help="generate: text files")
+    add("--run", metavar="RUN", help="generate: with a run's model")
+    add("--recipe", metavar="NAME", help="generate: with a recipe's base model")
+    add("--url", metavar="URL", help="generate: with an endpoint, as http://host/v1")
+    add("--model", metavar="NAME", help="generate: the model's name at --url")
+    arguments = parse(parser, argv)
     source, target, do = Path(arguments.source), Path(arguments.target), arguments.do
     refuse_output(target, do == "generate", "OUT")
     columns: tuple[str, ...] = COLUMNS
@@ -200,11 +195,24 @@ def main(argv: list[str] | None = None) -> int:
         # The questions of one row of the file.
         groups = [[rows[i] for i in group] for group in by_article(row.group for row in rows)]
     if do == "pairs":
-        made = pairs(groups)
+        made = [
+            # The id before "#" keeps a row's pairs on one side of a split.
+            {"id": f"{row.group}#{number}", "질문": row.question, "답변_1": row.answers[0]}
+            | {"category": row.fields["category"]}
+            for group in groups
+            for number, row in enumerate(TASK.expand(group), 1)
+        ]
     elif do == "join":
         made = join(groups, arguments.count, arguments.seed)
     elif do == "generate":
-        sources, url, name = read_sources(arguments), arguments.url, arguments.model
+        url, name = arguments.url, arguments.model
+        if bool(arguments.keywords) == bool(arguments.documents):
+            raise InputError("name either --keywords FILE or --from FILE...")
+        paths = map(Path, arguments.documents or [arguments.keywords])
+        texts = [decode(read_bytes(path)[0], path)[0].strip() for path in paths]
+        sources = [("문서", text[:LONGEST_SOURCE]) for text in texts]
+        if arguments.keywords:
+            sources = [("키워드", line.strip()) for line in texts[0].splitlines() if line.strip()]
         if sum(map(bool, (url, arguments.run, arguments.recipe))) != 1:
             raise InputError("name one model: --run RUN, --recipe NAME, or --url URL --model NAME.")
         if target.exists() and any(row["accept"].strip() for row in read_review(target)):
@@ -220,37 +228,6 @@ def main(argv: list[str] | None = None) -> int:
     if do == "generate":
         print(f"Set accept to y or n, then: python -m tools.augment accept {target} OUT")
     return len(made)
-
-
-def read_sources(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    """Return (kind, text) of each keyword or document."""
-    if bool(arguments.keywords) == bool(arguments.documents):
-        raise InputError("name either --keywords FILE or --from FILE...")
-    paths = map(Path, arguments.documents or [arguments.keywords])
-    texts = [decode(read_bytes(path)[0], path)[0].strip() for path in paths]
-    if arguments.keywords:
-        return [("키워드", line.strip()) for line in texts[0].splitlines() if line.strip()]
-    return [("문서", text[:LONGEST_SOURCE]) for text in texts]
-
-
-def command_line() -> Parser:
-    """Return the options."""
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    add("do", choices=["pairs", "join", "generate", "accept"])
-    add("source", metavar="IN", help="wallpaper-QA rows; for accept the reviewed file")
-    add("target", metavar="OUT", help="the file to write")
-    add("--count", type=positive, default=500, help="join: number of rows (default: 500)")
-    add("--seed", type=int, default=42, help="join: seed of the random pairs (default: 42)")
-    add("--keywords", metavar="FILE", help="generate: a keyword a line")
-    add("--from", dest="documents", nargs="+", metavar="FILE", help="generate: text files")
-    add("--run", metavar="RUN", help="generate: with a run's model")
-    add("--recipe", metavar="NAME", help="generate: with a recipe's base model")
-    add("--url", metavar="URL", help="generate: with an endpoint, as http://host/v1")
-    add("--model", metavar="NAME", help="generate: the model's name at --url")
-    add("--output_dir", metavar="DIR", default="outputs", help="of runs (default: outputs)")
-    add("--trust_remote_code", metavar="VALUE", help="generate: true to run a repository's code")
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,18 +1,13 @@
 """Compare runs on the same questions: python -m tools.compare RUN...
 
 RUN is a run, a folder of answers or a prediction file. Printed are scores with intervals, the
-difference of every pair with a paired bootstrap over articles, and the recipe fields that differ;
-a bar chart is drawn. A difference whose interval contains 0 is not shown by these questions.
+difference of every pair with a paired bootstrap over articles, and the recipe fields that differ.
+A difference whose interval contains 0 is not shown by these questions.
 """
-
-import sys
-from pathlib import Path
-
-# So that `python tools/NAME.py` works like `python -m tools.NAME`.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import metrics
@@ -31,11 +26,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the command line; return the content of compare.json."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    gold = "answers to the same questions, with gold answers"
-    add("runs", nargs="+", metavar="RUN|FILE", help=gold)
+    add("runs", nargs="+", metavar="RUN|FILE", help="answers to the same questions, with gold")
     add("--split", choices=["validation"], help="compare the validation answers of runs")
-    where = "where runs are and the result goes (default: outputs)"
-    add("--output_dir", metavar="DIR", default="outputs", help=where)
+    add("--output_dir", metavar="DIR", default="outputs", help="of runs and the result")
     arguments = parse(parser, argv)
     return compare(arguments.runs, arguments.output_dir, arguments.split)
 
@@ -45,7 +38,7 @@ def compare(
 ) -> dict[str, Any]:
     """Print and return scores, paired differences and differing recipe fields of runs.
 
-    The result is also written to compare.json, with a chart, in a new folder of `output_dir`.
+    The result is also written to compare.json in a new folder of `output_dir`.
     """
     check_writable(Path(output_dir), "Name another --output_dir.")
     members = load_members(names, output_dir, split)
@@ -53,11 +46,13 @@ def compare(
     if lacking := [r["id"] for r in first if not r.get("gold") or not r.get("article")]:
         raise InputError(
             f"no file has the gold answer and article of {len(lacking)} questions, first "
-            f"{lacking[0]}. Name runs that were answered with gold answers (an answer column, or "
-            "<name>_answers.csv next to the test file)."
+            f"{lacking[0]}. Name runs that were answered with gold answers."
         )
     golds, articles = [r["gold"] for r in first], [r["article"] for r in first]
-    short = short_names(list(members))
+    runs = [(run_of(path), path) for path in members]
+    short = [run.path.name if run else path.parent.name for run, path in runs]
+    if len(set(short)) < len(short):
+        short = [*map(str, members)]
     f1: dict[str, list[float]] = {}
     scores: dict[str, dict] = {}
     for name, records in zip(short, members.values(), strict=True):
@@ -69,27 +64,32 @@ def compare(
         {"of": other, "to": one} | metrics.compare(f1[other], f1[one], articles)
         for one, other in combinations(short, 2)
     ]
-    recipes = dict(zip(short, map(answering_recipe, members), strict=True))
-    fields = different_fields(recipes)
+    recipes = {}
+    for name, path in zip(short, members, strict=True):
+        if recipe := recipe_of(path):  # files outside of runs have none
+            saved = path.with_name("scores.json")
+            is_base = saved.is_file() and read_json(saved).get("run", "") is None
+            recipes[name] = recipe | {"adapter": "none (zero-shot)" if is_base else "trained"}
+    fields: dict[str, dict] = {}
+    for field in dict.fromkeys(field for recipe in recipes.values() for field in recipe):
+        values = {name: recipe.get(field) for name, recipe in recipes.items()}
+        # By repr: values may be lists, which have no hash.
+        if field not in SILENT and len(set(map(repr, values.values()))) > 1:
+            fields[field] = values
     # A file without a recipe does not say its task; character F1 is then the score.
     task = get_task(next((r["task"] for r in recipes.values() if "task" in r), Recipe().task))
 
     score_name = label(task.headline[0])
     number = {name: f"[{place}]" for place, name in enumerate(short, 1)}
-    first_score = scores[short[0]]
-    print(
-        f"{first_score['questions']} {task.nouns[0]}, {first_score['articles']} {task.nouns[1]}, "
-        f"{first_score['metric']}"
-    )
+    asked, on = task.nouns
+    print(f"{len(first)} {asked}, {len(set(articles))} {on}, {metrics.METRIC_VERSION}")
     for name, score in scores.items():
         low, high = score["char_f1_interval"]
-        # Where answers are letters, both scores are the accuracy.
-        exact = f"exact match {score['exact_match']:.4f}  " if "char_f1" in task.headline else ""
         print(
             f"  {number[name]} {score_name} {score['char_f1']:.4f} "
-            f"(95% {low:.4f} to {high:.4f})  {exact}{name}"
+            f"(95% {low:.4f} to {high:.4f})  exact match {score['exact_match']:.4f}  {name}"
         )
-    print(f"differences in {score_name}, paired over {task.nouns[1]}:")
+    print(f"differences in {score_name}, paired over {on}:")
     for row in differences:
         low, high = row["interval"]
         verdict = "not shown" if low <= 0 <= high else "higher" if low > 0 else "lower"
@@ -106,45 +106,8 @@ def compare(
     result = {"files": files, "scores": scores, "differences": differences, "recipes": fields}
     folder = new_folder(output_dir, "compare")
     write_json(folder / "compare.json", result)
-    from dandap.runs.html import bars, draw  # matplotlib takes a second to load
-
-    def chart(axes) -> None:
-        each = list(scores.values())
-        labels = [f"{number[name]} {name}" for name in short]
-        means, intervals = ([s[key] for s in each] for key in ("char_f1", "char_f1_interval"))
-        bars(axes, labels, means, intervals, [score["questions"] for score in each])
-
-    title = f"{score_name}, 95% interval over {task.nouns[1]}"
-    draw(folder / "compare.png", title, chart, 1.2 + 0.6 * len(short))
-    print(f"chart: {folder / 'compare.png'}")
+    print(f"saved: {folder / 'compare.json'}")
     return result
-
-
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest distinct names of files of answers: run, run/folder, or path."""
-    runs = [(run_of(path), path) for path in paths]
-    short = [run.path.name if run else path.parent.name for run, path in runs]
-    long = [f"{run.path.name}/{path.parent.name}" if run else str(path) for run, path in runs]
-    return next(
-        (names for names in (short, long) if len(set(names)) == len(names)), [*map(str, paths)]
-    )
-
-
-def answering_recipe(path: Path) -> dict[str, Any]:
-    """Return the recipe that answered and whether an adapter did; {} for a file outside of runs."""
-    scores = path.with_name("scores.json")
-    is_base = scores.is_file() and read_json(scores).get("run", "") is None
-    recipe = recipe_of(path)
-    return recipe and recipe | {"adapter": "none (zero-shot)" if is_base else "trained"}
-
-
-def different_fields(recipes: dict[str, dict]) -> dict[str, dict]:
-    """Return the fields that differ between the known recipes, each as {run: value}."""
-    known = {name: recipe for name, recipe in recipes.items() if recipe}
-    fields = dict.fromkeys(field for recipe in known.values() for field in recipe)
-    values = {f: {n: r.get(f) for n, r in known.items()} for f in fields if f not in SILENT}
-    # By repr: values may be lists, which have no hash.
-    return {f: by_run for f, by_run in values.items() if len(set(map(repr, by_run.values()))) > 1}
 
 
 if __name__ == "__main__":

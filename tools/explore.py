@@ -8,52 +8,47 @@ dialogues and wallpaper QA are recognized by their fields. --refined cleans dial
 """
 
 import base64
-import math
-import re
 from collections import Counter
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
 from dandap.cli import Parser, parse, run_script
 from dandap.data.checks import FINDINGS, check_data
-from dandap.data.korean import character_pairs, likeness, split_sentences
+from dandap.data.korean import split_sentences
 from dandap.data.rows import Row, by_article
 from dandap.data.text import find_files
 from dandap.errors import InputError
-from dandap.files import new_folder, write_table
+from dandap.files import new_folder
 from dandap.language import t
 from dandap.recipe import make_recipe
 from tasks import TASKS
-from tasks.submission import inert
 from tasks.task import Description, Task, read_test
 from tools.refine import refine
 
-PAGE = """{% for name, rows in tables.items() if rows %}
+PAGE = """{% for name, rows in tables.items() %}
 <h2>{{ name }}</h2>
 <div class="scroll"><table>
 {% for row in rows %}
 <tr>
 {% for value in row %}
-<td class="{{ "n" if value is number or value.endswith("%") }}">{{ cell(value) }}</td>
+<td class="{{ "n" if value is number }}">
+{{ "{:,}".format(value) if value is integer else value }}</td>
 {% endfor %}
 </tr>
 {% endfor %}
 </table></div>
 {% endfor %}
-{% for picture in pictures %}
-{{ picture }}
-{% endfor %}
+{{ pictures | join }}
 """
 DEMO_TOKENIZER = "data/demo_model"
-LIMITS = (512, 1024, 2048)  # tokens; values of max_length
-MOST_COMPARED = 1000  # questions; each is compared with each
 MOST_TEXTS = 2000  # of the word cloud: Kiwi needs 5 ms for an article
-PIECE = 2000  # characters that Kiwi reads at a time; a whole file at once takes gigabytes
+PIECE = 2000  # characters of each that Kiwi reads
 Cells = list[tuple[Any, ...]]  # a table's rows
 
 
@@ -84,9 +79,7 @@ def explore(
     tables: dict[str, Cells] = {"Sample": []} | found.tables
     for row in found.rows[:3]:
         texts = (row.id, task.kind(row), row.context, row.question, *row.answers[:1])
-        lines = [" ".join(text.split()) for text in texts if text]
-        shown = tuple(line if len(line) <= 100 else f"{line[:100]}…" for line in lines)
-        tables["Sample"].append(shown)
+        tables["Sample"].append(tuple(" ".join(text.split())[:100] for text in texts if text))
     tables["Size"] = size_table(found)
     if any(text for text, _ in found.shared):  # wallpaper questions have no article
         tables |= token_tables(task, found.shared, load_tokenizer(recipe))
@@ -95,75 +88,63 @@ def explore(
     if test:
         tables["The test file"] = size_table(describe_rows(task, test))
     tables = {
-        t(title): [tuple(map(t, row)) for row in cells]
-        for title, cells in (tables | found.more_tables).items()
+        t(name): [tuple(map(t, row)) for row in rows] for name, rows in tables.items() if rows
     }
 
     folder = new_folder(output_dir, f"explore-{path.stem}{'-refined' * refined}")
-    for name, records in found.lists.items():
-        safe = [{key: inert(value) for key, value in record.items()} for record in records]
-        write_table(folder / f"{name}.csv", safe)
-    pictures = [Markup("<h2>{}</h2>").format(t("Pictures"))]
-    pictures += [draw_chart(folder / f"{name}.png", *chart) for name, *chart in found.charts]
+    pictures = [draw_chart(folder / f"{name}.png", *chart) for name, *chart in found.charts]
     pictures.append(word_cloud(folder / "wordcloud.png", found.texts))
     title = f"{path.name}{' (refined)' * refined}: {task.name}"
-    report = write_page(folder, PAGE, title, tables=tables, pictures=pictures, cell=cell_text)
+    report = write_page(folder, PAGE, title, tables=tables, pictures=pictures)
     for title, cells in tables.items():
-        print(title, *("  " + "  ".join(map(cell_text, row)) for row in cells), sep="\n")
+        print(title, *("  " + "  ".join(map(str, row)) for row in cells), sep="\n")
     print(f"report: {report}")
     return tables
 
 
 def describe_rows(task: Task, rows: list[Row]) -> Description:
     """Describe questions with or without articles."""
-    records = []
-    for row in rows:
-        answer = row.answers[0] if row.answers else ""
-        record = {
-            "id": row.id,
+    records = pd.DataFrame(
+        {
             "kind": task.kind(row),
             "article_characters": len(row.context),
             "question_characters": len(row.question),
-            "answer_characters": len(answer),
-            "answer_words": len(answer.split()),
+            "answer_characters": sum(map(len, row.answers[:1])),
+            "answer_words": len(" ".join(row.answers[:1]).split()),
             "is_span": any(text in row.context for text in row.answers),
         }
-        records.append(record)
+        for row in rows
+    )
     asked, on = task.nouns
     groups = by_article(row.article for row in rows)
-    tables: dict[str, Cells] = {}
-    size: Cells = [(asked, len(rows)), (on, len(groups))]
-    answered = [record for record in records if record["answer_words"]]
-    if not any(row.context for row in rows):
-        tables = wallpaper_tables(rows, records)
-        size += tables.pop("Size")
-    elif answered:
-        spans = fmean(record["is_span"] for record in answered)
-        words = fmean(record["answer_words"] == 1 for record in answered)
-        tables["Answers"] = [("share that stand in their article as written", f"{spans:.1%}")]
-        tables["Answers"].append(("share of one word", f"{words:.1%}"))
+    tables: dict[str, Cells] = {"Size": [(asked, len(rows)), (on, len(groups))]}
+    answered = records[records["answer_words"] > 0]
+    if not records["article_characters"].any():
+        texts = {text for row in rows for text in (row.question, *row.answers)}
+        tables["Size"].append(("sentences", sum(len(split_sentences(text)) for text in texts)))
+    elif len(answered):
+        tables["Answers"] = [
+            ("share that stand in their article as written", f"{answered['is_span'].mean():.1%}"),
+            ("share of one word", f"{(answered['answer_words'] == 1).mean():.1%}"),
+        ]
     title = t("{asked} per {on}", asked=t(asked), on=t(on.removesuffix("s")))
     counts = dict(sorted(Counter(map(len, groups)).items()))
-    kinds = dict(Counter(record["kind"] for record in records).most_common())
     charts = [("questions_per_article", title, counts, asked)]
-    charts += [("kinds", "what is asked", kinds, "questions")]
+    charts += [("kinds", "what is asked", records["kind"].value_counts().to_dict(), "questions")]
     sizes: dict[str, list[int]] = {}
-    for name, text in (
-        ("article", "characters of an {name}"),
-        ("question", "characters of a {name}"),
-        ("answer", "characters of an {name}"),
+    for name, title in (
+        ("article", "characters of articles"),
+        ("question", "characters of questions"),
+        ("answer", "characters of answers"),
     ):
-        if values := [n for record in records if (n := record[f"{name}_characters"])]:
-            title = t(text, name=t(name))
+        if values := [length for length in records[f"{name}_characters"].tolist() if length]:
             sizes[title] = values
             charts.append((f"{name}_length", title, values, "characters"))
     return Description(
         rows,
-        tables={"Size": size},
-        more_tables=tables,
+        tables=tables,
         sizes=sizes,
         charts=charts,
-        lists={"rows": records},
         shared=[(rows[group[0]].context, [rows[i].question for i in group]) for group in groups],
         texts=[*{row.context for row in rows}, *(row.question for row in rows)],
     )
@@ -181,12 +162,9 @@ def size_table(found: Description) -> Cells:
 
 def token_tables(task: Task, shared: list[tuple[str, list[str]]], tokenizer) -> dict[str, Cells]:
     """Return what decides max_length, and what reading once saves."""
-
-    def length(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False).input_ids)
-
-    articles = [length(text) for text, _ in shared]
-    own = [list(map(length, texts)) for _, texts in shared]
+    encode = partial(tokenizer, add_special_tokens=False)
+    articles = [len(encode(text).input_ids) for text, _ in shared]
+    own = [[len(encode(text).input_ids) for text in texts] for _, texts in shared]
     prompts = np.array([a + n for a, each in zip(articles, own, strict=True) for n in each])
     every, once = int(prompts.sum()), sum(articles) + sum(map(sum, own))
     one, on = (t(noun.removesuffix("s")) for noun in task.nouns)
@@ -194,7 +172,7 @@ def token_tables(task: Task, shared: list[tuple[str, list[str]]], tokenizer) -> 
     return {
         t("Tokens of {on} and {asked}", on=on, asked=one): [
             (t("share above {limit}", limit=f"{limit:,}"), f"{(prompts > limit).mean():.1%}")
-            for limit in LIMITS
+            for limit in (512, 1024, 2048)
         ],
         "Reading once": [
             (t("{asked} per {on}", **names), round(len(prompts) / len(shared), 2)),
@@ -205,114 +183,56 @@ def token_tables(task: Task, shared: list[tuple[str, list[str]]], tokenizer) -> 
     }
 
 
-def wallpaper_tables(rows: list[Row], records: list[dict]) -> dict[str, Cells]:
-    """Return what the published explorations of wallpaper QA report."""
-    texts = {text for row in rows for text in (row.question, *row.answers)}
-    names = ("question_characters", "answer_characters", "answer_words")
-    lengths = {name: [record[name] for record in records] for name in names}
-    lengths = {name: each for name, each in lengths.items() if len(set(each)) > 1}
-    correlations = np.atleast_2d(np.corrcoef([*lengths.values()])).round(2) if lengths else []
-    questions = [*dict.fromkeys(row.question for row in rows)]
-    pairs = [character_pairs(question) for question in questions[:MOST_COMPARED]]
-    nearest = [max((likeness(a, b) for b in pairs if b is not a), default=0.0) for a in pairs]
-    numbers = np.quantile(nearest, [0.5, 0.95, 1]).tolist()
-    return {
-        "Size": [
-            ("bytes (UTF-8)", sum(len(text.encode()) for text in texts)),
-            ("syllables (Hangul)", sum(len(re.findall("[가-힣]", text)) for text in texts)),
-            ("sentences", sum(len(split_sentences(text)) for text in texts)),
-        ],
-        "correlations of lengths": [
-            ("", *lengths),
-            *((name, *row.tolist()) for name, row in zip(lengths, correlations, strict=True)),
-        ],
-        "Likeness of a question to the most similar other (shared character pairs)": [
-            ("mean, median, 95%, largest", *(round(n, 2) for n in (fmean(nearest), *numbers)))
-        ],
-    }
-
-
-def cell_text(value: Any) -> str:
-    """Return a cell for people."""
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def draw_chart(path: Path, title: str, values: dict[Any, int] | list[int], label: str) -> Markup:
     """Draw a bar per name with its count, or a histogram with a dotted line at the median."""
     from dandap.runs.html import BLUE, INK, draw
 
-    def histogram(axes):
-        from matplotlib.ticker import MaxNLocator
+    def fill(axes):
+        if isinstance(values, list):
+            # At most a bin per length, as wider ones would now and then add up two.
+            axes.hist(values, bins=min(40, max(values) - min(values) + 1), color=BLUE)
+            axes.axvline(median(values), color=INK, linewidth=1, linestyle=":")
+            middle = f"{median(values):g}"
+            axes.set_xlabel(t("{label} (dotted: median {median})", label=t(label), median=middle))
+        else:
+            names = [str(name).replace("$", r"\$") for name in values]  # $ would start a formula
+            axes.bar_label(axes.barh(names, list(values.values()), color=BLUE), padding=3)
+            axes.invert_yaxis()
+            axes.margins(x=0.15)  # room for the numbers
+            axes.set_xlabel(t(label))
 
-        low, high, middle = min(values), max(values), median(values)
-        # A bin per length: bins of 1.1 lengths would now and then add up two of them.
-        each = [edge - 0.5 for edge in range(low, high + 2)]
-        axes.hist(values, bins=each if high - low < 40 else 40, color=BLUE)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.axvline(middle, color=INK, linewidth=1, linestyle=":")
-        axes.set_xlabel(
-            t("{label} (dotted: median {median})", label=t(label), median=f"{middle:g}")
-        )
-
-    def bars(axes):
-        names = [str(name).replace("$", r"\$") for name in values]  # $ would start a formula
-        axes.bar_label(axes.barh(names, list(values.values()), color=BLUE), padding=3)
-        axes.invert_yaxis()
-        axes.margins(x=0.15)  # room for the numbers
-        axes.set_xlabel(t(label))
-
-    if isinstance(values, list):
-        return Markup(draw(path, t(title), histogram))
-    return Markup(draw(path, t(title), bars, 1.1 + 0.35 * len(values)))
+    height = 3.2 if isinstance(values, list) else 1.1 + 0.35 * len(values)
+    return Markup(draw(path, t(title), fill, height))
 
 
 def word_cloud(path: Path, texts: list[str]) -> Markup:
     """Draw the nouns of the texts, which kiwipiepy finds; return an element with a title."""
-    if not find_spec("kiwipiepy"):
+    try:
+        from kiwipiepy import Kiwi
+        from wordcloud import WordCloud
+    except ImportError:
         print("no word cloud: pip install -r requirements-extra.txt")
         return Markup()
-    from kiwipiepy import Kiwi
-    from wordcloud import WordCloud
+    from dandap.runs.html import BLUE, font_file
 
-    from dandap.runs.html import font_file
-
-    read = texts[:: math.ceil(len(texts) / MOST_TEXTS) or 1]
-    pieces = [text[start : start + PIECE] for text in read for start in range(0, len(text), PIECE)]
-    # Kiwi reads some pieces ahead, in its own threads. NNG, NNP, SL: nouns, names, Latin letters.
-    tokens = (token for found in Kiwi().tokenize(pieces) for token in found)
     nouns = (token.form for token in tokens if token.tag in ("NNG", "NNP", "SL"))
     words = Counter(word for word in nouns if len(word) > 1).most_common(150)
-    # Colors with a contrast of at least 3 on white and on near-black.
-    colors = ["#2f7fc1", "#c9621c", "#4a8f3c", "#a05fb8", "#7d838d"]
     cloud = WordCloud(
         font_file(),
         width=1000,
         height=600,
         mode="RGBA",
         background_color=None,
-        max_font_size=110,
         random_state=0,
-        color_func=lambda word, random_state, **of_word: random_state.choice(colors),
+        color_func=lambda *_, **__: BLUE,
     )
     # WordCloud rejects an empty dict, which a file without words would give.
     cloud.generate_from_frequencies(dict(words) or {"-": 1}).to_file(str(path))
-    title = t("words")
-    if len(read) < len(texts):
-        title = t("words of {some} of {all} texts", some=f"{len(read):,}", all=f"{len(texts):,}")
-    data = base64.b64encode(path.read_bytes()).decode()
-    element = '<h3>{}</h3><img class="plot" alt="" src="data:image/png;base64,{}">'
-    return Markup(element).format(title, data)
+    return Markup("<h3>{}</h3>").format(t("words")) + Markup(image(path))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Cells]:
     """Run the command line; return the report's tables."""
-    options = vars(parse(command_line(), argv))
-    names = ("test_file", "columns", "tokenizer", "refined", "output_dir")
-    return explore(Path(options["file"]), **{name: options[name] for name in names})
-
-
-def command_line() -> Parser:
-    """Return the options."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("file", metavar="FILE", help="questions, with or without answers")
@@ -322,7 +242,9 @@ def command_line() -> Parser:
     add("--tokenizer", metavar="NAME", default=DEMO_TOKENIZER, help=help_text)
     add("--refined", action="store_true", help="clean dialogues first")
     add("--output_dir", metavar="DIR", default="outputs", help="parent of the folder")
-    return parser
+    options = vars(parse(parser, argv))
+    del options["lang"]
+    return explore(Path(options.pop("file")), **options)
 
 
 if __name__ == "__main__":

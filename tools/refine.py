@@ -18,11 +18,7 @@ STEPS = {
     "spell_yes": (r"(?<!\S)ㅇ{2,}(?!\S)", "응", "replace words of two or more ㅇ with 응"),
     "shorten_marks": (r"(\.{3})\.+|(\?{2})\?+", r"\1\2", "keep three dots, two question marks"),
     "delete_signs": (r"[~!><@_/\-ᆢ:;()^]", "", "delete ~ ! > < @ _ / - ᆢ : ; ( ) ^"),
-    "delete_greetings": (
-        r"(?<!\S)(안녕|반갑습)\S*",
-        "",
-        "delete words that begin with 안녕 or 반갑습",
-    ),
+    "delete_greetings": (r"(?<!\S)(안녕|반갑습)\S*", "", "delete words like 안녕 and 반갑습니다"),
     "name_speakers": (r"name([12])(?!\d)", r"화자\1", "replace name1 with 화자1, name2 with 화자2"),
     "delete_jamo": (r"[ㄱ-ㅎㅏ-ㅣ]{2,}", "", "delete runs of two or more bare jamo (ㅋㅋ, ㅠㅡㅠ)"),
     "empty_symbols": (r"\A[^가-힣A-Za-z0-9]*\Z", "", "empty utterances without letters and digits"),
@@ -73,7 +69,11 @@ def refine(item: Item, counts: Counter[str]) -> Item:
 
 def main(argv: list[str] | None = None) -> Counter[str]:
     """Run the command line; return the number of utterances that each step changed."""
-    arguments = parse(command_line(), argv)
+    parser = Parser(__doc__)
+    parser.add_argument("source", metavar="IN", help="NIKL dialogue JSON")
+    parser.add_argument("target", metavar="OUT", help="the cleaned file; must not exist")
+    parser.add_argument("--report", action="store_true", help="print what each step changed")
+    arguments = parse(parser, argv)
     source, target = Path(arguments.source), Path(arguments.target)
     refuse_output(target, False, "OUT")
     counts = Counter[str]()
@@ -81,21 +81,11 @@ def main(argv: list[str] | None = None) -> Counter[str]:
     write_bytes(target, to_json(cleaned, source))
     print(f"{target}: {len(cleaned):,} items")
     if arguments.report:
-        steps = {step: what for step, (_, _, what) in STEPS.items()}
-        steps["merge_turns"] = "merge consecutive utterances of a speaker"
-        for number, (step, what) in enumerate(steps.items(), 1):
+        for number, (step, (*_, what)) in enumerate(STEPS.items(), 1):
             print(f"  {number} {step:<16} {counts[step]:>6} utterances   {what}")
+        print(f"  9 merge_turns      {counts['merge_turns']:>6} utterances   of one speaker")
         print(f"  dropped because they became empty: {counts['dropped']}")
     return counts
-
-
-def command_line() -> Parser:
-    """Return the parser of the options."""
-    parser = Parser(__doc__)
-    parser.add_argument("source", metavar="IN", help="NIKL dialogue JSON")
-    parser.add_argument("target", metavar="OUT", help="the cleaned file; must not exist")
-    parser.add_argument("--report", action="store_true", help="print what each step changed")
-    return parser
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from tasks import get_task
 CODE = ("dandap/**/*.*", "tasks/*.*", "prompts.py", "metrics.py", "LICENSE")
 # Packages of requirements.txt that answering does not need.
 NOT_NEEDED = ("trl", "wordcloud")
-# Folders of hub repositories with the same weights in other formats.
-OTHER_FORMATS = {"original", "onnx", "openvino"}
+# Folders of hub repositories with the same weights in other formats, and of downloads.
+OTHER_FORMATS = {"original", "onnx", "openvino", ".cache", ".git"}
 
 SCRIPT = '''"""Answer the test file with the run in model/run, without network."""
 
@@ -84,12 +84,11 @@ def submit(
             options={"trust_remote_code": True} if recipe.trust_remote_code else {},
         )
         write_text(folder / "script.py", script)
-        needed, extra = (
-            (ROOT / name).read_text(encoding="utf-8").splitlines(True)
-            for name in ("requirements.txt", "requirements-extra.txt")
-        )
-        lines = [line for line in needed if not line.startswith(NOT_NEEDED)]
-        lines += [line for line in extra if task.models and line.startswith("sentence-")]
+        lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines(True)
+        lines = [line for line in lines if not line.startswith(NOT_NEEDED)]
+        if task.models:
+            extra = (ROOT / "requirements-extra.txt").read_text(encoding="utf-8").splitlines(True)
+            lines += [line for line in extra if line.startswith("sentence-")]
         write_text(folder / "requirements.txt", "".join(lines))
         packed = RunFolder(folder / "model" / "run")
         packed.path.mkdir(parents=True)
@@ -134,12 +133,10 @@ def check_time(run: RunFolder, recipe: Recipe, minutes: int | None, questions: i
             raise InputError(f"{message}. Run inference.py first, on a GPU like the organizer's.")
         return print(message)
     count, loading, answering, device = max(timed)
-    questions = questions or count
-    needed = (loading + answering / count * questions) / 60
-    estimate = (
-        f"{questions:,} questions take about {needed:.1f} minutes: {loading:.1f} s to load and "
-        f"{answering / count:.3f} s a question, as measured on {device}"
-    )
+    questions, each = questions or count, answering / count
+    needed = (loading + each * questions) / 60
+    estimate = f"{questions:,} questions take about {needed:.1f} minutes on {device}: "
+    estimate += f"{loading:.1f} s to load and {each:.3f} s a question"
     if minutes and needed > minutes:
         raise InputError(f"{estimate}. --minutes allows {minutes}: choose a smaller base.")
     print(estimate)
@@ -155,12 +152,8 @@ def model_files(name: str, revision: str | None, place: str) -> dict[Path, Path]
     if not folder.is_dir():
         with loading(name, "model"):
             folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-    found = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix in KINDS]
-    found = [
-        name
-        for name in found
-        if OTHER_FORMATS.isdisjoint(name.parts) and not any(p.startswith(".") for p in name.parts)
-    ]
+    found = [path.relative_to(folder) for path in folder.rglob("[!.]*") if path.suffix in KINDS]
+    found = [name for name in found if OTHER_FORMATS.isdisjoint(name.parts)]
     weights = {str(name) for name in found if name.suffix == KINDS[1] and len(name.parts) == 1}
     index = folder / "model.safetensors.index.json"
     listed = set(read_json(index)["weight_map"].values()) if index.is_file() else weights
@@ -173,14 +166,6 @@ def model_files(name: str, revision: str | None, place: str) -> dict[Path, Path]
 
 def main(argv: list[str] | None = None) -> Path:
     """Run the command line; return the path of submit.zip."""
-    arguments = parse(command_line(), argv)
-    options = {name: v for name, v in chosen_options(arguments).items() if name in ANSWERING}
-    names = ("run", "output_dir", "minutes", "questions", "test_file", "output")
-    return submit(options=options, **{name: getattr(arguments, name) for name in names})
-
-
-def command_line() -> Parser:
-    """Return the options."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("run", metavar="RUN", help="the run whose adapter answers")
@@ -190,7 +175,10 @@ def command_line() -> Parser:
     add("--output", metavar="FILE", help="default: output/submission.csv, .json for dialogues")
     add("--output_dir", metavar="DIR", default="outputs", help="of runs (default: outputs)")
     add_options(parser, "generation (over the run's recipe)", ANSWERING)
-    return parser
+    arguments = parse(parser, argv)
+    options = {name: v for name, v in chosen_options(arguments).items() if name in ANSWERING}
+    names = ("run", "output_dir", "minutes", "questions", "test_file", "output")
+    return submit(options=options, **{name: getattr(arguments, name) for name in names})
 
 
 if __name__ == "__main__":
