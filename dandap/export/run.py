@@ -78,9 +78,7 @@ def export(
         return folder
     check_whole(trained.adapter)
     if to == "merged":
-        check_space(
-            recipe, folder, "the merged model", "or export the adapter alone (--to adapter)"
-        )
+        check_space(recipe, folder, "the merged model", "or export --to adapter")
     tokenizer = load_tokenizer(recipe, trained.adapter)
     encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
     if converter:
