@@ -54,36 +54,17 @@ def test_typed_rows_equal_those_of_a_file(task):
             assert getattr(back, name) == getattr(row, name), name
         assert task.kind(back) == task.kind(row)
         assert task.page.show_question(back) == task.page.show_question(row)
-        assert set(typed) == {box.name for box in task.page.boxes}
-        for text in (task.page.title, *(box.label for box in task.page.boxes)):
-            assert language.t(text) != text, "no Korean"
-
-
-def test_typed_texts_are_cleaned_as_a_files():
-    to_rows = TASKS["economic_qa"].page.to_rows
-    typed = {"article": "\ufeff한빛\ud800", "questions": " \n매출은? \n\n \u200b본사는?\n"}
-    rows = [(row.context, row.question) for row in to_rows(typed)]
-    assert rows == [("한빛?", "매출은?"), ("한빛?", "본사는?")]
-    page = "<p>매출은 <b>12억</b> 원</p><script>x</script>"
-    assert to_rows({"article": page, "questions": "매출은?"})[0].context == "매출은 12억 원"
 
 
 def test_an_incomplete_dialogue_is_rejected():
     task = TASKS["dialogue_inference"]
     for change, message in (
         ({"dialogue": "그냥 한 말"}, "'그냥 한 말'"),
-        ({"dialogue": ""}, "conversation is empty"),
         ({"target": ""}, "no line"),
         ({"target": "99"}, "99"),
-        ({"category": "궁금증"}, "궁금증"),
     ):
         with pytest.raises(InputError, match=message):
             task.page.to_rows(task.page.to_text([task.sample]) | change)
-
-
-def test_wallpaper_questions_do_not_share_a_reading():
-    first, second = TASKS["wallpaper_qa"].page.to_rows({"questions": "곰팡이는?\n곰팡이는?"})
-    assert first.article != second.article
 
 
 # What is shown.
@@ -97,8 +78,6 @@ def answered(article, text, probability=0.9, ended="stopped", trimmed=0, questio
 
 def test_answers_are_marked_in_the_article():
     for texts, marked in (
-        (["다라"], '가나<mark class="by1">다라<sup>1</sup></mark>마'),
-        (["가나다라마"], '<mark class="by1">가나다라마<sup>1</sup></mark>'),
         (
             ["가나다", "다라"],
             '<mark class="by1">가나</mark><mark class="by1">다<sup>1</sup></mark>'
@@ -115,14 +94,9 @@ def test_two_models_are_marked_in_their_own_colors():
     first = answered("가나다", "나", 0.997, trimmed=7)
     html = render(PageForm(), {"a": [first], "b": [answered("가나다", "나다", 0.2, "cut")]})
     assert '가<mark class="by1 by2">나<sup>1</sup></mark><mark class="by2">다<sup>1</sup>' in html
-    assert "very sure · 99%" in html
-    assert "little more than a guess · 20%" in html
+    assert "99%" in html
     assert "7 characters were left out" in html
     assert html.count("The answer was too long and was cut.") == 1
-    other = render(PageForm(), {"a": [answered("가나다", "라", each) for each in (0.951, 0.501)]})
-    assert "very sure · 95%" in other
-    assert "unsure · 50%" in other
-    assert other.count("This answer is not in the text word for word.") == 2
 
 
 def test_texts_are_escaped():
@@ -172,9 +146,9 @@ def test_the_page_answers_as_inference_does(service, outputs):
     assert len(asked) > 2
     for typed, records in asked:
         answers = [record for _, record in service.answer("first", typed)]
-        for name in ("question", "prediction", "token_ids", "span", "ended", "article"):
-            assert [each[name] for each in answers] == [each[name] for each in records], name
         for ours, theirs in zip(answers, records, strict=True):
+            for name in ("question", "prediction", "token_ids", "span", "ended", "article"):
+                assert ours[name] == theirs[name], name
             assert ours["log_probability"] == pytest.approx(theirs["log_probability"], abs=2e-3)
 
 
@@ -197,7 +171,6 @@ def test_hostile_texts_become_no_control_tokens(service):
     html = service.show("first", BASE, typed)
     assert "&lt;script&gt;" in html
     assert "<script" not in html
-    assert "학습 전 모델" in html
 
 
 def test_what_is_typed_has_bounds(service):
@@ -214,27 +187,20 @@ class FakeService(AnswerService):
 
     def __init__(self, room=2, **tasks):
         self.tasks, self.room = tasks, room
-        self.models, self.lock, self.loaded = {}, Lock(), []
+        self.models, self.lock = {}, Lock()
 
     def load(self, run, adapted):
         if len(self.models) >= self.room:
             raise InputError("needs 20 GB; 3 GB are free")
-        self.loaded.append(run)
         return run
 
 
-def test_two_models_are_open_and_a_third_replaces_the_least_recent():
-    service = FakeService()
-    for run in "abac":
-        service.open(run)
-    assert service.loaded == ["a", "b", "c"]
-    assert list(service.models) == [("a", True), ("c", True)]
-
-
-def test_a_model_that_finds_no_memory_replaces_the_others():
-    service = FakeService(room=1)
-    assert [service.open(run) for run in "ab"] == ["a", "b"]
-    assert list(service.models) == [("b", True)]
+def test_two_models_are_open_or_as_many_as_memory_holds():
+    for room, opened in ((2, ["a", "c"]), (1, ["c"])):
+        service = FakeService(room)
+        for run in "abac":
+            service.open(run)
+        assert list(service.models) == [(run, True) for run in opened]
     service = FakeService(room=0, a=TASKS["economic_qa"])
     assert "needs 20 GB" in service.show("a", "", {"article": "가", "questions": "?"})
 
@@ -243,12 +209,10 @@ def test_requests_are_checked():
     service = FakeService(talk=TASKS["dialogue_inference"], news=TASKS["economic_qa"])
     for article, questions, run, message in (
         (5, ["?"], "", "expected an article"),
-        ("가", "?", "", "expected an article"),
         ("가", [1], "", "expected an article"),
         ("가", ["?\n?"], "", "without line breaks"),
         ("가", ["?"], "nope", "got run 'nope'.*'news'"),
         ("가", ["?"], "talk", "got run 'talk'.*'news'"),
-        ("가", ["?"], ["news"], r"got run .*news.*'news'"),
         ("가", ["?"], {"a": 1}, r"got run .*'news'"),
     ):
         with pytest.raises(InputError, match=message):
@@ -258,8 +222,8 @@ def test_requests_are_checked():
 
 
 def test_the_command_line(monkeypatch):
-    for port in ("0", "99999", "-1", "a", "²", "9" * 5000):
-        with pytest.raises(InputError, match="from 1 to 65535"):
+    for port in ("0", "-1", "²", "9" * 5000):
+        with pytest.raises(InputError, match="--port"):
             parse(app.command_line(), [f"--port={port}"])
     monkeypatch.setattr(app, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install -r requirements-extra\.txt"):
@@ -314,13 +278,12 @@ def test_the_endpoint_answers_as_inference_does(served, outputs):
     answers = client.predict(typed["article"], questions, api_name="/answer")
     assert [each["answer"] for each in answers] == [each["prediction"] for each in records]
     assert [each["span"] for each in answers] == [each["span"] for each in records]
-    assert all(0 < each["probability"] <= 1 for each in answers)
     with pytest.raises(Exception, match="got run 'nope'"):
         client.predict(typed["article"], questions, "nope", api_name="/answer")
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/answer"}
 
 
-def test_twenty_calls_of_two_clients_at_once(served, service):
+def test_twenty_calls_of_two_clients_at_once(served):
     from gradio_client import Client
 
     clients = [Client(served.address, verbose=False) for _ in range(2)]
@@ -330,8 +293,6 @@ def test_twenty_calls_of_two_clients_at_once(served, service):
         jobs += [client.submit(article, ["매출은?"], api_name="/answer") for client in clients]
     said = [job.result(timeout=300)[0]["answer"] for job in jobs]
     assert said[::2] == said[1::2]
-    typed = {"article": ARTICLE, "questions": "매출은?"}
-    assert said[0] == service.answer("first", typed)[0][1]["prediction"]
 
 
 def test_nothing_else_is_served(served):
@@ -375,7 +336,6 @@ def test_a_shared_page_needs_its_password(gradio, service, monkeypatch):
         assert serve.open_page(page, port, "a password") == "https://x.gradio.live"
         local = f"http://127.0.0.1:{port}"
         assert get(local, "/config").status_code == 401
-        assert get(local, "/gradio_api/info").status_code == 401
         start = get(local, "/", headers={"Host": "x.gradio.live"})
         assert '"auth_required":true' in start.text.replace(" ", "")
         assert "amazonaws" not in start.text
@@ -395,61 +355,46 @@ def test_a_port_that_is_taken(gradio, service):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(InputError, match=f"on port {port}"):
-            open_page(build_page(service), port)
+        for bad in (port, 99999):
+            with pytest.raises(InputError, match=f"on port {bad}"):
+                open_page(build_page(service), bad)
 
 
 # In a browser.
 
 
-class Server:
-    """Runs app.py as a person starts it."""
-
-    def __init__(self, outputs):
-        self.port = free_port()
-        self.address = f"http://127.0.0.1:{self.port}/"
-        self.command = [sys.executable, "app.py", "--output_dir", str(outputs), "--lang", "ko"]
-
-    def start(self):
-        command = [*self.command, "--port", str(self.port)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        self.process = subprocess.Popen(command, **pipes, encoding="utf-8")
-        assert any(line.startswith("page: ") for line in self.process.stdout), "the server ended"
-        # Read on, or the pipe fills and the server stops.
-        Thread(target=self.process.stdout.read, daemon=True).start()
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
-def server(gradio, outputs):
-    running = Server(outputs)
+def address(gradio, outputs):
+    """Run app.py as a person starts it; return the page's address."""
+    port = free_port()
+    command = [sys.executable, "app.py", "--output_dir", outputs, "--lang", "ko", "--port", port]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
+    process = subprocess.Popen([*map(str, command)], **pipes)
     try:
-        running.start()
-        yield running
+        assert any(line.startswith("page: ") for line in process.stdout), "the server ended"
+        # Read on, or the pipe fills and the server stops.
+        Thread(target=process.stdout.read, daemon=True).start()
+        yield f"http://127.0.0.1:{port}/"
     finally:
-        running.kill()
+        process.kill()
+        process.wait()
 
 
 class Page:
     """A tab of the browser, used as a person does."""
 
-    def __init__(self, browser, server, **options):
-        self.tab, self.requests = browser.new_context(**options).new_page(), []
+    def __init__(self, browser, address):
+        self.tab, self.requests = browser.new_page(), []
         self.tab.on("request", lambda request: self.requests.append(request.url))
-        self.tab.goto(server.address)
-        self.tab.wait_for_selector("button:has-text('묻기')")
+        self.tab.goto(address)
+        self.button = self.tab.locator("button:has-text('묻기')")
+        self.button.wait_for()
 
     def ask(self, article, questions):
         boxes = self.tab.locator("textarea >> visible=true")
         boxes.nth(0).fill(article)
         boxes.nth(1).fill("\n".join(questions))
-        self.click()
-
-    def click(self):
-        self.tab.locator("button:has-text('묻기')").click()
+        self.button.click()
 
     def choose(self, label, number):
         self.tab.get_by_label(label).locator("visible=true").click()
@@ -464,42 +409,39 @@ class Page:
         return [each.inner_text() for each in self.tab.locator(what).all()]
 
 
-QUESTIONS = ["올해 매출은?", "매출을 기록한 회사는?", "누구인가?"]
-
-
 @pytest.mark.slow
-def test_three_questions_then_another_run_next_to_it(browser, server, service):
-    page = Page(browser, server)
-    page.ask(ARTICLE, QUESTIONS)
+def test_three_questions_then_another_run_next_to_it(browser, address, service):
+    page = Page(browser, address)
+    questions = ["올해 매출은?", "매출을 기록한 회사는?", "누구인가?"]
+    page.ask(ARTICLE, questions)
     page.wait(".card >> nth=2")
-    typed = {"article": ARTICLE, "questions": "\n".join(QUESTIONS)}
+    typed = {"article": ARTICLE, "questions": "\n".join(questions)}
     records = [record for _, record in service.answer("first", typed)]
     said = [record["prediction"] or "(빈 답)" for record in records]
     assert page.texts(".said strong") == said
-    assert page.texts(".article .text mark") or not any(record["span"] for record in records)
     page.choose("답하는 모델", 1)
     page.choose("나란히 볼 모델", 2)
-    page.click()
+    page.button.click()
     page.wait(".said.by2 >> nth=2")
     assert page.texts(".card >> nth=0 >> .who") == ["second", "first"]
     # The second run is a copy of the first.
     assert page.texts(".said.by1 strong") == page.texts(".said.by2 strong") == said
-    assert all(url.startswith(server.address) for url in page.requests)
+    assert all(url.startswith(address) for url in page.requests)
 
 
 @pytest.mark.slow
-def test_a_sample_fills_the_boxes(browser, server):
-    page = Page(browser, server)
+def test_a_sample_fills_the_boxes(browser, address):
+    page = Page(browser, address)
     page.choose("예시", 1)
     page.tab.wait_for_function("document.querySelectorAll('textarea')[1].value")
-    page.click()
+    page.button.click()
     page.wait(".card >> nth=1")
     assert page.texts(".article .text") == [page.tab.locator("textarea").nth(0).input_value()]
 
 
 @pytest.mark.slow
-def test_a_hostile_article_is_shown(browser, server):
-    page = Page(browser, server)
+def test_a_hostile_article_is_shown(browser, address):
+    page = Page(browser, address)
     page.tab.evaluate("() => { window.bad = () => { window.was_bad = true } }")
     page.ask(HOSTILE, [HOSTILE])
     page.wait(".card")
@@ -510,34 +452,3 @@ def test_a_hostile_article_is_shown(browser, server):
     )
     assert text == HOSTILE
     assert page.tab.locator(".sheet img, .sheet script").count() == 0
-
-
-@pytest.mark.slow
-def test_a_killed_server_is_found_again(browser, server):
-    page = Page(browser, server)
-    page.ask(ARTICLE, QUESTIONS[:1])
-    page.wait(".card")
-    server.kill()
-    page.click()
-    page.wait("text=Connection")
-    server.start()
-    # The page notices by itself, loads again and is empty.
-    page.wait(".nothing")
-    page.ask(ARTICLE, QUESTIONS[:2])
-    page.wait(".card >> nth=1")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_at_the_width_of_a_phone(browser, server, scheme):
-    page = Page(browser, server, viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    long = "https://example.com/" + "a" * 300
-    page.choose("나란히 볼 모델", 1)
-    page.ask(f"{ARTICLE} {long}", [*QUESTIONS, long])
-    page.wait(".said.by2 >> nth=3")
-    page.tab.wait_for_timeout(1000)
-    assert page.tab.evaluate("document.documentElement.scrollWidth") == 390
-    right = "Math.max(...[...document.querySelectorAll('.sheet *')].map(RIGHT))"
-    assert page.tab.evaluate(right.replace("RIGHT", "e => e.getBoundingClientRect().right")) <= 390
-    # The answers are below what was typed, and come into sight.
-    assert page.tab.evaluate("document.querySelector('.card').getBoundingClientRect().top") < 844
