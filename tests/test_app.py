@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 
 import app
-from dandap import language
 from dandap.answering.run import answer, base_source, find_source
 from dandap.cli import parse
 from dandap.data.encode import Example
@@ -31,18 +30,8 @@ HOSTILE = (
 )
 
 
-@pytest.fixture(autouse=True)
-def korean():
-    language.use("ko")
-    yield
-    language.use("en")
-
-
 def samples(task):
     return task.read([ROOT / task.page.sample_file], {}, False).rows
-
-
-# What is typed.
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -67,9 +56,6 @@ def test_an_incomplete_dialogue_is_rejected():
             task.page.to_rows(task.page.to_text([task.sample]) | change)
 
 
-# What is shown.
-
-
 def answered(article, text, probability=0.9, ended="stopped", trimmed=0, question="?"):
     example = Example(Row("1", article, question), [], [], trimmed, article)
     record = {"prediction": text, "log_probability": math.log(probability), "ended": ended}
@@ -77,20 +63,14 @@ def answered(article, text, probability=0.9, ended="stopped", trimmed=0, questio
 
 
 def test_answers_are_marked_in_the_article():
-    for texts, marked in (
-        (
-            ["가나다", "다라"],
-            '<mark class="by1">가나</mark><mark class="by1">다<sup>1</sup></mark>'
-            '<mark class="by1">라<sup>2</sup></mark>마',
-        ),
-        (["나", "나"], '가<mark class="by1">나<sup>1</sup><sup>2</sup></mark>다라마'),
-    ):
-        html = render(PageForm(), {"a": [answered("가나다라마", text) for text in texts]})
-        assert f'<p class="text">{marked}</p>' in html
+    html = render(PageForm(), {"a": [answered("가나다라마", text) for text in ("가나다", "다라")]})
+    assert (
+        '<p class="text"><mark class="by1">가나</mark><mark class="by1">다<sup>1</sup></mark>'
+        '<mark class="by1">라<sup>2</sup></mark>마</p>'
+    ) in html
 
 
 def test_two_models_are_marked_in_their_own_colors():
-    language.use("en")
     first = answered("가나다", "나", 0.997, trimmed=7)
     html = render(PageForm(), {"a": [first], "b": [answered("가나다", "나다", 0.2, "cut")]})
     assert '가<mark class="by1 by2">나<sup>1</sup></mark><mark class="by2">다<sup>1</sup>' in html
@@ -105,9 +85,6 @@ def test_texts_are_escaped():
     assert not any(tag in html for tag in ("<script", "<img", "<i>", "</textarea", "<|user"))
     assert html.count("&lt;script&gt;bad()") == 5
     assert "&amp;lt;b&amp;gt;" in html
-
-
-# The models.
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +152,9 @@ def test_hostile_texts_become_no_control_tokens(service):
 
 def test_what_is_typed_has_bounds(service):
     for article, questions, message in (
-        (ARTICLE, "", "1~50개"),
-        ("가" * (MAX_CHARACTERS + 1), "?", "30000자까지"),
-        (ARTICLE, "가\n" * 51, "질문이 51개입니다"),
+        (ARTICLE, "", "1 to 50"),
+        ("가" * (MAX_CHARACTERS + 1), "?", "at most 30000"),
+        (ARTICLE, "가\n" * 51, "got 51 questions"),
     ):
         assert message in service.show("first", "", {"article": article, "questions": questions})
 
@@ -228,9 +205,6 @@ def test_the_command_line(monkeypatch):
     monkeypatch.setattr(app, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install -r requirements-extra\.txt"):
         app.main([])
-
-
-# The server.
 
 
 @pytest.fixture(scope="module")
@@ -360,12 +334,9 @@ def test_a_port_that_is_taken(gradio, service):
                 open_page(build_page(service), bad)
 
 
-# In a browser.
-
-
-@pytest.fixture(scope="module")
-def address(gradio, outputs):
-    """Run app.py as a person starts it; return the page's address."""
+@pytest.fixture
+def tab(browser, gradio, outputs):
+    """Run app.py as a person starts it; return a tab of the browser with the page."""
     port = free_port()
     command = [sys.executable, "app.py", "--output_dir", outputs, "--lang", "ko", "--port", port]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
@@ -374,81 +345,53 @@ def address(gradio, outputs):
         assert any(line.startswith("page: ") for line in process.stdout), "the server ended"
         # Read on, or the pipe fills and the server stops.
         Thread(target=process.stdout.read, daemon=True).start()
-        yield f"http://127.0.0.1:{port}/"
+        opened = browser.new_page(base_url=f"http://127.0.0.1:{port}/")
+        opened.requests = []
+        opened.on("request", lambda request: opened.requests.append(request.url))
+        opened.goto("/")
+        yield opened
     finally:
         process.kill()
         process.wait()
 
 
-class Page:
-    """A tab of the browser, used as a person does."""
-
-    def __init__(self, browser, address):
-        self.tab, self.requests = browser.new_page(), []
-        self.tab.on("request", lambda request: self.requests.append(request.url))
-        self.tab.goto(address)
-        self.button = self.tab.locator("button:has-text('묻기')")
-        self.button.wait_for()
-
-    def ask(self, article, questions):
-        boxes = self.tab.locator("textarea >> visible=true")
-        boxes.nth(0).fill(article)
-        boxes.nth(1).fill("\n".join(questions))
-        self.button.click()
-
-    def choose(self, label, number):
-        self.tab.get_by_label(label).locator("visible=true").click()
-        self.tab.get_by_role("option").nth(number).click()
-        # A list fades out; until then its options are counted among those of the next.
-        self.tab.wait_for_selector("[role=option]", state="detached")
-
-    def wait(self, what):
-        self.tab.wait_for_selector(what, timeout=120_000)
-
-    def texts(self, what):
-        return [each.inner_text() for each in self.tab.locator(what).all()]
-
-
 @pytest.mark.slow
-def test_three_questions_then_another_run_next_to_it(browser, address, service):
-    page = Page(browser, address)
-    questions = ["올해 매출은?", "매출을 기록한 회사는?", "누구인가?"]
-    page.ask(ARTICLE, questions)
-    page.wait(".card >> nth=2")
-    typed = {"article": ARTICLE, "questions": "\n".join(questions)}
+def test_a_browser_shows_two_runs_and_a_hostile_text(tab, service):
+    button, boxes = tab.locator("button:has-text('묻기')"), tab.locator("textarea >> visible=true")
+
+    def ask(*texts):
+        for number, text in enumerate(texts):
+            boxes.nth(number).fill(text)
+        button.click()
+
+    def choose(label, number):
+        tab.get_by_label(label).locator("visible=true").click()
+        tab.get_by_role("option").nth(number).click()
+        # A list fades out; until then its options are counted among those of the next.
+        tab.wait_for_selector("[role=option]", state="detached")
+
+    typed = {"article": ARTICLE, "questions": "올해 매출은?\n매출을 기록한 회사는?\n누구인가?"}
+    ask(*typed.values())
+    tab.wait_for_selector(".card >> nth=2", timeout=120_000)
     records = [record for _, record in service.answer("first", typed)]
     said = [record["prediction"] or "(빈 답)" for record in records]
-    assert page.texts(".said strong") == said
-    page.choose("답하는 모델", 1)
-    page.choose("나란히 볼 모델", 2)
-    page.button.click()
-    page.wait(".said.by2 >> nth=2")
-    assert page.texts(".card >> nth=0 >> .who") == ["second", "first"]
-    # The second run is a copy of the first.
-    assert page.texts(".said.by1 strong") == page.texts(".said.by2 strong") == said
-    assert all(url.startswith(address) for url in page.requests)
+    assert tab.locator(".said strong").all_inner_texts() == said
+    choose("답하는 모델", 1)
+    choose("나란히 볼 모델", 2)
+    button.click()
+    tab.wait_for_selector(".said.by2 >> nth=2", timeout=120_000)
+    assert tab.locator(".card >> nth=0 >> .who").all_inner_texts() == ["second", "first"]
+    for one in ("by1", "by2"):  # the second run is a copy of the first
+        assert tab.locator(f".said.{one} strong").all_inner_texts() == said
 
-
-@pytest.mark.slow
-def test_a_sample_fills_the_boxes(browser, address):
-    page = Page(browser, address)
-    page.choose("예시", 1)
-    page.tab.wait_for_function("document.querySelectorAll('textarea')[1].value")
-    page.button.click()
-    page.wait(".card >> nth=1")
-    assert page.texts(".article .text") == [page.tab.locator("textarea").nth(0).input_value()]
-
-
-@pytest.mark.slow
-def test_a_hostile_article_is_shown(browser, address):
-    page = Page(browser, address)
-    page.tab.evaluate("() => { window.bad = () => { window.was_bad = true } }")
-    page.ask(HOSTILE, [HOSTILE])
-    page.wait(".card")
-    page.tab.wait_for_timeout(500)
-    assert page.tab.evaluate("window.was_bad") is None
-    text = page.tab.locator(".sheet .text").evaluate(
+    tab.evaluate("() => { window.bad = () => { window.was_bad = true } }")
+    ask(HOSTILE, HOSTILE)
+    tab.wait_for_selector(".card:only-child", timeout=120_000)
+    tab.wait_for_timeout(500)
+    assert tab.evaluate("window.was_bad") is None
+    text = tab.locator(".sheet .text").evaluate(
         "e => { e.querySelectorAll('sup').forEach(s => s.remove()); return e.textContent }"
     )
     assert text == HOSTILE
-    assert page.tab.locator(".sheet img, .sheet script").count() == 0
+    assert tab.locator(".sheet img, .sheet script").count() == 0
+    assert {url.split("/")[2] for url in tab.requests} == {tab.url.split("/")[2]}
