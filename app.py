@@ -9,11 +9,10 @@ python app.py --share                            also at a public address, behin
 Programs ask the endpoint /answer: docs/export.md.
 """
 
-import argparse
 import os
 from importlib.util import find_spec
 
-from dandap.cli import Parser, add_options, chosen_options, parse, run_script
+from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
 from dandap.errors import InputError
 from dandap.model.distributed import refuse_several
 from dandap.recipe import ANSWERING
@@ -40,18 +39,11 @@ def command_line() -> Parser:
     add = parser.add_argument
     add("--run", metavar="NAME|PATH", help="the run that answers first (default: the newest)")
     add("--output_dir", metavar="DIR", default="outputs", help="folder of runs (default: outputs)")
-    add("--port", metavar="N", type=port, default=7860, help="port of the page (default: 7860)")
+    add("--port", metavar="N", type=positive, default=7860, help="port of the page (default: 7860)")
     share = "also open a public address through Gradio's servers, behind a random password"
     add("--share", action="store_true", help=share)
     add_options(parser, "generation (over the runs' recipes)", ANSWERING)
     return parser
-
-
-def port(text: str) -> int:
-    """Return the port number of an argparse option."""
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= 65535:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a port from 1 to 65535")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ import json
 from dandap.cli import Parser, add_options, chosen_options, parse, run_script
 from dandap.model.distributed import refuse_several
 
-OPTIONS = ("train_file", "compute_dtype", "trust_remote_code")
-
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; the last line printed is the result as JSON."""
@@ -27,14 +25,9 @@ def main(argv: list[str] | None = None) -> None:
     from dandap.export.run import export, sign_in, upload  # loads torch
 
     repository = sign_in(arguments.push_to_hub) if arguments.push_to_hub else None
-    folder = export(
-        arguments.run,
-        arguments.to,
-        repository=repository,
-        exports_dir=arguments.exports_dir,
-        output_dir=arguments.output_dir,
-        options=chosen_options(arguments),
-    )
+    folders = {"exports_dir": arguments.exports_dir, "output_dir": arguments.output_dir}
+    options = chosen_options(arguments)
+    folder = export(arguments.run, arguments.to, repository=repository, options=options, **folders)
     address = upload(folder, repository) if repository else None
     print(json.dumps({"folder": str(folder), "hub": address}, ensure_ascii=False))
 
@@ -44,17 +37,13 @@ def command_line() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("run", metavar="RUN", nargs="?", help="name or path (default: the newest finished run)")
-    add(
-        "--to",
-        choices=["merged", "gguf", "adapter"],
-        default="merged",
-        help="merged: whole weights in the run's number format; gguf: one file of llama.cpp, which "
-        "must be installed; adapter: for PEFT (default: merged)",
-    )
+    kinds = "merged: whole weights; gguf: a file for llama.cpp; adapter: for PEFT (default: merged)"
+    add("--to", choices=["merged", "gguf", "adapter"], default="merged", help=kinds)
     add("--push_to_hub", metavar="NAME", help="also upload to the hub; a new repository is private")
     add("--exports_dir", metavar="DIR", help="folder of exports (default: exports/ of the run)")
     add("--output_dir", metavar="DIR", default="outputs", help="folder of runs (default: outputs)")
-    add_options(parser, "over the run's recipe", OPTIONS)
+    fields = ("train_file", "compute_dtype", "trust_remote_code")
+    add_options(parser, "over the run's recipe", fields)
     return parser
 
 

@@ -11,10 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import app
-from dandap import language
 from dandap.answering.run import answer, base_source, find_source
-from dandap.cli import parse
 from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError
@@ -31,18 +28,8 @@ HOSTILE = (
 )
 
 
-@pytest.fixture(autouse=True)
-def korean():
-    language.use("ko")
-    yield
-    language.use("en")
-
-
 def samples(task):
     return task.read([ROOT / task.page.sample_file], {}, False).rows
-
-
-# What is typed.
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -54,39 +41,13 @@ def test_typed_rows_equal_those_of_a_file(task):
             assert getattr(back, name) == getattr(row, name), name
         assert task.kind(back) == task.kind(row)
         assert task.page.show_question(back) == task.page.show_question(row)
-        assert set(typed) == {box.name for box in task.page.boxes}
-        for text in (task.page.title, *(box.label for box in task.page.boxes)):
-            assert language.t(text) != text, "no Korean"
-
-
-def test_typed_texts_are_cleaned_as_a_files():
-    to_rows = TASKS["economic_qa"].page.to_rows
-    typed = {"article": "\ufeff한빛\ud800", "questions": " \n매출은? \n\n \u200b본사는?\n"}
-    rows = [(row.context, row.question) for row in to_rows(typed)]
-    assert rows == [("한빛?", "매출은?"), ("한빛?", "본사는?")]
-    page = "<p>매출은 <b>12억</b> 원</p><script>x</script>"
-    assert to_rows({"article": page, "questions": "매출은?"})[0].context == "매출은 12억 원"
 
 
 def test_an_incomplete_dialogue_is_rejected():
-    task = TASKS["dialogue_inference"]
-    for change, message in (
-        ({"dialogue": "그냥 한 말"}, "'그냥 한 말'"),
-        ({"dialogue": ""}, "conversation is empty"),
-        ({"target": ""}, "no line"),
-        ({"target": "99"}, "99"),
-        ({"category": "궁금증"}, "궁금증"),
-    ):
-        with pytest.raises(InputError, match=message):
-            task.page.to_rows(task.page.to_text([task.sample]) | change)
-
-
-def test_wallpaper_questions_do_not_share_a_reading():
-    first, second = TASKS["wallpaper_qa"].page.to_rows({"questions": "곰팡이는?\n곰팡이는?"})
-    assert first.article != second.article
-
-
-# What is shown.
+    page, sample = TASKS["dialogue_inference"].page, TASKS["dialogue_inference"].sample
+    for change in ({"dialogue": "그냥 한 말"}, {"target": "99"}):
+        with pytest.raises(InputError, match=next(iter(change.values()))):
+            page.to_rows(page.to_text([sample]) | change)
 
 
 def answered(article, text, probability=0.9, ended="stopped", trimmed=0, question="?"):
@@ -96,33 +57,20 @@ def answered(article, text, probability=0.9, ended="stopped", trimmed=0, questio
 
 
 def test_answers_are_marked_in_the_article():
-    for texts, marked in (
-        (["다라"], '가나<mark class="by1">다라<sup>1</sup></mark>마'),
-        (["가나다라마"], '<mark class="by1">가나다라마<sup>1</sup></mark>'),
-        (
-            ["가나다", "다라"],
-            '<mark class="by1">가나</mark><mark class="by1">다<sup>1</sup></mark>'
-            '<mark class="by1">라<sup>2</sup></mark>마',
-        ),
-        (["나", "나"], '가<mark class="by1">나<sup>1</sup><sup>2</sup></mark>다라마'),
-    ):
-        html = render(PageForm(), {"a": [answered("가나다라마", text) for text in texts]})
-        assert f'<p class="text">{marked}</p>' in html
+    html = render(PageForm(), {"a": [answered("가나다라마", text) for text in ("가나다", "다라")]})
+    assert (
+        '<p class="text"><mark class="by1">가나</mark><mark class="by1">다<sup>1</sup></mark>'
+        '<mark class="by1">라<sup>2</sup></mark>마</p>'
+    ) in html
 
 
 def test_two_models_are_marked_in_their_own_colors():
-    language.use("en")
     first = answered("가나다", "나", 0.997, trimmed=7)
     html = render(PageForm(), {"a": [first], "b": [answered("가나다", "나다", 0.2, "cut")]})
     assert '가<mark class="by1 by2">나<sup>1</sup></mark><mark class="by2">다<sup>1</sup>' in html
-    assert "very sure · 99%" in html
-    assert "little more than a guess · 20%" in html
+    assert "99%" in html
     assert "7 characters were left out" in html
     assert html.count("The answer was too long and was cut.") == 1
-    other = render(PageForm(), {"a": [answered("가나다", "라", each) for each in (0.951, 0.501)]})
-    assert "very sure · 95%" in other
-    assert "unsure · 50%" in other
-    assert other.count("This answer is not in the text word for word.") == 2
 
 
 def test_texts_are_escaped():
@@ -131,9 +79,6 @@ def test_texts_are_escaped():
     assert not any(tag in html for tag in ("<script", "<img", "<i>", "</textarea", "<|user"))
     assert html.count("&lt;script&gt;bad()") == 5
     assert "&amp;lt;b&amp;gt;" in html
-
-
-# The models.
 
 
 @pytest.fixture(scope="module")
@@ -168,13 +113,11 @@ def asked_by_article(outputs):
 
 def test_the_page_answers_as_inference_does(service, outputs):
     assert list(service.runs) == ["first", "second"]  # the newest first
-    asked = list(asked_by_article(outputs))
-    assert len(asked) > 2
-    for typed, records in asked:
+    for typed, records in asked_by_article(outputs):
         answers = [record for _, record in service.answer("first", typed)]
-        for name in ("question", "prediction", "token_ids", "span", "ended", "article"):
-            assert [each[name] for each in answers] == [each[name] for each in records], name
         for ours, theirs in zip(answers, records, strict=True):
+            for name in ("question", "prediction", "token_ids", "span", "ended", "article"):
+                assert ours[name] == theirs[name], name
             assert ours["log_probability"] == pytest.approx(theirs["log_probability"], abs=2e-3)
 
 
@@ -197,14 +140,13 @@ def test_hostile_texts_become_no_control_tokens(service):
     html = service.show("first", BASE, typed)
     assert "&lt;script&gt;" in html
     assert "<script" not in html
-    assert "학습 전 모델" in html
 
 
 def test_what_is_typed_has_bounds(service):
     for article, questions, message in (
-        (ARTICLE, "", "1~50개"),
-        ("가" * (MAX_CHARACTERS + 1), "?", "30000자까지"),
-        (ARTICLE, "가\n" * 51, "질문이 51개입니다"),
+        (ARTICLE, "", "1 to 50"),
+        ("가" * (MAX_CHARACTERS + 1), "?", "at most 30000"),
+        (ARTICLE, "가\n" * 51, "got 51 questions"),
     ):
         assert message in service.show("first", "", {"article": article, "questions": questions})
 
@@ -214,27 +156,20 @@ class FakeService(AnswerService):
 
     def __init__(self, room=2, **tasks):
         self.tasks, self.room = tasks, room
-        self.models, self.lock, self.loaded = {}, Lock(), []
+        self.models, self.lock = {}, Lock()
 
     def load(self, run, adapted):
         if len(self.models) >= self.room:
             raise InputError("needs 20 GB; 3 GB are free")
-        self.loaded.append(run)
         return run
 
 
-def test_two_models_are_open_and_a_third_replaces_the_least_recent():
-    service = FakeService()
-    for run in "abac":
-        service.open(run)
-    assert service.loaded == ["a", "b", "c"]
-    assert list(service.models) == [("a", True), ("c", True)]
-
-
-def test_a_model_that_finds_no_memory_replaces_the_others():
-    service = FakeService(room=1)
-    assert [service.open(run) for run in "ab"] == ["a", "b"]
-    assert list(service.models) == [("b", True)]
+def test_two_models_are_open_or_as_many_as_memory_holds():
+    for room, opened in ((2, ["a", "c"]), (1, ["c"])):
+        service = FakeService(room)
+        for run in "abac":
+            service.open(run)
+        assert list(service.models) == [(run, True) for run in opened]
     service = FakeService(room=0, a=TASKS["economic_qa"])
     assert "needs 20 GB" in service.show("a", "", {"article": "가", "questions": "?"})
 
@@ -243,30 +178,15 @@ def test_requests_are_checked():
     service = FakeService(talk=TASKS["dialogue_inference"], news=TASKS["economic_qa"])
     for article, questions, run, message in (
         (5, ["?"], "", "expected an article"),
-        ("가", "?", "", "expected an article"),
         ("가", [1], "", "expected an article"),
         ("가", ["?\n?"], "", "without line breaks"),
-        ("가", ["?"], "nope", "got run 'nope'.*'news'"),
         ("가", ["?"], "talk", "got run 'talk'.*'news'"),
-        ("가", ["?"], ["news"], r"got run .*news.*'news'"),
         ("가", ["?"], {"a": 1}, r"got run .*'news'"),
     ):
         with pytest.raises(InputError, match=message):
             service.answer_request(article, questions, run)
     service.answer = lambda run, typed: [run, typed][:0]  # the first run that reads articles
     assert service.answer_request("가", ["?"], "") == []
-
-
-def test_the_command_line(monkeypatch):
-    for port in ("0", "99999", "-1", "a", "²", "9" * 5000):
-        with pytest.raises(InputError, match="from 1 to 65535"):
-            parse(app.command_line(), [f"--port={port}"])
-    monkeypatch.setattr(app, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install -r requirements-extra\.txt"):
-        app.main([])
-
-
-# The server.
 
 
 @pytest.fixture(scope="module")
@@ -314,24 +234,19 @@ def test_the_endpoint_answers_as_inference_does(served, outputs):
     answers = client.predict(typed["article"], questions, api_name="/answer")
     assert [each["answer"] for each in answers] == [each["prediction"] for each in records]
     assert [each["span"] for each in answers] == [each["span"] for each in records]
-    assert all(0 < each["probability"] <= 1 for each in answers)
     with pytest.raises(Exception, match="got run 'nope'"):
         client.predict(typed["article"], questions, "nope", api_name="/answer")
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/answer"}
 
 
-def test_twenty_calls_of_two_clients_at_once(served, service):
+def test_twenty_calls_of_two_clients_at_once(served):
     from gradio_client import Client
 
     clients = [Client(served.address, verbose=False) for _ in range(2)]
-    jobs = []
-    for number in range(1, 11):
-        article = ARTICLE.replace("1,240억", f"{number},240억")
-        jobs += [client.submit(article, ["매출은?"], api_name="/answer") for client in clients]
+    calls = [(client, ARTICLE + more) for more in "가나다라마바사아자차" for client in clients]
+    jobs = [client.submit(text, ["매출은?"], api_name="/answer") for client, text in calls]
     said = [job.result(timeout=300)[0]["answer"] for job in jobs]
     assert said[::2] == said[1::2]
-    typed = {"article": ARTICLE, "questions": "매출은?"}
-    assert said[0] == service.answer("first", typed)[0][1]["prediction"]
 
 
 def test_nothing_else_is_served(served):
@@ -375,9 +290,7 @@ def test_a_shared_page_needs_its_password(gradio, service, monkeypatch):
         assert serve.open_page(page, port, "a password") == "https://x.gradio.live"
         local = f"http://127.0.0.1:{port}"
         assert get(local, "/config").status_code == 401
-        assert get(local, "/gradio_api/info").status_code == 401
         start = get(local, "/", headers={"Host": "x.gradio.live"})
-        assert '"auth_required":true' in start.text.replace(" ", "")
         assert "amazonaws" not in start.text
         login = {"username": "dandap", "password": "a passw0rd"}
         assert get(local, "/login", "POST", data=login).status_code == 400
@@ -388,156 +301,73 @@ def test_a_shared_page_needs_its_password(gradio, service, monkeypatch):
         page.close()
 
 
-def test_a_port_that_is_taken(gradio, service):
+def test_a_port_that_cannot_be_opened(served, service):
     from dandap.page.serve import build_page, open_page
 
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
+    for port in (int(served.address.strip("/").split(":")[2]), 99999):
         with pytest.raises(InputError, match=f"on port {port}"):
             open_page(build_page(service), port)
 
 
-# In a browser.
-
-
-class Server:
-    """Runs app.py as a person starts it."""
-
-    def __init__(self, outputs):
-        self.port = free_port()
-        self.address = f"http://127.0.0.1:{self.port}/"
-        self.command = [sys.executable, "app.py", "--output_dir", str(outputs), "--lang", "ko"]
-
-    def start(self):
-        command = [*self.command, "--port", str(self.port)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        self.process = subprocess.Popen(command, **pipes, encoding="utf-8")
-        assert any(line.startswith("page: ") for line in self.process.stdout), "the server ended"
-        # Read on, or the pipe fills and the server stops.
-        Thread(target=self.process.stdout.read, daemon=True).start()
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def server(gradio, outputs):
-    running = Server(outputs)
+@pytest.fixture
+def tab(browser, gradio, outputs):
+    """Run app.py as a person starts it; return a tab of the browser with the page."""
+    port = free_port()
+    command = [sys.executable, "app.py", "--output_dir", outputs, "--lang", "ko", "--port", port]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
+    process = subprocess.Popen([*map(str, command)], **pipes)
     try:
-        running.start()
-        yield running
+        assert any(line.startswith("page: ") for line in process.stdout), "the server ended"
+        # Read on, or the pipe fills and the server stops.
+        Thread(target=process.stdout.read, daemon=True).start()
+        opened = browser.new_page()
+        opened.goto(f"http://127.0.0.1:{port}/")
+        yield opened
     finally:
-        running.kill()
-
-
-class Page:
-    """A tab of the browser, used as a person does."""
-
-    def __init__(self, browser, server, **options):
-        self.tab, self.requests = browser.new_context(**options).new_page(), []
-        self.tab.on("request", lambda request: self.requests.append(request.url))
-        self.tab.goto(server.address)
-        self.tab.wait_for_selector("button:has-text('묻기')")
-
-    def ask(self, article, questions):
-        boxes = self.tab.locator("textarea >> visible=true")
-        boxes.nth(0).fill(article)
-        boxes.nth(1).fill("\n".join(questions))
-        self.click()
-
-    def click(self):
-        self.tab.locator("button:has-text('묻기')").click()
-
-    def choose(self, label, number):
-        self.tab.get_by_label(label).locator("visible=true").click()
-        self.tab.get_by_role("option").nth(number).click()
-        # A list fades out; until then its options are counted among those of the next.
-        self.tab.wait_for_selector("[role=option]", state="detached")
-
-    def wait(self, what):
-        self.tab.wait_for_selector(what, timeout=120_000)
-
-    def texts(self, what):
-        return [each.inner_text() for each in self.tab.locator(what).all()]
-
-
-QUESTIONS = ["올해 매출은?", "매출을 기록한 회사는?", "누구인가?"]
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.slow
-def test_three_questions_then_another_run_next_to_it(browser, server, service):
-    page = Page(browser, server)
-    page.ask(ARTICLE, QUESTIONS)
-    page.wait(".card >> nth=2")
-    typed = {"article": ARTICLE, "questions": "\n".join(QUESTIONS)}
+def test_a_browser_shows_two_runs_and_a_hostile_text(tab, service):
+    requests = []
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.reload()
+    button, boxes = tab.locator("button:has-text('묻기')"), tab.locator("textarea >> visible=true")
+
+    def ask(*texts):
+        for number, text in enumerate(texts):
+            boxes.nth(number).fill(text)
+        button.click()
+
+    def choose(label, number):
+        tab.get_by_label(label).locator("visible=true").click()
+        tab.get_by_role("option").nth(number).click()
+        # A list fades out; until then its options are counted among those of the next.
+        tab.wait_for_selector("[role=option]", state="detached")
+
+    typed = {"article": ARTICLE, "questions": "올해 매출은?\n매출을 기록한 회사는?\n누구인가?"}
+    ask(*typed.values())
+    tab.wait_for_selector(".card >> nth=2", timeout=120_000)
     records = [record for _, record in service.answer("first", typed)]
     said = [record["prediction"] or "(빈 답)" for record in records]
-    assert page.texts(".said strong") == said
-    assert page.texts(".article .text mark") or not any(record["span"] for record in records)
-    page.choose("답하는 모델", 1)
-    page.choose("나란히 볼 모델", 2)
-    page.click()
-    page.wait(".said.by2 >> nth=2")
-    assert page.texts(".card >> nth=0 >> .who") == ["second", "first"]
-    # The second run is a copy of the first.
-    assert page.texts(".said.by1 strong") == page.texts(".said.by2 strong") == said
-    assert all(url.startswith(server.address) for url in page.requests)
+    assert tab.locator(".said strong").all_inner_texts() == said
+    choose("답하는 모델", 1)
+    choose("나란히 볼 모델", 2)
+    button.click()
+    tab.wait_for_selector(".said.by2 >> nth=2", timeout=120_000)
+    assert tab.locator(".card >> nth=0 >> .who").all_inner_texts() == ["second", "first"]
+    for one in ("by1", "by2"):  # the second run is a copy of the first
+        assert tab.locator(f".said.{one} strong").all_inner_texts() == said
 
-
-@pytest.mark.slow
-def test_a_sample_fills_the_boxes(browser, server):
-    page = Page(browser, server)
-    page.choose("예시", 1)
-    page.tab.wait_for_function("document.querySelectorAll('textarea')[1].value")
-    page.click()
-    page.wait(".card >> nth=1")
-    assert page.texts(".article .text") == [page.tab.locator("textarea").nth(0).input_value()]
-
-
-@pytest.mark.slow
-def test_a_hostile_article_is_shown(browser, server):
-    page = Page(browser, server)
-    page.tab.evaluate("() => { window.bad = () => { window.was_bad = true } }")
-    page.ask(HOSTILE, [HOSTILE])
-    page.wait(".card")
-    page.tab.wait_for_timeout(500)
-    assert page.tab.evaluate("window.was_bad") is None
-    text = page.tab.locator(".sheet .text").evaluate(
+    tab.evaluate("() => { window.bad = () => { window.was_bad = true } }")
+    ask(HOSTILE, HOSTILE)
+    tab.wait_for_selector(".card:only-child", timeout=120_000)
+    tab.wait_for_timeout(500)
+    assert tab.evaluate("window.was_bad") is None
+    text = tab.locator(".sheet .text").evaluate(
         "e => { e.querySelectorAll('sup').forEach(s => s.remove()); return e.textContent }"
     )
     assert text == HOSTILE
-    assert page.tab.locator(".sheet img, .sheet script").count() == 0
-
-
-@pytest.mark.slow
-def test_a_killed_server_is_found_again(browser, server):
-    page = Page(browser, server)
-    page.ask(ARTICLE, QUESTIONS[:1])
-    page.wait(".card")
-    server.kill()
-    page.click()
-    page.wait("text=Connection")
-    server.start()
-    # The page notices by itself, loads again and is empty.
-    page.wait(".nothing")
-    page.ask(ARTICLE, QUESTIONS[:2])
-    page.wait(".card >> nth=1")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_at_the_width_of_a_phone(browser, server, scheme):
-    page = Page(browser, server, viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    long = "https://example.com/" + "a" * 300
-    page.choose("나란히 볼 모델", 1)
-    page.ask(f"{ARTICLE} {long}", [*QUESTIONS, long])
-    page.wait(".said.by2 >> nth=3")
-    page.tab.wait_for_timeout(1000)
-    assert page.tab.evaluate("document.documentElement.scrollWidth") == 390
-    right = "Math.max(...[...document.querySelectorAll('.sheet *')].map(RIGHT))"
-    assert page.tab.evaluate(right.replace("RIGHT", "e => e.getBoundingClientRect().right")) <= 390
-    # The answers are below what was typed, and come into sight.
-    assert page.tab.evaluate("document.querySelector('.card').getBoundingClientRect().top") < 844
+    assert tab.locator(".sheet img, .sheet script").count() == 0
+    assert all(url.startswith(tab.url) for url in requests)

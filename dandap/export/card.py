@@ -17,9 +17,7 @@ from prompts import render
 from tasks import get_task
 from tasks.task import label
 
-# By kind of export: the library that loads it, and its relation to the base.
-LIBRARIES = {"merged": "transformers", "adapter": "peft", "gguf": "gguf"}
-RELATIONS = {"merged": "finetune", "adapter": "adapter", "gguf": "quantized"}
+LIBRARIES = {"merged": "transformers", "adapter": "peft", "gguf": "gguf"}  # that load an export
 # Fields of the recipe that name files of this machine; the card lists base and data apart.
 PRIVATE = {"model", "train_file", "test_file", "output_dir", "run_name"}
 
@@ -45,7 +43,6 @@ def write_card(folder: Path, source: Source, run: RunFolder, record: dict[str, A
             library_name=LIBRARIES[record["to"]],
             tags=["dandap", "qlora", "question-answering"],
             base_model=None if is_local else recipe.model,
-            base_model_relation=None if is_local else RELATIONS[record["to"]],
             **base_license(recipe),
         ),
         template_path=str(Path(__file__).with_name("card.md.jinja")),
@@ -70,10 +67,6 @@ def base_license(recipe: Recipe) -> dict[str, Any]:
         card = Path(recipe.model, "README.md")
         fields = ModelCard.load(card if card.parent.is_dir() else recipe.model).data.to_dict()
     except (OSError, ValueError, HTTPError, yaml.YAMLError) as error:
-        print(
-            f"WARNING: the license of {recipe.model} was not found ({first_line(error)}). Add it "
-            "to README.md before you publish the model"
-        )
+        print(f"WARNING: the license of {recipe.model} was not found ({first_line(error)})")
         return {}
-    names = ("license", "license_name", "license_link")
-    return {name: str(fields[name]) for name in names if fields.get(name)}
+    return {name: str(text) for name, text in fields.items() if name.startswith("license")}

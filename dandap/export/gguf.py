@@ -2,11 +2,9 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from dandap.data.encode import Encoder
 from dandap.errors import InputError
@@ -14,8 +12,6 @@ from dandap.files import write_text
 from dandap.recipe import Recipe
 from prompts import render
 
-SCRIPT = "convert_hf_to_gguf.py"
-OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 # By default Ollama cuts prompts at 4,096 tokens, and a penalty of 1.1 on the last 64 tokens keeps
 # answers from repeating words of the article. -1: the whole prompt, as in the run.
 MODELFILE = '''FROM ./{file}
@@ -30,42 +26,35 @@ PARAMETER repeat_last_n -1
 CONTEXT, QUESTION = "\ue000", "\ue001"
 
 
-def find_converter() -> list[str]:
-    """Return the command of llama.cpp's converter: in the folder LLAMA_CPP, else on the PATH."""
-    folder, found = os.environ.get("LLAMA_CPP"), shutil.which(SCRIPT)
-    if folder and Path(folder, SCRIPT).is_file():
-        return [sys.executable, str(Path(folder, SCRIPT))]
-    if found:
-        return [found]
-    raise InputError(
-        f"--to gguf needs llama.cpp's {SCRIPT}, on the PATH or in the folder LLAMA_CPP. Get it "
-        "with `git clone --depth 1 https://github.com/ggml-org/llama.cpp` and `pip install -r "
-        "requirements-extra.txt`, then LLAMA_CPP=llama.cpp python export.py ..."
-    )
+def find_converter() -> Path:
+    """Return llama.cpp's converter in the folder LLAMA_CPP."""
+    script = Path(os.environ.get("LLAMA_CPP", "llama.cpp"), "convert_hf_to_gguf.py")
+    if not script.is_file():
+        raise InputError(
+            f"--to gguf needs llama.cpp's source, but there is no {script}. Get it with `git clone "
+            "--depth 1 https://github.com/ggml-org/llama.cpp` and `pip install -r "
+            "requirements-extra.txt`, then LLAMA_CPP=llama.cpp python export.py ..."
+        )
+    return script
 
 
 def write_gguf(
-    folder: Path, merged: Path, command: list[str], encoder: Encoder, recipe: Recipe, record: dict
+    folder: Path, merged: Path, script: Path, encoder: Encoder, recipe: Recipe, record: dict
 ) -> str:
-    """Write the merged model as one GGUF in its own number format, and return the file's name.
-
-    An Ollama Modelfile next to it sends the run's prompt. `record` is the merged model's.
-    """
+    """Write a merged model as a GGUF, with an Ollama Modelfile; return the GGUF's name."""
     if record["untied"]:
         raise InputError(
             "llama.cpp's converter leaves a trained LM head out where the base ties it to the "
             "embeddings. Use --to merged, or train without lm_head in lora_target_modules."
         )
-    outtype = OUTTYPES[record["dtype"]]
+    outtype = record["dtype"].replace("float", "f")  # f32, f16 or bf16
     file = f"{record['run']}-{outtype}.gguf"
-    options: list[Any] = [merged, "--outfile", folder / file, "--outtype", outtype]
-    ended = subprocess.run([*command, *options], capture_output=True, text=True, errors="replace")
+    options = [merged, "--outfile", folder / file, "--outtype", outtype]
+    ended = subprocess.run([sys.executable, script, *options], check=False)
     if ended.returncode or not (folder / file).is_file():
-        output = ended.stderr.strip() or ended.stdout.strip() or "it printed nothing"
         raise InputError(
-            f"{command[-1]} could not convert {merged} (exit code {ended.returncode}): "
-            f"{output.splitlines()[-1][:300]}. Install what it lacks (pip install -r "
-            "requirements-extra.txt), try a newer llama.cpp, or use --to merged."
+            f"{script} could not convert {merged} (exit code {ended.returncode}). Install "
+            "what it lacks (requirements-extra.txt), try a newer llama.cpp, or use --to merged."
         )
     text = MODELFILE.format(file=file, template=ollama_template(encoder), recipe=recipe)
     for stop in record["stops"].values():
@@ -75,14 +64,11 @@ def write_gguf(
 
 
 def ollama_template(encoder: Encoder) -> str:
-    """Return the run's prompt for Ollama: the system message is the article, the prompt a question.
-
-    Of a template with other fields it is only the marks of turns around the prompt.
-    """
+    """Return the run's prompt for Ollama: the article is .System, the question .Prompt."""
     template = encoder.template
     try:
         parts = render(template, {"context": CONTEXT, "question": QUESTION})
-    except KeyError:  # fields that Ollama's messages lack
+    except KeyError:  # fields that Ollama lacks: only the marks of turns, around the prompt
         parts = template | {part: QUESTION for part in template if part in ("user", "prompt")}
     text = encoder.prompt_text(parts)
     if encoder.starts_with_bos:  # llama.cpp adds it

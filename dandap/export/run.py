@@ -9,25 +9,16 @@ from httpx2 import HTTPError  # huggingface_hub's HTTP client
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 import metrics
 from dandap.answering.run import Source, find_source, open_model
 from dandap.data.encode import Encoder
 from dandap.data.rows import Answers, split_by_article
-from dandap.errors import InputError, first_line
+from dandap.errors import InputError
 from dandap.export.card import write_card
 from dandap.export.gguf import find_converter, write_gguf
-from dandap.files import (
-    MANIFEST,
-    check_writable,
-    folder_hash,
-    read_json,
-    read_json_lines,
-    whole_folder,
-    write_json,
-)
+from dandap.files import MANIFEST, folder_hash, read_json, read_json_lines, whole_folder, write_json
 from dandap.model.adapter import check_whole, for_answering, load_adapter
 from dandap.model.dequantize import check_space, load_plain, plain_weights
 from dandap.model.device import free_memory, pick_device
@@ -70,12 +61,12 @@ def export(
             "merged weights: --to merged."
         )
     folder = Path(exports_dir or trained.path / "exports") / to
-    check_writable(folder.parent, "Name another with --exports_dir.")
-    converter = find_converter() if to == "gguf" else []
+    converter = find_converter() if to == "gguf" else None
     name = trained.path.resolve().name
     same = {"adapter": folder_hash(trained.adapter), "dtype": recipe.compute_dtype}
-    place = {"title": repository.split("/")[-1] if repository else name, "place": repository or to}
-    record = {"to": to, "run": name, **place, **same}
+    title = repository.split("/")[-1] if repository else name
+    record: dict[str, Any] = {"to": to, "run": name, "title": title, "place": repository or to}
+    record |= same
     if folder.exists() or folder.is_symlink():
         found = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
         if not same.items() <= found.items():
@@ -85,24 +76,20 @@ def export(
             )
         print(f"{folder} is an export of this adapter already; remove it to export again")
         return folder
-    merged = folder.with_name("merged")
-    if to == "gguf":
-        export(str(trained.path), exports_dir=str(folder.parent), options=options)
-    elif to == "merged":
-        way_out = "name another --exports_dir, or export the adapter alone (--to adapter)"
-        check_space(recipe, folder, "the merged model", way_out)
-    else:
-        check_whole(trained.adapter)
+    check_whole(trained.adapter)
+    if to == "merged":
+        check_space(recipe, folder, "the merged model", "or export --to adapter")
     tokenizer = load_tokenizer(recipe, trained.adapter)
     encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
+    if converter:
+        merged = export(str(trained.path), exports_dir=str(folder.parent), options=options)
+        record = read_json(merged / RECORD) | record
     with whole_folder(folder) as partial:
-        if to == "gguf":
-            record = read_json(merged / RECORD) | record
+        if converter:
             record["gguf"] = write_gguf(partial, merged, converter, encoder, recipe, record)
         else:
             write = _write_merged if to == "merged" else _write_adapter
-            written = write(source, trained, encoder, partial)
-            record["untied"], stops, record["validation"] = written
+            record["untied"], stops, record["validation"] = write(source, trained, encoder, partial)
             record["stops"] = dict(zip(stops, tokenizer.convert_ids_to_tokens(stops), strict=True))
         write_json(partial / RECORD, record)
         write_card(partial, source, trained, record)
@@ -148,8 +135,8 @@ def _write_merged(source: Source, run: RunFolder, encoder: Encoder, folder: Path
 def _write_adapter(source: Source, run: RunFolder, encoder: Encoder, folder: Path) -> tuple:
     """Write the adapter for PEFT, with the scores of training; return as `_write_merged` does."""
     recipe = source.recipe
-    ignored = shutil.ignore_patterns(MANIFEST)
-    shutil.copytree(run.adapter, folder, ignore=ignored, dirs_exist_ok=True)
+    shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
     # The run's own names a local base without its path, which a published run should not show.
     base = str(Path(recipe.model).resolve()) if Path(recipe.model).is_dir() else recipe.model
     file = folder / "adapter_config.json"
@@ -170,12 +157,7 @@ def merge(recipe: Recipe, run: RunFolder, folder: Path, generation: GenerationCo
     was_tied = model.config.get_text_config().tie_word_embeddings
     merged = for_answering(load_adapter(model, run.adapter), merged=True)
     merged.generation_config = generation
-    try:
-        merged.save_pretrained(str(folder), state_dict=plain_weights(merged))
-    except SafetensorError as error:  # not an OSError, also for a full disk
-        raise InputError(
-            f"{folder} could not be written ({first_line(error)}). Free some space."
-        ) from error
+    merged.save_pretrained(str(folder), state_dict=plain_weights(merged))
     ignored = shutil.ignore_patterns("adapter_*", MANIFEST)
     shutil.copytree(run.adapter, folder, ignore=ignored, dirs_exist_ok=True)
     return was_tied and not merged.config.get_text_config().tie_word_embeddings
@@ -183,11 +165,9 @@ def merge(recipe: Recipe, run: RunFolder, folder: Path, generation: GenerationCo
 
 def compare(task: Task, before: Answers, after: Answers) -> dict[str, Any]:
     """Return both scores and their difference; InputError if it is a loss beyond chance."""
-    rows, ours = answerable(after)
-    theirs = answerable(before)[1]
-    compared = metrics.compare(
-        task.score_each(rows, ours), task.score_each(rows, theirs), [row.article for row in rows]
-    )
+    rows = answerable(after)[0]
+    ours, theirs = (task.score_each(rows, answerable(each)[1]) for each in (after, before))
+    compared = metrics.compare(ours, theirs, [row.article for row in rows])
     same = sum(a == b for a, b in zip(before.predictions, after.predictions, strict=True))
     low, high = compared["interval"]
     summary = (

@@ -1,7 +1,4 @@
-"""Build the page with Gradio, and serve it: on this machine, with a password also to others.
-
-It has a tab for each task, and the endpoint /answer.
-"""
+"""Build the page with Gradio, and serve it: on this machine, with a password also to others."""
 
 import re
 import secrets
@@ -79,11 +76,11 @@ def build_page(service: AnswerService) -> gradio.Blocks:
         except InputError as error:
             raise gradio.Error(str(error), print_exception=False) from error
 
-    tasks = {task.name: task for task in service.tasks.values()}
+    tasks = dict.fromkeys(service.tasks.values())
     with gradio.Blocks(title="단답 Dandap", analytics_enabled=False) as page:
         subtitle = t("Reads an article once and answers its questions in a word each.")
-        gradio.HTML(f"<header><h1>단답</h1><p>{subtitle}</p></header>")
-        for task in tasks.values():
+        gradio.Markdown(f"# 단답\n{subtitle}")
+        for task in tasks:
             with gradio.Tab(t(task.page.title)) if len(tasks) > 1 else nullcontext():
                 add_task(service, task)
         gradio.api(answer, api_name="answer", **MODEL)
@@ -100,19 +97,16 @@ def add_task(service: AnswerService, task: Task) -> None:
     rows = task.read([ROOT / file], {}, False).rows if file else [task.sample]
     groups = by_article(row.article for row in rows)[:8]
     samples = [form.to_text([rows[index] for index in indices]) for indices in groups]
-    starts = [" ".join(typed[names[0]].split())[:28] for typed in samples]
-    numbered = [f"{number}. {start}..." for number, start in enumerate(starts, 1)]
+    starts = [f"{number}. {typed[names[0]][:28]}" for number, typed in enumerate(samples, 1)]
 
     def choice(label: str, choices: Sequence, value: str | None, **more: Any) -> gradio.Dropdown:
         return gradio.Dropdown(choices, value=value, label=t(label), filterable=False, **more)
 
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=5, min_width=320):
-            with gradio.Row():
-                run = choice("Model", runs, runs[0])
-                compared = choice("Compare with", others, "")
-            sample = choice("Sample", numbered, None, type="index")
-            # A text box grows with what is typed, up to twice its height, and then scrolls.
+            run = choice("Model", runs, runs[0])
+            compared = choice("Compare with", others, "")
+            sample = choice("Sample", starts, None, type="index")
             boxes = [
                 choice(label, choices, choices[0])
                 if choices
@@ -121,23 +115,16 @@ def add_task(service: AnswerService, task: Task) -> None:
             ]
             button = gradio.Button(t("Ask"), variant="primary")
         with gradio.Column(scale=6, min_width=320):
-            empty = f'<p class="nothing">{t("Answers appear here.")}</p>'
-            shown = gradio.HTML(empty, elem_id=task.name)
+            shown = gradio.HTML(t("Answers appear here."))
 
     def ask(run: str, compared: str, *texts: str) -> str:
         return service.show(run, compared, dict(zip(names, texts, strict=True)))
 
     def fill(number: int) -> dict:
-        texts = [samples[number][name] for name in names]
-        return dict(zip(boxes, texts, strict=True))
+        return {box: samples[number][name] for box, name in zip(boxes, names, strict=True)}
 
-    hidden: Any = {"api_visibility": "private"}
-    asked = button.click(ask, [run, compared, *boxes], shown, **hidden, **MODEL)
-    # On a phone the answers are below what was typed.
-    scroll = f"() => document.getElementById('{task.name}').scrollIntoView({{block: 'nearest'}})"
-    asked.then(None, js=scroll, **hidden)
-    # Filling in a sample does not wait for the model.
-    sample.input(fill, sample, boxes, concurrency_limit=None, **hidden)
+    button.click(ask, [run, compared, *boxes], shown, api_visibility="private", **MODEL)
+    sample.input(fill, sample, boxes, api_visibility="private")
 
 
 def open_page(page: gradio.Blocks, port: int, password: str | None = None) -> str:
@@ -156,13 +143,7 @@ def open_page(page: gradio.Blocks, port: int, password: str | None = None) -> st
             share=bool(password),
             auth=(USER, password) if password else None,
             app_kwargs={"middleware": middleware},
-            theme=gradio.themes.Base(
-                primary_hue="teal",
-                neutral_hue="stone",
-                font=FONTS,
-                font_mono=FONTS,
-                radius_size="lg",
-            ),
+            theme=gradio.themes.Base(primary_hue="teal", font=FONTS, font_mono=FONTS),
             css_paths=Path(__file__).with_name("page.css"),
             footer_links=["api"],
             prevent_thread_lock=True,
@@ -171,7 +152,7 @@ def open_page(page: gradio.Blocks, port: int, password: str | None = None) -> st
             run_history=False,
             ssr_mode=False,
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         reason = f"the page could not be opened on port {port} ({first_line(error)})"
         raise InputError(f"{reason}. Name another with --port.") from error
     # A shared page would load its scripts from a server of Gradio's.

@@ -25,8 +25,6 @@ from tasks.task import PageForm
 MAX_MODELS = 2  # in memory: the two that are compared
 MAX_CHARACTERS, MAX_QUESTIONS = 30_000, 50
 BASE = ":base"  # compares a run with its untuned base; no run of ours has this name
-# The lowest confidence for each of these.
-LEVELS = {"very sure": 0.95, "fairly sure": 0.8, "unsure": 0.5, "little more than a guess": 0.0}
 CARDS = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
     Path(__file__).with_name("cards.html.jinja").read_text(encoding="utf-8"), globals={"t": t}
 )
@@ -101,12 +99,11 @@ class AnswerService:
         if not all(isinstance(text, str) for text in texts) or "\n" in "".join(texts[1:]):
             raise InputError("expected an article, and a list of questions without line breaks.")
         typed = {"article": article, "questions": "\n".join(questions)}
-        boxes = {name: {box.name for box in task.page.boxes} for name, task in self.tasks.items()}
-        runs = [name for name in boxes if boxes[name] <= typed.keys()]
+        pages = {name: task.page for name, task in self.tasks.items()}
+        runs = [name for name in pages if {box.name for box in pages[name].boxes} <= typed.keys()]
         run = run or next(iter(runs), "")
         if run not in runs:
-            known = short_list(runs)
-            raise InputError(f"got run {str(run)[:100]!r}; of these runs /answer asks {known}.")
+            raise InputError(f"got run {str(run)[:100]!r}, expected one of {short_list(runs)}.")
         return [
             {
                 "question": record["question"],
@@ -115,15 +112,12 @@ class AnswerService:
                 "span": record["span"],
                 "trimmed_characters": record["trimmed_characters"],
             }
-            for _, record in self.answer(run, {name: typed[name] for name in boxes[run]})
+            for _, record in self.answer(run, typed)
         ]
 
 
 def render(form: PageForm, answers: Mapping[str, Answered]) -> str:
-    """Return each model's answers to the same questions as HTML: a card for each question.
-
-    Below them is the article as the first model read it, with the answers marked.
-    """
+    """Return HTML: a card of all answers for each question, and the article with their marks."""
     first = next(iter(answers.values()))
     article, cards, marks = first[0][0].context, [], []
     for number, (asked, _) in enumerate(first):
@@ -139,10 +133,8 @@ def render(form: PageForm, answers: Mapping[str, Answered]) -> str:
                 note = "The answer was too long and was cut."
             elif article and text and not (span or row.choices):
                 note = "This answer is not in the text word for word."
-            sure = confidence(record)
-            level = next(level for level, least in LEVELS.items() if sure >= least)
-            percent = min(int(sure * 100), 99)  # 99.7% is not certain
-            card.append((name, form.show_answer(row, text), note, level, percent))
+            percent = min(int(confidence(record) * 100), 99)  # 99.7% is not certain
+            card.append((name, form.show_answer(row, text), note, percent))
         cards.append((form.show_question(asked.row), card))
     # Marks may overlap, so the text is cut wherever one starts or ends: (text, models that answer
     # with it, questions that end here).
