@@ -167,8 +167,6 @@ def test_a_full_disk_is_rejected_before_training(tmp_path, monkeypatch):
 
 # --- signals
 
-OTHERS += [(signal.SIGHUP, 129, 5)] if hasattr(signal, "SIGHUP") else []
-
 
 @pytest.mark.parametrize(
     ("number", "code", "step"), [(signal.SIGTERM, 143, 8), (signal.SIGINT, 130, 12)]
