@@ -1,7 +1,6 @@
 """What each of several processes does, and what it knows of the others."""
 
 from dandap.answering.batches import run_batches
-from dandap.model.distributed import from_all, from_first, process_count, share_of
 
 
 class Pairs:
@@ -37,10 +36,3 @@ def test_processes_share_the_batches_of_one(monkeypatch):
         assert dealt == [[2, 3], [6, 7], [8, 9], [10, 11]]
         assert sorted(results) == [2, 6, 7, 8, 10, 11]
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-def test_shares_and_values_of_one_process(monkeypatch):
-    assert (process_count(), share_of(7)) == (1, 7)
-    assert (from_first(dict), from_all(5)) == ({}, [5])
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert (process_count(), share_of(7)) == (2, 4)

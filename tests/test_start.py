@@ -47,8 +47,6 @@ def test_the_bare_command_depends_on_data_and_machine(tmp_path, monkeypatch, cap
 
 def test_the_demo_is_found_from_another_folder(tmp_path, monkeypatch):
     """Only the project's own files are looked for there; other paths are the user's."""
-    here = make_recipe({"model": "data/demo_model", "test_file": "data/sample/test.csv"}, "here")
-    assert (here.model, here.test_file) == ("data/demo_model", "data/sample/test.csv")
     monkeypatch.chdir(tmp_path)
     assert Path(choose()[1].train_file) == ROOT / "data/sample/train.csv"
     both = "data/sample/train.csv,data/README.md"
@@ -58,33 +56,6 @@ def test_the_demo_is_found_from_another_folder(tmp_path, monkeypatch):
     (tmp_path / "data" / "sample").mkdir(parents=True)
     (tmp_path / "data" / "sample" / "train.csv").touch()
     assert choose()[1].train_file == "data/sample/train.csv", "the user's own is first"
-    (tmp_path / "data" / "sample" / "train.csv").unlink()
-    monkeypatch.setattr("dandap.recipe.ROOT", tmp_path)
-    with pytest.raises(InputError, match="lacks the demo's data"):
-        choose()
-
-
-def test_own_files_are_mentioned_where_a_recipe_has_others(tmp_path, monkeypatch, capsys):
-    """The demo trained on the sample, and only a path in its output told so."""
-    (tmp_path / "data").mkdir()
-    for name in ("train.xlsx", "test.xlsx"):
-        (tmp_path / "data" / name).touch()
-    monkeypatch.chdir(tmp_path)
-    yours = "For yours: --train_file data/train.xlsx --test_file data/test.xlsx"
-    sample = "the test file is the sample's"
-    for words, mentioned in (
-        ("--recipe demo", [yours]),
-        ("", [yours]),
-        ("--recipe demo --train_file data/train.xlsx", [sample]),
-        ("--recipe demo --train_file data/train.xlsx --test_file data/train.xlsx", []),
-        ("--recipe demo --train_file data/sample/train.csv", []),
-        ("--recipe dialogue-demo", []),  # articles cannot train dialogues
-    ):
-        choose(words)
-        printed = capsys.readouterr().out
-        assert [text for text in (yours, sample) if text in printed] == mentioned
-    with pytest.raises(InputError, match="no file at data/nope.csv"):
-        choose("--recipe demo --test_file data/sample/test.csv,data/nope.csv")
 
 
 def test_the_limits_of_a_base_are_checked_before_it_is_loaded(capsys):
@@ -119,7 +90,7 @@ def test_an_answer_that_was_cut_off_is_noticed():
     assert not loses_answer(Example(Row("a", "앞", "?", ("없음",)), [1], [], trimmed=1, context=""))
 
 
-def test_the_hub_is_asked_once_and_not_for_a_minute(monkeypatch, capsys):
+def test_the_hub_is_not_asked_for_a_minute(monkeypatch, capsys):
     def unreachable(request, timeout):
         assert timeout == hub.HUB_TIMEOUT
         raise OSError("no route to host")
