@@ -17,7 +17,6 @@ import inference
 import prompts
 from dandap.answering.run import find_source
 from dandap.errors import InputError
-from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, find_run, list_runs
 from tests.conftest import LAUNCH, read_lines, small_article, write_small_train
 from tools import compare
@@ -65,9 +64,6 @@ def answers_of(result):
     return read_lines(Path(result["submission"]).with_name("predictions.jsonl"))
 
 
-# --- training
-
-
 def test_a_run_contains_everything(work, run):
     assert run.finished
     assert run.load_recipe().train_file == str(work / "train.csv")
@@ -96,27 +92,6 @@ def test_previews_show_the_answer_tokens_and_train_nothing(work, run, tmp_path, 
     assert len(list_runs(work / "outputs")) == len(before)
 
 
-# fine_tune.py, with a file per process of the questions it has answered.
-COUNTING = """
-import os, sys
-sys.path.insert(0, os.getcwd())
-import fine_tune
-from dandap.answering.answerer import Answerer
-from dandap.cli import run_script
-
-answers = Answerer.answers
-
-def counted(self, examples, known=()):
-    for shown in answers(self, examples, known):
-        with open(__file__ + "." + os.environ["RANK"], "a") as file:
-            file.write(shown[0].row.id + " ")
-        yield shown
-
-Answerer.answers = counted
-run_script(fine_tune.main)
-"""
-
-
 def test_two_processes_train_what_one_does(work):
     """Two CPU processes share each step's articles, sum gradients, and share validation questions.
 
@@ -126,9 +101,7 @@ def test_two_processes_train_what_one_does(work):
     how = "--optim sgd --learning_rate 0.05 --epochs 2 --tokens_per_batch 200 "
     how += "--validation_fraction 0.3 --evaluate_every 1"
     one, two = train(work, "one", how), RunFolder(work / "outputs" / "two")
-    script = work / "counting.py"
-    script.write_text(COUNTING)
-    command = [*LAUNCH, str(script), *train_options(work, "two", how)]
+    command = [*LAUNCH, "fine_tune.py", *train_options(work, "two", how)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("validation: char F1") == 1, "one process prints"
@@ -141,13 +114,6 @@ def test_two_processes_train_what_one_does(work):
         for each in (one, two)
     ]
     assert scores[0] == scores[1]
-    first, second = ((work / f"counting.py.{rank}").read_text().split() for rank in (0, 1))
-    assert {*first, *second} == set(pd.read_csv(one.validation_file)["id"])
-    assert not {*first} & {*second}
-    assert len(first) == len(scores[0]) * len({*first})
-
-
-# --- answering
 
 
 def test_inference_writes_and_scores(run, capsys):
@@ -227,13 +193,6 @@ def test_zero_shot_needs_no_run_and_is_never_the_newest_run(work, run, tmp_path)
     assert find_run(None, str(outputs)).path.name == "first"
 
 
-def test_shortened_articles_are_printed_and_recorded(run, capsys, monkeypatch):
-    monkeypatch.setattr(Recipe, "prompt_limit", 75)
-    records = answers_of(infer(run))
-    assert "4 questions have their article cut" in capsys.readouterr().out
-    assert all(record["trimmed_characters"] > 0 for record in records)
-
-
 def test_another_template_and_a_changed_one(run, monkeypatch):
     source = find_source(str(run.path), template="answer_bot")
     assert source.template == prompts.TEMPLATES["answer_bot"]
@@ -263,9 +222,6 @@ def test_the_demo_does_not_answer_real_data_unasked(tmp_path):
         inference.main(options)
     with pytest.raises(InputError, match="no file at"):
         inference.main([*options, "--run", "demo"])
-
-
-# --- bad calls
 
 
 ANSWER_CALLS = """

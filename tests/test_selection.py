@@ -1,16 +1,17 @@
-"""Evaluations while training select the adapter, and a resumed run selects the same."""
+"""Evaluations select the adapter, a resumed run selects the same, and trackers get them."""
 
 from unittest import mock
 
 import pytest
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 import fine_tune
 from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError, Stopped
-from dandap.recipe import make_recipe
+from dandap.recipe import load_recipe, make_recipe
 from dandap.runs.folder import RunFolder
+from dandap.training import callbacks
 from dandap.training import run as training_run
 from dandap.training.checkpoints import best_step, load_state, select_step
 from dandap.training.evaluate import Evaluate, sample_examples, steps_between
@@ -114,9 +115,6 @@ def test_the_mean_of_each_tasks_scores_is_its_headline():
         assert mean == pytest.approx(task.score(rows, predictions)[task.headline[0]])
 
 
-# --- real runs
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """Twelve articles with two questions each; three of them for validation."""
@@ -204,3 +202,49 @@ def test_evaluating_changes_no_training(work):
         lines = [line for line in read_lines(run.metrics_file) if "loss" in line]
         losses.append([(line["loss"], line["grad_norm"]) for line in lines])
     assert losses[0] == losses[1]
+
+
+class Recorder(TrainerCallback):
+    """Records what a tracker would send."""
+
+    def __init__(self):
+        self.sent = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.name = args.run_name
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.sent.append((state.global_step, logs))
+
+
+class Away(Recorder):
+    """A tracker whose server cannot be reached."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        raise ConnectionError("http://localhost:5000 is away\nand more")
+
+
+def test_a_tracker_gets_the_steps_and_the_evaluations(work, monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setitem(callbacks.INTEGRATION_TO_CALLBACK, "trackio", lambda: recorder)
+    monkeypatch.setattr(training_run, "check_trackers", str)
+    run = train(work, "tracked", "--report_to trackio")
+    assert recorder.name == "tracked"
+    for record in read_lines(run.metrics_file):
+        sent = [logs for step, logs in recorder.sent if step == record.get("step")]
+        if "loss" in record:
+            assert record["loss"] in [logs.get("loss") for logs in sent]
+        if "evaluation" in record:
+            assert record["evaluation"]["char_f1"] in [logs.get("eval_char_f1") for logs in sent]
+    assert any("eval_char_f1" in logs for _, logs in recorder.sent)
+
+
+def test_trackers_that_cannot_be_used(work, monkeypatch):
+    assert load_recipe("demo", {"report_to": "wandb, mlflow"}).report_to == ["wandb", "mlflow"]
+    with pytest.raises(InputError, match="wandb is not installed. Run pip install wandb"):
+        train(work, "untracked", "--report_to wandb")
+    assert not (work / "outputs" / "untracked").exists()
+    monkeypatch.setitem(callbacks.INTEGRATION_TO_CALLBACK, "mlflow", Away)
+    monkeypatch.setattr(training_run, "check_trackers", str)
+    with pytest.raises(InputError, match=r"mlflow could not be started .*is away\)"):
+        train(work, "untracked", "--report_to mlflow")
