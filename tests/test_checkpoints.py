@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import fine_tune
 from dandap.data.rows import Table
 from dandap.errors import InputError, Stopped
-from dandap.files import fault, locked, write_json
+from dandap.files import locked, write_json
 from dandap.model.adapter import load_adapter
 from dandap.model.load import load_base
 from dandap.recipe import Recipe
@@ -272,14 +272,6 @@ def test_a_run_that_was_killed_in_its_validation_gets_its_report(work):
     resume(run)
     assert all(file.is_file() for file in made)
     assert run.weights.read_bytes() == weights
-
-
-def test_a_finished_adapter_is_sealed_and_names_no_path(whole):
-    assert fault(whole.adapter) is None
-    texts = "".join(file.read_text(encoding="utf-8") for file in whole.adapter.glob("*.json"))
-    assert str(Path.cwd()) not in texts
-    assert not (whole.adapter / "README.md").exists()
-    assert not list(whole.path.glob(".adapter*"))
 
 
 def test_an_adapter_whose_tensors_fit_nothing_is_rejected(whole, tmp_path):

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_models import FAMILIES
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 
 from dandap.answering.batches import run_batches
 from dandap.data.encode import Example
@@ -30,25 +31,19 @@ from dandap.training.batching import (
     share,
 )
 from dandap.training.trainer import make_trainer
+from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """SFTTrainer asks for one; its ids are not used."""
-    from tokenizers import Tokenizer, models
-
-    inner = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+    """SFTTrainer asks for one; only its padding is used."""
+    return AutoTokenizer.from_pretrained(ROOT / "data/demo_model")
 
 
 def make_examples(seed=0, articles=20, questions=2, answers=1, length=(15, 40)):
-    """Return examples of random ids.
-
-    A question's answers share its prompt and their first token.
-    """
+    """Return examples of random ids; a question's answers share prompt and first token."""
     rng, examples = random.Random(seed), []
 
     def draw(low, high):
@@ -87,13 +82,15 @@ class Record(TrainerCallback):
         self.losses, self.gradients = [], []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append(
-            {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
-        )
+        self.gradients.append(gradients_of(model))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
             self.losses.append(logs["loss"])
+
+
+def gradients_of(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
 def trained(model):
@@ -227,7 +224,7 @@ def tree_gradients(trainer, examples, targets=None):
 
 
 def take_gradients(model):
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    gradients = gradients_of(model)
     model.zero_grad()
     return gradients
 
@@ -404,17 +401,11 @@ def test_micro_batches_stay_within_their_size(one_row):
     assert not one_row or {each["input_ids"].shape[0] for each in packed} == {1}
 
 
-class Pairs:
-    """Batches of two questions."""
-
-    def batches(self, indices, tokens):
-        return [indices[at : at + 2] for at in range(0, len(indices), 2)]
-
-    def members(self, batch):
-        return batch
-
-    def size(self, batch):
-        return len(batch)
+PAIRS = SimpleNamespace(  # batches of two questions
+    batches=lambda indices, tokens: [indices[at : at + 2] for at in range(0, len(indices), 2)],
+    members=lambda batch: batch,
+    size=len,
+)
 
 
 def test_processes_share_the_batches_of_one(monkeypatch):
@@ -431,7 +422,7 @@ def test_processes_share_the_batches_of_one(monkeypatch):
                 batches.append(batch)
                 return {index: index for index in batch}
 
-            results += [index for index, _ in run_batches(Pairs(), 12, 2, work, done)]
+            results += [index for index, _ in run_batches(PAIRS, 12, 2, work, done)]
             shares.append(batches)
         dealt = sorted(batch for share in shares for batch in share)
         assert dealt == [[2, 3], [6, 7], [8, 9], [10, 11]]
