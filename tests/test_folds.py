@@ -49,13 +49,11 @@ def test_every_article_is_held_out_once():
 
 
 def test_suspects_are_confident_and_wrong_the_most_confident_first():
-    sentence = "매출은 5억원이라고 할 수 있습니다."
     made = (
         ("unsure", -1.0, 0.0, "부산"),
-        ("right", -0.01, 0.5, "부산"),
         ("second", -0.1, 0.1, "부산"),
         ("first", -0.01, 0.0, "부산"),
-        ("in a sentence", -0.01, 0.1, sentence),
+        ("in a sentence", -0.01, 0.1, "매출은 5억원이라고 할 수 있습니다."),
     )
     names = "id log_probability char_f1 prediction".split()
     records = [dict(zip(names, each, strict=True)) | {"gold": ["5억 원"]} for each in made]
@@ -152,12 +150,6 @@ def test_folds_answer_together_and_answer_once(parent):
         assert len(list(parent.glob("fold-*/answers/test-*"))) == 2, "nothing is answered again"
 
 
-def test_an_interrupted_soup_is_made_again(parent):
-    (parent / "soup").rename(parent / ".soup")
-    cross_validate("--resume", str(parent), "--soup")
-    assert (parent / "soup" / "recipe.yaml").is_file()
-
-
 def change_weights(file):
     tensors = load_file(file)
     save_file({name: tensor * 2 for name, tensor in tensors.items()}, file, {"format": "pt"})
@@ -213,15 +205,20 @@ def test_the_folds_that_were_started_last_are_resumed_and_stay(tmp_path):
     assert file.is_file()
 
 
+def test_an_interrupted_soup_is_made_again(parent):
+    (parent / "soup").rename(parent / ".soup")
+    cross_validate("--resume", str(parent), "--soup")
+    assert (parent / "soup" / "recipe.yaml").is_file()
+
+
 def test_bad_calls_and_previews_leave_nothing(tmp_path):
-    call = f"--recipe demo --output_dir {tmp_path}"
+    call = f"--recipe demo --output_dir {tmp_path} --folds 2"
     for words, message in (
         ("--folds 1", "expected at least 2"),
-        ("--folds 2 --fold 1/2", "give one of them"),
-        ("--folds 2 --resume nowhere", "there are no folds in"),
-        ("--soup", "add --folds N"),
+        ("--fold 1/2", "give one of them"),
+        ("--resume nowhere", "there are no folds in"),
     ):
         with pytest.raises(InputError, match=message):
             fine_tune.main(f"{call} {words}".split())
-    fine_tune.main(f"{call} --folds 2 --preview".split())
+    fine_tune.main(f"{call} --preview".split())
     assert not list(tmp_path.iterdir())

@@ -56,8 +56,6 @@ def test_the_limits_of_a_base_are_checked_before_it_is_loaded(capsys):
     assert "WARNING: max_length=2048" in capsys.readouterr().out
     with pytest.raises(InputError, match="embeddings for 100"):
         check_base(recipe, LlamaConfig(vocab_size=100), tokenizer)
-    check_base(recipe, LlamaConfig(vocab_size=size), tokenizer)
-    assert capsys.readouterr().out == ""
     example = Example(Row("a", "", ""), [1, 9999], [])
     with pytest.raises(InputError, match="question a: the token .* has id 9999"):
         check_ids([example], LlamaConfig(vocab_size=size), tokenizer)
