@@ -15,14 +15,11 @@ import ensemble
 import fine_tune
 import inference
 import prompts
-from dandap.answering.answer import Decoding
-from dandap.answering.generate import generate_answers
-from dandap.answering.run import answer, find_source, open_model
-from dandap.data.rows import Row
+from dandap.answering.run import find_source
 from dandap.errors import InputError
-from dandap.recipe import Recipe
+from dandap.files import fault
 from dandap.runs.folder import RunFolder, find_run, list_runs
-from tests.conftest import LAUNCH, read_lines, same_adapters, small_article, write_small_train
+from tests.conftest import LAUNCH, read_lines, small_article, write_small_train
 from tools import compare
 
 
@@ -68,76 +65,35 @@ def answers_of(result):
     return read_lines(Path(result["submission"]).with_name("predictions.jsonl"))
 
 
-# --- training
-
-
 def test_a_run_contains_everything(work, run):
     assert run.finished
     assert run.load_recipe().train_file == str(work / "train.csv")
     assert run.load_template() == ("concise", prompts.TEMPLATES["concise"])
-    environment = json.loads(run.environment_file.read_text())
-    # The wheel may not name its "+cu130".
-    assert torch.__version__.startswith(environment["packages"]["torch"])
-    assert len(next(iter(environment["data"].values()))) == 64
-    assert environment["compute_dtype"] in ("float32", "bfloat16", "float16")
+    assert len(next(iter(run.environment()["data"].values()))) == 64
     lines = read_lines(run.metrics_file)
-    assert lines[0]["step"] > 0
     assert lines[-1]["validation"]["questions"] == len(pd.read_csv(run.validation_file))
     assert any("evaluation" in line for line in lines)
     assert (run.path / "plots" / "training.png").is_file()
     assert run.report_file.is_file()
     findings = json.loads(run.findings_file.read_text(encoding="utf-8"))
     assert findings["not_in_article"][0]["answers"] == ["답"]
+    assert fault(run.adapter) is None, "sealed"
+    texts = [file.read_text(encoding="utf-8") for file in run.adapter.glob("*.json")]
+    assert not any(str(Path.cwd()) in text for text in texts)
     adapter = load_file(run.weights)
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
-    assert all("lora_" in name for name in adapter)
     assert any(adapter[name].any() for name in adapter if "lora_B" in name), "nothing was learned"
-    assert any(run.checkpoints.iterdir())
 
 
 def test_previews_show_the_answer_tokens_and_train_nothing(work, run, tmp_path, capsys):
     before = list_runs(work / "outputs")
-    fine_tune.main(train_options(work, "none", "--preview --max_length 120 --max_new_tokens 30"))
-    printed = capsys.readouterr().out
-    assert "answer tokens (the only ones in the loss" in printed and "'</s>'" in printed
     # Training does not need the test file.
     (tmp_path / "test.csv").write_text("id,contxt\n1,2\n", encoding="utf-8")
     fine_tune.main(train_options(work, "none", f"--preview --test_file {tmp_path}/test.csv"))
-    assert "WARNING: the test file cannot be used yet" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "answer tokens (the only ones in the loss" in printed and "'</s>'" in printed
+    assert "WARNING: the test file cannot be used yet" in printed
     assert len(list_runs(work / "outputs")) == len(before)
-
-
-def test_a_resumed_run_ends_with_the_same_adapter(work):
-    whole = train(work, "whole", "--save_steps 1 --epochs 2 --validation_fraction 0")
-    resumed = RunFolder(work / "outputs" / "resumed")
-    shutil.copytree(whole.path, resumed.path)
-    shutil.rmtree(resumed.adapter)
-    shutil.rmtree(max(resumed.checkpoints.iterdir(), key=lambda path: int(path.name[11:])))
-    with pytest.raises(InputError, match=r"learning_rate=0\.002 \(now 0\.5\)"):
-        fine_tune.main(["--resume", str(resumed.path), "--learning_rate", "0.5"])
-    fine_tune.main(["--resume", "resumed", "--output_dir", str(work / "outputs")])
-    assert same_adapters(whole, resumed)
-
-
-# fine_tune.py, with a file per process of the questions it has answered.
-COUNTING = """
-import os, sys
-sys.path.insert(0, os.getcwd())
-import fine_tune
-from dandap.answering.answerer import Answerer
-from dandap.cli import run_script
-
-answers = Answerer.answers
-
-def counted(self, examples, known=()):
-    for shown in answers(self, examples, known):
-        with open(__file__ + "." + os.environ["RANK"], "a") as file:
-            file.write(shown[0].row.id + " ")
-        yield shown
-
-Answerer.answers = counted
-run_script(fine_tune.main)
-"""
 
 
 def test_two_processes_train_what_one_does(work):
@@ -149,9 +105,7 @@ def test_two_processes_train_what_one_does(work):
     how = "--optim sgd --learning_rate 0.05 --epochs 2 --tokens_per_batch 200 "
     how += "--validation_fraction 0.3 --evaluate_every 1"
     one, two = train(work, "one", how), RunFolder(work / "outputs" / "two")
-    script = work / "counting.py"
-    script.write_text(COUNTING)
-    command = [*LAUNCH, str(script), *train_options(work, "two", how)]
+    command = [*LAUNCH, "fine_tune.py", *train_options(work, "two", how)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("validation: char F1") == 1, "one process prints"
@@ -164,21 +118,6 @@ def test_two_processes_train_what_one_does(work):
         for each in (one, two)
     ]
     assert scores[0] == scores[1]
-    first, second = ((work / f"counting.py.{rank}").read_text().split() for rank in (0, 1))
-    assert {*first, *second} == set(pd.read_csv(one.validation_file)["id"])
-    assert not {*first} & {*second}
-    assert len(first) == len(scores[0]) * len({*first})
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(work):
-    """transformers logs it as 0.0, and the run would "succeed"."""
-    with pytest.raises(InputError, match="nan in step .* nothing more is saved"):
-        train(work, "broken", "--learning_rate 1e30 --max_grad_norm 1e30 --epochs 20")
-    assert not RunFolder(work / "outputs" / "broken").finished
-    shutil.rmtree(work / "outputs" / "broken")
-
-
-# --- answering
 
 
 def test_inference_writes_and_scores(run, capsys):
@@ -191,16 +130,9 @@ def test_inference_writes_and_scores(run, capsys):
     assert submission["id"].tolist() == [f"TEST_{n:04d}" for n in range(4)]
     folder = Path(result["submission"]).parent
     table = pd.read_csv(folder / "predictions.csv", **read)
-    assert list(table.columns[:5]) == ["id", "question", "prediction", "gold", "char_f1"]
     assert table["prediction"].tolist() == submission["answer"].tolist()
     assert (folder / "report.html").is_file()
     assert infer(run)["submission"] != result["submission"], "each inference has its own folder"
-
-
-def test_answers_in_a_notebook(work, run):
-    result = answer(find_source(str(run.path)), str(work / "test.csv"))
-    assert result.scores["questions"] == 4
-    assert 0 <= result.scores["char_f1"] <= 1
 
 
 def test_a_record_says_how_its_answer_was_made(run):
@@ -225,21 +157,12 @@ def test_samples_grounded_choices_and_beams(run, capsys):
     assert {record["prediction"] for record in records} <= {"서울", "부산"}
     infer(run, "--beams 2")
     assert "by generate (beams=2)" in capsys.readouterr().out
-    infer(run, "--samples 2")
-    assert "temperature 0" in capsys.readouterr().out
     with pytest.raises(InputError, match="cannot be combined"):
         infer(run, "--beams 2 --grounded true")
 
 
-def test_what_is_not_asked_for_is_not_written(work, run, tmp_path):
-    result = infer(run, "--limit 2")
-    assert (result["questions"], result["submission"]) == (2, None)
-    shutil.copy(work / "test.csv", tmp_path / "unknown.csv")  # without gold answers
-    result = infer(run, f"--test_file {tmp_path}/unknown.csv")
-    assert result["char_f1"] is result["exact_match"] is None
-
-
 def test_output_is_a_copy_and_replaces_nothing_unasked(run, tmp_path):
+    assert infer(run, "--limit 2")["submission"] is None
     target = tmp_path / "mine.csv"
     result = infer(run, f"--output {target}")
     assert target.read_bytes() == Path(result["submission"]).read_bytes()
@@ -256,25 +179,7 @@ def test_the_validation_split_gets_the_same_answers_again(run):
     assert again.read_bytes() == run.validation_file.read_bytes()
 
 
-def test_batches_answer_as_single_prompts_do(run):
-    """Left padding must not change an answer."""
-    answerer = open_model(find_source(str(run.path))).answerer
-    encoder, model = answerer.encoder, answerer.model
-    texts = ["본사는?", "한빛전자가 지난해에 기록한 매출은 모두 얼마인가?", "몇 호인가?"]
-    ids = [
-        encoder.encode_prompt(small_article(n) * (n + 1), Row("q", "", question))
-        for n, question in enumerate(texts)
-    ]
-    stops = encoder.stop_ids(model.generation_config)
-    decoding = Decoding(stops, encoder.tokenizer.pad_token_id, max_new_tokens=12)
-    one, all_at_once = (
-        {n: each.token_ids for n, each in generate_answers(model, ids, decoding, tokens)}
-        for tokens in (1, 100_000)
-    )
-    assert one == all_at_once
-
-
-def test_zero_shot_needs_no_run_and_is_never_the_newest_run(work, run, tmp_path, capsys):
+def test_zero_shot_needs_no_run_and_is_never_the_newest_run(work, run, tmp_path):
     outputs = tmp_path / "outputs"
     shutil.copytree(run.path, outputs / "first")
     options = f"--no_adapter --template context_bot --test_file {work}/test.csv --limit 1"
@@ -282,25 +187,14 @@ def test_zero_shot_needs_no_run_and_is_never_the_newest_run(work, run, tmp_path,
     newest = list_runs(str(outputs))[-1]
     assert not newest.finished
     assert newest.load_template()[0] == "context_bot"
-    capsys.readouterr()
     assert find_run(None, str(outputs)).path.name == "first"
-    assert not capsys.readouterr().out
 
 
-def test_shortened_articles_are_printed_and_recorded(run, capsys, monkeypatch):
-    monkeypatch.setattr(Recipe, "prompt_limit", 75)
-    records = answers_of(infer(run))
-    assert "4 questions have their article cut" in capsys.readouterr().out
-    assert all(record["trimmed_characters"] > 0 for record in records)
-
-
-def test_another_template_and_a_changed_one(run, capsys, monkeypatch):
+def test_another_template_and_a_changed_one(run, monkeypatch):
     source = find_source(str(run.path), template="answer_bot")
     assert source.template == prompts.TEMPLATES["answer_bot"]
-    assert "answer_bot instead of concise" in capsys.readouterr().out
     monkeypatch.setitem(prompts.TEMPLATES, "concise", {"prompt": "{context}{question}"})
-    assert "user" in find_source(str(run.path)).template
-    assert "the one saved with the run is used" in capsys.readouterr().out
+    assert "user" in find_source(str(run.path)).template, "the one saved with the run"
 
 
 def test_runs_are_compared_and_combined(work, run):
@@ -320,14 +214,8 @@ def test_runs_are_compared_and_combined(work, run):
 
 def test_the_demo_does_not_answer_real_data_unasked(tmp_path):
     shutil.copytree("tests/data/legacy", tmp_path / "demo")
-    options = f"--output_dir {tmp_path} --test_file data/test.csv".split()
     with pytest.raises(InputError, match="newest finished run is the demo"):
-        inference.main(options)
-    with pytest.raises(InputError, match="no file at"):
-        inference.main([*options, "--run", "demo"])
-
-
-# --- bad calls
+        inference.main(f"--output_dir {tmp_path} --test_file data/test.csv".split())
 
 
 ANSWER_CALLS = """
@@ -335,25 +223,19 @@ ANSWER_CALLS = """
     --run {unfinished} | has no adapter.*--resume
     --run nobody --output_dir {outputs} | no such folder.*first
     --run {empty} | no run folder
-    --run {run} --test_file nowhere.csv | no file at nowhere.csv
     --run {run} --test_file {empty}/header.csv | has no questions
     --run {run} --template consise | Did you mean 'concise'
     --recipe demo | add --no_adapter
     --tets_file x | Did you mean 'test_file'
-    --batch_size 8 | unknown option '--batch_size'
     --limit 0 | --limit: got '0'
     --run {run} --split validation --test_file x | give one
 """
 TRAIN_CALLS = """
     --recipe demo --lora_r 0 | lora_r: got '0'
-    --recipe demo --learning_rate=-1 | learning_rate: got '-1'
     --learning_rate -1e-4 | --learning_rate: expected one argument
-    --recipe dmeo | Did you mean 'demo'
     --recipe demo --task wallpaper | expected one of dialogue_inference, economic_qa
-    --recipe demo --template x | expected one of concise
     --recipe demo --train_file nowhere.csv | no file at nowhere.csv
-    --recipe demo --test_file data/nope.csv | no file at data/nope.csv
-    --recipe demo --model no/where | 'no/where' cannot be loaded
+    --recipe demo --train_file {empty}/header.csv | no column 'answer'
     --recipe demo --model {empty} --run_name later | cannot be loaded
     --recipe demo --output_dir {outputs} --run_name first | exists already
     --resume first --output_dir {outputs} | nothing is left to resume
@@ -375,19 +257,3 @@ def test_bad_calls_are_clear_and_lose_nothing(work, run, tmp_path):
             with pytest.raises(InputError, match=message):
                 main(words.format(outputs=work / "outputs", **places).split())
     assert sorted([*work.rglob("*"), *tmp_path.rglob("*")]) == before
-
-
-def test_bad_training_data_starts_no_run(work, tmp_path):
-    shutil.copy(work / "test.csv", tmp_path)
-    for text, message in (
-        ("id,contxt,question,answer\na,b,c,d\n", "Did you mean 'contxt'"),
-        ("id,context,question\na,b,c\n", "no column 'answer'"),
-        ("id,context,question,answer\na,b,c,\n", "id a.*no answer"),
-        ("id,context,question,answer\na,b,c,d\na,b,c,d\n", r"ids more than once \(1\)"),
-        ('id,context,question,answer\na,"b,c,d\n', "quotation mark"),
-        ("", "is empty"),
-    ):
-        (tmp_path / "train.csv").write_text(text, encoding="utf-8")
-        with pytest.raises(InputError, match=message):
-            train(tmp_path, "bad")
-        assert not (tmp_path / "outputs").exists()

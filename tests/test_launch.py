@@ -18,7 +18,7 @@ from dandap.cli import parse
 from dandap.runs.folder import RunFolder
 from tests.conftest import ROOT, write_small_train
 
-SLURM, SKYPILOT = "recipes/launch/slurm.sbatch", "recipes/launch/skypilot.yaml"
+SLURM = "recipes/launch/slurm.sbatch"
 COMMANDS = {
     "scontrol": """#!/bin/bash
 if [ "$1" = show ]; then printf '127.0.0.1\\n10.0.0.2\\n'; else echo "$@" >>"$CALLS"; fi
@@ -56,23 +56,18 @@ def parsed_calls(cluster):
         yield launcher, parse(script.command_line(), launcher.training_script_args)
 
 
-def test_slurm_trains_and_answers_on_all_gpus(cluster):
+def test_slurm_and_skypilot_train_and_answer_on_all_gpus(cluster):
     subprocess.run(["bash", SLURM, "--recipe", "eeve-10.8b"], env=cluster, check=True)
-    (training, trained), (answering, answered) = parsed_calls(cluster)
-    for launcher in (training, answering):
-        assert (launcher.num_processes, launcher.num_machines, launcher.machine_rank) == (16, 2, 0)
-        assert launcher.main_process_ip == "127.0.0.1"
-    assert (trained.recipe, trained.run_name) == ("eeve-10.8b", f"slurm-{os.getpid()}")
-    assert answered.run == f"outputs/slurm-{os.getpid()}"
-
-
-def test_skypilot_trains_and_answers(cluster):
-    task = yaml.safe_load(Path(SKYPILOT).read_text())
+    task = yaml.safe_load(Path("recipes/launch/skypilot.yaml").read_text())
     subprocess.run(["bash", "-c", task["run"]], env=cluster, check=True)
-    (training, trained), (_, answered) = parsed_calls(cluster)
-    assert training.num_processes == 8
-    assert (trained.recipe, trained.run_name, trained.output_dir) == ("eeve-10.8b", "mine", "/runs")
-    assert answered.run == "/runs/mine"
+    calls = list(parsed_calls(cluster))
+    machines = [(each.num_processes, each.num_machines) for each, _ in calls[:2]]
+    assert machines == [(16, 2)] * 2 and calls[2][0].num_processes == 8
+    assert (calls[0][0].main_process_ip, calls[0][0].machine_rank) == ("127.0.0.1", 0)
+    for place, folder, name in ((0, "outputs", f"slurm-{os.getpid()}"), (2, "/runs", "mine")):
+        trained, answered = calls[place][1], calls[place + 1][1]
+        assert (trained.recipe, trained.run_name) == ("eeve-10.8b", name)
+        assert answered.run == f"{folder}/{name}"
 
 
 @pytest.mark.slow
