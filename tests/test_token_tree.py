@@ -58,12 +58,6 @@ def test_a_batch_and_its_mask():
     assert mask.min() == torch.finfo(torch.float32).min
 
 
-def test_questions_before_the_article_share_nothing():
-    article, one, two = [1, 2, 3, 4], [5], [6]
-    assert len(grow([(article + one, [9]), (article + two, [9])])) == 6
-    assert len(grow([(one + article, [9]), (two + article, [9])])) == 10
-
-
 def seen_by(tree, query):
     """Return the indices that a token sees, by the tree's rule."""
     return [key for key in range(query + 1) if query <= tree.subtree_end[key]]
