@@ -102,11 +102,6 @@ BROKEN = {
     "branches see each other": ("EEVE-10.8B", "block_mask", leaking),
     "no window": ("Gemma-2-9B", "block_mask", with_rule(without_window)),
     "no soft cap": ("Gemma-2-9B", "score_mod", lambda cap: None),
-    "a key less": (
-        "EEVE-10.8B",
-        "block_mask",
-        with_rule(lambda old, row, head, query, key: old(row, head, query, key) & (key != 5)),
-    ),
     "another scale": ("EEVE-10.8B", "scale", lambda scale: scale * 1.1),
     "nan": ("EEVE-10.8B", "scale", lambda scale: torch.nan),
 }

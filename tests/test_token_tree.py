@@ -138,11 +138,6 @@ def test_sliding_windows():
         sliding_windows(Qwen3NextConfig())
 
 
-def test_an_empty_prompt_is_rejected():
-    with pytest.raises(ValueError, match="got an empty prompt"):
-        grow([([], [1])])
-
-
 def test_deep_trees_take_linear_time_and_no_recursion():
     """Python's limit is 1,000 calls, and anything quadratic in 100,000 tokens would not end."""
     tree = grow([([*range(100_000), -q], [1, 2]) for q in range(1, 5)])

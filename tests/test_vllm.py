@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -83,22 +82,16 @@ def vllm(tmp_path, monkeypatch):
     package = tmp_path / "site" / "vllm"
     (package / "lora").mkdir(parents=True)
     (package / "__init__.py").write_text(VLLM)
-    (package / "lora" / "__init__.py").touch()
     (package / "lora" / "request.py").write_text(REQUEST)
     for name in ours.SETTINGS:
         monkeypatch.setenv(name, "")  # so that what the engine sets is undone
         monkeypatch.delenv(name)
     monkeypatch.syspath_prepend(str(package.parent))
-
-    def forget():
-        for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
-            del sys.modules[name]
-
-    forget()
     import vllm
 
     yield vllm
-    forget()
+    for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -190,16 +183,10 @@ def test_an_interrupted_inference_ends_as_an_uninterrupted_one(run, vllm, answer
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("samples", 3),
-        ("temperature", 0.7),
-        ("grounded", True),
-        ("choices", "예,아니오"),
-        ("beams", 2),
-    ],
-)
+LACKING = {"samples": 3, "temperature": 0.7, "grounded": True, "choices": "예,아니오", "beams": 2}
+
+
+@pytest.mark.parametrize(("name", "value"), LACKING.items())
 def test_options_that_vllm_lacks_are_rejected(run, vllm, answer, monkeypatch, name, value):
     """Before anything is loaded."""
     monkeypatch.setattr(ours, "open_vllm", None)

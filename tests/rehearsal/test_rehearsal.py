@@ -58,12 +58,6 @@ def rehearse(library):
     return run
 
 
-def each(jobs):
-    """Parametrize a test by the numbers of jobs, whose ids are their arguments."""
-    names = ["-".join(str(value) for value in job.values()) for job in jobs]
-    return pytest.mark.parametrize("number", range(len(jobs)), ids=names)
-
-
 FLEX, CHECKPOINTING = {"flex": True}, {"gradient_checkpointing": True}
 KINDS = ("tiny-llama", "tiny-qwen3", "tiny-gemma2", "tiny-gemma3")
 TRAININGS = [{"what": "training", "kind": kind} for kind in KINDS]
@@ -77,14 +71,10 @@ ON_A_T4 = [*TRAININGS, {"what": "training", "kind": "tiny-gemma2", "plan": CHECK
 WAYS = ("likeliest", "samples", "grounded", "penalty", "choices", "generate")
 ANSWERS = [{"what": "answering", "kind": "tiny-qwen3", "way": way} for way in WAYS]
 ANSWERS += [{"what": "answering", "kind": kind, "way": "likeliest"} for kind in KINDS]
-GRAPHS = [
-    {"what": "flex", "kind": "tiny-llama"},
-    {"what": "flex", "kind": "tiny-gemma2"},
-    {"what": "probe", "kind": "EEVE-10.8B", "dtype": "bfloat16"},
-    {"what": "probe", "kind": "EEVE-10.8B", "dtype": "float16"},
-    {"what": "probe", "kind": "Gemma-2-9B", "dtype": "bfloat16"},
-    {"what": "probe", "kind": "Gemma-2-9B", "dtype": "float16"},
-]
+GRAPHS = [{"what": "flex", "kind": kind} for kind in ("tiny-llama", "tiny-gemma2")]
+for kind in ("EEVE-10.8B", "Gemma-2-9B"):
+    for dtype in ("bfloat16", "float16"):
+        GRAPHS.append({"what": "probe", "kind": kind, "dtype": dtype})
 FAULTS = [
     {"what": "training", "kind": "tiny-llama", "mutant": "a tensor without device="},
     {"what": "training", "kind": "tiny-llama", "plan": FLEX, "mutant": "a bool mask for flex"},
@@ -95,7 +85,17 @@ FAULTS = [
 ]  # fmt: skip
 
 
-def problems(job, found, gpu="sm_80"):
+def each(*lists):
+    """Parametrize a test by the jobs of lists, whose ids are their arguments."""
+    cases = []
+    for gpu, jobs in lists:
+        for number, job in enumerate(jobs):
+            name = "-".join(map(str, (gpu, *job.values())))
+            cases.append(pytest.param(gpu, jobs, number, id=name))
+    return pytest.mark.parametrize(("gpu", "jobs", "number"), cases)
+
+
+def problems(job, found, gpu):
     """Return what is wrong: losses, precision, graphs, waits of a training; answers and waits."""
     if "error" in found:
         return [found["error"]]
@@ -123,32 +123,19 @@ def problems(job, found, gpu="sm_80"):
     return [problem for problem, is_right in checks.items() if not is_right]
 
 
-@each(ON_AN_A100)
-def test_training_in_bfloat16(rehearse, number):
-    assert not problems(ON_AN_A100[number], rehearse("sm_80", ON_AN_A100)[number])
+@each(("sm_80", ON_AN_A100), ("sm_75", ON_A_T4), ("sm_80", ANSWERS), ("sm_80", FAULTS))
+def test_trainings_and_answers(rehearse, gpu, jobs, number):
+    """They equal the CPU's, in bfloat16 and float16, with one wait a token; faults are found."""
+    found = problems(jobs[number], rehearse(gpu, jobs)[number], gpu)
+    assert bool(found) == ("mutant" in jobs[number]), found
 
 
-@each(ON_A_T4)
-def test_training_in_float16(rehearse, number):
-    assert not problems(ON_A_T4[number], rehearse("sm_75", ON_A_T4)[number], "sm_75")
-
-
-@each(ANSWERS)
-def test_answers_equal_the_cpus_with_one_wait_a_token(rehearse, number):
-    assert not problems(ANSWERS[number], rehearse("sm_80", ANSWERS)[number])
-
-
-@each(GRAPHS)
-def test_flex_is_one_graph_for_every_length(rehearse, number):
+@each(("sm_80", GRAPHS))
+def test_flex_is_one_graph_for_every_length(rehearse, gpu, jobs, number):
     """And the probe passes at true head sizes."""
-    found = rehearse("sm_80", GRAPHS)[number]
+    found = rehearse(gpu, jobs)[number]
     assert found.get("breaks") == 0, found
     assert found.get("graphs") == found.get("kinds"), "one graph for each kind of mask"
-
-
-@each(FAULTS)
-def test_faults_are_found(rehearse, number):
-    assert problems(FAULTS[number], rehearse("sm_80", FAULTS)[number])
 
 
 @SLOW
