@@ -59,14 +59,8 @@ def ids_of(answers):
 
 
 def plainly_generated(model, prompt_ids, stop_ids, **options):
-    out = model.generate(
-        torch.tensor([prompt_ids]),
-        do_sample=False,
-        max_new_tokens=6,
-        eos_token_id=stop_ids,
-        pad_token_id=0,
-        **options,
-    )
+    options |= {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
+    out = model.generate(torch.tensor([prompt_ids]), eos_token_id=stop_ids, **options)
     return out[0, len(prompt_ids) :].tolist()
 
 
