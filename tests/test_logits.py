@@ -39,6 +39,17 @@ def test_the_loss_is_torchs_in_chunks_of_any_size(pairs, chunk, seed):
     torch.testing.assert_close(gradient, exact, rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_of_sure_answers_are_exact():
+    """Against float64: a log-sum-exp as one number is ten times farther off."""
+    logits = torch.randn(40, 96, generator=torch.Generator().manual_seed(0)) * 20
+    target_ids = logits.argmax(-1)
+    target_ids[30:] = 5
+    ours, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    summed_cross_entropy(ours, torch.arange(40), target_ids, torch.ones(40)).backward()
+    torch.nn.functional.cross_entropy(exact, target_ids, reduction="sum").backward()
+    assert (ours.grad.double() - exact.grad).norm() < 2e-7 * exact.grad.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_sixteen_bits_round_as_autograd_does(dtype):
     """A sure answer has a small gradient: softmax - 1 is computed before it is rounded."""
