@@ -1,6 +1,7 @@
 """Answers from trees equal transformers' generate, one prompt at a time, token by token."""
 
 import contextlib
+import functools
 import gc
 import random
 import warnings
@@ -24,7 +25,6 @@ from dandap.model.load import load_base
 from dandap.recipe import Recipe
 
 PLENTY = 100_000
-SLOW = pytest.mark.slow
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -51,12 +51,9 @@ def make_examples(shape=(1, 3, 20, 1), seed=0):
 @pytest.fixture(scope="module")
 def models(bases):
     """Return what loads a family's base, or base and adapter, once."""
-    loaded = {}
 
+    @functools.cache
     def get(family, quantization="none", adapter=False):
-        key = (family, quantization, adapter)
-        if key in loaded:
-            return loaded[key]
         recipe = Recipe(model=str(bases / family), quantization=quantization, lora_r=4)
         model = load_base(recipe, torch.device("cpu"))
         if family == "gemma3":  # tied, random weights repeat the prompt's last token for ever
@@ -69,7 +66,6 @@ def models(bases):
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     parameter.data.normal_(0, 0.05, generator=generator)
-        loaded[key] = model
         return model
 
     return get
@@ -116,13 +112,7 @@ def assert_equal_generate(model, examples, decoding, tokens=PLENTY, expected=Non
 
 
 @pytest.mark.parametrize(
-    ("quantization", "adapter"),
-    [
-        ("none", False),
-        ("none", True),
-        ("nf4", True),
-        pytest.param("nf4", False, marks=SLOW),
-    ],
+    ("quantization", "adapter"), [("none", False), ("none", True), ("nf4", True)]
 )
 @EVERY_FAMILY
 def test_answers_equal_generate(models, family, quantization, adapter):
@@ -132,32 +122,15 @@ def test_answers_equal_generate(models, family, quantization, adapter):
     assert_equal_generate(model, examples, forced())
 
 
-@pytest.mark.parametrize(
-    ("quantization", "adapter"), [("none", False), pytest.param("nf4", True, marks=SLOW)]
-)
 @EVERY_FAMILY
-def test_captured_steps_equal_generate(models, monkeypatch, family, quantization, adapter):
+def test_captured_steps_equal_generate(models, monkeypatch, family):
     """As on CUDA: shapes last for 16 steps, stopped branches are fed along, Python does not run."""
-    model, examples = models(family, quantization, adapter), make_examples()
+    model, examples = models(family), make_examples()
     capturing = capture_on_cpu(monkeypatch)
-    for decoding in (natural(), forced(), natural(max_new_tokens=40)):
+    longer, penalized = natural(max_new_tokens=40), forced(repetition_penalty=1.3)
+    for decoding in (natural(), forced(), longer, penalized):
         assert_equal_generate(model, examples, decoding)
     assert capturing.replays > 20  # all steps but the first of 16
-
-
-def test_captured_steps_with_samples_penalty_and_many_batches(llama, monkeypatch):
-    examples = make_examples()
-    decodings = (
-        natural(samples=4, temperature=1.0),
-        natural(samples=3, repetition_penalty=1.3),
-        forced(repetition_penalty=1.3),
-    )
-    expected = [ids_by_trees(llama, examples, decoding) for decoding in decodings]
-    capturing = capture_on_cpu(monkeypatch)
-    for tokens in (300, PLENTY):
-        got = [ids_by_trees(llama, examples, decoding, tokens) for decoding in decodings]
-        assert got == expected
-    assert capturing.replays > 20
 
 
 @pytest.mark.parametrize("captures", [False, True])
@@ -215,106 +188,74 @@ def cuda(monkeypatch):
     assert modes[-1] == 0
 
 
-def fail_captures(monkeypatch, error):
-    capture = cuda_graph.capture
+@pytest.mark.parametrize(
+    ("kind", "end", "message"),
+    [
+        ("waits", None, "the model's code waits for the GPU"),
+        # Reported by its own error, not its end's.
+        ("fails", RuntimeError("capture was invalidated"), "(RuntimeError: not permitted)"),
+        # The step has just fitted without one, so the next batch is captured again.
+        ("out of memory", None, None),
+        ("out of memory", RuntimeError("capture was invalidated"), None),
+    ],
+)
+def test_steps_that_cannot_be_captured(llama, monkeypatch, capsys, cuda, kind, end, message):
+    """Answers are equal. An empty capture after a failed one tells torch that it is over."""
+    (begun, errors), capture, step = cuda, cuda_graph.capture, TreeDecoder._step
 
-    def work():
-        raise error
-
-    monkeypatch.setattr(cuda_graph, "capture", lambda ignored: capture(work))
-
-
-def messages(capsys):
-    return [line for line in capsys.readouterr().out.splitlines() if "CUDA graphs" in line]
-
-
-def test_a_model_that_waits_for_the_gpu_is_not_captured(llama, monkeypatch, capsys, cuda):
-    """As remote code may: a failed capture would harm what torch does later."""
-    step = TreeDecoder._step
-
-    def waits(self, chosen):
+    def waits(self, chosen):  # as remote code may
         warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
         return step(self, chosen)
 
-    monkeypatch.setattr(TreeDecoder, "_step", waits)
+    def fails():
+        if kind == "fails":
+            raise RuntimeError("not permitted\nand more")
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    if kind == "waits":
+        monkeypatch.setattr(TreeDecoder, "_step", waits)
+    else:
+        errors += [end, None] * 20
+        monkeypatch.setattr(cuda_graph, "capture", lambda ignored: capture(fails))
     for tokens in (PLENTY, 150):
         assert_equal_generate(llama, make_examples(), forced(), tokens)
-    (message,) = messages(capsys)
-    assert "the model's code waits for the GPU" in message
-    assert cuda[0] == []
-
-
-def test_a_failed_capture_is_reported_and_ended(llama, monkeypatch, capsys, cuda):
-    """By its own error, not its end's; an empty capture then tells torch that it is over."""
-    begun, errors = cuda
-    errors.append(RuntimeError("capture was invalidated"))
-    fail_captures(monkeypatch, RuntimeError("operation not permitted\nand more"))
-    for tokens in (PLENTY, 150):
-        assert_equal_generate(llama, make_examples(), forced(), tokens)
-    (message,) = messages(capsys)
-    assert "(RuntimeError: operation not permitted)" in message
-    assert len(begun) == 2
-
-
-@pytest.mark.parametrize("end", [None, RuntimeError("capture was invalidated")])
-def test_a_capture_out_of_memory_continues_eagerly(llama, monkeypatch, capsys, cuda, end):
-    """The step has just fitted without one; the next batch is captured again."""
-    begun, errors = cuda
-    errors += [end, None] * 20
-    fail_captures(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
-    assert_equal_generate(llama, make_examples(), forced(), 150)
-    assert not messages(capsys)
-    assert not cuda_graph._disabled
-    assert len(begun) > 4  # of each batch one that failed and one that ended it
+    printed = [line for line in capsys.readouterr().out.splitlines() if "CUDA graphs" in line]
+    assert len(printed) == (1 if message else 0)
+    assert message is None or message in printed[0]
+    assert cuda_graph._disabled == bool(message)
+    if kind == "out of memory":
+        assert len(begun) > 4  # of each batch one that failed and one that ended it
+    else:
+        assert len(begun) == (0 if kind == "waits" else 2)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_repetition_penalty_is_that_of_transformers(models, family):
     """Of a prompt by itself: padding is not penalized."""
-    model, examples = models(family), make_examples()
+    model, prompts = models(family), [example.prompt_ids for example in make_examples()]
     decoding = natural(repetition_penalty=1.3)
-    expected = assert_equal_generate(model, examples, decoding)
-    prompts = [example.prompt_ids for example in examples]
+    expected = assert_equal_generate(model, make_examples(), decoding)
     padded = dict(generate_answers(model, prompts, decoding, PLENTY))
+    options = {"eos_token_id": decoding.stop_ids, "pad_token_id": 0, "do_sample": False}
     for index, answer in enumerate(expected):
-        assert padded[index].token_ids == answer.token_ids
         ids = torch.tensor([prompts[index]])
-        options = {"eos_token_id": decoding.stop_ids, "pad_token_id": 0, "do_sample": False}
         out = model.generate(ids, max_new_tokens=20, repetition_penalty=1.3, **options)
-        assert out[0, ids.shape[1] :].tolist() == answer.token_ids
-    assert ids_by_trees(model, examples, natural()) != ids_by_trees(model, examples, decoding)
+        assert out[0, ids.shape[1] :].tolist() == answer.token_ids == padded[index].token_ids
 
 
-def test_batches_of_any_size(models):
+def test_batches_of_any_size_and_shape(models):
     for tokens in (1, 300, 1500):
         assert_equal_generate(models("llama"), make_examples(), natural(), tokens)
+    assert_equal_generate(models("qwen3"), make_examples([2, 1]), natural(max_new_tokens=1))
     assert_equal_generate(models("gemma2"), make_examples([1] * 12), natural())
-
-
-def test_equal_prompts_and_prompts_within_prompts(llama):
-    """A prompt that begins another one ends in the middle of the tree."""
     ids = make_examples([1])[0].prompt_ids
-    prompts = [ids, ids, ids[:-2], [*ids, 7], ids]
+    prompts = [ids, ids, ids[:-2], [*ids, 7], ids]  # some end in the middle of the tree
     examples = [Example(Row(str(n), "a", "q"), prompt, []) for n, prompt in enumerate(prompts)]
     for decoding in (natural(), forced()):
-        assert_equal_generate(llama, examples, decoding)
+        assert_equal_generate(models("llama"), examples, decoding)
 
 
-def test_answers_of_one_token(models, llama):
-    examples = make_examples([2, 1])
-    first = one_by_one(llama, examples, forced())[0].token_ids[0]
-    stopped, *_ = assert_equal_generate(llama, examples, natural(stop_ids=[first]))
-    assert (stopped.token_ids, stopped.stopped) == ([first], True)
-    assert_equal_generate(models("qwen3"), examples, natural(max_new_tokens=1))
-
-
-def test_samples_at_temperature_zero_are_greedy(llama):
-    greedy = ids_by_trees(llama, make_examples([3, 1]), natural())
-    samples = ids_by_trees(llama, make_examples([3, 1]), natural(samples=3))
-    assert samples == [answers * 3 for answers in greedy]
-
-
-def test_samples_do_not_depend_on_the_batch(llama):
+def test_samples_depend_on_neither_batch_nor_capture(llama, monkeypatch):
     def sampled(tokens=PLENTY, **options):
         decoding = natural(**({"samples": 4, "temperature": 1.0} | options))
         return ids_by_trees(llama, make_examples(), decoding, tokens)
@@ -324,6 +265,9 @@ def test_samples_do_not_depend_on_the_batch(llama):
     assert sampled(samples=2) == [samples[:2] for samples in expected]
     assert sampled(seed=1) != expected
     assert len({tuple(sample) for samples in expected for sample in samples}) > len(expected)
+    capturing = capture_on_cpu(monkeypatch)
+    assert sampled(300) == sampled() == expected
+    assert capturing.replays > 20
 
 
 def test_samples_follow_the_softmax(llama):

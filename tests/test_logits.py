@@ -8,7 +8,6 @@ from transformers import AutoModelForCausalLM
 
 from dandap.tree import logits as module
 from dandap.tree.logits import logits_at, summed_cross_entropy
-from dandap.tree.token_tree import Packed, send
 from tests.tiny_models import FAMILIES
 
 
@@ -73,11 +72,3 @@ def test_logits_at_positions_are_those_of_the_whole(family):
     with logits_at(model, at):
         torch.testing.assert_close(model(ids).logits, whole.flatten(0, 1)[at])
     torch.testing.assert_close(model(ids).logits, whole)
-
-
-def test_packed_arrays_come_out_unchanged():
-    shapes = [{"a": (2, 3), "b": (0,)}, {"a": (1, 1)}]
-    first, second = Packed(send(list(range(7)), "cpu"), shapes).on("cpu")
-    assert first["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert first["b"].shape == (0,)
-    assert second["a"].tolist() == [[6]]

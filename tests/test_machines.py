@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 import fine_tune
 import inference
 from dandap.runs.folder import RunFolder
-from tests.conftest import HEADER, ROOT
+from tests.conftest import ROOT, write_small_train
 
+pytestmark = pytest.mark.skipif(shutil.which("ip") is None, reason="needs `ip` (iproute2)")
 ADDRESSES = ("10.123.45.1", "10.123.45.2")
 
 
@@ -30,15 +31,13 @@ def machines():
         orders.append(["-n", name, "address", "add", f"{address}/24", "dev", cable])
         orders += [["-n", name, "link", "set", device, "up"] for device in (cable, "lo")]
     try:
-        if shutil.which("ip") is None:
-            pytest.skip("no `ip` (iproute2) here to make network namespaces with")
         for order in orders:
             done = subprocess.run(["ip", *order], capture_output=True, text=True)
             if done.returncode:
                 pytest.skip(f"ip {' '.join(order)}: {done.stderr.strip()}")
         yield list(zip(names, cables, strict=True))
     finally:
-        for name in names if shutil.which("ip") else ():
+        for name in names:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
@@ -71,17 +70,10 @@ def launch(machines, *command):
 
 @pytest.mark.slow
 def test_two_machines_train_and_answer_as_one(machines, tmp_path):
-    lines = [",".join(HEADER)]
-    for number in range(24):
-        place = "부산 대구 광주 대전".split()[number % 4]
-        article = f"한빛전자 {number // 2}호는 {place}에 있다."
-        lines.append(f"TRAIN_{number:04d},{article},본사는 어디인가? {number},{place}")
-    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    table = str(write_small_train(tmp_path / "train.csv", articles=12))
     how = ["--recipe", "demo", "--optim", "sgd", "--learning_rate", "0.05"]
     how += ["--questions_per_step", "8", "--tokens_per_batch", "200", "--max_new_tokens", "8"]
-    for option in ("train_file", "test_file"):
-        how += [f"--{option}", str(tmp_path / "train.csv")]
-    how += ["--output_dir", str(tmp_path)]
+    how += ["--train_file", table, "--test_file", table, "--output_dir", str(tmp_path)]
     fine_tune.main([*how, "--run_name", "one"])
     outs = launch(machines, "fine_tune.py", *how, "--run_name", "two")
     assert [out.count("validation: char F1") for out in outs] == [1, 0]

@@ -6,15 +6,11 @@ from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
-from dandap.data.checks import answer_share
-from dandap.data.encode import Example
-from dandap.data.rows import Row
 from dandap.errors import InputError
-from dandap.model import device
 from dandap.model.adapter import add_adapter, for_answering, resolve_targets
-from dandap.model.device import pick_compute_dtype, pick_device, why_no_gpu
+from dandap.model.device import pick_compute_dtype, why_no_gpu
 from dandap.model.hub import confirm_remote_code
-from dandap.model.load import load_base, load_config, load_tokenizer, pick_attention
+from dandap.model.load import load_base, load_config, pick_attention
 from dandap.model.memory import empty_model
 from dandap.recipe import Recipe, load_recipe
 from dandap.training.trainer import split_step
@@ -43,16 +39,15 @@ def four_bit_layers(model):
     return [module for module in model.modules() if isinstance(module, Linear4bit)]
 
 
-def gpt2():
-    return GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=64, n_head=2, vocab_size=50))
-
-
-def test_the_base_is_nf4_with_double_quantization(adapted):
+def test_the_base_is_nf4_and_the_adapter_float32(adapted):
     layers = four_bit_layers(adapted)
     assert {layer.weight.quant_type for layer in layers} == {"nf4"}
     assert all(layer.weight.quant_state.nested for layer in layers)
     assert not isinstance(adapted.get_output_embeddings(), Linear4bit)
     assert not four_bit_layers(load_base(load_recipe("demo", {"quantization": "none"}), CPU))
+    trained = {name: p.dtype for name, p in adapted.named_parameters() if p.requires_grad}
+    assert all("lora_" in name for name in trained)
+    assert set(trained.values()) == {torch.float32}
 
 
 def test_weights_are_never_repacked(adapted):
@@ -84,77 +79,49 @@ def test_a_dequantized_base_gives_the_same_bits(bases, family):
         assert all(map(torch.equal, got, expected))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma3"])
-def test_a_merged_or_cast_adapter_gives_the_same_logits(bases, family):
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [(f, Recipe().lora_target_modules) for f in ("llama", "qwen2", "gpt2", "gemma3")]
+    + [("gemma3", ["q_proj", "lm_head"])],  # whose head is tied to the embeddings
+)
+def test_a_merged_or_cast_adapter_gives_the_same_logits(bases, family, targets):
     """A cast one to the bit: the base's precision is its own here."""
-    logits = {}
+    logits, recipe = {}, Recipe(model=str(bases / family), lora_target_modules=targets)
     for way in ("as trained", "cast", "merged"):
-        model = with_random_adapter(Recipe(model=str(bases / family)), dequantized=True).eval()
+        model = with_random_adapter(recipe, dequantized=True).eval()
+        before = model.get_input_embeddings().weight.clone()
         if way != "as trained":
             model = for_answering(model, merged=way == "merged")
         assert isinstance(model, PeftModel) == (way != "merged")
+        assert torch.equal(model.get_input_embeddings().weight, before)
         with torch.no_grad():
             logits[way] = model(IDS).logits
     assert torch.equal(logits["cast"], logits["as trained"])
     torch.testing.assert_close(logits["merged"], logits["as trained"], rtol=1e-4, atol=1e-4)
 
 
-def test_an_adapter_merged_into_a_tied_head_leaves_the_embeddings_alone(bases):
-    recipe = Recipe(model=str(bases / "gemma3"), lora_target_modules=["q_proj", "lm_head"])
-    logits = []
-    for merged in (False, True):
-        model = with_random_adapter(recipe, dequantized=True).eval()
-        before = model.get_input_embeddings().weight.clone()
-        model = for_answering(model, merged)
-        assert torch.equal(model.get_input_embeddings().weight, before)
-        with torch.no_grad():
-            logits.append(model(IDS).logits)
-    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
-
-
-def test_only_the_adapter_trains_in_float32(adapted):
-    trained = {name: p.dtype for name, p in adapted.named_parameters() if p.requires_grad}
-    assert all("lora_" in name for name in trained)
-    assert set(trained.values()) == {torch.float32}
-
-
 def test_the_adapter_follows_the_seed():
-    one, same, other = (
-        add_adapter(load_base(DEMO, CPU), DEMO.model_copy(update={"seed": seed})).state_dict()
-        for seed in (1, 1, 2)
-    )
-    name = next(name for name in one if "lora_A" in name)
-    assert torch.equal(one[name], same[name])
-    assert not torch.equal(one[name], other[name])
-
-
-def test_fused_projections_are_found():
-    assert resolve_targets(gpt2(), ["q_proj", "v_proj"]) == ["c_attn"]
-    model = add_adapter(gpt2(), Recipe(lora_target_modules=["q_proj"], quantization="none"))
-    assert any("c_attn.lora_A" in name for name, _ in model.named_parameters())
+    drawn = []
+    for seed in (1, 1, 2):
+        model = add_adapter(load_base(DEMO, CPU), DEMO.model_copy(update={"seed": seed}))
+        drawn.append(next(p for name, p in model.named_parameters() if "lora_A" in name))
+    assert [torch.equal(drawn[0], other) for other in drawn[1:]] == [True, False]
 
 
 def test_fused_projections_train_under_nf4(tmp_path):
     """GPT-2's Conv1D becomes Linear4bit, whose weight is the transpose."""
-    gpt2().save_pretrained(tmp_path)
+    config = GPT2Config(n_layer=1, n_embd=64, n_head=2, vocab_size=50)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
     recipe = Recipe(model=str(tmp_path), lora_target_modules=["q_proj"])
     model = add_adapter(load_base(recipe, CPU), recipe)
     model(input_ids=IDS, labels=IDS).loss.backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert all("c_attn.lora_" in name and grad is not None for name, grad in trained.items())
 
 
 def test_an_unknown_target_module_is_rejected():
     with pytest.raises(InputError, match="got 'query', expected .* down_proj"):
         resolve_targets(empty_model(load_config(DEMO)), ["query"])
-
-
-def test_the_share_of_answers_is_the_largest_articles():
-    def example(article, prompt, answer):
-        return Example(Row("1", article, "?"), [5] * prompt, [6] * answer)
-
-    few, many = [example("a", 100, 5)] * 2, [example("b", 90, 10), example("b", 80, 20)]
-    assert answer_share(few) == 10 / 110
-    assert answer_share(few + many) == 30 / 120
 
 
 def test_the_compute_dtype_is_native(monkeypatch):
@@ -167,7 +134,6 @@ def test_the_compute_dtype_is_native(monkeypatch):
             lambda including_emulation=True, native=is_native: native or including_emulation,
         )
         assert pick_compute_dtype(Recipe(), CUDA) is expected
-    assert pick_compute_dtype(Recipe(compute_dtype="float16"), CUDA) is torch.float16
 
 
 def test_soft_capping_needs_eager_attention():
@@ -177,27 +143,13 @@ def test_soft_capping_needs_eager_attention():
 
 def test_why_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for version, driver, message in (
-        (None, None, "CPU-only build"),
-        ("13.0", None, "no NVIDIA driver"),
-        ("13.0", "/usr/bin/nvidia-smi", "finds no usable GPU"),
-    ):
-        monkeypatch.setattr(torch.version, "cuda", version)
-        monkeypatch.setattr(device.shutil, "which", lambda name, found=driver: found)
-        assert message in why_no_gpu()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "CPU-only build" in why_no_gpu()
     # Kaggle's P100 is available, and every kernel fails with "no kernel image".
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: "sm_75 sm_90a compute_120".split())
     assert "at least sm_75, and this GPU is sm_60" in why_no_gpu()
-
-
-def test_several_gpus_without_a_launcher_use_one(monkeypatch, capsys):
-    monkeypatch.setattr(device, "why_no_gpu", lambda: None)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
-    assert pick_device() == torch.device("cuda", 0)
-    assert "using the first of 2 GPUs" in capsys.readouterr().out
 
 
 def test_folders_that_cannot_be_loaded(tmp_path):
@@ -211,11 +163,6 @@ def test_folders_that_cannot_be_loaded(tmp_path):
             (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=message):
             load_base(Recipe(model=str(tmp_path)), CPU)
-
-
-def test_a_hub_name_without_network_is_explained():
-    with pytest.raises(InputError, match="'nobody/nothing' cannot be loaded.*Without network"):
-        load_tokenizer(Recipe(model="nobody/nothing"))
 
 
 def test_a_step_is_split_exactly():

@@ -58,12 +58,6 @@ def test_a_batch_and_its_mask():
     assert mask.min() == torch.finfo(torch.float32).min
 
 
-def test_questions_before_the_article_share_nothing():
-    article, one, two = [1, 2, 3, 4], [5], [6]
-    assert len(grow([(article + one, [9]), (article + two, [9])])) == 6
-    assert len(grow([(one + article, [9]), (two + article, [9])])) == 10
-
-
 def seen_by(tree, query):
     """Return the indices that a token sees, by the tree's rule."""
     return [key for key in range(query + 1) if query <= tree.subtree_end[key]]
@@ -142,11 +136,6 @@ def test_sliding_windows():
         assert sliding_windows(config) == windows
     with pytest.raises(InputError, match="linear_attention layers.*--read_once false"):
         sliding_windows(Qwen3NextConfig())
-
-
-def test_an_empty_prompt_is_rejected():
-    with pytest.raises(ValueError, match="got an empty prompt"):
-        grow([([], [1])])
 
 
 def test_deep_trees_take_linear_time_and_no_recursion():

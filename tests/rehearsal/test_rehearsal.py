@@ -58,12 +58,6 @@ def rehearse(library):
     return run
 
 
-def each(jobs):
-    """Parametrize a test by the numbers of jobs, whose ids are their arguments."""
-    names = ["-".join(str(value) for value in job.values()) for job in jobs]
-    return pytest.mark.parametrize("number", range(len(jobs)), ids=names)
-
-
 FLEX, CHECKPOINTING = {"flex": True}, {"gradient_checkpointing": True}
 KINDS = ("tiny-llama", "tiny-qwen3", "tiny-gemma2", "tiny-gemma3")
 TRAININGS = [{"what": "training", "kind": kind} for kind in KINDS]
@@ -77,14 +71,10 @@ ON_A_T4 = [*TRAININGS, {"what": "training", "kind": "tiny-gemma2", "plan": CHECK
 WAYS = ("likeliest", "samples", "grounded", "penalty", "choices", "generate")
 ANSWERS = [{"what": "answering", "kind": "tiny-qwen3", "way": way} for way in WAYS]
 ANSWERS += [{"what": "answering", "kind": kind, "way": "likeliest"} for kind in KINDS]
-GRAPHS = [
-    {"what": "flex", "kind": "tiny-llama"},
-    {"what": "flex", "kind": "tiny-gemma2"},
-    {"what": "probe", "kind": "EEVE-10.8B", "dtype": "bfloat16"},
-    {"what": "probe", "kind": "EEVE-10.8B", "dtype": "float16"},
-    {"what": "probe", "kind": "Gemma-2-9B", "dtype": "bfloat16"},
-    {"what": "probe", "kind": "Gemma-2-9B", "dtype": "float16"},
-]
+GRAPHS = [{"what": "flex", "kind": kind} for kind in ("tiny-llama", "tiny-gemma2")]
+for kind in ("EEVE-10.8B", "Gemma-2-9B"):
+    for dtype in ("bfloat16", "float16"):
+        GRAPHS.append({"what": "probe", "kind": kind, "dtype": dtype})
 FAULTS = [
     {"what": "training", "kind": "tiny-llama", "mutant": "a tensor without device="},
     {"what": "training", "kind": "tiny-llama", "plan": FLEX, "mutant": "a bool mask for flex"},
@@ -95,12 +85,22 @@ FAULTS = [
 ]  # fmt: skip
 
 
-def problems(job, found, gpu="sm_80"):
+LISTS = {"sm_80": (ON_AN_A100, ANSWERS, GRAPHS, FAULTS), "sm_75": (ON_A_T4,)}
+CASES = [
+    pytest.param(gpu, jobs, number, id="-".join(map(str, (gpu, *job.values()))))
+    for gpu, lists in LISTS.items()
+    for jobs in lists
+    for number, job in enumerate(jobs)
+]
+
+
+def problems(job, found, gpu):
     """Return what is wrong: losses, precision, graphs, waits of a training; answers and waits."""
     if "error" in found:
         return [found["error"]]
-    if job["what"] == "flex":
-        return []
+    if job["what"] in ("flex", "probe"):  # one graph for each kind of mask, for every length
+        is_right = found["breaks"] == 0 and found.get("graphs") == found.get("kinds")
+        return [] if is_right else [found]
     if job["what"] == "answering":
         # generate waits as transformers does.
         waits = found["waits"] if job["way"] != "generate" and found["waits_a_token"] > 1 else []
@@ -123,55 +123,30 @@ def problems(job, found, gpu="sm_80"):
     return [problem for problem, is_right in checks.items() if not is_right]
 
 
-@each(ON_AN_A100)
-def test_training_in_bfloat16(rehearse, number):
-    assert not problems(ON_AN_A100[number], rehearse("sm_80", ON_AN_A100)[number])
-
-
-@each(ON_A_T4)
-def test_training_in_float16(rehearse, number):
-    assert not problems(ON_A_T4[number], rehearse("sm_75", ON_A_T4)[number], "sm_75")
-
-
-@each(ANSWERS)
-def test_answers_equal_the_cpus_with_one_wait_a_token(rehearse, number):
-    assert not problems(ANSWERS[number], rehearse("sm_80", ANSWERS)[number])
-
-
-@each(GRAPHS)
-def test_flex_is_one_graph_for_every_length(rehearse, number):
-    """And the probe passes at true head sizes."""
-    found = rehearse("sm_80", GRAPHS)[number]
-    assert found.get("breaks") == 0, found
-    assert found.get("graphs") == found.get("kinds"), "one graph for each kind of mask"
-
-
-@each(FAULTS)
-def test_faults_are_found(rehearse, number):
-    assert problems(FAULTS[number], rehearse("sm_80", FAULTS)[number])
+@pytest.mark.parametrize(("gpu", "jobs", "number"), CASES)
+def test_trainings_answers_graphs_and_faults(rehearse, gpu, jobs, number):
+    """In bfloat16 and float16, as on a CPU and with one wait a token; faults are found."""
+    found = problems(jobs[number], rehearse(gpu, jobs)[number], gpu)
+    assert bool(found) == ("mutant" in jobs[number]), found
 
 
 @SLOW
 def test_the_gpu_benchmark_runs(rehearse):
-    jobs = [{"what": "ask_the_gpu", "parts": "products,training,answers,float16"}]
-    (found,) = rehearse("sm_80", jobs)
-    assert "error" not in found, found
-    for part in ("products", "training", "answers", "float16"):
-        assert "error" not in found[part], found
+    """It also probes true heads, and interrupts a script."""
+    found = {}
+    for parts in ("products,training,answers,float16", "probes,interrupted"):
+        (results,) = rehearse("sm_80", [{"what": "ask_the_gpu", "parts": parts}])
+        assert "error" not in results, results
+        assert all("error" not in results[part] for part in parts.split(",")), results
+        found |= results
     assert found["products"].pop("quantized")["weight"] < 0.12
     assert all(max(rows.values()) < 0.01 for rows in found["products"].values())
     assert found["training"]["finite"] and found["training"]["flex"]
     for form in ("cast", "merged"):
         assert found["answers"][form]["trial"] == "passed"
         assert found["answers"][form]["as_without_graphs"] == "40 of 40"
-
-
-@SLOW
-def test_the_gpu_benchmark_probes_true_heads_and_interrupts_a_script(rehearse):
-    (found,) = rehearse("sm_80", [{"what": "ask_the_gpu", "parts": "probes,interrupted"}])
-    assert "error" not in found, found
-    assert len(found["probes"]) >= 5
     failed = {heads: reason for heads, reason in found["probes"].items() if "works" not in reason}
+    assert len(found["probes"]) >= 5
     assert list(failed) == ["12/12 x 64"]  # KoGPT2's
     assert "dropout" in failed["12/12 x 64"]
     assert found["interrupted"]["interrupted"] == 130
