@@ -195,7 +195,9 @@ COMMON = {
     "lora_r": 16,
     "lora_alpha": 32,
     "lora_dropout": 0.01,
-    "lora_target_modules": "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj lm_head".split(),
+    "lora_target_modules": [
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+    ],
 }
 
 
