@@ -7,6 +7,7 @@ dialogues and wallpaper QA are recognized by their fields. --refined cleans dial
 (tools.refine).
 """
 
+import base64
 from collections import Counter
 from functools import partial
 from pathlib import Path
