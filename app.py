@@ -21,6 +21,8 @@ from dandap.recipe import ANSWERING
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; serve the page until Ctrl-C."""
     arguments = parse(command_line(), argv)
+    if arguments.port > 65535:
+        raise InputError(f"--port: got {arguments.port}; expected at most 65535.")
     refuse_several("app.py")
     # Both libraries read these when they are imported; nothing is sent to anybody.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}

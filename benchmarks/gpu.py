@@ -33,7 +33,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from transformers import PreTrainedModel
 
 from benchmarks.machine import describe_machine, random_model
-from benchmarks.material import made_up
+from benchmarks.material import made_up, named_config
 from dandap import ROOT
 from dandap.answering import cuda_graph, tree_decoder
 from dandap.answering.answer import Decoding
@@ -47,7 +47,7 @@ from dandap.model.adapter import add_adapter, for_answering
 from dandap.model.device import pick_compute_dtype, pick_device, why_no_gpu
 from dandap.model.load import load_tokenizer
 from dandap.model.memory import GB, Footprint, make_plan
-from dandap.model.plans import NAMES, SHAPES, make_config, named_config
+from dandap.model.plans import NAMES, SHAPES, make_config
 from dandap.recipe import Recipe, load_recipe
 from dandap.training.trainer import make_trainer
 from dandap.tree.attention import head_size, why_no_flex

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import prompts
 from benchmarks.machine import random_model
@@ -20,14 +20,25 @@ from dandap.cli import Parser, positive
 from dandap.data.encode import Encoder, Example
 from dandap.data.read import read_questions
 from dandap.data.rows import Row, by_article
+from dandap.errors import InputError, nearest
 from dandap.model.device import pick_compute_dtype, pick_device
 from dandap.model.load import load_base, load_config, load_tokenizer
-from dandap.model.plans import NAMES, named_config
+from dandap.model.plans import NAMES, make_config
 from dandap.recipe import Recipe, make_recipe
 from tasks import get_task
 
 GROWTH = (1, 2, 4, 8, 16)  # questions on an article, of the tables of how cost grows
 DEMO_MODEL, DEMO_DATA = "data/demo_model", "data/sample/train.csv"
+
+
+def named_config(name: str) -> PretrainedConfig:
+    """Return the config of a shape by its short name; InputError lists the names."""
+    if name not in NAMES:
+        known = ", ".join(NAMES)
+        raise InputError(
+            f"got {name!r}; expected a model folder or one of {known}.{nearest(name, NAMES)}"
+        )
+    return make_config(NAMES[name])
 
 
 def add_material_options(parser: Parser) -> None:

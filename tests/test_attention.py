@@ -11,9 +11,9 @@ import torch
 from tiny_models import FAMILIES
 from torch.nn.attention.flex_attention import create_mask
 
+from benchmarks.material import named_config
 from dandap.errors import InputError
 from dandap.model.load import load_base
-from dandap.model.plans import named_config
 from dandap.recipe import Recipe
 from dandap.tree import attention
 from dandap.tree.attention import (

@@ -8,8 +8,8 @@ import pytest
 from transformers import Gemma2Config
 
 from benchmarks import data, inference, operators, overflow, peers, training
+from benchmarks.material import named_config
 from dandap.errors import InputError
-from dandap.model.plans import named_config
 
 
 def test_training_prints_its_result_last(capsys):

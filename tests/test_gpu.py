@@ -4,13 +4,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.material import named_config
 from dandap.answering import cuda_graph, tree_decoder
 from dandap.answering.answer import Decoding
 from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import answer_examples
 from dandap.data.encode import Example
 from dandap.data.rows import Row
-from dandap.model.plans import NAMES, named_config
+from dandap.model.plans import NAMES
 from dandap.tree.attention import probe, use_tree_attention
 from dandap.tree.logits import logits_at
 from dandap.tree.masks import BLOCK, tree_masks

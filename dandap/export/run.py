@@ -9,13 +9,14 @@ from httpx2 import HTTPError  # huggingface_hub's HTTP client
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 import metrics
 from dandap.answering.run import Source, find_source, open_model
 from dandap.data.encode import Encoder
 from dandap.data.rows import Answers, split_by_article
-from dandap.errors import InputError
+from dandap.errors import InputError, first_line
 from dandap.export.card import write_card
 from dandap.export.gguf import find_converter, write_gguf
 from dandap.files import MANIFEST, folder_hash, read_json, read_json_lines, whole_folder, write_json
@@ -157,7 +158,11 @@ def merge(recipe: Recipe, run: RunFolder, folder: Path, generation: GenerationCo
     was_tied = model.config.get_text_config().tie_word_embeddings
     merged = for_answering(load_adapter(model, run.adapter), merged=True)
     merged.generation_config = generation
-    merged.save_pretrained(str(folder), state_dict=plain_weights(merged))
+    try:
+        merged.save_pretrained(str(folder), state_dict=plain_weights(merged))
+    except SafetensorError as error:  # not an OSError, also for a full disk
+        reason = f"{folder} could not be written ({first_line(error)})"
+        raise InputError(f"{reason}. Free some space, or name another --exports_dir.") from error
     ignored = shutil.ignore_patterns("adapter_*", MANIFEST)
     shutil.copytree(run.adapter, folder, ignore=ignored, dirs_exist_ok=True)
     return was_tied and not merged.config.get_text_config().tie_word_embeddings

@@ -6,7 +6,7 @@ import torch
 import yaml
 from transformers import AutoConfig, PretrainedConfig
 
-from dandap.errors import InputError, nearest
+from dandap.errors import InputError
 from dandap.model.device import pick_compute_dtype, why_no_gpu
 from dandap.model.hub import confirm_remote_code
 from dandap.model.load import load_config
@@ -23,16 +23,6 @@ COMMON_SIZES = [16 * GB, 24 * GB, 48 * GB, 80 * GB]  # GPUs that people rent
 def make_config(shape: dict) -> PretrainedConfig:
     """Return transformers' config of an entry of SHAPES or NAMES."""
     return AutoConfig.for_model(**shape)
-
-
-def named_config(name: str) -> PretrainedConfig:
-    """Return the config of a shape by its short name; InputError lists the names."""
-    if name not in NAMES:
-        known = ", ".join(NAMES)
-        raise InputError(
-            f"got {name!r}; expected a model folder or one of {known}.{nearest(name, NAMES)}"
-        )
-    return make_config(NAMES[name])
 
 
 def print_plans(recipe_name: str | None, options: dict, gpu_memory: str | None) -> None:

@@ -31,14 +31,8 @@ NAME = "tree"  # how transformers knows our attention function
 # FlexAttention's block sizes and pipeline stages. Its own choice needs 153 kB of shared memory
 # forwards and 136 kB backwards at head size 256 in 16 bits; these need 53 and 66, and fit the
 # 101 kB of an RTX 3090 or 4090, A10 or L4.
-SMALL_TILES = {
-    "fwd_num_stages": 1,
-    "bwd_num_stages": 1,
-    "bwd_BLOCK_M1": 32,
-    "bwd_BLOCK_N1": 32,
-    "bwd_BLOCK_M2": 32,
-    "bwd_BLOCK_N2": 32,
-}
+SMALL_TILES = {"fwd_num_stages": 1, "bwd_num_stages": 1}
+SMALL_TILES |= dict.fromkeys(("bwd_BLOCK_M1", "bwd_BLOCK_N1", "bwd_BLOCK_M2", "bwd_BLOCK_N2"), 32)
 OWN_CHOICE: dict[str, int] = {}
 # What the probe found to work on this machine, by head size and dtype.
 _chosen_tiles: dict[tuple[int, torch.dtype], dict[str, int]] = {}

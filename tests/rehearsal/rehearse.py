@@ -40,7 +40,8 @@ from dandap.model.adapter import add_adapter, for_answering
 from dandap.model.device import pick_compute_dtype, pick_device
 from dandap.model.memory import GB, Footprint, MemoryEstimate, Plan, fit_plan
 from dandap.model.load import load_tokenizer
-from dandap.model.plans import SHAPES, make_config, named_config
+from dandap.model.plans import SHAPES, make_config
+from benchmarks.material import named_config
 from dandap.errors import InputError
 from dandap.recipe import load_recipe, make_recipe
 from dandap.training import trainer as trainers
