@@ -39,8 +39,7 @@ def test_the_bare_command_depends_on_data_and_machine(tmp_path, monkeypatch, cap
 def test_the_demo_is_found_from_another_folder(tmp_path, monkeypatch):
     """Only the project's own files are looked for there; other paths are the user's."""
     monkeypatch.chdir(tmp_path)
-    both = "data/sample/train.csv,data/README.md"
-    recipe = make_recipe({"train_file": both}, "there")
+    recipe = make_recipe({"train_file": "data/sample/train.csv,data/README.md"}, "there")
     assert recipe.train_file == f"{ROOT / 'data/sample/train.csv'},data/README.md"
     (tmp_path / "data" / "sample").mkdir(parents=True)
     (tmp_path / "data" / "sample" / "train.csv").touch()

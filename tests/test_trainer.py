@@ -468,7 +468,7 @@ def test_a_question_that_does_not_fit_ends_the_search(limited):
     """A long question next to an article that can still be split was halved forever."""
     trainer, tokens = limited
     (long,) = make_examples(articles=1, questions=1, length=(90, 90))
-    short = [replace(e, row=replace(e.row, article="short")) for e in make_examples(1, articles=1)]
+    short = [replace(e, row=Row("s", "short", "q")) for e in make_examples(1, articles=1)]
     tokens[0] = 80
     with pytest.raises(torch.OutOfMemoryError, match="a single question"):
         tree_gradients(trainer, [long, *short])
