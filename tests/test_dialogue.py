@@ -104,7 +104,7 @@ def test_half_an_emoji_stays_escaped(items, tmp_path):
 
 BROKEN = [
     (lambda item: item.pop("input"), "item 1 (train-1): it lacks a field or has"),
-    (lambda item: item.update(input=["a"]), "it has another structure"),
+    (lambda item: item.update(input=["a"]), "or has another structure"),
     (lambda item: item.update(id=3), "a text is not a string"),
     (lambda item: item["input"]["conversation"][0].pop("speaker"), "lacks 'speaker'"),
     (lambda item: item["input"].update(category="결과"), "got the category '결과'"),
@@ -195,9 +195,9 @@ COMMON = {
     "lora_r": 16,
     "lora_alpha": 32,
     "lora_dropout": 0.01,
-    "lora_target_modules": [
-        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
-    ],
+    "lora_target_modules": (
+        "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj lm_head".split()
+    ),
 }
 
 

@@ -549,7 +549,8 @@ def _replace_torch_cuda() -> None:
         "set_rng_state_all": lambda states: generator.set_state(states[0]),
     }
     for names, value in constants.items():
-        functions |= dict.fromkeys(names.split(), lambda *given, value=value: value)
+        for name in names.split():  # Dynamo registers handlers by function: one each
+            functions[name] = lambda *given, value=value: value
     for name, function in functions.items():
         for module in (torch.cuda, torch.cuda.random):
             if module is torch.cuda or hasattr(module, name):
