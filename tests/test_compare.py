@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dandap.errors import InputError
+from dandap.files import read_json
 from tools import compare
 
 GOLD = ["서울", "부산", "25명", "14일"]
@@ -49,7 +50,7 @@ def test_scores_differences_and_recipes(run, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "[2] - [1]  -0.5000 (95% -1.0000 to +0.0000)  not shown" in out
     (folder,) = (tmp_path / "outputs").glob("compare-*")
-    assert (folder / "compare.png").is_file()
+    assert read_json(folder / "compare.json")["scores"]["wrong"]["questions"] == 4
 
 
 def test_what_cannot_be_compared_is_rejected(run, tmp_path):

@@ -15,7 +15,6 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from markupsafe import Markup
 
 from dandap.cli import Parser, parse, run_script
@@ -104,6 +103,8 @@ def explore(
 
 def describe_rows(task: Task, rows: list[Row]) -> Description:
     """Describe questions with or without articles."""
+    import pandas as pd  # takes 0.4 s
+
     records = pd.DataFrame(
         {
             "kind": task.kind(row),

@@ -257,7 +257,8 @@ def count_tokens(examples: list[Example], recipe: Recipe) -> tuple[int, int]:
     articles = by_article(example.row.article for example in examples)
     tokens = TreeTokens(examples, articles)
     steps = deal(articles, recipe.questions_per_step, random.Random(recipe.seed))
-    return sum(map(_length, examples)), sum(tokens(piece) for step in steps for piece in step)
+    once = sum(tokens(piece) for step in steps for piece in step)
+    return sum(map(_length, examples)), once - len(examples)  # last tokens are only predicted
 
 
 def _length(example: Example) -> int:
