@@ -131,7 +131,8 @@ def test_damage_to_any_file_of_a_checkpoint_is_found(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "step"), [(signal.SIGTERM, 143, 8), (signal.SIGINT, 130, 12)]
+    ("number", "code", "step"),
+    [(signal.SIGTERM, 143, 8), (signal.SIGINT, 130, 12), (signal.SIGHUP, 129, 9)],
 )
 def test_a_signal_ends_the_step_saves_and_the_run_continues_bitwise(
     work, whole, monkeypatch, capsys, number, code, step
