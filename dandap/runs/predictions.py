@@ -116,7 +116,8 @@ def answers_name(of: str, recipe: Recipe, of_run: Recipe, limit: int | None) -> 
         value = getattr(recipe, name)
         is_shown = name in PROMINENT and value != getattr(default, name)
         if is_shown or value != getattr(of_run, name):
-            parts.append(shown.format(value) if value else f"no-{name}")
+            is_number = type(value) in (int, float)  # seed 0 is one, False is not
+            parts.append(shown.format(value) if value or is_number else f"no-{name}")
     return "-".join(parts)
 
 

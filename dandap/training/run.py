@@ -252,7 +252,7 @@ def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
             f"reading once: {len(examples):,} questions on {articles:,} articles: {tokens} tokens "
             f"per epoch ({every_time / once:.1f}x fewer)"
         )
-    steps = math.ceil(len(examples) / recipe.questions_per_step * recipe.epochs)
+    steps = math.ceil(math.ceil(len(examples) / recipe.questions_per_step) * recipe.epochs)
     if steps < FEW_STEPS:
         print(
             f"Only {steps} optimizer steps: the model may not learn to answer briefly. Try "
