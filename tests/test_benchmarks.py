@@ -12,6 +12,7 @@ from benchmarks.material import named_config
 from dandap.errors import InputError
 
 
+@pytest.mark.slow
 def test_training_prints_its_result_last(capsys):
     options = [
         "--model",
@@ -72,6 +73,7 @@ def test_shapes_are_named():
         named_config("EEVE-10.8")
 
 
+@pytest.mark.slow
 def test_answering_is_measured_and_equal(capsys):
     """A handful of questions, one round; the bars are the benchmark's to show, not a test's."""
     result = inference.main(

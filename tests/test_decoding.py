@@ -112,7 +112,8 @@ def assert_equal_generate(model, examples, decoding, tokens=PLENTY, expected=Non
 
 
 @pytest.mark.parametrize(
-    ("quantization", "adapter"), [("none", False), ("none", True), ("nf4", True)]
+    ("quantization", "adapter"),
+    [("none", False), pytest.param("none", True, marks=pytest.mark.slow), ("nf4", True)],
 )
 @EVERY_FAMILY
 def test_answers_equal_generate(models, family, quantization, adapter):
