@@ -1,6 +1,6 @@
 """Write files and folders whole or not at all, under free names, never through a link; verify them.
 
-The manifest of a sealed folder has the size and SHA-256 of each file, and whose they are.
+The manifest of a sealed folder has the size and SHA-256 of each file, and the id of its run.
 """
 
 import csv

@@ -176,7 +176,7 @@ def test_finished_folds_are_verified(parent, more):
 
 
 def test_a_folder_of_folds_is_not_trusted(tmp_path):
-    """folds.json may be damaged, or somebody else's."""
+    """folds.json may be damaged or edited."""
     file = tmp_path / "folds.json"
     code = {"model": "data/demo_model", "trust_remote_code": "true"}
     for text, message in (

@@ -260,7 +260,7 @@ class TreeDecoder:
             members[number[branch.row]].append(branch.slot)
             branch.row, branch.slot = number[branch.row], len(members[number[branch.row]]) - 1
         # slot[r, w] is the old slot of the branch now at [r, w]. Shorter rows are filled with
-        # copies of their old slot 0, which nobody reads.
+        # copies of their old slot 0, which are never read.
         width = max(map(len, members))
         slot = self._sent([slots + [0] * (width - len(slots)) for slots in members])
         kept = self._sent(rows)

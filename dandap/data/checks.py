@@ -72,7 +72,7 @@ def _near_duplicates(splits: dict[str, list[Row]]) -> list[dict]:
     for group in group_near_copies(texts):
         numbers, ids = zip(*sorted(first[article] for article in group), strict=True)
         found.append({"ids": list(ids), "splits": [names[number] for number in numbers]})
-    signature.cache_clear()  # the split asked for the same articles before; nobody asks again
+    signature.cache_clear()  # the split computed them; this is their last use
     return sorted(found, key=lambda each: each["ids"])
 
 
