@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -17,14 +16,14 @@ from safetensors.torch import load_file, save_file
 import fine_tune
 from dandap.data.rows import Table
 from dandap.errors import InputError, Stopped
-from dandap.files import locked, write_json
+from dandap.files import write_json
 from dandap.model.adapter import load_adapter
 from dandap.model.load import load_base
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, describe_environment
 from dandap.training import checkpoints
 from dandap.training.callbacks import StopSignals
-from dandap.training.checkpoints import newest_valid
+from dandap.training.checkpoints import CrashProof, newest_valid
 from dandap.training.resume import check_unchanged
 from tests.conftest import LAUNCH, ROOT, process_of, read_lines, same_adapters, write_small_train
 from tests.interrupting import at_step, change_trainer, send
@@ -132,7 +131,11 @@ def test_damage_to_any_file_of_a_checkpoint_is_found(whole, tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "code", "step"),
-    [(signal.SIGTERM, 143, 8), (signal.SIGINT, 130, 12), (signal.SIGHUP, 129, 9)],
+    [
+        (signal.SIGTERM, 143, 8),
+        pytest.param(signal.SIGINT, 130, 12, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, 9, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_the_step_saves_and_the_run_continues_bitwise(
     work, whole, monkeypatch, capsys, number, code, step
@@ -176,24 +179,19 @@ def wait_until(is_so, process):
         time.sleep(0.05)
 
 
-def test_a_second_process_on_a_run_is_refused(work):
-    """The first continues; the second names it and changes nothing. A killed one locks nothing."""
-    run = RunFolder(work / "outputs" / "shared")
-    command = [sys.executable, "fine_tune.py", *options(work, "shared", "--epochs 50")]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    first = subprocess.Popen(command, cwd=ROOT, **quiet)
-    try:
-        wait_until(lambda: newest_of(run), first)
+def test_a_run_that_is_training_cannot_be_resumed(work, monkeypatch):
+    """The second start names the first one's process and changes nothing."""
+    run, rejected = RunFolder(work / "outputs" / "shared"), []
+
+    def resume_it():
         saved = run.recipe_file.read_bytes()
-        with pytest.raises(InputError, match=f"shared is in use by process {first.pid}"):
+        with pytest.raises(InputError, match=f"shared is in use by process {os.getpid()}"):
             resume(run, "--learning_rate 0.5 --resume_anyway")
-        assert run.recipe_file.read_bytes() == saved
-        assert first.poll() is None
-    finally:
-        first.kill()
-        first.wait()
-    with locked(run.path):
-        pass
+        rejected.append(run.recipe_file.read_bytes() == saved)
+
+    at_step(monkeypatch, 1, resume_it)
+    train(work, "shared", "--epochs 0.3")
+    assert rejected == [True] and run.finished
 
 
 @pytest.mark.slow
@@ -233,31 +231,25 @@ def test_an_unusable_newest_checkpoint_is_skipped_and_the_run_ends_the_same(whol
     assert equal_runs(run, whole)
 
 
-LIMITED = """
-import resource, signal, sys
-import fine_tune
-from dandap.cli import run_script
-from dandap.training.checkpoints import CrashProof
-save = CrashProof._save_checkpoint
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(work, whole, monkeypatch):
+    """Files of step 3 may have 100,000 bytes."""
+    resource = pytest.importorskip("resource")
+    real, limits = CrashProof._save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-def limited(self, model, trial):
-    if self.state.global_step == 3:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    save(self, model, trial)
+    def save(self, model, trial):
+        if self.state.global_step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        real(self, model, trial)
 
-CrashProof._save_checkpoint = limited
-run_script(lambda: fine_tune.main(sys.argv[1:]))
-"""
-
-
-def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(work, whole):
+    monkeypatch.setattr(CrashProof, "_save_checkpoint", save)
+    try:
+        with pytest.raises(InputError, match="the checkpoint of step 3 could not be written"):
+            train(work, "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
     run = RunFolder(work / "outputs" / "full")
-    command = [sys.executable, "-c", LIMITED, *options(work, "full")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
-    assert done.returncode == 2
-    assert "the checkpoint of step 3 could not be written" in done.stderr
-    assert "Traceback" not in done.stderr
     names = sorted(path.name for path in run.checkpoints.iterdir())
     assert names == ["checkpoint-1", "checkpoint-2"]
     resume(run)

@@ -113,7 +113,10 @@ def assert_equal_generate(model, examples, decoding, tokens=PLENTY, expected=Non
 
 @pytest.mark.parametrize(
     ("quantization", "adapter"),
-    [("none", False), pytest.param("none", True, marks=pytest.mark.slow), ("nf4", True)],
+    [
+        ("nf4", True),
+        *(pytest.param("none", adapter, marks=pytest.mark.slow) for adapter in (False, True)),
+    ],
 )
 @EVERY_FAMILY
 def test_answers_equal_generate(models, family, quantization, adapter):

@@ -103,7 +103,7 @@ def test_two_processes_train_what_one_does(work):
     """
     # Every article is a batch of answers.
     how = "--optim sgd --learning_rate 0.05 --epochs 2 --tokens_per_batch 200 "
-    how += "--validation_fraction 0.3 --evaluate_every 1"
+    how += "--validation_fraction 0.3 --evaluate_every 2 --max_new_tokens 4"
     one, two = train(work, "one", how), RunFolder(work / "outputs" / "two")
     command = [*LAUNCH, "fine_tune.py", *train_options(work, "two", how)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -165,7 +165,8 @@ def test_two_processes_write_the_bytes_of_one(work):
     assert_as_uninterrupted(work, path)
 
 
-@pytest.mark.parametrize("dies", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
 def test_a_process_that_dies_ends_all_and_loses_nothing(work, dies):
     """SIGKILL to one of two once it has answered; one process then continues from both."""
     count = len(answers(work))

@@ -40,6 +40,7 @@ def test_a_legacy_run_answers(copy, limit):
         assert result.submission.is_file()
 
 
+@pytest.mark.slow
 def test_a_legacy_run_resumes_to_the_same_adapter(copy, capsys):
     whole, stopped = copy("legacy", "whole"), copy("legacy-stopped", "stopped")
     assert not stopped.finished

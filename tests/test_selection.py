@@ -123,7 +123,8 @@ def work(tmp_path_factory):
 
 
 def train(folder, name, more=""):
-    fixed = "--recipe demo --validation_fraction 0.3 --questions_per_step 4 --epochs 2"
+    fixed = "--recipe demo --validation_fraction 0.3 --questions_per_step 4 --epochs 2 "
+    fixed += "--max_new_tokens 4"
     paths = f"--train_file {folder}/train.csv --output_dir {folder}/outputs --run_name {name}"
     fine_tune.main(f"{fixed} {paths} --evaluate_every 2 {more}".split())
     return RunFolder(folder / "outputs" / name)

@@ -154,10 +154,10 @@ def work(tmp_path_factory):
     for name, lines in tables.items():
         with (folder / f"{name}.csv").open("w", encoding="utf-8-sig", newline="") as file:
             csv.writer(file).writerows(lines)
-    options = (
-        "--recipe wallpaper-demo --max_new_tokens 24 --run_name run --embedding_model nowhere "
+    options = "--recipe wallpaper-demo --max_new_tokens 8 --epochs 1 --run_name run "
+    options += (
+        f"--embedding_model nowhere --train_file {folder}/train.csv --test_file {folder}/test.csv "
     )
-    options += f"--train_file {folder}/train.csv --test_file {folder}/test.csv "
     fine_tune.main([*options.split(), "--output_dir", str(folder / "outputs")])
     return folder
 

@@ -61,35 +61,42 @@ def rehearse(library):
 FLEX, CHECKPOINTING = {"flex": True}, {"gradient_checkpointing": True}
 KINDS = ("tiny-llama", "tiny-qwen3", "tiny-gemma2", "tiny-gemma3")
 TRAININGS = [{"what": "training", "kind": kind} for kind in KINDS]
-ON_AN_A100 = [
-    *TRAININGS,
-    {"what": "training", "kind": "tiny-llama", "plan": FLEX},
-    {"what": "training", "kind": "tiny-gemma2", "plan": FLEX},
-    {"what": "training", "kind": "tiny-qwen3", "plan": FLEX | CHECKPOINTING},
-]
-ON_A_T4 = [*TRAININGS, {"what": "training", "kind": "tiny-gemma2", "plan": CHECKPOINTING}]
 WAYS = ("likeliest", "samples", "grounded", "penalty", "choices", "generate")
 ANSWERS = [{"what": "answering", "kind": "tiny-qwen3", "way": way} for way in WAYS]
-ANSWERS += [{"what": "answering", "kind": kind, "way": "likeliest"} for kind in KINDS]
-GRAPHS = [{"what": "flex", "kind": kind} for kind in ("tiny-llama", "tiny-gemma2")]
-for kind in ("EEVE-10.8B", "Gemma-2-9B"):
-    for dtype in ("bfloat16", "float16"):
-        GRAPHS.append({"what": "probe", "kind": kind, "dtype": dtype})
+FLEX_TRAINING = {"what": "training", "kind": "tiny-llama", "plan": FLEX}
+GRAPH = {"what": "flex", "kind": "tiny-llama"}
 FAULTS = [
     {"what": "training", "kind": "tiny-llama", "mutant": "a tensor without device="},
-    {"what": "training", "kind": "tiny-llama", "plan": FLEX, "mutant": "a bool mask for flex"},
-    {"what": "training", "kind": "tiny-llama", "mutant": "16-bit adapters"},
     {"what": "answering", "kind": "tiny-llama", "way": "likeliest",
      "mutant": "a wait in the decoding loop"},
+    {"what": "training", "kind": "tiny-llama", "plan": FLEX, "mutant": "a bool mask for flex"},
+    {"what": "training", "kind": "tiny-llama", "mutant": "16-bit adapters"},
     {"what": "flex", "kind": "tiny-gemma2", "mutant": "a graph break"},
 ]  # fmt: skip
+ON_AN_A100 = [
+    *TRAININGS[1:],
+    {"what": "training", "kind": "tiny-gemma2", "plan": FLEX},
+    {"what": "training", "kind": "tiny-qwen3", "plan": FLEX | CHECKPOINTING},
+    *ANSWERS[2:],
+    *({"what": "answering", "kind": kind, "way": "likeliest"} for kind in KINDS),
+    {"what": "flex", "kind": "tiny-gemma2"},
+]
+for kind in ("EEVE-10.8B", "Gemma-2-9B"):
+    for dtype in ("bfloat16", "float16"):
+        ON_AN_A100.append({"what": "probe", "kind": kind, "dtype": dtype})
+ON_A_T4 = [*TRAININGS[1:], {"what": "training", "kind": "tiny-gemma2", "plan": CHECKPOINTING}]
 
-
-LISTS = {"sm_80": (ON_AN_A100, ANSWERS, GRAPHS, FAULTS), "sm_75": (ON_A_T4,)}
+# The fast suite starts one process per card.
+LISTS = [
+    ("sm_80", [TRAININGS[0], FLEX_TRAINING, *ANSWERS[:2], GRAPH, *FAULTS[:2]], ()),
+    ("sm_75", TRAININGS[:1], ()),
+    ("sm_80", ON_AN_A100, SLOW),
+    ("sm_80", FAULTS[2:], SLOW),
+    ("sm_75", ON_A_T4, SLOW),
+]
 CASES = [
-    pytest.param(gpu, jobs, number, id="-".join(map(str, (gpu, *job.values()))))
-    for gpu, lists in LISTS.items()
-    for jobs in lists
+    pytest.param(gpu, jobs, number, id="-".join(map(str, (gpu, *job.values()))), marks=marks)
+    for gpu, jobs, marks in LISTS
     for number, job in enumerate(jobs)
 ]
 

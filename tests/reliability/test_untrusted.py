@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 
 import pandas as pd
@@ -25,7 +22,7 @@ from dandap.recipe import Recipe, load_recipe
 from dandap.runs.predictions import load_predictions
 from tasks import TASKS
 from tasks.submission import SubmissionForm, write_review, write_submission
-from tests.conftest import HEADER, ROOT
+from tests.conftest import HEADER
 from tests.reliability.hostile import HOSTILE
 
 ARTICLE, QUESTION = "한빛전자는 올해 매출 {}을 기록했다고 4월 3일 밝혔다.", "올해 {}은 얼마인가?"
@@ -74,21 +71,15 @@ def options(folder, output):
 READ = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
 
 
-def test_hostile_rows_run_from_end_to_end(hostile_files, tmp_path):
+def test_hostile_rows_run_from_end_to_end(hostile_files, tmp_path, monkeypatch, capfd):
+    """A token in the environment reaches no file."""
+    canary = "hf_CANARY0123456789abcdefghijklmnopqr"
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.setenv(name, canary)
     fine_tune.main(options(hostile_files, tmp_path))
     submission = pd.read_csv(inference.main(["--output_dir", str(tmp_path)])["submission"], **READ)
     assert submission["id"].tolist() == [f"행 {n}" for n in range(len(HOSTILE) - 1)]
-
-
-def test_a_token_in_the_environment_reaches_no_file(hostile_files, tmp_path):
-    canary = "hf_CANARY0123456789abcdefghijklmnopqr"
-    environment = os.environ | {"HF_TOKEN": canary, "HUGGING_FACE_HUB_TOKEN": canary}
-    script = "import sys, fine_tune, inference\nfine_tune.main(sys.argv[2:])\n"
-    script += "inference.main(['--output_dir', sys.argv[1]])"
-    command = [sys.executable, "-c", script, str(tmp_path), *options(hostile_files, tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert canary.encode() not in done.stdout + done.stderr
+    assert canary not in "".join(capfd.readouterr())
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert not [path for path in files if canary.encode() in path.read_bytes()]
