@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
 from dandap.errors import InputError
-from dandap.model.distributed import refuse_several
+from dandap.model.distributed import reject_multiprocess
 from dandap.recipe import ANSWERING
 
 
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(command_line(), argv)
     if arguments.port > 65535:
         raise InputError(f"--port: got {arguments.port}; expected at most 65535.")
-    refuse_several("app.py")
+    reject_multiprocess("app.py")
     # Both libraries read these when they are imported; nothing is sent to anybody.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if not find_spec("gradio"):

@@ -14,13 +14,13 @@ more than chance is rejected and removed.
 import json
 
 from dandap.cli import Parser, add_options, chosen_options, parse, run_script
-from dandap.model.distributed import refuse_several
+from dandap.model.distributed import reject_multiprocess
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; the last line printed is the result as JSON."""
     arguments = parse(command_line(), argv)
-    refuse_several("export.py")
+    reject_multiprocess("export.py")
 
     from dandap.export.run import export, sign_in, upload  # loads torch
 

@@ -23,7 +23,7 @@ from dandap.console import terminal_output
 from dandap.data.text import find_files
 from dandap.errors import InputError
 from dandap.files import read_json
-from dandap.model.distributed import first_one_speaks, refuse_several
+from dandap.model.distributed import only_main_prints, reject_multiprocess
 from dandap.recipe import Recipe, find_recipe, load_recipe, make_recipe
 from dandap.runs.folder import RunFolder
 from tasks import get_task
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     options = chosen_options(arguments)
     if arguments.soup and not arguments.folds:
         raise InputError("--soup is the mean of folds: add --folds N.")
-    with first_one_speaks():
+    with only_main_prints():
         if arguments.plan:
             from dandap.model.plans import print_plans  # loads torch, as do those below
 
@@ -76,7 +76,7 @@ def train_one(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
 
 def train_folds(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
     """Cross-validate; with --resume continue in a folder of folds."""
-    refuse_several("fine_tune.py --folds")
+    reject_multiprocess("fine_tune.py --folds")
     if "fold" in options:
         raise InputError("got --fold and --folds; give one of them.")
     parent: Path | None = None
@@ -117,7 +117,7 @@ def choose_recipe(arguments: argparse.Namespace, options: dict[str, Any]) -> tup
     if arguments.recipe:
         recipe = load_recipe(arguments.recipe, options)
         if "train_file" not in options:
-            mention_own_files(recipe)
+            suggest_own_files(recipe)
         elif is_sample(recipe.test_file) and not is_sample(recipe.train_file):
             print(
                 f"WARNING: the test file is the sample's, {recipe.test_file}: add --test_file FILE."
@@ -138,7 +138,7 @@ def choose_recipe(arguments: argparse.Namespace, options: dict[str, Any]) -> tup
             style="bold yellow",
             markup=False,
         )
-        mention_own_files(recipe)
+        suggest_own_files(recipe)
         return "demo", recipe
     recipe = load_recipe(None, options)
     if recipe.model == DEFAULT.model and not arguments.preview:
@@ -164,7 +164,7 @@ def check_input(recipe: Recipe, options: dict[str, Any]) -> None:
     confirm_remote_code(recipe, "trust_remote_code" in options)
 
 
-def mention_own_files(recipe: Recipe) -> None:
+def suggest_own_files(recipe: Recipe) -> None:
     """Print how to train on files in data/, where a recipe has data of its own."""
     train, test = (sorted(Path("data").glob(f"{name}.*")) for name in ("train", "test"))
     if train and Path(recipe.train_file) not in train and recipe.task == DEFAULT.task:

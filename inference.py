@@ -17,7 +17,7 @@ from typing import Any
 from dandap import ROOT
 from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
 from dandap.errors import InputError
-from dandap.model.distributed import first_one_speaks
+from dandap.model.distributed import only_main_prints
 from dandap.recipe import ANSWERING, Recipe, load_recipe
 from dandap.runs.folder import find_run
 from tasks import get_task
@@ -29,7 +29,7 @@ OPTIONS = (*ANSWERING, "columns")
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the command line; print the result as JSON in the last line, and return it."""
     arguments = parse(command_line(), argv)
-    with first_one_speaks():
+    with only_main_prints():
         check(arguments)
 
         from dandap.answering.run import answer, base_source, find_source  # loads torch

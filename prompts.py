@@ -18,7 +18,7 @@ literal brace. `python prompts.py [TEMPLATE]` prints templates.
 import string
 from collections.abc import Collection, Mapping
 
-from dandap.errors import InputError, nearest
+from dandap.errors import InputError, did_you_mean
 
 Template = dict[str, str]
 
@@ -109,7 +109,7 @@ def get_template(name: str) -> Template:
     if name not in TEMPLATES:
         raise InputError(
             f"got template {name!r}; expected one of {', '.join(TEMPLATES)}."
-            f"{nearest(name, TEMPLATES)}"
+            f"{did_you_mean(name, TEMPLATES)}"
         )
     return TEMPLATES[name]
 

@@ -50,7 +50,7 @@ from dandap.answering.tree_decoder import answer_examples
 from dandap.cli import Parser, parse, positive
 from dandap.data.encode import Encoder, Example
 from dandap.model.adapter import add_adapter
-from dandap.model.device import computing
+from dandap.model.device import autocast_for
 
 BATCHES = (1, 4, 8, 32)
 # With forced tokens all ways generate as much, whatever the model says: their speeds compare.
@@ -192,7 +192,7 @@ def continuous_way(material: Material, examples: list[Example]) -> Way:
         )
         answers: Answers = {}
         for wave in filter(None, waves):
-            with computing(material.model):
+            with autocast_for(material.model):
                 results = material.model.generate_batch(
                     [list(examples[index].prompt_ids) for index in wave],
                     generation_config=config,

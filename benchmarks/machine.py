@@ -13,7 +13,7 @@ import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from dandap.model.load import keep_weights_in_place, pick_attention
+from dandap.model.load import keep_weights_unpacked, pick_attention
 from dandap.recipe import Recipe
 
 
@@ -113,7 +113,7 @@ def _quantize(
                 setattr(parent, name, _quantized(module, recipe, device, dtype))
     # PEFT takes this for the sign of a quantized base.
     model.is_loaded_in_4bit = True
-    keep_weights_in_place(model)
+    keep_weights_unpacked(model)
 
 
 def _quantized(

@@ -20,7 +20,7 @@ from dandap.cli import Parser, positive
 from dandap.data.encode import Encoder, Example
 from dandap.data.read import read_questions
 from dandap.data.rows import Row, by_article
-from dandap.errors import InputError, nearest
+from dandap.errors import InputError, did_you_mean
 from dandap.model.device import pick_compute_dtype, pick_device
 from dandap.model.load import load_base, load_config, load_tokenizer
 from dandap.model.plans import NAMES, make_config
@@ -36,7 +36,7 @@ def named_config(name: str) -> PretrainedConfig:
     if name not in NAMES:
         known = ", ".join(NAMES)
         raise InputError(
-            f"got {name!r}; expected a model folder or one of {known}.{nearest(name, NAMES)}"
+            f"got {name!r}; expected a model folder or one of {known}.{did_you_mean(name, NAMES)}"
         )
     return make_config(NAMES[name])
 

@@ -25,7 +25,7 @@ from benchmarks.material import DEMO_DATA
 from dandap import ROOT
 from dandap.cli import Parser, parse, positive, run_script
 from dandap.errors import InputError
-from dandap.model.distributed import first_one_speaks, process_number
+from dandap.model.distributed import only_main_prints, process_rank
 from dandap.recipe import load_recipe
 
 LAUNCH = [
@@ -123,7 +123,7 @@ def measured(arguments: argparse.Namespace) -> dict:
 
     def end() -> None:
         wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
-        target = Path(arguments.into) / f"seconds.{process_number()}"
+        target = Path(arguments.into) / f"seconds.{process_rank()}"
         target.write_text(json.dumps({"wall": round(wall, 2), "cpu": round(cpu, 2)}))
 
     WORK[arguments.measured](arguments, begin, end)
@@ -156,7 +156,7 @@ def train(arguments: argparse.Namespace, begin, end) -> None:
         "validation_fraction": 0,
         "output_dir": arguments.into,
     }
-    with first_one_speaks():
+    with only_main_prints():
         train(load_recipe("demo", options))
 
 
@@ -164,7 +164,7 @@ def answer(arguments: argparse.Namespace, begin, end) -> None:
     """Answer the questions; the time is that of this process's share."""
     from dandap.answering import run
 
-    leave = run.leave_together
+    leave = run.end_other_processes
 
     class TimedModel(run.OpenModel):
         def predict(self, *args):
@@ -175,7 +175,7 @@ def answer(arguments: argparse.Namespace, begin, end) -> None:
         end()
         leave()
 
-    run.OpenModel, run.leave_together = TimedModel, timed_leave
+    run.OpenModel, run.end_other_processes = TimedModel, timed_leave
     run.answer(run.find_source(arguments.run), arguments.data, answers_dir=arguments.into)
 
 

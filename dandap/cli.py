@@ -44,7 +44,7 @@ if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
 
 from dandap import language
 from dandap.console import discard, printable, safe_output
-from dandap.errors import InputError, Stopped, disk_message, nearest
+from dandap.errors import InputError, Stopped, did_you_mean, disk_message
 from dandap.recipe import Recipe
 
 
@@ -130,7 +130,7 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     if unknown:
         kind = "option" if unknown[0].startswith("-") else "argument"
         name = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
-        hint = nearest(name, [option.lstrip("-") for option in options])
+        hint = did_you_mean(name, [option.lstrip("-") for option in options])
         raise InputError(f"got the unknown {kind} {unknown[0]!r}.{hint} See --help.")
     language.use(arguments.lang)
     return arguments

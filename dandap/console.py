@@ -88,7 +88,7 @@ def terminal_output() -> TextIO:
     return sys.stdout
 
 
-def bars(rate: progress.ProgressColumn | None = None) -> progress.Progress:
+def progress_bars(rate: progress.ProgressColumn | None = None) -> progress.Progress:
     """Return a progress display, which is silent outside a terminal; the caller adds tasks."""
     console = Console(file=terminal_output())
     return progress.Progress(
@@ -110,7 +110,7 @@ def track(
     before, started = done, time.perf_counter()
     printed = started  # short work prints no line
     # rich's own rate covers the last seconds, but answers come in batches of hundreds.
-    with bars(progress.TextColumn("{task.fields[rate]}")) as shown:
+    with progress_bars(progress.TextColumn("{task.fields[rate]}")) as shown:
         task = shown.add_task(description, total=total, completed=done, rate="")
         for item in items:
             yield item

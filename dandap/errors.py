@@ -18,7 +18,7 @@ class Stopped(Exception):
         self.code = code
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known name most similar to `name`, or ""."""
     # By letters: one wrong letter changes half of a word of two Hangul syllables.
     # Names are cut, as difflib's time grows with the product of the lengths.

@@ -62,14 +62,14 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # or a power failure may save the new name without its bytes
-        let_read(Path(partial))
+        reset_modes(Path(partial))
         os.replace(partial, path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
 
 
-def let_read(path: Path) -> None:
+def reset_modes(path: Path) -> None:
     """Give a path and its contents the default modes; temporary files are their owner's only."""
     mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
@@ -78,7 +78,7 @@ def let_read(path: Path) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a hidden folder that is renamed to `folder` in the end, or removed after an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     prefix, suffix = f".{folder.name[:40]}.", ".partial"
@@ -95,7 +95,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             content = partial / "content"
             content.mkdir()
             yield content
-            let_read(content)
+            reset_modes(content)
             if folder.exists() or folder.is_symlink():  # renaming would replace a link
                 raise InputError(f"{folder} was made by something else meanwhile. Remove it.")
             os.replace(content, folder)
@@ -128,7 +128,7 @@ def write_table(path: Path, records: list[dict], columns: Sequence[str] | None =
     write_text(path, text, encoding="utf-8-sig")
 
 
-def copy_whole(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
     """Copy a file whole or not at all."""
     write_bytes(target, source.read_bytes())
     print(f"copied to {target}")
@@ -216,7 +216,7 @@ def check_writable(folder: Path, way_out: str) -> None:
         ) from error
 
 
-def refuse_output(output: str | Path | None, overwrite: bool, option: str = "--output") -> None:
+def check_output(output: str | Path | None, overwrite: bool, option: str = "--output") -> None:
     """Raise an InputError if an output file cannot be written, before hours of work."""
     if not output:
         return
@@ -231,9 +231,9 @@ def refuse_output(output: str | Path | None, overwrite: bool, option: str = "--o
     check_writable(target.parent, "Name a file in another folder.")
 
 
-def seal(folder: Path, run: str | None = None) -> None:
+def write_manifest(folder: Path, run: str | None = None) -> None:
     """Write the manifest of a folder, signed by `run`, and flush all files to the disk."""
-    let_read(folder)
+    reset_modes(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
@@ -248,7 +248,7 @@ def seal(folder: Path, run: str | None = None) -> None:
     flush(folder)
 
 
-def fault(folder: Path, run: str | None = None) -> str | None:
+def find_damage(folder: Path, run: str | None = None) -> str | None:
     """Return why a sealed folder of weights cannot be used (as another run's), or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

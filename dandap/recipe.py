@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dandap import ROOT
-from dandap.errors import InputError, nearest
+from dandap.errors import InputError, did_you_mean
 
 RECIPES_DIR = ROOT / "recipes"
 SHIPPED = ("data/sample/", "data/demo_model")  # the demo's data and base, named by recipes
@@ -251,7 +251,7 @@ def find_recipe(name: str) -> Path:
     if name in known:
         return known[name]
     raise InputError(
-        f"got recipe {name[:100]!r}.{nearest(name, known)} Expected a YAML file or one of "
+        f"got recipe {name[:100]!r}.{did_you_mean(name, known)} Expected a YAML file or one of "
         f"{', '.join(known)}."
     )
 
@@ -310,7 +310,7 @@ def _problems(error: ValidationError, where: str, options: Collection[str]) -> I
             is_of_options = any(re.search(rf"\b{option}\b", message) for option in options)
             yield message if is_of_options else f"{where}: {message}"
         elif name not in Recipe.model_fields:
-            yield f"{where}: unknown key {name!r}.{nearest(name, Recipe.model_fields)}"
+            yield f"{where}: unknown key {name!r}.{did_you_mean(name, Recipe.model_fields)}"
         else:
             expected.setdefault(name, []).append(message)
             # reprlib, as YAML's aliases make nested lists with reprs of 700 MB.

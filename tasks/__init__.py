@@ -7,7 +7,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 import prompts
-from dandap.errors import InputError, nearest
+from dandap.errors import InputError, did_you_mean
 from prompts import Template
 from tasks.task import Task
 
@@ -25,7 +25,7 @@ def get_task(name: str) -> Task:
     """Return the task of this name; InputError names the nearest known one."""
     if name not in TASKS:
         raise InputError(
-            f"got task {name!r}; expected one of {', '.join(TASKS)}.{nearest(name, TASKS)}"
+            f"got task {name!r}; expected one of {', '.join(TASKS)}.{did_you_mean(name, TASKS)}"
         )
     return TASKS[name]
 

@@ -15,8 +15,16 @@ import metrics
 from dandap.console import printable
 from dandap.data.korean import with_ro
 from dandap.data.qa_formats import parse_json
-from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
-from dandap.data.text import TABLES, clean, decode, encoding_notes, read_bytes, trim, writable
+from dandap.data.rows import Row, Table, join, reject_duplicate_ids
+from dandap.data.text import (
+    TABLES,
+    clean,
+    decode,
+    encoding_notes,
+    read_bytes,
+    replace_surrogates,
+    trim,
+)
 from dandap.errors import InputError
 from dandap.files import write_bytes
 from tasks.submission import submission_like, write_submission
@@ -55,7 +63,7 @@ def load_items(path: Path) -> list[Item]:
     if not isinstance(items, list) or not items:
         raise InputError(f"{path}: expected a JSON list of at least one item.")
     for number, item in enumerate(items, 1):
-        if fault := find_fault(item):
+        if fault := find_error(item):
             name = item.get("id") if isinstance(item, dict) else item
             raise InputError(
                 f"{path}, item {number} ({printable(str(name)[:80])}): {fault}. Expected fields as "
@@ -64,7 +72,7 @@ def load_items(path: Path) -> list[Item]:
     return items
 
 
-def find_fault(item: Item) -> str | None:
+def find_error(item: Item) -> str | None:
     """Return what is wrong with an item, or None."""
     try:
         content, output = item["input"], item.get("output") or ""
@@ -116,7 +124,9 @@ def to_row(item: Item) -> Row:
     fields["details"] = "\n".join([name, fields["reference"], fields["options"]])  # for the report
     answers = (LETTERS[INFERENCES.index(output)],) if output else ()
     dialogue = "\n".join(map(_line, content["conversation"]))
-    return Row(writable(item["id"]), dialogue, name, answers, choices=LETTERS, fields=fields)
+    return Row(
+        replace_surrogates(item["id"]), dialogue, name, answers, choices=LETTERS, fields=fields
+    )
 
 
 def _line(turn: Item) -> str:
@@ -187,7 +197,7 @@ class DialogueForm(PageForm):
         targets = re.findall(r"\d+", typed["target"])
         content = {name: typed[name] for name in ("category", *INFERENCES)}
         item = {"id": "1", "input": content | {"conversation": turns, "reference_id": targets}}
-        if fault := find_fault(item) or (None if targets else "no line is named as the target"):
+        if fault := find_error(item) or (None if targets else "no line is named as the target"):
             raise InputError(f"{fault}. {expected}")
         return [to_row(item)]
 
@@ -223,7 +233,7 @@ class DialogueInference(Task):
         tables = []
         for path in paths:
             rows = [to_row(item) for item in load_items(path)]
-            refuse_duplicate_ids(rows, path)
+            reject_duplicate_ids(rows, path)
             for row in rows if need_answers else []:
                 if not row.answers or not all(row.fields[f"option_{letter}"] for letter in LETTERS):
                     raise InputError(

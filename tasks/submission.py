@@ -21,7 +21,7 @@ def _runs(text: str) -> bool:
     return text.lstrip("'").startswith(FORMULA)
 
 
-def inert(value):
+def escape_formula(value):
     """Return a value with an apostrophe before it if a spreadsheet would run it as a formula.
 
     A list of texts becomes one text.
@@ -31,13 +31,13 @@ def inert(value):
 
 
 def active(text: str) -> str:
-    """Undo `inert`."""
+    """Undo `escape_formula`."""
     return text[1:] if text.startswith("'") and _runs(text) else text
 
 
 def write_review(path: Path, records: list[dict]) -> None:
-    """Write review.csv, for comparing answers in a spreadsheet; formulas are made inert."""
-    rows = [{name: inert(record[name]) for name in REVIEW_COLUMNS} for record in records]
+    """Write review.csv, for comparing answers in a spreadsheet; formulas are escaped."""
+    rows = [{name: escape_formula(record[name]) for name in REVIEW_COLUMNS} for record in records]
     write_table(path, rows, REVIEW_COLUMNS)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import metrics
-from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
+from dandap.data.rows import Row, Table, join, reject_duplicate_ids
 from dandap.data.tables import read_table
 from dandap.data.text import TABLES, clean, find_files, hash_file, trim
 from dandap.errors import InputError, first_line, short_list
@@ -45,7 +45,7 @@ def read_file(path: Path, need_answers: bool) -> Table:
             "질문_1, 질문_2, category, 답변_1 to 답변_5 to train on, or id, 질문 to answer."
         )
     known = ("id", *questions, *ANSWERS, *FIELDS)
-    sheet.refuse_unclear(known)
+    sheet.reject_unclear(known)
     rows = []
     for place, cells in sheet.rows:
         # Rows may be shorter than the header, and Parquet has None and numbers.
@@ -67,7 +67,7 @@ def read_file(path: Path, need_answers: bool) -> Table:
             rows.append(Row(row_id, "", texts.get(column, ""), golds, fields=fields, group=group))
     if not rows:
         raise InputError(f"{path} has only a header. Expected at least one row.")
-    refuse_duplicate_ids(rows, path)
+    reject_duplicate_ids(rows, path)
     return Table(path, rows, hash_file(path), sheet.notes)
 
 

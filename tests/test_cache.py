@@ -153,8 +153,8 @@ def test_a_killed_run_leaves_nothing_that_the_next_one_would_read(folder):
 def test_near_duplicate_groups_are_cached(monkeypatch):
     text = "한빛전자는 올해 1분기 매출 1,240억 원을 기록했다고 4일 밝혔다. " * 5
     texts = {"a": text, "b": text + "끝.", "c": "다른 기사다. " * 20, "d": text.strip()}
-    first = near_duplicates.group_near_copies(texts)
+    first = near_duplicates.group_near_duplicates(texts)
     assert first == [{"a", "b", "d"}]
     monkeypatch.setattr(near_duplicates, "_group", lambda texts: [set(texts)])
-    assert near_duplicates.group_near_copies(texts) == first
-    assert near_duplicates.group_near_copies(texts | {"c": text}) == [set(texts)]
+    assert near_duplicates.group_near_duplicates(texts) == first
+    assert near_duplicates.group_near_duplicates(texts | {"c": text}) == [set(texts)]

@@ -23,7 +23,7 @@ from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, describe_environment
 from dandap.training import checkpoints
 from dandap.training.callbacks import StopSignals
-from dandap.training.checkpoints import CrashProof, newest_valid
+from dandap.training.checkpoints import AtomicCheckpoints, newest_valid
 from dandap.training.resume import check_unchanged
 from tests.conftest import LAUNCH, ROOT, process_of, read_lines, same_adapters, write_small_train
 from tests.interrupting import at_step, change_trainer, send
@@ -234,14 +234,14 @@ def test_an_unusable_newest_checkpoint_is_skipped_and_the_run_ends_the_same(whol
 def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(work, whole, monkeypatch):
     """Files of step 3 may have 100,000 bytes."""
     resource = pytest.importorskip("resource")
-    real, limits = CrashProof._save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
+    real, limits = AtomicCheckpoints._save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def save(self, model, trial):
         if self.state.global_step == 3:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
         real(self, model, trial)
 
-    monkeypatch.setattr(CrashProof, "_save_checkpoint", save)
+    monkeypatch.setattr(AtomicCheckpoints, "_save_checkpoint", save)
     try:
         with pytest.raises(InputError, match="the checkpoint of step 3 could not be written"):
             train(work, "full")

@@ -17,7 +17,7 @@ import inference
 import prompts
 from dandap.answering.run import find_source
 from dandap.errors import InputError
-from dandap.files import fault
+from dandap.files import find_damage
 from dandap.runs.folder import RunFolder, find_run, list_runs
 from tests.conftest import LAUNCH, read_lines, small_article, write_small_train
 from tools import compare
@@ -77,7 +77,7 @@ def test_a_run_contains_everything(work, run):
     assert run.report_file.is_file()
     findings = json.loads(run.findings_file.read_text(encoding="utf-8"))
     assert findings["not_in_article"][0]["answers"] == ["답"]
-    assert fault(run.adapter) is None, "sealed"
+    assert find_damage(run.adapter) is None, "sealed"
     texts = [file.read_text(encoding="utf-8") for file in run.adapter.glob("*.json")]
     assert not any(str(Path.cwd()) in text for text in texts)
     adapter = load_file(run.weights)

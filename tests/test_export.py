@@ -22,7 +22,7 @@ from dandap.errors import InputError
 from dandap.export import gguf
 from dandap.export import run as exporting
 from dandap.export.run import compare, export, merge, sign_in, upload
-from dandap.files import read_json, seal, write_json, write_json_lines
+from dandap.files import read_json, write_json, write_json_lines, write_manifest
 from dandap.model import dequantize
 from dandap.model.adapter import add_adapter
 from dandap.model.load import load_base, load_tokenizer
@@ -51,7 +51,7 @@ def make_run(path, recipe, tokenizer=None, data=None, scale=0.05):
     if tokenizer:
         tokenizer.save_pretrained(str(run.adapter))
     (run.adapter / "README.md").unlink()
-    seal(run.adapter)
+    write_manifest(run.adapter)
     return run, model.eval()
 
 

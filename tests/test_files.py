@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 
 from dandap.data import rows as dataset
-from dandap.data.near_duplicates import group_near_copies
+from dandap.data.near_duplicates import group_near_duplicates
 from dandap.data.qa_formats import answer_texts
 from dandap.data.read import read_answers, read_questions, typed_rows
-from dandap.data.rows import families, match_ids, split_by_article
-from dandap.data.text import bare, clean, html_text, trim
+from dandap.data.rows import article_groups, match_ids, split_by_article
+from dandap.data.text import clean, comparable, html_text, trim
 from dandap.errors import InputError
 
 HEAD = "id,context,question,answer\n"
@@ -322,7 +322,7 @@ def test_ids_are_matched_and_texts_compared():
     assert list(map(match_ids(ids, ["가1", "2", "0007"]), ids)) == ["가1", "2"]
     assert match_ids(["1", "1 "], ["1", "1 "])("1 ") == "1 ", "two ids that differ only so are two"
     assert trim("\u200b \ufeff가 나\u200d\n") == "가 나"
-    assert bare("가 나\r\n\xa0다\u200b.") == bare("가나다.")
+    assert comparable("가 나\r\n\xa0다\u200b.") == comparable("가나다.")
 
 
 NOT_DATA = {
@@ -395,7 +395,7 @@ def test_copies_and_near_copies_fall_on_one_side():
         copies = [text, text.replace(" ", "\xa0"), text.replace(". ", ".\r\n"), text + "\u200b"]
         copies.append(text.replace("밝혔다", "말했다", 1))
         rows = [dataset.Row(f"c{i}", copy, "?") for i, copy in enumerate(copies)]
-        assert len({families(rows)[row.article] for row in rows}) == 1
+        assert len({article_groups(rows)[row.article] for row in rows}) == 1
         train, held = split_by_article([*rows, *others], 0.2)
         assert sum(any(row.id[0] == "c" for row in part) for part in (train, held)) == 1
 
@@ -403,7 +403,7 @@ def test_copies_and_near_copies_fall_on_one_side():
 def test_an_article_alone_is_split_as_it_always_was():
     """Its family is its own hash, so scores of earlier runs stay comparable."""
     rows = [dataset.Row(str(n), f"기사 {n * 7919}", "?") for n in range(50)]
-    assert families(rows) == {row.article: row.article for row in rows}
+    assert article_groups(rows) == {row.article: row.article for row in rows}
 
 
 def test_a_thousand_copies_are_one_group_whatever_their_number():
@@ -415,5 +415,5 @@ def test_a_thousand_copies_are_one_group_whatever_their_number():
     }
     story = "".join(chr(0xAC00 + (n * 7919) % 11172) for n in range(400))
     texts |= {f"c{n}": f"{story}{n}" for n in range(1000)}
-    (group,) = group_near_copies(texts)
+    (group,) = group_near_duplicates(texts)
     assert group == {f"c{n}" for n in range(1000)}

@@ -166,11 +166,11 @@ def test_long_answers_lower_the_batch():
     """Their share is known once the questions are encoded; on a CPU nothing changes."""
     config = AutoConfig.for_model(**{**NAMES["EEVE-10.8B"], "vocab_size": 256_000})
     plan = fit_plan(footprint(config, flex=True), 16 * GB, training=True)
-    long = memory.for_these_answers(plan, Recipe(), config, 0.75)
+    long = memory.refit_plan(plan, Recipe(), config, 0.75)
     assert long.tokens_per_batch < plan.tokens_per_batch
     assert long.estimate.total <= 16 * GB
     host = memory.make_plan(DEMO, load_config(DEMO), CPU, training=True)
-    assert memory.for_these_answers(host, DEMO, load_config(DEMO), 0.75) is host
+    assert memory.refit_plan(host, DEMO, load_config(DEMO), 0.75) is host
 
 
 def test_answering_merges_the_adapter_where_16_bit_weights_fit():

@@ -11,7 +11,7 @@ from tasks import TASKS, get_task, submission
 from tasks.submission import (
     SubmissionForm,
     active,
-    inert,
+    escape_formula,
     submission_form,
     submission_like,
     write_submission,
@@ -90,9 +90,9 @@ def test_an_ensemble_is_written_like_its_first_member(tmp_path):
 
 def test_formulas_are_inert_in_spreadsheets_and_come_back():
     for text in ("=1+1", "-10도", "'-10도'에서", "''=1", "'가'", "가", "'"):
-        assert active(inert(text)) == text
-        assert not inert(text).startswith(("=", "-"))
-    assert inert("'-10도") == "''-10도"
+        assert active(escape_formula(text)) == text
+        assert not escape_formula(text).startswith(("=", "-"))
+    assert escape_formula("'-10도") == "''-10도"
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_other_dtypes_and_quantizations_are_other_bases(tmp_path):
     base, folders = {"model": "m", "files": "hash"}, []
     elsewhere = {"output_dir": "elsewhere"}
     for options in ({}, {"double_quantization": False}, {"compute_dtype": "bfloat16"}, elsewhere):
-        folders.append(ours.plain_base(load_recipe("demo", options), base, tmp_path))
+        folders.append(ours.dequantized_base(load_recipe("demo", options), base, tmp_path))
     assert len(set(folders)) == 3
     assert folders[3] == folders[0]
 
@@ -247,7 +247,7 @@ def test_adapters_that_vllm_would_load_wrongly_are_rejected(check, monkeypatch, 
         (run.adapter / MANIFEST).unlink()
 
     if "missing" not in message:  # the tensors are those of the unchanged adapter
-        monkeypatch.setattr(ours, "refuse_other_keys", lambda *arguments: None)
+        monkeypatch.setattr(ours, "check_adapter_keys", lambda *arguments: None)
     with pytest.raises(InputError, match=message):
         check(change=change)
 

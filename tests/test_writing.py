@@ -10,14 +10,14 @@ import pytest
 from dandap.errors import InputError
 from dandap.files import (
     append_json,
-    fault,
+    atomic_folder,
+    check_output,
+    find_damage,
     locked,
     new_folder,
     read_json,
-    refuse_output,
     safe_name,
-    seal,
-    whole_folder,
+    write_manifest,
     write_text,
 )
 
@@ -59,30 +59,30 @@ def test_a_lock_is_held_once_and_names_its_process(tmp_path):
 
 
 def test_a_folder_appears_whole(tmp_path):
-    with whole_folder(tmp_path / "a") as folder:
+    with atomic_folder(tmp_path / "a") as folder:
         (folder / "file").touch()
         assert not (tmp_path / "a").exists()
     assert names(tmp_path) == ["a"]
-    with pytest.raises(InputError, match="made by something else"), whole_folder(tmp_path / "a"):
+    with pytest.raises(InputError, match="made by something else"), atomic_folder(tmp_path / "a"):
         pass
-    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "b"):
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "b"):
         _ = 1 / 0
     assert names(tmp_path) == ["a"]
 
 
 def test_folders_of_killed_processes_are_removed(tmp_path):
-    code = """import sys, time; from pathlib import Path; from dandap.files import whole_folder
-with whole_folder(Path(sys.argv[1])) as folder:
+    code = """import sys, time; from pathlib import Path; from dandap.files import atomic_folder
+with atomic_folder(Path(sys.argv[1])) as folder:
     (folder / 'file').touch(); print('writing', flush=True); time.sleep(60)"""
     command = [sys.executable, "-c", code, str(tmp_path / "merged")]
     (tmp_path / ".merged.mine.partial").mkdir()  # a user's: it has no lock
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         writer.stdout.readline()
-        with whole_folder(tmp_path / "merged"):
+        with atomic_folder(tmp_path / "merged"):
             assert len(names(tmp_path)) == 3, "it is being written to"
         writer.send_signal(signal.SIGKILL)
     (tmp_path / "merged").rmdir()
-    with whole_folder(tmp_path / "merged"):
+    with atomic_folder(tmp_path / "merged"):
         assert len(names(tmp_path)) == 2, "the killed one's was removed"
     assert names(tmp_path) == [".merged.mine.partial", "merged"]
 
@@ -96,12 +96,12 @@ def test_outputs_that_cannot_be_written(tmp_path):
         (tmp_path / "a" / "b", "there is no folder"),
     ):
         with pytest.raises(InputError, match=message):
-            refuse_output(path, overwrite=True)
+            check_output(path, overwrite=True)
     target.unlink()
     target.write_text("x")
-    refuse_output(target, overwrite=True)
+    check_output(target, overwrite=True)
     with pytest.raises(InputError, match="exists already. Choose another name, or add --over"):
-        refuse_output(target, overwrite=False)
+        check_output(target, overwrite=False)
 
 
 def test_names_of_folders(tmp_path):
@@ -122,17 +122,17 @@ def test_damaged_json(tmp_path):
 
 
 def test_a_manifest_detects_damage(tmp_path):
-    assert "no manifest" in fault(tmp_path)
+    assert "no manifest" in find_damage(tmp_path)
     weights = tmp_path / "a.safetensors"
     weights.write_text("x")
-    seal(tmp_path, "this run")
-    assert fault(tmp_path) is None
-    assert fault(tmp_path, "another") == "it is another run's"
+    write_manifest(tmp_path, "this run")
+    assert find_damage(tmp_path) is None
+    assert find_damage(tmp_path, "another") == "it is another run's"
     weights.write_text("y")
-    assert "is damaged" in fault(tmp_path)
+    assert "is damaged" in find_damage(tmp_path)
     weights.write_text("xy")
-    assert "has 2 bytes instead of 1" in fault(tmp_path)
+    assert "has 2 bytes instead of 1" in find_damage(tmp_path)
     weights.unlink()
-    assert "is missing" in fault(tmp_path)
+    assert "is missing" in find_damage(tmp_path)
     (tmp_path / "manifest.json").write_text("[]")
-    assert "cannot be read" in fault(tmp_path)
+    assert "cannot be read" in find_damage(tmp_path)

@@ -23,14 +23,14 @@ from itertools import permutations
 from pathlib import Path
 
 from dandap.cli import Parser, parse, positive, run_script
-from dandap.data.korean import character_pairs, likeness
+from dandap.data.korean import character_pairs, similarity
 from dandap.data.rows import Row, by_article
 from dandap.data.tables import read_table
 from dandap.data.text import decode, read_bytes
 from dandap.errors import InputError, first_line
-from dandap.files import read_json_lines, refuse_output, write_json_lines, write_table
+from dandap.files import check_output, read_json_lines, write_json_lines, write_table
 from dandap.recipe import load_recipe
-from tasks.submission import active, inert
+from tasks.submission import active, escape_formula
 from tasks.wallpaper_qa import ANSWERS, TASK
 
 COLUMNS = ("id", "질문", "category", *ANSWERS, "generated", "sources")
@@ -101,7 +101,7 @@ def generate(
         text = cached(QUESTION_PROMPT.format(kind=kind, source=source))
         question = text.strip().partition("\n")[0].removeprefix("질문:").strip()
         found = character_pairs("".join(question.split()))
-        if question and all(likeness(found, other) < SIMILAR for other in seen):
+        if question and all(similarity(found, other) < SIMILAR for other in seen):
             seen.append(found)
             text = cached(ANSWER_PROMPT.format(question=question))
             lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--model", metavar="NAME", help="generate: the model's name at --url")
     arguments = parse(parser, argv)
     source, target, do = Path(arguments.source), Path(arguments.target), arguments.do
-    refuse_output(target, do == "generate", "OUT")
+    check_output(target, do == "generate", "OUT")
     columns: tuple[str, ...] = COLUMNS
     if do == "accept":
         yes = ("y", "yes", "o", "1")
@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
         model = f"{url} {name} {arguments.run} {arguments.recipe}"
         known, journal = [row.question for row in rows], target.with_suffix(".journal.jsonl")
         made = generate(sources, known, model, ask, journal)
-        made = [{column: inert(value) for column, value in row.items()} for row in made]
+        made = [{column: escape_formula(value) for column, value in row.items()} for row in made]
         columns = (*COLUMNS, "source", "accept")
     write_table(target, made, columns)
     print(f"{target}: {len(made):,} rows")

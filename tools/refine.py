@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from dandap.cli import Parser, parse, run_script
-from dandap.files import refuse_output, write_bytes
+from dandap.files import check_output, write_bytes
 from tasks.dialogue_inference import Item, load_items, to_json, utterance_ids
 
 # The steps on an utterance: a pattern, what replaces it, and what --report prints.
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> Counter[str]:
     parser.add_argument("--report", action="store_true", help="print what each step changed")
     arguments = parse(parser, argv)
     source, target = Path(arguments.source), Path(arguments.target)
-    refuse_output(target, False, "OUT")
+    check_output(target, False, "OUT")
     counts = Counter[str]()
     cleaned = [refine(item, counts) for item in load_items(source)]
     write_bytes(target, to_json(cleaned, source))

@@ -13,7 +13,7 @@ from pathlib import Path
 from dandap import ROOT
 from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
 from dandap.errors import InputError, short_list
-from dandap.files import KINDS, read_json, timestamp, whole_folder, write_json, write_text
+from dandap.files import KINDS, atomic_folder, read_json, timestamp, write_json, write_text
 from dandap.recipe import ANSWERING, Recipe
 from dandap.runs.folder import RunFolder
 from tasks import get_task
@@ -59,12 +59,12 @@ def submit(
 ) -> Path:
     """Pack a run into submit.zip and return its path; `options` change how the run answers."""
     from dandap.answering.run import find_source  # loads torch
-    from dandap.model.adapter import check_whole
+    from dandap.model.adapter import verify_adapter
     from dandap.model.hub import base_identity, same_base
 
     source = find_source(run, output_dir, options=options)
     trained, recipe, task = source.run, source.recipe, get_task(source.recipe.task)
-    check_whole(trained.adapter)
+    verify_adapter(trained.adapter)
     check_time(trained, recipe, minutes, questions)
     base = trained.environment().get("base", {})
     revision = recipe.revision or base.get("commit")
@@ -77,7 +77,7 @@ def submit(
         models |= model_files(getattr(recipe, field), None, places[field])
 
     target = Path(output_dir) / f"submit-{trained.path.resolve().name}-{timestamp()}"
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         script = SCRIPT.format(
             test_file=test_file or f"data/{Path(recipe.test_file).name}",
             output=output or f"output/{task.submission}",

@@ -8,7 +8,7 @@ from dandap.data.encode import Example
 from dandap.data.rows import by_article
 from dandap.errors import InputError
 from dandap.model.device import unless_out_of_memory
-from dandap.model.distributed import process_count, process_number
+from dandap.model.distributed import process_rank, world_size
 from dandap.tree.token_tree import Part, TokenTree, grow, pack
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def run_batches(
     """
     batches = batching.batches(list(range(count)), tokens)
     left = [b for b in batches if not all(index in done for index in batching.members(b))]
-    left = left[process_number() :: process_count()]
+    left = left[process_rank() :: world_size()]
     while left:
         members, size = batching.members(left[0]), batching.size(left[0])
         results = unless_out_of_memory(partial(work, left[0]))

@@ -12,7 +12,7 @@ from dandap.answering.tree_decoder import TreeDecoder
 from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError, first_line
-from dandap.model.device import computing
+from dandap.model.device import autocast_for
 from dandap.tree.token_tree import Part, grow
 
 # The largest difference of centered logits, as a share of their norm. On Gemma 3 270M rounding to
@@ -80,7 +80,7 @@ def _differences(
     differences = []
     for index, example in enumerate(examples):
         ids = torch.tensor([[*example.prompt_ids, *answers[index][0].token_ids]])
-        with torch.inference_mode(), computing(model):
+        with torch.inference_mode(), autocast_for(model):
             plain = model(input_ids=ids.to(by_branch.device), use_cache=False).logits
         plain = plain[0, len(example.prompt_ids) - 1 : -1].float()  # (steps, vocab)
         # Centered: a softmax does not change with the mean of its logits.

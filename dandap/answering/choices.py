@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from dandap.answering.batches import Pairs, TreeBatches, run_batches
 from dandap.data.encode import Encoder, Example
-from dandap.model.device import computing
+from dandap.model.device import autocast_for
 from dandap.model.memory import READ_TOKENS
 from dandap.recipe import Recipe
 from dandap.tree.logits import logits_at
@@ -39,7 +39,7 @@ def score_choices(
         tensors = collate(
             [part.tree for part in batch], pad_id, device=next(model.parameters()).device
         )
-        with computing(model), logits_at(model, tensors["predicts"]):
+        with autocast_for(model), logits_at(model, tensors["predicts"]):
             logits = model(
                 input_ids=tensors["input_ids"],
                 position_ids=tensors["position_ids"],

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from dandap.answering.answer import Answer, Decoding
 from dandap.answering.batches import run_batches
-from dandap.model.device import computing
+from dandap.model.device import autocast_for
 from dandap.tree.token_tree import send
 
 
@@ -120,7 +120,7 @@ def _generate(model: Any, prompts: list[list[int]], decoding: Decoding) -> list[
         [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
     )
     penalize = [_Penalty(prompts, decoding)] if decoding.repetition_penalty != 1 else None
-    with computing(model), _no_generation_defaults(model):
+    with autocast_for(model), _no_generation_defaults(model):
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,

@@ -26,20 +26,20 @@ from dandap.data.checks import report_cut
 from dandap.data.encode import Encoder, Example
 from dandap.data.rows import Answers, Row, Table, split_by_article
 from dandap.errors import InputError
-from dandap.files import check_writable, copy_whole, folder_hash, refuse_output, write_json
+from dandap.files import check_output, check_writable, copy_file, folder_hash, write_json
 from dandap.model.adapter import for_answering, load_adapter
 from dandap.model.device import pick_device
 from dandap.model.distributed import (
-    from_all,
-    from_first,
-    held,
-    leave_together,
-    process_number,
+    end_other_processes,
+    from_main,
+    gather,
+    locked_for_all,
+    process_rank,
     share_of,
 )
 from dandap.model.hub import base_identity, confirm_remote_code, same_base
 from dandap.model.load import check_base, check_ids, load_base, load_config, load_tokenizer
-from dandap.model.memory import make_plan, same_plan
+from dandap.model.memory import broadcast_plan, make_plan
 from dandap.recipe import Recipe, make_recipe
 from dandap.runs.folder import (
     RunFolder,
@@ -185,7 +185,7 @@ class OpenModel:
         if description:
             records = track(records, description, "questions", share_of(len(examples)))
         by_id: dict[str, dict] = {}
-        for part in from_all({record["id"]: record for record in records}):
+        for part in gather({record["id"]: record for record in records}):
             by_id |= part
         return Answers(
             [example.row for example in examples], [by_id[example.row.id] for example in examples]
@@ -216,7 +216,7 @@ def open_model(
         adapter = run.adapter if run else None
         answerer, version = open_vllm(recipe, config, encoder, base, adapter, bases)
         return OpenModel(recipe, answerer, base, config, version)
-    plan = same_plan(make_plan(recipe, config, pick_device(), training=False))
+    plan = broadcast_plan(make_plan(recipe, config, pick_device(), training=False))
     print(plan)
     base_model = load_base(recipe, plan.device, config, plan.dequantized)
     model = load_adapter(base_model, run.adapter) if run else base_model
@@ -257,7 +257,7 @@ def answer(
     same settings is continued. Under a launcher each process answers its share, and the first one
     returns.
     """
-    refuse_output(output, overwrite)
+    check_output(output, overwrite)
     run, recipe, task = source.run, source.recipe, get_task(source.recipe.task)
     table = read_questions(recipe, test_file, split)
     rows, (asked, on) = table.rows[:limit], task.nouns
@@ -281,7 +281,7 @@ def answer(
 
     if not run and not answers_dir:
         environment = new_environment([table], model.base)
-        parent = from_first(partial(_base_run, source, environment, output_dir)).answers
+        parent = from_main(partial(_base_run, source, environment, output_dir)).answers
     of = split or table.path.stem
     stem = of if engine == "ours" else f"{of}-{engine}"
     name = answers_name(stem, recipe, run.load_recipe() if run else recipe, limit)
@@ -295,19 +295,19 @@ def answer(
         },
         run.adapter if run else None,
     )
-    folder = from_first(partial(answers_folder, parent, name, settings))
+    folder = from_main(partial(answers_folder, parent, name, settings))
     # Two inferences in one folder would overwrite each other's journal.
-    with held(folder):
+    with locked_for_all(folder):
         examples = model.encode(rows, table.rows)
-        journal = Journal(folder, settings, examples, process_number())
-        known = from_first(journal.read)
+        journal = Journal(folder, settings, examples, process_rank())
+        known = from_main(journal.read)
         if known:
             print(f"continuing in {folder}: {len(known):,} of {len(examples):,} answers are there")
         total, done = share_of(len(examples)), share_of(len(known))
         records = model.predict(examples, known)
         for record in track(records, "answering", "questions", total, done):
             journal.add(record)
-        leave_together()
+        end_other_processes()
         answers = Answers(rows, journal.finish([row.id for row in rows]))
         answered = time.perf_counter()
 
@@ -349,7 +349,7 @@ def answer(
         write_json(folder / "scores.json", content | environment)
         # --output is written last: an inference that is interrupted before can continue.
         if output and submission:
-            copy_whole(submission, Path(output))
+            copy_file(submission, Path(output))
         elif output:
             print("no submission was written: --limit and --split answer only some questions")
     return Result(folder, answers, scores, submission, answered - started)

@@ -30,7 +30,7 @@ from dandap.answering.cuda_graph import CapturedStep, can_capture
 from dandap.answering.generate import penalized
 from dandap.answering.grounding import Grounding
 from dandap.data.encode import Example
-from dandap.model.device import computing
+from dandap.model.device import autocast_for
 from dandap.model.memory import READ_TOKENS, expected_length
 from dandap.tree.attention import Branched, branching
 from dandap.tree.logits import logits_at
@@ -311,7 +311,7 @@ class TreeDecoder:
 
     def _forward(self, ids, positions, mask, at) -> torch.Tensor:
         """Return the logits of some positions in float32, (positions, vocab)."""
-        with computing(self.model), logits_at(self.model, at):
+        with autocast_for(self.model), logits_at(self.model, at):
             outputs = self.model(
                 input_ids=ids,
                 position_ids=positions,

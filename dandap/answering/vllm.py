@@ -19,11 +19,11 @@ from dandap.answering.answer import Answer, Decoding, find_span
 from dandap.data.encode import Encoder, Example
 from dandap.data.rows import Row, by_article
 from dandap.errors import InputError
-from dandap.files import let_read, locked, whole_folder
-from dandap.model.adapter import check_whole, refuse_other_keys
-from dandap.model.dequantize import check_space, load_plain, plain_weights
+from dandap.files import atomic_folder, locked, reset_modes
+from dandap.model.adapter import check_adapter_keys, verify_adapter
+from dandap.model.dequantize import check_space, dequantized_weights, load_dequantized
 from dandap.model.device import free_memory, pick_compute_dtype, pick_device
-from dandap.model.distributed import refuse_several
+from dandap.model.distributed import reject_multiprocess
 from dandap.model.hub import loading
 from dandap.model.memory import available_memory, empty_model
 from dandap.recipe import Recipe
@@ -49,7 +49,7 @@ SETTINGS = {
 
 def refuse(recipe: Recipe, rows: list[Row]) -> None:
     """Reject what this engine cannot do, before anything is loaded."""
-    refuse_several("inference.py --engine vllm")
+    reject_multiprocess("inference.py --engine vllm")
     options = {
         "samples": recipe.samples > 1,
         "temperature": recipe.temperature > 0,
@@ -147,7 +147,7 @@ def open_vllm(
         max_new_tokens=recipe.max_new_tokens,
         repetition_penalty=recipe.repetition_penalty,
     )
-    folder = plain_base(recipe, base, bases) if recipe.quantization == "nf4" else None
+    folder = dequantized_base(recipe, base, bases) if recipe.quantization == "nf4" else None
     engine, request = _start(recipe, folder, adapter, rank)
     import vllm
 
@@ -156,12 +156,12 @@ def open_vllm(
 
 def check_adapter(recipe: Recipe, config: PretrainedConfig, folder: Path) -> int:
     """Return vLLM's rank for an adapter; InputError for one it would reject or load wrongly."""
-    check_whole(folder)
+    verify_adapter(folder)
     with loading(str(folder), "adapter"):
         adapter = PeftConfig.from_pretrained(str(folder))
         adapter.base_model_name_or_path = None  # PEFT would warn that the base has been moved
         model = get_peft_model(empty_model(config, recipe.trust_remote_code), adapter)
-        refuse_other_keys(model, set(load_file(folder / "adapter_model.safetensors")), folder)
+        check_adapter_keys(model, set(load_file(folder / "adapter_model.safetensors")), folder)
     targets = adapter.target_modules
     names = [targets] if isinstance(targets, str) else targets
     heads = ("lm_head", "embed_tokens")
@@ -181,7 +181,7 @@ def check_adapter(recipe: Recipe, config: PretrainedConfig, folder: Path) -> int
     return min(rank for rank in RANKS if rank >= adapter.r)
 
 
-def plain_base(recipe: Recipe, base: dict[str, str], bases: Path) -> Path:
+def dequantized_base(recipe: Recipe, base: dict[str, str], bases: Path) -> Path:
     """Return the folder of the dequantized base; write it if it does not exist yet."""
     dtype = str(pick_compute_dtype(recipe, pick_device())).removeprefix("torch.")
     # Not by its name: the same base may be elsewhere, and another under the same name.
@@ -194,10 +194,10 @@ def plain_base(recipe: Recipe, base: dict[str, str], bases: Path) -> Path:
             return folder
         check_space(recipe, folder, "the dequantized base", "or name another --output_dir")
         print(f"writing the dequantized base once, for vLLM: {folder}")
-        with whole_folder(folder) as partial:
-            model = load_plain(recipe)
-            model.save_pretrained(str(partial), state_dict=plain_weights(model))
-            let_read(partial)
+        with atomic_folder(folder) as partial:
+            model = load_dequantized(recipe)
+            model.save_pretrained(str(partial), state_dict=dequantized_weights(model))
+            reset_modes(partial)
     # vLLM reserves the GPU's free memory, through which these weights were loaded.
     del model
     free_memory()

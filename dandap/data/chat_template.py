@@ -121,7 +121,7 @@ class Chat:
     def check(self, text: str, messages: Messages, name: str) -> None:
         """Reject a template whose prompt lacks one of its turns, but for white space."""
         for message in messages:
-            if squeeze(message["content"]) not in squeeze(text):
+            if without_spaces(message["content"]) not in without_spaces(text):
                 turn = f"{message['role']} turn of question {name}"
                 raise InputError(f"the model's chat template drops the {turn}. {PLAIN}")
 
@@ -173,7 +173,7 @@ class Chat:
             raise InputError(f"the model's chat template {took}. {PLAIN}")
 
 
-def squeeze(text: str) -> str:
+def without_spaces(text: str) -> str:
     """Return a text without white space, which templates may trim."""
     return "".join(text.split())
 

@@ -3,9 +3,9 @@
 from collections import defaultdict
 
 from dandap.data.encode import Encoder, Example
-from dandap.data.near_duplicates import group_near_copies, signature
+from dandap.data.near_duplicates import group_near_duplicates, signature
 from dandap.data.rows import Row, by_article
-from dandap.data.text import bare
+from dandap.data.text import comparable
 from dandap.errors import InputError, short_list
 from dandap.recipe import Recipe
 
@@ -25,11 +25,11 @@ def check_data(splits: dict[str, list[Row]]) -> dict[str, list[dict]]:
     answered = [row for rows in splits.values() for row in rows if row.answers and not row.choices]
     asked: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in answered:
-        asked[row.article, bare(row.question).rstrip("?")].append(row)
+        asked[row.article, comparable(row.question).rstrip("?")].append(row)
     contradictions = []
     for same in asked.values():
         # One common answer is enough: the others may be other wordings.
-        if not set.intersection(*({bare(answer) for answer in row.answers} for row in same)):
+        if not set.intersection(*({comparable(answer) for answer in row.answers} for row in same)):
             ids, answers = [row.id for row in same], [row.answers[0] for row in same]
             contradictions.append({"ids": ids, "question": same[0].question, "answers": answers})
     not_in_article = [
@@ -69,7 +69,7 @@ def _near_duplicates(splits: dict[str, list[Row]]) -> list[dict]:
             if row.context and row.article not in first:
                 first[row.article], texts[row.article] = (number, row.id), row.context
     found, names = [], list(splits)
-    for group in group_near_copies(texts):
+    for group in group_near_duplicates(texts):
         numbers, ids = zip(*sorted(first[article] for article in group), strict=True)
         found.append({"ids": list(ids), "splits": [names[number] for number in numbers]})
     signature.cache_clear()  # the split computed them; this is their last use

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dandap.console import track
-from dandap.data.chat_template import PLAIN, Chat, Messages, Prompt, mark_control_tokens, squeeze
+from dandap.data.chat_template import (
+    PLAIN,
+    Chat,
+    Messages,
+    Prompt,
+    mark_control_tokens,
+    without_spaces,
+)
 from dandap.data.korean import nearest_first, split_sentences
 from dandap.data.rows import Row, by_article, template_fields
 from dandap.errors import InputError
@@ -231,7 +238,7 @@ class Encoder:
         trained = self.decode(ids[:-1])
         # What the vocabulary cannot express is lost in any case.
         spelled = self.decode(self._plain_ids([answer])[0]) if trained != answer else answer
-        is_same = squeeze(trained) in (squeeze(answer), squeeze(spelled))
+        is_same = without_spaces(trained) in (without_spaces(answer), without_spaces(spelled))
         if not is_same or not self.control_ids.isdisjoint(ids[:-1]):
             tokens = self.tokenizer.convert_ids_to_tokens(ids)
             raise InputError(

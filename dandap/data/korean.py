@@ -136,7 +136,7 @@ def character_pairs(text: str) -> set[str]:
     return {text[i : i + 2] for i in range(len(text) - 1)}
 
 
-def likeness(one: set, other: set) -> float:
+def similarity(one: set, other: set) -> float:
     """Return the Jaccard similarity of two sets; of empty sets 0."""
     common = len(one & other)
     return common / max(len(one) + len(other) - common, 1)

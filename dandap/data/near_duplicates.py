@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dandap.data.text import bare
+from dandap.data.text import comparable
 
 if TYPE_CHECKING:  # with scipy it takes 0.5 s to import, which reading a recipe need not wait for
     from datasketch import MinHash
@@ -29,7 +29,7 @@ CANDIDATE = 0.6  # threshold of the search; a pair at 0.8 is missed once in 1,00
 INDEXED_PER_GROUP = 16
 
 
-def group_near_copies(texts: Mapping[str, str]) -> list[set[str]]:
+def group_near_duplicates(texts: Mapping[str, str]) -> list[set[str]]:
     """Return the groups of names whose texts are near duplicates, directly or through others."""
     if len(texts) < LARGE:
         return _group(texts)
@@ -88,7 +88,7 @@ def _group(texts: Mapping[str, str]) -> list[set[str]]:
 
 def _shingles(text: str) -> np.ndarray:
     """Return the sorted hashes of all runs of SHINGLE characters; a shorter text is one run."""
-    characters = bare(text).encode("utf-32-le", "replace")
+    characters = comparable(text).encode("utf-32-le", "replace")
     codes = np.frombuffer(characters, dtype=np.uint32).astype(np.uint64)
     count = max(1, len(codes) - SHINGLE + 1)
     hashes = np.zeros(count, dtype=np.uint64)

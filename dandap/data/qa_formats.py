@@ -12,7 +12,7 @@ from typing import Any
 
 from dandap.data.tables import column_key
 from dandap.data.text import encoding_notes, open_text, trim
-from dandap.errors import InputError, first_line, nearest, short_list
+from dandap.errors import InputError, did_you_mean, first_line, short_list
 
 COLUMNS = ("id", "context", "question", "answer", "answers", "is_impossible")
 ALSO_IDS = ("guid", "question_id", "qid")  # KLUE-MRC, AI Hub
@@ -57,7 +57,7 @@ def column_names(
     missing = [name for name in COLUMNS if name in needed and name not in names]
     if missing:
         theirs = [columns.get(name, name) for name in missing]
-        hint = nearest(theirs[0], found[:1000]) if len(theirs) == 1 else ""
+        hint = did_you_mean(theirs[0], found[:1000]) if len(theirs) == 1 else ""
         raise InputError(
             f"{path} has no column {short_list(theirs)}; it has {short_list(found)}.{hint} Rename "
             f"what it has, or use --columns {','.join(f'{name}=NAME' for name in missing)}."

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from dandap.data.qa_formats import COLUMNS, Record, answer_texts, column_names, json_records, parsed
-from dandap.data.rows import Row, Table, join, refuse_duplicate_ids
+from dandap.data.rows import Row, Table, join, reject_duplicate_ids
 from dandap.data.tables import Sheet, read_table
-from dandap.data.text import JSONS, clean, find_files, hash_file, html_text, is_html, trim, writable
-from dandap.errors import InputError, nearest, short_list
+from dandap.data.text import (
+    JSONS,
+    clean,
+    find_files,
+    hash_file,
+    html_text,
+    is_html,
+    replace_surrogates,
+    trim,
+)
+from dandap.errors import InputError, did_you_mean, short_list
 
 FIELDS: dict[bool, dict[str, str]] = {False: {}, True: {"impossible": "true"}}  # shared by rows
 LONGEST_ID = 1000  # characters; ids are printed and name lines of files
@@ -37,7 +46,7 @@ def read_questions(
     """
     columns = columns or {}
     if unknown := [name for name in columns if name not in COLUMNS]:
-        known = f"{', '.join(COLUMNS)}.{nearest(unknown[0], COLUMNS)}"
+        known = f"{', '.join(COLUMNS)}.{did_you_mean(unknown[0], COLUMNS)}"
         raise InputError(f"columns: {unknown[0]!r} is none of {known} Write it as context=본문.")
     several = paths if isinstance(paths, list) else [paths]
     files = [file for path in several for file in find_files(Path(path))]
@@ -54,7 +63,7 @@ def read_questions(
         # With the file's ending, or a.csv and a.jsonl of one folder would both have a row a-1.
         prefix = f"{path.name}-" if len(files) > 1 else ""
         rows, found = _make_rows(records, path, need_answers, prefix)
-        refuse_duplicate_ids(rows, path)
+        reject_duplicate_ids(rows, path)
         tables.append(Table(path, rows, digest, notes + found))
     return tables[0] if len(tables) == 1 else join(tables)
 
@@ -83,7 +92,7 @@ def _sheet_records(
 ) -> Iterator[Record]:
     names = column_names(sheet.header, columns, path, required)
     # Of the columns in use only: others of a workbook may be dates and formulas.
-    sheet.refuse_unclear(names.values())
+    sheet.reject_unclear(names.values())
     for place, cells in sheet.rows:
         yield place, {ours: cells[theirs] for ours, theirs in names.items()}
 
@@ -110,7 +119,7 @@ def _article(text: str) -> tuple[str, set[str]]:
 
 
 def _signs(text: str) -> set[str]:
-    is_composed = clean(text) != writable(text)
+    is_composed = clean(text) != replace_surrogates(text)
     found = {"composed": is_composed, "garbled": GARBLED.search(text), "blank": not trim(text)}
     return {key for key, value in found.items() if value}
 
@@ -134,7 +143,7 @@ def _make_rows(
         if not isinstance(name, str) or not trim(name) or len(name) > LONGEST_ID:
             wanted = f"at most {LONGEST_ID:,} characters in every row, or no ids at all"
             raise InputError(f"{where}: got the id {str(name)[:100]!r}; expected {wanted}.")
-        name = writable(name)
+        name = replace_surrogates(name)
         context, question = record.get("context") or "", record.get("question") or ""
         context, signs = _article(context) if isinstance(context, str) else (context, set())
         for part, text in (("context", context), ("question", question)):

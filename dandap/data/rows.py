@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from dandap.data.near_duplicates import group_near_copies
-from dandap.data.text import bare, trim
+from dandap.data.near_duplicates import group_near_duplicates
+from dandap.data.text import comparable, trim
 from dandap.errors import InputError, short_list
 
 
@@ -36,7 +36,7 @@ class Row:
     @property
     def content_hash(self) -> str:
         """Return the hash that copies with other white space or invisible characters share."""
-        return _hash(self.group or bare(self.context))
+        return _hash(self.group or comparable(self.context))
 
 
 def template_fields(row: Row, context: str, answer: str) -> dict[str, str]:
@@ -78,13 +78,13 @@ class Answers(NamedTuple):
 def join(tables: list[Table]) -> Table:
     """Make one table of several files."""
     rows = [row for table in tables for row in table.rows]
-    refuse_duplicate_ids(rows, Path(short_list(table.path for table in tables)))
+    reject_duplicate_ids(rows, Path(short_list(table.path for table in tables)))
     sha256 = hashlib.sha256("".join(table.sha256 for table in tables).encode()).hexdigest()
     path = Path(",".join(str(table.path) for table in tables))
     return Table(path, rows, sha256, [note for table in tables for note in table.notes])
 
 
-def refuse_duplicate_ids(rows: list[Row], path: Path) -> None:
+def reject_duplicate_ids(rows: list[Row], path: Path) -> None:
     """Reject ids that occur twice: answers are matched by them."""
     repeated = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
     if repeated:
@@ -131,7 +131,7 @@ def split_by_article(
     real = [row for row in rows if not row.fields.get("generated")]
     if not real:
         raise InputError("every row is generated. Add real ones, or set validation_fraction 0.")
-    family = families(real)
+    family = article_groups(real)
     names = sorted(set(family.values()))
     if fold:
         part, parts = map(int, fold.split("/"))
@@ -157,7 +157,7 @@ def split_by_article(
     return train, validation
 
 
-def families(rows: list[Row]) -> dict[str, str]:
+def article_groups(rows: list[Row]) -> dict[str, str]:
     """Map each row's article to its family's name, which its copies and near copies share.
 
     Rows without an article are copies if they ask the same question.
@@ -177,9 +177,9 @@ def families(rows: list[Row]) -> dict[str, str]:
     for row in rows:
         link(row.article, "content", row.content_hash)
         if not row.context:
-            link(row.article, "question", bare(row.question))
+            link(row.article, "question", comparable(row.question))
     texts = {row.content_hash: row.context for row in rows if row.context and not row.group}
-    for group in group_near_copies(texts):
+    for group in group_near_duplicates(texts):
         for content in group:
             link(first["content", content], "group", min(group))
     names: dict[str, str] = {}

@@ -34,7 +34,7 @@ class Sheet:
     # Excel's columns with a cell whose text is not certain, and why.
     unclear: dict[str, str] = field(default_factory=dict)
 
-    def refuse_unclear(self, columns: Collection[str]) -> None:
+    def reject_unclear(self, columns: Collection[str]) -> None:
         """Reject a table with a cell in these columns whose text is not certain."""
         for column, why in self.unclear.items():
             if column in columns:

@@ -106,7 +106,7 @@ def encoding_notes(path: Path, encoding: str) -> list[str]:
     return [] if encoding == "utf-8" else [f"{path.name} is not UTF-8; it was read as {encoding}"]
 
 
-def writable(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Replace lone surrogates, which no tokenizer and no UTF-8 file can represent, by "?"."""
     return SURROGATE.sub("?", text)
 
@@ -117,7 +117,7 @@ def clean(text: str) -> str:
     Full NFC would rewrite characters that an organizer compares as they are (compatibility
     ideographs, the ohm sign).
     """
-    text = writable(text)
+    text = replace_surrogates(text)
     if unicodedata.is_normalized("NFC", text):
         return text
     return JAMO.sub(lambda match: unicodedata.normalize("NFC", match[0]), text)
@@ -132,7 +132,7 @@ def trim(text: str) -> str:
 
 
 @lru_cache(maxsize=1024)  # an article's questions follow one another
-def bare(text: str) -> str:
+def comparable(text: str) -> str:
     """Return what texts are compared by: composed, in one case, without white space."""
     return unicodedata.normalize("NFC", UNSEEN.sub("", text)).casefold()
 

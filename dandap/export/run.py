@@ -19,9 +19,16 @@ from dandap.data.rows import Answers, split_by_article
 from dandap.errors import InputError, first_line
 from dandap.export.card import write_card
 from dandap.export.gguf import find_converter, write_gguf
-from dandap.files import MANIFEST, folder_hash, read_json, read_json_lines, whole_folder, write_json
-from dandap.model.adapter import check_whole, for_answering, load_adapter
-from dandap.model.dequantize import check_space, load_plain, plain_weights
+from dandap.files import (
+    MANIFEST,
+    atomic_folder,
+    folder_hash,
+    read_json,
+    read_json_lines,
+    write_json,
+)
+from dandap.model.adapter import for_answering, load_adapter, verify_adapter
+from dandap.model.dequantize import check_space, dequantized_weights, load_dequantized
 from dandap.model.device import free_memory, pick_device
 from dandap.model.load import load_config, load_tokenizer
 from dandap.model.memory import make_plan
@@ -77,7 +84,7 @@ def export(
             )
         print(f"{folder} is an export of this adapter already; remove it to export again")
         return folder
-    check_whole(trained.adapter)
+    verify_adapter(trained.adapter)
     if to == "merged":
         check_space(recipe, folder, "the merged model", "or export --to adapter")
     tokenizer = load_tokenizer(recipe, trained.adapter)
@@ -85,7 +92,7 @@ def export(
     if converter:
         merged = export(str(trained.path), exports_dir=str(folder.parent), options=options)
         record = read_json(merged / RECORD) | record
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         if converter:
             record["gguf"] = write_gguf(partial, merged, converter, encoder, recipe, record)
         else:
@@ -154,12 +161,12 @@ def merge(recipe: Recipe, run: RunFolder, folder: Path, generation: GenerationCo
 
     Return whether the LM head was untied from the embeddings, because it has an adapter.
     """
-    model = load_plain(recipe)
+    model = load_dequantized(recipe)
     was_tied = model.config.get_text_config().tie_word_embeddings
     merged = for_answering(load_adapter(model, run.adapter), merged=True)
     merged.generation_config = generation
     try:
-        merged.save_pretrained(str(folder), state_dict=plain_weights(merged))
+        merged.save_pretrained(str(folder), state_dict=dequantized_weights(merged))
     except SafetensorError as error:  # not an OSError, also for a full disk
         reason = f"{folder} could not be written ({first_line(error)})"
         raise InputError(f"{reason}. Free some space, or name another --exports_dir.") from error

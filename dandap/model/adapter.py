@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dandap.errors import InputError, first_line
-from dandap.files import MANIFEST, fault, seal
+from dandap.files import MANIFEST, find_damage, write_manifest
 from dandap.model.hub import loading
 from dandap.model.load import load_base
 from dandap.recipe import Recipe
@@ -84,15 +84,15 @@ def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | li
 def load_weights(model: PeftModel, checkpoint: Path) -> None:
     """Load a checkpoint's adapter into the model that is being trained."""
     weights = load_file(checkpoint / "adapter_model.safetensors")
-    refuse_other_keys(model, set(weights), checkpoint)
+    check_adapter_keys(model, set(weights), checkpoint)
     set_peft_model_state_dict(model, weights)
 
 
-def check_whole(folder: Path) -> None:
+def verify_adapter(folder: Path) -> None:
     """Reject an adapter that is damaged by its manifest; print if it has no manifest."""
     if not (folder / MANIFEST).is_file():
         print(f"{folder} has no {MANIFEST}: damage cannot be detected")
-    elif reason := fault(folder):
+    elif reason := find_damage(folder):
         raise InputError(
             f"the adapter {folder} cannot be used: {reason}. Put it back from a copy, or train "
             f"again; if the change was intended, remove {folder / MANIFEST}."
@@ -101,7 +101,7 @@ def check_whole(folder: Path) -> None:
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """Return the base with a run's adapter; InputError if it is damaged or another base's."""
-    check_whole(folder)
+    verify_adapter(folder)
     with loading(str(folder), "adapter"), warnings.catch_warnings():
         # Missing keys are rejected below, by name.
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
@@ -110,7 +110,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             found = set(load_file(folder / "adapter_model.safetensors"))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"adapter_config.json is not PEFT's ({first_line(error)})") from error
-    refuse_other_keys(adapted, found, folder)
+    check_adapter_keys(adapted, found, folder)
     return adapted
 
 
@@ -150,7 +150,7 @@ def average_adapters(recipe: Recipe, folders: list[Path], target: Path) -> None:
     exact (PEFT's "cat").
     """
     for folder in folders:
-        check_whole(folder)
+        verify_adapter(folder)
     base = load_base(recipe, torch.device("cpu"))
     model = PeftModel.from_pretrained(base, str(folders[0]), adapter_name="part-0")
     for number, folder in enumerate(folders[1:], 1):
@@ -163,10 +163,10 @@ def average_adapters(recipe: Recipe, folders: list[Path], target: Path) -> None:
     shutil.copytree(folders[0], target, ignore=shutil.ignore_patterns("adapter_*", MANIFEST))
     model.save_pretrained(str(target), save_embedding_layers=False)
     (target / "README.md").unlink(missing_ok=True)
-    seal(target)
+    write_manifest(target)
 
 
-def refuse_other_keys(model: PeftModel, found: set[str], folder: Path) -> None:
+def check_adapter_keys(model: PeftModel, found: set[str], folder: Path) -> None:
     """Reject an adapter with missing or unknown tensors: PEFT warns at most."""
     # PEFT would count the embeddings where the LM head has an adapter.
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))

@@ -31,7 +31,7 @@ def check_space(recipe: Recipe, folder: Path, what: str, way_out: str) -> None:
             )
 
 
-def load_plain(recipe: Recipe) -> PreTrainedModel:
+def load_dequantized(recipe: Recipe) -> PreTrainedModel:
     """Load the base into main memory, with dequantized weights."""
     model = load_base(recipe, pick_device())
     if quantizer := getattr(model, "hf_quantizer", None):
@@ -42,7 +42,7 @@ def load_plain(recipe: Recipe) -> PreTrainedModel:
     return model.cpu()
 
 
-def plain_weights(model: Any) -> dict[str, torch.Tensor]:
+def dequantized_weights(model: Any) -> dict[str, torch.Tensor]:
     """Return a dequantized model's weights as its architecture has them, all finite.
 
     bitsandbytes replaces GPT-2's Conv1D by Linear layers, whose weight is the transpose.

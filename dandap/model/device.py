@@ -10,7 +10,7 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from dandap.model.distributed import process_count
+from dandap.model.distributed import world_size
 from dandap.recipe import Recipe
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 def pick_device() -> torch.device:
     """Return this process's GPU, else the CPU."""
-    if process_count() > 1:
+    if world_size() > 1:
         # accelerate gives each process its own GPU, and joins it with the others.
         return PartialState(cpu=why_no_gpu() is not None).device
     if why_no_gpu():
@@ -68,7 +68,7 @@ def pick_compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float16
 
 
-def computing(model: PreTrainedModel | PeftModel) -> torch.autocast:
+def autocast_for(model: PreTrainedModel | PeftModel) -> torch.autocast:
     """Return the autocast context of the base's precision, in which answers are computed."""
     device = next(model.parameters()).device
     return torch.autocast(device.type, dtype=model.dtype, enabled=model.dtype != torch.float32)

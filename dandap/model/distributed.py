@@ -19,25 +19,25 @@ T = TypeVar("T")
 TIMEOUT = timedelta(days=30)  # NCCL's own is 10 minutes, and shares of hours differ by more
 
 
-def process_count() -> int:
+def world_size() -> int:
     """Return how many processes the launcher started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def process_number() -> int:
+def process_rank() -> int:
     """Return this process's number, from 0; 0 without a launcher."""
     return int(os.environ.get("RANK", 0))
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Return whether this is the process that prints and writes."""
-    return process_number() == 0
+    return process_rank() == 0
 
 
 @contextmanager
-def first_one_speaks() -> Iterator[None]:
+def only_main_prints() -> Iterator[None]:
     """Let only the first process print; the others' errors are still printed."""
-    if is_first():
+    if is_main_process():
         yield
         return
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
@@ -46,20 +46,20 @@ def first_one_speaks() -> Iterator[None]:
 
 def share_of(count: int) -> int:
     """Return about how many of so many questions one process answers."""
-    return -(-count // process_count())
+    return -(-count // world_size())
 
 
-def from_first(make: Callable[[], T]) -> T:
+def from_main(make: Callable[[], T]) -> T:
     """Return `make()` of the first process in all of them.
 
     If it raises InputError there, the others end with it.
     """
-    if process_count() == 1:
+    if world_size() == 1:
         return make()
     import torch
 
     box: list[Any] = [None, None]
-    if is_first():
+    if is_main_process():
         try:
             box[0] = make()
         except InputError as error:
@@ -67,18 +67,18 @@ def from_first(make: Callable[[], T]) -> T:
     torch.distributed.broadcast_object_list(box, group=_gloo(), device=torch.device("cpu"))
     if box[1] is None:
         return box[0]
-    if is_first():
+    if is_main_process():
         raise box[1]
     raise SystemExit(2)
 
 
-def from_all(value: T) -> list[T]:
+def gather(value: T) -> list[T]:
     """Return every process's value, in the order of their numbers; each waits for the last."""
-    if process_count() == 1:
+    if world_size() == 1:
         return [value]
     import torch
 
-    values: list = [None] * process_count()
+    values: list = [None] * world_size()
     torch.distributed.all_gather_object(values, value, group=_gloo())
     return values
 
@@ -97,10 +97,10 @@ def _gloo():
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def locked_for_all(folder: Path) -> Iterator[None]:
     """Lock a folder for all our processes; another job would overwrite our files."""
     with ExitStack() as stack:
-        from_first(partial(stack.enter_context, locked(folder)))
+        from_main(partial(stack.enter_context, locked(folder)))
         if not folder.is_dir():
             raise InputError(
                 f"{folder}, made by the first process, is not on this machine. Several machines "
@@ -109,30 +109,30 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-def leave_together() -> None:
+def end_other_processes() -> None:
     """Wait for all processes; then the first one continues alone, and the others end here.
 
     They end without Python's clean-up, in which gloo's threads may abort a process ("terminate
     called without an active exception": 3 of 5 runs on a busy machine; torch 2.13). The launcher
     would then stop the first one while it saves.
     """
-    if process_count() == 1:
+    if world_size() == 1:
         return
     from accelerate import PartialState
 
-    from_all(None)
+    gather(None)
     sys.stdout.flush()  # os._exit below flushes nothing
     PartialState().destroy_process_group()
-    if not is_first():
+    if not is_main_process():
         sys.stderr.flush()
         os._exit(0)
-    os.environ["WORLD_SIZE"] = "1"  # for process_count: there is nobody to wait for any more
+    os.environ["WORLD_SIZE"] = "1"  # for world_size: there is nobody to wait for any more
 
 
-def refuse_several(script: str) -> None:
+def reject_multiprocess(script: str) -> None:
     """Reject a launcher's several processes, for scripts that run as one."""
-    if process_count() > 1:
+    if world_size() > 1:
         raise InputError(
-            f"a launcher started {script} as {process_count()} processes; it runs as one. Start it "
+            f"a launcher started {script} as {world_size()} processes; it runs as one. Start it "
             f"with python {script}."
         )

@@ -50,7 +50,7 @@ def confirm_remote_code(recipe: Recipe, on_command_line: bool) -> None:
 
 
 @cache
-def find_hub() -> None:
+def check_hub() -> None:
     """Check once whether the hub is reachable, else use only its cache.
 
     Otherwise the hub's client would retry for a minute.

@@ -20,7 +20,7 @@ from transformers import (
 from dandap.data.encode import Example
 from dandap.errors import InputError
 from dandap.model.device import pick_compute_dtype
-from dandap.model.hub import find_hub, loading
+from dandap.model.hub import check_hub, loading
 from dandap.recipe import Recipe
 
 # peft still reads the old name; nothing a user could change.
@@ -31,7 +31,7 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedToke
     """Return the base model's tokenizer, or the one saved in a run's adapter folder."""
     source = str(folder or recipe.model)
     if not folder and not Path(source).is_dir():
-        find_hub()
+        check_hub()
     options = {} if folder else {"revision": recipe.revision}
     with loading(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -97,7 +97,7 @@ def check_ids(
 def load_config(recipe: Recipe) -> PretrainedConfig:
     """Return the base model's config."""
     if not Path(recipe.model).is_dir():
-        find_hub()
+        check_hub()
     with loading(recipe.model, "model"):
         return AutoConfig.from_pretrained(
             recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
@@ -134,7 +134,7 @@ def load_base(
             use_safetensors=True,
             trust_remote_code=recipe.trust_remote_code,
         )
-    keep_weights_in_place(model)
+    keep_weights_unpacked(model)
     if dequantized:
         dequantize(model)
     # Only the adapter is trained; the base takes no memory for gradients.
@@ -164,7 +164,7 @@ def dequantize(model: torch.nn.Module, onto: torch.device | None = None) -> None
                 setattr(parent, name, plain.to(onto))
 
 
-def keep_weights_in_place(model: torch.nn.Module) -> None:
+def keep_weights_unpacked(model: torch.nn.Module) -> None:
     """Switch off bitsandbytes' repacking for CPUs with AVX512-BF16.
 
     There one forward in eval mode repacks the 4-bit weights, and every later training gradient is

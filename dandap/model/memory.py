@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from dandap.errors import InputError
 from dandap.model.adapter import add_adapter
 from dandap.model.device import pick_compute_dtype, why_no_gpu
-from dandap.model.distributed import from_first, process_count
+from dandap.model.distributed import from_main, world_size
 from dandap.model.load import pick_attention
 from dandap.recipe import Recipe
 from dandap.tree.attention import head_size, why_no_flex
@@ -272,7 +272,7 @@ def available_memory() -> float:
     return psutil.virtual_memory().available
 
 
-def refuse_without_gpu(recipe: Recipe, model: PreTrainedModel) -> None:
+def reject_large_on_cpu(recipe: Recipe, model: PreTrainedModel) -> None:
     """Refuse a base that a CPU would train for weeks; `model` may be empty."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if parameters > CPU_LIMIT:
@@ -292,16 +292,14 @@ def make_plan(
         kernel = f"{pick_attention(recipe, config)} ({reason})" if reason else "flex"
         print(f"attention: {kernel}")
     if device.type == "cpu":
-        refuse_without_gpu(recipe, empty_model(config, recipe.trust_remote_code))
+        reject_large_on_cpu(recipe, empty_model(config, recipe.trust_remote_code))
     footprint = Footprint(recipe, config, device, dtype, flex=training and reason is None)
     if device.type == "cuda":
         return fit_plan(footprint, torch.cuda.mem_get_info(device)[0], training)
     return fit_plan(footprint, available_memory(), training)
 
 
-def for_these_answers(
-    plan: Plan, recipe: Recipe, config: PretrainedConfig, answer_share: float
-) -> Plan:
+def refit_plan(plan: Plan, recipe: Recipe, config: PretrainedConfig, answer_share: float) -> Plan:
     """Return the training plan, once it is known what share of the tokens predicts an answer."""
     if plan.free is None:
         return plan
@@ -367,19 +365,19 @@ def fit_plan(
     return plan
 
 
-def same_plan(plan: Plan) -> Plan:
+def broadcast_plan(plan: Plan) -> Plan:
     """Return the first process's plan, for this process's device.
 
     Free memory differs between GPUs, and answers are equal to the bit only in equal batches.
     """
-    first = from_first(partial(replace, plan, device=torch.device("cpu")))
+    first = from_main(partial(replace, plan, device=torch.device("cpu")))
     return replace(first, device=plan.device)
 
 
-def lower_memory(recipe: Recipe, plan: Plan) -> str:
+def out_of_memory_advice(recipe: Recipe, plan: Plan) -> str:
     """Return the message of training that ran out of memory although its plan fits."""
     # Reading once on one GPU has already tried smaller batches.
-    halved = recipe.read_once and process_count() == 1
+    halved = recipe.read_once and world_size() == 1
     if not plan.gradient_checkpointing:
         change = "--gradient_checkpointing true"
     elif plan.tokens_per_batch > recipe.max_length and not halved:

@@ -46,7 +46,7 @@ def combine(
     overwrite: bool = False,
 ) -> Combined:
     """Combine the answers of runs, folders or files; with a split of runs, without a submission."""
-    files.refuse_output(output, overwrite)
+    files.check_output(output, overwrite)
     files.check_writable(Path(output_dir), "Name another --output_dir.")
     answers = load_members(members, output_dir, split)
     paths = list(answers)
@@ -88,7 +88,7 @@ def combine(
     if submission:
         print(f"submission: {submission} ({len(records):,} rows, read back and checked)")
         if output:
-            files.copy_whole(submission, Path(output))
+            files.copy_file(submission, Path(output))
     return Combined(folder, records, scores, submission)
 
 

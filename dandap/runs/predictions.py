@@ -13,7 +13,7 @@ from typing import Any
 from dandap import files
 from dandap.data.encode import Example
 from dandap.data.tables import read_table
-from dandap.data.text import clean, decode, writable
+from dandap.data.text import clean, decode, replace_surrogates
 from dandap.errors import InputError, first_line, short_list
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, find_path, find_run
@@ -273,7 +273,10 @@ def _from_jsonl(path: Path) -> list[dict]:
             ) from error
         if gold:
             record["gold"] = list(map(clean, gold))
-        record |= {"id": writable(record["id"]), "prediction": clean(record["prediction"])}
+        record |= {
+            "id": replace_surrogates(record["id"]),
+            "prediction": clean(record["prediction"]),
+        }
         records.append(record)
     return records
 

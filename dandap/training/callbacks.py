@@ -11,10 +11,10 @@ import torch
 from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
-from dandap.console import bars
+from dandap.console import progress_bars
 from dandap.errors import InputError, first_line
 from dandap.files import append_json
-from dandap.model.distributed import process_count
+from dandap.model.distributed import world_size
 from dandap.recipe import Recipe
 
 PRINTED_EVERY = 10  # steps
@@ -54,7 +54,7 @@ class StopSignals(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         number = int(self.received or 0)
-        if process_count() > 1:
+        if world_size() > 1:
             requested = torch.tensor(number, device=args.device)
             torch.distributed.all_reduce(requested, op=torch.distributed.ReduceOp.MAX)
             number = int(requested)
@@ -71,7 +71,7 @@ class TrainingProgress(TrainerCallback):
 
     def __init__(self, metrics_file: Path):
         self.metrics_file = metrics_file
-        self.progress = bars()
+        self.progress = progress_bars()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first_step = time.perf_counter(), state.global_step

@@ -17,8 +17,15 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerState
 
 import metrics
 from dandap.errors import InputError, short_list
-from dandap.files import existing_parent, fault, flush, read_json_lines, seal, write_json_lines
-from dandap.model.distributed import is_first
+from dandap.files import (
+    existing_parent,
+    find_damage,
+    flush,
+    read_json_lines,
+    write_json_lines,
+    write_manifest,
+)
+from dandap.model.distributed import is_main_process
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, now
 
@@ -42,14 +49,14 @@ def newest_valid(folder: Path, run: str | None = None) -> tuple[Path | None, lis
     """Return the run's newest valid checkpoint, and a line for each newer one that is skipped."""
     skipped: list[str] = []
     for checkpoint in list_checkpoints(folder):
-        reason = fault(checkpoint, run)
+        reason = find_damage(checkpoint, run)
         if reason is None:
             return checkpoint, skipped
         skipped.append(f"{checkpoint.name} is skipped: {reason}")
     return None, skipped
 
 
-class CrashProof(Trainer):
+class AtomicCheckpoints(Trainer):
     """A mixin for trainers: checkpoints appear whole or not at all, and a diverged run stops."""
 
     run_id: str | None = None  # signs the checkpoints
@@ -76,7 +83,7 @@ class CrashProof(Trainer):
             if self.args.should_save:
                 for unread in ("training_args.bin", "README.md"):  # a pickle; an empty card
                     (staging / name / unread).unlink(missing_ok=True)
-                seal(staging / name, self.run_id)
+                write_manifest(staging / name, self.run_id)
                 if (checkpoints / name).exists():  # a damaged one of the same step
                     shutil.rmtree(checkpoints / name)
                 os.replace(staging / name, checkpoints / name)
@@ -132,7 +139,7 @@ def _drop_old(checkpoints: Path, best: int | None) -> None:
         if valid == KEPT:
             if step_of(checkpoint) != best:
                 shutil.rmtree(checkpoint)
-        elif fault(checkpoint) is None:
+        elif find_damage(checkpoint) is None:
             valid += 1
 
 
@@ -177,7 +184,7 @@ def find_checkpoint(run: RunFolder, model: PeftModel) -> Path:
                 "start a new one."
             )
     print(f"resuming {run.path} from {checkpoint.name}")
-    if is_first():
+    if is_main_process():
         shutil.rmtree(run.checkpoints / STAGING, ignore_errors=True)
         # What an interrupted run wrote after its checkpoint is dropped, a torn last line too, and
         # evaluations that the checkpoint does not know: they are made again.
@@ -244,7 +251,7 @@ def selected_checkpoint(run: RunFolder, state: TrainerState) -> Path | None:
             )
         return None
     checkpoint = run.checkpoints / f"checkpoint-{step}"
-    if reason := fault(checkpoint):
+    if reason := find_damage(checkpoint):
         print(
             f"WARNING: the best adapter, of step {step}, is unusable ({reason}); the last one is "
             "selected"
@@ -268,7 +275,7 @@ def save_adapter(
         model.save_pretrained(str(folder), save_embedding_layers=False)
         tokenizer.save_pretrained(str(folder))
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's card names the base by its path
-        seal(folder, run.run_id)
+        write_manifest(folder, run.run_id)
         if run.adapter.exists():  # damaged, or the run would count as finished
             os.replace(run.adapter, Path(tempfile.mkdtemp(prefix="adapter-damaged-", dir=run.path)))
         run.update_environment(finished=now())  # the time; what counts is the adapter's folder

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 from dandap.answering.run import answer, find_source
 from dandap.data.rows import Answers
-from dandap.data.text import bare
+from dandap.data.text import comparable
 from dandap.errors import InputError, Stopped
 from dandap.files import (
-    fault,
+    find_damage,
     folder_hash,
     new_folder,
     read_json,
@@ -93,7 +93,7 @@ def cross_validate(
         if run.report_file.is_file():
             table = read_train(task, own)
             check_unchanged(run, own, table, base_identity(own), resume_anyway)
-            if reason := fault(run.adapter):
+            if reason := find_damage(run.adapter):
                 raise InputError(f"{run.adapter} cannot be used: {reason}. Remove {run.path}.")
             continue
         try:
@@ -155,7 +155,7 @@ def find_suspects(records: list[dict]) -> list[dict]:
         for record in records
         if record["log_probability"] >= math.log(CONFIDENT)
         and record["char_f1"] <= WRONG
-        and not any(bare(gold) in bare(record["prediction"]) for gold in record["gold"])
+        and not any(comparable(gold) in comparable(record["prediction"]) for gold in record["gold"])
     ]
     return sorted(suspects, key=lambda record: -record["log_probability"])
 

@@ -10,7 +10,7 @@ from dandap.answering.run import OpenModel
 from dandap.data.encode import Example
 from dandap.data.rows import by_article
 from dandap.files import append_json, read_json, read_json_lines, write_json_lines
-from dandap.model.distributed import from_first, is_first, leave_together
+from dandap.model.distributed import end_other_processes, from_main, is_main_process
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder
 from dandap.runs.predictions import write_predictions
@@ -82,9 +82,9 @@ class Evaluate(TrainerCallback):
     def _evaluate(self, args, state: TrainerState, control, loss: str = "") -> None:
         answers = self.model.predict_all(self.examples)
         # One process's scores are everybody's: all must take the same decision to stop.
-        scores, record = from_first(partial(self._score, answers))
+        scores, record = from_main(partial(self._score, answers))
         state.log_history.append({"step": state.global_step, **record})
-        if is_first():
+        if is_main_process():
             line = {"step": state.global_step, "epoch": round(state.epoch or 0, 4)}
             append_json(self.run.metrics_file, line | {"evaluation": scores})
             print(
@@ -128,7 +128,7 @@ def validate(model: OpenModel, examples: list[Example], run: RunFolder) -> None:
     All processes answer; the first one does the rest and is alone afterwards.
     """
     answers = model.predict_all(examples, "validating")
-    leave_together()
+    end_other_processes()
     if not examples:
         return
     recipe, task = model.recipe, get_task(model.recipe.task)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dandap.data.rows import Table
 from dandap.errors import InputError
-from dandap.model.distributed import is_first
+from dandap.model.distributed import is_main_process
 from dandap.model.hub import same_base
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, find_path, list_runs, new_environment
@@ -108,7 +108,7 @@ def check_unchanged(
             f"WARNING: the project is at {today['commit']}, and was at {before.get('commit')} when "
             "the run started"
         )
-    if is_first():
+    if is_main_process():
         names = ("packages", "commit", "data", "base", "platform", "gpu")
         entry = {name: today[name] for name in names} | {"when": today["started"]}
         run.update_environment(resumed=[*before.get("resumed", []), entry])

@@ -32,17 +32,17 @@ from dandap.errors import InputError, Stopped
 from dandap.files import append_json, check_writable, write_json
 from dandap.model.adapter import add_adapter, load_weights
 from dandap.model.device import pick_device, why_no_gpu
-from dandap.model.distributed import from_first, held, is_first, process_count
+from dandap.model.distributed import from_main, is_main_process, locked_for_all, world_size
 from dandap.model.hub import base_identity
 from dandap.model.load import check_base, check_ids, load_base, load_config, load_tokenizer
 from dandap.model.memory import (
     Plan,
+    broadcast_plan,
     empty_model,
-    for_these_answers,
-    lower_memory,
     make_plan,
-    refuse_without_gpu,
-    same_plan,
+    out_of_memory_advice,
+    refit_plan,
+    reject_large_on_cpu,
 )
 from dandap.model.plans import SHAPES, make_config
 from dandap.recipe import Recipe
@@ -86,7 +86,7 @@ def train(
 
     # A base that needs a GPU is rejected before anything is fetched.
     if why_no_gpu() and recipe.model in SHAPES:
-        refuse_without_gpu(recipe, empty_model(make_config(SHAPES[recipe.model])))
+        reject_large_on_cpu(recipe, empty_model(make_config(SHAPES[recipe.model])))
     tokenizer, config = load_tokenizer(recipe), load_config(recipe)
     check_base(recipe, config, tokenizer)
     base = base_identity(recipe)
@@ -94,14 +94,14 @@ def train(
         check_unchanged(resume, recipe, table, base, resume_anyway)
     # Planned while the device's memory is free.
     plan = make_plan(recipe, config, pick_device(), training=True)
-    answering_plan = same_plan(make_plan(recipe, config, plan.device, training=False))
+    answering_plan = broadcast_plan(make_plan(recipe, config, plan.device, training=False))
 
     encoder = Encoder(tokenizer, template, task.sample)
     examples = encode_training(recipe, encoder, task.expand(rows))
     check_ids(examples, config, tokenizer)
     validation = encoder.encode(validation_rows, recipe.prompt_limit, False, recipe.on_overflow)
     report_cut(recipe, validation)
-    plan = for_these_answers(plan, recipe, config, answer_share(examples))
+    plan = refit_plan(plan, recipe, config, answer_share(examples))
     print(plan)
     print_sharing(recipe, examples)
 
@@ -112,10 +112,10 @@ def train(
 
     # The folder is made only now, so that what failed before leaves no empty run.
     environment = new_environment([table], base)
-    run = resume or from_first(partial(start_run, recipe, name, plan, environment, examples))
-    with held(run.path):
+    run = resume or from_main(partial(start_run, recipe, name, plan, environment, examples))
+    with locked_for_all(run.path):
         checkpoint = find_checkpoint(run, model) if resume and not run.finished else None
-        if is_first():  # again for a resumed run: resume_anyway may have changed its recipe
+        if is_main_process():  # again for a resumed run: resume_anyway may have changed its recipe
             write_json(run.findings_file, findings)
             run.save_recipe(recipe, template)
         answerer = Answerer(recipe, encoder, model, answering_plan)
@@ -127,7 +127,7 @@ def train(
             selected = fit(run, plan, examples, open_model, validation, checkpoint)
             if selected:  # in every process: all of them answer with it
                 load_weights(model, selected)
-            from_first(partial(save_adapter, model, tokenizer, recipe, run))
+            from_main(partial(save_adapter, model, tokenizer, recipe, run))
         validate(open_model, validation, run)
     print(f"run saved in {run.path}\nanswer a test file: python inference.py --run {run.path}")
     return run
@@ -153,8 +153,10 @@ def fit(
         load_weights(model, checkpoint)
     else:
         progress, stop = TrainingProgress(run.metrics_file), StopSignals()
-        trackers = [Tracker(name, run.path) for name in recipe.report_to] if is_first() else []
-        callbacks = [stop, *([progress] if is_first() else []), *trackers]
+        trackers = (
+            [Tracker(name, run.path) for name in recipe.report_to] if is_main_process() else []
+        )
+        callbacks = [stop, *([progress] if is_main_process() else []), *trackers]
         if evaluate:
             evaluate.trackers = trackers
             callbacks.append(evaluate)
@@ -165,13 +167,13 @@ def fit(
             with stop:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except torch.OutOfMemoryError as error:
-            raise InputError(lower_memory(recipe, plan)) from error
+            raise InputError(out_of_memory_advice(recipe, plan)) from error
         finally:
             progress.close()
         state = trainer.state
         if stop.received:
             code = 128 + stop.received
-            if not is_first():
+            if not is_main_process():
                 raise SystemExit(code)  # the first process prints why
             raise Stopped(
                 f"{stop.received.name} after step {state.global_step} of {state.max_steps}. "
@@ -181,7 +183,7 @@ def fit(
     if not evaluate:
         return None
     selected = selected_checkpoint(run, state)
-    if is_first():
+    if is_main_process():
         step = step_of(selected) if selected else state.global_step
         append_json(run.metrics_file, {"kept": step})
     return selected
@@ -217,7 +219,7 @@ def read_data(recipe: Recipe) -> tuple[Table, list[Row], list[Row]]:
 
 def check_rows(recipe: Recipe, rows: list[Row], validation: list[Row]) -> dict[str, list[dict]]:
     """Print and return what is suspicious in the data, by kind; the test file is included."""
-    if not is_first():  # large data take some seconds: one process checks them for all
+    if not is_main_process():  # large data take some seconds: one process checks them for all
         return {}
     test: list[Row] = []
     if Path(recipe.test_file).is_file():
@@ -258,8 +260,8 @@ def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
             f"Only {steps} optimizer steps: the model may not learn to answer briefly. Try "
             f"--epochs {math.ceil(recipe.epochs * FEW_STEPS / steps)}."
         )
-    processes = process_count()
-    if processes > 1 and recipe.read_once and is_first():
+    processes = world_size()
+    if processes > 1 and recipe.read_once and is_main_process():
         at_best = speedup(examples, recipe, processes)
         line = f"{processes} processes train at best {at_best:.1f} times as fast as one"
         if at_best < FED * processes:

@@ -23,11 +23,11 @@ from trl import SFTConfig, SFTTrainer
 from dandap.data.encode import Example
 from dandap.errors import InputError
 from dandap.model.device import unless_out_of_memory
-from dandap.model.distributed import process_count
+from dandap.model.distributed import world_size
 from dandap.model.memory import Plan
 from dandap.recipe import Recipe
 from dandap.training.batching import Batching, Questions, StepSampler
-from dandap.training.checkpoints import CrashProof
+from dandap.training.checkpoints import AtomicCheckpoints
 from dandap.tree.attention import use_tree_attention
 from dandap.tree.logits import logits_at, summed_cross_entropy
 from dandap.tree.masks import tree_masks
@@ -65,11 +65,11 @@ def make_trainer(
             )
     else:
         longest = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
-        questions, rest = divmod(recipe.questions_per_step, process_count())
+        questions, rest = divmod(recipe.questions_per_step, world_size())
         if rest:
             raise InputError(
                 f"questions_per_step={recipe.questions_per_step} cannot be shared by "
-                f"{process_count()} processes with read_once false. Give a multiple."
+                f"{world_size()} processes with read_once false. Give a multiple."
             )
         rows, accumulation = split_step(questions, plan.tokens_per_batch // longest)
         config = training_config(recipe, plan, checkpoints, len(examples), rows, accumulation)
@@ -85,11 +85,11 @@ def make_trainer(
     return trainer
 
 
-class PlainTrainer(CrashProof, SFTTrainer):
+class PlainTrainer(AtomicCheckpoints, SFTTrainer):
     """TRL's SFTTrainer with the loss on answers alone; the article is read for every question."""
 
 
-class ReadOnceTrainer(CrashProof, SFTTrainer):
+class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
     """Trains as SFTTrainer does, on dataloader items that are whole optimizer steps.
 
     An item has the step's trees, in micro-batches. The loss is the mean over all answer tokens of
@@ -123,7 +123,7 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
             processes=args.world_size,
         )
         # Not prepared by accelerate, which would deal the share out once more.
-        return (StepsAhead if on_gpu else DataLoader)(
+        return (PrefetchLoader if on_gpu else DataLoader)(
             Questions(self.examples),
             batch_sampler=sampler,
             # Asked anew for every step: its size may be halved while training.
@@ -141,7 +141,7 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
         self.step_examples, packed = inputs["examples"], inputs["packed"]
         if inputs["batching"] is not self.batching:  # collated ahead, before memory ran out
             packed = self.batching.collate_step(self.step_examples)["packed"]
-        if process_count() > 1:
+        if world_size() > 1:
             # A process does not know that another's memory ran out, and would wait for it.
             return self._forward_and_backward(model, packed, num_items_in_batch)
         while True:
@@ -207,7 +207,7 @@ class ReadOnceTrainer(CrashProof, SFTTrainer):
             )
 
 
-class StepsAhead(DataLoader):
+class PrefetchLoader(DataLoader):
     """Loads the next step in a thread while the GPU works on the current one.
 
     The rest of a resumed epoch is loaded step by step: accelerate makes its own loader for it.
@@ -302,7 +302,7 @@ def training_config(
         seed=recipe.seed,
         data_seed=recipe.seed,
         save_steps=recipe.save_steps,
-        save_total_limit=None,  # CrashProof knows which checkpoints are valid
+        save_total_limit=None,  # AtomicCheckpoints knows which checkpoints are valid
         logging_steps=1,
         logging_nan_inf_filter=False,  # otherwise a NaN is logged as a loss of 0.0
         disable_tqdm=True,
