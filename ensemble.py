@@ -1,14 +1,14 @@
-"""Combine several files of answers into one: python ensemble.py A B C.
+"""Combine the answers of several runs or files: python ensemble.py A B C.
 
-A, B and C are each a run, a folder of answers, or a .csv or .jsonl file.
+Each member is a run, a folder of answers, or a .csv or .jsonl file.
 
---method f1_sum   the answer most similar to all others: the highest sum of pairwise character F1
-                  (minimum Bayes risk); the default
-         vote     the answer most members gave (equal by the metric's rules); ties go to the
-                  member listed first
-         vote_f1  the same; ties go by the sum of F1, then to the member listed first
-         hard     a vote over choices; ties go to the largest summed probability, then to the
-                  member listed first
+--method f1_sum   the answer with the highest total character F1 against all others (minimum Bayes
+                  risk); the default
+         vote     the most frequent answer after normalization
+         vote_f1  the same; ties go to the highest total F1
+         hard     the most frequent choice; ties go to the highest total probability
+
+Remaining ties go to the member listed first.
 """
 
 import json
@@ -18,25 +18,16 @@ from dandap.runs.ensemble import METHODS, combine
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; return the result that its last line prints as JSON."""
+    """Run the command line and return the result, which --json prints."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add(
-        "members",
-        nargs="+",
-        metavar="RUN|FILE",
-        help="answers to the same questions; earlier ones win ties",
-    )
+    add("members", nargs="+", metavar="RUN|FILE", help="answers to the same questions")
     add("--method", choices=list(METHODS), default="f1_sum", help="see above (default: f1_sum)")
     add("--split", choices=["validation"], help="combine the validation answers of runs")
-    add(
-        "--output_dir",
-        metavar="DIR",
-        default="outputs",
-        help="where runs are and the result goes (default: outputs)",
-    )
-    add("--output", metavar="FILE", help="also write the submission there")
-    add("--overwrite", action="store_true", help="let --output replace a file")
+    add("--output_dir", metavar="DIR", default="outputs", help="folder of runs (default: outputs)")
+    add("--output", metavar="FILE", help="copy the submission to this file")
+    add("--overwrite", action="store_true", help="allow --output to replace a file")
+    add("--json", action="store_true", help="print the result as JSON, too")
     arguments = parse(parser, argv)
     combined = combine(
         arguments.members,
@@ -52,7 +43,8 @@ def main(argv: list[str] | None = None) -> dict:
         "char_f1": combined.scores and round(combined.scores["ensemble"]["char_f1"], 4),
         "submission": combined.submission and str(combined.submission),
     }
-    print(json.dumps(result, ensure_ascii=False))
+    if arguments.json:
+        print(json.dumps(result, ensure_ascii=False))
     return result
 
 

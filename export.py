@@ -1,14 +1,14 @@
-"""Export a run as a model that others load: transformers, vLLM, llama.cpp, Ollama, PEFT.
+"""Export a run for transformers, vLLM, llama.cpp, Ollama or PEFT.
 
-run -> validation answered -> adapter merged into its base -> validation answered again -> a folder
+run -> answer validation -> merge adapter and base -> answer validation again -> a folder
 
 python export.py                                 the newest finished run, as merged weights
 python export.py outputs/demo-... --to gguf      one file for llama.cpp, with an Ollama Modelfile
 python export.py demo-... --to adapter           the adapter, which PEFT loads from any folder
-python export.py demo-... --push_to_hub NAME     also into a private repository of the hub
+python export.py demo-... --push_to_hub NAME     also upload to a private repository on the hub
 
-The base is dequantized before the adapter is merged. An export that scores lower than the run by
-more than chance is rejected and removed.
+The base is dequantized before the merge. An export that scores significantly lower than the run is
+deleted.
 """
 
 import json
@@ -18,7 +18,7 @@ from dandap.model.distributed import reject_multiprocess
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line; the last line printed is the result as JSON."""
+    """Run the command line; --json prints the result."""
     arguments = parse(command_line(), argv)
     reject_multiprocess("export.py")
 
@@ -29,21 +29,23 @@ def main(argv: list[str] | None = None) -> None:
     options = chosen_options(arguments)
     folder = export(arguments.run, arguments.to, repository=repository, options=options, **folders)
     address = upload(folder, repository) if repository else None
-    print(json.dumps({"folder": str(folder), "hub": address}, ensure_ascii=False))
+    if arguments.json:
+        print(json.dumps({"folder": str(folder), "hub": address}, ensure_ascii=False))
 
 
 def command_line() -> Parser:
-    """Return the options."""
+    """Return the argument parser."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("run", metavar="RUN", nargs="?", help="name or path (default: the newest finished run)")
-    kinds = "merged: whole weights; gguf: a file for llama.cpp; adapter: for PEFT (default: merged)"
+    add("run", metavar="RUN", nargs="?", help="name or path (default: the newest finished)")
+    kinds = "merged weights, a GGUF for llama.cpp, or the adapter for PEFT (default: merged)"
     add("--to", choices=["merged", "gguf", "adapter"], default="merged", help=kinds)
-    add("--push_to_hub", metavar="NAME", help="also upload to the hub; a new repository is private")
+    add("--push_to_hub", metavar="NAME", help="upload to the hub; a new repository is private")
     add("--exports_dir", metavar="DIR", help="folder of exports (default: exports/ of the run)")
     add("--output_dir", metavar="DIR", default="outputs", help="folder of runs (default: outputs)")
+    add("--json", action="store_true", help="print the result as JSON, too")
     fields = ("train_file", "compute_dtype", "trust_remote_code")
-    add_options(parser, "over the run's recipe", fields)
+    add_options(parser, "override the run's recipe", fields)
     return parser
 
 

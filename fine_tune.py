@@ -2,12 +2,12 @@
 
 recipe -> rows -> model -> train -> adapter and validation score
 
-python fine_tune.py                       the demo, or the default recipe once data/train.csv exists
+python fine_tune.py                         the demo, or the default recipe if data/train.csv exists
 python fine_tune.py --recipe kanana-1.5-8b --epochs 2
-python fine_tune.py --preview             one encoded example, token counts, what is shortened
-python fine_tune.py --plan                memory and batch size of every recipe, or of --recipe
-python fine_tune.py --resume              continue the newest unfinished run
-python fine_tune.py --folds 5             cross-validate, and let the five answer together
+python fine_tune.py --preview               one encoded example, token counts, shortened articles
+python fine_tune.py --plan                  memory and batch size of every recipe, or of --recipe
+python fine_tune.py --resume                continue the newest unfinished run
+python fine_tune.py --folds 5               cross-validate; the five adapters vote on the test file
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(command_line(), argv)
     options = chosen_options(arguments)
     if arguments.soup and not arguments.folds:
-        raise InputError("--soup is the mean of folds: add --folds N.")
+        raise InputError("--soup averages the adapters of folds. Add --folds N.")
     with only_main_prints():
         if arguments.plan:
             from dandap.model.plans import print_plans  # loads torch, as do those below
@@ -78,7 +78,7 @@ def train_folds(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
     """Cross-validate; with --resume continue in a folder of folds."""
     reject_multiprocess("fine_tune.py --folds")
     if "fold" in options:
-        raise InputError("got --fold and --folds; give one of them.")
+        raise InputError("got --fold and --folds; expected one of them.")
     parent: Path | None = None
     metadata = {"recipe": arguments.recipe, "options": options}
     if arguments.resume is None:
@@ -92,8 +92,8 @@ def train_folds(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
             raise InputError(f"{parent} has {saved.get('folds')} folds, not {arguments.folds}.")
         started = saved.get("options")
         if not isinstance(started, dict) or not isinstance(saved.get("recipe"), str | None):
-            raise InputError(f"{parent / 'folds.json'} is damaged. Put it back from a copy.")
-        # The options of the first command hold; this command's are added to them.
+            raise InputError(f"{parent / 'folds.json'} is damaged. Restore it from a copy.")
+        # The first command's options apply; this command's override them.
         recipe = load_recipe(arguments.recipe or saved["recipe"], started | options)
     check_input(recipe, options)
 
@@ -109,18 +109,21 @@ def train_folds(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
         "suspects": len(result.suspects),
         "submission": result.submission and str(result.submission),
     }
-    print(json.dumps(summary, ensure_ascii=False))
+    if arguments.json:
+        print(json.dumps(summary, ensure_ascii=False))
+    else:
+        print(f"folds: {result.folder}")
 
 
 def choose_recipe(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple[str, Recipe]:
-    """Return the recipe and its name; the bare command's depends on the data and the machine."""
+    """Return the run's name and recipe; without --recipe the demo, or the default for own data."""
     if arguments.recipe:
         recipe = load_recipe(arguments.recipe, options)
         if "train_file" not in options:
             suggest_own_files(recipe)
         elif is_sample(recipe.test_file) and not is_sample(recipe.train_file):
             print(
-                f"WARNING: the test file is the sample's, {recipe.test_file}: add --test_file FILE."
+                f"WARNING: the test file is the sample's, {recipe.test_file}. Add --test_file FILE."
             )
         return find_recipe(arguments.recipe).stem, recipe
     train_file = Path(options.get("train_file", DEFAULT.train_file))
@@ -128,12 +131,12 @@ def choose_recipe(arguments: argparse.Namespace, options: dict[str, Any]) -> tup
         recipe = load_recipe("demo", options)
         if not Path(recipe.train_file).is_file():
             raise InputError(
-                f"there is no {train_file}, and {ROOT} lacks the demo's data. Put your train.csv "
+                f"no file at {train_file}, and {ROOT} lacks the demo's data. Put your train.csv "
                 "there, or use a complete copy of the project."
             )
         Console(file=terminal_output(), soft_wrap=True).print(
-            "DEMO: there is no data/train.csv, so this trains the bundled tiny model on fictional "
-            "articles. For the real job put train.csv (id, context, question, answer) and test.csv "
+            "DEMO: data/train.csv does not exist, so this trains a tiny bundled model on fictional "
+            "articles. For real data, put train.csv (id, context, question, answer) and test.csv "
             "(id, context, question) into data/.",
             style="bold yellow",
             markup=False,
@@ -146,56 +149,51 @@ def choose_recipe(arguments: argparse.Namespace, options: dict[str, Any]) -> tup
 
         if reason := why_no_gpu():
             raise InputError(
-                f"{train_file} exists, and the default recipe ({recipe.model}) needs a GPU: "
-                f"{reason}. A small base trains without: python fine_tune.py --recipe qwen3-0.6b"
+                f"{train_file} exists, but the default recipe ({recipe.model}) needs a GPU: "
+                f"{reason}. A small base needs none: python fine_tune.py --recipe qwen3-0.6b"
             )
     return "default", recipe
 
 
 def check_input(recipe: Recipe, options: dict[str, Any]) -> None:
-    """Reject what can be known before the data are read."""
+    """Reject missing files and unconfirmed remote code before any data is read."""
     from dandap.model.hub import confirm_remote_code
 
-    # Training does not need the test file, and answering would notice hours later.
+    # Training does not need the test file, but answering would fail hours later.
     tests = recipe.test_file.split(",") if "test_file" in options else []
     for path in (*train_files(recipe), *map(Path, tests)):
         find_files(path)
-    # Only the command line of this start can switch on a repository's code.
+    # Only this command line can enable a repository's code.
     confirm_remote_code(recipe, "trust_remote_code" in options)
 
 
 def suggest_own_files(recipe: Recipe) -> None:
-    """Print how to train on files in data/, where a recipe has data of its own."""
+    """Print how to train on the files in data/ if the recipe names other files."""
     train, test = (sorted(Path("data").glob(f"{name}.*")) for name in ("train", "test"))
     if train and Path(recipe.train_file) not in train and recipe.task == DEFAULT.task:
         options = f"--train_file {train[0]}" + (f" --test_file {test[0]}" if test else "")
-        print(f"{train[0]} exists, and this trains on {recipe.train_file}. For yours: {options}")
+        print(f"Training on {recipe.train_file}, although {train[0]} exists. To use it: {options}")
 
 
 def is_sample(name: str) -> bool:
-    """Return whether a file is one of the bundled samples."""
+    """Return whether a file is a bundled sample."""
     return Path(name).absolute().is_relative_to(ROOT / "data/sample")
 
 
 def command_line() -> Parser:
-    """Return the options."""
+    """Return the argument parser."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--recipe", metavar="NAME|PATH", help="an experiment of recipes/, by name or YAML file")
-    add("--preview", action="store_true", help="show one encoded example and stop")
-    add("--plan", action="store_true", help="show the memory of recipes and stop")
-    add("--gpu_memory", metavar="SIZE", help="with --plan: another GPU, as 16GB (default: this)")
+    add("--recipe", metavar="NAME|PATH", help="a recipe by its name in recipes/, or a YAML file")
+    add("--preview", action="store_true", help="print one encoded example and exit")
+    add("--plan", action="store_true", help="print the memory that recipes need and exit")
+    add("--gpu_memory", metavar="SIZE", help="with --plan: a GPU size as 16GB (default: this GPU)")
     add("--resume", metavar="RUN", nargs="?", const="", help="continue a run (default: the newest)")
-    add("--resume_anyway", action="store_true", help="resume although recipe or data changed")
-    add(
-        "--folds",
-        metavar="N",
-        type=positive,
-        help="train on each complement of N parts of the articles, answer the part held out, and "
-        "the test file by all",
-    )
-    add("--soup", action="store_true", help="with --folds: answer by the mean of the adapters")
-    add_options(parser, "recipe options (over those of --recipe)")
+    add("--resume_anyway", action="store_true", help="resume even if recipe or data changed")
+    add("--folds", metavar="N", type=positive, help="N-fold cross-validation by article")
+    add("--soup", action="store_true", help="with --folds: answer with the mean of the adapters")
+    add("--json", action="store_true", help="with --folds: print the result as JSON, too")
+    add_options(parser, "recipe options")
     return parser
 
 

@@ -1,6 +1,6 @@
 """Answer a test file with a trained run, or with an untuned base model.
 
-run + test file -> answers -> submission.csv and, where gold answers are known, a score
+run + test file -> answers -> submission.csv, and a score if gold answers are known
 
 python inference.py                              the newest finished run, that run's test file
 python inference.py --run outputs/demo-... --test_file data/test.csv
@@ -27,7 +27,7 @@ OPTIONS = (*ANSWERING, "columns")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run the command line; print the result as JSON in the last line, and return it."""
+    """Run the command line and return the result, which --json prints."""
     arguments = parse(command_line(), argv)
     with only_main_prints():
         check(arguments)
@@ -63,59 +63,56 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "seconds": round(result.seconds, 1),
             "submission": result.submission and str(result.submission),
         }
-        print(json.dumps(summary, ensure_ascii=False))
+        if arguments.json:
+            print(json.dumps(summary, ensure_ascii=False))
         return summary
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Reject options that contradict each other, and a run that does not exist."""
+    """Reject contradictory options, and a run that does not exist."""
     if arguments.recipe and not arguments.no_adapter:
         raise InputError(
-            "--recipe names a base model to answer without training: add --no_adapter. A trained "
-            "run is named with --run."
+            "--recipe selects a base model to answer without training. Add --no_adapter, or select "
+            "a trained run with --run."
         )
     if arguments.recipe and arguments.run:
-        raise InputError("got --run and --recipe; with --no_adapter give one of them.")
+        raise InputError("got --run and --recipe; expected one of them with --no_adapter.")
     if not arguments.recipe:
         find_run(arguments.run, arguments.output_dir)
 
 
 def reject_demo_run(arguments: argparse.Namespace, recipe: Recipe) -> None:
-    """Reject the newest run for data/test.csv where that run is the demo.
-
-    Without this, a user who forgets to train would get the demo's answers to the real questions.
-    """
+    """Reject data/test.csv if the newest run is the demo: the user forgot to train."""
     test_file = Path(arguments.test_file or recipe.test_file).resolve()
     is_demo = Path(recipe.test_file).resolve() == (ROOT / "data/sample/test.csv").resolve()
     if is_demo and not arguments.run and test_file == Path(Recipe().test_file).resolve():
         raise InputError(
-            f"the newest finished run is the demo, which cannot answer {test_file.name} well. "
-            "Train on your data first, or name the demo run with --run."
+            f"the newest finished run is the demo, which cannot answer {test_file.name}. Train on "
+            "your data first, or select the demo run with --run."
         )
 
 
 def command_line() -> Parser:
-    """Return the options."""
+    """Return the argument parser."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--run", metavar="NAME|PATH", help="the run that answers (default: the newest finished)")
+    add("--run", metavar="NAME|PATH", help="trained run (default: the newest finished one)")
     add("--test_file", metavar="FILE", help="questions to answer (default: the run's test_file)")
     add("--split", choices=["validation"], help="answer the run's validation questions instead")
-    add("--template", metavar="NAME", help="another wording than the run was trained with")
-    add("--recipe", metavar="NAME|PATH", help="with --no_adapter: whose base model answers")
+    add("--template", metavar="NAME", help="another prompt than the run was trained with")
+    add("--recipe", metavar="NAME|PATH", help="with --no_adapter: the recipe of the base model")
     add("--no_adapter", action="store_true", help="answer with the untuned base model (zero-shot)")
     add("--output_dir", metavar="DIR", default="outputs", help="folder of runs (default: outputs)")
-    add("--answers_dir", metavar="DIR", help="folder for the answers (default: in the run's)")
-    add("--limit", metavar="N", type=positive, help="only the first N questions; no submission")
-    add("--output", metavar="FILE", help="also write the submission to this file")
-    add("--overwrite", action="store_true", help="let --output replace a file")
     add(
-        "--engine",
-        choices=["ours", "vllm"],
-        default="ours",
-        help="ours reads each article once; vllm must be installed (default: ours)",
+        "--answers_dir", metavar="DIR", help="folder for the answers (default: in the run's folder)"
     )
-    add_options(parser, "generation (over the run's recipe)", OPTIONS)
+    add("--limit", metavar="N", type=positive, help="answer only the first N; no submission")
+    add("--output", metavar="FILE", help="copy the submission to this file")
+    add("--overwrite", action="store_true", help="allow --output to replace a file")
+    add("--json", action="store_true", help="print the result as JSON, too")
+    vllm = "vllm needs its own installation (default: ours)"
+    add("--engine", choices=["ours", "vllm"], default="ours", help=vllm)
+    add_options(parser, "generation (overrides the run's recipe)", OPTIONS)
     return parser
 
 

@@ -1,8 +1,9 @@
-"""Build the command line of every script, and prepare its process before libraries load."""
+"""Build the command lines of all scripts, and configure the process before libraries load."""
 
 import argparse
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -11,8 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-# The parent process may have closed standard streams (2>&-). Open them, or the next opened file
-# would take their number and receive what is printed.
+# The parent may have closed standard streams (2>&-). Reopen them, or the next opened file takes
+# their descriptor and receives what is printed.
 for _number in range(3):
     try:
         os.fstat(_number)
@@ -21,8 +22,8 @@ for _number in range(3):
 for _name in ("stdout", "stderr"):
     if getattr(sys, _name) is None:  # Python found it closed
         setattr(sys, _name, Path(os.devnull).open("w"))  # noqa: SIM115
-# Hide what users cannot act on: bitsandbytes recommends `kernels`, libraries announce changes,
-# peft warns of tied heads (export.py unties them) and of deleted parts of a --soup.
+# Hide warnings that users cannot act on: bitsandbytes recommends `kernels`, libraries announce
+# deprecations, PEFT warns of tied heads (export.py unties them) and of deleted --soup adapters.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: "kernels-community" not in record.getMessage()
 )
@@ -32,24 +33,25 @@ warnings.filterwarnings(
 for _message in ("Model has `tie_word_embeddings=True`", "Adapter part-0 was active"):
     warnings.filterwarnings("ignore", message=_message)
 if not sys.stderr.isatty():
-    # In a log, a bar would be a line per update.
+    # In a log file, a progress bar prints one line per update.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
-# A tokenizer shares the texts of one call among the cores; without this it warns at a later fork.
+# Fast tokenizers use all cores in one call; unless this is set they warn at a later fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-# Batches differ in length at each step. Expandable segments keep CUDA's memory from fragmenting;
-# torch has them on Linux only.
+# Batch lengths change every step: expandable segments avoid fragmented CUDA memory (Linux only).
 if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+from pydantic.fields import FieldInfo
 
 from dandap import language
 from dandap.console import discard, printable, safe_output
 from dandap.errors import InputError, Stopped, did_you_mean, disk_message
-from dandap.recipe import Recipe
+from dandap.recipe import GROUPS, Recipe
 
 
 def run_script(main: Callable[[], Any]) -> None:
-    """Run a script's `main`; errors that users can fix end it in one sentence, with exit code 2."""
+    """Run a script's `main`; print user errors as one sentence and exit with code 2."""
     try:
         with safe_output():
             main()
@@ -57,7 +59,7 @@ def run_script(main: Callable[[], Any]) -> None:
     except InputError as error:
         message, code = f"error: {error}", 2
     except OSError as error:
-        # OSErrors without a number come from libraries, as for a connection: show the traceback.
+        # OSErrors without an errno come from libraries (connections): show the traceback.
         if error.errno is None:
             raise
         message, code = f"error: {disk_message(error)}", 2
@@ -65,45 +67,72 @@ def run_script(main: Callable[[], Any]) -> None:
         message, code = f"stopped: {stopped}", stopped.code
     except KeyboardInterrupt:
         message, code = "stopped", 130
-    if len(message) > 4000:  # a value may be the header of a million columns; a fix comes last
+    if len(message) > 4000:  # a quoted header may have a million columns; the advice comes last
         message = f"{message[:2000]} ... {message[-2000:]}"
     try:
         print(printable(message), file=sys.stderr, flush=True)
-    except OSError:  # a full disk behind 2>; the exit code remains
+    except OSError:  # stderr is redirected to a full disk; the exit code still tells
         discard(sys.stderr)
     raise SystemExit(code)
 
 
 def add_options(parser: argparse.ArgumentParser, title: str, names: Iterable[str] = ()) -> None:
-    """Add an option for each field of Recipe, or of `names`, with its default and reason."""
-    group = parser.add_argument_group(title)
+    """Add an option for each field of `names` in one group, or for all fields in their groups."""
+    group = parser.add_argument_group(title) if names else None
     for name in names or Recipe.model_fields:
         field = Recipe.model_fields[name]
-        values = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        values = ("true", "false") if field.annotation is bool else values
-        default = "none" if field.default in (None, {}, []) else field.default
+        if not names and name in GROUPS:
+            group = parser.add_argument_group(GROUPS[name])
+        default = str(field.default).lower() if field.annotation is bool else field.default
+        shown = "" if default in (None, {}, []) else f" (default: {default})"
+        assert group
         group.add_argument(
             f"--{name}",
-            metavar=f"{{{','.join(values)}}}" if values else "VALUE",
-            default=argparse.SUPPRESS,  # `chosen_options` returns those that were given
-            help=f"{field.description} (default: {default})".replace("%", "%%"),
+            metavar=placeholder(field.annotation),
+            default=argparse.SUPPRESS,  # `chosen_options` returns only the given ones
+            help=f"{field.description}{shown}".replace("%", "%%"),
         )
+
+
+def placeholder(annotation: Any) -> str:
+    """Return an option's choices, or its kind of value: {true,false}, N, X, NAME, {auto,N}."""
+    if get_origin(annotation) is Literal:
+        return f"{{{','.join(get_args(annotation))}}}"
+    kinds = {bool: "{true,false}", int: "N", float: "X", str: "NAME", type(None): ""}
+    if annotation in kinds:
+        return kinds[annotation]
+    if get_origin(annotation) in (list, dict):
+        return "A,B,..." if get_origin(annotation) is list else "NAME=COLUMN,..."
+    # A union, or Annotated with limits.
+    parts = [placeholder(each) for each in get_args(annotation) if not isinstance(each, FieldInfo)]
+    parts = [part.strip("{}") for part in parts if part]
+    return f"{{{','.join(parts)}}}" if len(parts) > 1 and "A,B,..." not in parts else parts[-1]
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Give an option and its help one line where they fit."""
+
+    def __init__(self, prog: str):
+        width = max(110, shutil.get_terminal_size().columns - 2)
+        super().__init__(prog, max_help_position=38, width=width)
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser with --lang, whose errors are InputErrors."""
 
     def __init__(self, description: str = ""):
-        super().__init__(
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False)
         self.add_argument(
             "--lang",
             choices=language.LANGUAGES,
-            help="language of pages and reports (default: the locale's, else en)",
+            help="language of reports and page (default: the locale's)",
         )
+
+    def format_help(self) -> str:
+        """Return the help, whose usage line does not repeat every option."""
+        names = [str(a.metavar or a.dest) for a in self._actions if not a.option_strings]
+        self.usage = " ".join(["%(prog)s", *names, "[options]"])
+        return super().format_help()
 
     def error(self, message: str):
         """Raise argparse's message as an InputError."""
@@ -118,7 +147,7 @@ def positive(text: str) -> int:
 
 
 def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
-    """Parse a command line; hyphens in options are underscores; suggest a name for unknown ones."""
+    """Parse a command line, with hyphens for underscores; suggest names for unknown options."""
     options = [option for action in parser._actions for option in action.option_strings]
     words = []
     for word in sys.argv[1:] if argv is None else argv:

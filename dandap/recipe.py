@@ -1,6 +1,6 @@
-"""Define the recipe: every option of an experiment, with its type, default and reason.
+"""Define the recipe: every option of an experiment, with its type, default and help text.
 
-YAML files, the command line and --help all come from `Recipe`.
+`Recipe` defines the YAML files, the command line and --help.
 """
 
 import re
@@ -17,102 +17,78 @@ from dandap.errors import InputError, did_you_mean
 
 RECIPES_DIR = ROOT / "recipes"
 SHIPPED = ("data/sample/", "data/demo_model")  # the demo's data and base, named by recipes
+# Groups of --help, by their first field.
+GROUPS = {
+    "model": "model",
+    "task": "data",
+    "lora_r": "adapter",
+    "learning_rate": "training",
+    "max_new_tokens": "generation (validation uses it too)",
+    "validation_fraction": "evaluation",
+    "output_dir": "output",
+}
 
 
 class Recipe(BaseModel):
-    """The options of one experiment; the text below each is its reason and its --help."""
+    """The options of one experiment; the text below each field is its --help."""
 
     model_config = ConfigDict(
         extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    # Base model
     model: str = Field("yanolja/EEVE-Korean-Instruct-10.8B-v1.0", min_length=1)
-    """hub id or folder of the base model; default: the openly licensed one of the 0.9025 system"""
+    """hub id or folder of the base"""
     revision: str | None = None
-    """commit, tag or branch of the base model on the hub"""
+    """commit, tag or branch of the base model"""
     trust_remote_code: bool = False
-    """run Python code from the model's repository, which can do anything"""
+    """run Python code from the model's repository"""
+    quantization: Literal["nf4", "none"] = "nf4"
+    """nf4: 4-bit base (QLoRA); none: 16-bit base (LoRA)"""
+    double_quantization: bool = True
+    """quantize the quantization constants, too"""
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """auto: bfloat16; float16 on a T4, float32 on CPUs"""
+    attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
+    """auto: flex to train on sm_80 or newer, else sdpa or eager"""
 
-    # Task and data
     task: str = "economic_qa"
-    """kind of question and its score (a module of tasks/)"""
+    """kind of question and its score: a module of tasks/"""
     template: str = "concise"
     """prompt template, by its name in prompts.py"""
     train_file: str = "data/train.csv"
-    """questions with answers: a table, JSON, or a folder of them; several with commas"""
+    """questions with answers; several with commas"""
     test_file: str = "data/test.csv"
-    """questions to answer; gold answers come from its own columns or from <name>_answers.csv"""
+    """questions to answer"""
     columns: dict[str, str] = {}
-    """column names of the files where they differ: context=본문,question=질문"""
-
-    # Validation
-    validation_fraction: float = Field(0.05, ge=0, lt=1)
-    """fraction of articles held out for validation, by a hash of the article"""
-    fold: str | None = None
-    """fold to hold out instead, as 2/5: the second of five; --folds 5 trains all of them"""
-    evaluate_every: str | None = "0.25 epochs"
-    """`200 steps`, `0.25 epochs` or none; selects a checkpoint clearly better than the last"""
-    evaluate_questions: int = Field(500, ge=1)
-    """most questions of an evaluation during training; after it all are answered"""
-    patience: int | None = Field(None, ge=1)
-    """evaluations without a better score before training stops early"""
-
-    # Prompts and answers
+    """columns with other names: context=본문,question=질문"""
     max_length: int = Field(2048, ge=16)
-    """tokens of prompt and answer; max_length - max_new_tokens limits the prompt"""
+    """tokens of prompt and answer together"""
     on_overflow: Literal["trim", "select", "error"] = "select"
-    """articles too long for max_length: trim, select sentences near the questions, or stop"""
-    max_new_tokens: int = Field(64, ge=1)
-    """most tokens of an answer; the longest of 33,716 known answers has 63 characters"""
-    samples: int = Field(1, ge=1)
-    """answers sampled per question; the one most similar to the others is selected"""
-    temperature: float = Field(0.0, ge=0)
-    """0: greedy decoding; above 0: sampling (0.7 is usual with samples)"""
-    grounded: bool = False
-    """every answer is a literal span of the article"""
-    choices: list[str] = []
-    """the answers to choose from, the same for every question; none: any text"""
-    choices_by: Literal["whole", "first_token"] = "whole"
-    """rank choices by the log-probability of the whole text or of the first token that differs"""
-    repetition_penalty: float = Field(1.0, ge=1)
-    """penalty on tokens of the prompt and the answer; 1.2 is usual for long answers"""
-    embedding_model: str = "sentence-transformers/distiluse-base-multilingual-cased-v1"
-    """sentence embeddings for the score and the submission of wallpaper_qa"""
-    beams: int = Field(1, ge=1)
-    """beam search width; above 1 transformers' generate reads the article for each question"""
+    """long articles: trim, select sentences, or stop"""
 
-    # Precision
-    quantization: Literal["nf4", "none"] = "nf4"
-    """nf4: 4-bit base (QLoRA), a quarter of the memory; none: 16-bit base (LoRA)"""
-    double_quantization: bool = True
-    """quantize the quantization constants too; saves 0.4 bits per weight"""
-    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """auto: bfloat16, float16 on GPUs without native bfloat16 (T4), float32 on CPUs"""
-
-    # Adapter and training
     lora_r: int = Field(16, ge=1)
     """rank of the adapter"""
     lora_alpha: float = Field(32, gt=0)
-    """scale of the adapter; twice the rank is usual"""
+    """scale of the adapter; usually twice the rank"""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     """dropout on the adapter's input"""
     lora_target_modules: str | Annotated[list[str], Field(min_length=1)] = "all-linear"
-    """modules with an adapter: all-linear, or names as q_proj,v_proj"""
+    """adapted modules, as q_proj,v_proj"""
+
     learning_rate: float = Field(2e-4, gt=0)
-    """peak learning rate; the default is QLoRA's for models of 7-13 B"""
+    """peak learning rate; small bases need more"""
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """learning rate schedule"""
     warmup_steps: float = Field(0.03, ge=0)
-    """steps to the peak learning rate; below 1 a fraction of all steps"""
+    """steps to the peak; below 1, a fraction of all steps"""
     epochs: float = Field(1, gt=0)
     """passes over the training questions"""
     read_once: bool = True
-    """read each article once for its questions of a step; false: once per question, as TRL does"""
+    """read an article once for its questions; false: as TRL"""
     questions_per_step: int = Field(16, ge=1)
-    """questions per optimizer step, on average (batch size x gradient accumulation)"""
+    """questions per optimizer step, on average"""
     tokens_per_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """most tokens of a forward pass; the questions of a step are split into batches of this size"""
+    """most tokens of a forward pass"""
     optim: Literal[
         "adamw_torch_fused",
         "adamw_torch",
@@ -121,29 +97,56 @@ class Recipe(BaseModel):
         "adamw_8bit",
         "sgd",
     ] = "adamw_torch_fused"
-    """optimizer, by transformers' name; adapters are small, so paging saves little"""
+    """optimizer, by transformers' name"""
     weight_decay: float = Field(0.0, ge=0)
     """weight decay of AdamW"""
     max_grad_norm: float = Field(1.0, gt=0)
-    """gradients are clipped to this norm"""
+    """norm to which gradients are clipped"""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
-    """recompute activations: a third slower, much less memory; auto: on GPUs that need it"""
-    attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
-    """auto: flex for training on GPUs from sm_80, eager for soft-capping, else sdpa"""
+    """recompute activations to save memory"""
     neftune_noise_alpha: float | None = Field(None, gt=0)
-    """noise on embeddings during training (NEFTune); 5 is usual"""
+    """noise on embeddings (NEFTune); 5 is usual"""
     seed: int = Field(42, ge=0, lt=2**32)  # numpy's limit
-    """seed of the adapter, the data order and dropout"""
+    """seed of adapter, data order, dropout and sampling"""
 
-    # Output
+    max_new_tokens: int = Field(64, ge=1)
+    """most tokens of an answer"""
+    samples: int = Field(1, ge=1)
+    """answers sampled per question; one is selected"""
+    temperature: float = Field(0.0, ge=0)
+    """0: greedy decoding; 0.7 is usual for samples"""
+    grounded: bool = False
+    """restrict answers to literal spans of the article"""
+    choices: list[str] = []
+    """the answers to choose from, for every question: 예,아니오"""
+    choices_by: Literal["whole", "first_token"] = "whole"
+    """rank choices by all tokens or the first different one"""
+    repetition_penalty: float = Field(1.0, ge=1)
+    """penalty on repeated tokens; 1.2 is usual for long answers"""
+    beams: int = Field(1, ge=1)
+    """beam width; above 1 articles are read per question"""
+    embedding_model: str = "sentence-transformers/distiluse-base-multilingual-cased-v1"
+    """embeddings of wallpaper_qa"""
+
+    validation_fraction: float = Field(0.05, ge=0, lt=1)
+    """fraction of articles held out for validation"""
+    fold: str | None = None
+    """hold out fold 2 of 5 instead: 2/5"""
+    evaluate_every: str | None = "0.25 epochs"
+    """as 200 steps, 0.25 epochs or none"""
+    evaluate_questions: int = Field(500, ge=1)
+    """most questions per evaluation during training"""
+    patience: int | None = Field(None, ge=1)
+    """stop after N evaluations without a better score"""
+
     output_dir: str = Field("outputs", min_length=1)
-    """folder of the runs; a mounted drive survives a lost machine"""
+    """folder of the runs"""
     run_name: str | None = Field(None, min_length=1)
-    """folder name of the run; default: recipe and time"""
+    """folder name of the run (default: recipe and time)"""
     save_steps: int = Field(200, ge=1)
     """steps between checkpoints"""
     report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
-    """experiment trackers, with commas between them"""
+    """experiment trackers, separated by commas"""
 
     @field_validator("evaluate_every", mode="before")
     @classmethod
@@ -172,7 +175,7 @@ class Recipe(BaseModel):
             return value or {}
         pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
         if not all(equals for _, equals, _ in pairs):
-            raise ValueError("NAME=COLUMN pairs with commas between them")
+            raise ValueError("NAME=COLUMN pairs separated by commas")
         return {name.strip(): column.strip() for name, _, column in pairs}
 
     @field_validator("lora_target_modules", "choices", "report_to", mode="before")
@@ -184,8 +187,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "Recipe":
-        ways = {"beams": self.beams > 1, "choices": bool(self.choices), "grounded": self.grounded}
-        chosen = [name for name, is_chosen in ways.items() if is_chosen]
+        modes = {"beams": self.beams > 1, "choices": bool(self.choices), "grounded": self.grounded}
+        chosen = [name for name, is_chosen in modes.items() if is_chosen]
         is_sampled = self.samples > 1 or self.temperature > 0
         if len(chosen) > 1 or (is_sampled and chosen and not self.grounded):
             got = " and ".join(chosen + ["samples or temperature"] * is_sampled)
@@ -197,14 +200,14 @@ class Recipe(BaseModel):
             )
         if "lm_head" in self.lora_target_modules and not self.read_once:
             raise ValueError(
-                "lora_target_modules has lm_head, whose adapter TRL's trainer would skip; "
-                "remove it, or use read_once true"
+                "lora_target_modules has lm_head, which TRL's trainer ignores; remove it, or set "
+                "read_once true"
             )
         return self
 
     @property
     def prompt_limit(self) -> int:
-        """The most tokens of a prompt, in training and in inference."""
+        """The most tokens of a prompt, in training and in answering."""
         return self.max_length - self.max_new_tokens
 
     @property
@@ -222,7 +225,7 @@ class Recipe(BaseModel):
         return yaml.safe_dump(self.model_dump(), allow_unicode=True, sort_keys=False)
 
 
-# The fields of a run's recipe that answering may change.
+# The fields that may differ between training and answering.
 ANSWERING = tuple(
     "max_length on_overflow max_new_tokens tokens_per_batch samples temperature grounded choices "
     "choices_by beams repetition_penalty embedding_model seed trust_remote_code".split()
@@ -230,20 +233,20 @@ ANSWERING = tuple(
 
 
 def load_recipe(name: str | None, options: dict[str, Any]) -> Recipe:
-    """Return the recipe of a YAML file or a name in recipes/, overridden by `options`."""
+    """Return a recipe by YAML file or by its name in recipes/, overridden by `options`."""
     values = _read_fields(find_recipe(name)) if name else {}
     return make_recipe({**values, **options}, name or "the command line", options)
 
 
 def named_recipes() -> dict[str, Path]:
     """Return the recipes in recipes/ and its subfolders, by name."""
-    settings = {RECIPES_DIR / "accelerate", RECIPES_DIR / "launch"}  # of other programs
+    settings = {RECIPES_DIR / "accelerate", RECIPES_DIR / "launch"}  # not recipes
     files = (path for path in RECIPES_DIR.rglob("*.yaml") if path.parent not in settings)
     return {path.stem: path for path in sorted(files)}
 
 
 def find_recipe(name: str) -> Path:
-    """Return the file of a recipe, given by its path or by its name in recipes/."""
+    """Return the YAML file of a recipe, given by path or by its name in recipes/."""
     known = named_recipes()
     # is_file fails with an OSError on names above the 255 bytes of file systems.
     if len(Path(name).name.encode()) <= 255 and Path(name).is_file():
@@ -257,16 +260,16 @@ def find_recipe(name: str) -> Path:
 
 
 def _read_fields(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a recipe file, completed from the recipes that it extends."""
+    """Return the fields of a recipe file and of the recipes that it extends."""
     if path.resolve() in below:
-        raise InputError(f"{path} extends itself, by way of {below[-1]}. Remove one `extends`.")
+        raise InputError(f"{path} extends itself through {below[-1]}. Remove one `extends`.")
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         parent = fields.pop("extends", None)
-    # PyYAML also lets errors of int(), date() and deep nesting through.
+    # PyYAML does not wrap errors of int(), date() and deep nesting.
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} is no recipe ({str(error)[:300]}). Expected lines like `learning_rate: 1e-4`."
+            f"{path} is not a recipe ({str(error)[:300]}); expected lines as `learning_rate: 1e-4`."
         ) from error
     if parent is None:
         return fields
@@ -274,13 +277,13 @@ def _read_fields(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def make_recipe(values: dict[str, Any], where: str, options: Collection[str] = ()) -> Recipe:
-    """Return a validated recipe of values from `where` and the command line's `options`."""
-    # `none` clears a field, but is a value of quantization.
+    """Return a validated recipe; errors name `where` values come from, or the option if given."""
+    # `none` clears a field, except for quantization, where it is a value.
     values = {
         name: None if value in ("none", "null") and name != "quantization" else value
         for name, value in values.items()
     }
-    # The project's own files are found from other folders too; users' files win.
+    # Find bundled files from any working directory; a user's file of that name takes precedence.
     for field in ("model", "train_file", "test_file"):
         if isinstance(values.get(field), str):
             values[field] = ",".join(
@@ -293,7 +296,7 @@ def make_recipe(values: dict[str, Any], where: str, options: Collection[str] = (
         raise InputError("\n".join(_problems(error, where, options))) from error
 
 
-# What goes of pydantic's "Input should be a valid number, unable to parse string as a number".
+# Parts of pydantic's messages to drop: "Input should be a valid number, unable to parse string".
 AROUND = re.compile(
     "^Value error, |^[A-Z][a-z]+ should (be|have) |^Unable to parse input string as "
     "|,? (unable|got|exceeded|after) .*"
@@ -306,14 +309,14 @@ def _problems(error: ValidationError, where: str, options: Collection[str]) -> I
     for details in error.errors():
         message = AROUND.sub("", details["msg"])
         name = str(details["loc"][0]) if details["loc"] else ""
-        if not name:  # an error of the combination
+        if not name:  # options that cannot be combined
             is_of_options = any(re.search(rf"\b{option}\b", message) for option in options)
             yield message if is_of_options else f"{where}: {message}"
         elif name not in Recipe.model_fields:
             yield f"{where}: unknown key {name!r}.{did_you_mean(name, Recipe.model_fields)}"
         else:
             expected.setdefault(name, []).append(message)
-            # reprlib, as YAML's aliases make nested lists with reprs of 700 MB.
+            # reprlib: nested YAML aliases have a repr of 700 MB.
             got.setdefault(name, reprlib.repr(details["input"]))
     for name, messages in expected.items():
         source = f"--{name}" if name in options else f"{where}: {name}"
