@@ -1,9 +1,9 @@
 """Score short answers by character F1 and exact match, with bootstrap intervals.
 
-Texts are normalized like in the official evaluator of KorQuAD 1.0 (Lim, Kim and Lee, 2019): replace
+Texts are normalized as in the official evaluator of KorQuAD 1.0 (Lim, Kim and Lee, 2019): replace
 brackets and quotation marks with spaces, lower-case, delete ASCII punctuation, collapse white
-space. Exact match compares the results, character F1 their non-space characters as multisets. Of
-several gold answers the best-scoring one counts.
+space. Exact match compares the normalized texts, character F1 their multisets of non-space
+characters. With several gold answers, the best score counts.
 """
 
 import re
@@ -13,17 +13,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Saved with every score; change it whenever a score could change.
+# Saved with every score. Change it if scores could change.
 METRIC_VERSION = "korquad-1.0/char-f1"
 
-# Like in the official evaluator, “ ” · … stay.
+# As in the official evaluator, “ ” · … are not replaced.
 _TO_SPACE = str.maketrans(dict.fromkeys("'\"《》<>〈〉()‘’", " "))
 _DELETE = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
-    """Return the text that both metrics compare, with single spaces between words."""
-    # Brackets and quotation marks first: deleted as ASCII punctuation, they would join their words.
+    """Return the normalized text that both metrics compare."""
+    # Brackets and quotation marks first: deleting them as ASCII punctuation would join words.
     return " ".join(text.translate(_TO_SPACE).lower().translate(_DELETE).split())
 
 
@@ -33,7 +33,7 @@ def exact_match(prediction: str, gold: str | Sequence[str]) -> float:
 
 
 def char_f1(prediction: str, gold: str | Sequence[str]) -> float:
-    """Return character F1 in [0, 1]; 0 without a common character, even if both are empty."""
+    """Return character F1 in [0, 1]; 0 without common characters, also for two empty texts."""
     return max(_f1(_characters(prediction), _characters(answer)) for answer in _golds(gold))
 
 
@@ -72,14 +72,14 @@ def _rouge_l(prediction: str, gold: str) -> float:
 
 
 def consensus(answers: Sequence[str]) -> int:
-    """Return the index of the answer with the highest total F1 against all; ties go to the first.
+    """Return the index of the answer with the highest total F1 against all; the first of ties.
 
     This is minimum Bayes risk decoding (Kumar and Byrne, 2004) with character F1 as the gain.
     """
     characters = [_characters(answer) for answer in answers]
 
     def gain(index: int) -> float:
-        # A sum's last bit decides ties, so the order is fixed; `sum` changed with Python 3.12.
+        # Add in order: rounding decides ties, and Python 3.12's `sum` rounds differently.
         total = 0.0
         for theirs in characters:
             total += _f1(characters[index], theirs)
@@ -89,8 +89,8 @@ def consensus(answers: Sequence[str]) -> int:
 
 
 def repeats(text: str) -> bool:
-    """Return whether a text repeats a piece of two characters or more three times in a row."""
-    # At most 62 characters a piece, so that the search takes time linear in the text.
+    """Return whether a text repeats two characters or more three times in a row."""
+    # At most 62 characters, to keep the search linear.
     return re.search(r"(\S.{0,60}?\S)(\s*\1){2}", text) is not None
 
 
@@ -100,8 +100,7 @@ def score(
     """Return mean scores with 95% intervals, counts and the metric's version.
 
     The keys are "metric", "questions", "articles", "char_f1", "char_f1_interval", "exact_match" and
-    "exact_match_interval". `articles` has the article of each question; the intervals resample
-    whole articles.
+    "exact_match_interval". `articles` is the article of each question; intervals resample articles.
     """
     result: dict = {"metric": METRIC_VERSION, "questions": len(predictions)}
     result["articles"] = len(set(articles))
@@ -115,9 +114,9 @@ def score(
 def compare(ours: Sequence[float], theirs: Sequence[float], articles: Sequence[str]) -> dict:
     """Return the mean "difference" of paired scores, ours minus theirs, and its "interval".
 
-    Both are in the order of the questions; the interval resamples whole articles.
+    All arguments are in the order of the questions; the interval resamples articles.
     """
-    # Two separate intervals would each include the questions' difficulty; pairs cancel it out.
+    # Pairing removes the variance of the questions' difficulty.
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     return {
         "difference": sum(differences) / len(differences),
@@ -131,21 +130,20 @@ def bootstrap_interval(
     samples: int = 1000,
     possible: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[float, float]:
-    """Return the 95% percentile interval of the mean, resampling whole articles (Efron, 1979).
+    """Return the 95% percentile interval of the mean, resampling articles (Efron, 1979).
 
-    The draws are seeded. For a single article the interval is `possible`, all values of a mean.
+    The draws are seeded. For a single article the interval is `possible`.
     """
-    # Every draw would be that article, and its mean would look certain: validation would then
-    # select an adapter for any tiny lead on it.
+    # Every draw would be that article, and any difference significant.
     if len(set(articles)) == 1:
         return possible
-    # Drawn one by one, an article's questions, which depend on each other, would look certain.
+    # Questions on one article are dependent, so whole articles are drawn.
     numbers: dict[str, int] = {}
     article = [numbers.setdefault(name, len(numbers)) for name in articles]
     totals = np.bincount(article, weights=np.asarray(values, dtype=float))
     counts = np.bincount(article)
-    # The same draws as random.Random(0).choices, with which earlier scores were computed: given a
-    # list as seed, NumPy starts the Mersenne Twister the same way.
+    # The draws of random.Random(0).choices, as for earlier scores: with a list as seed, NumPy
+    # initializes the Mersenne Twister in the same way.
     rng = np.random.RandomState([0])
     means = np.empty(samples)
     for number in range(samples):

@@ -1,17 +1,17 @@
-"""The templates: how articles and questions are put to a model.
+"""Prompt templates.
 
-Add an entry to TEMPLATES to try a new wording: python fine_tune.py --template NAME.
+Add an entry to TEMPLATES to try a new prompt: python fine_tune.py --template NAME.
 
 A template is a dict of strings with fields such as {context} and {question}:
 
-    "system", "user"   a chat turn, in the model's own chat template ("system" is optional)
-    "prompt"           plain text, exactly as the model sees it; the answer follows directly
-    "answer"           the text to learn, if it is more than {answer}
+    "system", "user"   chat turns, rendered with the model's chat template ("system" is optional)
+    "prompt"           plain text, exactly as the model sees it, directly before the answer
+    "answer"           the text to learn (default: {answer})
 
-{context}, {question} and {answer} are economic_qa's fields. Other tasks have others: an unknown
-field is rejected with a list of them.
+The task economic_qa has {context}, {question} and {answer}. An unknown field is rejected with a
+list of the task's fields.
 
-Put {context} before {question}, so that questions on an article share a prefix. Write {{ for a
+Put {context} before {question}: only then do an article's questions share a prefix. Write {{ for a
 literal brace. `python prompts.py [TEMPLATE]` prints templates.
 """
 
@@ -22,7 +22,7 @@ from dandap.errors import InputError, did_you_mean
 
 Template = dict[str, str]
 
-# The instruction of the published prompts A and B (2024 Inha AI Challenge); see recipes/.
+# The instructions of the published prompts A and B (2024 Inha AI Challenge); see recipes/.
 _CONCISE_BOT = "Question에 대한 답변만 가급적 한 단어로 최대한 간결하게 답변하도록 해."
 _CONTEXT_BOT = (
     "너는 주어진 Context를 토대로 Question에 답하는 챗봇이야. "
@@ -105,7 +105,7 @@ TEMPLATES: dict[str, Template] = {
 
 
 def get_template(name: str) -> Template:
-    """Return the template of this name; InputError names the nearest known one."""
+    """Return a template by name; InputError suggests a similar name."""
     if name not in TEMPLATES:
         raise InputError(
             f"got template {name!r}; expected one of {', '.join(TEMPLATES)}."
@@ -117,9 +117,9 @@ def get_template(name: str) -> Template:
 def check_template(
     template: Template, name: str, fields: Collection[str], needs: Collection[str]
 ) -> None:
-    """Reject a template that `render` cannot fill, or that lacks a field the task needs.
+    """Reject a template with unknown fields or without the fields the task needs.
 
-    `fields` are the names a template may use. The need "one|other" is met by either.
+    `fields` are the task's fields. The need "one|other" is met by either.
     """
     if set(template) - {"answer"} not in ({"prompt"}, {"user"}, {"system", "user"}):
         raise InputError(
@@ -131,7 +131,7 @@ def check_template(
         try:
             for _, field, width, conversion in string.Formatter().parse(part):
                 if width or conversion:
-                    raise ValueError(f"expected a field's name alone, got {{{field}...}}")
+                    raise ValueError(f"got {{{field}...}}, expected a field name alone")
                 if field is not None:
                     used.add(field)
         except ValueError as error:
@@ -149,7 +149,7 @@ def check_template(
 
 
 def render(template: Template, fields: Mapping[str, str]) -> Template:
-    """Return a template's parts with a row's texts; braces within the texts stay as they are."""
+    """Return a template with its fields replaced by a row's texts, whose braces are kept."""
     return {part: text.format_map(fields) for part, text in template.items()}
 
 

@@ -161,7 +161,7 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
         name = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
         hint = did_you_mean(name, [option.lstrip("-") for option in options])
         raise InputError(f"got the unknown {kind} {unknown[0]!r}.{hint} See --help.")
-    language.use(arguments.lang)
+    language.set_language(arguments.lang)
     return arguments
 
 

@@ -1,7 +1,7 @@
-r"""Print texts of files safely, and show progress.
+r"""Print untrusted text safely, and show progress.
 
-Control characters are escaped (\x1b), as is what the console cannot encode. A script continues
-after its reader has left (`| head -1`, a closed terminal).
+Control characters (\x1b) and characters that the console cannot encode are escaped. A closed pipe
+(`| head -1`) or terminal does not end a script.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from typing import Any, TextIO, TypeVar, cast
 from rich import progress
 from rich.console import Console
 
-# C0 except tab and line feed, DEL, C1, and characters that change the direction of writing.
+# C0 except tab and line feed, DEL, C1, and bidirectional controls.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
-LINE_EVERY = 30.0  # seconds between lines in a log
+LINE_EVERY = 30.0  # seconds between progress lines in a log
 T = TypeVar("T")
 
 
@@ -30,7 +30,7 @@ def printable(text: str) -> str:
 
 
 class Output:
-    """A stream that escapes control characters and outlives its reader."""
+    """A stream that escapes control characters and survives a closed pipe."""
 
     def __init__(self, stream: TextIO, escapes: bool = True):
         self.stream, self.escapes = stream, escapes
@@ -39,13 +39,13 @@ class Output:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text and return its length, as streams do."""
+        """Write a text and return its length."""
         shown = printable(text) if self.escapes else text
         self._try(lambda: self.stream.write(shown))
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream, if it has a reader."""
+        """Flush the stream, unless its reader is gone."""
         self._try(self.stream.flush)
 
     def _try(self, work: Callable[[], object]) -> None:
@@ -53,22 +53,21 @@ class Output:
             work()
         except OSError as error:
             discard(self.stream)
-            # Without a reader, or after its terminal is closed, the script continues. A full disk
-            # behind `> file` ends it, with this name in its message.
+            # Continue without a reader or terminal; fail if stdout is redirected to a full disk.
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def discard(stream: TextIO) -> None:
-    """Redirect a stream to the null device, including what it has buffered."""
-    # A stream without a file has no fileno.
+    """Redirect a stream, including its buffer, to the null device."""
+    # An in-memory stream has no fileno.
     with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as null:
         os.dup2(null.fileno(), stream.fileno())
 
 
 @contextlib.contextmanager
 def safe_output() -> Iterator[None]:
-    """Escape what is printed: control characters, and what the console cannot encode."""
+    """Escape control characters and unencodable characters in printed text."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -78,18 +77,18 @@ def safe_output() -> Iterator[None]:
         yield
     finally:
         sys.stdout = before
-        output.flush()  # it fails on a full disk
+        output.flush()  # raises on a full disk
 
 
 def terminal_output() -> TextIO:
-    """Return stdout for bars and colors, whose escape sequences must reach the terminal."""
+    """Return stdout without escaping, for progress bars and colors."""
     if isinstance(sys.stdout, Output):
         return cast(TextIO, Output(sys.stdout.stream, escapes=False))
     return sys.stdout
 
 
 def progress_bars(rate: progress.ProgressColumn | None = None) -> progress.Progress:
-    """Return a progress display, which is silent outside a terminal; the caller adds tasks."""
+    """Return a progress display without tasks; it prints nothing outside a terminal."""
     console = Console(file=terminal_output())
     return progress.Progress(
         progress.TextColumn("{task.description}"),
@@ -105,11 +104,11 @@ def progress_bars(rate: progress.ProgressColumn | None = None) -> progress.Progr
 def track(
     items: Iterable[T], description: str, unit: str, total: int | None = None, done: int = 0
 ) -> Iterator[T]:
-    """Yield the items under a bar, or with a line every 30 s in a log; `done` were done before."""
+    """Yield the items with a progress bar, or a line every 30 s in a log, starting at `done`."""
     total = len(cast(Sized, items)) if total is None else total
     before, started = done, time.perf_counter()
     printed = started  # short work prints no line
-    # rich's own rate covers the last seconds, but answers come in batches of hundreds.
+    # rich averages the last seconds only, but answers arrive in batches of hundreds.
     with progress_bars(progress.TextColumn("{task.fields[rate]}")) as shown:
         task = shown.add_task(description, total=total, completed=done, rate="")
         for item in items:

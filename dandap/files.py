@@ -1,6 +1,6 @@
-"""Write files and folders whole or not at all, under free names, never through a link; verify them.
+"""Write files and folders atomically, never through a link, and verify them.
 
-The manifest of a sealed folder has the size and SHA-256 of each file, and the id of its run.
+A folder's manifest has the size and SHA-256 of each file, and the id of its run.
 """
 
 import csv
@@ -23,17 +23,17 @@ from dandap.console import printable
 from dandap.errors import InputError, first_line
 
 LOCK, MANIFEST = ".lock", "manifest.json"
-LONGEST_NAME = 180  # bytes of a folder's name; file systems take 255, and a time and -2 follow it
+LONGEST_NAME = 180  # bytes of a folder's name: file systems allow 255, a suffix is added
 KINDS = (".json", ".safetensors", ".model", ".jinja", ".txt", ".py")  # files of a model
-WHOLE = 2**28  # bytes; `folder_hash` reads larger files in part:
-PIECES, PIECE = 256, 2**16  # evenly spaced pieces of so many bytes
+# `folder_hash` samples files above WHOLE bytes: PIECES evenly spaced pieces of PIECE bytes.
+WHOLE, PIECES, PIECE = 2**28, 256, 2**16
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time work on a folder; a dead process holds no lock."""
+    """Lock a folder for this process; the lock of a dead process is released."""
     file, note = folder / LOCK, folder / ".lock.owner"
-    if file.is_symlink():  # FileLock would open, or create, its target
+    if file.is_symlink():  # FileLock would open or create its target
         raise InputError(f"{file} is a link; expected a file. Remove the link.")
     lock = FileLock(file)
     try:
@@ -52,8 +52,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, by renaming another; a link at `path` is replaced."""
-    # The name is cut: one of 255 bytes would be too long with its prefix and suffix.
+    """Write a file atomically; a link at `path` is replaced."""
+    # Cut the name: with prefix and suffix it may have at most 255 bytes.
     handle, partial = tempfile.mkstemp(
         prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent
     )
@@ -61,7 +61,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())  # or a power failure may save the new name without its bytes
+            os.fsync(file.fileno())  # else a power failure may leave an empty file
         reset_modes(Path(partial))
         os.replace(partial, path)
     except BaseException:
@@ -70,8 +70,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def reset_modes(path: Path) -> None:
-    """Give a path and its contents the default modes; temporary files are their owner's only."""
-    mask = os.umask(0)  # it can only be read by setting it
+    """Reset file modes to the umask's default; temporary files are readable by their owner only."""
+    mask = os.umask(0)  # os has no getter
     os.umask(mask)
     for each in (path, *path.rglob("*")):
         each.chmod((0o777 if each.is_dir() else 0o666) & ~mask)
@@ -79,14 +79,14 @@ def reset_modes(path: Path) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a hidden folder that is renamed to `folder` in the end, or removed after an error."""
+    """Yield a hidden folder; rename it to `folder` at the end, or delete it after an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     prefix, suffix = f".{folder.name[:40]}.", ".partial"
-    # Those that a killed process left are removed first.
+    # Delete the leftovers of killed processes.
     for old in folder.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
         lock = old / LOCK
         if lock.is_file() and not lock.is_symlink() and not old.is_symlink():
-            # A Timeout: another process is writing to it.
+            # Timeout: another process is writing to it.
             with suppress(Timeout), FileLock(lock, timeout=0):
                 shutil.rmtree(old, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=folder.parent))
@@ -97,29 +97,29 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             yield content
             reset_modes(content)
             if folder.exists() or folder.is_symlink():  # renaming would replace a link
-                raise InputError(f"{folder} was made by something else meanwhile. Remove it.")
+                raise InputError(f"{folder} was created by another process. Remove it.")
             os.replace(content, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str, encoding: str = "utf-8") -> None:
-    """Write a text whole or not at all, with its line ends as they are."""
+    """Write a text atomically, without changing its line ends."""
     write_bytes(path, text.encode(encoding))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON."""
+    """Write a value as indented JSON, atomically."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def write_json_lines(path: Path, records: Iterable[dict]) -> None:
-    """Write records as JSON, one per line."""
+    """Write records as JSON lines, atomically."""
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def write_table(path: Path, records: list[dict], columns: Sequence[str] | None = None) -> None:
-    """Write records as CSV with quoted texts and a byte-order mark, for spreadsheets."""
+    """Write records as CSV for spreadsheets, with quoted texts and a byte-order mark."""
     import pandas as pd  # takes 0.4 s
 
     text = pd.DataFrame(records, columns=columns).to_csv(
@@ -129,13 +129,13 @@ def write_table(path: Path, records: list[dict], columns: Sequence[str] | None =
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file whole or not at all."""
+    """Copy a file atomically and print the target."""
     write_bytes(target, source.read_bytes())
     print(f"copied to {target}")
 
 
 def append_json(path: Path, record: dict) -> None:
-    """Append a record to a .jsonl file, which must be no link."""
+    """Append a record to a .jsonl file; reject a link."""
     if path.is_symlink():
         raise InputError(f"{path} is a link; expected a file. Remove the link.")
     with path.open("a", encoding="utf-8") as file:
@@ -143,7 +143,7 @@ def append_json(path: Path, record: dict) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[dict]:
-    """Yield the records of a .jsonl file, if it exists; skip lines that a kill has torn."""
+    """Yield the records of a .jsonl file, if it exists; skip incomplete lines."""
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             record = json.loads(line)
@@ -154,22 +154,22 @@ def read_json_lines(path: Path) -> Iterator[dict]:
 
 
 def read_json(path: Path) -> dict:
-    """Return the JSON object in a file of ours, or raise an InputError."""
+    """Return the JSON object in a file; InputError if it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise TypeError("expected a JSON object")
     except (FileNotFoundError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{path} is missing or damaged ({first_line(error)}). Restore it from a copy, or make "
-            "the folder again."
+            f"{path} is missing or damaged ({first_line(error)}). Restore it from a copy, or "
+            "create the folder again."
         ) from error
     return value
 
 
 def safe_name(name: str) -> str:
-    """Return a folder name without separators and other special characters."""
-    # A leading dot would hide the folder; . and .. are the folder itself and its parent.
+    """Return a folder name without special characters."""
+    # No leading dot: it hides a folder, and .. is its parent.
     cleaned = re.sub(r"[^\w.+-]+", "-", name).strip("-.")
     if not cleaned or len(cleaned.encode()) > LONGEST_NAME:
         raise InputError(
@@ -180,18 +180,18 @@ def safe_name(name: str) -> str:
 
 
 def timestamp() -> str:
-    """Return the local time for folder names, to the second."""
+    """Return the local time for folder names, in seconds."""
     return time.strftime("%Y%m%d-%H%M%S")
 
 
 def new_folder(parent: str | Path, name: str) -> Path:
-    """Make a folder <parent>/<name>-<time>, or ...-2, -3, and return it; the name may be cut."""
+    """Create and return <parent>/<name>-<time>, or ...-2, -3; a long name is cut."""
     short = name.encode()[:100].decode(errors="ignore")
     base = Path(parent) / safe_name(f"{short}-{timestamp()}")
     base.parent.mkdir(parents=True, exist_ok=True)
     folder, number = base, 2
     while True:
-        try:  # checking first would race with other processes
+        try:  # checking first would be a race
             folder.mkdir()
             return folder
         except FileExistsError:
@@ -205,34 +205,34 @@ def existing_parent(path: Path) -> Path:
 
 
 def check_writable(folder: Path, way_out: str) -> None:
-    """Raise an InputError, with `way_out`, if a folder cannot be made or written to."""
+    """Raise InputError, with the advice `way_out`, if a folder is not writable."""
     parent = existing_parent(folder)
-    try:  # modes do not show whether the file system is read-only
+    try:  # modes do not reveal a read-only file system
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
         raise InputError(
-            f"{folder}: {parent} cannot be written to ({error.strerror}). {way_out}"
+            f"{folder}: {parent} is not writable ({error.strerror}). {way_out}"
         ) from error
 
 
 def check_output(output: str | Path | None, overwrite: bool, option: str = "--output") -> None:
-    """Raise an InputError if an output file cannot be written, before hours of work."""
+    """Raise InputError if an output file cannot be written, before hours of work."""
     if not output:
         return
     target = Path(output)
     if not target.parent.is_dir():
-        raise InputError(f"{option} {target}: there is no folder {target.parent}. Make it first.")
+        raise InputError(f"{option} {target}: no folder {target.parent}. Create it first.")
     if target.is_symlink() or (target.exists() and not target.is_file()):
-        raise InputError(f"{option} {target} is a folder, a link or a device; expected a file.")
+        raise InputError(f"{option} {target} is a folder, link or device; expected a file.")
     if target.exists() and not overwrite:
         way_out = ", or add --overwrite" if option == "--output" else ""
         raise InputError(f"{option} {target} exists already. Choose another name{way_out}.")
-    check_writable(target.parent, "Name a file in another folder.")
+    check_writable(target.parent, "Choose another folder.")
 
 
 def write_manifest(folder: Path, run: str | None = None) -> None:
-    """Write the manifest of a folder, signed by `run`, and flush all files to the disk."""
+    """Write a folder's manifest, with the id of `run`, and flush all files to disk."""
     reset_modes(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
@@ -241,7 +241,7 @@ def write_manifest(folder: Path, run: str | None = None) -> None:
     }
     for path in files:
         flush(path)
-    # The manifest comes last: a folder whose writing was interrupted has none.
+    # The manifest is last: an incomplete folder has none.
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump({"files": manifest, "run": run}, file, indent=2)
     flush(folder / MANIFEST)
@@ -249,13 +249,13 @@ def write_manifest(folder: Path, run: str | None = None) -> None:
 
 
 def find_damage(folder: Path, run: str | None = None) -> str | None:
-    """Return why a sealed folder of weights cannot be used (as another run's), or None."""
+    """Return why a folder of weights does not match its manifest (or `run`), or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
         # Manifests of earlier versions have no run.
         if run and manifest.get("run") not in (run, None):
-            return "it is another run's"
+            return "it belongs to another run"
         for name, expected in files.items():
             path = folder / name
             if not path.is_file():
@@ -265,22 +265,22 @@ def find_damage(folder: Path, run: str | None = None) -> str | None:
             if sha256(path) != expected["sha256"]:
                 return f"{name} is damaged (its SHA-256 differs)"
     except FileNotFoundError:
-        return "it has no manifest: its writing was interrupted"
+        return "it has no manifest: writing it was interrupted"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
     if not any(name.endswith(".safetensors") for name in files):
-        return "its manifest names no weights"
+        return "its manifest lists no weights"
     return None
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file as a hexadecimal string."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:
-    """Flush a file, or a folder's entries, to the disk."""
+    """Flush a file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

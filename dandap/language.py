@@ -1,6 +1,6 @@
-"""The texts of reports, of tools.explore and of the page, in English or Korean.
+"""Translate the texts of reports, tools.explore and the page to Korean.
 
-English is the source and the key; korean.yaml is the catalogue. Console messages are English.
+English texts are the keys of korean.yaml. Console messages are English.
 """
 
 import os
@@ -13,8 +13,8 @@ LANGUAGES = ("en", "ko")
 _language = "en"
 
 
-def use(name: str | None) -> None:
-    """Choose the language of this process; None means the locale's."""
+def set_language(name: str | None) -> None:
+    """Set the language of this process, by default the locale's."""
     global _language
     if name is None:
         # POSIX uses the first of these that is set.
@@ -23,19 +23,19 @@ def use(name: str | None) -> None:
     _language = name
 
 
-def chosen() -> str:
-    """Return the chosen language, "en" or "ko"."""
+def current() -> str:
+    """Return the language of this process, "en" or "ko"."""
     return _language
 
 
 def t(text: str, /, **fields: object) -> str:
-    """Return a text in the chosen language, or as it is, with its {fields} filled in."""
+    """Return a text in the process's language, with its {fields} filled in."""
     found = korean().get(text, text) if _language == "ko" else text
     return found.format(**fields) if fields else found
 
 
 @cache
 def korean() -> dict[str, str]:
-    """Return the catalogue: English text -> Korean text."""
+    """Return the catalog: English text -> Korean text."""
     catalogue = Path(__file__).with_name("korean.yaml")
     return yaml.safe_load(catalogue.read_text(encoding="utf-8"))

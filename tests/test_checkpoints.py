@@ -115,7 +115,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_found(whole, tmp_path):
     assert sorted(path.name for path in newest_of(whole).iterdir()) == CHECKPOINT_FILES
     shutil.copytree(whole.checkpoints, tmp_path / "c")
     found, skipped = newest_valid(tmp_path / "c", "another")
-    assert found is None and "checkpoint-12 is skipped: it is another run's" in skipped
+    assert found is None and "checkpoint-12 is skipped: it belongs to another run" in skipped
     for name in CHECKPOINT_FILES:
         file = tmp_path / "c" / "checkpoint-12" / name
         content = file.read_bytes()

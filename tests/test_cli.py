@@ -42,7 +42,7 @@ def test_a_script_ends_in_one_sentence():
     for code, status, message in (
         ("def main(): raise InputError('got \\x1b[2J')", 2, "error: got \\x1b[2J"),
         ("def main(): raise InputError('x' * 10**7)", 2, "error: xxx"),
-        ("def main(): raise OSError(28, '', '/a')", 2, "error: no space is left on the disk (/a)"),
+        ("def main(): raise OSError(28, '', '/a')", 2, "error: no space left on the disk (/a)"),
         ("def main(): Path('/proc/no').write_text('')", 2, "error: No such file or directory (/p"),
         ("def main(): raise KeyboardInterrupt", 130, "stopped"),
     ):
@@ -69,7 +69,7 @@ def test_files_do_not_replace_closed_streams(tmp_path):
 def test_a_full_disk_behind_the_output():
     ended = script("def main(): print('a')", 'exec "$@" >/dev/full')
     assert (ended.returncode, ended.stderr.count(b"\n")) == (2, 1)
-    assert ended.stderr.startswith(b"error: no space is left on the disk (standard output).")
+    assert ended.stderr.startswith(b"error: no space left on the disk (standard output).")
 
 
 def test_a_script_continues_after_its_reader_has_left(tmp_path):

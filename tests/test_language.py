@@ -46,6 +46,6 @@ def test_the_locale_decides_without_an_option(monkeypatch):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        language.use(None)
-        assert language.chosen() == expected, variables
-    language.use("en")
+        language.set_language(None)
+        assert language.current() == expected, variables
+    language.set_language("en")

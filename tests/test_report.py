@@ -123,11 +123,11 @@ def test_choices_are_right_or_wrong(tmp_path):
 
 def test_a_report_in_korean(tmp_path):
     records = [record(0, "부산은", "부산"), record(1, "서울", "부산", "본사는 어디에 있나?")]
-    language.use("ko")
+    language.set_language("ko")
     try:
         page = report(tmp_path, records, history=HISTORY, findings=FINDINGS)
     finally:
-        language.use("en")
+        language.set_language("en")
     assert '<html lang="ko">' in page
     body = re.sub(r"<svg.*?</svg>|<[^>]+>", "\n", page.split("<body>")[1], flags=re.DOTALL)
     assert "질문 2개, 기사 1개" in body and "조사와 어미" in body

@@ -63,7 +63,7 @@ def test_a_folder_appears_whole(tmp_path):
         (folder / "file").touch()
         assert not (tmp_path / "a").exists()
     assert names(tmp_path) == ["a"]
-    with pytest.raises(InputError, match="made by something else"), atomic_folder(tmp_path / "a"):
+    with pytest.raises(InputError, match="created by another process"), atomic_folder(tmp_path / "a"):
         pass
     with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "b"):
         _ = 1 / 0
@@ -93,7 +93,7 @@ def test_outputs_that_cannot_be_written(tmp_path):
     for path, message in (
         (target, "is a folder, a link or a device"),
         (tmp_path, "is a folder, a link or a device"),
-        (tmp_path / "a" / "b", "there is no folder"),
+        (tmp_path / "a" / "b", "no folder"),
     ):
         with pytest.raises(InputError, match=message):
             check_output(path, overwrite=True)
@@ -127,7 +127,7 @@ def test_a_manifest_detects_damage(tmp_path):
     weights.write_text("x")
     write_manifest(tmp_path, "this run")
     assert find_damage(tmp_path) is None
-    assert find_damage(tmp_path, "another") == "it is another run's"
+    assert find_damage(tmp_path, "another") == "it belongs to another run"
     weights.write_text("y")
     assert "is damaged" in find_damage(tmp_path)
     weights.write_text("xy")

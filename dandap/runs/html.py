@@ -56,7 +56,7 @@ def write_page(folder: Path, template: Path | str, title: str, **values: Any) ->
     body = environment.from_string(text).render(**values)
     page = environment.from_string(PAGE).render(
         title=title,
-        lang=language.chosen(),
+        lang=language.current(),
         # CSS knows no HTML entities; font and style contain no text of others.
         font=Markup(font_face(title + body)),
         style=Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8")),
