@@ -63,7 +63,10 @@ def test_a_folder_appears_whole(tmp_path):
         (folder / "file").touch()
         assert not (tmp_path / "a").exists()
     assert names(tmp_path) == ["a"]
-    with pytest.raises(InputError, match="created by another process"), atomic_folder(tmp_path / "a"):
+    with (
+        pytest.raises(InputError, match="created by another process"),
+        atomic_folder(tmp_path / "a"),
+    ):
         pass
     with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "b"):
         _ = 1 / 0
