@@ -28,17 +28,17 @@ class Capturing:
     def __call__(self, work):
         with _Recorder() as recorder:
             output = work()
-        is_main_process = True  # unlike a capture, recording has computed
+        is_first = True  # unlike a capture, recording has computed
 
         def replay():
-            nonlocal is_main_process
+            nonlocal is_first
             self.replays += 1
-            for operation, args, kwargs, results in [] if is_main_process else recorder.calls:
+            for operation, args, kwargs, results in [] if is_first else recorder.calls:
                 again = operation(*args, **kwargs)
                 for old, new in zip(tree_leaves(results), tree_leaves(again), strict=True):
                     if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
-            is_main_process = False
+            is_first = False
             return output
 
         return replay

@@ -136,7 +136,9 @@ def validate(model: OpenModel, examples: list[Example], run: RunFolder) -> None:
     assert scores  # validation rows have gold answers
     write_json_lines(run.validation_record, answers.records)
     write_predictions(run.validation_file, answers.records)
-    append_json(run.metrics_file, {"validation": scores})
+    # A validation that was interrupted before its report is repeated: replace its line.
+    lines = [line for line in read_json_lines(run.metrics_file) if "validation" not in line]
+    write_json_lines(run.metrics_file, [*lines, {"validation": scores}])
     print_scores(task, "validation", scores)
     write_report(
         run.path,
