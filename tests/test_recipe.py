@@ -5,7 +5,7 @@ import yaml
 
 from dandap.cli import Parser, add_options, chosen_options, parse
 from dandap.errors import InputError
-from dandap.recipe import Recipe, load_recipe, make_recipe, named_recipes
+from dandap.recipe import GROUPS, Recipe, load_recipe, make_recipe, named_recipes
 from tasks import checked_template
 
 RECIPES = named_recipes()
@@ -120,7 +120,9 @@ def test_help_lists_every_option_with_values_default_and_reason():
     for name, field in Recipe.model_fields.items():
         assert field.description and "\n" not in field.description, name
         assert f"--{name} " in printed
-    assert "--learning_rate VALUE peak learning rate" in printed
+    assert "--learning_rate X peak learning rate" in printed
+    assert "--tokens_per_batch {auto,N} " in printed
+    assert all(f"{group}: --" in printed for group in GROUPS.values())
     assert "(default: 0.0002)" in printed
     assert "--quantization {nf4,none} " in printed
     assert "--grounded {true,false} " in printed

@@ -94,8 +94,8 @@ def test_outputs_that_cannot_be_written(tmp_path):
     target = tmp_path / "out.csv"
     target.symlink_to("elsewhere")
     for path, message in (
-        (target, "is a folder, a link or a device"),
-        (tmp_path, "is a folder, a link or a device"),
+        (target, "is a folder, link or device"),
+        (tmp_path, "is a folder, link or device"),
         (tmp_path / "a" / "b", "no folder"),
     ):
         with pytest.raises(InputError, match=message):
