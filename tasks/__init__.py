@@ -1,7 +1,4 @@
-"""The tasks: each file of this folder that ends in `TASK = ...` is one.
-
-No file of dandap/ depends on a particular task.
-"""
+"""Tasks: each module of this package that defines `TASK`."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -22,7 +19,7 @@ TASKS = find_tasks(__path__)
 
 
 def get_task(name: str) -> Task:
-    """Return the task of this name; InputError names the nearest known one."""
+    """Return a task by name; InputError suggests a similar name."""
     if name not in TASKS:
         raise InputError(
             f"got task {name!r}; expected one of {', '.join(TASKS)}.{did_you_mean(name, TASKS)}"
@@ -31,7 +28,7 @@ def get_task(name: str) -> Task:
 
 
 def checked_template(name: str, task: str) -> Template:
-    """Return a template, checked against the fields of the task of this name."""
+    """Return a template after checking it against a task's fields."""
     template = prompts.get_template(name)
     get_task(task).check_template(template, name)
     return template

@@ -1,6 +1,6 @@
-"""Dialogue inference: which of three statements follows from an utterance (NIKL 2024).
+"""Dialogue inference: select the statement that follows from an utterance (NIKL 2024).
 
-The submission is the test file with every output filled in.
+The submission is the test file with all outputs filled in.
 """
 
 import json
@@ -35,7 +35,7 @@ Item = dict[str, Any]  # an item of the file, with all its fields
 LETTERS = ("A", "B", "C")
 INFERENCES = ("inference_1", "inference_2", "inference_3")
 
-# The official terms in English and Korean, and the meaning in our words.
+# Official terms in English and Korean, and a definition.
 CATEGORIES = {
     "원인": ("cause", "원인", "대상 발화에 나온 일이 일어나게 한 사건이나 상황"),
     "후행사건": (
@@ -58,7 +58,7 @@ CATEGORIES = {
 
 
 def load_items(path: Path) -> list[Item]:
-    """Return the items of a file; InputError names the first one that is wrong."""
+    """Return the items of a file; InputError for the first invalid one."""
     items = parse_json(decode(read_bytes(path)[0], path)[0], str(path))
     if not isinstance(items, list) or not items:
         raise InputError(f"{path}: expected a JSON list of at least one item.")
@@ -73,7 +73,7 @@ def load_items(path: Path) -> list[Item]:
 
 
 def find_error(item: Item) -> str | None:
-    """Return what is wrong with an item, or None."""
+    """Return the error in an item, or None."""
     try:
         content, output = item["input"], item.get("output") or ""
         turns, names = content["conversation"], [item["id"], content["category"]]
@@ -90,18 +90,18 @@ def find_error(item: Item) -> str | None:
         if output not in ("", *INFERENCES):
             return f"got the output {output!r}; expected one of {', '.join(INFERENCES)}, or empty"
     except (KeyError, TypeError, AttributeError) as error:
-        return f"it lacks a field or has another structure ({error!r})"
+        return f"a field is missing or has another structure ({error!r})"
     return None
 
 
 def utterance_ids(turn: Item) -> list[str]:
-    """Return the ids of a turn's utterances; turns that tools.refine merged have several."""
+    """Return the ids of a turn's utterances, several if tools.refine merged them."""
     ids = turn["utterance_id"]
     return ids if isinstance(ids, list) else [ids]
 
 
 def to_row(item: Item) -> Row:
-    """Return an item as a question about its dialogue."""
+    """Convert an item to a row."""
     content, output = item["input"], item.get("output") or ""
     name = trim(clean(content["category"]))
     english, korean, definition = CATEGORIES[name]
@@ -113,7 +113,7 @@ def to_row(item: Item) -> Row:
         "category": name,
         "reference": "\n".join(map(_line, targets)),
         "options": "\n".join(f"{letter}. {text}" for letter, text in options.items()),
-        # Templates choose how a question names its category. with_ro appends 로 or 으로.
+        # Three ways to name the category in a template. with_ro appends 로 or 으로.
         "question": f"대상 발화의 {with_ro(name)} {best}",
         "question_term": f"대상 발화의 {with_ro(korean, english)} {best}",
         "question_definition": f"다음 설명에 {best} 설명: {definition}",
@@ -134,17 +134,17 @@ def _line(turn: Item) -> str:
 
 
 def to_json(items: list[Item], like: Path) -> bytes:
-    """Return items as JSON with the indent and the escapes of the file `like`."""
+    """Return items as JSON with the indentation and escapes of the file `like`."""
     text = decode(read_bytes(like)[0], like)[0]
     indent = re.match(r"\s*\[\s*?\n( *)", text)
     width = len(indent[1]) if indent else None
     written = json.dumps(items, ensure_ascii=text.isascii(), indent=width)
-    # UTF-8 has no half surrogate pairs; "backslashreplace" escapes them as JSON does.
+    # "backslashreplace" escapes lone surrogates as JSON does.
     return (written + "\n" * text.endswith("\n")).encode("utf-8", "backslashreplace")
 
 
 def write_filled(path: Path, like: Path, letters: list[str]) -> Path:
-    """Write the file `like` with its outputs filled in, read it back and return the path."""
+    """Write the file `like` with its outputs filled in, verify it, and return the path."""
     outputs = [INFERENCES[LETTERS.index(letter)] for letter in letters]
     pairs = zip(load_items(like), outputs, strict=True)
     filled = [item | {"output": output} for item, output in pairs]
@@ -154,7 +154,7 @@ def write_filled(path: Path, like: Path, letters: list[str]) -> Path:
     return path
 
 
-# A made-up item, on which templates are checked.
+# For checking templates.
 SAMPLE = {
     "id": "sample",
     "input": {
@@ -177,8 +177,8 @@ class DialogueForm(PageForm):
 
     title: str = "Dialogues"
     boxes: tuple[Box, ...] = (
-        Box("dialogue", "Dialogue (an utterance a line, as 1: hello)", 8),
-        Box("target", "Number of the line that is asked about"),
+        Box("dialogue", "Dialogue (one utterance per line, as 1: hello)", 8),
+        Box("target", "Line number of the target utterance"),
         Box("category", "Kind of inference", choices=tuple(CATEGORIES)),
         Box("inference_1", "Inference A"),
         Box("inference_2", "Inference B"),
@@ -187,7 +187,7 @@ class DialogueForm(PageForm):
     sample_file: str = "data/sample/dialogue_test.json"
 
     def to_rows(self, typed):
-        expected = "Expected lines as 1: 안녕, and the number of the line that is asked about."
+        expected = "Expected lines as 1: 안녕, and the line number of the target utterance."
         turns = []
         for number, line in enumerate(filter(trim, typed["dialogue"].splitlines()), 1):
             match = re.fullmatch(r"\s*(?:화자\s*)?(\w+)\s*[:：]\s*(.+)", line)
@@ -212,10 +212,10 @@ class DialogueForm(PageForm):
 
 
 class DialogueInference(Task):
-    """Questions of five categories about an utterance, with three statements to choose from."""
+    """Questions of five categories about an utterance, with three options."""
 
     name = "dialogue_inference"
-    # The prompt shows the options, or the answer is the text of the right one.
+    # Either the prompt has the options, or the answer is an option's text.
     needs = ("context", "options|answer_text")
     sample = to_row(SAMPLE)
     headline = ("accuracy",)
@@ -225,7 +225,7 @@ class DialogueInference(Task):
 
     def recognizes(self, path):
         is_json = path.is_file() and path.suffix.lower() not in TABLES
-        # The beginning is enough: parsing takes long for a file of megabytes.
+        # Parsing megabytes is slow; the beginning suffices.
         return is_json and b'"conversation"' in path.read_bytes()[:100_000]
 
     def read(self, paths, columns, need_answers):
@@ -252,12 +252,12 @@ class DialogueInference(Task):
         return [metrics.exact_match(prediction, row.answers) for prediction, row in pairs]
 
     def score(self, rows, predictions):
-        """Return accuracy (exact match by its usual name), also by category, and a confusion."""
+        """Return accuracy (exact match), accuracy by category, and a confusion matrix."""
         scores = super().score(rows, predictions)
         hits, confusion = {}, {gold: dict.fromkeys(LETTERS, 0) for gold in LETTERS}
         for row, prediction in zip(rows, predictions, strict=True):
             hits.setdefault(row.fields["category"], []).append(prediction in row.answers)
-            # A prediction that is no letter gets a column of its own.
+            # Other predictions get columns of their own.
             counts = confusion[row.answers[0]]
             counts[prediction] = counts.get(prediction, 0) + 1
         return scores | {
@@ -292,22 +292,22 @@ class DialogueInference(Task):
         letters = [record["prediction"] for record in records]
         if like.is_file():
             return write_filled(folder / "final-result.json", like, letters), None
-        # These answers are to validation questions, or to a part of the file (--limit).
+        # Validation answers, or a part of the file (--limit).
         ids, path = [record["id"] for record in records], folder / "submission.csv"
         write_submission(path, submission_like(member, ids), ids, letters)
         return path, None
 
     def describe(self, path: Path, clean: Callable[[Item, Counter[str]], Item] | None):
-        """Return the charts and tables that the winner of 2024 published.
+        """Return the charts and tables that the 2024 winner published.
 
-        `clean` is tools.refine.refine, or None to describe the file as it is.
+        `clean` is tools.refine.refine, or None.
         """
         items, changes = load_items(path), Counter[str]()
         if clean:
             items = [clean(item, changes) for item in items]
         rows = [to_row(item) for item in items]
         conversations = [item["input"]["conversation"] for item in items]
-        # Items on the same dialogue repeat it.
+        # Several items share a dialogue.
         dialogues = {row.context: turns for row, turns in zip(rows, conversations, strict=True)}
         following: dict[str, list[str]] = {dialogue: [] for dialogue in dialogues}
         for row in rows:
@@ -322,12 +322,12 @@ class DialogueInference(Task):
             tables={
                 "Size": [("items", len(items)), ("dialogues", len(dialogues))],
                 "Category and output": [*categories.items(), *outputs.items()],
-                "Cleaning, utterances changed": [(n, name) for name, n in changes.items()],
+                "Cleaning, changed utterances": [(n, name) for name, n in changes.items()],
             },
-            sizes={"turns of a dialogue": turns, length: lengths},
+            sizes={"turns per dialogue": turns, length: lengths},
             charts=[
                 ("category_distribution", "categories", categories, "category"),
-                ("conversation_length_distribution", "turns of a dialogue", turns, "turns"),
+                ("conversation_length_distribution", "turns per dialogue", turns, "turns"),
                 ("output_distribution", "outputs", outputs, "output"),
                 ("total_utterance_length_distribution", length, lengths, "characters"),
             ],

@@ -1,4 +1,4 @@
-"""Economic QA: questions on economic news, answered in a few words of the article (Inha 2024)."""
+"""Economic QA: short answers to questions about economic news (Inha 2024)."""
 
 from dandap.data.korean import KINDS, question_kind
 from dandap.data.read import read_questions
@@ -8,7 +8,7 @@ from tasks.task import PageForm, Task
 
 
 class EconomicQA(Task):
-    """Short questions on articles, in tables or in the forms of SQuAD."""
+    """Questions about articles, in tables or SQuAD-like JSON."""
 
     name = "economic_qa"
     needs = ("context", "question")
@@ -34,10 +34,10 @@ class EconomicQA(Task):
         import pandas as pd  # 0.4 s
 
         path, _ = super().submit(recipe, folder, test_file, answers, form)
-        # Organizers may read the file with the defaults, and score "NA" as no answer.
+        # With pandas' defaults, "NA" is a missing value.
         lost = pd.read_csv(path, encoding="utf-8-sig").iloc[:, 1].isna().sum()
-        note = f"{lost} answers are empty or words such as NA, pandas' missing values"
-        return path, f"{note}: see review.csv" if lost else None
+        note = f"{lost} answers are empty or read as missing by pandas (NA): see review.csv"
+        return path, note if lost else None
 
 
 TASK = EconomicQA()

@@ -1,6 +1,6 @@
-"""What a task is: how its files are read, its answers scored and its submission written.
+"""Base class of tasks: read files, score answers, write submissions.
 
-A new task is a file of tasks/ that ends in `TASK = ...`, and a template in prompts.py.
+A new task is a module in tasks/ that defines `TASK`, and a template in prompts.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from tasks.submission import SubmissionForm, submission_like, write_submission
 
 
 class Box(NamedTuple):
-    """An input of the page; a text box, or a dropdown where there are choices."""
+    """An input on the page: a text box, or a dropdown if it has choices."""
 
     name: str
     label: str
@@ -28,121 +28,119 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class PageForm:
-    """What app.py shows for a task: an article and questions on it, a line each."""
+    """A task's inputs on the page: an article and its questions, one per line."""
 
     title: str = "Articles"
     boxes: tuple[Box, ...] = (
         Box("article", "Article", 12),
-        Box("questions", "Questions (one a line)", 4),
+        Box("questions", "Questions (one per line)", 4),
     )
-    sample_file: str = ""  # its rows are offered as examples
+    sample_file: str = ""  # for examples
 
     def to_rows(self, typed: Mapping[str, str]) -> list[Row]:
-        """Return the typed questions as rows; InputError says what is missing."""
+        """Return the typed questions as rows; InputError if something is missing."""
         questions = [line for line in typed["questions"].split("\n") if line.strip()]
         rows = typed_rows(typed.get("article", ""), questions) if questions else []
-        # Rows without an article are their own group, as in a file, and share no prefix.
+        # Rows without an article share no prefix.
         return [row if row.context else replace(row, group=row.id) for row in rows]
 
     def to_text(self, rows: Sequence[Row]) -> dict[str, str]:
-        """Return what a person would type to ask the rows of one article."""
+        """Return the inputs for the rows of one article."""
         questions = "\n".join(row.question.replace("\n", " ") for row in rows)
         texts = {"article": rows[0].context, "questions": questions}
         return {box.name: texts[box.name] for box in self.boxes}
 
     def show_question(self, row: Row) -> str:
-        """Return a question as the page shows it."""
+        """Return the text of a question for display."""
         return row.fields.get("question", row.question)
 
     def show_answer(self, row: Row, answer: str) -> str:
-        """Return an answer as the page shows it; a letter with its option."""
+        """Return the text of an answer for display, a letter with its option."""
         option = row.fields.get(f"option_{answer}")
         return f"{answer}. {option}" if option else answer
 
 
 class Description(NamedTuple):
-    """The contents of a file whose questions share more than an article, for tools.explore."""
+    """A data file's contents for tools.explore."""
 
     rows: list[Row]
     tables: dict[str, list[tuple]]  # title -> rows
-    sizes: dict[str, list[int]]  # name -> values; rows of the table Size
-    # Name of the image file, title, counts by name or numbers for a histogram, label of the axis.
+    sizes: dict[str, list[int]]  # name -> values, for the table Size
+    # (file name, title, counts by name or values for a histogram, axis label)
     charts: list[tuple[str, str, dict[Any, int] | list[int], str]]
-    shared: list[tuple[str, list[str]]]  # a text that is read once, and what follows it
+    shared: list[tuple[str, list[str]]]  # (shared text, the texts that follow it)
     texts: list[str]  # for the word cloud
 
 
 class Task:
-    """One kind of question. The defaults suit short answers to questions on articles."""
+    """A kind of question; the defaults suit short answers about articles."""
 
     name: str
     sample: Row
-    # The fields without which a template makes no sense; "one|other": at least one of them.
+    # Required template fields; "one|other": at least one of them.
     needs: tuple[str, ...]
-    # The scores that count; the first one, a question at a time, selects the adapter.
+    # The main scores; the first one selects the adapter.
     headline: tuple[str, ...] = ("char_f1", "exact_match")
     nouns: tuple[str, str] = ("questions", "articles")
     submission = "submission.csv"
-    models: tuple[str, ...] = ()  # recipe fields that name models which scoring needs
+    models: tuple[str, ...] = ()  # recipe fields of models for scoring
     page = PageForm()
 
     def recognizes(self, path: Path) -> bool:
-        """Return whether a file is certainly one of this task's; the default is economic_qa."""
+        """Return whether a file is of this task (default task: economic_qa)."""
         return False
 
     def read(self, paths: list[Path], columns: dict[str, str], need_answers: bool) -> Table:
-        """Read files; `columns` maps our field names to the files' column names.
+        """Read files; `columns` maps our names to the files' columns.
 
-        With `need_answers` (training) a row without an answer is an InputError.
+        With `need_answers` (training), a row without an answer is an InputError.
         """
         raise NotImplementedError
 
     def kind(self, row: Row) -> str:
-        """Return what a question asks for; reports group by it."""
+        """Return the kind of a question, for grouping in reports."""
         raise NotImplementedError
 
     def expand(self, rows: list[Row]) -> list[Row]:
-        """Return the rows to train on."""
+        """Return the training rows of rows."""
         return rows
 
     def score(self, rows: Sequence[Row], predictions: Sequence[str]) -> dict[str, Any]:
-        """Return the scores; each of `headline` has a 95% interval named <score>_interval."""
+        """Return the scores; each score of `headline` has a 95% interval, <score>_interval."""
         return metrics.score(
             predictions, [row.answers for row in rows], [row.article for row in rows]
         )
 
     def score_each(self, rows: Sequence[Row], predictions: Sequence[str]) -> list[float]:
-        """Return the first headline score of every question, for paired comparisons."""
+        """Return the first headline score of every question."""
         pairs = zip(predictions, rows, strict=True)
         return [metrics.char_f1(prediction, row.answers) for prediction, row in pairs]
 
     def score_extra(
         self, recipe: Recipe, rows: Sequence[Row], predictions: Sequence[str]
     ) -> dict[str, Any]:
-        """Return scores that need another model and are computed once, at the end."""
+        """Return scores that need another model, for the final evaluation."""
         return {}
 
     def summarize(self, scores: dict[str, Any]) -> list[str]:
         """Return lines about the answers, for the terminal and the report."""
-        line = (
-            f"{scores['mean_length']:.1f} characters an answer, {scores['stopped']:.1%} ended by "
-        )
-        line += f"themselves, {scores['repeating']:.1%} repeat themselves"
-        spans = f", {scores['spans']:.1%} are spans of their article"
+        line = f"answers of {scores['mean_length']:.1f} characters on average, "
+        line += f"{scores['stopped']:.1%} finished, {scores['repeating']:.1%} repetitive"
+        spans = f", {scores['spans']:.1%} literal spans of the article"
         return [line + spans * ("context" in self.needs)]
 
     def table(self, scores: dict[str, Any]) -> list[Sequence[Any]]:
-        """Return a table for the report, the header first; empty for none."""
+        """Return a table for the report, the header first, or an empty list."""
         return []
 
     def submission_form(self, test_file: Path, rows: Sequence[Row]) -> SubmissionForm:
-        """Return the form of the submission; it is read before anything is answered."""
+        """Return the form of the submission, before answering."""
         return SubmissionForm()
 
     def submit(
         self, recipe: Recipe, folder: Path, test_file: Path, answers: Answers, form: SubmissionForm
     ) -> tuple[Path, str | None]:
-        """Write the submission, read it back, and return its path and a note for people."""
+        """Write and verify the submission; return its path and a note to print."""
         path = folder / self.submission
         write_submission(path, form, [row.id for row in answers.rows], answers.predictions)
         return path, None
@@ -150,36 +148,36 @@ class Task:
     def submit_combined(
         self, recipe: Recipe, folder: Path, member: Path, records: list[dict]
     ) -> tuple[Path, str | None]:
-        """Write an ensemble's submission in the form of its first member, a file of answers."""
+        """Write an ensemble's submission in the form of its first member."""
         rows = [Row(record["id"], "", "") for record in records]
         form = submission_like(member, [row.id for row in rows])
         path, note = self.submit(recipe, folder, member, Answers(rows, records), form)
         return path, note or form.note
 
     def sample_fields(self) -> dict[str, str]:
-        """Return the fields of the sample row, which are those that templates may use."""
+        """Return the template fields of the sample row."""
         return template_fields(self.sample, self.sample.context, self.sample.answers[0])
 
     def check_template(self, template: prompts.Template, name: str) -> None:
-        """Reject a template that cannot be filled from this task's rows."""
+        """Reject a template that does not fit this task's rows."""
         prompts.check_template(template, name, list(self.sample_fields()), self.needs)
 
 
 def train_files(recipe: Recipe) -> list[Path]:
-    """Return the recipe's training file, or several separated by commas."""
-    whole = Path(recipe.train_file)  # a comma may also be part of a file's name
+    """Return the recipe's training files."""
+    whole = Path(recipe.train_file)  # a file name may contain a comma
     names = [recipe.train_file] if whole.exists() else recipe.train_file.split(",")
     return [Path(name.strip()) for name in names]
 
 
 def read_train(task: Task, recipe: Recipe) -> Table:
-    """Read the recipe's training file."""
+    """Read the recipe's training files."""
     return task.read(train_files(recipe), recipe.columns, True)
 
 
 def read_test(task: Task, recipe: Recipe, test_file: Path) -> Table:
-    """Read a test file, with gold answers from it or from <name>_answers.csv next to it."""
-    # A test file rarely has a column of answers.
+    """Read a test file, with gold answers from it or from <name>_answers.csv."""
+    # A test file need not have answers.
     columns = {ours: theirs for ours, theirs in recipe.columns.items() if "answer" not in ours}
     table = task.read([test_file], columns, False)
     answers_file = test_file.with_name(f"{test_file.stem}_answers.csv")
@@ -202,29 +200,30 @@ def read_test(task: Task, recipe: Recipe, test_file: Path) -> Table:
 
 
 def reject_columns(columns: dict[str, str]) -> None:
-    """Reject a mapping of columns for files whose columns are fixed."""
+    """Reject a mapping of columns for tasks with fixed columns."""
     if columns:
-        raise InputError(f"columns: got {columns}; this task has fixed columns. Leave it out.")
+        raise InputError(f"columns: got {columns}, but this task has fixed columns. Remove it.")
 
 
 def label(score: str) -> str:
-    """Return a score's name as people read it."""
+    """Return the display name of a score."""
     names = {"char_f1": "char F1", "exact_match": "exact match", "rouge_l": "ROUGE-L"}
     return names.get(score, score.replace("_", " "))
 
 
 def answerable(answers: Answers) -> tuple[list[Row], list[str]]:
-    """Return rows and predictions without the questions marked as impossible (SQuAD 2)."""
-    kept = [n for n, row in enumerate(answers.rows) if not row.fields.get("impossible")]
-    return [answers.rows[n] for n in kept], [answers.records[n]["prediction"] for n in kept]
+    """Return rows and predictions without impossible questions (SQuAD 2)."""
+    possible = [n for n, row in enumerate(answers.rows) if not row.fields.get("impossible")]
+    predictions = [answers.records[n]["prediction"] for n in possible]
+    return [answers.rows[n] for n in possible], predictions
 
 
 def compute_scores(
     task: Task, answers: Answers, recipe: Recipe | None = None
 ) -> dict[str, Any] | None:
-    """Return the scores and the shape of the answers; None if a gold answer is missing.
+    """Return the scores and statistics of answers, or None if a gold answer is missing.
 
-    With a recipe, scores that need another model are included.
+    With a recipe, include scores that need another model.
     """
     rows, predictions = answerable(answers)
     if not rows or not all(row.answers for row in rows):
@@ -241,13 +240,13 @@ def compute_scores(
 
 
 def format_score(score: str, scores: dict[str, Any], interval: str = "") -> str:
-    """Return a score with its interval: char F1 0.9706 (95% 0.9522 to 0.9872)."""
+    """Return a score with its interval, as char F1 0.9706 (95% 0.9522 to 0.9872)."""
     low, high = scores[f"{score}_interval"]
     return f"{label(score)} {scores[score]:.4f} ({interval}{low:.4f} to {high:.4f})"
 
 
 def format_evaluation(task: Task, scores: dict[str, Any]) -> str:
-    """Return the scores of one evaluation, as the end of a training line."""
+    """Return the scores of one evaluation, for a training line."""
     line = format_score(task.headline[0], scores)
     if "exact_match" in task.headline:
         line += f"  exact match {scores['exact_match']:.4f}"
@@ -266,5 +265,5 @@ def print_scores(task: Task, name: str, scores: dict[str, Any]) -> None:
     parts = [format_score(first, scores, "95% "), *(format_score(s, scores) for s in others)]
     print(
         f"{name}: {'  '.join(parts)}  {scores['questions']} {task.nouns[0]}, {scores['articles']} "
-        f"{task.nouns[1]}, {scores['metric']}"
+        f"{task.nouns[1]}"
     )

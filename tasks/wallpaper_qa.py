@@ -1,7 +1,7 @@
-"""Wallpaper QA: questions on wallpaper defects, answered in a sentence or two (Hansol Deco 2024).
+"""Wallpaper QA: questions about wallpaper defects with answers of a sentence (Hansol Deco 2024).
 
-A row to train on has two questions and five answers, a row to answer has one question. The
-submission has a sentence embedding for each answer.
+A training row has two questions and five answers, a test row one question. The submission has the
+sentence embedding of each answer.
 """
 
 from dataclasses import replace
@@ -25,15 +25,11 @@ FIELDS = ("category", "generated", "sources")
 
 
 def read_file(path: Path, need_answers: bool) -> Table:
-    """Return a row per question; the questions of a file's row share their answers.
-
-    They also share a `group`, which stays on one side of the validation split.
-    """
+    """Return one row per question; questions of a file's row share answers and `group`."""
     sheet = read_table(path)
     if "accept" in sheet.header:
         raise InputError(
-            f"{path} is a review. Write the rows to train on: python -m tools.augment accept "
-            f"{path} OUT."
+            f"{path} is a review. Convert it: python -m tools.augment accept {path} OUT."
         )
     is_original = set(QUESTIONS) <= set(sheet.header)
     questions = QUESTIONS if is_original else ("질문",)
@@ -41,8 +37,8 @@ def read_file(path: Path, need_answers: bool) -> Table:
     missing = [name for name in ("id", *questions, *answers) if name not in sheet.header]
     if missing:
         raise InputError(
-            f"{path} has no column {missing[0]!r}, but {short_list(sheet.header)}. Expected id, "
-            "질문_1, 질문_2, category, 답변_1 to 답변_5 to train on, or id, 질문 to answer."
+            f"{path} has no column {missing[0]!r}; it has {short_list(sheet.header)}. Expected id, "
+            "질문_1, 질문_2, category, 답변_1 to 답변_5 for training, or id, 질문 for a test file."
         )
     known = ("id", *questions, *ANSWERS, *FIELDS)
     sheet.reject_unclear(known)
@@ -53,11 +49,11 @@ def read_file(path: Path, need_answers: bool) -> Table:
         name = texts.get("id", "")
         texts = {column: trim(clean(text)) for column, text in texts.items()}
         golds = tuple(texts[column] for column in ANSWERS if texts.get(column))
-        # A test row may lack its question: the submission needs an answer to all rows.
+        # A test row may lack its question, but needs an answer.
         is_complete = golds and all(texts.get(column) for column in questions)
         if not texts.get("id") or (need_answers and not is_complete):
             raise InputError(
-                f"{path}, {place}: the id, a question or every answer is empty. Fill it in or "
+                f"{path}, {place}: the id, a question or all answers are empty. Fill them in or "
                 "delete the row."
             )
         fields = {field: texts.get(field, "") for field in FIELDS}
@@ -73,7 +69,7 @@ def read_file(path: Path, need_answers: bool) -> Table:
 
 @cache
 def load_encoder(model: str):
-    """Return a sentence encoder, or None and print why it cannot be loaded."""
+    """Return a sentence encoder, or print an error and return None."""
     try:
         from sentence_transformers import SentenceTransformer
 
@@ -85,15 +81,15 @@ def load_encoder(model: str):
         )
 
 
-@lru_cache(maxsize=2)  # answers are embedded for their score and again for the submission
+@lru_cache(maxsize=2)  # for the score and for the submission
 def embed(texts: tuple[str, ...], model: str) -> np.ndarray | None:
-    """Return a vector per text, (texts, size); None if the model cannot be loaded."""
+    """Return embeddings (texts, size), or None if the model cannot be loaded."""
     encoder = load_encoder(model)
     return encoder and encoder.encode(list(texts), show_progress_bar=False).astype(float)
 
 
 class WallpaperQA(Task):
-    """Questions without an article; each has up to five gold answers."""
+    """Questions without an article and with up to five gold answers."""
 
     name = "wallpaper_qa"
     needs = ("question",)
@@ -101,7 +97,7 @@ class WallpaperQA(Task):
         "sample", "", "벽지에 곰팡이가 생기는 이유는?", ("습기가 벽에 맺히기 때문입니다.",)
     )
     headline = ("char_f1", "rouge_l")
-    boxes = (Box("questions", "Questions (one a line)", 6),)
+    boxes = (Box("questions", "Questions (one per line)", 6),)
     page = PageForm("Wallpaper", boxes, "data/sample/wallpaper_test.csv")
     models = ("embedding_model",)
     nouns = ("questions", "rows")
@@ -122,7 +118,7 @@ class WallpaperQA(Task):
         return row.fields.get("category") or "(none)"
 
     def expand(self, rows):
-        """Return a row for each answer: two questions with five answers are ten rows."""
+        """Return one row per answer: ten for two questions with five answers."""
         return [
             replace(row, id=f"{row.id}#{number}", answers=(answer,))
             for row in rows
@@ -130,7 +126,7 @@ class WallpaperQA(Task):
         ]
 
     def score(self, rows, predictions):
-        """Return character F1 and ROUGE-L; of several gold answers the best one counts."""
+        """Return character F1 and ROUGE-L; the best gold answer counts."""
         pairs = zip(predictions, rows, strict=True)
         values = [metrics.rouge_l(prediction, row.answers) for prediction, row in pairs]
         return super().score(rows, predictions) | {
@@ -149,7 +145,7 @@ class WallpaperQA(Task):
         ours = np.repeat(ours, counts, axis=0)  # (golds, size), as theirs
         norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
         cosines = (ours * theirs).sum(axis=1) / np.maximum(norms, 1e-12)
-        each = np.split(cosines, np.cumsum(counts)[:-1])  # (answers of the row,) for each row
+        each = np.split(cosines, np.cumsum(counts)[:-1])  # per row: (gold answers,)
         mean, best = (float(np.mean([f(values) for values in each])) for f in (np.mean, np.max))
         return {"similarity": {"mean": mean, "best": best, "model": model}}
 
@@ -168,10 +164,10 @@ class WallpaperQA(Task):
         write_submission(plain, SubmissionForm(("id", "답변")), ids, answers.predictions)
         vectors = embed(tuple(answers.predictions), recipe.embedding_model)
         if vectors is None:
-            return plain, "no submission of sentence embeddings: there is no embedding model"
+            return plain, "no submission of sentence embeddings without the embedding model"
         import pandas as pd  # 0.4 s
 
-        # id, vec_0, vec_1, ... as the organizer asks.
+        # Columns id, vec_0, vec_1, ...
         table, path = pd.DataFrame(vectors).add_prefix("vec_"), folder / "submission.csv"
         table.insert(0, "id", ids)
         write_text(path, table.to_csv(index=False, lineterminator="\n"), encoding="utf-8-sig")
@@ -180,7 +176,7 @@ class WallpaperQA(Task):
         numbers = back.drop(columns="id").to_numpy(float)
         if back["id"].tolist() != ids or not np.allclose(numbers, vectors, rtol=0, atol=1e-6):
             raise RuntimeError(f"{path} reads back differently from what was written")
-        return path, f"the plain answers: {plain}"
+        return path, f"answers as text: {plain}"
 
 
 TASK = WallpaperQA()

@@ -63,7 +63,7 @@ def test_dialogues_have_the_published_pictures(tmp_path):
         assert tables["Size"]["dialogues"] == (dialogues,)
         assert tables["Reading once"]["items per dialogue"] == (round(30 / dialogues, 2),)
         assert tables["Category and output"]["전제"] == (6,)
-        assert ("Cleaning, utterances changed" in tables) == bool(options)
+        assert ("Cleaning, changed utterances" in tables) == bool(options)
 
 
 def test_wallpaper_qa(tmp_path):

@@ -10,10 +10,10 @@ from dandap.recipe import Recipe
 from tasks import TASKS, get_task, submission
 from tasks.submission import (
     SubmissionForm,
-    active,
     escape_formula,
     submission_form,
     submission_like,
+    unescape_formula,
     write_submission,
 )
 from tasks.task import read_test
@@ -90,7 +90,7 @@ def test_an_ensemble_is_written_like_its_first_member(tmp_path):
 
 def test_formulas_are_inert_in_spreadsheets_and_come_back():
     for text in ("=1+1", "-10도", "'-10도'에서", "''=1", "'가'", "가", "'"):
-        assert active(escape_formula(text)) == text
+        assert unescape_formula(escape_formula(text)) == text
         assert not escape_formula(text).startswith(("=", "-"))
     assert escape_formula("'-10도") == "''-10도"
 

@@ -30,7 +30,7 @@ from dandap.data.text import decode, read_bytes
 from dandap.errors import InputError, first_line
 from dandap.files import check_output, read_json_lines, write_json_lines, write_table
 from dandap.recipe import load_recipe
-from tasks.submission import active, escape_formula
+from tasks.submission import escape_formula, unescape_formula
 from tasks.wallpaper_qa import ANSWERS, TASK
 
 COLUMNS = ("id", "질문", "category", *ANSWERS, "generated", "sources")
@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
         if not made:
             raise InputError(f"{source} has no row with accept y. Set it to y or n in every row.")
         # The review has an apostrophe before what a spreadsheet would run.
-        made = [{name: active(row[name]) for name in row} for row in made]
+        made = [{name: unescape_formula(row[name]) for name in row} for row in made]
     else:
         rows = TASK.read([source], {}, True).rows
         # The questions of one row of the file.

@@ -1,8 +1,8 @@
 """Compare runs on the same questions: python -m tools.compare RUN...
 
-RUN is a run, a folder of answers or a prediction file. Printed are scores with intervals, the
-difference of every pair with a paired bootstrap over articles, and the recipe fields that differ.
-A difference whose interval contains 0 is not shown by these questions.
+RUN is a run, a folder of answers or a prediction file. Prints scores with intervals, the paired
+difference of every two runs (bootstrap over articles), and the recipe fields that differ. A
+difference is "not shown" if its interval contains 0.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from dandap.runs.predictions import load_members, recipe_of, run_of
 from tasks import get_task
 from tasks.task import label
 
-SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that change no answer
+SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that do not affect answers
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run the command line; return the content of compare.json."""
+    """Run the command line and return the content of compare.json."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN|FILE", help="answers to the same questions, with gold")
@@ -36,17 +36,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def compare(
     names: Sequence[str], output_dir: str = "outputs", split: str | None = None
 ) -> dict[str, Any]:
-    """Print and return scores, paired differences and differing recipe fields of runs.
-
-    The result is also written to compare.json in a new folder of `output_dir`.
-    """
-    check_writable(Path(output_dir), "Name another --output_dir.")
+    """Print, return and write to compare.json: scores, differences and differing recipe fields."""
+    check_writable(Path(output_dir), "Choose another --output_dir.")
     members = load_members(names, output_dir, split)
     first = next(iter(members.values()))
     if lacking := [r["id"] for r in first if not r.get("gold") or not r.get("article")]:
         raise InputError(
-            f"no file has the gold answer and article of {len(lacking)} questions, first "
-            f"{lacking[0]}. Name runs that were answered with gold answers."
+            f"{len(lacking)} questions have no gold answer or article, first {lacking[0]}. Choose "
+            "runs with gold answers."
         )
     golds, articles = [r["gold"] for r in first], [r["article"] for r in first]
     runs = [(run_of(path), path) for path in members]
@@ -59,24 +56,24 @@ def compare(
         predictions = [record["prediction"] for record in records]
         f1[name] = list(map(metrics.char_f1, predictions, golds))
         scores[name] = metrics.score(predictions, golds, articles)
-    # Paired by question: the intervals of two runs may overlap where one is better everywhere.
+    # Paired by question, because intervals of separate runs overlap easily.
     differences = [
         {"of": other, "to": one} | metrics.compare(f1[other], f1[one], articles)
         for one, other in combinations(short, 2)
     ]
     recipes = {}
     for name, path in zip(short, members, strict=True):
-        if recipe := recipe_of(path):  # files outside of runs have none
+        if recipe := recipe_of(path):  # none for files outside runs
             saved = path.with_name("scores.json")
             is_base = saved.is_file() and read_json(saved).get("run", "") is None
             recipes[name] = recipe | {"adapter": "none (zero-shot)" if is_base else "trained"}
     fields: dict[str, dict] = {}
     for field in dict.fromkeys(field for recipe in recipes.values() for field in recipe):
         values = {name: recipe.get(field) for name, recipe in recipes.items()}
-        # By repr: values may be lists, which have no hash.
+        # By repr, because lists are not hashable.
         if field not in SILENT and len(set(map(repr, values.values()))) > 1:
             fields[field] = values
-    # A file without a recipe does not say its task; character F1 is then the score.
+    # Without a recipe, the default task.
     task = get_task(next((r["task"] for r in recipes.values() if "task" in r), Recipe().task))
 
     score_name = label(task.headline[0])
@@ -97,7 +94,7 @@ def compare(
             f"  {number[row['of']]} - {number[row['to']]}  {row['difference']:+.4f} "
             f"(95% {low:+.4f} to {high:+.4f})  {verdict}"
         )
-    print("recipes differ in:" if fields else "no field differs between the known recipes")
+    print("recipes differ in:" if fields else "recipes are equal")
     for field, values in fields.items():
         cells = ", ".join(f"{number[name]} {value}" for name, value in values.items())
         print(f"  {field}: {cells}")

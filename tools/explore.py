@@ -1,10 +1,9 @@
-"""Show what is in a data file: samples, token lengths, what reading once saves, data checks.
+"""Describe a data file: samples, lengths, tokens saved by reading once, data checks.
 
 python -m tools.explore FILE [--test FILE] [--columns context=본문] [--tokenizer NAME] [--refined]
 
-Writes outputs/explore-<name>-<time>/ with report.html, pictures and tables. Economic QA, NIKL
-dialogues and wallpaper QA are recognized by their fields. --refined cleans dialogues first
-(tools.refine).
+Writes outputs/explore-<name>-<time>/ with report.html and charts. The task is recognized by the
+file's fields. --refined cleans dialogues first (tools.refine).
 """
 
 import base64
@@ -46,8 +45,8 @@ PAGE = """{% for name, rows in tables.items() %}
 {{ pictures | join }}
 """
 DEMO_TOKENIZER = "data/demo_model"
-MOST_TEXTS = 2000  # of the word cloud: Kiwi needs 5 ms for an article
-PIECE = 2000  # characters of each that Kiwi reads
+MOST_TEXTS = 2000  # in the word cloud; Kiwi takes 5 ms per article
+PIECE = 2000  # characters per text for Kiwi
 Cells = list[tuple[Any, ...]]  # a table's rows
 
 
@@ -59,12 +58,12 @@ def explore(
     refined: bool = False,
     output_dir: str = "outputs",
 ) -> dict[str, Cells]:
-    """Write a report on a data file into a new folder, print its tables and return them."""
-    find_files(path)  # InputError if there is none
+    """Write a report on a data file to a new folder; print and return its tables."""
+    find_files(path)  # raises if there is none
     task = next((task for task in TASKS.values() if task.recognizes(path)), TASKS["economic_qa"])
-    describe = getattr(task, "describe", None)  # of tasks that are more than questions on articles
+    describe = getattr(task, "describe", None)
     if refined and not describe:
-        raise InputError(f"--refined cleans dialogues; this file is {task.name}'s.")
+        raise InputError(f"--refined: got a file of {task.name}, expected dialogues.")
     recipe = make_recipe({"columns": columns or {}, "model": tokenizer}, "the command line")
     if describe:
         found = describe(path, refine if refined else None)
@@ -85,7 +84,7 @@ def explore(
     checks = check_data({"file": found.rows} | ({"test": test} if test else {}))
     tables["Data checks"] = [(len(each), FINDINGS[kind]) for kind, each in checks.items()]
     if test:
-        tables["The test file"] = size_table(describe_rows(task, test))
+        tables["Test file"] = size_table(describe_rows(task, test))
     tables = {
         t(name): [tuple(map(t, row)) for row in rows] for name, rows in tables.items() if rows
     }
@@ -125,13 +124,14 @@ def describe_rows(task: Task, rows: list[Row]) -> Description:
         tables["Size"].append(("sentences", sum(len(split_sentences(text)) for text in texts)))
     elif len(answered):
         tables["Answers"] = [
-            ("share that stand in their article as written", f"{answered['is_span'].mean():.1%}"),
-            ("share of one word", f"{(answered['answer_words'] == 1).mean():.1%}"),
+            ("literally in their article", f"{answered['is_span'].mean():.1%}"),
+            ("one word", f"{(answered['answer_words'] == 1).mean():.1%}"),
         ]
     title = t("{asked} per {on}", asked=t(asked), on=t(on.removesuffix("s")))
     counts = dict(sorted(Counter(map(len, groups)).items()))
     charts = [("questions_per_article", title, counts, asked)]
-    charts += [("kinds", "what is asked", records["kind"].value_counts().to_dict(), "questions")]
+    kinds = records["kind"].value_counts().to_dict()
+    charts += [("kinds", "kinds of questions", kinds, "questions")]
     sizes: dict[str, list[int]] = {}
     for name, title in (
         ("article", "characters of articles"),
@@ -152,7 +152,7 @@ def describe_rows(task: Task, rows: list[Row]) -> Description:
 
 
 def size_table(found: Description) -> Cells:
-    """Return the numbers of questions and articles, and the spread of each length."""
+    """Return the numbers of questions and articles, and length statistics."""
     cells = found.tables["Size"]
     for what, values in found.sizes.items():
         numbers = map(int, np.quantile(values, [0.5, 0.95, 1]))
@@ -162,7 +162,7 @@ def size_table(found: Description) -> Cells:
 
 
 def token_tables(task: Task, shared: list[tuple[str, list[str]]], tokenizer) -> dict[str, Cells]:
-    """Return what decides max_length, and what reading once saves."""
+    """Return prompt lengths, and the tokens saved by reading once."""
     encode = partial(tokenizer, add_special_tokens=False)
     articles = [len(encode(text).input_ids) for text, _ in shared]
     own = [[len(encode(text).input_ids) for text in texts] for _, texts in shared]
@@ -177,29 +177,29 @@ def token_tables(task: Task, shared: list[tuple[str, list[str]]], tokenizer) -> 
         ],
         "Reading once": [
             (t("{asked} per {on}", **names), round(len(prompts) / len(shared), 2)),
-            (t("tokens of {on} and {asked}, read for every {one}", **names), every),
-            (t("the same, each {on} read once", **names), once),
-            ("times fewer", round(every / once, 2)),
+            (t("tokens, {on} read for every {one}", **names), every),
+            (t("tokens, each {on} read once", **names), once),
+            ("ratio", round(every / once, 2)),
         ],
     }
 
 
 def draw_chart(path: Path, title: str, values: dict[Any, int] | list[int], label: str) -> Markup:
-    """Draw a bar per name with its count, or a histogram with a dotted line at the median."""
+    """Draw a bar chart of counts, or a histogram with the median."""
     from dandap.runs.html import BLUE, INK, draw
 
     def fill(axes):
         if isinstance(values, list):
-            # At most a bin per length, as wider ones would now and then add up two.
+            # At most one bin per length.
             axes.hist(values, bins=min(40, max(values) - min(values) + 1), color=BLUE)
             axes.axvline(median(values), color=INK, linewidth=1, linestyle=":")
             middle = f"{median(values):g}"
             axes.set_xlabel(t("{label} (dotted: median {median})", label=t(label), median=middle))
         else:
-            names = [str(name).replace("$", r"\$") for name in values]  # $ would start a formula
+            names = [str(name).replace("$", r"\$") for name in values]  # $ starts a formula
             axes.bar_label(axes.barh(names, list(values.values()), color=BLUE), padding=3)
             axes.invert_yaxis()
-            axes.margins(x=0.15)  # room for the numbers
+            axes.margins(x=0.15)  # space for numbers
             axes.set_xlabel(t(label))
 
     height = 3.2 if isinstance(values, list) else 1.1 + 0.35 * len(values)
@@ -207,16 +207,16 @@ def draw_chart(path: Path, title: str, values: dict[Any, int] | list[int], label
 
 
 def word_cloud(path: Path, texts: list[str]) -> Markup:
-    """Draw the nouns of the texts, which kiwipiepy finds; return an element with a title."""
+    """Draw a word cloud of the nouns (kiwipiepy), and return it as HTML."""
     try:
         from kiwipiepy import Kiwi
         from wordcloud import WordCloud
     except ImportError:
-        print("no word cloud: pip install -r requirements-extra.txt")
+        print("no word cloud. Run pip install -r requirements-extra.txt")
         return Markup()
     from dandap.runs.html import BLUE, font_file
 
-    # Kiwi reads some texts ahead, in its own threads. NNG, NNP, SL: nouns, names, Latin letters.
+    # NNG, NNP, SL: common nouns, proper nouns, Latin letters.
     found = Kiwi().tokenize(text[:PIECE] for text in texts[:MOST_TEXTS])
     tokens = (token for each in found for token in each)
     nouns = (token.form for token in tokens if token.tag in ("NNG", "NNP", "SL"))
@@ -230,7 +230,7 @@ def word_cloud(path: Path, texts: list[str]) -> Markup:
         random_state=0,
         color_func=lambda *_, **__: BLUE,
     )
-    # WordCloud rejects an empty dict, which a file without words would give.
+    # WordCloud rejects an empty dict.
     cloud.generate_from_frequencies(dict(words) or {"-": 1}).to_file(str(path))
     data = base64.b64encode(path.read_bytes()).decode()
     element = '<h3>{}</h3><img class="plot" alt="" src="data:image/png;base64,{}">'
@@ -238,13 +238,13 @@ def word_cloud(path: Path, texts: list[str]) -> Markup:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Cells]:
-    """Run the command line; return the report's tables."""
+    """Run the command line and return the report's tables."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("file", metavar="FILE", help="questions, with or without answers")
     add("--test", dest="test_file", metavar="FILE", help="a test file, for leaks and lengths")
-    add("--columns", metavar="NAME=COLUMN,...", help="our names for the file's columns")
-    help_text = f"whose tokens are counted (default: {DEMO_TOKENIZER})"
+    add("--columns", metavar="NAME=COLUMN,...", help="columns with other names")
+    help_text = f"model whose tokenizer counts tokens (default: {DEMO_TOKENIZER})"
     add("--tokenizer", metavar="NAME", default=DEMO_TOKENIZER, help=help_text)
     add("--refined", action="store_true", help="clean dialogues first")
     add("--output_dir", metavar="DIR", default="outputs", help="parent of the folder")

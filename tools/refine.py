@@ -1,7 +1,6 @@
 """Clean NIKL dialogues in nine steps: python -m tools.refine IN OUT [--report].
 
-Utterances that reference_id names are never merged, dropped or emptied. --report prints what each
-step changed.
+Utterances in reference_id are never merged, dropped or emptied. --report prints the changes.
 """
 
 import re
@@ -12,7 +11,7 @@ from dandap.cli import Parser, parse, run_script
 from dandap.files import check_output, write_bytes
 from tasks.dialogue_inference import Item, load_items, to_json, utterance_ids
 
-# The steps on an utterance: a pattern, what replaces it, and what --report prints.
+# Steps on utterances: pattern, replacement, description.
 STEPS = {
     "join_lines": (r"\s+", " ", "replace line breaks and repeated spaces with one space"),
     "spell_yes": (r"(?<!\S)ㅇ{2,}(?!\S)", "응", "replace words of two or more ㅇ with 응"),
@@ -26,13 +25,13 @@ STEPS = {
 
 
 def clean(text: str, step: str) -> str:
-    """Return a text after one of the steps."""
+    """Apply one step to a text."""
     pattern, put, _ = STEPS[step]
     return " ".join(re.sub(pattern, put, text).split())
 
 
 def merge_turns(turns: list[Item], referred: set[str]) -> list[Item]:
-    """Merge consecutive utterances of a speaker, except referred ones; ids become a list."""
+    """Merge consecutive utterances of a speaker, except referred ones; ids become lists."""
     merged: list[Item] = []
     for turn in turns:
         before = merged[-1] if merged else {"speaker": None, "utterance_id": []}
@@ -46,19 +45,19 @@ def merge_turns(turns: list[Item], referred: set[str]) -> list[Item]:
 
 
 def refine(item: Item, counts: Counter[str]) -> Item:
-    """Return a cleaned item; add the number of utterances that each step changed to `counts`."""
+    """Return a cleaned item, and add the number of changed utterances per step to `counts`."""
     content = item["input"]
     referred = set(content["reference_id"])
     turns = []
     for turn in content["conversation"]:
         text, is_referred = turn["utterance"], bool(referred & set(utterance_ids(turn)))
-        # The order matters: of "ㅋㅋ?" the seventh step leaves "?", which the eighth deletes.
+        # Order matters: the seventh step turns "ㅋㅋ?" into "?", which the eighth deletes.
         for step in STEPS:
             cleaned = clean(text, step)
             if cleaned != text and (cleaned or not is_referred):
                 counts[step] += 1
                 text = cleaned
-        # Dropped before merging, so that the utterances around it can merge.
+        # Drop empty utterances before merging.
         if text or is_referred:
             turns.append(turn | {"utterance": text})
     merged = merge_turns(turns, referred)
@@ -68,7 +67,7 @@ def refine(item: Item, counts: Counter[str]) -> Item:
 
 
 def main(argv: list[str] | None = None) -> Counter[str]:
-    """Run the command line; return the number of utterances that each step changed."""
+    """Run the command line and return the number of changed utterances per step."""
     parser = Parser(__doc__)
     parser.add_argument("source", metavar="IN", help="NIKL dialogue JSON")
     parser.add_argument("target", metavar="OUT", help="the cleaned file; must not exist")

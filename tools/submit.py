@@ -2,9 +2,8 @@
 
 run + base model + this code -> submit.zip: script.py, requirements.txt, model/
 
-The organizer's server installs requirements.txt and runs script.py, which reads data/test.csv and
-writes output/submission.csv. The answers are those of `python inference.py --run RUN`. Nothing is
-downloaded.
+The server installs requirements.txt and runs script.py, which answers data/test.csv and writes
+output/submission.csv like `python inference.py --run RUN`, without downloads.
 """
 
 import zipfile
@@ -19,9 +18,9 @@ from dandap.runs.folder import RunFolder
 from tasks import get_task
 
 CODE = ("dandap/**/*.*", "tasks/*.*", "prompts.py", "metrics.py", "LICENSE")
-# Packages of requirements.txt that answering does not need.
+# Packages that answering does not need.
 NOT_NEEDED = ("trl", "wordcloud")
-# Folders of hub repositories with the same weights in other formats, and of downloads.
+# Folders in hub repositories with the same weights in other formats, and download caches.
 OTHER_FORMATS = {"original", "onnx", "openvino", ".cache", ".git"}
 
 SCRIPT = '''"""Answer the test file with the run in model/run, without network."""
@@ -57,7 +56,7 @@ def submit(
     test_file: str | None = None,
     output: str | None = None,
 ) -> Path:
-    """Pack a run into submit.zip and return its path; `options` change how the run answers."""
+    """Pack a run into submit.zip and return its path; `options` override its recipe."""
     from dandap.answering.run import find_source  # loads torch
     from dandap.model.adapter import verify_adapter
     from dandap.model.hub import base_identity, same_base
@@ -70,7 +69,7 @@ def submit(
     revision = recipe.revision or base.get("commit")
     now = base_identity(recipe.model_copy(update={"revision": revision}))
     if base and not same_base(base, now):
-        raise InputError(f"{trained.path} was trained on {base}, got {now}. Put that base back.")
+        raise InputError(f"got the base {now}, expected {base} as in training. Restore that base.")
     places = {"model": "model/base"} | {field: f"model/{field}" for field in task.models}
     models = model_files(recipe.model, revision, places["model"])
     for field in task.models:
@@ -93,7 +92,7 @@ def submit(
         packed = RunFolder(folder / "model" / "run")
         packed.path.mkdir(parents=True)
         write_json(packed.environment_file, {"run": trained.run_id})
-        # Paths and other traces of this machine are not packed.
+        # Without local paths.
         own = ("train_file", "test_file", "output_dir", "run_name", "revision")
         fields = {name: Recipe.model_fields[name].default for name in own} | places
         packed.save_recipe(recipe.model_copy(update=fields), source.template)
@@ -106,7 +105,7 @@ def submit(
                 small["model/code" / path.relative_to(ROOT)] = path
         with zipfile.ZipFile(folder / "submit.zip", "w") as archive:
             for name, path in sorted((small | models).items()):
-                # Weights do not shrink, and would take minutes a gigabyte.
+                # Weights do not compress, and take minutes per GB.
                 level = zipfile.ZIP_STORED if path.suffix == KINDS[1] else zipfile.ZIP_DEFLATED
                 archive.write(path, name, level)
         with zipfile.ZipFile(folder / "submit.zip") as archive:
@@ -118,17 +117,17 @@ def submit(
 
 
 def check_time(run: RunFolder, recipe: Recipe, minutes: int | None, questions: int | None) -> None:
-    """Print how long answering will take, by the run's largest timed inference; check --minutes."""
+    """Estimate the time to answer from the run's largest timed inference; check --minutes."""
     timed = []
     for saved in map(read_json, run.answers.glob("*/scores.json")):
         used, timing = saved.get("recipe") or {}, saved.get("timing") or {}
         same = all(used.get(name) == getattr(recipe, name) for name in ANSWERING)
-        # An inference that found all its answers in the folder timed none.
+        # A continued inference may have timed no questions.
         if same and saved.get("engine") != "vllm" and timing.get("questions"):
             device = saved.get("gpu") or "a CPU"
             timed.append((timing["questions"], timing["loading"], timing["answering"], device))
     if not timed:
-        message = f"no estimate of the time: {run.path} has no timed answers with these options"
+        message = f"no time estimate: {run.path} has no timed answers with these options"
         if minutes:
             raise InputError(f"{message}. Run inference.py first, on a GPU like the organizer's.")
         return print(message)
@@ -143,7 +142,7 @@ def check_time(run: RunFolder, recipe: Recipe, minutes: int | None, questions: i
 
 
 def model_files(name: str, revision: str | None, place: str) -> dict[Path, Path]:
-    """Return the files that loading a model needs, by their paths in the zip; weights only once."""
+    """Return a model's files by their paths in the zip, each weight once."""
     from huggingface_hub import snapshot_download
 
     from dandap.model.hub import loading
@@ -165,16 +164,18 @@ def model_files(name: str, revision: str | None, place: str) -> dict[Path, Path]
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Run the command line; return the path of submit.zip."""
+    """Run the command line and return the path of submit.zip."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("run", metavar="RUN", help="the run whose adapter answers")
+    add("run", metavar="RUN", help="the trained run")
     add("--minutes", metavar="M", type=positive, help="fail if answering would take longer")
-    add("--questions", metavar="N", type=positive, help="default: as many as were timed")
-    add("--test_file", metavar="FILE", help="of the organizer (default: data/ and the run's name)")
-    add("--output", metavar="FILE", help="default: output/submission.csv, .json for dialogues")
-    add("--output_dir", metavar="DIR", default="outputs", help="of runs (default: outputs)")
-    add_options(parser, "generation (over the run's recipe)", ANSWERING)
+    add("--questions", metavar="N", type=positive, help="for the estimate (default: as timed)")
+    add(
+        "--test_file", metavar="FILE", help="on the server (default: the run's, in data/)"
+    )
+    add("--output", metavar="FILE", help="on the server (default: output/submission.csv or .json)")
+    add("--output_dir", metavar="DIR", default="outputs", help="folder of runs (default: outputs)")
+    add_options(parser, "generation (overrides the run's recipe)", ANSWERING)
     arguments = parse(parser, argv)
     options = {name: v for name, v in chosen_options(arguments).items() if name in ANSWERING}
     names = ("run", "output_dir", "minutes", "questions", "test_file", "output")

@@ -1,4 +1,4 @@
-"""An answer, its record, and how answers are decoded."""
+"""Decoding settings, answers, and their records."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from tasks.task import Task
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are decoded; temperature 0 is greedy, beams are for `generate` alone."""
+    """Decoding settings; temperature 0 is greedy, beams require `generate`."""
 
     stop_ids: list[int]
     pad_id: int
     max_new_tokens: int
-    min_new_tokens: int = 0  # an answer cannot stop before
+    min_new_tokens: int = 0
     samples: int = 1
     temperature: float = 0.0
     seed: int = 42
@@ -26,38 +26,31 @@ class Decoding:
 
 @dataclass
 class Answer:
-    """The model's answer to a question.
+    """An answer. Decoders set the first three fields, `Answerer` the text and span."""
 
-    A decoder fills the first three fields, `Answerer` the text and its span.
-    """
-
-    # Without padding; the stop token is included if there was one.
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)  # without padding, with the stop token
     stopped: bool = False  # False: cut at max_new_tokens
-    log_probability: float = 0.0  # of a token, on average; the model's own, at temperature 1
+    log_probability: float = 0.0  # mean per token, at temperature 1
     text: str = ""
-    # The text's first place in the article as the model read it, in characters.
-    span: tuple[int, int] | None = None
-    # The log-probability of every choice, where there were choices.
-    choices: dict[str, float] | None = None
+    span: tuple[int, int] | None = None  # characters of the text's first occurrence in the article
+    choices: dict[str, float] | None = None  # log-probability of each choice
 
     @property
     def content_ids(self) -> list[int]:
-        """Return the ids without the stop token."""
+        """Return the token ids without the stop token."""
         return self.token_ids[:-1] if self.stopped else self.token_ids
 
 
 def find_span(text: str, context: str) -> tuple[int, int] | None:
-    """Return the text's first place in the article as [start, end) characters, or None."""
+    """Return [start, end) of the text's first occurrence in the article, or None."""
     start = context.find(text) if text else -1
     return None if start < 0 else (start, start + len(text))
 
 
 def make_record(task: Task, example: Example, answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return the line of predictions.jsonl for a question's answer.
+    """Return a question's record for predictions.jsonl.
 
-    Of several samples it is the one most like the others (`metrics.consensus`); all texts are
-    listed under "samples".
+    Of several samples, `metrics.consensus` selects the prediction; "samples" lists all texts.
     """
     texts = [answer.text for answer in answers]
     answer, row = answers[metrics.consensus(texts)], example.row

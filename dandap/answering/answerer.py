@@ -1,7 +1,4 @@
-"""Answers by token trees where the model's prompts can branch, else by transformers' generate.
-
-Where a question has choices, the most probable one is selected.
-"""
+"""Answer with token trees, by choices, or with transformers' generate if prompts cannot branch."""
 
 from collections.abc import Container, Iterator
 
@@ -19,11 +16,11 @@ from dandap.errors import InputError
 from dandap.model.memory import READ_TOKENS, Plan
 from dandap.recipe import Recipe
 
-Answered = Iterator[tuple[int, list[Answer]]]  # number of the example, its answers
+Answered = Iterator[tuple[int, list[Answer]]]  # index of the example, its answers
 
 
 class Answerer:
-    """Answers questions with one model; whether its prompts can branch is checked once."""
+    """Answers questions with one model; checks once whether its prompts can branch."""
 
     def __init__(
         self, recipe: Recipe, encoder: Encoder, model: PreTrainedModel | PeftModel, plan: Plan
@@ -49,7 +46,7 @@ class Answerer:
         self._warned = False
 
     def check(self, examples: list[Example]) -> None:
-        """Reject what the recipe asks for and this model cannot do, before hours of work."""
+        """Reject options that this model does not support, before hours of work."""
         if self.why_no_tree:
             options = {
                 "samples": self.recipe.samples > 1,
@@ -59,26 +56,23 @@ class Answerer:
             }
             if wanted := [name for name, is_wanted in options.items() if is_wanted]:
                 raise InputError(
-                    f"{', '.join(wanted)}: not with this model, whose prompts cannot branch "
-                    f"({self.why_no_tree}). Leave them out."
+                    f"{', '.join(wanted)}: not supported, because this model's prompts cannot "
+                    f"branch ({self.why_no_tree}). Remove these options."
                 )
-        # The first question's choices show whether template and tokenizer take them.
+        # Check the template and tokenizer with the first question's choices.
         encode_choices(self.encoder, examples[:1], self.recipe)
 
     def answers(
         self, examples: list[Example], known: Container[str] = ()
     ) -> Iterator[tuple[Example, list[Answer]]]:
-        """Yield each example with its answer, or its samples, as batches finish.
-
-        Examples with known ids are skipped; the others keep their batches.
-        """
+        """Yield (example, its samples) as batches finish; skip examples with known ids."""
         self.check(examples)
         if not self._warned:
             self._warned = True
             if self.why_no_tree:
-                print(f"reading the article for every question, by generate ({self.why_no_tree})")
+                print(f"answering each question separately with generate ({self.why_no_tree})")
             if self.recipe.samples > 1 and not self.recipe.temperature:
-                print("samples are identical at temperature 0: add --temperature 0.7")
+                print("WARNING: samples are identical at temperature 0. Add --temperature 0.7.")
         done = {index for index, example in enumerate(examples) if example.row.id in known}
         if self.why_no_tree:
             answered = self._by_generate(examples, done)
@@ -102,7 +96,7 @@ class Answerer:
 
     def _by_generate(self, examples: list[Example], done: set[int]) -> Answered:
         prompts = [list(example.prompt_ids) for example in examples]
-        # generate reads a batch's prompts all at once; the tree decoder reads some at a time.
+        # generate reads all prompts of a batch at once.
         tokens = min(self.tokens_per_batch, READ_TOKENS)
         for index, answer in generate_answers(self.model, prompts, self.decoding, tokens, done):
             answer.text = self.encoder.decode(answer.content_ids)
@@ -117,7 +111,7 @@ class Answerer:
             texts = choices_of(examples[index], self.recipe)
             best = max(range(len(scores)), key=scores.__getitem__)
             chosen = ids[index][best]
-            # Scores are sums over the compared tokens; an answer's log-probability is a mean.
+            # Scores are sums, an answer's log-probability is a mean.
             mean = scores[best] / len(chosen)
             by_choice = dict(zip(texts, scores, strict=True))
             yield index, [Answer(chosen, True, mean, texts[best], choices=by_choice)]

@@ -1,4 +1,4 @@
-"""Batches of questions that are answered together, halved where memory runs out."""
+"""Batch questions for answering, and halve batches after out-of-memory errors."""
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
@@ -13,20 +13,20 @@ from dandap.tree.token_tree import Part, TokenTree, grow, pack
 
 T = TypeVar("T")
 Batch = TypeVar("Batch")
-Pairs = list[tuple[Sequence[int], Sequence[int]]]  # prompts and answers of a question
+Pairs = list[tuple[Sequence[int], Sequence[int]]]  # (prompt ids, answer ids)
 
 
 class QuestionBatches(Protocol[Batch]):
-    """How questions, given by their numbers, are put into batches of so many tokens."""
+    """Splits questions, given by index, into batches of at most `tokens` tokens."""
 
     def batches(self, indices: list[int], tokens: int) -> list[Batch]:
-        """Return the batches, the largest first, so that memory peaks at the start."""
+        """Return the batches, the largest first."""
 
     def members(self, batch: Batch) -> list[int]:
         """Return a batch's questions."""
 
     def size(self, batch: Batch) -> int:
-        """Return a batch's tokens, with padding and the tokens still to be generated."""
+        """Return a batch's tokens, including padding and new tokens."""
 
 
 def run_batches(
@@ -36,10 +36,10 @@ def run_batches(
     work: Callable[[Batch], dict[int, T]],
     done: Container[int],
 ) -> Iterator[tuple[int, T]]:
-    """Yield (number of the question, result) batch by batch; questions in `done` are skipped.
+    """Yield (index of the question, result) batch by batch; skip questions in `done`.
 
-    Where memory runs out, the remaining batches are halved. Skipped questions stay in their batches
-    and each process works on whole batches: another padding would round differently.
+    Halves the remaining batches after an out-of-memory error. Batches do not depend on `done` or on
+    the number of processes, because other padding rounds differently.
     """
     batches = batching.batches(list(range(count)), tokens)
     left = [b for b in batches if not all(index in done for index in batching.members(b))]
@@ -50,10 +50,10 @@ def run_batches(
         if results is None:
             if len(members) == 1:
                 raise InputError(out_of_memory(f"one question of {size} tokens"))
-            # The batch may be far below the limit; half of the limit could be the same again.
+            # Half of this batch, which may be far below the limit.
             failed = min(tokens, size)
             tokens = failed // 2
-            print(f"out of memory with {failed} tokens in a batch: continuing with {tokens}")
+            print(f"out of memory with {failed} tokens per batch: continuing with {tokens}")
             indices = [index for batch in left for index in batching.members(batch)]
             left = batching.batches(sorted(indices), tokens)
             continue
@@ -64,27 +64,26 @@ def run_batches(
 
 
 class TreeBatches:
-    """Puts questions into trees, one an article, and trees into batches.
+    """Batches trees, one per article.
 
-    `sequences` returns a question's (prompt, answer) pairs; every question needs room for `new`
-    further tokens.
+    `sequences` returns a question's (prompt, answer) pairs; each question gets `new` more tokens.
     """
 
     def __init__(self, examples: list[Example], sequences: Callable[[int], Pairs], new: int):
         self.examples, self.sequences, self.new = examples, sequences, new
 
     def batches(self, indices: list[int], tokens: int) -> list[list[Part]]:
-        """Return batches of articles' trees, the largest first."""
+        """Return batches of trees, the largest first."""
         articles = by_article(self.examples[index].row.article for index in indices)
         groups = [[indices[i] for i in article] for article in articles]
         return pack(groups, self._tree_of, lambda batch: self.size(batch) <= tokens)
 
     def members(self, batch: list[Part]) -> list[int]:
-        """Return a batch's questions, tree by tree."""
+        """Return a batch's questions in tree order."""
         return [index for part in batch for index in part.members]
 
     def size(self, batch: list[Part]) -> int:
-        """Return a batch's tokens: every row is padded to the longest tree and most branches."""
+        """Return a batch's tokens; rows are padded to the longest tree and the most branches."""
         longest = max(len(part.tree) for part in batch)
         return len(batch) * (longest + max(len(part.members) for part in batch) * self.new)
 
@@ -93,8 +92,8 @@ class TreeBatches:
 
 
 def out_of_memory(what: str) -> str:
-    """Return the message that memory ran out on what cannot be made smaller."""
+    """Return the error message for a batch that cannot be split."""
     return (
-        f"out of memory while answering {what}. Free the GPU (nvidia-smi shows who uses it), or "
-        "lower max_length, samples or beams."
+        f"out of memory while answering {what}. Free the GPU (see nvidia-smi), or lower "
+        "max_length, samples or beams."
     )

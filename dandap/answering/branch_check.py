@@ -15,12 +15,12 @@ from dandap.errors import InputError, first_line
 from dandap.model.device import autocast_for
 from dandap.tree.token_tree import Part, grow
 
-# The largest difference of centered logits, as a share of their norm. On Gemma 3 270M rounding to
-# bfloat16 gave at most 0.053 (0.2 of a log-probability); a branch that sees another's tokens at
-# least 0.22, on the demo's base 0.11. In float32 rounding gives 0.00001.
+# Limits on the relative difference of centered logits. On Gemma 3 270M rounding to bfloat16 gives
+# at most 0.053, a branch that sees its sibling at least 0.22 (0.11 on the demo's base). Rounding to
+# float32 gives 0.00001.
 LIMIT_16_BITS, LIMIT_FLOAT32 = 0.1, 0.001
-# Some models round more in 16 bits: 48 layers of random weights in NF4 gave 0.10 on an H200. A
-# tree of one prompt, in which nothing can leak, shows how much: twice that passes, up to this.
+# Some models round more: 48 NF4 layers with random weights gave 0.10 on an H200. Twice the
+# difference of a single-prompt tree, in which nothing can leak, passes up to this limit.
 MOST_ROUNDING = 0.2
 STEPS = 3
 
@@ -28,11 +28,11 @@ STEPS = 3
 def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str | None:
     """Return why a model's prompts cannot branch, or None if they can.
 
-    Two short prompts share a prefix. The logits of their tree, and of what grows from it, must be
-    those of plain forwards: a model that ignores masks, or has another cache than keys and values,
-    is far off. (The prompts are shorter than real sliding windows.)
+    Compares the logits of a tree of two short prompts, and of three decoding steps, with separate
+    forward passes. Models that ignore masks or have no key-value cache fail. Prompts are shorter
+    than real sliding windows.
     """
-    # Every vocabulary has these ids. A branch has eight tokens, so that a leak shows.
+    # Ids of every vocabulary; eight tokens per branch make a leak visible.
     shared = [decoding.pad_id, *range(3, 20)]
     ends = (range(20, 28), range(40, 48))
     examples = [
@@ -50,7 +50,7 @@ def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str |
     rough = model.dtype is not torch.float32
     try:
         together = _differences(model, examples, check)
-        # Not `any(... > ...)`, here and below: a NaN must not pass.
+        # Not `any(... > ...)`: a NaN must fail.
         if all(d <= (LIMIT_16_BITS if rough else LIMIT_FLOAT32) for d in together):
             return None
         if rough and all(d <= MOST_ROUNDING for d in together):
@@ -61,7 +61,7 @@ def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str |
         raise InputError(out_of_memory("a check of 40 tokens")) from error
     except InputError as error:
         return str(error)
-    # Whatever a model's code raises about masks or cache, it cannot branch.
+    # A model's code may raise anything about masks or cache.
     except Exception as error:  # noqa: BLE001
         return f"{model.config.model_type}: {first_line(error)}"
     shares = " and ".join(f"{each:.2f}" for each in together)
@@ -71,7 +71,7 @@ def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str |
 def _differences(
     model: PreTrainedModel | PeftModel, examples: list[Example], check: Decoding
 ) -> list[float]:
-    """Return each prompt's largest difference of tree logits from plain forwards'."""
+    """Return each prompt's largest relative difference of tree logits from a plain forward."""
     tree = grow((example.prompt_ids, check.stop_ids[:1]) for example in examples)
     part = Part(list(range(len(examples))), tree)
     decoder = _RecordingDecoder(model.eval(), [part], examples, check, None)
@@ -83,7 +83,7 @@ def _differences(
         with torch.inference_mode(), autocast_for(model):
             plain = model(input_ids=ids.to(by_branch.device), use_cache=False).logits
         plain = plain[0, len(example.prompt_ids) - 1 : -1].float()  # (steps, vocab)
-        # Centered: a softmax does not change with the mean of its logits.
+        # Centered, because softmax ignores the mean.
         expected = plain - plain.mean(-1, keepdim=True)
         off = by_branch[index] - by_branch[index].mean(-1, keepdim=True) - expected
         differences.append((off.norm(dim=-1) / expected.norm(dim=-1)).max().item())
@@ -98,7 +98,6 @@ class _RecordingDecoder(TreeDecoder):
         self.logits: list[torch.Tensor] = []
 
     def _take_tokens(self, live, logits, step):
-        # All branches end together, so these are in the order of the examples. A copy: the next
-        # replay overwrites them.
+        # All branches end together, in the examples' order. Clone: a replay overwrites the logits.
         self.logits.append(logits.clone())
         return super()._take_tokens(live, logits, step)

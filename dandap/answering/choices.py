@@ -1,4 +1,4 @@
-"""Answers selected from a list, by the log-probability of each choice."""
+"""Select answers from a list by the log-probability of each choice."""
 
 from collections.abc import Container, Iterator
 
@@ -24,10 +24,9 @@ def score_choices(
     tokens_per_batch: int,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, list[float]]]:
-    """Yield (number of the example, log-probability of each of its choices); skip the `done`.
+    """Yield (index of the example, log-probabilities of its choices); skip indices in `done`.
 
-    choices[number] are the ids of answers, or their first ones. A log-probability is the sum over a
-    choice's tokens.
+    choices[index] are token ids. A log-probability is summed over a choice's tokens.
     """
     model.eval()
 
@@ -48,9 +47,9 @@ def score_choices(
             ).logits
         logits = logits.float()
         predictor = tensors["predictor"]
-        # Only the targets' log-probabilities: log_softmax would be a second (positions, vocab).
+        # log_softmax would be a second (positions, vocab) tensor.
         each = logits[predictor, tensors["target_ids"]] - logits.logsumexp(-1)[predictor]
-        # Targets are in the order of the trees' sequences: question by question, choice by choice.
+        # Targets are ordered by question, then by choice.
         owners = [index for part in batch for index in part.members]
         lengths = [len(ids) for index in owners for ids in choices[index]]
         sums = iter([float(piece.sum()) for piece in each.cpu().split(lengths)])
@@ -61,14 +60,14 @@ def score_choices(
 
 
 def choices_of(example: Example, recipe: Recipe) -> tuple[str, ...]:
-    """Return the question's own choices, else the recipe's; empty for a free text."""
+    """Return the question's choices, or the recipe's; empty for free text."""
     return example.row.choices or tuple(recipe.choices)
 
 
 def encode_choices(
     encoder: Encoder, examples: list[Example], recipe: Recipe
 ) -> list[list[list[int]]]:
-    """Return the token ids of every example's choices, whole or up to where they all differ."""
+    """Return the token ids of every example's choices, or their distinct prefixes."""
     encoded = []
     for e in examples:
         choices = choices_of(e, recipe)
@@ -77,9 +76,9 @@ def encode_choices(
 
 
 def _distinct_prefixes(ids: list[list[int]]) -> list[list[int]]:
-    """Return the shortest prefixes of one length that all differ; mostly of one token."""
+    """Return the shortest distinct prefixes of equal length, usually one token."""
     longest = max(map(len, ids), default=0)
     for count in range(1, longest + 1):
         if len({tuple(choice[:count]) for choice in ids}) == len(ids):
             return [choice[:count] for choice in ids]
-    return [choice[:longest] for choice in ids]  # two choices are the same text
+    return [choice[:longest] for choice in ids]  # duplicate choices

@@ -1,7 +1,7 @@
-"""A computation captured once as a CUDA graph and then replayed.
+"""Capture a decoding step as a CUDA graph and replay it.
 
-A step of a 10.8 B model is 2,500 to 5,000 kernels. An H200 computed them in 14 to 36 ms, and
-launching them took the host 51 to 135 ms. A graph launches all of them at once.
+A step of a 10.8B model has 2,500 to 5,000 kernels. An H200 computes them in 14 to 36 ms, but
+launching them one by one takes 51 to 135 ms.
 """
 
 import warnings
@@ -13,32 +13,32 @@ import torch
 
 from dandap.errors import first_line
 
-_disabled = False  # for this process, which has one base: it is not tried again batch by batch
+_disabled = False  # for this process, after a failure
 
 
 def can_capture(device: torch.device) -> bool:
-    """Return whether computations on a device may be captured."""
+    """Return whether steps on a device can be captured."""
     return device.type == "cuda" and not _disabled
 
 
 class CapturedStep:
-    """Runs a computation of one tensor, which may change others in place, and then replays it.
+    """Runs a function of one tensor, then replays it as a graph.
 
-    It must be the same at every call, with tensors of the same shapes at the same places. The first
-    call runs eagerly, so that libraries are loaded and kernels selected; the second one captures.
-    The result is overwritten by the next call. The computation is passed to each call and not
-    stored: it would keep its owner, whose memory the next batch needs.
+    The function must do the same work in every call, on tensors of fixed shapes and addresses,
+    which it may modify. The first call is eager (loads libraries, selects kernels), the second
+    captures. The next call overwrites the result. The function is not stored, which would keep the
+    decoder's memory alive.
     """
 
     def __init__(self):
         self.calls = 0
-        self.input: torch.Tensor | None = None  # what the graph reads
+        self.input: torch.Tensor | None = None  # the graph's input
         self.replay: Callable[[], torch.Tensor] | None = None
 
     def __call__(
         self, work: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor
     ) -> torch.Tensor:
-        """Return `work(tensor)`; once it is captured, `work` is not called."""
+        """Return `work(tensor)`, by replay once it is captured."""
         self.calls += 1
         if self.calls == 1:
             return run_eagerly(partial(work, tensor))
@@ -52,10 +52,10 @@ class CapturedStep:
 
 
 def run_eagerly(work: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """Return `work()`; if the host waited for the GPU in it, capturing is disabled.
+    """Return `work()`; disable capturing if it synchronizes with the GPU.
 
-    A model's code may wait, and so do some of transformers' rotary embeddings. A capture would
-    fail there, and leave torch's generators and allocator as if it were still running.
+    Remote code and some rotary embeddings do. Capturing them would fail and leave torch's
+    generators and allocator in capture mode.
     """
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("warn")
@@ -77,8 +77,8 @@ def capture(work: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor] | No
         with _capturing(graph):
             output = work()
     except RuntimeError as error:
-        # Ending a failed capture fails too, and hides the cause. An empty capture then succeeds,
-        # and resets torch's generators.
+        # Ending a failed capture raises too, and hides the cause. An empty capture afterwards
+        # resets torch's generators.
         cause = error.__context__ or error
         with suppress(RuntimeError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the graph is empty
@@ -97,8 +97,8 @@ def capture(work: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor] | No
 
 @contextmanager
 def _capturing(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
-    # The current stream again, because a failed capture leaves its own behind as the current one.
-    # Of this thread alone: another one may be loading the next training step.
+    # Restore the current stream, which a failed capture does not. thread_local: another thread may
+    # prefetch the next training step.
     with (
         torch.cuda.stream(torch.cuda.current_stream()),
         torch.cuda.graph(graph, capture_error_mode="thread_local"),
@@ -109,4 +109,4 @@ def _capturing(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
 def _disable(reason: str) -> None:
     global _disabled
     _disabled = True
-    print(f"decoding without CUDA graphs ({reason}): slower, with the same answers")
+    print(f"decoding without CUDA graphs ({reason}): slower, same answers")

@@ -1,4 +1,4 @@
-"""Answers by transformers' generate, in batches sorted by length; no prefix is shared."""
+"""Answer with transformers' generate, in batches sorted by length, without shared prefixes."""
 
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ def generate_answers(
     tokens_per_batch: int,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, Answer]]:
-    """Yield (number of the prompt, Answer) as batches finish; skip the `done`."""
+    """Yield (index of the prompt, Answer) as batches finish; skip indices in `done`."""
     model.eval()
 
     def work(batch: list[int]) -> dict[int, Answer]:
@@ -35,7 +35,7 @@ def generate_answers(
 
 
 class PromptBatches:
-    """Puts prompts of similar length into batches; the shorter ones are padded."""
+    """Batches prompts of similar length, with padding."""
 
     def __init__(self, prompts: list[list[int]], decoding: Decoding):
         self.prompts, self.decoding = prompts, decoding
@@ -54,18 +54,18 @@ class PromptBatches:
         return batch
 
     def size(self, batch: list[int]) -> int:
-        """Return a batch's tokens: every row is padded to the first one."""
+        """Return a batch's tokens; rows are padded to the first one."""
         return len(batch) * self._room(batch[0])
 
     def _room(self, index: int) -> int:
-        # All beams of a row, with the tokens still to be generated.
+        # All beams of a row, with new tokens.
         return self.decoding.beams * (len(self.prompts[index]) + self.decoding.max_new_tokens)
 
 
 @contextmanager
 def _no_generation_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Hide the model's generation_config from generate: its sampling and penalties."""
-    # PEFT's wrapper and the base each have one, and either may be used.
+    """Disable the model's generation_config (sampling, penalties) for generate."""
+    # PEFT's wrapper and the base each have one.
     owners: set[Any] = {model}
     if isinstance(model, PeftModel):
         owners.add(model.get_base_model())
@@ -80,21 +80,21 @@ def _no_generation_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None
 
 
 def penalized(logits: torch.Tensor, seen: list[list[int]], penalty: float) -> torch.Tensor:
-    """Return logits (rows, vocab) lowered for the tokens in each row, prompt included.
+    """Apply the repetition penalty (Keskar et al., 2019) for the tokens in each row.
 
-    This is the repetition penalty of Keskar et al. (2019).
+    logits are (rows, vocab); `seen` includes the prompts.
     """
-    # One tensor for all rows, filled with copies of a row's last token: one transfer a step.
+    # Padded with each row's last token: one transfer per step.
     distinct = [sorted(set(ids)) for ids in seen]
     width = max(map(len, distinct))
     at = send([ids + ids[-1:] * (width - len(ids)) for ids in distinct], logits.device)
     values = logits.gather(1, at)
-    # Both lower a logit for a penalty above 1: a negative one falls by multiplication.
+    # A penalty above 1 lowers positive logits by division, negative ones by multiplication.
     return logits.scatter(1, at, torch.where(values < 0, values * penalty, values / penalty))
 
 
 class _Penalty(LogitsProcessor):
-    """`penalized` for generate, whose own penalty would also count the padding."""
+    """`penalized` for generate, whose own penalty counts padding."""
 
     def __init__(self, prompts: list[list[int]], decoding: Decoding):
         self.start = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
@@ -103,16 +103,15 @@ class _Penalty(LogitsProcessor):
     def __call__(self, input_ids, scores):
         seen = []
         for row, ids in enumerate(input_ids.tolist()):
-            prompt = row // self.decoding.beams  # a prompt's beams are neighbouring rows
+            prompt = row // self.decoding.beams  # beams are adjacent rows
             seen.append(ids[self.start[prompt] :])
         return penalized(scores, seen, self.decoding.repetition_penalty)
 
 
 def _generate(model: Any, prompts: list[list[int]], decoding: Decoding) -> list[Answer]:
-    """Return the answers of one call of `generate` on prompts padded on the left."""
+    """Return the answers of one call of `generate` on left-padded prompts."""
     device = next(model.parameters()).device
     length = max(map(len, prompts))
-    # On the left, so that every row's next token comes after its last column.
     ids = torch.tensor(
         [[decoding.pad_id] * (length - len(prompt)) + prompt for prompt in prompts], device=device
     )
@@ -137,12 +136,12 @@ def _generate(model: Any, prompts: list[list[int]], decoding: Decoding) -> list[
         )
     if decoding.beams > 1:  # a beam search's scores are log-probabilities
         steps = model.compute_transition_scores(out.sequences, out.scores, out.beam_indices)
-    else:  # scores would be the logits after generate has struck out stops
+    else:  # scores are logits with masked stop tokens
         steps = model.compute_transition_scores(out.sequences, out.logits, normalize_logits=True)
     answers = []
     generated = out.sequences[:, length:].tolist()
     for new, log_probabilities in zip(generated, steps.float().tolist(), strict=True):
-        # What follows the first stop token is padding, to the batch's longest answer.
+        # Padding follows the first stop token.
         stops = [position for position, token in enumerate(new) if token in decoding.stop_ids]
         count = stops[0] + 1 if stops else len(new)
         mean = sum(log_probabilities[:count]) / count

@@ -1,4 +1,4 @@
-"""Answers that are literal spans of the article: which token may be next."""
+"""Restrict answers to literal spans of the article, token by token."""
 
 import codecs
 import re
@@ -6,14 +6,14 @@ import re
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-MOST_BYTES = 4  # of a character, which a vocabulary may have to spell byte by byte
+MOST_BYTES = 4  # per character, for byte tokens
 
 
 class Grounding:
-    """Selects tokens so that an answer stays a span of its article.
+    """Selects tokens that keep an answer a span of its article.
 
-    Spans are compared as UTF-8 bytes, because a token may be part of a character. White space
-    around an answer does not count.
+    Compares UTF-8 bytes, because a token may be part of a character, and ignores surrounding white
+    space.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control_ids: set[int]):
@@ -26,55 +26,55 @@ class Grounding:
         context: str,
         stop_ids: list[int],
         left: int,
-        likeliest: list[int],
+        candidates: list[int],
     ) -> int | None:
-        """Return the first token that keeps the answer a span of the context, or ends it; or None.
+        """Return the first candidate that extends or ends a span of the context, or None.
 
-        `token_ids` is the answer so far. `left` tokens remain, this one included: they must be
-        enough for the span's first character.
+        `token_ids` is the answer so far. `left` is the number of remaining tokens, including this
+        one; they must suffice for the span's first character.
         """
         answer = self._bytes(token_ids)
         text, rest = _characters(answer)
         may_end = not rest and bool(text.strip()) and text.strip() in context
-        for token in likeliest:
+        for token in candidates:
             is_stop = token in stop_ids
             if may_end if is_stop else self._may_append(answer, token, context, left - 1):
                 return token
         return None
 
     def text(self, token_ids: list[int]) -> str:
-        """Return the answer's text without a character that was cut in the middle."""
+        """Return the answer's text without an incomplete last character."""
         return _characters(self._bytes(token_ids))[0].strip()
 
     def _bytes(self, token_ids: list[int]) -> bytes:
         return b"".join(self.bytes_of.get(token, b"") for token in token_ids)
 
     def _may_append(self, answer: bytes, token: int, context: str, left: int) -> bool:
-        """Return whether a token lengthens a span, or is white space around one.
+        """Return whether a token extends a span, or is white space around one.
 
-        One token of white space may precede a span, any number may follow it.
+        At most one white-space token may precede a span.
         """
         new = self.bytes_of.get(token, b"")
         try:
             text, rest = _characters(answer + new)
-        except UnicodeDecodeError:  # it would start or break a span within a character
+        except UnicodeDecodeError:  # within a character
             return False
-        # Only white space so far: the remaining tokens must be enough for a character.
+        # Only white space so far: the remaining tokens must suffice for a character.
         if not text.strip() and left < (_missing(rest) if rest else self._to_a_character(context)):
             return False
         if not text.strip() and rest:
             characters = (c.encode() for c in context if c.strip())
             if not any(character.startswith(rest) for character in characters):
-                return False  # it could only become white space
-        # A token without bytes, or more white space before the span, could repeat until the limit.
+                return False  # can only become white space
+        # Empty tokens and more leading white space could repeat up to the limit.
         if not new or (answer and not text.strip() and not rest):
             return False
-        # Bytes because of `rest`; or white space after a finished span.
+        # A longer span, or white space after one.
         longer = text.lstrip().encode() + rest
         return longer in context.encode() or (not rest and text.strip() in context)
 
     def _to_a_character(self, context: str) -> int:
-        """Return how many tokens the article's shortest character takes, at most."""
+        """Return the maximum number of tokens for the article's shortest character."""
         for character in set(context):
             if character.strip() and character.encode() in self.known:
                 return 1
@@ -82,24 +82,24 @@ class Grounding:
 
 
 def _missing(begun: bytes) -> int:
-    """Return how many bytes are missing of a character (RFC 3629, section 3)."""
+    """Return the number of missing bytes of a character (RFC 3629, section 3)."""
     return (2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4) - len(begun)
 
 
 def _characters(data: bytes) -> tuple[str, bytes]:
-    """Return a text's whole characters, and the bytes of an incomplete one.
+    """Return the complete characters, and the bytes of an incomplete one.
 
-    UnicodeDecodeError is raised for bytes that can never become a character.
+    UnicodeDecodeError for invalid bytes.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     return decoder.decode(data), decoder.getstate()[0]
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, control_ids: set[int]) -> dict[int, bytes]:
-    """Return the bytes that each token adds to a text, without control tokens.
+    """Return the bytes of each token, without control tokens.
 
-    Byte-level vocabularies (GPT-2, Llama 3, Qwen) write bytes as printable characters; the others
-    (SentencePiece: Llama 2, SOLAR, EEVE, Gemma) write a space as U+2581 and single bytes as <0xEA>.
+    Byte-level vocabularies (GPT-2, Llama 3, Qwen) map bytes to printable characters; SentencePiece
+    (Llama 2, SOLAR, EEVE, Gemma) has U+2581 for a space and <0xEA> for single bytes.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     byte_level = backend is not None and "ByteLevel" in repr(backend.decoder)
@@ -109,7 +109,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, control_ids: set[int]) -> di
     for token, token_id in tokenizer.get_vocab().items():
         if token_id in control_ids:
             continue
-        # Tokens that were added later are literal in both kinds of vocabularies.
+        # Added tokens are literal in both kinds.
         if token_id in added or (byte_level and not set(token) <= byte_of.keys()):
             found[token_id] = token.encode()
         elif byte_level:

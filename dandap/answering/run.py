@@ -1,11 +1,11 @@
-"""Answer questions with a run's adapter, or with a base model alone.
+"""Answer questions with a trained run or an untuned base model:
 
     from dandap.answering.run import answer, find_source
 
     result = answer(find_source("demo-20261130-180000"), "data/test.csv")
     result.scores, result.submission
 
-A model stays open for several calls with `open_model`, `encode` and `predict`.
+To keep a model loaded, use `open_model`, `encode` and `predict`.
 """
 
 import time
@@ -66,7 +66,7 @@ Engine = Literal["ours", "vllm"]
 
 @dataclass(frozen=True)
 class Source:
-    """What answers: a run's adapter on its base, or a base alone where `run` is None."""
+    """A run's adapter on its base, or an untuned base if `run` is None."""
 
     run: RunFolder | None
     recipe: Recipe
@@ -74,7 +74,7 @@ class Source:
 
 
 class Result(NamedTuple):
-    """The answers of one inference, the folder they are in, and what was made of them."""
+    """The answers of one inference with their folder, scores and submission."""
 
     folder: Path
     answers: Answers
@@ -89,28 +89,28 @@ def find_source(
     template: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Return a finished run (the newest without a name), with options over its recipe.
+    """Return a finished run, by default the newest, with `options` overriding its recipe.
 
-    `template` names another wording than the run was trained with. Options that run code of a
-    repository must be among `options`: a run folder alone cannot switch them on.
+    `template` is the name of another template than the trained one. Only `options` can enable
+    remote code; a run folder cannot.
     """
     run = find_run(name, output_dir)
     recipe = run.load_recipe()
     if not run.finished:
         raise InputError(
-            f"{run.path} has no adapter: training has not finished, or it is a zero-shot run. "
-            f"Continue with fine_tune.py --resume {run.path}, or name another --run."
+            f"{run.path} has no adapter: training is unfinished, or it is a zero-shot run. "
+            f"Continue with fine_tune.py --resume {run.path}, or choose another --run."
         )
     trained_name, wording = run.load_template()
     print(f"run: {run.path}")
     if template:
-        print(f"template: {template} instead of {trained_name}, which the run was trained with")
+        print(f"template: {template} (trained with {trained_name})")
         wording = checked_template(template, recipe.task)
         recipe = make_recipe(recipe.model_dump() | {"template": template}, "--template")
     elif prompts.TEMPLATES.get(trained_name) != wording:
         print(
-            f"WARNING: template {trained_name!r} in prompts.py has changed since training; the one "
-            "saved with the run is used"
+            f"WARNING: template {trained_name!r} in prompts.py changed since training. Using the "
+            "one saved with the run."
         )
     return with_options(Source(run, recipe, wording), options or {})
 
@@ -118,7 +118,7 @@ def find_source(
 def base_source(
     recipe: Recipe, template: str | None = None, options: Mapping[str, Any] | None = None
 ) -> Source:
-    """Return a recipe's untuned base model."""
+    """Return the untuned base model of a recipe."""
     if template:
         recipe = make_recipe(recipe.model_dump() | {"template": template}, "--template")
     print(f"untuned base model {recipe.model}, template {recipe.template}")
@@ -127,7 +127,7 @@ def base_source(
 
 
 def with_options(source: Source, options: Mapping[str, Any]) -> Source:
-    """Return the source with other answering options, its template checked."""
+    """Return the source with other options, after checking its template."""
     where = str(source.run.path if source.run else source.recipe.model)
     recipe = make_recipe(source.recipe.model_dump() | dict(options), where, list(options))
     confirm_remote_code(recipe, "trust_remote_code" in options)
@@ -137,13 +137,13 @@ def with_options(source: Source, options: Mapping[str, Any]) -> Source:
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A loaded model that answers rows of its recipe's task."""
+    """A loaded model that answers rows."""
 
     recipe: Recipe
     answerer: Any  # Answerer or VllmAnswerer
     base: dict[str, str]  # the base's identity
     config: PretrainedConfig
-    engine: str = "ours"  # vLLM's has a version
+    engine: str = "ours"  # or vLLM with its version
 
     @property
     def encoder(self) -> Encoder:
@@ -151,10 +151,10 @@ class OpenModel:
         return self.answerer.encoder
 
     def encode(self, rows: list[Row], all_rows: Collection[Row] = ()) -> list[Example]:
-        """Return the rows as token ids, and print which articles were shortened.
+        """Encode rows, and print which articles were shortened.
 
-        How an article is shortened depends on all its questions. `all_rows` has those that are not
-        answered, so that a part of a file gets the same prompts as the whole file.
+        Shortening depends on all questions of an article: `all_rows` includes those that are not
+        answered, so that a part of a file gets the prompts of the whole file.
         """
         articles, ids = {row.article for row in rows}, {row.id for row in rows}
         others = [row for row in all_rows if row.article in articles and row.id not in ids]
@@ -167,19 +167,18 @@ class OpenModel:
     def predict(
         self, examples: list[Example], known: Collection[str] = ()
     ) -> Iterator[dict[str, Any]]:
-        """Yield a record of predictions.jsonl for each example as batches finish.
+        """Yield the records of predictions.jsonl as batches finish.
 
-        Examples whose ids are `known` are skipped; the others keep their batches, and so their
-        answers, to the bit.
+        Skip examples with `known` ids, without changing the batches of the others.
         """
         task = get_task(self.recipe.task)
         for example, answers in self.answerer.answers(examples, known):
             yield make_record(task, example, answers)
 
     def predict_all(self, examples: list[Example], description: str | None = None) -> Answers:
-        """Return rows and records in the examples' order; a description shows progress.
+        """Return all rows and records in order; show progress if there is a description.
 
-        Each of several processes answers its share, and all return everything.
+        Processes share the work, and all return everything.
         """
         records = self.predict(examples)
         if description:
@@ -195,9 +194,9 @@ class OpenModel:
 def open_model(
     source: Source, engine: Engine = "ours", bases: Path = Path("outputs/bases")
 ) -> OpenModel:
-    """Load the source's model. What can be rejected without the weights is rejected first.
+    """Load a source's model, after all checks that need no weights.
 
-    `bases` is where vLLM's dequantized bases are written.
+    `bases` is the folder for vLLM's dequantized bases.
     """
     recipe, run = source.recipe, source.run
     config = load_config(recipe)
@@ -206,8 +205,8 @@ def open_model(
     base = base_identity(recipe)
     if run and not same_base(run.environment().get("base", base), base):
         print(
-            f"WARNING: the base {recipe.model} is not the one that {run.path} was trained on; its "
-            "answers will differ"
+            f"WARNING: the base {recipe.model} changed since {run.path} was trained. Answers will "
+            "differ."
         )
     encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
     if engine == "vllm":
@@ -221,21 +220,23 @@ def open_model(
     base_model = load_base(recipe, plan.device, config, plan.dequantized)
     model = load_adapter(base_model, run.adapter) if run else base_model
     if isinstance(model, PeftModel) and plan.device.type == "cuda":
-        model = for_answering(model, plan.merged)  # on a CPU the matrix products take the time
+        model = for_answering(model, plan.merged)  # saves kernel launches
     return OpenModel(recipe, Answerer(recipe, encoder, model, plan), base, config)
 
 
 def read_questions(recipe: Recipe, test_file: str | None = None, split: str | None = None) -> Table:
-    """Return a test file (by default the recipe's), or with a split the run's held-out rows."""
+    """Return the rows of a test file, by default the recipe's, or of the validation split."""
     task = get_task(recipe.task)
     if split and test_file:
-        raise InputError("got --split and --test_file; give one of them.")
+        raise InputError("got --split and --test_file; expected one of them.")
     if not split:
         return read_test(task, recipe, Path(test_file or recipe.test_file))
     table = read_train(task, recipe)
     _, rows = split_by_article(table.rows, recipe.validation_fraction, recipe.fold)
     if not rows:
-        raise InputError("the run has validation_fraction 0: there is no validation split.")
+        raise InputError(
+            "the run has no validation split (validation_fraction 0). Use --test_file."
+        )
     return replace(table, rows=rows)
 
 
@@ -251,11 +252,10 @@ def answer(
     output: str | None = None,
     overwrite: bool = False,
 ) -> Result:
-    """Answer a test file (or the validation split), score it and write the submission.
+    """Answer a test file or the validation split, score it, and write the submission.
 
-    Answers go into a new folder of the run, or of `answers_dir`. An unfinished inference with the
-    same settings is continued. Under a launcher each process answers its share, and the first one
-    returns.
+    Writes to a new folder in the run or in `answers_dir`, or continues an unfinished inference with
+    equal settings. With a launcher, processes share the work and only the main process returns.
     """
     check_output(output, overwrite)
     run, recipe, task = source.run, source.recipe, get_task(source.recipe.task)
@@ -264,12 +264,12 @@ def answer(
     print(f"{table.path}: {len(rows):,} {asked} on {len({row.article for row in rows}):,} {on}")
     for note in table.notes:
         print(f"  {note}")
-    # A bad sample_submission.csv is found now, and not after hours of answering.
+    # Read sample_submission.csv before hours of answering.
     form = None if limit or split else task.submission_form(table.path, rows)
     if form and form.note:
         print(form.note)
     parent = Path(answers_dir) if answers_dir else run.answers if run else Path(output_dir)
-    check_writable(parent, "Name another with --answers_dir.")
+    check_writable(parent, "Choose another --answers_dir.")
 
     started = time.perf_counter()
     if engine == "vllm":
@@ -285,7 +285,7 @@ def answer(
     of = split or table.path.stem
     stem = of if engine == "ours" else f"{of}-{engine}"
     name = answers_name(stem, recipe, run.load_recipe() if run else recipe, limit)
-    # An unfinished inference is continued only if nothing that answers depend on has changed.
+    # Continue only if everything that answers depend on is equal.
     settings = hash_settings(
         {
             **{"recipe": recipe.model_dump(), "template": source.template},
@@ -296,13 +296,13 @@ def answer(
         run.adapter if run else None,
     )
     folder = from_main(partial(answers_folder, parent, name, settings))
-    # Two inferences in one folder would overwrite each other's journal.
+    # One inference per folder at a time.
     with locked_for_all(folder):
         examples = model.encode(rows, table.rows)
         journal = Journal(folder, settings, examples, process_rank())
         known = from_main(journal.read)
         if known:
-            print(f"continuing in {folder}: {len(known):,} of {len(examples):,} answers are there")
+            print(f"continuing in {folder}: {len(known):,} of {len(examples):,} answers exist")
         total, done = share_of(len(examples)), share_of(len(known))
         records = model.predict(examples, known)
         for record in track(records, "answering", "questions", total, done):
@@ -347,16 +347,16 @@ def answer(
             "recipe": recipe.model_dump(),
         }
         write_json(folder / "scores.json", content | environment)
-        # --output is written last: an inference that is interrupted before can continue.
+        # Last, so that an interrupted inference can continue.
         if output and submission:
             copy_file(submission, Path(output))
         elif output:
-            print("no submission was written: --limit and --split answer only some questions")
+            print("no submission: --limit and --split answer only some questions")
     return Result(folder, answers, scores, submission, answered - started)
 
 
 def _base_run(source: Source, environment: dict[str, Any], output_dir: str) -> RunFolder:
-    """Return a run folder without an adapter for an untuned base; an earlier one is reused."""
+    """Return a run folder for an untuned base, an existing one if possible."""
     for run in list_runs(output_dir):
         if "-base-" not in run.path.name or run.finished:
             continue

@@ -1,18 +1,17 @@
-"""Decode trees of prompts: the prompts are read once, then each step feeds a token per live branch.
+"""Decode trees of prompts: read the prompts once, then feed one token per live branch and step.
 
-The prompts of an article are one tree, a row of the batch; its keys and values stay in place. A
-new token sees its prompt's ancestors in them and its own branch's tokens, which are stored apart:
+The prompts of an article are one tree in a row of the batch. A new token sees its prompt's tokens
+in the row's keys and values (the trunk) and its own branch's tokens, which are stored separately:
 
-    trunk (a row)             own (a slot per branch)
+    trunk (one row)           own (one slot per branch)
     article | q 1 | q 2       answer 1: 2 steps so far, and room for more
                               answer 2: 2 steps so far, and room for more
 
-On CUDA a step is captured as a graph, whose tensors cannot change size: there is room for several
-steps, and stopped branches are fed along until it is used up. On a CPU there is room for one step,
-and stopped branches are removed at once.
+A CUDA graph has fixed shapes: room is allocated for several steps, and stopped branches are removed
+only when it is used up. On a CPU both happen at every step.
 
-Answers equal those of `generate` (dandap/answering/generate.py), token for token in float32; in 16
-bits ties may be decided differently.
+Answers equal those of `generate` (dandap/answering/generate.py), token by token in float32; in 16
+bits, ties may differ.
 """
 
 import hashlib
@@ -37,18 +36,18 @@ from dandap.tree.logits import logits_at
 from dandap.tree.masks import ALIGNED, additive, sliding_windows, tree_masks
 from dandap.tree.token_tree import Part, collate, send
 
-FIRST_TRIED = 16  # most probable tokens tried before all others in a grounded answer
+FIRST_TRIED = 16  # most probable tokens to try first in a grounded answer
 
 
 @dataclass
 class Branch:
-    """An answer that grows, and its place in the batch."""
+    """A growing answer, and its position in the batch."""
 
     index: int  # of its example
     sample: int
     row: int  # of the batch
     slot: int  # within the row
-    # The log-probability is a sum until all answers have ended.
+    # Its log-probability is a sum until all answers are finished.
     answer: Answer = field(default_factory=Answer)
 
 
@@ -60,14 +59,14 @@ def answer_examples(
     grounding: Grounding | None = None,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, list[Answer]]]:
-    """Yield (number of the example, its samples) as batches finish; skip the `done`.
+    """Yield (index of the example, its samples) as batches finish; skip indices in `done`.
 
-    A batch has at most `tokens_per_batch` tokens, with padding and a share of the new ones.
+    A batch has at most `tokens_per_batch` tokens, with padding and some new tokens.
     """
     model.eval()
 
     def sequences(index: int) -> Pairs:
-        # Any one-token answer marks the prompt's end as predicting.
+        # A one-token answer makes the prompt's last token a predictor.
         return [(examples[index].prompt_ids, decoding.stop_ids[:1])]
 
     def work(batch: list[Part]) -> dict[int, list[Answer]]:
@@ -79,31 +78,28 @@ def answer_examples(
 
 
 class TreeCache(DynamicCache):
-    """Keys and values of trees, and apart from them those of the branches that grow from them.
-
-    dandap/tree/attention.py draws both parts and attends to them.
-    """
+    """Keys and values of trees and, separately, of branches (see dandap/tree/attention.py)."""
 
     def __init__(self, rows: int, length: int, device: torch.device):
-        # Without a config: sliding layers would drop keys by index; our masks window by position.
+        # Without a config: sliding layers would drop keys by index, not by position.
         super().__init__()
         self.rows, self.length = rows, length
-        # The rows whose trees are being forwarded; None while branches are.
+        # The rows of the trees to read; None while decoding branches.
         self.reading: slice | None = None
         self.trunk: list[tuple[torch.Tensor, ...]] = []  # per layer: keys, values
         self.own: list[tuple[torch.Tensor, ...]] = []
-        # The column of `own` that new tokens fill; on the device, where a graph finds it.
+        # The column of `own` for new tokens; on the device, for CUDA graphs.
         self.step = torch.full((1,), -1, device=device)
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        """Store the keys and values of new tokens, and return what these tokens attend to.
+        """Store keys and values of new tokens, and return those to attend to.
 
-        Both are (rows, kv_heads, tokens, size). A tree attends to itself, a branch to `Branched`.
+        Both are (rows, kv_heads, tokens, size). Trees attend to themselves, branches to `Branched`.
         """
         new = (key_states, value_states)
         if self.reading:
             if layer_idx == len(self.trunk):
-                # Room for all rows at once: concatenation would copy the rows read before.
+                # Allocate all rows at once, to avoid copies.
                 self.trunk.append(
                     tuple(x.new_zeros(self.rows, x.shape[1], self.length, x.shape[3]) for x in new)
                 )
@@ -116,31 +112,29 @@ class TreeCache(DynamicCache):
         return tuple(map(Branched, self.trunk[layer_idx], self.own[layer_idx]))
 
     def make_room(self, branches: int, steps: int) -> None:
-        """Give every branch room for so many more steps: zeros, which masks hide until then."""
+        """Allocate more steps for every branch: zeros, which masks hide."""
         for number, layer in enumerate(self.trunk):
             rows, kv_heads, _, size = layer[0].shape
             room = tuple(x.new_zeros(rows, kv_heads, branches, steps, size) for x in layer)
             if number < len(self.own):
-                kept = self.own[number]
-                self.own[number] = tuple(
-                    torch.cat(pair, dim=3) for pair in zip(kept, room, strict=True)
-                )
+                pairs = zip(self.own[number], room, strict=True)
+                self.own[number] = tuple(torch.cat(pair, dim=3) for pair in pairs)
             else:
                 self.own.append(room)
 
     def keep_branches(self, row: torch.Tensor, slot: torch.Tensor) -> None:
-        """Move branches: the one at [r, w] comes from row[r, w], slot[r, w]."""
-        for number, layer in enumerate(self.own):  # one by one, so that no second cache is held
+        """Move branches: [r, w] becomes [row[r, w], slot[r, w]]."""
+        for number, layer in enumerate(self.own):  # layer by layer, to avoid a second cache
             self.own[number] = tuple(states[row, :, slot].transpose(1, 2) for states in layer)
 
     def keep_trees(self, rows: torch.Tensor) -> None:
-        """Drop all other rows' trees; `keep_branches` moves their branches."""
+        """Drop the trees of other rows."""
         for number, layer in enumerate(self.trunk):
             self.trunk[number] = tuple(states[rows] for states in layer)
 
 
 class TreeDecoder:
-    """Decodes a batch of trees, a row each. A branch has a slot in its row: (rows, slots)."""
+    """Decodes a batch of trees, one per row; a branch has a slot in its row: (rows, slots)."""
 
     def __init__(
         self,
@@ -160,12 +154,12 @@ class TreeDecoder:
         length = -(-longest // self.multiple) * self.multiple  # as `collate` pads
         self.cache = TreeCache(len(batch), length, self.device)
         self.captures = can_capture(self.device)
-        # Steps that branches get room for at a time.
+        # Steps to allocate at a time.
         self.room = expected_length(decoding.max_new_tokens) if self.captures else 1
 
     @torch.inference_mode()
     def run(self) -> dict[int, list[Answer]]:
-        """Return the samples of every example of the batch, by the example's number."""
+        """Return the samples of every example in the batch, by index."""
         with branching(self.model):
             return self._run()
 
@@ -177,8 +171,7 @@ class TreeDecoder:
             growing = [branch for branch in live if not branch.answer.stopped]
             if not growing or step + 1 == self.decoding.max_new_tokens:
                 break
-            # Stopped branches are removed. A captured graph, whose shapes cannot change, feeds them
-            # along until room must be made anyway.
+            # Remove stopped branches, with CUDA graphs only when room must be allocated anyway.
             if step % self.room == 0 and len(growing) < len(live):
                 left = [number for number, branch in enumerate(live) if not branch.answer.stopped]
                 chosen = chosen[self._sent(left)]
@@ -192,8 +185,8 @@ class TreeDecoder:
         return answers
 
     def _read(self) -> torch.Tensor:
-        """Forward the trees, some at a time, and return logits (branches, vocab)."""
-        # On a CPU each by itself: padding takes time there.
+        """Read the trees, some at a time, and return logits (branches, vocab)."""
+        # One by one on a CPU, where padding takes time.
         rows = 1 if self.device.type == "cpu" else max(1, READ_TOKENS // self.cache.length)
         logits = []
         for first in range(0, len(self.parts), rows):
@@ -203,8 +196,8 @@ class TreeDecoder:
             predicted = self._forward(
                 batch["input_ids"], batch["position_ids"], mask, batch["predicts"]
             )
-            # Questions with the same prompt, and samples, share the predicting position:
-            # `predictor` has an entry for each question, in the order of the branches.
+            # `predictor` has an entry per question, in the order of the branches; equal prompts
+            # share a position.
             owner = batch["predictor"]
             if self.decoding.samples > 1:
                 owner = owner.repeat_interleave(
@@ -219,10 +212,9 @@ class TreeDecoder:
         return collate(trees, self.decoding.pad_id, self.multiple, self.device)
 
     def _branch_off(self) -> list[Branch]:
-        """Return a branch per sample, and set what the branches see and their positions.
+        """Return one branch per sample; set `sees`, the visible trunk columns, and `position`.
 
-        `sees` is (rows, slots, columns): the columns of the tree that a branch sees; `position` is
-        that of its last token, (rows, slots).
+        `sees` is (rows, slots, columns); `position`, of a branch's last token, is (rows, slots).
         """
         branches = []
         samples = self.decoding.samples
@@ -230,8 +222,7 @@ class TreeDecoder:
             owners = [(index, sample) for index in part.members for sample in range(samples)]
             for slot, (index, sample) in enumerate(owners):
                 branches.append(Branch(index, sample, row, slot))
-        # The index of a branch's last prompt token. Slots without a branch have 0; their results
-        # are dropped.
+        # Index of each branch's last prompt token; 0 in empty slots, whose results are dropped.
         width = 1 + max(branch.slot for branch in branches)
         ends = torch.zeros(len(self.parts), width, dtype=torch.long)
         for row, part in enumerate(self.parts):
@@ -241,7 +232,7 @@ class TreeDecoder:
         self._find_slots(branches, width)
         batch = self._collate(self.parts)
         self.column_position = batch["position_ids"]
-        # A branch sees what its prompt's last token sees: that token's ancestors and itself.
+        # A branch sees its prompt's last token and that token's ancestors.
         column = torch.arange(self.cache.length, device=self.device)
         end = ends[:, :, None]
         self.sees = (column <= end) & (end <= batch["subtree_end"][:, None])
@@ -249,9 +240,9 @@ class TreeDecoder:
         return branches
 
     def _regroup(self, live: list[Branch]) -> None:
-        """Remove stopped branches from the tensors, the cache and the places of `live`."""
+        """Remove stopped branches from tensors and cache, and renumber `live`."""
         rows = sorted({branch.row for branch in live})
-        # Empty rows are removed once they are half: that copies the cache.
+        # Removing empty rows copies the cache: only if they are half.
         if len(rows) > len(self.sees) / 2:
             rows = list(range(len(self.sees)))
         number = {row: new for new, row in enumerate(rows)}
@@ -259,28 +250,27 @@ class TreeDecoder:
         for branch in live:
             members[number[branch.row]].append(branch.slot)
             branch.row, branch.slot = number[branch.row], len(members[number[branch.row]]) - 1
-        # slot[r, w] is the old slot of the branch now at [r, w]. Shorter rows are filled with
-        # copies of their old slot 0, which are never read.
+        # slot[r, w] is the old slot of the branch now at [r, w]; shorter rows are padded with 0.
         width = max(map(len, members))
         slot = self._sent([slots + [0] * (width - len(slots)) for slots in members])
-        kept = self._sent(rows)
-        row = kept[:, None].expand_as(slot)
+        left = self._sent(rows)
+        row = left[:, None].expand_as(slot)
         self.sees, self.position = self.sees[row, slot], self.position[row, slot]
         self.cache.keep_branches(row, slot)
         if len(rows) < len(self.column_position):
-            self.column_position = self.column_position[kept]
-            self.cache.keep_trees(kept)
+            self.column_position = self.column_position[left]
+            self.cache.keep_trees(left)
         self._find_slots(live, width)
 
     def _find_slots(self, live: list[Branch], width: int) -> None:
-        """Set the live branches' slots, counted row by row."""
+        """Set the flat slots of the live branches."""
         self.slots = self._sent([branch.row * width + branch.slot for branch in live])
 
     def _sent(self, numbers: list | torch.Tensor) -> torch.Tensor:
         return send(numbers, self.device)
 
     def _feed(self, chosen: torch.Tensor, step: int) -> torch.Tensor:
-        """Forward the token chosen for every live branch, and return logits (branches, vocab)."""
+        """Feed the selected tokens of all live branches, and return logits (branches, vocab)."""
         if step % self.room == 0:
             self.cache.make_room(self.position.shape[1], self.room)
             self.columns = step + self.room  # of own tokens
@@ -288,7 +278,7 @@ class TreeDecoder:
         return self.captured(self._step, chosen) if self.captures else self._step(chosen)
 
     def _step(self, chosen: torch.Tensor) -> torch.Tensor:
-        """Do one step; only the contents of tensors depend on its number, as a graph needs."""
+        """Do one step; only tensor contents depend on the step, for CUDA graphs."""
         ids = torch.full_like(self.position, self.decoding.pad_id)
         ids.view(-1).index_copy_(0, self.slots, chosen)
         self.position += 1
@@ -300,8 +290,8 @@ class TreeDecoder:
         return self._forward(ids, self.position, masks.get("", masks), self.slots)
 
     def _sees_within(self, window: int | None) -> torch.Tensor:
-        """Return what the new tokens see, (rows, slots, columns and steps): tree and own branch."""
-        # How many steps ago each own token was fed, the oldest first; below zero are future steps.
+        """Return the visibility of trunk and own tokens, (rows, slots, columns + steps)."""
+        # Steps since each own token was fed, the oldest first; negative for future steps.
         age = self.cache.step - torch.arange(self.columns, device=self.device)
         age = age.expand(*self.position.shape, -1)
         if window is None:
@@ -310,7 +300,7 @@ class TreeDecoder:
         return torch.cat([self.sees & near, (age >= 0) & (age < window)], dim=-1)
 
     def _forward(self, ids, positions, mask, at) -> torch.Tensor:
-        """Return the logits of some positions in float32, (positions, vocab)."""
+        """Return float32 logits at some positions, (positions, vocab)."""
         with autocast_for(self.model), logits_at(self.model, at):
             outputs = self.model(
                 input_ids=ids,
@@ -323,7 +313,7 @@ class TreeDecoder:
 
     def _take_tokens(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
         """Append each branch's next token, and return the tokens, (branches)."""
-        # Selected by `allowed`; the log-probability is that of `logits`, the model's own.
+        # `allowed` selects tokens; log-probabilities are of the model's `logits`.
         stop_ids = self.decoding.stop_ids
         allowed = logits
         if self.decoding.repetition_penalty != 1:
@@ -347,7 +337,7 @@ class TreeDecoder:
 
     def _append(self, branch: Branch, token: int, log_probability: float) -> None:
         if branch.answer.stopped:
-            return  # fed along with the others
+            return
         branch.answer.token_ids.append(token)
         branch.answer.log_probability += log_probability
         branch.answer.stopped = token in self.decoding.stop_ids
@@ -355,10 +345,10 @@ class TreeDecoder:
     def _take_grounded(
         self, live: list[Branch], logits: torch.Tensor, scores: torch.Tensor
     ) -> torch.Tensor:
-        """Append the most probable tokens that keep answers spans, and return them."""
+        """Append the most probable tokens that extend spans, and return them."""
         chosen = []
-        likeliest = scores.topk(min(FIRST_TRIED, scores.shape[1])).indices
-        tokens, log_probabilities = _fetched(likeliest.T, logits)  # (tried, branches)
+        top = scores.topk(min(FIRST_TRIED, scores.shape[1])).indices
+        tokens, log_probabilities = _fetched(top.T, logits)  # (tried, branches)
         for number, branch in enumerate(live):
             if branch.answer.stopped:
                 chosen.append(self.decoding.stop_ids[0])
@@ -373,7 +363,7 @@ class TreeDecoder:
             token = pick(first)
             if token is None:
                 token = pick(scores[number].argsort(descending=True).tolist())
-            # An article without a character has no span; the answer ends.
+            # An empty article has no span: stop.
             token = self.decoding.stop_ids[0] if token is None else token
             if token in first:
                 log_probability = log_probabilities[first.index(token)][number]
@@ -384,19 +374,19 @@ class TreeDecoder:
         return self._sent(chosen)
 
     def _sampled(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
-        """Draw tokens from the softmax at the decoding's temperature, by its cumulative sum."""
-        # The upper 24 of the seed's 56 bits: below 1, and exact in float32.
+        """Sample tokens from the softmax at the decoding's temperature (inverse CDF)."""
+        # The upper 24 of the seed's 56 bits: in [0, 1), exact in float32.
         drawn = [(self._seed(branch, step) >> 32) / 2**24 for branch in live]
         reached = self._tempered(logits).softmax(-1).cumsum(-1)
-        # Rounding keeps the sum from being 1.
+        # The sum may not be exactly 1.
         at = self._sent(drawn)[:, None] * reached[:, -1:]
         return torch.searchsorted(reached, at, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
     def _perturbed(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
-        """Return logits with Gumbel noise; without it at temperature 0.
+        """Return logits with Gumbel noise, without it at temperature 0.
 
-        The largest of any subset of tokens is then a sample of its softmax (Gumbel, 1954), so
-        grounding can try tokens in order and still sample.
+        The maximum over any subset is then a sample of its softmax (Gumbel, 1954), so grounding can
+        try tokens in order.
         """
         if not self.decoding.temperature:
             return logits
@@ -408,11 +398,11 @@ class TreeDecoder:
         return self._tempered(logits) - noise.log()  # -log of an exponential is Gumbel noise
 
     def _tempered(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return logits / temperature, the largest at 0: finite at any temperature."""
+        """Return logits / temperature with a maximum of 0, finite at any temperature."""
         return (logits - logits.amax(-1, keepdim=True)) / self.decoding.temperature
 
     def _seed(self, branch: Branch, step: int) -> int:
-        """Return a seed of 56 bits that depends on question, sample and step, not on the batch."""
+        """Return a 56-bit seed from question, sample and step, independent of the batch."""
         name = f"{self.decoding.seed} {self.examples[branch.index].row.id} {branch.sample} {step}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
 
@@ -420,9 +410,9 @@ class TreeDecoder:
 def _fetched(
     tokens: torch.Tensor, logits: torch.Tensor
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Return tokens, (n, branches), and their log-probabilities with one wait for the device.
+    """Return tokens (n, branches) and their log-probabilities with a single synchronization.
 
-    logits are (branches, vocab) in float32. The tokens are sent as float32, exact up to 2**24.
+    logits are (branches, vocab) in float32, in which token ids are exact up to 2**24.
     """
     log_probabilities = logits.gather(1, tokens.T).T - logits.logsumexp(-1)
     both = torch.stack([tokens.float(), log_probabilities]).tolist()

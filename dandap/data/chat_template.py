@@ -1,12 +1,11 @@
-"""Check a model's chat template, and mend it so that the generation prompt ends at the answer.
+"""Check a model's chat template, and extend it so that the prompt ends where the answer starts.
 
     ...article, question <end> <assistant> <channel> 답 <end> newline
     |---- generation prompt ----------------|           only where the template has one
     |---- prompt, in training and in inference --------| |--- answer and its stop token: trained
 
-What is between the generation prompt and the answer (a header, a channel, an empty thinking block)
-belongs to the prompt. It is appended to the tokenizer's template and saved with the adapter, so
-everybody who loads the adapter sends the same prompt.
+Text between the generation prompt and the answer (a header, a channel, an empty thinking block)
+belongs to the prompt. It is appended to the tokenizer's template, which is saved with the adapter.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ if TYPE_CHECKING:  # transformers takes seconds to load
     from transformers import PreTrainedTokenizerBase
 
 Messages = list[dict[str, str]]
-PROBE = {"role": "assistant", "content": "단답의 자리 0729"}  # an answer that no template contains
-SECONDS = 20  # for a template to render a sample; real ones take milliseconds
-# Templates that ask for today's date get this one: a prompt must not depend on the day.
+PROBE = {"role": "assistant", "content": "단답의 자리 0729"}  # no template contains this answer
+SECONDS = 20  # time limit to render a sample; real templates take milliseconds
+# Replaces today's date in templates: a prompt must not depend on the day.
 DAY = datetime(2024, 7, 26)
 DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-# <|im_end|>, </think>, [INST]; not a word that is an added token.
+# <|im_end|>, </think>, [INST], but not words that are added tokens.
 MARKER = re.compile(r"[<>|#\uff5c]|^\[[\x21-\x7e]+\]$")
 PLAIN = "Choose a plain template (--template, one with a 'prompt'), or another base."
 
@@ -43,14 +42,13 @@ class Prompt(NamedTuple):
 
 
 class Chat:
-    """Renders and tokenizes chat turns; text of rows never becomes a control token.
+    """Renders and tokenizes chat turns; row text never becomes a control token.
 
-    `control_ids` are the ids of control tokens, `stop_id` is the one that ends a turn (None if a
-    turn ends without a token of its own).
+    `control_ids` are the ids of control tokens; `stop_id` is the end-of-turn token, or None.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, messages: Messages):
-        """Check and mend the tokenizer's template with a sample's turns."""
+        """Check and extend the tokenizer's template with sample turns."""
         self.tokenizer = tokenizer
         if isinstance(tokenizer.chat_template, dict):  # several by name: "default", "tool_use"
             tokenizer.chat_template = tokenizer.chat_template.get("default")
@@ -59,7 +57,7 @@ class Chat:
         self.control_ids = mark_control_tokens(tokenizer)
         added = tokenizer.added_tokens_decoder
         spelled = [re.escape(added[i].content) for i in self.control_ids if i in added]
-        # transformers marks control tokens of a text with the last two, and removes them from rows.
+        # transformers marks control tokens with the last two characters.
         self.controls = re.compile("|".join([*spelled, "[\U000f0000\U000f0001]"]))
         self.blocks = False  # whether the template reads content as a list of blocks
         tokenizer.chat_template = fix_date(tokenizer.chat_template)
@@ -67,7 +65,7 @@ class Chat:
         self._fit(messages)
 
     def render(self, conversations: list, is_prompt: bool = False, tokenize: bool = False) -> Any:
-        """Return each conversation's text or token ids, a prompt up to where the answer starts."""
+        """Return the text or token ids of conversations, or of their prompts."""
         if self.blocks:
             conversations = [
                 [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
@@ -78,12 +76,12 @@ class Chat:
                 conversations,
                 add_generation_prompt=is_prompt,
                 tokenize=tokenize,
-                # A row's text that spells a control token stays text; this needs `tokenize`.
+                # Row text that spells a control token stays text; needs `tokenize`.
                 sanitize_control_tokens=tokenize,
                 return_dict=False,
-                enable_thinking=False,  # Qwen 3 would think first; other templates ignore it
+                enable_thinking=False,  # for Qwen 3; other templates ignore it
             )
-        except Exception as error:  # a template may divide by zero, index nothing, nest too deeply
+        except Exception as error:  # a template may raise anything
             system = any(turn["role"] == "system" for turn in conversations[0])
             hint = "Choose a template without a system turn (Gemma has none), or another base."
             message = f"the model's chat template fails ({first_line(error)}). "
@@ -92,10 +90,10 @@ class Chat:
     def encode(
         self, conversations: list[Messages], prompts: list[Prompt] | None = None
     ) -> list[Prompt]:
-        """Return the prompt of each conversation, or if `prompts` are given, the whole of it.
+        """Return the prompt of each conversation, or the whole conversation if `prompts` are given.
 
-        The tokenizer is called once. Of a whole conversation only what follows its prompt's last
-        control token is tokenized, not the article again: nothing merges across such a token.
+        The tokenizer is called once. For a whole conversation it tokenizes only the text after the
+        prompt's last control token, because tokens do not merge across it.
         """
         is_prompt = prompts is None
         texts = self.render(conversations, is_prompt)
@@ -110,7 +108,7 @@ class Chat:
                 known[i], rest[i] = prompt.ids[: seam + 1], texts[i][start:]
         found = self.tokenizer(rest, add_special_tokens=False).input_ids
         for i, messages in enumerate(conversations):
-            # The rest may start with another token, merged with what precedes it.
+            # The rest may start with a merged token.
             merged = known[i] and found[i][:1] != known[i][-1:]
             if merged or any(self.controls.search(turn["content"]) for turn in messages):
                 found[i] = self.render([messages], is_prompt, tokenize=True)[0]
@@ -119,14 +117,14 @@ class Chat:
         return list(map(Prompt, texts, found))
 
     def check(self, text: str, messages: Messages, name: str) -> None:
-        """Reject a template whose prompt lacks one of its turns, but for white space."""
+        """Reject a template that drops a turn from its prompt."""
         for message in messages:
             if without_spaces(message["content"]) not in without_spaces(text):
                 turn = f"{message['role']} turn of question {name}"
                 raise InputError(f"the model's chat template drops the {turn}. {PLAIN}")
 
     def _fit(self, messages: Messages) -> None:
-        """Choose text or blocks as content, and let the generation prompt end at the answer."""
+        """Choose text or blocks as content, and extend the generation prompt to the answer."""
         [prompt] = self.render([messages], True)
         try:
             self.check(prompt, messages, "sample")
@@ -141,7 +139,7 @@ class Chat:
         before, found, after = whole.partition(PROBE["content"])
         opening = before.removeprefix(prompt)
         if found and opening and before.startswith(prompt):
-            # Jinja drops a template's last line end; within the template it would stay.
+            # Jinja drops the last line end of a template.
             template = self.tokenizer.chat_template.removesuffix("\n").removesuffix("\r")
             literal = json.dumps(opening, ensure_ascii=False)  # a Jinja string, too
             template += "{{ " + literal + " if add_generation_prompt else '' }}"
@@ -150,7 +148,7 @@ class Chat:
         # A thinking block may be in the generation prompt alone, which is then longer.
         if not found or PROBE["content"] in after or not prompt.startswith(before):
             got = f"{prompt[-80:]!r} and {whole[-200:]!r}"
-            wanted = "does not have an answer once after its prompt"
+            wanted = "does not put the answer after its prompt once"
             raise InputError(f"the model's chat template {wanted} (got {got}). {PLAIN}")
         ids = self.tokenizer(after, add_special_tokens=False).input_ids
         self.stop_id = next((token for token in ids if token in self.control_ids), None)
@@ -159,8 +157,8 @@ class Chat:
         if sys.platform != "linux":  # elsewhere processes cannot be forked safely
             return
 
-        def attempt() -> None:  # without the tokenizer, whose threads are not forked
-            with suppress(InputError):  # the parent meets it as well
+        def attempt() -> None:  # without the tokenizer, whose threads do not survive a fork
+            with suppress(InputError):  # the parent raises it as well
                 self.render([messages], True)
                 self.render([[*messages, PROBE]])
 
@@ -174,15 +172,15 @@ class Chat:
 
 
 def without_spaces(text: str) -> str:
-    """Return a text without white space, which templates may trim."""
+    """Return a text without white space."""
     return "".join(text.split())
 
 
 def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids of control tokens, and let transformers escape rows that spell one.
+    """Return the ids of control tokens, and make transformers escape row text that spells one.
 
-    Control tokens are the special tokens, and added tokens that the chat template contains and that
-    look like a marker. Any other added token is a word.
+    Control tokens are the special tokens, and added tokens in the chat template that look like a
+    marker. Other added tokens are words.
     """
     added = tokenizer.added_tokens_decoder
     template = tokenizer.chat_template or ""

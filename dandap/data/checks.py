@@ -10,10 +10,10 @@ from dandap.errors import InputError, short_list
 from dandap.recipe import Recipe
 
 FINDINGS = {
-    "contradictions": "questions asked twice on one article with different answers",
-    "not_in_article": "answers that are not in their article as written",
-    "shared_articles": "articles that are in more than one of train, validation and test",
-    "near_duplicates": "groups of articles that are nearly the same",
+    "contradictions": "repeated questions with different answers",
+    "not_in_article": "answers that are not literally in their article",
+    "shared_articles": "articles in more than one of train, validation and test",
+    "near_duplicates": "groups of nearly identical articles",
 }
 
 
@@ -28,14 +28,14 @@ def check_data(splits: dict[str, list[Row]]) -> dict[str, list[dict]]:
         asked[row.article, comparable(row.question).rstrip("?")].append(row)
     contradictions = []
     for same in asked.values():
-        # One common answer is enough: the others may be other wordings.
+        # One common answer is enough; others may be paraphrases.
         if not set.intersection(*({comparable(answer) for answer in row.answers} for row in same)):
             ids, answers = [row.id for row in same], [row.answers[0] for row in same]
             contradictions.append({"ids": ids, "question": same[0].question, "answers": answers})
     not_in_article = [
         {"ids": [row.id], "question": row.question, "answers": list(row.answers)}
         for row in answered
-        # Commas and spaces included: a grounded answer is copied letter for letter.
+        # Literally, with commas and spaces, as grounded answers are.
         if row.context and not any(answer in row.context for answer in row.answers)
     ]
     first: dict[str, dict[str, str]] = defaultdict(dict)  # content -> split -> its first id
@@ -53,7 +53,7 @@ def check_data(splits: dict[str, list[Row]]) -> dict[str, list[dict]]:
 
 
 def finding_lines(findings: dict[str, list[dict]]) -> list[str]:
-    """Return a line for each kind that was found, with the first ids."""
+    """Return a line per kind of finding, with the first ids."""
     return [
         f"{len(found)} {FINDINGS[name]}, first {', '.join(found[0]['ids'][:2])}"
         for name, found in findings.items()
@@ -62,7 +62,7 @@ def finding_lines(findings: dict[str, list[dict]]) -> list[str]:
 
 
 def _near_duplicates(splits: dict[str, list[Row]]) -> list[dict]:
-    first: dict[str, tuple[int, str]] = {}  # an article is listed with its first row
+    first: dict[str, tuple[int, str]] = {}  # article -> its first row
     texts = {}
     for number, rows in enumerate(splits.values()):
         for row in rows:
@@ -77,48 +77,47 @@ def _near_duplicates(splits: dict[str, list[Row]]) -> list[dict]:
 
 
 def loses_answer(example: Example) -> bool:
-    """Return whether the article contains the answer, and what is left of it does not."""
+    """Return whether shortening the article removed the answer."""
     row = example.row
-    if not example.trimmed or row.choices:  # a choice is a letter, which no article need contain
+    if not example.trimmed or row.choices:  # choices are letters
         return False
     whole, left = ({a for a in row.answers if a in text} for text in (row.context, example.context))
     return bool(whole) and not left
 
 
 def report_cut(recipe: Recipe, examples: list[Example]) -> None:
-    """Print which questions have a shortened article, and which lost their answer."""
+    """Print the questions whose article was shortened, and those that lost their answer."""
     cut = [example for example in examples if example.trimmed]
     if cut:
-        how = "trimmed" if recipe.on_overflow == "trim" else "cut to the nearest sentences"
+        how = "trimmed" if recipe.on_overflow == "trim" else "cut to the most similar sentences"
         limit = f"max_length={recipe.max_length}"
         print(f"{len(cut)} questions have their article {how} ({limit}): {_ids(cut)}")
     lost = list(filter(loses_answer, cut))
     if lost:
-        # Select already leaves the sentences nearest to the questions; then only length helps.
+        # With select, only a larger max_length helps.
         select = "" if recipe.on_overflow == "select" else "--on_overflow select, or "
         print(
-            f"WARNING: {len(lost)} of {len(examples):,} answers were cut off with their article, "
-            f"which teaches the model to invent. Use {select}a larger --max_length: {_ids(lost)}"
+            f"WARNING: {len(lost)} of {len(examples):,} answers are missing from their shortened "
+            f"article, which teaches hallucination. Use {select}a larger --max_length: {_ids(lost)}"
         )
 
 
 def report_lengths(recipe: Recipe, examples: list[Example]) -> None:
-    """Print token counts, cut articles, and answers that inference could not finish."""
+    """Print token counts, shortened articles, and answers longer than max_new_tokens."""
     lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
     mean = f"mean {sum(lengths) / len(lengths):.0f}, longest {max(lengths)}"
     print(f"{len(examples):,} training examples, {sum(lengths):,} tokens ({mean})")
     report_cut(recipe, examples)
     long = [each for each in examples if len(each.answer_ids) > recipe.max_new_tokens]
     if long:
-        limit = f"max_new_tokens={recipe.max_new_tokens} tokens, where inference stops"
-        print(f"{len(long)} answers have more than {limit}: {_ids(long)}")
+        limit = f"max_new_tokens={recipe.max_new_tokens} and will be cut"
+        print(f"{len(long)} answers are longer than {limit}: {_ids(long)}")
 
 
 def drop_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
-    """Return the examples of at most max_length tokens, which the memory plan relies on.
+    """Return the examples of at most max_length tokens; print the others.
 
-    Dropped ones are printed; InputError if none is left. A prompt leaves room for max_new_tokens,
-    so inference could not finish their answers either.
+    InputError if none is left. The memory plan relies on max_length.
     """
     most = recipe.max_length
     long = [each for each in examples if len(each.prompt_ids) + len(each.answer_ids) > most]
@@ -127,14 +126,14 @@ def drop_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
     if long:
         longest = f"up to {max(len(each.answer_ids) for each in long):,} tokens"
         print(
-            f"{len(long)} questions are left out of training: with their answers ({longest}) they "
-            f"exceed max_length={most}: {_ids(long)}"
+            f"{len(long)} questions are skipped: with their answers ({longest}) they exceed "
+            f"max_length={most}: {_ids(long)}"
         )
     return [each for each in examples if len(each.prompt_ids) + len(each.answer_ids) <= most]
 
 
 def preview(encoder: Encoder, example: Example) -> None:
-    """Print one example as the model reads it: its prompt, then its supervised tokens."""
+    """Print the prompt of one example, then its answer tokens."""
     counts = f"{len(example.prompt_ids)} prompt tokens, {len(example.answer_ids)} answer tokens"
     print(f"\n--- example {example.row.id}: {counts}, {example.trimmed} characters trimmed")
     print(encoder.tokenizer.decode(list(example.prompt_ids)))
@@ -145,10 +144,9 @@ def preview(encoder: Encoder, example: Example) -> None:
 
 
 def answer_share(examples: list[Example]) -> float:
-    """Return the largest share of answer tokens that any article has.
+    """Return the largest share of answer tokens in any article's tree.
 
-    A batch may be that article alone. Its prompts count as the longest of them, which is nearly
-    all that is read of them.
+    The tree's prompt tokens are approximated by the longest prompt.
     """
     share = 0.0
     for article in by_article(example.row.article for example in examples):

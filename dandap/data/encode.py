@@ -1,6 +1,6 @@
-"""Render and tokenize prompts and answers, the same way in training and inference.
+"""Render and tokenize prompts and answers, identically in training and answering.
 
-If a prompt is too long, the article is shortened, and nothing else.
+Only the article of a long prompt is ever shortened.
 """
 
 from __future__ import annotations
@@ -34,11 +34,9 @@ if TYPE_CHECKING:  # transformers takes seconds to load
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 SAMPLE = Row("sample", "기사", "질문", ("답",))
-CHECKED = 8  # prompts without an answer that are checked
+CHECKED = 8  # the number of prompts without an answer to check
 LARGE = 5_000  # questions; fewer take seconds and are not cached
-# Articles encoded together: the tokenizer shares the texts of a call among the cores (its own
-# threads), and that is 70% of the time.
-TOGETHER = 64
+TOGETHER = 64  # articles per call of the tokenizer, which uses all cores within a call
 
 Encoded = tuple[array, array, str | None]  # prompt ids, answer ids, the article if shortened
 
@@ -48,20 +46,19 @@ class Example:
     """One question as the model reads it; `answer_ids` end with a stop token, or are empty."""
 
     row: Row
-    prompt_ids: Sequence[int]  # an encoder returns arrays: 4 bytes a token instead of 36
+    prompt_ids: Sequence[int]  # arrays: 4 bytes per token instead of 36
     answer_ids: Sequence[int]
     trimmed: int = 0  # characters cut from the article
-    # The article as the model reads it: shortened, or with the white space of another of its rows.
+    # The article as encoded: shortened, or with the white space of another row of this article.
     context: str = ""
 
 
 class Encoder:
     """Encodes rows with one tokenizer and one template.
 
-    Special tokens come from the prompt only: text of a row that spells one stays text. A chat
-    prompt is rendered by the model's chat template; its answer is what the template writes after
-    it, up to the token that ends the turn. A plain prompt and its answer are tokenized separately
-    (tokens would merge across the seam) and joined.
+    Special tokens come from the template only; row text that spells one stays text. Chat prompts
+    are rendered with the model's chat template, and an answer ends with its end-of-turn token. A
+    plain prompt and its answer are tokenized separately, so that no token spans both.
     """
 
     def __init__(
@@ -83,21 +80,21 @@ class Encoder:
         return render(self.template, template_fields(row, context, answer))
 
     def prompt_text(self, parts: Template) -> str:
-        """Return the text of the prompt that a template's filled parts make."""
+        """Return the prompt text of a filled template."""
         return self.chat.render([_messages(parts)], True)[0] if self.chat else parts["prompt"]
 
     def encode_prompt(self, context: str, row: Row) -> list[int]:
-        """Return the ids of a prompt, up to where the answer starts."""
+        """Return the token ids of a prompt."""
         return self._prompts([(context, row)])[0].ids
 
     def encode_answer(
         self, context: str, row: Row, answer: str, prompt_ids: Sequence[int]
     ) -> list[int]:
-        """Return the ids that follow `prompt_ids`, the stop token last."""
+        """Return the token ids of an answer after `prompt_ids`, with its stop token."""
         return self._answers([(context, row)], [answer], [Prompt("", list(prompt_ids))])[0]
 
     def stop_ids(self, generation_config: GenerationConfig | None = None) -> list[int]:
-        """Return every id that ends an answer: the template's, the tokenizer's and the model's."""
+        """Return the stop token ids of the template, the tokenizer and the generation config."""
         item = (self.sample.context, self.sample)
         trained = self._answers([item], [self.sample.answers[0]], self._prompts([item]))[0][-1]
         configured = getattr(generation_config, "eos_token_id", None) or []
@@ -112,11 +109,11 @@ class Encoder:
     def encode(
         self, rows: list[Row], prompt_limit: int, answers: bool, on_overflow: str = "trim"
     ) -> list[Example]:
-        """Return examples in the rows' order, no prompt longer than `prompt_limit` tokens.
+        """Return examples in the rows' order, with prompts of at most `prompt_limit` tokens.
 
-        An article that is too long loses its end (trim) or the sentences farthest from its
-        questions (select), or is an InputError (error). All questions of an article get the same
-        text, so it can be read once for all of them. Large data is cached for the next run.
+        `on_overflow` shortens articles: "trim" cuts the end, "select" keeps the sentences most
+        similar to the questions, "error" raises InputError. All questions on an article get the
+        same text. Large data is cached.
         """
         groups = by_article(row.article for row in rows)
         articles = [[rows[index] for index in group] for group in groups]
@@ -127,7 +124,7 @@ class Encoder:
         places = ((index, rows[group[0]].context) for group in groups for index in group)
         for (index, whole), (prompt_ids, answer_ids, short) in zip(places, encoded, strict=True):
             context = whole if short is None else short
-            # Rows of one article may differ in the white space around it, which is not text.
+            # Surrounding white space may differ between rows of one article.
             trimmed = len(whole.strip()) - len(context.strip())
             examples[index] = Example(rows[index], prompt_ids, answer_ids, trimmed, context)
         long = [example.row.id for example in examples if len(example.prompt_ids) > prompt_limit]
@@ -140,7 +137,7 @@ class Encoder:
     def _encode(
         self, articles: list[list[Row]], prompt_limit: int, answers: bool, how: str = "trim"
     ) -> Iterator[Encoded]:
-        """Yield the questions of each article; InputError if another answer would be trained."""
+        """Yield the encoded questions, article by article; InputError if an answer changes."""
         for start in range(0, len(articles), TOGETHER):
             some = articles[start : start + TOGETHER]
             items = [(rows[0].context, row) for rows in some for row in rows]
@@ -157,7 +154,7 @@ class Encoder:
             texts = [row.answers[0] if answers else "" for _, row in items]
             ids = self._answers(items, texts, prompts) if answers else [[]] * len(items)
             for i, (context, row) in enumerate(items):
-                # A later prompt that the template changes is answered all the same.
+                # Prompts without answers are spot-checked.
                 if answers or (start == 0 and i < CHECKED):
                     self._check(context, row, texts[i], prompts[i], ids[i])
                 yield array("i", prompts[i].ids), array("i", ids[i]), shortened[i]
@@ -220,9 +217,8 @@ class Encoder:
             if stop is not None and whole.ids[:count] == prompt.ids:
                 found.append(tail[: stop + 1])
                 continue
-            # The generation prompt has more than a turn shows later (a thinking block), or a turn
-            # ends without a token. SentencePiece starts a text with a space; after a line break
-            # it does not.
+            # The generation prompt has more than the rendered turn (a thinking block), or turns
+            # have no end token. SentencePiece adds a leading space, but not after a line break.
             newline, after, alone = self._plain_ids(["\n", "\n" + text, text])
             ids = after[len(newline) :] if after[: len(newline)] == newline else alone
             found.append([*ids, eos_id if self.chat.stop_id is None else self.chat.stop_id])
@@ -236,7 +232,7 @@ class Encoder:
         if not ids:
             return
         trained = self.decode(ids[:-1])
-        # What the vocabulary cannot express is lost in any case.
+        # Compare after a round trip: the vocabulary may lack characters.
         spelled = self.decode(self._plain_ids([answer])[0]) if trained != answer else answer
         is_same = without_spaces(trained) in (without_spaces(answer), without_spaces(spelled))
         if not is_same or not self.control_ids.isdisjoint(ids[:-1]):
@@ -250,7 +246,7 @@ class Encoder:
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def _shorten(self, rows: list[Row], prompt_limit: int, how: str) -> str:
-        """Return the longest shortened article with which every question's prompt fits."""
+        """Return the longest version of the article with which all prompts fit."""
 
         def longest(shortened: Callable[[int], str], high: int) -> str:
             def fits(size: int) -> bool:
@@ -278,7 +274,7 @@ class Encoder:
 
             if selected := longest(nearest, len(sentences)):
                 return selected
-            text = sentences[order[0]]  # the nearest sentence alone is too long
+            text = sentences[order[0]]  # even one sentence is too long
         return longest(lambda characters: text[:characters].rstrip(), len(text))
 
 

@@ -1,21 +1,21 @@
-"""Rules for Korean: kinds of questions, kinds of near misses, and the sentences near a question."""
+"""Korean text rules: kinds of questions, near misses, and sentences similar to a question."""
 
 import math
 import re
 from collections import Counter
 
-SHORT = 20  # characters; shorter sentences count as this long, or one-word headings would win
+SHORT = 20  # characters; the minimum length in a similarity, or one-word headings would win
 
 
-def with_ro(word: str, noted: str = "") -> str:
-    """Return the word, `noted` in brackets, and the particle for its last syllable: 으로 or 로."""
+def with_ro(word: str, gloss: str = "") -> str:
+    """Return the word, the gloss in brackets, and the particle 으로 or 로."""
     # 28 syllables in a row differ in their final consonant; after none (0) and ㄹ (8) it is 로.
     final = (ord(word[-1]) - 0xAC00) % 28
-    return f"{word}{f'({noted})' if noted else ''}{'로' if final in (0, 8) else '으로'}"
+    return f"{word}{f'({gloss})' if gloss else ''}{'로' if final in (0, 8) else '으로'}"
 
 
-# The first match decides. "며칠", "몇 년" and "몇 시" ask when, "몇 시간" and other "몇" how much;
-# "어느 기관" asks what, "어느 나라" where. Many questions end in what they ask for: "... 사람은?"
+# The first match wins. "며칠", "몇 년" and "몇 시" are when, "몇 시간" and other "몇" how much;
+# "어느 기관" is what, "어느 나라" where. Many questions end with the kind of answer: "... 사람은?"
 _PLACES = "곳|나라|국가|도시|지역|장소|지방"
 _KINDS = {
     "who": r"누구|누가|누굴|누군|(?:어떤|무슨) (?:사람|인물)"
@@ -43,7 +43,7 @@ KINDS = {
 
 
 def question_kind(question: str) -> str:
-    """Return the kind (one of KINDS): by interrogatives, else by the ending, else "what"."""
+    """Return the kind of a question (one of KINDS), by default "what"."""
     return next((kind for kind in _KINDS if re.search(_KINDS[kind], question)), "what")
 
 
@@ -51,24 +51,24 @@ PARTICLES = (
     "은 는 이 가 을 를 의 에 에서 에게 로 으로 와 과 도 만 부터 까지 "
     "이다 다 입니다 이라고 라고 라는 이라는 에는 에서는 께서"
 ).split()
-# With its sign: a lost sign makes another number. The hyphen of "3-5" is no sign.
+# With its sign; the hyphen in "3-5" is not a sign.
 _NUMBER = r"(?<![\d.])[-+−]?\d[\d,]*(?:\.\d+)?"
 NEAR_MISSES = {
-    "white space": "the same but for white space (F1 does not see it, exact match does)",
-    "quotation marks": "the same but for quotation marks and punctuation",
-    "form of a number": "the same number written otherwise: 36.7% and 36.70%",
-    "unit": "the same number with another unit, or without one",
-    "another number": "the same form with another number in it",
-    "particle": "a particle or an ending more or less",
-    "too long": "the gold answer with more around it",
-    "too short": "a piece of the gold answer",
-    "some letters": "some characters in common",
-    "wrong": "no character in common",
+    "white space": "differs in white space only (lowers exact match, not F1)",
+    "quotation marks": "differs in quotation marks or punctuation only",
+    "form of a number": "the same number in another format: 36.7% and 36.70%",
+    "unit": "the same number with another unit or without one",
+    "another number": "another number in the same text",
+    "particle": "an extra or missing particle or ending",
+    "too long": "the gold answer with extra text",
+    "too short": "a part of the gold answer",
+    "some letters": "some common characters",
+    "wrong": "no common character",
 }
 
 
 def near_miss(prediction: str, gold: str) -> str | None:
-    """Return how a prediction differs from a gold answer: the first of NEAR_MISSES that fits."""
+    """Return how a prediction differs from a gold answer (a key of NEAR_MISSES), or None."""
     if prediction.strip() == gold.strip():
         return None
     ours, theirs = ("".join(text.split()) for text in (prediction, gold))
@@ -76,7 +76,7 @@ def near_miss(prediction: str, gold: str) -> str | None:
         return "white space"
     spelled = [re.findall(_NUMBER, text) for text in (ours, theirs)]
     ours_n, theirs_n = ([float(n.replace(",", "").replace("−", "-")) for n in s] for s in spelled)
-    # Signs of units stay: 3.5 for 3.5% lacks its unit, not just punctuation.
+    # Keep unit signs: 3.5 instead of 3.5% lacks its unit.
     letters = [re.sub(r"[^\w%‰°$₩€]|_", "", text).casefold() for text in (ours, theirs)]
     if letters[0] == letters[1] and ours_n == theirs_n:
         return "quotation marks" if spelled[0] == spelled[1] else "form of a number"
@@ -85,7 +85,7 @@ def near_miss(prediction: str, gold: str) -> str | None:
     if ours_n and theirs_n:
         if re.sub(_NUMBER, "#", ours) == re.sub(_NUMBER, "#", theirs):
             return "form of a number" if ours_n == theirs_n else "another number"
-        # Only if both are a number and what follows it: other texts are compared by their words.
+        # Only if both are a number followed by a unit.
         starts = all(re.match(r"[^\w]*\d", text) for text in (ours, theirs))
         if ours_n == theirs_n and not particle and len(ours_n) == 1 and starts:
             return "unit"
@@ -99,26 +99,26 @@ def near_miss(prediction: str, gold: str) -> str | None:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Return the sentences with the white space that follows; joined they are the text again."""
-    # A mark ends a sentence only before white space, so that 3.5% stays whole. So do line breaks.
+    """Split a text into sentences with their trailing white space; joined they equal the text."""
+    # Line breaks end a sentence, and marks before white space (not the point in 3.5%).
     return re.findall(r".+?(?:[.!?][\"'”’)\]]*\s+|\n\s*|$)", text, re.DOTALL)
 
 
 def nearest_first(sentences: list[str], questions: list[str]) -> list[int]:
-    """Return the indices of sentences, those nearest to any of the questions first.
+    """Return the indices of sentences, the most similar to any question first.
 
-    The nearness of a sentence to a question is the summed inverse document frequency (Sparck Jones,
-    1972) of the character pairs in both, divided by the sentence's length. Every question's nearest
-    sentence comes before any question's second.
+    The similarity is the sum of the inverse document frequencies (Sparck Jones, 1972) of common
+    character pairs, divided by the sentence's length. The best sentence of every question comes
+    before the second best of any.
     """
 
-    def word_pairs(text: str) -> set[str]:  # within words: Korean words share stems, not endings
+    def word_pairs(text: str) -> set[str]:  # within words
         return {pair for word in re.findall(r"\w+", text) for pair in character_pairs(word)}
 
     pairs = list(map(word_pairs, sentences))
     frequency = Counter(pair for each in pairs for pair in each)
     weight = {pair: math.log(1 + len(sentences) / count) for pair, count in frequency.items()}
-    best = [(len(sentences), 0.0)] * len(sentences)  # place with any question, minus nearness
+    best = [(len(sentences), 0.0)] * len(sentences)  # best rank, minus similarity
     for question in questions:
         asked = word_pairs(question)
         nearness = [
@@ -137,6 +137,6 @@ def character_pairs(text: str) -> set[str]:
 
 
 def similarity(one: set, other: set) -> float:
-    """Return the Jaccard similarity of two sets; of empty sets 0."""
+    """Return the Jaccard similarity of two sets; 0 for empty sets."""
     common = len(one & other)
     return common / max(len(one) + len(other) - common, 1)

@@ -1,8 +1,8 @@
-"""Find texts that are nearly the same, in time that grows linearly with their number.
+"""Find near-duplicate texts in linear time.
 
-A text is the set of its runs of SHINGLE characters; two texts are near duplicates if the Jaccard
-similarity of their sets is at least SIMILAR. MinHash signatures (Broder, 1997; `datasketch`) find
-candidate pairs, which are then compared exactly.
+Two texts are near duplicates if the Jaccard similarity of their shingles (SHINGLE characters) is at
+least SIMILAR. MinHash signatures (Broder, 1997; `datasketch`) find candidate pairs, which are then
+compared exactly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from dandap.data.text import comparable
 
-if TYPE_CHECKING:  # with scipy it takes 0.5 s to import, which reading a recipe need not wait for
+if TYPE_CHECKING:  # takes 0.5 s to import
     from datasketch import MinHash
 
 LARGE = 5_000  # texts; fewer are compared within two seconds and not cached
@@ -24,13 +24,12 @@ SIMILAR = 0.8
 SHINGLE = 8  # characters
 PERMUTATIONS = 64
 CANDIDATE = 0.6  # threshold of the search; a pair at 0.8 is missed once in 1,000
-# Later texts are compared with so many members of a group: a thousand copies cost thousands of
-# comparisons instead of a million.
+# Members to index per group: a thousand copies need thousands of comparisons, not a million.
 INDEXED_PER_GROUP = 16
 
 
 def group_near_duplicates(texts: Mapping[str, str]) -> list[set[str]]:
-    """Return the groups of names whose texts are near duplicates, directly or through others."""
+    """Return the connected groups of near-duplicate texts, by name."""
     if len(texts) < LARGE:
         return _group(texts)
     import pyarrow as pa
@@ -46,7 +45,7 @@ def group_near_duplicates(texts: Mapping[str, str]) -> list[set[str]]:
     return [set(names) for batch in batches for names in batch["names"].to_pylist()]
 
 
-# The split and the data checks ask for the same articles; a signature takes about 1 kB.
+# The split and the data checks need the same signatures; each takes about 1 kB.
 @lru_cache(maxsize=2**18)
 def signature(text: str) -> MinHash:
     """Return the MinHash of a text's shingles."""
@@ -55,7 +54,7 @@ def signature(text: str) -> MinHash:
     return signed
 
 
-@cache  # drawing its permutations anew for each text took a third of the time
+@cache  # drawing permutations takes a third of the time
 def _empty_signature() -> MinHash:
     from datasketch import MinHash
 
@@ -87,7 +86,7 @@ def _group(texts: Mapping[str, str]) -> list[set[str]]:
 
 
 def _shingles(text: str) -> np.ndarray:
-    """Return the sorted hashes of all runs of SHINGLE characters; a shorter text is one run."""
+    """Return the sorted hashes of a text's shingles; a shorter text is one shingle."""
     characters = comparable(text).encode("utf-32-le", "replace")
     codes = np.frombuffer(characters, dtype=np.uint32).astype(np.uint64)
     count = max(1, len(codes) - SHINGLE + 1)

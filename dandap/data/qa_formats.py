@@ -1,4 +1,4 @@
-"""Find questions in JSON of the common forms, and answers in any of theirs."""
+"""Read questions from JSON in common formats, and answers in their various forms."""
 
 import ast
 import json
@@ -16,17 +16,16 @@ from dandap.errors import InputError, did_you_mean, first_line, short_list
 
 COLUMNS = ("id", "context", "question", "answer", "answers", "is_impossible")
 ALSO_IDS = ("guid", "question_id", "qid")  # KLUE-MRC, AI Hub
-Record = tuple[str, dict[str, Any]]  # (place for messages, our names -> the file's values)
-# Numbers are texts as written (36.70), because answers are compared as texts; NaN is None.
+Record = tuple[str, dict[str, Any]]  # (position for messages, our names -> the file's values)
+# Numbers stay texts (36.70), because answers are compared as texts; NaN is None.
 AS_WRITTEN: dict[str, Any] = {"parse_int": str, "parse_float": str, "parse_constant": {}.get}
-# A list or {"text": ...} that was saved as its text. Other texts that begin with a bracket, as
-# "[단독] 보도", are answers.
+# A list or {"text": ...} saved as text; other texts with a bracket, as "[단독] 보도", are answers.
 LISTED = re.compile(r"""\[\s*\]$|\[\s*['"{].*['"}]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
 ARRAY = re.compile(r"array(?=\(\[)|, dtype=[\w'<>]+(?=\))")  # of numpy's text, all but (the list)
 
 
 def parse_json(text: str, where: str, **options: Any) -> Any:
-    """Parse JSON; InputError if it is invalid, nests too deeply or has an endless number."""
+    """Parse JSON; InputError if it is invalid, too deeply nested, or has too long a number."""
     try:
         return json.loads(text, **options)
     except (ValueError, RecursionError) as error:
@@ -37,9 +36,9 @@ def parse_json(text: str, where: str, **options: Any) -> Any:
 def column_names(
     found: Iterable[str], columns: dict[str, str], path: Path, required: tuple[str, ...]
 ) -> dict[str, str]:
-    """Map our names to the file's, for those that the file has.
+    """Map our column names to those that the file has.
 
-    InputError names the required or mapped columns that are missing, and one that is ambiguous.
+    InputError for missing required or mapped columns, and for ambiguous ones.
     """
     found = list(found)
     by_key = {column_key(name): name for name in found}
@@ -60,7 +59,7 @@ def column_names(
         hint = did_you_mean(theirs[0], found[:1000]) if len(theirs) == 1 else ""
         raise InputError(
             f"{path} has no column {short_list(theirs)}; it has {short_list(found)}.{hint} Rename "
-            f"what it has, or use --columns {','.join(f'{name}=NAME' for name in missing)}."
+            f"a column, or use --columns {','.join(f'{name}=NAME' for name in missing)}."
         )
     return names
 
@@ -68,11 +67,10 @@ def column_names(
 def json_records(
     path: Path, columns: dict[str, str], required: tuple[str, ...], notes: list[str]
 ) -> Iterator[Record]:
-    """Yield the records of a JSON file, and add to the notes for people.
+    """Yield the records of a JSON or JSON lines file, and append to the notes.
 
-    A file is one value, or a value on each line. A value is a record, a document of SQuAD or a
-    relative (KorQuAD 1 and 2, KLUE-MRC, AI Hub), a list of these, or an object with such a list
-    (`data`, the hub viewer's `rows`).
+    A value is a record, a SQuAD-like document (KorQuAD 1 and 2, KLUE-MRC, AI Hub), a list of these,
+    or an object with such a list (`data`, or `rows` as in the hub's viewer).
     """
     names: dict[tuple[str, ...], dict[str, str]] = {}
     for where, value in _values(path, notes):

@@ -1,4 +1,4 @@
-"""Read questions from data files: columns mapped, texts cleaned, mistakes named."""
+"""Read questions from data files: map columns, clean texts, report mistakes."""
 
 import re
 from collections import defaultdict
@@ -23,14 +23,14 @@ from dandap.data.text import (
 from dandap.errors import InputError, did_you_mean, short_list
 
 FIELDS: dict[bool, dict[str, str]] = {False: {}, True: {"impossible": "true"}}  # shared by rows
-LONGEST_ID = 1000  # characters; ids are printed and name lines of files
-# A decoder's mark for unreadable bytes, or UTF-8 Hangul (from 0xEA to 0xED) read as Latin-1.
+LONGEST_ID = 1000  # characters
+# The replacement character, or UTF-8 Hangul decoded as Latin-1 (lead bytes 0xEA to 0xED).
 GARBLED = re.compile("\ufffd|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122]{2}){2}")
 NOTES = {
-    "composed": "rows had decomposed Hangul, which was composed",
-    "blank": "questions lack their article or their text; they are answered anyway",
-    "garbled": "rows have signs of a wrong encoding (\ufffd, or Latin letters for Hangul)",
-    "pages": "articles are HTML, and are read as a reader sees them",
+    "composed": "rows had decomposed Hangul, which was composed (NFC)",
+    "blank": "questions have no article or text; they are answered anyway",
+    "garbled": "rows seem to have a wrong encoding (\ufffd, or Latin letters for Hangul)",
+    "pages": "articles are HTML and were converted to text",
 }
 
 
@@ -42,12 +42,12 @@ def read_questions(
     """Read data files, or folders of them.
 
     `columns` maps our names to the file's ("context" -> "본문"). With `need_answers` (training)
-    every row needs all its texts; without (a test file) every row is read, empty texts are noted.
+    empty texts are an InputError; otherwise they are noted.
     """
     columns = columns or {}
     if unknown := [name for name in columns if name not in COLUMNS]:
         known = f"{', '.join(COLUMNS)}.{did_you_mean(unknown[0], COLUMNS)}"
-        raise InputError(f"columns: {unknown[0]!r} is none of {known} Write it as context=본문.")
+        raise InputError(f"columns: got {unknown[0]!r}, expected one of {known} As context=본문.")
     several = paths if isinstance(paths, list) else [paths]
     files = [file for path in several for file in find_files(Path(path))]
     required = ("context", "question", *(["answer"] if need_answers else []))
@@ -60,7 +60,7 @@ def read_questions(
         else:
             sheet = read_table(path)
             records, notes = _sheet_records(path, sheet, columns, required), sheet.notes
-        # With the file's ending, or a.csv and a.jsonl of one folder would both have a row a-1.
+        # With the suffix: a.csv and a.jsonl in one folder need different ids.
         prefix = f"{path.name}-" if len(files) > 1 else ""
         rows, found = _make_rows(records, path, need_answers, prefix)
         reject_duplicate_ids(rows, path)
@@ -80,10 +80,10 @@ def read_answers(path: Path) -> dict[str, tuple[str, ...]]:
     for place, record in _sheet_records(path, read_table(path), {}, ("id", "answer")):
         name, where = record["id"], f"{path}, {place}"
         if name in golds:
-            raise InputError(f"{where}: the id {name} is there twice. Delete one of the rows.")
+            raise InputError(f"{where}: duplicate id {name}. Delete one of the rows.")
         golds[name] = _answers(where, record)[0]
         if not golds[name]:
-            raise InputError(f"{where}: no answer for {name}. Fill it in or remove the file.")
+            raise InputError(f"{where}: no answer for {name}. Add it or remove the file.")
     return golds
 
 
@@ -91,16 +91,16 @@ def _sheet_records(
     path: Path, sheet: Sheet, columns: dict[str, str], required: tuple[str, ...]
 ) -> Iterator[Record]:
     names = column_names(sheet.header, columns, path, required)
-    # Of the columns in use only: others of a workbook may be dates and formulas.
+    # Unused columns may have dates and formulas.
     sheet.reject_unclear(names.values())
     for place, cells in sheet.rows:
         yield place, {ours: cells[theirs] for ours, theirs in names.items()}
 
 
 def _answers(where: str, record: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
-    """Return a record's answers, and whether they were given as a list.
+    """Return a record's answers, and whether they are a list.
 
-    An empty list means that a question has no answer; an empty cell is a mistake.
+    An empty list marks an impossible question; an empty cell is a mistake.
     """
     value = parsed(record.get("answers"), f"{where}: answers")
     is_list = "answers" in record and not isinstance(value, str)
@@ -113,7 +113,7 @@ def _answers(where: str, record: dict[str, Any]) -> tuple[tuple[str, ...], bool]
 def _article(text: str) -> tuple[str, set[str]]:
     is_page = is_html(text)
     text = html_text(text) if is_page else text
-    # White space stays: an article's layout is made of it.
+    # Keep white space, which is the article's layout.
     article = clean(text).strip("\ufeff\u200b\u200c\u200d\u2060") if trim(text) else ""
     return article, _signs(text) | ({"pages"} if is_page else set())
 
@@ -127,10 +127,10 @@ def _signs(text: str) -> set[str]:
 def _make_rows(
     records: Iterable[Record], path: Path, need_answers: bool, prefix: str = ""
 ) -> tuple[list[Row], list[str]]:
-    """Return the rows of a file's records, and notes; without ids, rows are numbered."""
+    """Return the rows of a file's records, and notes; number rows that have no id."""
     rows: list[Row] = []
     found: dict[str, list[str]] = defaultdict(list)  # key of NOTES -> ids
-    contexts: dict[str, str] = {}  # a file repeats an article for each of its questions
+    contexts: dict[str, str] = {}  # shares the text of repeated articles
     numbered, count, unanswerable = False, 0, 0
     for count, (place, record) in enumerate(records, 1):
         where, name = f"{path}, {place}", record.get("id")
@@ -138,7 +138,7 @@ def _make_rows(
         if numbered:
             name = f"{prefix}{count}" if name is None else None
         elif isinstance(name, int | float) and not isinstance(name, bool):
-            # Of Parquet; pandas writes 3.0 for 3 if another id is missing.
+            # From Parquet; pandas writes 3.0 for 3 if another id is missing.
             name = str(int(name)) if name == name // 1 else None
         if not isinstance(name, str) or not trim(name) or len(name) > LONGEST_ID:
             wanted = f"at most {LONGEST_ID:,} characters in every row, or no ids at all"
@@ -152,9 +152,9 @@ def _make_rows(
                 raise InputError(f"{where}: {got}. Fill it in or delete the row.")
         answers, is_list = _answers(where, record)
         if "pages" in signs:
-            # An answer that is nothing but a tag, as <br>, stays.
+            # Keep an answer that is only a tag, such as <br>.
             answers = tuple(html_text(answer) or answer for answer in answers)
-        # SQuAD 2 gives an impossible question a plausible answer, which must not be learned.
+        # SQuAD 2 has plausible answers for impossible questions: do not learn them.
         flag = str(record.get("is_impossible")).strip().lower()
         impossible = flag in ("true", "t", "1", "1.0", "yes", "y") or (is_list and not answers)
         if need_answers and impossible:
@@ -169,7 +169,7 @@ def _make_rows(
         rows.append(Row(name, context, question, answers, fields=FIELDS[impossible]))
     if not rows:
         raise InputError(f"{path} has no questions (got {count} rows). Expected at least one.")
-    names = f"its rows are called {prefix}1 to {prefix}{count}"
+    names = f"its rows are numbered {prefix}1 to {prefix}{count}"
     notes = [f"{path.name} has no column 'id'; {names}"] if numbered else []
     for key in filter(found.get, NOTES):
         ids = short_list(found[key], 3, quoted=False)

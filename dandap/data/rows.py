@@ -1,4 +1,4 @@
-"""Rows: one question each. Split them by article, so that validation tests on new articles."""
+"""Rows (one question each), and their split by article into training and validation."""
 
 import hashlib
 import math
@@ -17,30 +17,30 @@ from dandap.errors import InputError, short_list
 
 @dataclass(frozen=True, slots=True)  # slots: 96 bytes a row instead of 144
 class Row:
-    """One question. The first of its gold answers is trained on; a test file has none."""
+    """One question with its gold answers; the first one is trained on."""
 
-    id: str  # as in the file: the submission contains it byte for byte
+    id: str  # unchanged from the file, for the submission
     context: str
     question: str
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()  # the answers to choose from; none: any text
-    # Other texts for a task's templates. A dict has no hash, so rows are hashed without it.
+    # More texts for a task's templates; not hashed.
     fields: Mapping[str, str] = field(default_factory=dict, hash=False)
-    group: str = ""  # which rows belong together if there is no article
+    group: str = ""  # groups rows that have no article
 
     @property
     def article(self) -> str:
-        """Return the hash of the article's text, which rows of any file with that text share."""
+        """Return the hash of the article's text without surrounding white space."""
         return _hash(self.group or self.context.strip())
 
     @property
     def content_hash(self) -> str:
-        """Return the hash that copies with other white space or invisible characters share."""
+        """Return the hash of the article's text without white space and invisible characters."""
         return _hash(self.group or comparable(self.context))
 
 
 def template_fields(row: Row, context: str, answer: str) -> dict[str, str]:
-    """Return the fields of a template for a row; `answer_text` is the text of a choice's letter."""
+    """Return the template fields of a row; `answer_text` is the text of the answer's letter."""
     fields = {"context": context, "question": row.question, "answer": answer, **row.fields}
     if row.choices:
         fields["answer_text"] = row.fields.get(f"option_{answer}", "")
@@ -60,7 +60,7 @@ class Table:
     path: Path
     rows: list[Row]
     sha256: str  # of the file's bytes
-    notes: list[str]  # what was dropped or decided, in sentences for people
+    notes: list[str]  # sentences about skipped and normalized rows
 
 
 class Answers(NamedTuple):
@@ -76,7 +76,7 @@ class Answers(NamedTuple):
 
 
 def join(tables: list[Table]) -> Table:
-    """Make one table of several files."""
+    """Concatenate the tables of several files."""
     rows = [row for table in tables for row in table.rows]
     reject_duplicate_ids(rows, Path(short_list(table.path for table in tables)))
     sha256 = hashlib.sha256("".join(table.sha256 for table in tables).encode()).hexdigest()
@@ -85,7 +85,7 @@ def join(tables: list[Table]) -> Table:
 
 
 def reject_duplicate_ids(rows: list[Row], path: Path) -> None:
-    """Reject ids that occur twice: answers are matched by them."""
+    """Reject duplicate ids."""
     repeated = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
     if repeated:
         names = short_list(repeated, 5)
@@ -93,10 +93,10 @@ def reject_duplicate_ids(rows: list[Row], path: Path) -> None:
 
 
 def match_ids(wanted: Collection[str], found: Iterable[str]) -> Callable[[str], str | None]:
-    """Return a function that finds the name for a wanted one, or None.
+    """Return a function that returns the name in `found` that matches a wanted name, or None.
 
-    Names match if they are equal, or differ only in surrounding white space and composition, unless
-    that would make two names the same.
+    Names match if they differ only in surrounding white space and Unicode composition, unless that
+    is ambiguous.
     """
 
     def key(name: str) -> str:
@@ -110,7 +110,7 @@ def match_ids(wanted: Collection[str], found: Iterable[str]) -> Callable[[str], 
 
 
 def by_article(articles: Iterable[str]) -> list[list[int]]:
-    """Return the indices of equal articles together, in order of their first one."""
+    """Group the indices of equal articles, in order of first occurrence."""
     groups: dict[str, list[int]] = {}
     for index, article in enumerate(articles):
         groups.setdefault(article, []).append(index)
@@ -120,11 +120,11 @@ def by_article(articles: Iterable[str]) -> list[list[int]]:
 def split_by_article(
     rows: list[Row], fraction: float, fold: str | None = None
 ) -> tuple[list[Row], list[Row]]:
-    """Split into (train, validation), with no article or (near) copy of it in both.
+    """Split rows into (train, validation) by article; near duplicates stay on one side.
 
-    Articles are chosen by a hash of their text, so they are the same for every seed, recipe and row
-    order. A fraction above 0 validates on one article at least, and on twice its share at most. A
-    fold ("2/5") validates on one of as many equal parts instead.
+    Articles are selected by a hash of their text, independent of seed, recipe and row order. A
+    fraction above 0 selects at least one article, and at most twice its share. A fold "2/5" selects
+    the second of five equal parts instead.
     """
     if fraction == 0 and fold is None:
         return list(rows), []
@@ -139,13 +139,13 @@ def split_by_article(
             raise InputError(f"got {len(names)} article(s) for {parts} folds. Use fewer folds.")
         chosen = set(names[part - 1 :: parts])
     else:
-        # 16 hexadecimal digits are spread evenly from 0 to 1, unless the file itself was chosen by
-        # these hashes (as benchmarks.take does): so never more than twice the share.
+        # Hashes are uniform in [0, 1), unless the file was selected by them (benchmarks.take): the
+        # limit of twice the share covers that.
         below = [name for name in names if int(name, 16) / 16**16 < fraction]
         chosen = set(below[: math.ceil(2 * fraction * len(names))]) or {names[0]}
     validation = [row for row in real if family[row.article] in chosen]
     train = [row for row in real if family[row.article] not in chosen]
-    # Generated rows are trained on, unless a row that they were made of is validated on.
+    # Train on a generated row unless one of its sources is held out.
     held_out = {row.group for row in validation}
     for row in rows:
         sources = row.fields.get("sources", "").split()
@@ -158,9 +158,9 @@ def split_by_article(
 
 
 def article_groups(rows: list[Row]) -> dict[str, str]:
-    """Map each row's article to its family's name, which its copies and near copies share.
+    """Map each article to the name of its group of copies and near duplicates.
 
-    Rows without an article are copies if they ask the same question.
+    Rows without an article are copies if their questions are equal.
     """
     parent = {row.article: row.article for row in rows}  # union-find
 
@@ -169,7 +169,7 @@ def article_groups(rows: list[Row]) -> dict[str, str]:
             parent[article] = article = parent[parent[article]]
         return article
 
-    first: dict[tuple[str, ...], str] = {}  # what copies have in common -> the first article
+    first: dict[tuple[str, ...], str] = {}  # shared property -> the first article that has it
 
     def link(article: str, kind: str, value: str) -> None:
         parent[root(article)] = root(first.setdefault((kind, value), article))
@@ -186,6 +186,6 @@ def article_groups(rows: list[Row]) -> dict[str, str]:
     articles = list(parent)
     for same in by_article(map(root, articles)):
         members = [articles[index] for index in same]
-        # Not the smallest hash itself: a family of many would be the likelier to be validated on.
+        # Hash the minimum again: the minimum of many hashes is small, and would be selected.
         names |= dict.fromkeys(members, members[0] if len(members) == 1 else _hash(min(members)))
     return names

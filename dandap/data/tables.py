@@ -27,34 +27,34 @@ class Sheet:
     """A table. Its rows can be iterated once."""
 
     header: list[str]
-    rows: Iterable[tuple[str, dict[str, Any]]]  # (place for messages: "line 12", cells by column)
-    notes: list[str] = field(default_factory=list)  # what was guessed, for people
+    rows: Iterable[tuple[str, dict[str, Any]]]  # (position as "line 12", cells by column)
+    notes: list[str] = field(default_factory=list)  # sentences about guesses
     encoding: str = "utf-8"
     separator: str = ","
-    # Excel's columns with a cell whose text is not certain, and why.
+    # Excel columns with an ambiguous cell -> the error message.
     unclear: dict[str, str] = field(default_factory=dict)
 
     def reject_unclear(self, columns: Collection[str]) -> None:
-        """Reject a table with a cell in these columns whose text is not certain."""
+        """Reject a table with an ambiguous cell in these columns."""
         for column, why in self.unclear.items():
             if column in columns:
                 raise InputError(why)
 
 
-@lru_cache(maxsize=4096)  # JSON lines repeat their names in every record
+@lru_cache(maxsize=4096)  # every record of JSON lines repeats its names
 def column_key(name: str) -> str:
-    """Return a column's name composed, in one case, without quotes and white space around it."""
+    """Return a normalized column name: NFC, casefolded, without surrounding quotes and spaces."""
     return unicodedata.normalize("NFC", trim(trim(name).strip('"'))).casefold()
 
 
 def read_table(path: Path) -> Sheet:
-    """Read a table by its first bytes, then by its ending; InputError if it cannot be used."""
+    """Read a table; its first bytes, then its suffix, determine the format."""
     find_files(path)
     if path.suffix.lower() not in TABLES:
         raise InputError(f"{path} ends in {path.suffix!r}. Expected {READABLE}.")
     with path.open("rb") as file:
         start = file.read(8)
-    # Also an Excel workbook that was renamed to .csv.
+    # An Excel workbook, possibly renamed to .csv.
     if start.startswith(b"PK\x03\x04"):
         return _read_excel(path)
     if start.startswith(b"PAR1") or path.suffix.lower() == ".arrow":
@@ -69,7 +69,7 @@ def _read_csv(path: Path) -> Sheet:
         first = next((line for line in file if line.strip("\ufeff ,;|\t\r\n")), "").lstrip("\ufeff")
     declared = re.fullmatch(r'"?sep=(.)"?\s*', first)
     separator = declared[1] if declared else max(SEPARATORS, key=first.count)
-    # In `id, context` the spaces belong to the separators: quotation marks follow them.
+    # In `id, context` the space belongs to the separator.
     spaced = 0 < first.count(separator) == first.count(f"{separator} ")
 
     def lines() -> Iterator[tuple[int, list[str]]]:
@@ -92,7 +92,7 @@ def _read_csv(path: Path) -> Sheet:
     header, records = _with_header(path, rows)
     notes = encoding_notes(path, encoding)
     if separator != ",":
-        notes.append(f"{path.name}: the cells are separated by {separator!r}")
+        notes.append(f"{path.name}: the separator is {separator!r}")
     return Sheet(header, records, notes, encoding, separator)
 
 
@@ -101,7 +101,7 @@ def _with_header(
 ) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
     header = next(lines, (0, []))[1]
     while header and not header[-1].strip():
-        header.pop()  # Excel saves `id,context,,` where cells to the right were once edited
+        header.pop()  # Excel saves `id,context,,` after edits to the right
     if not header:
         raise InputError(f"{path} is empty. Expected a header and a row per question.")
     width, first = len(header), trim(header[0])
@@ -109,11 +109,11 @@ def _with_header(
     def rows() -> Iterator[tuple[str, dict[str, str]]]:
         for line, cells in lines:
             if first and trim(cells[0]) == first:
-                raise InputError(f"{path}, line {line}: the header again. Delete that line.")
+                raise InputError(f"{path}, line {line}: a second header. Delete that line.")
             if len(cells) < width or any(map(trim, cells[width:])):
                 raise InputError(
-                    f"{path}, line {line}: got {len(cells)} cells, the header has {width}. "
-                    "A separator or quotation mark in a text needs the cell in quotation marks."
+                    f"{path}, line {line}: got {len(cells)} cells, expected {width} as in the "
+                    "header. Quote cells that contain a separator or quotation mark."
                 )
             yield f"line {line}", dict(zip(header, cells, strict=False))
 
@@ -140,7 +140,7 @@ def _read_excel(path: Path) -> Sheet:
     unclear = {}
     with _reading(path), path.open("rb") as file:
         sheet, *others = load_workbook(file, read_only=True, data_only=True).worksheets
-        sheet.reset_dimensions()  # some programs write A1:A1 for every sheet
+        sheet.reset_dimensions()  # some programs write A1:A1
         for number, row in enumerate(sheet.iter_rows(), 1):
             values = ("" if cell.value is None else cell.value for cell in row)
             # True is displayed as TRUE; Excel writes control characters as _x000D_.
@@ -155,7 +155,7 @@ def _read_excel(path: Path) -> Sheet:
                 is_plain = cell.number_format in ("General", "0", "@") and not cell.is_date
                 if cell.data_type == "e" or (is_number and not is_plain):
                     unclear[name] = (
-                        f"{path}, cell {cell.coordinate}: it has {cell.value!r}, displayed as "
+                        f"{path}, cell {cell.coordinate}: got {cell.value!r} in the format "
                         f"{cell.number_format!r}. Format the column as text, or save it as CSV."
                     )
     header, rows = _with_header(path, iter(lines))
@@ -165,7 +165,7 @@ def _read_excel(path: Path) -> Sheet:
 
 
 def _read_arrow(path: Path, is_parquet: bool) -> Sheet:
-    """Read Parquet, or Arrow's stream format, which datasets' save_to_disk writes."""
+    """Read Parquet, or the Arrow stream format that save_to_disk writes."""
     import pyarrow.parquet  # 0.3 s
 
     with _reading(path):

@@ -1,4 +1,4 @@
-"""Find data files, decode them, clean their texts, and reduce HTML to what a reader sees."""
+"""Find and decode data files, clean their texts, and convert HTML to text."""
 
 import codecs
 import hashlib
@@ -15,17 +15,15 @@ from dandap.errors import InputError, short_list
 TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet", ".arrow")
 JSONS = (".json", ".jsonl", ".ndjson")
 READABLE = "a .csv, .tsv, .xlsx, .parquet, .arrow, .jsonl or .json file, or a folder of them"
-# Skipped in folders: descriptions, the organizer's sample, metadata of the hub and of datasets,
-# and the caches that datasets' map writes next to save_to_disk's files.
+# Skipped in folders: descriptions, sample submissions, metadata, and caches of datasets' map.
 NO_DATA = re.compile(
     r"\.|(?:readme|licen[cs]e)(?:\.\w+)?$|sample_?submission\.\w+$"
     r"|(?:dataset_infos?|dataset_dict|state|config)\.json$|cache-\w+\.arrow$",
     re.IGNORECASE,
 )
-# A leading and a vowel letter, maybe a final one; or a syllable and a separate final letter
-# (Unicode 3.12).
+# Conjoining jamo (Unicode 3.12): leading, vowel, optional final; or a syllable and a final.
 JAMO = re.compile("[\u1100-\u1112][\u1161-\u1175][\u11a8-\u11c2]?|[\uac00-\ud7a3][\u11a8-\u11c2]")
-# Zero-width characters and direction marks, which str.strip does not count as white space.
+# Zero-width characters and direction marks, which str.strip keeps.
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u180e\u200e\u200f"
 UNSEEN = re.compile(rf"[\s{INVISIBLE}\u00ad]+")
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -64,23 +62,23 @@ def read_bytes(path: Path) -> tuple[bytes, str]:
 
 
 def _encodings(start: bytes) -> tuple[str, ...]:
-    # No detector is used: they take short cp949 texts for Big5.
+    # No detector: they mistake short cp949 texts for Big5.
     marked = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return ("utf-16",) if marked else ("utf-8", "cp949")
 
 
 def decode(data: bytes, path: Path) -> tuple[str, str]:
-    """Return a file's text and its encoding: UTF-16 with a byte-order mark, UTF-8 or cp949."""
+    """Return the text and encoding of a file: UTF-16 with a byte-order mark, UTF-8 or cp949."""
     failures = {}
     for encoding in _encodings(data[:2]):
         try:
             return data.decode(encoding).lstrip("\ufeff"), encoding
         except UnicodeDecodeError as error:
             failures[encoding] = error.start
-    # The encoding that got furthest is the file's; the other one fails at its first Hangul letter.
+    # Report the encoding that got furthest; the other one fails at the first Hangul letter.
     encoding, start = max(failures.items(), key=lambda failure: failure[1])
     line = data.count(b"\n", 0, start) + 1
-    got = f"the byte 0x{data[start]:02x} at {start} is wrong; up to there the file is {encoding}"
+    got = f"got the byte 0x{data[start]:02x} at {start}, which is not valid {encoding}"
     raise InputError(f"{path}, line {line}: {got}. Correct it, or export the file again as UTF-8.")
 
 
@@ -102,20 +100,20 @@ def open_text(path: Path) -> TextIO:
 
 
 def encoding_notes(path: Path, encoding: str) -> list[str]:
-    """Return a note for people if a file is not UTF-8."""
-    return [] if encoding == "utf-8" else [f"{path.name} is not UTF-8; it was read as {encoding}"]
+    """Return a note if a file is not UTF-8."""
+    return [] if encoding == "utf-8" else [f"{path.name} was read as {encoding}, not UTF-8"]
 
 
 def replace_surrogates(text: str) -> str:
-    """Replace lone surrogates, which no tokenizer and no UTF-8 file can represent, by "?"."""
+    """Replace lone surrogates, which UTF-8 cannot represent, by "?"."""
     return SURROGATE.sub("?", text)
 
 
 def clean(text: str) -> str:
-    """Compose decomposed Hangul, which takes nine times the tokens, and replace lone surrogates.
+    """Compose decomposed Hangul (a ninth of the tokens) and replace lone surrogates.
 
-    Full NFC would rewrite characters that an organizer compares as they are (compatibility
-    ideographs, the ohm sign).
+    Full NFC would also change characters that organizers compare (compatibility ideographs, the ohm
+    sign).
     """
     text = replace_surrogates(text)
     if unicodedata.is_normalized("NFC", text):
@@ -126,19 +124,19 @@ def clean(text: str) -> str:
 def trim(text: str) -> str:
     """Strip white space and invisible characters from both ends."""
     before = None
-    while before != text:  # either may be outside the other
+    while before != text:  # they may be interleaved
         before, text = text, text.strip().strip(INVISIBLE)
     return text
 
 
 @lru_cache(maxsize=1024)  # an article's questions follow one another
 def comparable(text: str) -> str:
-    """Return what texts are compared by: composed, in one case, without white space."""
+    """Return a text for comparison: NFC, casefolded, without white space."""
     return unicodedata.normalize("NFC", UNSEEN.sub("", text)).casefold()
 
 
 class _Page(HTMLParser):
-    """Collects the visible text of a page, with a line break at each block."""
+    """Collects the visible text of a page, with line breaks between blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +148,7 @@ class _Page(HTMLParser):
         self.pieces.append("\n" if tag in BLOCKS else " " if tag in ("td", "th") else "")
 
     def handle_endtag(self, tag: str) -> None:
-        # Pages close elements that they never opened; below 0, a later script would be visible.
+        # Pages close elements that they never opened.
         self.hidden = max(0, self.hidden - (tag in HIDDEN))
         self.pieces.append("\n" if tag in BLOCKS else "")
 
@@ -159,10 +157,10 @@ class _Page(HTMLParser):
 
 
 def is_html(text: str) -> bool:
-    """Return whether a text is HTML: it begins with a tag and closes a block.
+    """Return whether a text is HTML: it starts with a tag and closes a block.
 
-    An article with <Table 1>, or about the tag <p>, does not. Texts with more than 100 tags that
-    never end are not parsed: Python's parser takes minutes for 50,000 of them.
+    "<Table 1>" in an article is not HTML. Texts with more than 100 unclosed tags are not parsed:
+    Python's parser takes minutes for 50,000 of them.
     """
     beginning = text[:200].lstrip().lower()
     if not re.match(r"<[a-z!]", beginning) or text.count("<") - text.count(">") > 100:
@@ -172,7 +170,7 @@ def is_html(text: str) -> bool:
 
 
 def html_text(page: str) -> str:
-    """Return the text of HTML as a reader sees it: a line for each block, no tags, no scripts."""
+    """Return the visible text of HTML, one line per block."""
     parser = _Page()
     parser.feed(page)
     parser.close()

@@ -1,4 +1,4 @@
-"""Write the model card of an export: its scores, how to ask it, and what it was made of."""
+"""Write the model card of an export: scores, usage, base, data and recipe."""
 
 import json
 from pathlib import Path
@@ -17,13 +17,13 @@ from prompts import render
 from tasks import get_task
 from tasks.task import label
 
-LIBRARIES = {"merged": "transformers", "adapter": "peft", "gguf": "gguf"}  # that load an export
-# Fields of the recipe that name files of this machine; the card lists base and data apart.
+LIBRARIES = {"merged": "transformers", "adapter": "peft", "gguf": "gguf"}
+# Recipe fields with local paths; the card lists base and data separately.
 PRIVATE = {"model", "train_file", "test_file", "output_dir", "run_name"}
 
 
 def write_card(folder: Path, source: Source, run: RunFolder, record: dict[str, Any]) -> None:
-    """Write README.md of an export; `record` is its export.json."""
+    """Write the README.md of an export; `record` is its export.json."""
     recipe, task = source.recipe, get_task(source.recipe.task)
     validation, environment = record["validation"], run.environment()
     scores = {f"{validation['which']} questions, as trained": validation["before"]}
@@ -62,7 +62,7 @@ def write_card(folder: Path, source: Source, run: RunFolder, record: dict[str, A
 
 
 def base_license(recipe: Recipe) -> dict[str, Any]:
-    """Return the license fields of the base's own card, if there are any."""
+    """Return the license fields of the base's model card, if any."""
     try:
         card = Path(recipe.model, "README.md")
         fields = ModelCard.load(card if card.parent.is_dir() else recipe.model).data.to_dict()

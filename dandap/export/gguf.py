@@ -1,4 +1,4 @@
-"""Convert a merged model to a GGUF with llama.cpp's converter, and write an Ollama Modelfile."""
+"""Convert a merged model to GGUF with llama.cpp, and write an Ollama Modelfile."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from dandap.files import write_text
 from dandap.recipe import Recipe
 from prompts import render
 
-# By default Ollama cuts prompts at 4,096 tokens, and a penalty of 1.1 on the last 64 tokens keeps
-# answers from repeating words of the article. -1: the whole prompt, as in the run.
+# Ollama's defaults cut prompts at 4,096 tokens and penalize the last 64 tokens, which are words of
+# the article. -1: the whole prompt, as in the run.
 MODELFILE = '''FROM ./{file}
 TEMPLATE """{template}"""
 PARAMETER temperature {recipe.temperature}
@@ -22,7 +22,7 @@ PARAMETER num_predict {recipe.max_new_tokens}
 PARAMETER repeat_penalty {recipe.repetition_penalty}
 PARAMETER repeat_last_n -1
 '''
-# Where an article and a question go in a prompt; characters that no template has.
+# Placeholders of article and question, in the private use area.
 CONTEXT, QUESTION = "\ue000", "\ue001"
 
 
@@ -31,9 +31,9 @@ def find_converter() -> Path:
     script = Path(os.environ.get("LLAMA_CPP", "llama.cpp"), "convert_hf_to_gguf.py")
     if not script.is_file():
         raise InputError(
-            f"--to gguf needs llama.cpp's source, but there is no {script}. Get it with `git clone "
-            "--depth 1 https://github.com/ggml-org/llama.cpp` and `pip install -r "
-            "requirements-extra.txt`, then LLAMA_CPP=llama.cpp python export.py ..."
+            f"--to gguf needs llama.cpp's source, got no file at {script}. Run `git clone --depth "
+            "1 https://github.com/ggml-org/llama.cpp` and `pip install -r requirements-extra.txt`, "
+            "then LLAMA_CPP=llama.cpp python export.py ..."
         )
     return script
 
@@ -44,8 +44,8 @@ def write_gguf(
     """Write a merged model as a GGUF, with an Ollama Modelfile; return the GGUF's name."""
     if record["untied"]:
         raise InputError(
-            "llama.cpp's converter leaves a trained LM head out where the base ties it to the "
-            "embeddings. Use --to merged, or train without lm_head in lora_target_modules."
+            "llama.cpp's converter drops a trained LM head that the base ties to its embeddings. "
+            "Use --to merged, or train without lm_head in lora_target_modules."
         )
     outtype = record["dtype"].replace("float", "f")  # f32, f16 or bf16
     file = f"{record['run']}-{outtype}.gguf"
@@ -54,7 +54,7 @@ def write_gguf(
     if ended.returncode or not (folder / file).is_file():
         raise InputError(
             f"{script} could not convert {merged} (exit code {ended.returncode}). Install "
-            "what it lacks (requirements-extra.txt), try a newer llama.cpp, or use --to merged."
+            "requirements-extra.txt, try a newer llama.cpp, or use --to merged."
         )
     text = MODELFILE.format(file=file, template=ollama_template(encoder), recipe=recipe)
     for stop in record["stops"].values():
@@ -64,15 +64,15 @@ def write_gguf(
 
 
 def ollama_template(encoder: Encoder) -> str:
-    """Return the run's prompt for Ollama: the article is .System, the question .Prompt."""
+    """Return the run's prompt for Ollama: .System is the article, .Prompt the question."""
     template = encoder.template
     try:
         parts = render(template, {"context": CONTEXT, "question": QUESTION})
-    except KeyError:  # fields that Ollama lacks: only the marks of turns, around the prompt
+    except KeyError:  # other fields: only the turns' markers
         parts = template | {part: QUESTION for part in template if part in ("user", "prompt")}
     text = encoder.prompt_text(parts)
     if encoder.starts_with_bos:  # llama.cpp adds it
         text = text.removeprefix(encoder.tokenizer.bos_token)
-    # {{ would start an action of Go's templates, and three quotes end the Modelfile's text.
+    # Escape {{, an action in Go templates, and three quotes, the end of the text.
     text = text.replace("{{", '{{ "{{" }}').replace('"""', '{{ "\\"\\"\\"" }}')
     return text.replace(CONTEXT, "{{ .System }}").replace(QUESTION, "{{ .Prompt }}")

@@ -1,4 +1,4 @@
-"""Export a finished run as a folder that other programs load, and upload it to the hub."""
+"""Export a finished run for other programs, and upload it to the hub."""
 
 import shutil
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ from dandap.runs.folder import RunFolder
 from tasks import get_task
 from tasks.task import Task, answerable, compute_scores, label, read_train
 
-RECORD = "export.json"  # marks a folder as an export, and records how it answered
+RECORD = "export.json"  # marks a folder as an export
 
 
 def export(
@@ -49,15 +49,15 @@ def export(
     output_dir: str = "outputs",
     options: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Export a finished run (the newest without a name) and return the folder.
+    """Export a finished run, by default the newest, and return the folder.
 
-    An earlier export of the same adapter is returned as it is. `repository` is the name on the hub
-    that the card shows; `options` are over the run's recipe.
+    An existing export of the same adapter is returned. `repository` is the hub name in the card;
+    `options` override the run's recipe.
     """
     source = find_source(run, output_dir, options=options)
     assert source.run
     trained, recipe = source.run, source.recipe
-    if recipe.compute_dtype == "auto":  # that of the run; earlier versions did not record it
+    if recipe.compute_dtype == "auto":  # use the run's; old runs have no record
         environment = trained.environment()
         default = "bfloat16" if environment.get("gpu") else "float32"
         dtype = {"compute_dtype": environment.get("compute_dtype", default)}
@@ -65,8 +65,8 @@ def export(
         source = Source(trained, recipe, source.template)
     if repository and to == "adapter" and Path(recipe.model).is_dir():
         raise InputError(
-            f"the base {recipe.model} is a folder of this machine, which nobody else has. Push "
-            "merged weights: --to merged."
+            f"the base {recipe.model} is a local folder, so that others cannot load the adapter. "
+            "Push merged weights: --to merged."
         )
     folder = Path(exports_dir or trained.path / "exports") / to
     converter = find_converter() if to == "gguf" else None
@@ -79,10 +79,10 @@ def export(
         found = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
         if not same.items() <= found.items():
             raise InputError(
-                f"{folder} is something else, or of another adapter or dtype. Remove it, or name "
+                f"{folder} is not an export of this adapter and dtype. Remove it, or choose "
                 "another --exports_dir."
             )
-        print(f"{folder} is an export of this adapter already; remove it to export again")
+        print(f"{folder} is an export of this adapter. Remove it to export again.")
         return folder
     verify_adapter(trained.adapter)
     if to == "merged":
@@ -114,10 +114,10 @@ def _write_merged(source: Source, run: RunFolder, encoder: Encoder, folder: Path
     _, rows = split_by_article(table.rows, recipe.validation_fraction, recipe.fold)
     which = "validation" if rows else "training"
     rows = rows or table.rows[:100]
-    print(f"answering {len(rows):,} {which} questions before and after")
+    print(f"answering {len(rows):,} {which} questions before and after the merge")
     as_base = {"model": str(folder), "revision": None, "quantization": "none"}
     exported = make_recipe(recipe.model_dump() | as_base, "the exported model")
-    make_plan(exported, load_config(recipe), pick_device(), training=False)  # it may not fit
+    make_plan(exported, load_config(recipe), pick_device(), training=False)  # fail early
 
     model = open_model(source)
     before, decoding = model.predict_all(model.encode(rows), "as trained"), model.answerer.decoding
@@ -130,7 +130,7 @@ def _write_merged(source: Source, run: RunFolder, encoder: Encoder, folder: Path
         max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.beams,
         repetition_penalty=decoding.repetition_penalty,
-        # The base's default may be to sample, and vLLM would follow it.
+        # The base's default may be sampling.
         do_sample=decoding.temperature > 0,
         temperature=decoding.temperature or None,
     )
@@ -141,11 +141,11 @@ def _write_merged(source: Source, run: RunFolder, encoder: Encoder, folder: Path
 
 
 def _write_adapter(source: Source, run: RunFolder, encoder: Encoder, folder: Path) -> tuple:
-    """Write the adapter for PEFT, with the scores of training; return as `_write_merged` does."""
+    """Write the adapter for PEFT; return the same tuple as `_write_merged`."""
     recipe = source.recipe
     shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    # The run's own names a local base without its path, which a published run should not show.
+    # The run's adapter has no local path.
     base = str(Path(recipe.model).resolve()) if Path(recipe.model).is_dir() else recipe.model
     file = folder / "adapter_config.json"
     named = {"base_model_name_or_path": base, "revision": recipe.revision}
@@ -157,9 +157,9 @@ def _write_adapter(source: Source, run: RunFolder, encoder: Encoder, folder: Pat
 
 
 def merge(recipe: Recipe, run: RunFolder, folder: Path, generation: GenerationConfig) -> bool:
-    """Write the dequantized base with the run's adapter merged into it, and the run's tokenizer.
+    """Write the dequantized base with the merged adapter, and the run's tokenizer.
 
-    Return whether the LM head was untied from the embeddings, because it has an adapter.
+    Return whether an adapted LM head was untied from the embeddings.
     """
     model = load_dequantized(recipe)
     was_tied = model.config.get_text_config().tie_word_embeddings
@@ -167,29 +167,29 @@ def merge(recipe: Recipe, run: RunFolder, folder: Path, generation: GenerationCo
     merged.generation_config = generation
     try:
         merged.save_pretrained(str(folder), state_dict=dequantized_weights(merged))
-    except SafetensorError as error:  # not an OSError, also for a full disk
+    except SafetensorError as error:  # a full disk
         reason = f"{folder} could not be written ({first_line(error)})"
-        raise InputError(f"{reason}. Free some space, or name another --exports_dir.") from error
+        raise InputError(f"{reason}. Free some space, or choose another --exports_dir.") from error
     ignored = shutil.ignore_patterns("adapter_*", MANIFEST)
     shutil.copytree(run.adapter, folder, ignore=ignored, dirs_exist_ok=True)
     return was_tied and not merged.config.get_text_config().tie_word_embeddings
 
 
 def compare(task: Task, before: Answers, after: Answers) -> dict[str, Any]:
-    """Return both scores and their difference; InputError if it is a loss beyond chance."""
+    """Return both scores and their difference; InputError for a significant loss."""
     rows = answerable(after)[0]
     ours, theirs = (task.score_each(rows, answerable(each)[1]) for each in (after, before))
     compared = metrics.compare(ours, theirs, [row.article for row in rows])
     same = sum(a == b for a, b in zip(before.predictions, after.predictions, strict=True))
     low, high = compared["interval"]
     summary = (
-        f"{same:,} of {len(after.rows):,} answers are the same, {label(task.headline[0])} differs "
-        f"by {compared['difference']:+.4f} (95% {low:+.4f} to {high:+.4f})"
+        f"{same:,} of {len(after.rows):,} answers are equal, {label(task.headline[0])} changes by "
+        f"{compared['difference']:+.4f} (95% {low:+.4f} to {high:+.4f})"
     )
     if high < 0:
         raise InputError(
-            f"the exported model answers worse than the run and was removed: {summary}. "
-            "Try --compute_dtype float32, or export the adapter alone (--to adapter)."
+            f"the export scores lower than the run and was deleted: {summary}. Try "
+            "--compute_dtype float32, or --to adapter."
         )
     print(summary)
     scores = {"before": compute_scores(task, before), "after": compute_scores(task, after)}
@@ -197,14 +197,14 @@ def compare(task: Task, before: Answers, after: Answers) -> dict[str, Any]:
 
 
 def sign_in(name: str) -> str:
-    """Return the repository's full name; InputError for a bad name, or without a valid token."""
+    """Return the repository's full name; InputError for a bad name or without a valid token."""
     try:
         validate_repo_id(name)
         user = HfApi().whoami()["name"]
     except (HFValidationError, OSError, HTTPError) as error:
-        # An error's text may quote the request, with the token; its name is safe to print.
+        # The error's text may contain the token.
         raise InputError(
-            f"--push_to_hub: got {name[:200]!r} ({type(error).__name__}); expected NAME or "
+            f"--push_to_hub: got {name[:200]!r} ({type(error).__name__}), expected NAME or "
             "OWNER/NAME, and a token with write access (`hf auth login`)."
         ) from error
     return name if "/" in name else f"{user}/{name}"
@@ -217,5 +217,5 @@ def upload(folder: Path, name: str) -> str:
         HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="Dandap export")
     except (OSError, HTTPError) as error:
         reason = f"{folder} was not uploaded to {name} ({type(error).__name__})"
-        raise InputError(f"{reason}. The same command uploads it again.") from error
+        raise InputError(f"{reason}. Run the command again.") from error
     return str(address)

@@ -1,4 +1,4 @@
-"""The LoRA adapter: made, loaded, averaged, and rejected if it is another base's."""
+"""Create, load, merge and average LoRA adapters."""
 
 import shutil
 import warnings
@@ -24,7 +24,7 @@ from dandap.model.hub import loading
 from dandap.model.load import load_base
 from dandap.recipe import Recipe
 
-# Projections that some architectures fuse into one module.
+# Projections that some architectures fuse.
 FUSED = {
     **dict.fromkeys(
         ("q_proj", "k_proj", "v_proj"), ("c_attn", "qkv_proj", "query_key_value", "Wqkv")
@@ -36,8 +36,8 @@ FUSED = {
 
 
 def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
-    """Put a new LoRA adapter in float32 on the recipe's target modules."""
-    # LoRA's A matrices are drawn at random.
+    """Return the model with a new float32 LoRA adapter on the recipe's target modules."""
+    # LoRA initializes A at random.
     torch.manual_seed(recipe.seed)
     config = LoraConfig(
         r=recipe.lora_r,
@@ -48,13 +48,12 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
         # GPT-2's Conv1D stores its weight as (in, out), the transpose of Linear's.
         fan_in_fan_out=any(type(module) is Conv1D for module in model.modules()),
     )
-    # PEFT makes adapters float32 on 16-bit bases too; a bf16 adapter answers differently once it
-    # is reloaded.
+    # float32 on 16-bit bases, too: a bf16 adapter answers differently after reloading.
     return get_peft_model(model, config, autocast_adapter_dtype=True)
 
 
 def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | list[str]:
-    """Return LoRA targets that the model has; q_proj on fused q, k, v becomes the fused module."""
+    """Return the wanted LoRA targets, or the fused modules that replace them."""
     if wanted == "all-linear":
         return wanted
     wanted = [wanted] if isinstance(wanted, str) else wanted
@@ -65,7 +64,7 @@ def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | li
     ]
 
     def present(target: str) -> bool:
-        # At a dot, as PEFT matches targets: "proj" must not find "q_proj".
+        # As PEFT matches: "proj" is not "q_proj".
         return any(f".{name}".endswith(f".{target}") for name in linear)
 
     found = []
@@ -82,28 +81,28 @@ def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | li
 
 
 def load_weights(model: PeftModel, checkpoint: Path) -> None:
-    """Load a checkpoint's adapter into the model that is being trained."""
+    """Load a checkpoint's adapter into a model."""
     weights = load_file(checkpoint / "adapter_model.safetensors")
     check_adapter_keys(model, set(weights), checkpoint)
     set_peft_model_state_dict(model, weights)
 
 
 def verify_adapter(folder: Path) -> None:
-    """Reject an adapter that is damaged by its manifest; print if it has no manifest."""
+    """Reject an adapter that does not match its manifest; print if it has none."""
     if not (folder / MANIFEST).is_file():
-        print(f"{folder} has no {MANIFEST}: damage cannot be detected")
+        print(f"{folder} has no {MANIFEST}: it cannot be verified")
     elif reason := find_damage(folder):
         raise InputError(
-            f"the adapter {folder} cannot be used: {reason}. Put it back from a copy, or train "
+            f"the adapter {folder} cannot be used: {reason}. Restore it from a copy, or train "
             f"again; if the change was intended, remove {folder / MANIFEST}."
         )
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Return the base with a run's adapter; InputError if it is damaged or another base's."""
+    """Return the base with a run's adapter; InputError if it is damaged or does not fit."""
     verify_adapter(folder)
     with loading(str(folder), "adapter"), warnings.catch_warnings():
-        # Missing keys are rejected below, by name.
+        # Missing keys are rejected below.
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         try:
             adapted = PeftModel.from_pretrained(model, str(folder)).eval()
@@ -115,11 +114,10 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def for_answering(model: PeftModel, merged: bool) -> PreTrainedModel | PeftModel:
-    """Return the model in the form that launches the fewest kernels for a token.
+    """Return the model in the form with the fewest kernels per token.
 
-    With `merged` the adapter is added to the base's weights of 16 or 32 bits: a token of a 10.8 B
-    model then takes 2,500 kernels instead of 5,000. Otherwise the adapter is cast once to the
-    base's precision, as autocast would at every product.
+    `merged` adds the adapter to 16- or 32-bit weights: 2,500 instead of 5,000 kernels per token
+    of a 10.8B model. Otherwise the adapter is cast once to the base's dtype.
     """
     if merged:
         _untie_adapted_head(model)
@@ -132,13 +130,13 @@ def for_answering(model: PeftModel, merged: bool) -> PreTrainedModel | PeftModel
 
 
 def _untie_adapted_head(model: PeftModel) -> None:
-    """Untie an LM head that has an adapter: merged into tied weights it changes the embeddings."""
+    """Untie an LM head that has an adapter, or merging would change the embeddings."""
     base: Any = model.get_base_model()
     head, shared = base.get_output_embeddings(), base.get_input_embeddings().weight
     layer: Any = head.get_base_layer() if isinstance(head, BaseTunerLayer) else None
     if layer is not None and layer.weight is shared:
         layer.weight = torch.nn.Parameter(shared.clone(), requires_grad=False)
-        # PEFT changes the outer config alone, which in models of several parts is not the text's.
+        # PEFT changes only the outer config of multimodal models.
         config = base.config
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
 
@@ -146,8 +144,7 @@ def _untie_adapted_head(model: PeftModel) -> None:
 def average_adapters(recipe: Recipe, folders: list[Path], target: Path) -> None:
     """Write the mean of several adapters of one recipe, with the first one's tokenizer.
 
-    The products B A are averaged, not A and B apart: the mean has the ranks of all together and is
-    exact (PEFT's "cat").
+    The mean of the products B A is exact; its rank is the sum of the ranks (PEFT's "cat").
     """
     for folder in folders:
         verify_adapter(folder)
@@ -167,8 +164,8 @@ def average_adapters(recipe: Recipe, folders: list[Path], target: Path) -> None:
 
 
 def check_adapter_keys(model: PeftModel, found: set[str], folder: Path) -> None:
-    """Reject an adapter with missing or unknown tensors: PEFT warns at most."""
-    # PEFT would count the embeddings where the LM head has an adapter.
+    """Reject an adapter with missing or unknown tensors, of which PEFT only warns."""
+    # Without the embeddings, which PEFT adds if the LM head has an adapter.
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     missing, unknown = sorted(expected - found), sorted(found - expected)
     if missing or unknown:
@@ -178,6 +175,6 @@ def check_adapter_keys(model: PeftModel, found: set[str], folder: Path) -> None:
         if missing:
             parts.append(f"{len(missing)} tensors are missing ({missing[0]})")
         raise InputError(
-            f"the adapter {folder} is not this base's: {'; '.join(parts)}. Name the run's own "
-            "base, or train again."
+            f"the adapter {folder} does not fit this base: {'; '.join(parts)}. Use the base that "
+            "it was trained on, or train again."
         )

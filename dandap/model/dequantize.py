@@ -1,4 +1,4 @@
-"""A base with dequantized weights, which other programs can load."""
+"""Load a base with dequantized weights, for other programs."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ from dandap.recipe import Recipe
 
 
 def check_space(recipe: Recipe, folder: Path, what: str, way_out: str) -> None:
-    """Reject, before it is loaded, a dequantized model that disk or main memory cannot hold."""
+    """Reject a dequantized model that exceeds the free disk or main memory, before loading it."""
     model = empty_model(load_config(recipe), recipe.trust_remote_code)
     dtype = pick_compute_dtype(recipe, pick_device())
     size = dtype.itemsize * sum(parameter.numel() for parameter in model.parameters())
@@ -27,7 +27,7 @@ def check_space(recipe: Recipe, folder: Path, what: str, way_out: str) -> None:
         if room < size:
             raise InputError(
                 f"{what} of {recipe.model} takes {size / GB:.1f} GB in {dtype}; {name} has "
-                f"{room / GB:.1f} GB free. Free some, {way_out}."
+                f"{room / GB:.1f} GB free. Free some space, {way_out}."
             )
 
 
@@ -35,17 +35,17 @@ def load_dequantized(recipe: Recipe) -> PreTrainedModel:
     """Load the base into main memory, with dequantized weights."""
     model = load_base(recipe, pick_device())
     if quantizer := getattr(model, "hf_quantizer", None):
-        # The adapter was trained on the quantized base. Merged into the original base three of the
-        # demo's 265 test answers change; into quantized weights, which are rounded again, two.
+        # The adapter was trained on the quantized base. Merging into the original weights changes
+        # three of the demo's 265 answers, merging into quantized weights two.
         dequantize(model, onto=torch.device("cpu"))
         quantizer.remove_quantization_config(model)
     return model.cpu()
 
 
 def dequantized_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Return a dequantized model's weights as its architecture has them, all finite.
+    """Return a dequantized model's finite weights, in the layout of its architecture.
 
-    bitsandbytes replaces GPT-2's Conv1D by Linear layers, whose weight is the transpose.
+    bitsandbytes replaces GPT-2's Conv1D by Linear, which stores the transposed weight.
     """
     state, layers = model.state_dict(), dict(model.named_modules())
     for name, module in empty_model(model.config).named_modules():

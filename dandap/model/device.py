@@ -1,4 +1,4 @@
-"""The device that a model runs on, and its compute dtype."""
+"""Select the device and the compute dtype, and handle out-of-memory errors."""
 
 import gc
 import shutil
@@ -17,32 +17,32 @@ T = TypeVar("T")
 
 
 def pick_device() -> torch.device:
-    """Return this process's GPU, else the CPU."""
+    """Return this process's GPU, or the CPU."""
     if world_size() > 1:
-        # accelerate gives each process its own GPU, and joins it with the others.
+        # accelerate assigns each process a GPU and initializes the process group.
         return PartialState(cpu=why_no_gpu() is not None).device
     if why_no_gpu():
         return torch.device("cpu")
     if torch.cuda.device_count() > 1:
         print(
-            f"using the first of {torch.cuda.device_count()} GPUs; CUDA_VISIBLE_DEVICES selects "
-            "another, `accelerate launch` with recipes/accelerate/ddp.yaml uses all"
+            f"Using the first of {torch.cuda.device_count()} GPUs. Select another with "
+            "CUDA_VISIBLE_DEVICES, or use all with `accelerate launch` (docs/processes.md)."
         )
     torch.cuda.set_device(0)
     return torch.device("cuda", 0)
 
 
 def why_no_gpu() -> str | None:
-    """Return the reason why torch cannot use a GPU here, or None if it can."""
+    """Return why torch cannot use a GPU on this machine, or None if it can."""
     if torch.cuda.is_available():
-        # A GPU too old for this build counts as available until its first kernel fails.
+        # torch reports a GPU that is too old for this build as available.
         major, minor = torch.cuda.get_device_capability()
         architectures = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
-        # sm_90a is sm_90 with features of its own.
+        # sm_90a is sm_90 with extra features.
         built_for = [name.removeprefix("sm_").rstrip("af") for name in architectures]
         oldest = min(map(int, built_for), default=0)
         if major * 10 + minor < oldest:
-            return f"this torch needs at least sm_{oldest}, and this GPU is sm_{major}{minor}"
+            return f"this torch needs sm_{oldest} or newer; this GPU is sm_{major}{minor}"
         return None
     if torch.version.cuda is None and torch.version.hip is None:
         return (
@@ -54,39 +54,39 @@ def why_no_gpu() -> str | None:
             "no NVIDIA driver was found (no nvidia-smi); install it, or select a GPU runtime "
             "(Colab: Runtime > Change type)"
         )
-    return f"torch {torch.__version__} finds no usable GPU; see what `nvidia-smi` prints"
+    return f"torch {torch.__version__} finds no usable GPU; check `nvidia-smi`"
 
 
 def pick_compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """Return the recipe's compute dtype; "auto" is one the device computes in natively."""
+    """Return the recipe's compute dtype; "auto" is the device's native one."""
     if recipe.compute_dtype != "auto":
         return getattr(torch, recipe.compute_dtype)
     if device.type == "cpu":
         return torch.float32
-    # A T4 reports bfloat16 as supported, because emulation counts by default.
+    # By default a T4's emulated bfloat16 counts as supported.
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if native else torch.float16
 
 
 def autocast_for(model: PreTrainedModel | PeftModel) -> torch.autocast:
-    """Return the autocast context of the base's precision, in which answers are computed."""
+    """Return the autocast context for answering: the model's own dtype."""
     device = next(model.parameters()).device
     return torch.autocast(device.type, dtype=model.dtype, enabled=model.dtype != torch.float32)
 
 
 def free_memory() -> None:
-    """Free what unused models still hold: their wrappers refer to each other."""
+    """Free the memory of unused models, which contain reference cycles."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def unless_out_of_memory(work: Callable[[], T]) -> T | None:
-    """Return `work()`, or None where memory ran out; the attempt's tensors are freed by then."""
+    """Return `work()`, or None after an out-of-memory error, with its tensors freed."""
     try:
         return work()
     except torch.OutOfMemoryError:
-        pass  # its traceback holds the tensors until here
+        pass  # the traceback references the tensors until here
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None

@@ -1,7 +1,4 @@
-"""Several processes started by a launcher (accelerate launch, torchrun).
-
-One of them prints and writes, work is divided, and some values must be the same in all.
-"""
+"""Coordinate the processes of a launcher (accelerate launch, torchrun)."""
 
 import os
 import sys
@@ -16,44 +13,41 @@ from dandap.errors import InputError
 from dandap.files import locked
 
 T = TypeVar("T")
-TIMEOUT = timedelta(days=30)  # NCCL's own is 10 minutes, and shares of hours differ by more
+TIMEOUT = timedelta(days=30)  # NCCL's default of 10 minutes is too short for uneven work
 
 
 def world_size() -> int:
-    """Return how many processes the launcher started; 1 without one."""
+    """Return the number of processes, 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def process_rank() -> int:
-    """Return this process's number, from 0; 0 without a launcher."""
+    """Return this process's rank, 0 without a launcher."""
     return int(os.environ.get("RANK", 0))
 
 
 def is_main_process() -> bool:
-    """Return whether this is the process that prints and writes."""
+    """Return whether this is rank 0, which prints and writes."""
     return process_rank() == 0
 
 
 @contextmanager
 def only_main_prints() -> Iterator[None]:
-    """Let only the first process print; the others' errors are still printed."""
+    """Silence stdout in all processes but the main one."""
     if is_main_process():
         yield
         return
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+    with Path(os.devnull).open("w") as null, redirect_stdout(null):
         yield
 
 
 def share_of(count: int) -> int:
-    """Return about how many of so many questions one process answers."""
+    """Return the approximate share of `count` questions per process."""
     return -(-count // world_size())
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """Return `make()` of the first process in all of them.
-
-    If it raises InputError there, the others end with it.
-    """
+    """Broadcast `make()` from the main process; its InputError ends all processes."""
     if world_size() == 1:
         return make()
     import torch
@@ -73,7 +67,7 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def gather(value: T) -> list[T]:
-    """Return every process's value, in the order of their numbers; each waits for the last."""
+    """Gather the values of all processes, by rank."""
     if world_size() == 1:
         return [value]
     import torch
@@ -85,36 +79,32 @@ def gather(value: T) -> list[T]:
 
 @cache
 def _gloo():
-    """Return the group in which processes exchange objects, and wait without a short timeout.
-
-    Gloo on GPUs too: if a process dies, the others notice at once.
-    """
+    """Return a gloo group with a long timeout; a dead process fails the others at once."""
     import torch
     from accelerate import PartialState
 
-    PartialState()  # joins the processes, if nothing has before
+    PartialState()  # initializes the default group if needed
     return torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 @contextmanager
 def locked_for_all(folder: Path) -> Iterator[None]:
-    """Lock a folder for all our processes; another job would overwrite our files."""
+    """Lock a folder for all processes of this job."""
     with ExitStack() as stack:
         from_main(partial(stack.enter_context, locked(folder)))
         if not folder.is_dir():
             raise InputError(
-                f"{folder}, made by the first process, is not on this machine. Several machines "
-                "need a shared folder (NFS, Lustre): name one with --output_dir or --answers_dir."
+                f"{folder}, created by the main process, does not exist on this machine. Use a "
+                "shared folder (NFS, Lustre) with --output_dir or --answers_dir."
             )
         yield
 
 
 def end_other_processes() -> None:
-    """Wait for all processes; then the first one continues alone, and the others end here.
+    """Wait for all processes, then exit all but the main one.
 
-    They end without Python's clean-up, in which gloo's threads may abort a process ("terminate
-    called without an active exception": 3 of 5 runs on a busy machine; torch 2.13). The launcher
-    would then stop the first one while it saves.
+    They exit with os._exit: in a normal exit gloo's threads may abort ("terminate called without an
+    active exception", 3 of 5 runs on torch 2.13), and the launcher would stop the main process.
     """
     if world_size() == 1:
         return
@@ -126,13 +116,13 @@ def end_other_processes() -> None:
     if not is_main_process():
         sys.stderr.flush()
         os._exit(0)
-    os.environ["WORLD_SIZE"] = "1"  # for world_size: there is nobody to wait for any more
+    os.environ["WORLD_SIZE"] = "1"  # read by world_size
 
 
 def reject_multiprocess(script: str) -> None:
-    """Reject a launcher's several processes, for scripts that run as one."""
+    """Reject a launcher for a script that runs as one process."""
     if world_size() > 1:
         raise InputError(
-            f"a launcher started {script} as {world_size()} processes; it runs as one. Start it "
-            f"with python {script}."
+            f"got {world_size()} processes for {script}, expected one. Start it with python "
+            f"{script}."
         )

@@ -1,4 +1,4 @@
-"""Bases on the hub or in a folder: their identity, and errors of loading that say what to do."""
+"""Identify base models on the hub or in a folder, and explain loading errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +15,12 @@ from dandap.files import folder_hash
 from dandap.recipe import Recipe
 
 HUB_TIMEOUT = 5  # seconds to connect
-# Words of a library's error, and what to do about it. Their texts change with versions; without a
-# match the first line is shown.
+# Words in libraries' errors, and advice; without a match the error's first line is shown.
 ADVICE = (
     (("out of memory",), "free the GPU (nvidia-smi shows who uses it), or use a smaller base."),
     (
         ("pytorch_model", ".bin"),
-        "its repository has only pickled weights, which can run code. Use a converted copy.",
+        "its repository has only pickled weights, which can run code. Use a safetensors version.",
     ),
     (
         ("trust_remote_code",),
@@ -36,48 +35,45 @@ ADVICE = (
 
 
 def confirm_remote_code(recipe: Recipe, on_command_line: bool) -> None:
-    """Reject code of the base's repository unless the command line itself asks for it.
+    """Reject remote code unless the command line itself enables it.
 
-    A recipe or a run folder may come from somebody else. Call this before the base is loaded.
+    Recipes and run folders are not trusted. Call this before loading the base.
     """
     if recipe.trust_remote_code and not on_command_line:
         raise InputError(
-            f"the recipe runs Python code from {recipe.model}'s repository, which can do anything. "
-            "Read that code, then add --trust_remote_code true to the command."
+            f"the recipe runs Python code from {recipe.model}'s repository. Read that code, then "
+            "add --trust_remote_code true to the command."
         )
     if recipe.trust_remote_code:
-        print(f"WARNING: trust_remote_code is on: code from {recipe.model} runs on this machine")
+        print(f"WARNING: trust_remote_code is on: running code from {recipe.model}")
 
 
 @cache
 def check_hub() -> None:
-    """Check once whether the hub is reachable, else use only its cache.
-
-    Otherwise the hub's client would retry for a minute.
-    """
+    """Go offline if the hub is unreachable, instead of retrying for a minute."""
     if constants.is_offline_mode():
         return
     try:
         urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT).close()
     except HTTPError:
-        pass  # an error page is an answer, too
+        pass  # reachable
     except OSError as error:
         print(
-            f"{constants.ENDPOINT} cannot be reached ({first_line(error)}): only downloaded models "
-            "can be used"
+            f"{constants.ENDPOINT} is unreachable ({first_line(error)}). Using only downloaded "
+            "models."
         )
-        # The client reads this at every request; the environment variable only once.
+        # The client reads this constant at every request.
         constants.HF_HUB_OFFLINE = True
 
 
 @contextmanager
 def loading(source: str, what: str) -> Iterator[None]:
-    """Turn what libraries raise while loading into an InputError with a way out."""
+    """Convert loading errors of libraries into an InputError with advice."""
     try:
         yield
     except InputError:
         raise
-    # Other kinds are faults of this program, and keep their traceback.
+    # Other exceptions are bugs and keep their traceback.
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         message = str(error).strip() or type(error).__name__
         raise InputError(
@@ -91,8 +87,8 @@ def _advice(source: str, message: str) -> str:
     if folder.is_dir():
         if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
             return (
-                "it has only .bin weights, which are pickles and can run code. Convert them where "
-                "you trust them: AutoModelForCausalLM.from_pretrained(A).save_pretrained(B)."
+                "it has only .bin weights, pickles that can run code. If you trust them, convert "
+                "them: AutoModelForCausalLM.from_pretrained(A).save_pretrained(B)."
             )
         return f"{first} The folder needs config.json, tokenizer files and .safetensors weights."
     for words, advice in ADVICE:
@@ -107,22 +103,22 @@ def _advice(source: str, message: str) -> str:
 def base_identity(recipe: Recipe) -> dict[str, str]:
     """Return the base's name with its commit (hub) or a hash of its files (folder).
 
-    Large weights are hashed in part (16 MB spread over each file): 20 GB take a second. Another
-    model or another training shows, a single flipped bit may not.
+    Only 16 MB of each large file are hashed (20 GB take a second), so that another model is
+    detected, but not every flipped bit.
     """
     folder = Path(recipe.model)
     if folder.is_dir():
         return {"model": recipe.model, "files": folder_hash(folder)}
     found = try_to_load_from_cache(recipe.model, "config.json", revision=recipe.revision or "main")
-    # The cache's folders are named snapshots/<commit>/. Not a str: the file is not in the cache.
+    # The cache has folders snapshots/<commit>/; not a str: not cached.
     commit = Path(found).parent.name if isinstance(found, str) else (recipe.revision or "")
     return {"model": recipe.model, "commit": commit}
 
 
 def same_base(one: dict[str, str], other: dict[str, str]) -> bool:
-    """Return whether two identities are of the same base; a folder may have been moved."""
+    """Return whether two identities are of one base; its folder may have moved."""
     if "files" in one and "files" in other:
         return one["files"] == other["files"]
-    # Without a commit only the names can be compared.
+    # Without a commit, compare names.
     unknown = "" in (one.get("commit"), other.get("commit"))
     return one == other or (unknown and one["model"] == other["model"])

@@ -1,4 +1,4 @@
-"""The base model in NF4 or 16 bits, its tokenizer, and their limits."""
+"""Load the base model in NF4 or 16 bits and its tokenizer, and check their limits."""
 
 import warnings
 from pathlib import Path
@@ -23,12 +23,12 @@ from dandap.model.device import pick_compute_dtype
 from dandap.model.hub import check_hub, loading
 from dandap.recipe import Recipe
 
-# peft still reads the old name; nothing a user could change.
+# Raised by peft.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 
 def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedTokenizerBase:
-    """Return the base model's tokenizer, or the one saved in a run's adapter folder."""
+    """Return the base's tokenizer, or the one in a run's adapter folder, with a pad token."""
     source = str(folder or recipe.model)
     if not folder and not Path(source).is_dir():
         check_hub()
@@ -38,20 +38,19 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedToke
             source, trust_remote_code=recipe.trust_remote_code, **options
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        # Padding is masked, and the answers' own stop tokens stay in the loss.
+        # Another token than eos, because labels may mask pad tokens.
         before, tokenizer.pad_token = tokenizer.pad_token, filler(tokenizer)
         if before and before != tokenizer.pad_token:
-            print(f"padding with {tokenizer.pad_token!r} instead of the stop token {before!r}")
+            print(f"pad token {tokenizer.pad_token!r} instead of the stop token {before!r}")
     return tokenizer
 
 
 def check_base(
     recipe: Recipe, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Compare the recipe with the base's limits before weights are loaded.
+    """Reject or warn about a recipe that exceeds the base's limits, before weights are loaded.
 
-    Beyond learned positions (GPT-2) CUDA ends with a device-side assert; beyond rotary ones a model
-    answers, but was never trained there.
+    Exceeding learned positions (GPT-2) is a device-side assert on CUDA; rotary ones only degrade.
     """
     config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
@@ -65,32 +64,32 @@ def check_base(
     size = getattr(config, "vocab_size", None)
     if size and tokenizer.vocab_size > size:
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens, and the base {recipe.model} "
-            f"embeddings for {size:,}. Use the tokenizer that came with the base."
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, but {recipe.model} has "
+            f"{size:,} embeddings. Use the base's own tokenizer."
         )
     pad_id: int | None = tokenizer.pad_token_id
     if size and pad_id is not None and pad_id >= size:
-        # Added for training elsewhere, and the base was not enlarged (Llama 2 with [PAD]).
+        # Added without resizing the embeddings (Llama 2 with [PAD]).
         tokenizer.pad_token = filler(tokenizer)
 
 
 def filler(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a token to pad with; a stop token where there is nothing else."""
+    """Return a token to pad with, preferably not eos."""
     return tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
 
 
 def check_ids(
     examples: list[Example], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Reject token ids without an embedding; on CUDA they end in a device-side assert."""
+    """Reject token ids without an embedding, which are a device-side assert on CUDA."""
     size: int = getattr(config.get_text_config(), "vocab_size", 0)
     for example in examples if size else ():
         highest = max(max(example.prompt_ids), max(example.answer_ids, default=0))
         if highest >= size:
             token = tokenizer.convert_ids_to_tokens(highest)
             raise InputError(
-                f"question {example.row.id}: the token {token!r} has id {highest}, and the base "
-                f"embeddings for {size}. Use the tokenizer that came with the base."
+                f"question {example.row.id}: the token {token!r} has id {highest}, but the base "
+                f"has {size} embeddings. Use the base's own tokenizer."
             )
 
 
@@ -110,9 +109,9 @@ def load_base(
     config: PretrainedConfig | None = None,
     dequantized: bool = False,
 ) -> PreTrainedModel:
-    """Load the base model on `device`, 4-bit NF4 by default, frozen; only safetensors are read.
+    """Load the frozen base model on `device` from safetensors, quantized as in the recipe.
 
-    With `dequantized` its NF4 weights are replaced by their dequantized values.
+    With `dequantized`, NF4 weights are replaced by their dequantized values.
     """
     dtype = pick_compute_dtype(recipe, device)
     config = config or load_config(recipe)
@@ -137,25 +136,23 @@ def load_base(
     keep_weights_unpacked(model)
     if dequantized:
         dequantize(model)
-    # Only the adapter is trained; the base takes no memory for gradients.
+    # Only the adapter is trained.
     model.requires_grad_(False)
     return model
 
 
 def dequantize(model: torch.nn.Module, onto: torch.device | None = None) -> None:
-    """Put plain linear layers in the place of 4-bit ones, with the same numbers.
+    """Replace 4-bit layers by linear layers with dequantized weights, on the device `onto`.
 
-    `onto` is the device for the plain ones; None: where the 4-bit ones are.
-
-    On CPUs without a fused kernel bitsandbytes dequantizes the whole weight for every product:
-    a tenth of the time of answering one question with a base of 270 M parameters.
+    Without a fused CPU kernel, bitsandbytes dequantizes the weight in every matrix product: a tenth
+    of the time to answer one question with a 270M base.
     """
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, Linear4bit):
                 quantized: Any = layer.weight
                 weight = dequantize_4bit(quantized.data, quantized.quant_state)
-                plain = torch.nn.Linear(1, 1, bias=False, device="meta")  # shape and weight follow
+                plain = torch.nn.Linear(1, 1, bias=False, device="meta")  # a placeholder
                 plain.out_features, plain.in_features = weight.shape
                 plain.weight = torch.nn.Parameter(weight.to(layer.compute_dtype), False)
                 if layer.bias is not None:
@@ -165,10 +162,9 @@ def dequantize(model: torch.nn.Module, onto: torch.device | None = None) -> None
 
 
 def keep_weights_unpacked(model: torch.nn.Module) -> None:
-    """Switch off bitsandbytes' repacking for CPUs with AVX512-BF16.
+    """Disable bitsandbytes' repacking on CPUs with AVX512-BF16.
 
-    There one forward in eval mode repacks the 4-bit weights, and every later training gradient is
-    silently wrong.
+    A forward pass in eval mode repacks the weights, after which gradients are silently wrong.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -176,10 +172,9 @@ def keep_weights_unpacked(model: torch.nn.Module) -> None:
 
 
 def pick_attention(recipe: Recipe, config: PretrainedConfig) -> str:
-    """Return the kernel to load with: the recipe's, or sdpa.
+    """Return the attention kernel to load the base with: the recipe's, else sdpa.
 
-    It is eager where attention scores are soft-capped (Gemma 2), which sdpa cannot do. Training
-    may go over to flex afterwards (dandap/tree/attention.py).
+    Soft-capped scores (Gemma 2) need eager. Training may use flex (dandap/tree/attention.py).
     """
     if recipe.attention in ("sdpa", "eager"):
         return recipe.attention

@@ -1,4 +1,4 @@
-"""Estimate the memory of a run and plan its batches; activations are counted, not derived."""
+"""Estimate the memory of a run and plan its batches; activations are counted on a real layer."""
 
 import math
 import warnings
@@ -33,11 +33,11 @@ CPU_LIMIT = 1e9  # parameters; a CPU would train a larger base for weeks
 BATCH_TOKENS = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512)
 MOST_TOKENS = {("cuda", True): 16384, ("cuda", False): 65536}  # by device and whether it trains
 MOST_TOKENS |= {("cpu", True): 4096, ("cpu", False): 16384}
-ROOM = 1024  # tokens of a batch next to the longest article: 16 questions on it
+ROOM = 1024  # tokens in a batch beyond the longest article: 16 questions
 COPY_SHARE = 0.5  # of free main memory, at most, for dequantized weights
-ANSWER_SHARE = 1 / 16  # of a batch's tokens; twice that of 5 short answers on 500 tokens
-QUESTION_TOKENS = 100  # of a prompt that no other shares, with its part of the article
-READ_TOKENS = 8192  # of prompts, forwarded at once; a batch may cache the keys of many more
+ANSWER_SHARE = 1 / 16  # of a batch's tokens: twice that of 5 short answers on 500 tokens
+QUESTION_TOKENS = 100  # unshared tokens per prompt, with its part of the article
+READ_TOKENS = 8192  # prompt tokens per forward pass; a batch may cache the keys of many more
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run uses its device."""
+    """Device, dtype, batch size and checkpointing of a run."""
 
     device: torch.device
     compute_dtype: torch.dtype
@@ -71,9 +71,9 @@ class Plan:
     gradient_checkpointing: bool
     estimate: MemoryEstimate
     free: float | None  # bytes; None on CPU
-    flex: bool = False  # FlexAttention in training; otherwise the kernel the model was loaded with
-    dequantized: bool = False  # whether NF4 weights are loaded as 16- or 32-bit ones
-    merged: bool = False  # whether the adapter is merged into them, for answering on a GPU
+    flex: bool = False  # whether training uses FlexAttention
+    dequantized: bool = False  # whether NF4 weights are dequantized once
+    merged: bool = False  # whether the adapter is merged for answering on a GPU
 
     def __str__(self) -> str:
         free = "" if self.free is None else f" of {self.free / GB:.1f} GB free"
@@ -87,29 +87,29 @@ class Plan:
 
 
 class DoesNotFit(InputError):
-    """A base needs more memory than is free."""
+    """The base needs more memory than is free."""
 
 
 def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """Return the architecture without weights, on the meta device."""
-    # Unlike accelerate's init_empty_weights this leaves tied embeddings tied: one tensor.
+    # Unlike accelerate's init_empty_weights, this keeps tied embeddings tied.
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Saves what a fused attention kernel saves, and computes nothing."""
+    """Saves the tensors of a fused attention kernel without computing."""
 
     @staticmethod
     def forward(ctx, query, key, value):
-        output = torch.empty_like(query)  # with the query's strides, as the kernels return it
+        output = torch.empty_like(query)  # kernels return the query's strides
         sums = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
         ctx.save_for_backward(query, key, value, output, sums)
         return output
 
 
 def _counted_attention(module, query, key, value, attention_mask, **options):
-    if attention_mask is not None:  # as SDPA has it; FlexAttention repeats no keys
+    if attention_mask is not None:  # SDPA repeats keys, FlexAttention does not
         groups = getattr(module, "num_key_value_groups", 1)
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     return _FusedAttention.apply(query, key, value).transpose(1, 2).contiguous(), None
@@ -119,7 +119,7 @@ AttentionInterface.register("counted", _counted_attention)
 
 
 def _fused_dropout(input, p=0.5, training=True, inplace=False):
-    """Drop out as on CUDA: the backward needs one byte per number."""
+    """Apply dropout as on CUDA, where the backward needs one byte per element."""
     return torch.native_dropout(input, p, training)[0] if p and training else input
 
 
@@ -130,19 +130,19 @@ def _copied(module, inputs):
 def count_layer(
     recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype, flex: bool
 ) -> tuple[float, int]:
-    """Count the bytes that autograd keeps of a token in a layer, and the adapter's parameters."""
+    """Return the bytes autograd saves per token in a layer, and the adapter's parameters."""
     text: Any = config.get_text_config()
     model = empty_model(config, recipe.trust_remote_code)
     lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
     layers = next(each for each in lists if len(each) == text.num_hidden_layers)
-    del layers[2:]  # the others are assumed to be like the second
+    del layers[2:]  # assume that the others are like the second
     eager = not flex and pick_attention(recipe, text) == "eager"
     model.set_attn_implementation("eager" if eager else "counted")
-    # add_adapter seeds the generator and warns; `to` casts the adapter, as autocast does.
+    # add_adapter seeds the generator and warns; `to` casts the adapter as autocast does.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         adapted = add_adapter(model.requires_grad_(False), recipe).to(dtype).train()
     if recipe.quantization == "none" and dtype.itemsize < 4:
-        # PEFT casts the input of each adapter to float32, and autocast casts it back.
+        # PEFT casts each adapter's input to float32, and autocast casts it back.
         for name, module in model.named_modules():
             if name.endswith(".lora_A.default"):
                 module.register_forward_pre_hook(_copied)
@@ -172,15 +172,15 @@ def count_layer(
             use_cache=False,
         )
     before, after = marks
-    kept = after - before - {parameter.untyped_storage() for parameter in model.parameters()}
+    saved = after - before - {parameter.untyped_storage() for parameter in model.parameters()}
     in_a_layer = sum(p.numel() for p in layers[-1].parameters() if p.requires_grad)
     others = (text.num_hidden_layers - len(layers)) * in_a_layer
     adapter = adapted.get_nb_trainable_parameters()[0] + others
-    return sum(storage.nbytes() for storage in kept) / length, adapter
+    return sum(storage.nbytes() for storage in saved) / length, adapter
 
 
 class Footprint:
-    """Estimates what a base with its adapter needs on one device."""
+    """Estimates the memory of a base with an adapter on one device."""
 
     def __init__(
         self,
@@ -197,22 +197,22 @@ class Footprint:
         try:
             count = count_layer(recipe, config, dtype, flex)
         except Exception:  # noqa: BLE001
-            # Code that needs numbers, such as a router, fails there: count a Llama of these sizes.
+            # Data-dependent code, such as a router, fails on meta: count a Llama of these sizes.
             names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
             sizes: dict[str, Any] = {name: getattr(self.config, name, None) for name in names}
             llama = LlamaConfig(hidden_size=self.hidden, intermediate_size=self.inner, **sizes)
             everywhere = recipe.model_copy(update={"lora_target_modules": "all-linear"})
             count = count_layer(everywhere, llama, dtype, flex)
         self.layer_bytes, self.adapter = count
-        # A token's part of the dense masks, (rows, length, length): one for each kind of layer.
+        # Bytes of dense masks per token, (rows, length, length): one per kind of layer.
         is_mixed = "sliding_attention" in (getattr(self.config, "layer_types", None) or ())
         self.mask_bytes = recipe.max_length * self.each * (2 if is_mixed else 1)
         model = empty_model(config, recipe.trust_remote_code)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.weights: float = self.parameters * self.each
         if recipe.quantization == "nf4":
-            # Half a byte a weight of the linear layers but the head, a float32 constant per 64 (or
-            # 8 bits, and a float32 per 256 constants), and one dequantized matrix.
+            # Half a byte per weight of linear layers except the head, a float32 constant per 64
+            # weights (or 8 bits, and a float32 per 256 constants), and one dequantized matrix.
             head = model.get_output_embeddings()
             linear = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, Conv1D))]
             weights = [module.weight.numel() for module in linear if module is not head]
@@ -227,29 +227,29 @@ class Footprint:
         `answer_share` is the share of the tokens that predict an answer.
         """
         one_layer = tokens * self.layer_bytes
-        kept = tokens * self.hidden * self.each if checkpointing else one_layer
+        saved = tokens * self.hidden * self.each if checkpointing else one_layer
         ends = tokens * self.hidden * (4 + self.each)  # embeddings and the last norm
         masks = 0 if self.flex else tokens * self.mask_bytes
-        # The peak is at the loss or in a layer's backward, which recomputes a checkpointed layer.
-        # At the loss: logits, their gradient, a soft cap's steps, and two chunks in float32.
+        # The peak is at the loss (logits, their gradient, a soft cap's steps, two float32 chunks)
+        # or in a layer's backward, which recomputes a checkpointed layer.
         logits = tokens * answer_share * self.config.vocab_size
         copies = 5 if getattr(self.config, "final_logit_softcapping", None) else 2
         loss = logits * copies * self.each + 2 * 4 * min(CHUNK, logits)
         backward = tokens * (self.inner + 2 * self.hidden) * self.each
         moment = max(loss, backward + (one_layer if checkpointing else 0))
-        activations = self.config.num_hidden_layers * kept + ends + masks + moment
-        # Weight, gradient and AdamW's two moments in float32, and the copy that autocast keeps.
+        activations = self.config.num_hidden_layers * saved + ends + masks + moment
+        # Weight, gradient and AdamW's two moments in float32, and autocast's copy.
         adapter = self.adapter * (16 if checkpointing or self.each == 4 else 16 + self.each)
         return MemoryEstimate(self.weights, adapter, activations, self.parameters)
 
     def answering(self, tokens: int) -> MemoryEstimate:
-        """Estimate answering batches of `tokens` tokens: the KV cache, a layer's work, logits."""
+        """Estimate the peak of answering batches of `tokens` tokens."""
         config, recipe, each = self.config, self.recipe, self.each
         heads, size = config.num_attention_heads, head_size(config)
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         cache = 2 * config.num_hidden_layers * tokens * kv_heads * size * each
-        # Either query, key, value and output of all heads, with eager attention also their scores,
-        # or the MLP's activation, one half, and an adapter's addition in two steps.
+        # Either query, key, value and output (and scores with eager attention), or the MLP's
+        # activation and an adapter's output.
         eager = pick_attention(recipe, config) == "eager"
         scores = recipe.max_length * heads * (each + 4) if eager else 0
         widest = max(4 * self.inner * each, 4 * heads * size * each + scores)
@@ -262,22 +262,22 @@ class Footprint:
 
 
 def expected_length(max_new_tokens: int) -> int:
-    """Return how many tokens of an answer a batch has room for at first."""
-    # Most stop long before max_new_tokens; a CUDA step that needs more room is captured again.
+    """Return the number of answer tokens that a batch allocates at first."""
+    # Most answers are short; a CUDA step that needs more is captured again.
     return min(max_new_tokens, max(16, math.ceil(max_new_tokens / 4)))
 
 
 def available_memory() -> float:
-    """Return the bytes of main memory that can be used without swapping."""
+    """Return the available main memory in bytes."""
     return psutil.virtual_memory().available
 
 
 def reject_large_on_cpu(recipe: Recipe, model: PreTrainedModel) -> None:
-    """Refuse a base that a CPU would train for weeks; `model` may be empty."""
+    """Reject a base that is too large for a CPU; `model` may be empty."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if parameters > CPU_LIMIT:
         raise InputError(
-            f"{recipe.model} has {parameters / GB:.1f} B parameters and needs a GPU: "
+            f"{recipe.model} has {parameters / GB:.1f}B parameters and needs a GPU: "
             f"{why_no_gpu()}. `python fine_tune.py --recipe demo` runs on any machine."
         )
 
@@ -285,7 +285,7 @@ def reject_large_on_cpu(recipe: Recipe, model: PreTrainedModel) -> None:
 def make_plan(
     recipe: Recipe, config: PretrainedConfig, device: torch.device, training: bool
 ) -> Plan:
-    """Choose attention, batch size and checkpointing; raise DoesNotFit if nothing fits."""
+    """Select attention, batch size and checkpointing; raise DoesNotFit if nothing fits."""
     dtype, reason = pick_compute_dtype(recipe, device), None
     if training:
         reason = why_no_flex(recipe, config, device, dtype)
@@ -300,7 +300,7 @@ def make_plan(
 
 
 def refit_plan(plan: Plan, recipe: Recipe, config: PretrainedConfig, answer_share: float) -> Plan:
-    """Return the training plan, once it is known what share of the tokens predicts an answer."""
+    """Return the training plan for a measured share of answer tokens."""
     if plan.free is None:
         return plan
     footprint = Footprint(recipe, config, plan.device, plan.compute_dtype, plan.flex)
@@ -310,14 +310,14 @@ def refit_plan(plan: Plan, recipe: Recipe, config: PretrainedConfig, answer_shar
 def fit_plan(
     footprint: Footprint, free: float, training: bool, answer_share: float = ANSWER_SHARE
 ) -> Plan:
-    """Return the fastest plan that fits into `free` bytes: the largest batch, not checkpointed.
+    """Return the fastest plan for `free` bytes: the largest batch, if possible uncheckpointed.
 
-    If none fits, a GPU raises DoesNotFit. A CPU warns: it reads each article by itself.
+    If none fits, raise DoesNotFit on a GPU and warn on a CPU.
     """
     recipe, device = footprint.recipe, footprint.device
     on_cpu, longest = device.type == "cpu", recipe.max_length
     most = MOST_TOKENS[device.type, training]
-    # A batch holds at least one whole example, and on a GPU at most a step.
+    # A batch has at least one example, and on a GPU at most one step.
     most = max(most, longest + ROOM) if on_cpu else most
     if training and not on_cpu:
         most = min(most, recipe.questions_per_step * longest)
@@ -336,7 +336,7 @@ def fit_plan(
             break
     else:
         if not on_cpu:
-            # A shorter batch helps only if base and adapter alone fit.
+            # Smaller batches help only if base and adapter fit.
             base_fits = training and estimate.total - estimate.activations < free
             ways_out = {
                 "--quantization nf4, ": training and recipe.quantization == "none",
@@ -346,16 +346,16 @@ def fit_plan(
             }
             raise DoesNotFit(
                 f"{recipe.model} needs about {estimate}; {free / GB:.1f} GB are free. Try "
-                f"{''.join(way for way, helps in ways_out.items() if helps)}a smaller base (see "
-                "the README's table), or a larger or emptier GPU (nvidia-smi)."
+                f"{''.join(way for way, helps in ways_out.items() if helps)}a smaller base "
+                "(README.md), or a GPU with more free memory (nvidia-smi)."
             )
         print(
             f"WARNING: {recipe.model} may need {estimate}; {free / GB:.1f} GB of main memory are "
-            "free. Close other programs or lower --max_length."
+            "free. Close programs or lower --max_length."
         )
     limit = None if on_cpu else free
     plan = Plan(device, footprint.dtype, tokens, checkpointing, estimate, limit, footprint.flex)
-    # Whole weights are faster: dequantized on a CPU, and with a merged adapter in answers on a GPU.
+    # 16- or 32-bit weights are faster: dequantized on a CPU, merged for answering on a GPU.
     whole = replace(estimate, weights=footprint.parameters * footprint.each)
     is_nf4 = recipe.quantization == "nf4"
     if on_cpu and is_nf4 and whole.weights <= COPY_SHARE * free and whole.total <= free:
@@ -366,17 +366,14 @@ def fit_plan(
 
 
 def broadcast_plan(plan: Plan) -> Plan:
-    """Return the first process's plan, for this process's device.
-
-    Free memory differs between GPUs, and answers are equal to the bit only in equal batches.
-    """
+    """Return the main process's plan for this device: equal batches give equal answers."""
     first = from_main(partial(replace, plan, device=torch.device("cpu")))
     return replace(first, device=plan.device)
 
 
 def out_of_memory_advice(recipe: Recipe, plan: Plan) -> str:
-    """Return the message of training that ran out of memory although its plan fits."""
-    # Reading once on one GPU has already tried smaller batches.
+    """Return the error message for training that ran out of memory."""
+    # Reading once on one GPU has already halved its batches.
     halved = recipe.read_once and world_size() == 1
     if not plan.gradient_checkpointing:
         change = "--gradient_checkpointing true"

@@ -1,4 +1,4 @@
-"""`fine_tune.py --plan`: batch size, checkpointing and memory of recipes, by GPU size."""
+"""Print the batch size, checkpointing and memory of recipes (fine_tune.py --plan)."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from dandap.model.load import load_config
 from dandap.model.memory import CPU_LIMIT, GB, Footprint, available_memory, fit_plan
 from dandap.recipe import RECIPES_DIR, find_recipe, load_recipe
 
-# Architectures by the base's name on the hub, and by a short one.
+# Architectures by hub id, and by a short name.
 _DATA = yaml.safe_load(Path(__file__).with_name("shapes.yaml").read_text(encoding="utf-8"))
 SHAPES: dict[str, dict] = _DATA["hub"]
 NAMES: dict[str, dict] = _DATA["names"]
-COMMON_SIZES = [16 * GB, 24 * GB, 48 * GB, 80 * GB]  # GPUs that people rent
+COMMON_SIZES = [16 * GB, 24 * GB, 48 * GB, 80 * GB]  # of common GPUs
 
 
 def make_config(shape: dict) -> PretrainedConfig:
@@ -26,7 +26,7 @@ def make_config(shape: dict) -> PretrainedConfig:
 
 
 def print_plans(recipe_name: str | None, options: dict, gpu_memory: str | None) -> None:
-    """Print a line per recipe and GPU size; without a name, of all recipes of known shapes."""
+    """Print a line per recipe and GPU size, for one recipe or for all with a known shape."""
     names = [recipe_name] if recipe_name else sorted(p.stem for p in RECIPES_DIR.glob("*.yaml"))
     sizes = COMMON_SIZES if why_no_gpu() else [float(torch.cuda.mem_get_info()[0])]
     if gpu_memory:
@@ -41,7 +41,7 @@ def print_plans(recipe_name: str | None, options: dict, gpu_memory: str | None) 
                 config = make_config(SHAPES[recipe.model])
             elif recipe_name or Path(recipe.model).is_dir():
                 config = load_config(recipe)
-            else:  # the table of all recipes is made offline
+            else:  # the table of all recipes needs no network
                 unknown.append(name)
                 continue
         except InputError as error:
@@ -66,13 +66,10 @@ def print_plans(recipe_name: str | None, options: dict, gpu_memory: str | None) 
             footprint = Footprint(recipe, config, cpu, pick_compute_dtype(recipe, cpu))
             print(f"{label} this CPU  {_plan_line(footprint, available_memory())}")
     if unknown:
-        print(f"Unknown here: {', '.join(unknown)}. --plan --recipe NAME fetches a base's config.")
+        print(f"Unknown shapes: {', '.join(unknown)}. --plan --recipe NAME downloads the config.")
     if not recipe_name:
-        print("--plan --recipe NAME suggests what to change if a recipe does not fit.")
-    print(
-        "These are estimates; a step measured on an H200 peaked 0.5% below its own. GPUs above 16 "
-        "GB are assumed to run FlexAttention (sm_80 or newer)."
-    )
+        print("If a recipe does not fit, --plan --recipe NAME suggests changes.")
+    print("Estimates, within 5% of a simulated step. GPUs above 16 GB are assumed to be sm_80.")
 
 
 def _plan_line(footprint: Footprint, free: float, short: bool = False) -> str:
@@ -96,5 +93,5 @@ def parse_size(text: str) -> float:
     except ValueError:
         size = 0
     if not 0 < size < 1e15:
-        raise InputError(f"--gpu_memory: got {text!r}; expected a size like 16GB.")
+        raise InputError(f"--gpu_memory: got {text!r}, expected a size as 16GB.")
     return size

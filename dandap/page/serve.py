@@ -1,4 +1,4 @@
-"""Build the page with Gradio, and serve it: on this machine, with a password also to others."""
+"""Build the Gradio page and serve it, locally or at a public address with a password."""
 
 import re
 import secrets
@@ -22,18 +22,18 @@ from dandap.language import t
 from dandap.page.service import BASE, AnswerService
 from tasks.task import Task
 
-MODEL: Any = {"concurrency_id": "model", "concurrency_limit": 1}  # one model computes at a time
+MODEL: Any = {"concurrency_id": "model", "concurrency_limit": 1}  # one request at a time
 HOST, USER = "127.0.0.1", "dandap"
-MAX_BYTES = 1_000_000  # of a request; 30,000 Hangul syllables as JSON's \uXXXX are 180,000
-# Of Gradio's 60 routes some serve files, save uploads or fetch pages of other servers.
+MAX_BYTES = 1_000_000  # per request; 30,000 Hangul syllables as \uXXXX are 180,000 bytes
+# Other routes of Gradio serve files, save uploads or fetch URLs.
 ALLOWED = re.compile(
     r"/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|login/?|logout)?"
     r"|/gradio_api/(info|startup-events|queue/join|queue/data|cancel|reset|theme\.css|user"
     r"|login_check|app_id)/?"
-    # Gradio's own scripts and pictures, calls by name, and the sign that a page is still open.
+    # Gradio's scripts and images, calls by name, and heartbeats.
     r"|/(assets|static|gradio_api/call|gradio_api/heartbeat)/(?!.*\.\.).*"
 )
-# A browser loads only from this server. Gradio's scripts are inline, and compile templates.
+# Browsers load only from this server. Gradio's scripts are inline and use eval.
 HEADERS = {
     "content-security-policy": "default-src 'self'; object-src 'none'; base-uri 'self'; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -41,35 +41,35 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
-# The reader's own fonts: none is downloaded.
+# System fonts, without downloads.
 FONTS = ["Pretendard", "Apple SD Gothic Neo", "Noto Sans KR", "Malgun Gothic", "sans-serif"]
 
 
 def serve(
     run: str | None, output_dir: str, options: Mapping[str, Any], port: int, share: bool
 ) -> None:
-    """Serve a page of the finished runs until Ctrl-C; `options` are over their recipes."""
+    """Serve the page of finished runs until Ctrl-C; `options` override their recipes."""
     service = AnswerService(run, output_dir, options)
-    # Loaded before the page opens: an error of the first model ends the script in one sentence.
+    # Fail before the page opens.
     service.open(next(iter(service.runs)))
     page = build_page(service)
-    # Too long to guess, so that logins need no limit by which a stranger could lock the owner out.
+    # Too long to guess: no rate limit is needed, which could lock out the owner.
     password = secrets.token_urlsafe(16) if share else None
-    print(f"page: {open_page(page, port, password)} (Ctrl-C ends it)", flush=True)
+    print(f"page: {open_page(page, port, password)} (stop with Ctrl-C)", flush=True)
     if password:
         print(f"user: {USER}  password: {password}", flush=True)
-    while page.is_running:  # its server is a thread, which ends with this one
+    while page.is_running:  # the server is a daemon thread
         time.sleep(1)
 
 
 def build_page(service: AnswerService) -> gradio.Blocks:
-    """Return the page, with a tab for each task that a run was trained for."""
+    """Return the page, with a tab per task of the runs."""
 
     def answer(article: str, questions: list[str], run: str = "") -> list[dict]:
-        """Answer questions on an article with a run (without a name the default one).
+        """Answer questions on an article with a run, by default the first one.
 
-        Each answer has the mean probability of its tokens (of a choice its share), and its place
-        in the article as it was read, [start, end) in characters, or null.
+        Each answer has its probability (geometric mean over tokens) and its span in the article,
+        [start, end) in characters, or null.
         """
         try:
             return service.answer_request(article, questions, run)
@@ -78,18 +78,18 @@ def build_page(service: AnswerService) -> gradio.Blocks:
 
     tasks = dict.fromkeys(service.tasks.values())
     with gradio.Blocks(title="단답 Dandap", analytics_enabled=False) as page:
-        subtitle = t("Reads an article once and answers its questions in a word each.")
+        subtitle = t("Reads an article once and answers each question briefly.")
         gradio.Markdown(f"# 단답\n{subtitle}")
         for task in tasks:
             with gradio.Tab(t(task.page.title)) if len(tasks) > 1 else nullcontext():
                 add_task(service, task)
         gradio.api(answer, api_name="answer", **MODEL)
-    # A visitor who comes while 64 wait reads that the queue is full.
+    # More than 64 waiting requests are rejected.
     return page.queue(max_size=64, api_open=False)
 
 
 def add_task(service: AnswerService, task: Task) -> None:
-    """Put a task's boxes on the left and the answers on the right; below on a phone."""
+    """Add a task's inputs and answers, side by side on wide screens."""
     form, names = task.page, [box.name for box in task.page.boxes]
     runs = [name for name, its_task in service.tasks.items() if its_task is task]
     others = [(t("nothing"), ""), (t("the untuned base model"), BASE), *runs]
@@ -128,9 +128,8 @@ def add_task(service: AnswerService, task: Task) -> None:
 
 
 def open_page(page: gradio.Blocks, port: int, password: str | None = None) -> str:
-    """Serve the page in a thread and return its address; a password opens a public one."""
-    # A page of somebody else that resolves its own name to 127.0.0.1 (DNS rebinding) could read
-    # answers otherwise. Visitors of a shared page use the name of Gradio's tunnel.
+    """Serve the page in a thread and return its address, a public one if there is a password."""
+    # Allowed hosts prevent DNS rebinding. Shared pages have the host name of Gradio's tunnel.
     middleware = [
         Middleware(RequestFilter),
         Middleware(TrustedHostMiddleware, allowed_hosts=["*"] if password else [HOST, "localhost"]),
@@ -148,7 +147,7 @@ def open_page(page: gradio.Blocks, port: int, password: str | None = None) -> st
             footer_links=["api"],
             prevent_thread_lock=True,
             quiet=True,
-            # Saved questions, and a second server: the environment could turn them on.
+            # Disable saved questions and a second server, which the environment may enable.
             run_history=False,
             ssr_mode=False,
         )

@@ -1,6 +1,6 @@
-"""Answer what the page and the endpoint /answer ask: within bounds, one request at a time.
+"""Answer requests of the page and of the endpoint /answer, one at a time and with limits.
 
-Texts of people and models are escaped by the template of the cards, and nowhere else.
+The template of the cards escapes all texts.
 """
 
 from collections.abc import Mapping
@@ -22,18 +22,18 @@ from dandap.runs.predictions import confidence
 from tasks import get_task
 from tasks.task import PageForm
 
-MAX_MODELS = 2  # in memory: the two that are compared
+MAX_MODELS = 2  # in memory, for comparisons
 MAX_CHARACTERS, MAX_QUESTIONS = 30_000, 50
-BASE = ":base"  # compares a run with its untuned base; no run of ours has this name
+BASE = ":base"  # the untuned base; not a valid run name
 CARDS = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
     Path(__file__).with_name("cards.html.jinja").read_text(encoding="utf-8"), globals={"t": t}
 )
 
-Answered = list[tuple[Example, dict[str, Any]]]  # with the record of predictions.jsonl
+Answered = list[tuple[Example, dict[str, Any]]]  # (example, record of predictions.jsonl)
 
 
 class AnswerService:
-    """Answers with any finished run, the chosen or newest first; `options` are over recipes."""
+    """Answers with any finished run; `run` is listed first, `options` override recipes."""
 
     def __init__(self, run: str | None, output_dir: str, options: Mapping[str, Any]):
         first = find_run(run, output_dir)
@@ -47,13 +47,13 @@ class AnswerService:
         self.lock = Lock()
 
     def answer(self, run: str, typed: Mapping[str, str], adapted: bool = True) -> Answered:
-        """Answer the typed questions, in order; without `adapted` by the run's untuned base."""
+        """Answer the typed questions in order, with the run or its untuned base."""
         if (count := sum(map(len, typed.values()))) > MAX_CHARACTERS:
-            error = "got {count} characters; expected at most {most}."
+            error = "got {count} characters, expected at most {most}."
             raise InputError(t(error, count=count, most=MAX_CHARACTERS))
         rows = self.tasks[run].page.to_rows(typed)
         if not 1 <= len(rows) <= MAX_QUESTIONS:
-            error = "got {count} questions; expected 1 to {most}, one a line."
+            error = "got {count} questions, expected 1 to {most}, one per line."
             raise InputError(t(error, count=len(rows), most=MAX_QUESTIONS))
         with self.lock:
             model = self.open(run, adapted)
@@ -61,14 +61,14 @@ class AnswerService:
             return list(zip(examples, model.predict_all(examples).records, strict=True))
 
     def open(self, run: str, adapted: bool = True) -> OpenModel:
-        """Return a model, loaded if it is not open; the least recently used makes room for it."""
+        """Return a loaded model; unload the least recently used one if needed."""
         model = self.models.pop((run, adapted), None)
         while model is None:
             if len(self.models) < MAX_MODELS:
                 try:
                     model = self.load(run, adapted)
                     break
-                except InputError:  # on a GPU another model may have the memory that it needs
+                except InputError:  # another model may use the GPU's memory
                     if not self.models:
                         raise
             del self.models[next(iter(self.models))]
@@ -77,12 +77,12 @@ class AnswerService:
         return model
 
     def load(self, run: str, adapted: bool) -> OpenModel:
-        """Load a run's model as inference.py does; its base gets the run's template."""
+        """Load a run, or its base with the run's template."""
         source = find_source(str(self.runs[run].path), options=self.options)
         return open_model(source if adapted else Source(None, source.recipe, source.template))
 
     def show(self, run: str, compared: str, typed: Mapping[str, str]) -> str:
-        """Return a run's answers as HTML, next to another run's or its base's ("" for none)."""
+        """Return answers as HTML, with those of another run or the base if `compared` is not ""."""
         try:
             answers = {run: self.answer(run, typed)}
             if compared == BASE:
@@ -94,10 +94,10 @@ class AnswerService:
         return render(self.tasks[run].page, answers)
 
     def answer_request(self, article: Any, questions: Any, run: Any) -> list[dict[str, Any]]:
-        """Return what /answer sends; the types are checked here, because Gradio does not."""
+        """Return the response of /answer; check types, because Gradio does not."""
         texts = [article, *(questions if isinstance(questions, list) else [None])]
         if not all(isinstance(text, str) for text in texts) or "\n" in "".join(texts[1:]):
-            raise InputError("expected an article, and a list of questions without line breaks.")
+            raise InputError("expected an article and a list of questions without line breaks.")
         typed = {"article": article, "questions": "\n".join(questions)}
         pages = {name: task.page for name, task in self.tasks.items()}
         runs = [name for name in pages if {box.name for box in pages[name].boxes} <= typed.keys()]
@@ -117,7 +117,7 @@ class AnswerService:
 
 
 def render(form: PageForm, answers: Mapping[str, Answered]) -> str:
-    """Return HTML: a card of all answers for each question, and the article with their marks."""
+    """Return HTML: a card per question with all answers, and the article with marks."""
     first = next(iter(answers.values()))
     article, cards, marks = first[0][0].context, [], []
     for number, (asked, _) in enumerate(first):
@@ -125,19 +125,19 @@ def render(form: PageForm, answers: Mapping[str, Answered]) -> str:
         for model, (name, answered) in enumerate(answers.items(), 1):
             row, record = asked.row, answered[number][1]
             text, note = record["prediction"], ""
-            # A choice's letter is no piece of the text, wherever it is found in it.
+            # Choices are letters.
             span = None if row.choices else find_span(text, article)
             if span:
                 marks.append((*span, number + 1, model))
             if record["ended"] == "cut":
                 note = "The answer was too long and was cut."
             elif article and text and not (span or row.choices):
-                note = "This answer is not in the text word for word."
-            percent = min(int(confidence(record) * 100), 99)  # 99.7% is not certain
+                note = "This answer is not literally in the text."
+            percent = min(int(confidence(record) * 100), 99)  # never 100%
             card.append((name, form.show_answer(row, text), note, percent))
         cards.append((form.show_question(asked.row), card))
-    # Marks may overlap, so the text is cut wherever one starts or ends: (text, models that answer
-    # with it, questions that end here).
+    # Marks may overlap: split the text at every start and end into (text, models that answer with
+    # it, questions whose answer ends here).
     pieces, cuts = [], {0, len(article), *(cut for mark in marks for cut in mark[:2])}
     for start, end in pairwise(sorted(cuts)):
         here = [mark for mark in marks if mark[0] <= start and end <= mark[1]]

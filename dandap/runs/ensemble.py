@@ -1,4 +1,4 @@
-"""Combine several files of answers to the same questions: combine(["run-1", "run-2"])."""
+"""Combine the answers of several runs or files: combine(["run-1", "run-2"])."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from tasks import get_task
 from tasks.task import Task, label
 
 METHODS = ("f1_sum", "vote", "vote_f1", "hard")
-# Members must agree in these recipe fields: a vote of free texts with 예 and 아니오 means nothing.
+# Members must agree in these recipe fields.
 SAME_FIELDS = (
     "task samples temperature grounded choices choices_by beams repetition_penalty".split()
 )
 
 
 class Combined(NamedTuple):
-    """The combined answers, their folder, the scores by member, and the submission."""
+    """Combined answers with their folder, the scores of all members, and the submission."""
 
     folder: Path
     records: list[dict]
@@ -45,9 +45,9 @@ def combine(
     output: str | None = None,
     overwrite: bool = False,
 ) -> Combined:
-    """Combine the answers of runs, folders or files; with a split of runs, without a submission."""
+    """Combine the answers of runs, folders or files; a `split` of runs has no submission."""
     files.check_output(output, overwrite)
-    files.check_writable(Path(output_dir), "Name another --output_dir.")
+    files.check_writable(Path(output_dir), "Choose another --output_dir.")
     answers = load_members(members, output_dir, split)
     paths = list(answers)
     recipes = {path: recipe_of(path) for path in paths}
@@ -56,10 +56,10 @@ def combine(
         one, other = (recipes[each].get(name) for each in (known[0], path))
         if one != other:
             raise InputError(
-                f"{known[0]} and {path} were answered in different ways: {name} {one!r} and "
-                f"{other!r}. Name folders of answers (RUN/answers/...) with equal settings."
+                f"{known[0]} and {path} have different settings: {name} {one!r} and {other!r}. "
+                "Choose folders of answers (RUN/answers/...) with equal settings."
             )
-    # Without a recorded recipe the default task is assumed, economic QA.
+    # Without a recipe, the default task.
     recipe = make_recipe(recipes[paths[0]], str(paths[0]))
     task = get_task(recipe.task)
     questions = list(zip(*answers.values(), strict=True))
@@ -93,7 +93,7 @@ def combine(
 
 
 def select(records: Sequence[dict], method: str) -> int:
-    """Return the member whose answer to a question is selected; the first one of equals."""
+    """Return the index of the member with the selected answer, the first of ties."""
     answers = [record["prediction"] for record in records]
     if method == "f1_sum":
         return metrics.consensus(answers)
@@ -108,24 +108,24 @@ def select(records: Sequence[dict], method: str) -> int:
         gains = [sum(each.get(answer, 0.0) for each in probabilities) for answer in answers]
     else:
         raise InputError(
-            "hard votes over choices, and a member's answers have none. Answer with --choices, or "
+            "--method hard needs choices, which a member's answers lack. Answer with --choices, or "
             "use --method vote."
         )
     return max(largest, key=lambda index: (gains[index], -index))
 
 
 def _equal_answers(records: Sequence[dict]) -> list[list[int]]:
-    """Return the members with equal answers, in the order of each group's first."""
+    """Group members with equal answers, in order of first occurrence."""
     groups: dict[str, list[int]] = {}
     for index, record in enumerate(records):
-        # Without spaces, which character F1 does not count.
+        # Without spaces, which character F1 ignores.
         answer = metrics.normalize(record["prediction"]).replace(" ", "")
         groups.setdefault(answer, []).append(index)
     return list(groups.values())
 
 
 def count_agreement(questions: Sequence[Sequence[dict]]) -> dict[str, int]:
-    """Return how often the members agreed: {"3:0": all three, "2:1": two, "1:1:1": none}."""
+    """Count agreement patterns: {"3:0": all three agree, "2:1": two, "1:1:1": none}."""
     patterns: Counter[tuple[int, ...]] = Counter()
     for records in questions:
         sizes = sorted(map(len, _equal_answers(records)), reverse=True)
@@ -134,10 +134,10 @@ def count_agreement(questions: Sequence[Sequence[dict]]) -> dict[str, int]:
 
 
 def _merge(records: Sequence[dict], index: int) -> dict:
-    """Return the selected record, with all members' answers and the member's number, from 1."""
+    """Return the selected record with all members' answers and the member's number (from 1)."""
     own = ("key", "samples")
     merged = {name: value for name, value in records[index].items() if name not in own}
-    # A dialogue may be cleaned for one member: the first one's article counts.
+    # A dialogue may be cleaned for some members: use the first one's.
     merged |= {name: records[0][name] for name in ("gold", "article") if name in records[0]}
     merged |= {"members": [record["prediction"] for record in records], "member": index + 1}
     if merged.get("gold"):
@@ -149,9 +149,9 @@ def _merge(records: Sequence[dict], index: int) -> dict:
 def _score(
     task: Task, answers: dict[Path, list[dict]], records: list[dict]
 ) -> dict[str, dict[str, Any]] | None:
-    """Print and return the scores of the members and the ensemble; None without gold answers."""
+    """Print and return the scores of members and ensemble, or None without gold answers."""
     if not all(record.get("gold") and record.get("article") for record in records):
-        print("no score: not every question has a known gold answer")
+        print("no score: some questions have no gold answer")
         return None
     golds, articles = [r["gold"] for r in records], [r["article"] for r in records]
     is_choice = all(record.get("choices") for record in records)

@@ -1,4 +1,4 @@
-"""The files of a run, outputs/<run>/, and how a run is found again."""
+"""The files of a run (outputs/<run>/), and how to find runs."""
 
 import platform
 import shutil
@@ -15,7 +15,7 @@ from dandap.data.rows import Table
 from dandap.errors import InputError, short_list
 from dandap.recipe import Recipe, load_recipe
 
-# Results may depend on the versions of these packages.
+# Packages that may affect results.
 PACKAGES = "torch transformers trl peft bitsandbytes accelerate datasets pandas tokenizers".split()
 # The files that a run writes before its first checkpoint.
 FIRST_FILES = set(
@@ -49,8 +49,8 @@ class RunFolder:
 
     @property
     def is_new(self) -> bool:
-        """Return whether the run has no checkpoint yet, nor anything else worth keeping."""
-        # Hidden files are the lock and partial writes.
+        """Return whether the run has no checkpoint and no results yet."""
+        # Hidden files are locks and partial writes.
         names = {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
         return names <= FIRST_FILES and not any(self.checkpoints.glob("checkpoint-*"))
 
@@ -59,63 +59,59 @@ class RunFolder:
         return files.read_json(self.environment_file)
 
     def update_environment(self, **values: Any) -> None:
-        """Write values into environment.json, next to those it has."""
+        """Add values to environment.json."""
         files.write_json(self.environment_file, self.environment() | values)
 
     def time(self, event: str) -> str:
-        """Return the recorded time (UTC) of "started" or "finished"; "" sorts before all times."""
+        """Return the recorded UTC time of "started" or "finished", or ""."""
         return str(self.environment().get(event) or "")
 
     @property
     def run_id(self) -> str | None:
-        """Return the id in the manifests of the run's checkpoints; None in old folders."""
+        """Return the run's id, as in its manifests; None in old folders."""
         return self.environment().get("run")
 
     def load_recipe(self) -> Recipe:
-        """Read the recipe as it was resolved when the run started."""
+        """Read the resolved recipe."""
         if not self.recipe_file.is_file():
             raise InputError(
-                f"{self.path} is no run folder (no recipe.yaml). "
-                "Expected a folder that fine_tune.py made."
+                f"{self.path} has no recipe.yaml; expected a run folder created by fine_tune.py."
             )
         return load_recipe(str(self.recipe_file), {})
 
     def load_template(self) -> tuple[str, dict[str, str]]:
-        """Read (name, template) as trained."""
+        """Read the (name, template) that the run was trained with."""
         saved = files.read_json(self.template_file)
         name, template = str(saved.get("name")), saved.get("template")
         if not isinstance(template, dict) or not all(isinstance(t, str) for t in template.values()):
-            raise InputError(
-                f"{self.template_file} has no template whose parts are texts. Restore it from a "
-                "copy of the folder."
-            )
+            raise InputError(f"{self.template_file} has no valid template. Restore it from a copy.")
         return name, template
 
     def save_recipe(self, recipe: Recipe, template: dict[str, str]) -> None:
-        """Write template.json and recipe.yaml, with every field of the resolved recipe."""
-        # recipe.yaml is last: it marks a folder as a run.
+        """Write template.json and recipe.yaml with all fields."""
+        # recipe.yaml is last, because it marks a folder as a run.
         files.write_json(self.template_file, {"name": recipe.template, "template": template})
         files.write_text(self.recipe_file, recipe.to_yaml())
 
 
 def new_run(output_dir: str, name: str | None, made_from: str) -> RunFolder:
-    """Make a run folder; without a name it is called after the recipe and the time."""
+    """Create a run folder; the default name is recipe and time."""
     if not name:
         return RunFolder(files.new_folder(output_dir, made_from))
     check_name(output_dir, name)
     folder = Path(output_dir) / files.safe_name(name)
-    # One that passed the check has no checkpoint and is used again.
+    # An existing one has no checkpoint and is reused.
     folder.mkdir(parents=True, exist_ok=True)
     return RunFolder(folder)
 
 
 def check_name(output_dir: str, name: str | None) -> None:
-    """Reject the name of an existing run, unless that run has no checkpoint yet."""
+    """Reject the name of an existing run that has a checkpoint."""
     if not name:
         return
     folder = Path(output_dir) / files.safe_name(name)
     if folder.is_dir() and not folder.is_symlink() and RunFolder(folder).is_new:
-        with files.locked(folder):  # raises if the run is being trained right now
+        with files.locked(folder):  # raises if the run is being trained
             return
     if folder.exists() or folder.is_symlink():
         raise InputError(
@@ -124,31 +120,31 @@ def check_name(output_dir: str, name: str | None) -> None:
 
 
 def find_path(name: str, output_dir: str) -> Path | None:
-    """Return a path, or the path of something in `output_dir`; None if neither exists."""
+    """Return the existing path `name` or `output_dir`/`name`, or None."""
     return next((path for path in (Path(name), Path(output_dir) / name) if path.exists()), None)
 
 
 def find_run(name: str | None, output_dir: str) -> RunFolder:
-    """Find a run by path or name; without a name, the newest finished one."""
+    """Return a run by path or name, by default the newest finished one."""
     if name:
         folder = find_path(name, output_dir)
         if folder is None or not folder.is_dir():
             known = short_list(run.path.name for run in list_runs(output_dir)) or "none"
             raise InputError(
-                f"got run {name[:200]!r}; there is no such folder. Runs in {output_dir}: {known}."
+                f"got run {name[:200]!r}, expected one in {output_dir} ({known}) or a path."
             )
         return RunFolder(folder)
     finished = [run for run in list_runs(output_dir) if run.finished]
     if not finished:
         raise InputError(
-            f"{output_dir} has no finished run. "
-            "Train one with `python fine_tune.py`, or name one with --run."
+            f"{output_dir} has no finished run. Train one with `python fine_tune.py`, or choose "
+            "one with --run."
         )
     return max(finished, key=lambda run: run.time("finished"))
 
 
 def list_runs(output_dir: str) -> list[RunFolder]:
-    """Return the run folders, oldest first by their own record; broken ones are skipped."""
+    """Return the runs by recorded start time, oldest first; print and skip unreadable ones."""
     runs = []
     for file in sorted(Path(output_dir).glob("*/recipe.yaml")):
         run = RunFolder(file.parent)
@@ -163,13 +159,13 @@ def list_runs(output_dir: str) -> list[RunFolder]:
 
 
 def now() -> str:
-    """Return the time in UTC, so that runs of several machines sort."""
+    """Return the UTC time in ISO format."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def describe_environment(tables: list[Table]) -> dict[str, Any]:
-    """Return what a result depends on besides its recipe: versions, device, commit and data."""
-    import torch  # 3 s, which scripts that only read answers save
+    """Return versions, device, commit and data hashes."""
+    import torch  # takes 3 s
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
@@ -194,7 +190,7 @@ def _commit() -> str | None:
     if not shutil.which("git"):
         return None
     describe = ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+changes"]
-    # The project may be a folder in somebody else's checkout, which is not looked for.
+    # The project may be a folder in another repository, whose commit is irrelevant.
     command = ["git", f"--git-dir={ROOT / '.git'}", *describe]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() or None

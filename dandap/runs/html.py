@@ -1,6 +1,6 @@
-"""Pages in one file that needs no network, for light and dark mode and any screen, and plots.
+"""Write self-contained HTML pages, and draw plots.
 
-Korean is drawn on any machine: a page embeds the glyphs that it uses.
+Pages support light and dark mode and embed the Korean glyphs that they use.
 """
 
 import base64
@@ -24,10 +24,9 @@ from dandap import language
 from dandap.files import write_text
 
 BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9722c", "#8a8f98", "#1d2430"
-# The SVG has the page's colors instead, which differ between light and dark mode.
+# CSS variables for SVG: colors differ between light and dark mode.
 OF_PAGE = {BLUE: "var(--blue)", ORANGE: "var(--orange)", GREY: "var(--grey)", INK: "currentColor"}
-# Inches and points: a phone of 390 pixels shows letters of 11 points in 10.
-WIDTH, FONT_SIZE = 5.6, 11
+WIDTH, FONT_SIZE = 5.6, 11  # inches, points
 PAGE = """<!DOCTYPE html>
 <html lang="{{ lang }}">
 <head>
@@ -48,8 +47,8 @@ PAGE = """<!DOCTYPE html>
 
 
 def write_page(folder: Path, template: Path | str, title: str, **values: Any) -> Path:
-    """Write report.html, with `template` (a file or its text) under the title; return its path."""
-    # autoescape: an article's <script> must stay text.
+    """Render `template` (a file or its text) to report.html and return its path."""
+    # autoescape: articles are untrusted.
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.globals["t"] = language.t
     text = template if isinstance(template, str) else template.read_text(encoding="utf-8")
@@ -57,7 +56,7 @@ def write_page(folder: Path, template: Path | str, title: str, **values: Any) ->
     page = environment.from_string(PAGE).render(
         title=title,
         lang=language.current(),
-        # CSS knows no HTML entities; font and style contain no text of others.
+        # Not escaped: CSS has no HTML entities, and these contain no untrusted text.
         font=Markup(font_face(title + body)),
         style=Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8")),
         body=Markup(body),
@@ -68,8 +67,8 @@ def write_page(folder: Path, template: Path | str, title: str, **values: Any) ->
 
 @cache
 def font_file() -> str:
-    """Return the path of NanumGothic, which koreanize-matplotlib brings; `draw` may then use it."""
-    # The package is not imported: its code needs distutils.
+    """Register NanumGothic from koreanize-matplotlib with matplotlib, and return its path."""
+    # Do not import the package, which needs distutils.
     files = distribution("koreanize-matplotlib")
     path = str(files.locate_file("koreanize_matplotlib/fonts/NanumGothic.ttf"))
     font_manager.fontManager.addfont(path)
@@ -77,22 +76,21 @@ def font_file() -> str:
 
 
 def font_face(text: str) -> str:
-    """Return a CSS rule with the glyphs of a text's characters beyond ASCII, 90 bytes each."""
+    """Return a CSS rule with the glyphs of a text's non-ASCII characters, 90 bytes each."""
     from fontTools import subset  # comes with matplotlib
 
-    logging.getLogger("fontTools.subset").setLevel(logging.ERROR)  # about tables it does not know
-    # Hints are half of the bytes, and screens of today do not need them.
+    logging.getLogger("fontTools.subset").setLevel(logging.ERROR)  # unknown tables
+    # Without hints, which are half of the size.
     options = subset.Options(hinting=False, layout_features=[], flavor="woff", notdef_outline=True)
     font = subset.load_font(font_file(), options)
     subsetter = subset.Subsetter(options)
     subsetter.populate(text="".join(sorted(set(filter(lambda sign: ord(sign) > 127, text)))))
     subsetter.subset(font)
-    font["head"].modified = font["head"].created  # the same bytes every time
+    font["head"].modified = font["head"].created  # deterministic output
     file = io.BytesIO()
     subset.save_font(font, file, options)
     data = base64.b64encode(file.getvalue()).decode()
-    # First in the style's list, for these characters only: behind the system's fonts, Chromium drew
-    # the first words of a page as boxes.
+    # First in the font list, for these characters only: after system fonts, Chromium drew boxes.
     return (
         '@font-face { font-family: "Dandap Hangul"; unicode-range: U+80-10FFFF; '
         f'src: url("data:font/woff;base64,{data}") format("woff"); }}'
@@ -100,12 +98,12 @@ def font_face(text: str) -> str:
 
 
 def draw(path: Path, title: str, fill: Callable[[Axes], None], height: float = 3.2) -> str:
-    """Write a plot as a PNG, return it as an SVG element; `fill` draws, `height` is in inches."""
+    """Write a plot as a PNG and return it as SVG; `fill` draws it, `height` is in inches."""
     font_file()
     colored = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     style: dict[Any, Any] = {
         **dict.fromkeys(colored, INK),
-        "font.family": ["NanumGothic", "DejaVu Sans"],  # the second has signs the first lacks
+        "font.family": ["NanumGothic", "DejaVu Sans"],  # the second for missing signs
         "font.size": FONT_SIZE,
         "axes.unicode_minus": False,  # NanumGothic has no U+2212
         "axes.spines.top": False,
@@ -116,7 +114,7 @@ def draw(path: Path, title: str, fill: Callable[[Axes], None], height: float = 3
         "axes.facecolor": "none",
         "axes.titlelocation": "left",
         "axes.titlesize": FONT_SIZE + 1,
-        "svg.hashsalt": "dandap",  # the same ids every time
+        "svg.hashsalt": "dandap",  # deterministic ids
     }
     svg = io.StringIO()
     with matplotlib.rc_context(style):
@@ -127,7 +125,7 @@ def draw(path: Path, title: str, fill: Callable[[Axes], None], height: float = 3
         figure.savefig(path)
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(svg, format="svg", facecolor="none", metadata=metadata)
-    # The page decides the width; the height follows from the viewBox.
+    # The page sets the width, the viewBox the height.
     opening, rest = svg.getvalue().partition("<svg ")[2].split(">", 1)
     view = opening.split('viewBox="')[1].split('"')[0]
     for color, variable in OF_PAGE.items():
@@ -136,7 +134,7 @@ def draw(path: Path, title: str, fill: Callable[[Axes], None], height: float = 3
 
 
 def _wrapped(text: str, width: int) -> str:
-    # matplotlib would begin a formula at a $.
+    # $ starts a formula in matplotlib.
     return "\n".join(wrap(text, width)).replace("$", r"\$")
 
 
@@ -147,17 +145,17 @@ def bars(
     intervals: Sequence[tuple[float, float]],
     counts: Sequence[int],
 ) -> None:
-    """Draw horizontal bars with intervals, the first on top, each with its label and count."""
+    """Draw horizontal bars with intervals, labels and counts, the first on top."""
     places = range(len(labels))
     axes.barh(places, values, 0.4, color=BLUE)
     axes.hlines(places, *zip(*intervals, strict=True), color=GREY, linewidth=3)
-    # Labels are above their bars: to the left, long ones would leave the bars no width.
+    # Labels are above the bars, because they may be long.
     for place, label, value, count in zip(places, labels, values, counts, strict=True):
         axes.text(0, place - 0.27, _wrapped(label, 48), va="bottom")
         axes.text(1.03, place, f"{value:.3f}  n={count:,}", va="center")
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_ylim(len(labels) - 0.6, -0.9)
-    axes.set_xlim(0, 1.38)  # scores end at 1; the rest is room for the numbers
+    axes.set_xlim(0, 1.38)  # scores are at most 1; space for numbers
     axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axes.grid(axis="y", visible=False)

@@ -1,7 +1,4 @@
-"""Files of answers: how they are written, resumed, found by run or path, read and aligned.
-
-predictions.jsonl, in every folder of answers, grows as the answers come.
-"""
+"""Write, resume, find, read and align predictions; predictions.jsonl grows answer by answer."""
 
 import hashlib
 import json
@@ -17,11 +14,11 @@ from dandap.data.text import clean, decode, replace_surrogates
 from dandap.errors import InputError, first_line, short_list
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, find_path, find_run
-from tasks.submission import REVIEW_COLUMNS, active
+from tasks.submission import REVIEW_COLUMNS, unescape_formula
 
 PREDICTIONS = "predictions.jsonl"
-# How names of folders of answers show a setting that differs from the run's. Those of PROMINENT
-# appear also where they differ from the default.
+# Settings in the names of folders of answers, if they differ from the run's. PROMINENT ones are
+# also shown if they differ from the default.
 SHOWN = {
     "grounded": "grounded",
     "choices": "choices",
@@ -40,11 +37,10 @@ PROMINENT = ("grounded", "choices", "samples", "temperature", "beams")
 
 
 class Journal:
-    """The answers of one inference, a line each.
+    """The answers of one inference, one line each.
 
-    Each line has a key: a hash of `settings` (which is a hash of recipe, template, adapter, data
-    and versions), of the question's id and of its prompt. Every process writes its own file; only
-    process 0 reads, and merges them in the end.
+    A line's key is a hash of `settings` (a hash of recipe, template, adapter, data and versions),
+    of the question's id and of its prompt. Every process writes its own file; rank 0 merges them.
     """
 
     def __init__(
@@ -59,9 +55,9 @@ class Journal:
         self.records: dict[str, dict] = {}
 
     def read(self) -> set[str]:
-        """Return the ids that have an answer, of all processes, and merge their files into one.
+        """Merge the files of all processes, and return the answered ids.
 
-        Torn lines and answers with another key are dropped.
+        Incomplete lines and other keys are dropped.
         """
         journals = sorted(self.folder.glob("predictions*.jsonl"))
         for file in journals:
@@ -69,7 +65,7 @@ class Journal:
                 key = record.pop("key", None)
                 if key and key == self.keys.get(record.get("id", "")):
                     self.records[record["id"]] = record
-        # Also without other files: the next answer would be appended to a torn line.
+        # Always, because the last line may be incomplete.
         self._write()
         for file in journals:
             if file != self.file:
@@ -77,18 +73,18 @@ class Journal:
         return set(self.records)
 
     def add(self, record: dict) -> None:
-        """Append an answer to the file, so that a kill does not lose it."""
+        """Append an answer to the file."""
         files.append_json(self.file, {**record, "key": self.keys[record["id"]]})
         self.records[record["id"]] = record
 
     def finish(self, ids: Sequence[str]) -> list[dict]:
-        """Return the records of all processes in the order of `ids`, and rewrite the file so."""
+        """Return the records of all processes in the order of `ids`, and rewrite the file."""
         if missing := set(ids) - self.read():
             raise InputError(
-                f"{self.folder} lacks {len(missing)} answers that other processes wrote: it is not "
-                "the same folder on all machines. Run the command again on a shared folder."
+                f"{self.folder} lacks {len(missing)} answers of other processes: it is not shared "
+                "by all machines. Run the command again with a shared folder."
             )
-        # Answers come as batches finish, in another order than the test file's.
+        # Batches finish in another order than the test file's.
         self.records = {name: self.records[name] for name in ids}
         self._write()
         return list(self.records.values())
@@ -101,28 +97,28 @@ class Journal:
 
 
 def hash_settings(settings: dict[str, Any], adapter: Path | None) -> str:
-    """Return a hash of what all answers of an inference depend on, the adapter's files included."""
+    """Return a hash of everything that answers depend on, including the adapter."""
     everything = {**settings, "adapter": files.folder_hash(adapter) if adapter else None}
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
 def answers_name(of: str, recipe: Recipe, of_run: Recipe, limit: int | None) -> str:
-    """Return the name of a folder of answers without its time: test-grounded-s8-t0.7.
+    """Return the name of a folder of answers without its time, as test-grounded-s8-t0.7.
 
-    `of` is the test file's name or the split's; `of_run` is the recipe of the run.
+    `of` is the name of the test file or split; `of_run` is the run's recipe.
     """
     default, parts = Recipe(), [of] if limit is None else [of, f"first{limit}"]
     for name, shown in SHOWN.items():
         value = getattr(recipe, name)
         is_shown = name in PROMINENT and value != getattr(default, name)
         if is_shown or value != getattr(of_run, name):
-            is_number = type(value) in (int, float)  # seed 0 is one, False is not
+            is_number = type(value) in (int, float)  # not bool
             parts.append(shown.format(value) if value or is_number else f"no-{name}")
     return "-".join(parts)
 
 
 def answers_folder(parent: Path, name: str, settings: str) -> Path:
-    """Return the newest folder of an unfinished inference with these settings, or a new one."""
+    """Return the newest unfinished folder with these settings, or a new one."""
     found = sorted(parent.glob("*/settings.json"), key=lambda path: path.stat().st_mtime)
     for file in reversed(found):
         same = settings in file.read_text(encoding="utf-8", errors="replace")
@@ -134,7 +130,7 @@ def answers_folder(parent: Path, name: str, settings: str) -> Path:
 
 
 def write_predictions(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write predictions.csv: a row per record, lists joined with " | ", choices as JSON."""
+    """Write predictions.csv, with lists joined by " | " and choices as JSON."""
 
     def cell(value: Any) -> Any:
         if isinstance(value, dict):
@@ -145,7 +141,7 @@ def write_predictions(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def confidence(record: Mapping[str, Any]) -> float:
-    """Return the geometric mean of an answer's token probabilities; a choice's share of all."""
+    """Return the geometric mean of token probabilities, or the probability of a choice."""
     choices = record.get("choices")
     if not choices or record["prediction"] not in choices:
         return math.exp(record["log_probability"])
@@ -154,22 +150,22 @@ def confidence(record: Mapping[str, Any]) -> float:
 
 def choice_probabilities(choices: Mapping[str, float]) -> dict[str, float]:
     """Return the softmax of the log-probabilities of choices."""
-    highest = max(choices.values())  # subtracted, or very unlikely choices would all become 0
+    highest = max(choices.values())  # avoids underflow
     exponentials = {name: math.exp(value - highest) for name, value in choices.items()}
     total = sum(exponentials.values())
     return {name: value / total for name, value in exponentials.items()}
 
 
 def find_predictions(name: str, output_dir: str, split: str | None = None) -> Path:
-    """Return a file of answers, that of a folder, or a run's newest to a test file or `split`."""
-    # Without such a path find_run raises, and lists the runs.
+    """Return the predictions of a file, of a folder, or a run's newest to a test file or split."""
+    # find_run raises and lists the runs.
     path = find_path(name, output_dir) or find_run(name, output_dir).path
     if path.is_file():
         return path
     if (path / PREDICTIONS).is_file():
         return path / PREDICTIONS
     run = RunFolder(path)
-    # The answers of training come before those of a later `--split validation`.
+    # Prefer the validation answers of training.
     if split and run.validation_record.is_file():
         return run.validation_record
     if answers := _complete_answers(run, split):
@@ -181,15 +177,15 @@ def find_predictions(name: str, output_dir: str, split: str | None = None) -> Pa
 
 
 def _complete_answers(run: RunFolder, split: str | None) -> list[tuple[Path, dict]]:
-    """Return (folder, scores.json) of finished answers to a whole file or split, oldest first."""
+    """Return (folder, scores.json) of complete answers to a file or split, oldest first."""
     answered = [(file.parent, files.read_json(file)) for file in run.answers.glob("*/scores.json")]
     found = [a for a in answered if a[1].get("split") == split and a[1].get("limit") is None]
-    # By time: names begin with the test file's.
+    # By time, not by name.
     return sorted(found, key=lambda answer: (str(answer[1].get("started", "")), answer[0].name))
 
 
 def own_answers(run: RunFolder) -> list[tuple[Path, dict]]:
-    """Return the `_complete_answers` with the run's own recipe, without other options."""
+    """Return the complete answers without options on top of the run's recipe."""
     recipe = run.load_recipe().model_dump()
     return [found for found in _complete_answers(run, None) if found[1].get("recipe") == recipe]
 
@@ -201,7 +197,7 @@ def run_of(path: Path) -> RunFolder | None:
 
 
 def recipe_of(path: Path) -> dict[str, Any]:
-    """Return the recipe that a file's answers were made with; {} if it is unknown."""
+    """Return the recipe of a file of answers, or {}."""
     if (scores := path.with_name("scores.json")).is_file():
         return files.read_json(scores).get("recipe") or {}
     run = run_of(path)
@@ -213,7 +209,7 @@ def load_members(
 ) -> dict[Path, list[dict]]:
     """Return the answers of two or more runs, folders or files to the same questions, by file.
 
-    Question, gold answer and article come from any file that has them.
+    Missing questions, gold answers and articles are copied from other members.
     """
     paths = [find_predictions(str(name), str(output_dir), split) for name in names]
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
@@ -223,19 +219,19 @@ def load_members(
     for path, member in members.items():
         if odd := member.keys() ^ first.keys():
             raise InputError(
-                f"{paths[0]} and {path} answer different questions: {len(odd)} are in one only, "
-                f"as {min(odd)}. For a run its newest answers are used; name RUN/answers/FOLDER."
+                f"{paths[0]} and {path} answer different questions: {len(odd)} ids are in one "
+                f"only, as {min(odd)}. Choose folders of answers (RUN/answers/...) to one file."
             )
     for name, record in first.items():
         same = [member[name] for member in members.values()]
         for field in ("question", "gold", "article"):
             known = [each[field] for each in same if each.get(field)]
-            # With choices the articles may differ: a dialogue may be cleaned for one member.
+            # A dialogue may be cleaned for some members.
             is_free = field == "article" and record.get("choices")
             if not is_free and any(value != known[0] for value in known):
                 raise InputError(
-                    f"{short_list(paths)} answer different questions: the {field} of {name} is not "
-                    "the same in all. Name answers to the same file."
+                    f"{short_list(paths)} answer different questions: the {field} of {name} "
+                    "differs. Choose answers to the same file."
                 )
             for each in same if known else []:
                 each[field] = each.get(field) or known[0]
@@ -248,15 +244,15 @@ def load_predictions(path: Path) -> list[dict]:
     ids = {record["id"] for record in records}
     if not ids or len(ids) < len(records):
         raise InputError(
-            f"{path} has {len(records)} answers to {len(ids)} ids; "
-            "expected at least one, each id once."
+            f"{path}: got {len(records)} answers with {len(ids)} different ids, expected at "
+            "least one answer, and each id once."
         )
     return records
 
 
 def _from_jsonl(path: Path) -> list[dict]:
     records = []
-    # splitlines would also split at U+2028, which JSON may contain within a text.
+    # splitlines would split at U+2028 within texts.
     for number, line in enumerate(decode(path.read_bytes(), path)[0].split("\n"), 1):
         if not line.strip():
             continue
@@ -265,7 +261,7 @@ def _from_jsonl(path: Path) -> list[dict]:
             gold = record.get("gold") or []
             texts = (record["id"], record["prediction"], *gold)
             if not all(isinstance(text, str) for text in texts):
-                raise TypeError("a text is something else")
+                raise TypeError("id, prediction and gold must be texts")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{path}, line {number}: expected a JSON object with the texts id and prediction, "
@@ -287,10 +283,10 @@ def _from_csv(path: Path) -> list[dict]:
     names = ["id", "prediction"] if is_record else sheet.header
     if len(names) != 2 or len(set(names)) != 2:
         raise InputError(
-            f"{path} has the columns {short_list(sheet.header)}; expected id and prediction, or "
+            f"{path}: got the columns {short_list(sheet.header)}, expected id and prediction, or "
             "the two columns of a submission."
         )
-    # In review.csv an apostrophe precedes what a spreadsheet would run as a formula.
-    text_of = active if tuple(sheet.header) == REVIEW_COLUMNS else str
+    # review.csv escapes formulas with an apostrophe.
+    text_of = unescape_formula if tuple(sheet.header) == REVIEW_COLUMNS else str
     pairs = ([text_of(cells[name]) for name in names] for _, cells in sheet.rows)
     return [{"id": row_id, "prediction": answer} for row_id, answer in pairs]

@@ -1,4 +1,4 @@
-"""report.html: what a run scored and where it lost, on one page, with plots as PNGs next to it."""
+"""Write report.html with scores, errors and data problems, and plots as PNG files."""
 
 import math
 import re
@@ -24,7 +24,7 @@ from dandap.runs.html import BLUE, GREY, ORANGE, bars, draw, write_page
 from dandap.runs.predictions import confidence
 from tasks.task import Task, label
 
-WORST, LISTED = 30, 20  # answers that are shown, and lines of a list
+WORST, LISTED = 30, 20  # number of worst answers, and of lines in lists
 Groups = dict[str, list[dict]]  # records by label
 
 
@@ -38,9 +38,9 @@ def write_report(
     environment: dict[str, Any],
     history: Sequence[dict] = (),  # the lines of metrics.jsonl
     findings: dict[str, list[dict]] | None = None,
-    suspects: Sequence[dict] = (),  # records whose label a fold contradicts
+    suspects: Sequence[dict] = (),  # records with a label that a fold contradicts
 ) -> Path:
-    """Write report.html and plots/*.png about scored answers, and return the page's path."""
+    """Write report.html and plots/*.png for scored answers, and return the page's path."""
     rows, records = answers
     contexts = {row.id: row.context for row in rows}
     is_choice = all(record.get("choices") for record in records)
@@ -52,7 +52,7 @@ def write_report(
     kinds = Counter(record["kind"] for record in records)
     by_kind = {kind: [r for r in records if r["kind"] == kind] for kind, _ in kinds.most_common()}
     groups = {"kinds": (t("{score} by kind of question", score=named), by_kind)}
-    if not is_choice:  # a letter has no length
+    if not is_choice:  # choices are letters
         lengths = {record["id"]: len(record["gold"][0]) for record in records}
         heading = t("{score} by length of the gold answer, in characters", score=named)
         groups["answer_length"] = (heading, by_length(records, lengths))
@@ -64,7 +64,7 @@ def write_report(
     for name, (heading, grouped) in groups.items():
         if len(grouped) > 1:
             path, height = plots / f"{name}.png", 1.1 + 0.6 * len(grouped)
-            # Markup, as these elements are ours and not from a file.
+            # Markup, because these elements are trusted.
             charts.append(Markup(draw(path, heading, partial(draw_groups, grouped), height)))
     evaluations = {line["step"]: line["evaluation"] for line in history if "evaluation" in line}
     selected = next((line["kept"] for line in reversed(history) if "kept" in line), None)
@@ -113,20 +113,20 @@ def write_report(
 
 
 def by_length(records: Sequence[dict], lengths: Mapping[str, int]) -> Groups:
-    """Group records into four groups of equal size by a length in characters, given by id."""
+    """Split records into four groups of equal size by a length in characters (by id)."""
     ordered = sorted(records, key=lambda record: lengths[record["id"]])
     size = math.ceil(len(ordered) / 4)
     groups: Groups = {}
     for start in range(0, len(ordered), size):
         part = ordered[start : start + size]
         low, high = (lengths[record["id"]] for record in (part[0], part[-1]))
-        # Where many lengths are equal, two groups have the same edges and are merged.
+        # Groups with equal edges are merged.
         groups.setdefault(f"{low:,}-{high:,}", []).extend(part)
     return groups
 
 
 def draw_groups(groups: Groups, axes: Axes) -> None:
-    """Draw the mean score of each group of records, with its interval."""
+    """Draw the mean score of each group with its interval."""
     scores = [[record["char_f1"] for record in group] for group in groups.values()]
     articles = [[record["article"] for record in group] for group in groups.values()]
     intervals = list(map(metrics.bootstrap_interval, scores, articles))
@@ -140,13 +140,13 @@ def draw_training(
     score: str,
     axes: Axes,
 ) -> None:
-    """Draw (step, loss), its running mean, and (step, score, low, high) on an axis of its own."""
+    """Draw (step, loss) with a running mean, and (step, score, low, high) on a second axis."""
     steps, values = zip(*losses, strict=True)
     axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.8)
     mean = pd.Series(values).rolling(max(1, len(values) // 10), min_periods=1).mean()
     axes.plot(steps, mean, color=BLUE, label=t("loss (running mean)"))
     axes.set_xlabel(t("step"))
-    axes.set_ylabel(t("loss of an answer token"), color=BLUE)
+    axes.set_ylabel(t("loss per answer token"), color=BLUE)
     axes.set_ylim(bottom=0)
     if points:
         at, scores, low, high = zip(*points, strict=True)
@@ -157,12 +157,12 @@ def draw_training(
         right.set_ylim(0, 1.03)
         right.fill_between(at, low, high, color=ORANGE, alpha=0.15)
         right.plot(at, scores, color=ORANGE, marker="o", label=score)
-    # Below the axes, where it hides no curve.
+    # Below the axes.
     axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
 
 
 def draw_confidence(records: Sequence[dict], axes: Axes) -> None:
-    """Draw the mean score of ten groups of questions, of equal size, by their confidence."""
+    """Draw the mean score of ten equal groups of questions, sorted by confidence."""
     points = sorted((confidence(record), record["char_f1"]) for record in records)
     means = [part.mean(axis=0) for part in np.array_split(points, min(10, len(points)))]
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
@@ -171,7 +171,7 @@ def draw_confidence(records: Sequence[dict], axes: Axes) -> None:
 
 
 def near_misses(records: Sequence[dict]) -> list[tuple[str, float, list[dict]]]:
-    """Return (kind, the mean F1 that it costs, its records), the costliest kind first."""
+    """Return (kind, lost mean F1, records) of near misses, the largest loss first."""
     found = defaultdict(list)
     for record in sorted(records, key=lambda record: record["char_f1"]):
         gold = closest_gold(record)
@@ -185,7 +185,7 @@ def near_misses(records: Sequence[dict]) -> list[tuple[str, float, list[dict]]]:
 
 
 def closest_gold(record: dict) -> str:
-    """Return the gold answer that equals the prediction, else the one it is scored by."""
+    """Return the gold answer with the highest F1, or an equal one."""
     prediction = record["prediction"]
     return max(
         record["gold"], key=lambda gold: (gold == prediction, metrics.char_f1(prediction, gold))
@@ -193,17 +193,17 @@ def closest_gold(record: dict) -> str:
 
 
 def worst_records(records: Sequence[dict]) -> list[dict]:
-    """Return the WORST records with the lowest F1; of equals the most confident comes first."""
+    """Return the WORST records with the lowest F1, the most confident first among ties."""
     wrong = [record for record in records if record["char_f1"] < 1]
     return sorted(wrong, key=lambda record: (record["char_f1"], -confidence(record)))[:WORST]
 
 
 def mark(record: dict, context: str) -> list[tuple[str, str]]:
-    """Return the article in pieces: (text, "gold", "prediction" or "")."""
+    """Split the article into (text, kind), where kind is "gold", "prediction" or ""."""
     kinds = {record["prediction"]: "prediction"} | dict.fromkeys(record["gold"], "gold")
-    kinds = {} if record.get("choices") else kinds  # a letter is not looked for in the text
-    # Of texts that begin at one place, the longest is marked.
+    kinds = {} if record.get("choices") else kinds  # choices are letters
+    # Prefer the longest match.
     longest_first = sorted(filter(None, kinds), key=len, reverse=True)
-    pattern = "|".join(map(re.escape, longest_first)) or "(?!)"  # the latter is found nowhere
+    pattern = "|".join(map(re.escape, longest_first)) or "(?!)"  # never matches
     pieces = re.split(f"({pattern})", context)
     return [(piece, kinds.get(piece, "")) for piece in pieces if piece]

@@ -1,27 +1,25 @@
-"""Optimizer steps of whole articles, and their micro-batches of trees.
+"""Group questions into optimizer steps by article, and steps into micro-batches of trees.
 
-How an epoch's articles (A, B, ...; numbers are questions) reach the model, here with 4 questions a
-step and 2 processes:
+Example with articles A, B, ... (numbers are questions), 4 questions per step and 2 processes:
 
     articles        A: 1 2 3     B: 4 5     C: 6 7 8 9 10 11     D: 12      12 questions, 3 steps
 
     deal            split C, which has more than 4, into halves, and shuffle the pieces:
                     B 4 5 | C 6 8 10 | D 12 | A 1 2 3 | C 7 9 11
                     fill steps from the right, up to questions left / steps left (12 / 3 = 4):
-                    step 1  C 7 9 11            3 (with A it would be 6: farther from 4)
+                    step 1  C 7 9 11            3 (with A 6, which is farther from 4)
                     step 2  A 1 2 3 | D 12      4 (9 / 2 = 4.5)
-                    step 3  C 6 8 10 | B 4 5    5 (5 / 1; the last step takes all)
+                    step 3  C 6 8 10 | B 4 5    5 (5 / 1; the last step gets the rest)
 
-    share           each piece of a step to the process with the fewest tokens to read:
+    share           assign each piece of a step to the process with the fewest tokens:
                     step 2  process 0  A 1 2 3          process 1  D 12
-                    step 1  has one piece for two processes: it is halved, and C is read twice
+                    step 1  has one piece for two processes: halve it, C is read twice
                             process 0  C 7 11           process 1  C 9
 
-    micro_batches   one tree an article, packed into batches of at most `tokens_per_batch` tokens;
-                    gradients add up over them, and the optimizer steps once.
+    micro_batches   one tree per article, packed into batches of at most `tokens_per_batch` tokens;
+                    gradients accumulate over them.
 
-The order of an epoch depends on the seed and the epoch's number alone, so every process deals the
-same steps without asking the others, and a resumed run deals them again.
+The order depends only on the seed and the epoch, so all processes and resumed runs agree on it.
 """
 
 import math
@@ -41,7 +39,7 @@ from dandap.tree.masks import ALIGNED, BLOCK
 from dandap.tree.token_tree import Part, collate_all, grow, pack
 
 SIMILAR = 0.9  # the shortest tree of a padded micro-batch, as a share of the longest
-# Questions of one article that go through the model together, as indices of examples.
+# Questions of one article to process together, as indices of examples.
 Piece = list[int]
 
 
@@ -54,9 +52,9 @@ def grow_examples(examples: list[Example]):
 class Batching:
     """Splits a step's questions into micro-batches of at most `tokens_per_batch` unique tokens.
 
-    FlexAttention gets one row with everything in it (`one_row`): it skips empty blocks. SDPA and
-    eager get a row per tree, of similar sizes, because they compute padding too. On a CPU every
-    tree is `alone`: larger batches take more memory and no less time.
+    FlexAttention, which skips empty blocks, gets all trees in one row (`one_row`). SDPA and eager,
+    which compute padding, get one row per tree of similar size. On a CPU every tree is `alone`:
+    larger batches are no faster.
     """
 
     tokens_per_batch: int
@@ -70,13 +68,13 @@ class Batching:
         return cls(plan.tokens_per_batch, plan.flex, pad_id, alone=plan.device.type == "cpu")
 
     def collate_step(self, examples: list[Example]) -> dict:
-        """Return a step as the dataloader's item: its micro-batches, and the questions themselves.
+        """Return a step as a dataloader item: its micro-batches and its examples.
 
-        Trainer counts the step's answer tokens by `labels`, of which there is one a target.
+        Trainer counts the answer tokens by `labels`, which has one element per target.
         """
         trees = []
         for batch in self.micro_batches(examples):
-            if self.one_row:  # one tree of all articles, which share the instruction
+            if self.one_row:  # one tree: articles share the instruction
                 trees.append([grow_examples([e for part in batch for e in part.members])])
             else:
                 trees.append([part.tree for part in batch])
@@ -84,15 +82,12 @@ class Batching:
         packed = collate_all(trees, self.pad_id, multiple)
         targets = sum(shapes["target_ids"][0] for shapes in packed.shapes)
         labels = torch.zeros(targets, dtype=torch.long)
-        # Trainer does not count a row's first label, unless they are called shift_labels.
+        # Without shift_labels, Trainer does not count a row's first label.
         item = {"packed": packed, "labels": labels, "shift_labels": labels}
         return item | {"examples": examples, "batching": self}
 
     def micro_batches(self, examples: list[Example]) -> list[list[Part]]:
-        """Return micro-batches of articles' questions with their trees, the largest first.
-
-        An article too large for a batch is split.
-        """
+        """Return micro-batches of trees, the largest first; split articles that are too large."""
         groups = by_article(example.row.article for example in examples)
         return pack(
             [[examples[index] for index in group] for group in groups], grow_examples, self._fits
@@ -113,7 +108,7 @@ class Batching:
 
 @dataclass(frozen=True)
 class Key:
-    """A question of a step. One that is not learned is read without its answer."""
+    """A question of a step, without its answer unless it is learned."""
 
     index: int
     learned: bool = True
@@ -136,8 +131,8 @@ class Questions(Dataset):
 class StepSampler:
     """Yields one process's keys of `Questions` for each optimizer step of an epoch.
 
-    All epochs have as many steps. `step` returns how many steps were taken, so that a resumed run
-    continues in the order of an uninterrupted one.
+    Every epoch has the same number of steps. `step` returns the number of finished steps, so that a
+    resumed run has the order of an uninterrupted one.
     """
 
     def __init__(
@@ -165,33 +160,32 @@ class StepSampler:
             pieces = step
             if self.tokens:
                 pieces = share(step, self.tokens, self.processes)[self.process]
-            # Every process takes part in every step, or the exchange of gradients would hang: one
-            # without a question reads one without learning it.
+            # Every process must join the gradient exchange: one without a question reads one
+            # without learning it.
             keys = [Key(index) for piece in pieces for index in piece]
             yield keys or [Key(step[0][0], learned=False)]
 
 
 def deal(articles: list[Piece], questions_per_step: int, rng: random.Random) -> list[list[Piece]]:
-    """Return an epoch's steps: whole articles in random order (drawn at the top of this file).
+    """Return an epoch's steps: whole articles in random order (see the module's example).
 
-    There are ceil(questions / questions_per_step) steps of about `questions_per_step` questions
-    each, at least one. An article with more questions than a step is split.
+    There are ceil(questions / questions_per_step) steps of about `questions_per_step` questions. An
+    article with more questions is split.
     """
     pieces: list[Piece] = []
     for article in articles:
         count = math.ceil(len(article) / questions_per_step)
-        # Pieces of nearly equal size, and other ones in every epoch.
+        # Pieces of nearly equal size, different in every epoch.
         shuffled = rng.sample(article, len(article)) if count > 1 else article
         pieces += [shuffled[number::count] for number in range(count)]
     rng.shuffle(pieces)
     left = sum(map(len, pieces))
     steps = []
     for steps_left in range(math.ceil(left / questions_per_step), 0, -1):
-        # The mean of what is left: after a large step the later ones are smaller.
+        # The mean of the remaining steps.
         step: list[Piece] = []
         size, goal = 0, left / steps_left
-        # At least one piece, and at least one left for each later step. A piece is added if that
-        # brings the step nearer to its goal.
+        # Add pieces that bring the step closer to its goal; leave at least one per later step.
         while not step or (
             len(pieces) >= steps_left and abs(size + len(pieces[-1]) - goal) <= abs(size - goal)
         ):
@@ -203,9 +197,9 @@ def deal(articles: list[Piece], questions_per_step: int, rng: random.Random) -> 
 
 
 class TreeTokens:
-    """Counts the tokens of a piece's tree: the shared prefix, and each question's own tokens.
+    """Counts the tokens of a piece's tree: the prefix shared by all questions, and the rest.
 
-    A prefix that only some of an article's questions share is counted more than once.
+    A prefix shared by only some questions is counted repeatedly.
     """
 
     def __init__(self, examples: list[Example], articles: list[Piece]):
@@ -222,15 +216,15 @@ class TreeTokens:
 
 
 def share(step: list[Piece], tokens: Callable[[Piece], int], processes: int) -> list[list[Piece]]:
-    """Return a step's pieces for each process, dealt so that the longest share is short."""
+    """Distribute a step's pieces over the processes, balancing tokens."""
     pieces = list(step)
-    # Halving reads an article twice, but at the same time; else a process would have nothing to do.
+    # Halves read an article twice, but in parallel instead of idling.
     while len(pieces) < processes and (largest := max(pieces, key=len))[1:]:
         pieces.remove(largest)
         pieces += [largest[::2], largest[1::2]]
     shares: list[list[Piece]] = [[] for _ in range(processes)]
     load = [0] * processes
-    # The longest first, each to the process with the least so far.
+    # The longest first, each to the least loaded process.
     for piece in sorted(pieces, key=lambda piece: -tokens(piece)):
         process = load.index(min(load))
         shares[process].append(piece)
@@ -239,9 +233,9 @@ def share(step: list[Piece], tokens: Callable[[Piece], int], processes: int) -> 
 
 
 def speedup(examples: list[Example], recipe: Recipe, processes: int) -> float:
-    """Return how many times as fast as one process several take an epoch's steps, at best.
+    """Return the best possible speedup of several processes over one, by tokens.
 
-    One process reads all tokens of a step; several wait for the one with the longest share.
+    Each step takes as long as its largest share.
     """
     articles = by_article(example.row.article for example in examples)
     tokens = TreeTokens(examples, articles)
@@ -253,12 +247,12 @@ def speedup(examples: list[Example], recipe: Recipe, processes: int) -> float:
 
 
 def count_tokens(examples: list[Example], recipe: Recipe) -> tuple[int, int]:
-    """Return an epoch's tokens with the article read for every question, and with it read once."""
+    """Return an epoch's tokens without and with shared prefixes."""
     articles = by_article(example.row.article for example in examples)
     tokens = TreeTokens(examples, articles)
     steps = deal(articles, recipe.questions_per_step, random.Random(recipe.seed))
     once = sum(tokens(piece) for step in steps for piece in step)
-    return sum(map(_length, examples)), once - len(examples)  # last tokens are only predicted
+    return sum(map(_length, examples)), once - len(examples)  # last tokens are not read
 
 
 def _length(example: Example) -> int:

@@ -1,4 +1,4 @@
-"""What happens around training steps: an orderly stop, progress, experiment trackers."""
+"""Trainer callbacks: graceful stop, progress, experiment trackers."""
 
 import importlib.util
 import math
@@ -18,15 +18,14 @@ from dandap.model.distributed import world_size
 from dandap.recipe import Recipe
 
 PRINTED_EVERY = 10  # steps
-# Steps; the first ones are slower (kernels load, memory is allocated).
-ESTIMATE_AFTER, WARM_UP = 20, 5
+ESTIMATE_AFTER, WARM_UP = 20, 5  # steps; the first ones are slower
 
 
 class StopSignals(TrainerCallback):
-    """Finishes and saves the current step on SIGINT (Ctrl-C), SIGTERM and SIGHUP.
+    """Stops training after the current step on SIGINT (Ctrl-C), SIGTERM or SIGHUP, and saves.
 
-    A second signal ends training at once. Use it as a context around training; `received` then is
-    the signal, if one came. All processes stop after the same step.
+    A second signal stops at once. Use it as a context around training; `received` is the signal.
+    All processes stop after the same step.
     """
 
     received: signal.Signals | None = None
@@ -34,7 +33,7 @@ class StopSignals(TrainerCallback):
     def __enter__(self) -> "StopSignals":
         names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
         numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        # nohup ignores SIGHUP, and a shell SIGINT in background jobs: that stays.
+        # Keep ignoring signals that nohup (SIGHUP) or a shell (SIGINT in the background) ignores.
         self._before = {
             number: signal.signal(number, self._request)
             for number in numbers
@@ -50,7 +49,7 @@ class StopSignals(TrainerCallback):
         if self.received:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        print(f"{self.received.name}: saving after this step; again to stop at once", flush=True)
+        print(f"{self.received.name}: saving after this step. Repeat to stop now.", flush=True)
 
     def on_step_end(self, args, state, control, **kwargs):
         number = int(self.received or 0)
@@ -64,10 +63,7 @@ class StopSignals(TrainerCallback):
 
 
 class TrainingProgress(TrainerCallback):
-    """Shows a progress bar, a line every 10 steps and an early estimate of the whole time.
-
-    Every step's numbers go into metrics.jsonl.
-    """
+    """Prints progress every 10 steps and an estimate of the total time; logs to metrics.jsonl."""
 
     def __init__(self, metrics_file: Path):
         self.metrics_file = metrics_file
@@ -100,7 +96,7 @@ class TrainingProgress(TrainerCallback):
             "step": state.global_step,
             "epoch": round(state.epoch, 4),
             "loss": logs["loss"],
-            # fp16 scaling skips a step whose gradient is not finite; JSON has no infinity.
+            # Not finite in steps that fp16 scaling skips; JSON has no infinity.
             "grad_norm": logs["grad_norm"] if math.isfinite(logs["grad_norm"]) else None,
             "learning_rate": logs["learning_rate"],
             "seconds": round(elapsed, 1),
@@ -119,12 +115,12 @@ class TrainingProgress(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back, also when training fails."""
+        """Restore the terminal."""
         self.progress.stop()
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Reject a tracker whose package is not installed, before anything is loaded."""
+    """Reject trackers whose package is not installed."""
     missing = [name for name in recipe.report_to if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
@@ -134,25 +130,22 @@ def check_trackers(recipe: Recipe) -> None:
 
 
 class Tracker(TrainerCallback):
-    """One of transformers' tracker callbacks; a tracker that does not start is an InputError.
-
-    It finds server and login as the tracker does by itself; nothing of it is written to a file.
-    """
+    """Wraps a tracker callback of transformers; InputError if it does not start."""
 
     def __init__(self, name: str, folder: Path):
         os.environ.setdefault("WANDB_PROJECT", "dandap")
         self.name, self.callback = name, INTEGRATION_TO_CALLBACK[name]()
-        if hasattr(self.callback, "logging_dir"):  # TensorBoard's files stay out of checkpoints/
+        if hasattr(self.callback, "logging_dir"):  # TensorBoard; not in checkpoints/
             self.callback.logging_dir = str(folder / "tensorboard")
 
     def on_train_begin(self, args, state, control, **kwargs):
         try:
             self.callback.on_train_begin(args, state, control, **kwargs)
-        # No connection, no login: each tracker has its own errors.
+        # Trackers have errors of their own for connection and login.
         except Exception as error:
             raise InputError(
                 f"report_to: {self.name} could not be started ({first_line(error)}). Correct its "
-                "settings, or leave it out."
+                "settings, or remove it."
             ) from error
 
     def on_log(self, args, state, control, logs=None, **kwargs):

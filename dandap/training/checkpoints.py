@@ -1,8 +1,7 @@
-"""Checkpoints that survive a crash, and the adapter a run ends with.
+"""Write and verify checkpoints and the final adapter.
 
-A checkpoint is written in `.saving/`, flushed, sealed with a manifest (every file's size and
-SHA-256, and the run's name) and renamed to its place. It counts only if its manifest holds. A
-finished adapter has a manifest too.
+A checkpoint is written to `.saving/`, gets a manifest (size and SHA-256 of every file, the run's
+id), is flushed and renamed. It is valid only if it matches its manifest. So is the final adapter.
 """
 
 import math
@@ -30,11 +29,11 @@ from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, now
 
 STAGING = ".saving"
-KEPT = 2  # checkpoints: if the newest is damaged later, there is one before it
+KEPT = 2  # checkpoints, in case the newest gets damaged
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the number in checkpoint-<step>; -1 for another name."""
+    """Return the step in checkpoint-<step>, or -1."""
     number = checkpoint.name.rsplit("-", 1)[-1]
     return int(number) if number.isdigit() else -1
 
@@ -46,7 +45,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_valid(folder: Path, run: str | None = None) -> tuple[Path | None, list[str]]:
-    """Return the run's newest valid checkpoint, and a line for each newer one that is skipped."""
+    """Return the run's newest valid checkpoint, and a line per skipped newer one."""
     skipped: list[str] = []
     for checkpoint in list_checkpoints(folder):
         reason = find_damage(checkpoint, run)
@@ -57,13 +56,13 @@ def newest_valid(folder: Path, run: str | None = None) -> tuple[Path | None, lis
 
 
 class AtomicCheckpoints(Trainer):
-    """A mixin for trainers: checkpoints appear whole or not at all, and a diverged run stops."""
+    """Trainer mixin: write checkpoints atomically, and stop a diverged run."""
 
     run_id: str | None = None  # signs the checkpoints
     _staging: str | None = None
 
     def create_model_card(self, *args, **kwargs):
-        """Do nothing: checkpoints contain only what training needs."""
+        """Skip the card: checkpoints contain only what training needs."""
 
     def _get_output_dir(self, trial):
         return self._staging or super()._get_output_dir(trial)
@@ -73,8 +72,8 @@ class AtomicCheckpoints(Trainer):
         staging = checkpoints / STAGING
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)  # what a crash left
-        # No process writes its random state there before the folder has been removed.
+            shutil.rmtree(staging, ignore_errors=True)  # left by a crash
+        # Other processes write their random state there afterwards.
         self.accelerator.wait_for_everyone()
         self._staging = str(staging)
         try:
@@ -84,14 +83,14 @@ class AtomicCheckpoints(Trainer):
                 for unread in ("training_args.bin", "README.md"):  # a pickle; an empty card
                     (staging / name / unread).unlink(missing_ok=True)
                 write_manifest(staging / name, self.run_id)
-                if (checkpoints / name).exists():  # a damaged one of the same step
+                if (checkpoints / name).exists():  # damaged
                     shutil.rmtree(checkpoints / name)
                 os.replace(staging / name, checkpoints / name)
-                flush(checkpoints)  # else a power cut may undo the rename
+                flush(checkpoints)  # makes the rename durable
                 _drop_old(checkpoints, best_step(self.state))
-            # If a process left first, the launcher would stop the one that writes.
+            # If a process exited now, the launcher would stop the writer.
             self.accelerator.wait_for_everyone()
-        # torch.save (RuntimeError) and safetensors have errors of their own for a full disk.
+        # torch.save raises RuntimeError and safetensors SafetensorError for a full disk.
         except (OSError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"the checkpoint of step {self.state.global_step} could not be written: "
@@ -104,17 +103,17 @@ class AtomicCheckpoints(Trainer):
                 shutil.rmtree(staging, ignore_errors=True)
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """Return the gradient's norm; stop before a step whose gradient is not finite."""
-        # Converted at once: the host waits here, and not again when it is logged.
+        """Return the gradient norm; stop before a step with a non-finite gradient."""
+        # Convert now: the host synchronizes here, and not again for logging.
         norm = float(super()._get_grad_norm(model, grad_norm))
-        # fp16's scaler skips such steps by itself.
+        # The fp16 scaler skips such steps.
         if self.accelerator.scaler is None and not math.isfinite(norm):
-            # The current step is counted only when it has ended.
+            # global_step counts finished steps.
             raise InputError(self._diverged(f"grad_norm is {norm}", self.state.global_step + 1))
         return norm
 
     def log(self, logs, *args, **kwargs):
-        """Log a step, or stop a run whose loss is not finite; steps are logged, then saved."""
+        """Log a step; stop if its loss is not finite, before it is saved."""
         if not math.isfinite(logs.get("loss", 0.0)):
             raise InputError(self._diverged(f"the loss is {logs['loss']}", self.state.global_step))
         super().log(logs, *args, **kwargs)
@@ -123,18 +122,18 @@ class AtomicCheckpoints(Trainer):
         names = short_list(self.questions_of_step(), 5, quoted=False)
         questions = f" (questions {names})" if names else ""
         return (
-            f"{what} in step {step}{questions}: nothing more is saved. Lower learning_rate or "
-            "max_grad_norm, or use bfloat16, then start again or --resume."
+            f"{what} in step {step}{questions}: training stopped without saving it. Lower "
+            "learning_rate or max_grad_norm, or use bfloat16, then start again or --resume."
         )
 
     def questions_of_step(self) -> list[str]:
-        """Return the ids of the current step's questions, where the trainer knows them."""
+        """Return the ids of the current step's questions, if known."""
         return []
 
 
 def _drop_old(checkpoints: Path, best: int | None) -> None:
-    """Remove old checkpoints, except the best and the newest KEPT valid ones and newer ones."""
-    valid = 0  # a damaged one does not count: it would push out one that can be resumed from
+    """Remove checkpoints older than the newest KEPT valid ones, except the best."""
+    valid = 0  # damaged ones do not count
     for checkpoint in list_checkpoints(checkpoints):
         if valid == KEPT:
             if step_of(checkpoint) != best:
@@ -144,33 +143,33 @@ def _drop_old(checkpoints: Path, best: int | None) -> None:
 
 
 def check_space(folder: Path, trained_parameters: int) -> None:
-    """Reject a disk too full for the checkpoints that will exist at once.
+    """Reject a disk without space for the checkpoints that exist at the same time.
 
-    A checkpoint has float32 weights and AdamW's two moments, 12 bytes a trained parameter.
+    A checkpoint has float32 weights and AdamW's two moments: 12 bytes per trained parameter.
     """
     each = 12 * trained_parameters + 1e6
-    # The best and the one being written come on top; those of a resumed run give way to new ones.
+    # Plus the best one and the one being written; a resumed run replaces its old ones.
     existing = min(len(list_checkpoints(folder / "checkpoints")), KEPT + 1)
     missing = KEPT + 2 - existing
     free = shutil.disk_usage(existing_parent(folder)).free
     if free < missing * each:
         raise InputError(
-            f"{folder} has {free / 1e6:,.0f} MB free; {missing} more checkpoints of "
-            f"{each / 1e6:,.0f} MB need to fit. Free some space, or name another --output_dir."
+            f"{folder} has {free / 1e6:,.0f} MB free, expected space for {missing} checkpoints of "
+            f"{each / 1e6:,.0f} MB. Free some space, or choose another --output_dir."
         )
 
 
 def find_checkpoint(run: RunFolder, model: PeftModel) -> Path:
     """Return the newest valid checkpoint, and truncate metrics.jsonl to its step.
 
-    InputError if there is none, or if its adapter has another shape than the model's.
+    InputError if there is none, or if its adapter does not fit the model.
     """
     checkpoint, skipped = newest_valid(run.checkpoints, run.run_id)
     for line in skipped:
         print(line)
     if checkpoint is None:
         raise InputError(
-            f"{run.path} has no valid checkpoint to resume from. Start it again without --resume."
+            f"{run.path} has no valid checkpoint. Start the run again without --resume."
         )
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -179,15 +178,14 @@ def find_checkpoint(run: RunFolder, model: PeftModel) -> Path:
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise InputError(
-                f"the recipe's adapter is not that of {checkpoint}: {name} is {ours.get(name)}, "
-                f"there {theirs.get(name)}. lora_r and lora_target_modules cannot change in a run; "
-                "start a new one."
+                f"the recipe's adapter is not that of {checkpoint}: got {ours.get(name)} for "
+                f"{name}, expected {theirs.get(name)}. Start a new run to change lora_r or "
+                "lora_target_modules."
             )
     print(f"resuming {run.path} from {checkpoint.name}")
     if is_main_process():
         shutil.rmtree(run.checkpoints / STAGING, ignore_errors=True)
-        # What an interrupted run wrote after its checkpoint is dropped, a torn last line too, and
-        # evaluations that the checkpoint does not know: they are made again.
+        # Drop lines after the checkpoint, and evaluations that it does not contain.
         evaluated = {record["step"] for record in evaluations(load_state(checkpoint))}
         kept = []
         for record in read_json_lines(run.metrics_file):
@@ -205,12 +203,12 @@ def load_state(checkpoint: Path) -> TrainerState:
 
 
 def evaluations(state: TrainerState) -> list[dict]:
-    """Return the evaluations so far; the trainer's state has them, so a resumed run knows them."""
+    """Return the evaluations in a trainer's state, which checkpoints save."""
     return [record for record in state.log_history if "evaluation" in record]
 
 
 def best_step(state: TrainerState) -> int | None:
-    """Return the step with the highest validation score, of equals the last; None for none."""
+    """Return the step with the highest validation score (the last of ties), or None."""
     found = evaluations(state)
     if not found:
         return None
@@ -218,12 +216,10 @@ def best_step(state: TrainerState) -> int | None:
 
 
 def select_step(state: TrainerState) -> int | None:
-    """Return the step whose adapter is selected; None before the first evaluation.
+    """Return the step to select: the best if significantly better than the last, else the last.
 
-    It is the best evaluation's if that is significantly better than the last one's (paired,
-    articles resampled), else the last one's. The highest of several means is often an accident: on
-    32 questions it selected the adapter of a quarter of an epoch, which lost 0.006 F1 on 265
-    others.
+    The test is paired and resamples articles. Without it, 32 validation questions selected an
+    adapter after a quarter of an epoch, which scored 0.006 F1 lower on 265 test questions.
     """
     best = best_step(state)
     if best is None:
@@ -231,7 +227,7 @@ def select_step(state: TrainerState) -> int | None:
     evaluated = {record["step"]: record for record in evaluations(state)}
     last = max(evaluated)
     ours, theirs = evaluated[best], evaluated[last]
-    # Other questions, or a run from before scores were saved by question, cannot be paired.
+    # Evaluations on other questions, or of old runs, cannot be paired.
     if "each" not in theirs or ours.get("articles") != theirs["articles"]:
         return best
     compared = metrics.compare(ours["each"], theirs["each"], theirs["articles"])
@@ -246,44 +242,44 @@ def selected_checkpoint(run: RunFolder, state: TrainerState) -> Path | None:
     if step == state.global_step:
         if best_step(state) != step:
             print(
-                f"step {best_step(state)} scored highest, but not significantly: the last adapter "
-                "is selected"
+                f"Selected the last adapter: step {best_step(state)} scored higher, but not "
+                "significantly."
             )
         return None
     checkpoint = run.checkpoints / f"checkpoint-{step}"
     if reason := find_damage(checkpoint):
         print(
-            f"WARNING: the best adapter, of step {step}, is unusable ({reason}); the last one is "
-            "selected"
+            f"WARNING: the best adapter, of step {step}, is unusable ({reason}). Selected the last "
+            "one."
         )
         return None
-    print(f"the adapter of step {step} is selected: it scored significantly higher than the last")
+    print(f"Selected the adapter of step {step}, significantly better than the last.")
     return checkpoint
 
 
 def save_adapter(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, run: RunFolder
 ) -> None:
-    """Write adapter and tokenizer to the run's adapter/, with a manifest, whole or not at all."""
+    """Write adapter and tokenizer with a manifest to the run's adapter/, atomically."""
     folder = Path(tempfile.mkdtemp(prefix=".adapter.", dir=run.path))
     try:
-        # The base's name is published with the adapter, a path of this machine is not.
+        # Do not publish a local path.
         model.peft_config["default"].base_model_name_or_path = (
             Path(recipe.model).name if Path(recipe.model).is_dir() else recipe.model
         )
-        # Without the embeddings: else a copy of an adapted LM head is saved too.
+        # save_embedding_layers would copy an adapted LM head.
         model.save_pretrained(str(folder), save_embedding_layers=False)
         tokenizer.save_pretrained(str(folder))
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card names the base by its path
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card has the base's path
         write_manifest(folder, run.run_id)
-        if run.adapter.exists():  # damaged, or the run would count as finished
+        if run.adapter.exists():  # damaged
             os.replace(run.adapter, Path(tempfile.mkdtemp(prefix="adapter-damaged-", dir=run.path)))
-        run.update_environment(finished=now())  # the time; what counts is the adapter's folder
+        run.update_environment(finished=now())
         os.replace(folder, run.adapter)
-    except (OSError, SafetensorError) as error:  # safetensors has its own errors for a full disk
+    except (OSError, SafetensorError) as error:  # SafetensorError: a full disk
         raise InputError(
-            f"the adapter could not be written: {str(error).splitlines()[0]}. Free some space in "
-            f"{run.path}; training is done, and fine_tune.py --resume {run.path} saves it."
+            f"the adapter could not be written: {str(error).splitlines()[0]}. Training is done: "
+            f"free some space, then save it with fine_tune.py --resume {run.path}"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

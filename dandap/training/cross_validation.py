@@ -1,14 +1,12 @@
-"""Cross-validation: train on the complement of each of N parts of the articles.
+"""Cross-validate by article. Each fold is a run:
 
-Each fold is a run like any other, in one folder together:
-
-    outputs/demo-folds-20261125-180000/
-        fold-1/ ... fold-5/       runs; each has answered the part it was not trained on
-        out_of_fold.jsonl, .csv   these answers together: one for every training row
-        suspects.csv              labels that a confident fold contradicts
-        report.html, folds.json   cross-validated scores with their intervals
-        ensemble-f1_sum-.../      the test file, answered by all folds and voted on
-        soup/                     with soup: one adapter, the mean of the folds'
+outputs/demo-folds-20261125-180000/
+    fold-1/ ... fold-5/       runs, each with answers to its held-out part
+    out_of_fold.jsonl, .csv   all held-out answers: one per training row
+    suspects.csv              labels that a confident fold contradicts
+    report.html, folds.json   scores with intervals; the options
+    ensemble-f1_sum-.../      the vote of all folds on the test file
+    soup/                     with soup: the mean of the adapters
 """
 
 import gc
@@ -43,8 +41,8 @@ from tasks import get_task
 from tasks.submission import write_review
 from tasks.task import compute_scores, print_scores, read_test, read_train
 
-CONFIDENT = 0.9  # the geometric mean of an answer's token probabilities
-WRONG = 0.2  # character F1 up to which an answer contradicts its label
+CONFIDENT = 0.9  # minimum geometric mean of an answer's token probabilities
+WRONG = 0.2  # maximum character F1 of an answer that contradicts its label
 
 
 class CrossValidation(NamedTuple):
@@ -65,10 +63,10 @@ def cross_validate(
     resume_anyway: bool = False,
     metadata: dict[str, Any] | None = None,
 ) -> CrossValidation:
-    """Train and validate every fold, score them together and answer the test file by all.
+    """Train and validate all folds, score them together, and answer the test file with all.
 
-    `name` starts the folder's name; `resume` continues in a folder of folds, where finished folds
-    are verified and not trained again. `metadata` is saved in folds.json.
+    `name` is the prefix of the folder's name. `resume` is a folder of folds to continue; finished
+    folds are verified, not trained again. `metadata` is saved in folds.json.
     """
     if folds < 2:
         raise InputError(f"--folds: got {folds}, expected at least 2.")
@@ -87,7 +85,7 @@ def cross_validate(
             }
         )
         begun = run.path.is_dir() and not run.is_new
-        print(f"fold {number} of {folds}{' is continued' if begun else ''}")
+        print(f"fold {number} of {folds}{' (continued)' if begun else ''}")
         if begun:
             own = resumed_recipe(run, own, resume_anyway)
         if run.report_file.is_file():
@@ -99,7 +97,7 @@ def cross_validate(
         try:
             train(own, resume=run if begun else None, resume_anyway=resume_anyway)
         except InputError:
-            # A mistyped command leaves nothing for a bare --resume to find.
+            # Leave no empty folder after a bad command.
             if resume is None and [path.name for path in parent.iterdir()] == ["folds.json"]:
                 shutil.rmtree(parent)
             raise
@@ -109,7 +107,7 @@ def cross_validate(
             raise Stopped(
                 f"fold {number}: {reason} Continue with {command}", stopped.code
             ) from None
-        gc.collect()  # a trainer refers to its model in cycles; the next fold needs the memory
+        gc.collect()  # trainers contain reference cycles
 
     records = {
         record["id"]: record for run in runs for record in read_json_lines(run.validation_record)
@@ -132,23 +130,22 @@ def cross_validate(
 
 
 def find_folds(name: str, output_dir: str) -> Path:
-    """Return a folder of folds by name or path; "" is the one that was started last."""
+    """Return a folder of folds by name or path, or the one started last for ""."""
     if name:
         parent = find_path(name, output_dir)
     else:
-        # folds.json is written when folds start; the folder changes later too.
+        # By folds.json, which is written at the start only.
         found = sorted(Path(output_dir).glob("*/folds.json"), key=lambda f: f.stat().st_mtime_ns)
         parent = found[-1].parent if found else None
     if parent is None or not (parent / "folds.json").is_file():
-        raise InputError(f"got --folds and --resume {name}; there are no folds in {output_dir}.")
+        raise InputError(f"got --resume {name}, but there are no such folds in {output_dir}.")
     return parent
 
 
 def find_suspects(records: list[dict]) -> list[dict]:
-    """Return records with a confident answer that has almost nothing of the label.
+    """Return records whose confident answer contradicts the label, the most confident first.
 
-    The most confident comes first. A sentence that contains the label contradicts nothing: the
-    model has not learned to be short yet.
+    An answer that contains the label is too long, but does not contradict it.
     """
     suspects = [
         record
@@ -161,20 +158,20 @@ def find_suspects(records: list[dict]) -> list[dict]:
 
 
 def answer_test_file(parent: Path, recipe: Recipe, runs: list[RunFolder]) -> Path | None:
-    """Answer the test file by every run, vote if there are several, and return the submission."""
+    """Answer the test file with every run, combine the answers, and return the submission."""
     test_file = Path(recipe.test_file)
     if not test_file.is_file():
-        print(f"no submission: there is no file at {test_file}")
+        print(f"no submission: no file at {test_file}")
         return None
     sha256 = read_test(get_task(recipe.task), recipe, test_file).sha256
     members = []
     for run in runs:
         adapter = folder_hash(run.adapter)
-        # Answers by this adapter to this file; both may have changed since.
+        # Reuse answers of this adapter to this file.
         found = [
             folder
-            for folder, noted in own_answers(run)
-            if sha256 in noted["data"].values() and noted.get("adapter", adapter) == adapter
+            for folder, made in own_answers(run)
+            if sha256 in made["data"].values() and made.get("adapter", adapter) == adapter
         ]
         if found:
             members.append(found[-1])
@@ -187,13 +184,13 @@ def answer_test_file(parent: Path, recipe: Recipe, runs: list[RunFolder]) -> Pat
 
 
 def make_soup(parent: Path, runs: list[RunFolder]) -> RunFolder:
-    """Return a run whose adapter is the mean of the folds', made anew when a fold has changed."""
+    """Return a run with the mean of the folds' adapters; recompute it if a fold changed."""
     whole = RunFolder(parent / "soup")
     parts = {run.path.name: folder_hash(run.adapter) for run in runs}
     if whole.path.is_dir() and read_json(whole.environment_file).get("soup_hashes") == parts:
         return whole
     shutil.rmtree(whole.path, ignore_errors=True)
-    # Interrupted while it is written it must not look whole.
+    # Under another name until it is complete.
     soup = RunFolder(parent / ".soup")
     shutil.rmtree(soup.path, ignore_errors=True)
     soup.path.mkdir(parents=True, exist_ok=True)
@@ -201,7 +198,7 @@ def make_soup(parent: Path, runs: list[RunFolder]) -> RunFolder:
     average_adapters(recipe, [run.adapter for run in runs], soup.adapter)
     environment = runs[0].environment() | {"soup_of": list(parts), "soup_hashes": parts}
     write_json(soup.environment_file, environment)
-    # What one fold held out, the others were trained on: nothing is held out any more.
+    # No row is held out by all folds.
     settings = {"fold": None, "validation_fraction": 0.0, "run_name": "soup"}
     soup.save_recipe(recipe.model_copy(update=settings), runs[0].load_template()[1])
     soup.path.rename(whole.path)

@@ -1,4 +1,4 @@
-"""Validation: the held-out questions are answered while training and after it."""
+"""Answer and score the validation questions, during training and after it."""
 
 import math
 from functools import partial
@@ -22,11 +22,8 @@ from tasks.task import answerable, compute_scores, format_evaluation, label, pri
 
 
 def sample_examples(examples: list[Example], most: int) -> list[Example]:
-    """Return at most so many questions, of whole articles where possible.
-
-    They are the same for every run on the same data.
-    """
-    # By the articles' hashes, so that another order of rows selects the same ones.
+    """Return at most `most` questions, if possible of whole articles, independent of row order."""
+    # Sorted by hash.
     articles = sorted(
         by_article(example.row.article for example in examples),
         key=lambda article: examples[article[0]].row.article,
@@ -35,12 +32,12 @@ def sample_examples(examples: list[Example], most: int) -> list[Example]:
     for article in articles:
         if len(chosen) + len(article) <= most:
             chosen += article
-    # Every article may have more questions than `most`.
+    # The first article may have more questions than `most`.
     return [examples[index] for index in sorted(chosen or articles[0][:most])]
 
 
 def steps_between(recipe: Recipe, questions: int) -> int | None:
-    """Return the optimizer steps between evaluations, or None for no evaluations."""
+    """Return the number of optimizer steps between evaluations, or None."""
     if recipe.evaluate_every is None:
         return None
     number, unit = recipe.evaluate_every.split()
@@ -49,39 +46,39 @@ def steps_between(recipe: Recipe, questions: int) -> int | None:
 
 
 class Evaluate(TrainerCallback):
-    """Answers and scores validation questions every so many steps and after the last one.
+    """Scores validation questions every `every` steps and after the last step.
 
-    A new best adapter is saved. Training stops after `patience` evaluations without a higher score.
+    Saves a new best adapter. Stops after `patience` evaluations without a higher score.
     """
 
     def __init__(self, model: OpenModel, examples: list[Example], every: int, run: RunFolder):
         self.model, self.every, self.run = model, every, run
         self.examples = sample_examples(examples, model.recipe.evaluate_questions)
         self.task, self.patience = get_task(model.recipe.task), model.recipe.patience
-        self.trackers: list[Tracker] = []  # of the first process
-        model.answerer.check(examples)  # now, and not at the first evaluation
+        self.trackers: list[Tracker] = []  # of the main process
+        model.answerer.check(examples)  # fail before training
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Make up for the last step's evaluation, which an interrupted run leaves out."""
+        """Evaluate the last step of an interrupted run."""
         done = {record["step"] for record in evaluations(state)}
         if state.global_step and self._is_due(state) and state.global_step not in done:
             self._evaluate(args, state, control)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Evaluate a step when it is logged, which is before it is saved."""
-        # A run that was asked to stop must end soon; its evaluation is made when it is resumed.
+        """Evaluate a step when it is logged, before it is saved."""
+        # A run that is stopping evaluates after it is resumed.
         stopping = control.should_training_stop and state.global_step < state.max_steps
         if "loss" in (logs or {}) and self._is_due(state) and not stopping:
             self._evaluate(args, state, control, f"loss {logs['loss']:.4f}  ")
 
     def _is_due(self, state: TrainerState) -> bool:
-        # None within half a period of the end: the last step is evaluated anyway.
+        # Not within half an interval of the last step, which is evaluated anyway.
         left = state.max_steps - state.global_step
         return left == 0 or (state.global_step % self.every == 0 and left >= self.every / 2)
 
     def _evaluate(self, args, state: TrainerState, control, loss: str = "") -> None:
         answers = self.model.predict_all(self.examples)
-        # One process's scores are everybody's: all must take the same decision to stop.
+        # All processes must make the same decision to stop.
         scores, record = from_main(partial(self._score, answers))
         state.log_history.append({"step": state.global_step, **record})
         if is_main_process():
@@ -91,7 +88,7 @@ class Evaluate(TrainerCallback):
                 f"step {state.global_step:>6}/{state.max_steps}  {loss}"
                 f"{format_evaluation(self.task, scores)}"
             )
-            kinds = (int, float)  # by type: True is an int, too
+            kinds = (int, float)  # compared by type, because True is an int
             numbers = {f"eval_{name}": n for name, n in scores.items() if type(n) in kinds}
             for tracker in self.trackers:
                 tracker.on_log(args, state, control, logs=numbers)
@@ -99,8 +96,8 @@ class Evaluate(TrainerCallback):
             control.should_save = True
         if self.patience_exceeded(state):
             print(
-                f"no higher {label(self.task.headline[0])} in {self.patience} evaluations "
-                "(patience): training ends"
+                f"Stopping: no higher {label(self.task.headline[0])} in {self.patience} "
+                "evaluations (patience)."
             )
             control.should_save = control.should_training_stop = True
 
@@ -115,7 +112,7 @@ class Evaluate(TrainerCallback):
         }
 
     def patience_exceeded(self, state: TrainerState) -> bool:
-        """Return whether the score has not risen for as long as patience allows."""
+        """Return whether the last `patience` evaluations had no higher score."""
         scores = [record["evaluation"] for record in evaluations(state)]
         if not self.patience or not scores:
             return False
@@ -123,9 +120,9 @@ class Evaluate(TrainerCallback):
 
 
 def validate(model: OpenModel, examples: list[Example], run: RunFolder) -> None:
-    """Answer all validation questions; score, print, save and report them.
+    """Answer, score, print, save and report all validation questions.
 
-    All processes answer; the first one does the rest and is alone afterwards.
+    All processes answer; then all but the main process exit.
     """
     answers = model.predict_all(examples, "validating")
     end_other_processes()

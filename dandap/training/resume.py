@@ -1,4 +1,4 @@
-"""Resuming a run: which one, with which recipe, and whether data and base are unchanged."""
+"""Select the run to resume, and check its recipe, data and base."""
 
 from pathlib import Path
 
@@ -19,19 +19,19 @@ def find_unfinished(name: str | None, output_dir: str) -> RunFolder:
         if not unfinished:
             raise InputError(
                 f"{output_dir} has no unfinished run with a checkpoint. Start one without "
-                "--resume; folds continue with --folds N --resume."
+                "--resume; continue folds with --folds N --resume."
             )
         run = unfinished[-1]  # the newest
     if run.finished and not lacks_validation(run):
         raise InputError(
-            f"{run.path} has finished training; nothing is left to resume. To answer a test file: "
-            f"python inference.py --run {run.path}"
+            f"{run.path} is finished: nothing is left to resume. To answer a test file: python "
+            f"inference.py --run {run.path}"
         )
     return run
 
 
 def is_unfinished(run: RunFolder) -> bool:
-    """Return whether a run can be resumed; one whose files cannot be read is skipped."""
+    """Return whether a run can be resumed; skip unreadable ones."""
     try:
         return lacks_validation(run) if run.finished else any(run.checkpoints.glob("checkpoint-*"))
     except InputError as error:
@@ -40,7 +40,7 @@ def is_unfinished(run: RunFolder) -> bool:
 
 
 def lacks_validation(run: RunFolder) -> bool:
-    """Return whether a trained run was interrupted in its last validation."""
+    """Return whether a trained run was interrupted in its final validation."""
     return (
         run.finished
         and run.findings_file.is_file()
@@ -50,23 +50,20 @@ def lacks_validation(run: RunFolder) -> bool:
 
 
 def resumed_recipe(run: RunFolder, recipe: Recipe, anyway: bool) -> Recipe:
-    """Return the recipe to continue with: the run's own, which `recipe` must equal.
-
-    With `anyway` a changed recipe is returned.
-    """
+    """Return the run's recipe, which `recipe` must equal; with `anyway` return a changed recipe."""
     saved = run.load_recipe()
-    # Neither where runs are nor a run's name changes a step.
+    # These do not affect training.
     fields = [name for name in Recipe.model_fields if name not in ("output_dir", "run_name")]
     different = [name for name in fields if getattr(saved, name) != getattr(recipe, name)]
     if different and anyway:
-        print(f"resuming with another recipe (--resume_anyway): {', '.join(different)}")
+        print(f"resuming with changed options (--resume_anyway): {', '.join(different)}")
         return recipe
     if different:
         changes = [
             f"{name}={getattr(saved, name)!r} (now {getattr(recipe, name)!r})" for name in different
         ]
         raise InputError(
-            f"{run.path} was started with {', '.join(changes)}. Drop these options, add "
+            f"{run.path} was started with {', '.join(changes)}. Remove these options, add "
             "--resume_anyway, or start a new run."
         )
     return saved
@@ -75,38 +72,38 @@ def resumed_recipe(run: RunFolder, recipe: Recipe, anyway: bool) -> Recipe:
 def check_unchanged(
     run: RunFolder, recipe: Recipe, table: Table, base: dict[str, str], anyway: bool = False
 ) -> None:
-    """Reject a run whose data or base has changed, and warn of other package versions.
+    """Reject changed data or a changed base, warn about changed package versions.
 
-    The new environment is added to the run's environment.json.
+    Adds the new environment to the run's environment.json.
     """
     before, today = run.environment(), new_environment([table], base)
     changed = []
-    # By its hash: the file may have been moved.
+    # By hash, because the file may have moved.
     if table.sha256 not in before.get("data", {}).values():
         was = [f"{path} {digest[:12]}..." for path, digest in before.get("data", {}).items()]
         changed.append(
-            f"the data {table.path} (SHA-256 {table.sha256[:12]}..., then {', '.join(was)})"
+            f"the data {table.path} (SHA-256 {table.sha256[:12]}..., was {', '.join(was)})"
         )
     if "base" in before and not same_base(before["base"], base):
         changed.append(f"the base {recipe.model}")
     if changed and not anyway:
         raise InputError(
-            f"{' and '.join(changed)} changed since {run.path} was started. Put the old files "
-            "back, add --resume_anyway, or start a new run."
+            f"{' and '.join(changed)} changed since {run.path} was started. Restore the old "
+            "files, add --resume_anyway, or start a new run."
         )
     for what in changed:
-        print(f"resuming although it changed (--resume_anyway): {what}")
+        print(f"resuming with changed input (--resume_anyway): {what}")
     old_packages = before.get("packages", {})
     for name, new in today["packages"].items():
         if old_packages.get(name) != new:
             print(
-                f"WARNING: {name} is {new}, and was {old_packages.get(name)} when the run started; "
-                "its steps may differ"
+                f"WARNING: {name} is {new}, was {old_packages.get(name)} when the run started. "
+                "Results may differ."
             )
     if before.get("commit") != today["commit"]:
         print(
-            f"WARNING: the project is at {today['commit']}, and was at {before.get('commit')} when "
-            "the run started"
+            f"WARNING: the project is at {today['commit']}, was at {before.get('commit')} when the "
+            "run started."
         )
     if is_main_process():
         names = ("packages", "commit", "data", "base", "platform", "gpu")

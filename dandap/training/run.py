@@ -1,4 +1,4 @@
-"""Train an adapter: from a recipe to the folder of its run.
+"""Train an adapter from a recipe:
 
 from dandap.recipe import load_recipe
 from dandap.training.run import train
@@ -63,17 +63,17 @@ from dandap.training.trainer import make_trainer
 from tasks import checked_template, get_task
 from tasks.task import read_test, read_train
 
-FEW_STEPS = 20  # 120 questions of the sample make 7, after which answers are still sentences
-FED = 0.75  # of the speed of several processes; below it steps have too few questions
+FEW_STEPS = 20  # after 7 steps (120 sample questions) answers are still sentences
+FED = 0.75  # minimum parallel efficiency without a warning
 
 
 def train(
     recipe: Recipe, name: str = "run", resume: RunFolder | None = None, resume_anyway: bool = False
 ) -> RunFolder:
-    """Train an adapter as the recipe says, validate it, and return its run.
+    """Train and validate an adapter, and return its run.
 
-    `name` starts the folder's name where the recipe has no run_name. `resume` continues an
-    unfinished run, whose data and base must be unchanged unless `resume_anyway`.
+    `name` is the prefix of the folder's name if the recipe has no run_name. `resume` is an
+    unfinished run to continue; its data and base must be unchanged unless `resume_anyway`.
     """
     task = get_task(recipe.task)
     template = run_template(recipe, resume)
@@ -84,7 +84,7 @@ def train(
     table, rows, validation_rows = read_data(recipe)
     findings = check_rows(recipe, rows, validation_rows)
 
-    # A base that needs a GPU is rejected before anything is fetched.
+    # Reject a base that needs a GPU before downloading it.
     if why_no_gpu() and recipe.model in SHAPES:
         reject_large_on_cpu(recipe, empty_model(make_config(SHAPES[recipe.model])))
     tokenizer, config = load_tokenizer(recipe), load_config(recipe)
@@ -92,7 +92,7 @@ def train(
     base = base_identity(recipe)
     if resume:
         check_unchanged(resume, recipe, table, base, resume_anyway)
-    # Planned while the device's memory is free.
+    # Plan while the device's memory is free.
     plan = make_plan(recipe, config, pick_device(), training=True)
     answering_plan = broadcast_plan(make_plan(recipe, config, plan.device, training=False))
 
@@ -110,22 +110,22 @@ def train(
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
     check_space(resume.path if resume else Path(recipe.output_dir), trained)
 
-    # The folder is made only now, so that what failed before leaves no empty run.
+    # Create the folder only now: an earlier failure leaves no empty run.
     environment = new_environment([table], base)
     run = resume or from_main(partial(start_run, recipe, name, plan, environment, examples))
     with locked_for_all(run.path):
         checkpoint = find_checkpoint(run, model) if resume and not run.finished else None
-        if is_main_process():  # again for a resumed run: resume_anyway may have changed its recipe
+        if is_main_process():  # for a resumed run too: resume_anyway may change the recipe
             write_json(run.findings_file, findings)
             run.save_recipe(recipe, template)
         answerer = Answerer(recipe, encoder, model, answering_plan)
         open_model = OpenModel(recipe, answerer, base, config)
         if run.finished:
-            print(f"{run.path} is trained; its interrupted validation is repeated")
+            print(f"{run.path} is trained: repeating its interrupted validation")
             load_weights(model, run.adapter)
         else:
             selected = fit(run, plan, examples, open_model, validation, checkpoint)
-            if selected:  # in every process: all of them answer with it
+            if selected:  # in every process
                 load_weights(model, selected)
             from_main(partial(save_adapter, model, tokenizer, recipe, run))
         validate(open_model, validation, run)
@@ -141,15 +141,15 @@ def fit(
     validation: list[Example],
     checkpoint: Path | None,
 ) -> Path | None:
-    """Train to the end; return the selected checkpoint, or None for the last step's adapter."""
+    """Train, and return the selected checkpoint, or None for the last step."""
     recipe, model = open_model.recipe, open_model.answerer.model
     assert isinstance(model, PeftModel)
     every = steps_between(recipe, len(examples))
     evaluate = Evaluate(open_model, validation, every, run) if every and validation else None
     state = load_state(checkpoint) if checkpoint else None
     if checkpoint and state and evaluate and evaluate.patience_exceeded(state):
-        # Interrupted between its last checkpoint and its adapter.
-        print("training had ended: no higher score for as long as patience allows")
+        # Interrupted between the last checkpoint and the adapter.
+        print("training had stopped: no higher score within patience")
         load_weights(model, checkpoint)
     else:
         progress, stop = TrainingProgress(run.metrics_file), StopSignals()
@@ -174,7 +174,7 @@ def fit(
         if stop.received:
             code = 128 + stop.received
             if not is_main_process():
-                raise SystemExit(code)  # the first process prints why
+                raise SystemExit(code)  # the main process prints the reason
             raise Stopped(
                 f"{stop.received.name} after step {state.global_step} of {state.max_steps}. "
                 f"Continue with python fine_tune.py --resume {run.path}",
@@ -190,7 +190,7 @@ def fit(
 
 
 def run_template(recipe: Recipe, resume: RunFolder | None) -> prompts.Template:
-    """Return the checked wording: a resumed run's own, unless its recipe names another now."""
+    """Return the checked template: the saved one of a resumed run, unless the recipe changed it."""
     if resume:
         name, template = resume.load_template()
         if name == recipe.template:
@@ -200,7 +200,7 @@ def run_template(recipe: Recipe, resume: RunFolder | None) -> prompts.Template:
 
 
 def read_data(recipe: Recipe) -> tuple[Table, list[Row], list[Row]]:
-    """Return the training file, and its rows to train and to validate on; print what was found."""
+    """Read the training file; return (table, training rows, validation rows) and print counts."""
     task = get_task(recipe.task)
     table = read_train(task, recipe)
     asked, on = task.nouns
@@ -213,21 +213,21 @@ def read_data(recipe: Recipe) -> tuple[Table, list[Row], list[Row]]:
     rows, validation = split_by_article(table.rows, recipe.validation_fraction, recipe.fold)
     if validation:
         articles = len({row.article for row in validation})
-        print(f"held out to validate: {len(validation):,} {asked} on {articles:,} {on}")
+        print(f"validation: {len(validation):,} {asked} on {articles:,} {on}, held out")
     return table, rows, validation
 
 
 def check_rows(recipe: Recipe, rows: list[Row], validation: list[Row]) -> dict[str, list[dict]]:
-    """Print and return what is suspicious in the data, by kind; the test file is included."""
-    if not is_main_process():  # large data take some seconds: one process checks them for all
+    """Print and return problems in the data, including the test file, by kind."""
+    if not is_main_process():
         return {}
     test: list[Row] = []
     if Path(recipe.test_file).is_file():
         try:
             test = read_test(get_task(recipe.task), recipe, Path(recipe.test_file)).rows
         except InputError as error:
-            # Training does not need the test file, so a bad one stops only inference.py.
-            print(f"WARNING: the test file cannot be used yet: {error}")
+            # Training does not need the test file.
+            print(f"WARNING: the test file is not usable yet: {error}")
     findings = check_data({"train": rows, "validation": validation, "test": test})
     for line in finding_lines(findings):
         print(f"  {line}")
@@ -235,7 +235,7 @@ def check_rows(recipe: Recipe, rows: list[Row], validation: list[Row]) -> dict[s
 
 
 def encode_training(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
-    """Encode the rows to train on; rows that are too long are left out and named."""
+    """Encode the training rows; print and skip rows that are too long."""
     examples = encoder.encode(rows, recipe.prompt_limit, True, recipe.on_overflow)
     examples = drop_too_long(recipe, examples)
     report_lengths(recipe, examples)
@@ -243,7 +243,7 @@ def encode_training(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[E
 
 
 def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
-    """Print the tokens that reading once saves, and warn of few steps and idle processes."""
+    """Print the tokens saved by sharing; warn about few steps and idle processes."""
     articles = len({example.row.article for example in examples})
     if recipe.read_once:
         every_time, once = count_tokens(examples, recipe)
@@ -263,9 +263,9 @@ def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
     processes = world_size()
     if processes > 1 and recipe.read_once and is_main_process():
         at_best = speedup(examples, recipe, processes)
-        line = f"{processes} processes train at best {at_best:.1f} times as fast as one"
+        line = f"speedup of {processes} processes: at most {at_best:.1f}x"
         if at_best < FED * processes:
-            line = f"WARNING: {line}: {recipe.questions_per_step} questions a step are too few. "
+            line = f"WARNING: {line} with {recipe.questions_per_step} questions per step. "
             line += "Raise --questions_per_step; fewer steps may need a higher --learning_rate."
         print(line)
 
@@ -273,10 +273,10 @@ def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
 def start_run(
     recipe: Recipe, name: str, plan: Plan, environment: dict, examples: list[Example]
 ) -> RunFolder:
-    """Make a run's folder, with its environment and what was cut from its articles."""
+    """Create a run's folder with environment.json and trimmed.json."""
     run = new_run(recipe.output_dir, recipe.run_name, name)
-    run.metrics_file.unlink(missing_ok=True)  # of a run that stopped before its first checkpoint
-    # What "auto" selected here: an export on another machine cannot know it.
+    run.metrics_file.unlink(missing_ok=True)  # of a run that stopped before a checkpoint
+    # The dtype that "auto" selected, for exports on other machines.
     dtype = str(plan.compute_dtype).removeprefix("torch.")
     write_json(run.environment_file, environment | {"compute_dtype": dtype})
     trimmed = {example.row.id: example.trimmed for example in examples if example.trimmed}
@@ -291,7 +291,7 @@ def start_run(
 
 
 def preview_training(recipe: Recipe, resume: RunFolder | None = None) -> None:
-    """Print token counts, what would be shortened, and one encoded example."""
+    """Print token counts, shortened articles and one encoded example."""
     task = get_task(recipe.task)
     template = run_template(recipe, resume)
     _, rows, validation_rows = read_data(recipe)

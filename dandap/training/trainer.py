@@ -1,6 +1,6 @@
-"""The trainers: TRL's SFTTrainer over token trees, and over one question at a time.
+"""TRL's SFTTrainer on token trees (`ReadOnceTrainer`) and on single questions (`PlainTrainer`).
 
-`ReadOnceTrainer` reads each article once a step; losses and gradients are those of `PlainTrainer`.
+Both have the same losses and gradients.
 """
 
 import math
@@ -43,10 +43,10 @@ def make_trainer(
     checkpoints: Path | str,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> "ReadOnceTrainer | PlainTrainer":
-    """Return the recipe's trainer over encoded examples, its adapter in float32."""
+    """Return the recipe's trainer for encoded examples, with a float32 adapter."""
     trainer: ReadOnceTrainer | PlainTrainer
     if recipe.read_once:
-        # Trainer takes one dataloader item for one step, and ours are whole steps.
+        # One dataloader item is one whole step.
         config = training_config(
             recipe, plan, checkpoints, len(examples), recipe.questions_per_step, 1
         )
@@ -59,7 +59,7 @@ def make_trainer(
                 examples=examples,
                 batching=Batching.for_plan(plan, tokenizer.pad_token_id),
                 mask_dtype=plan.compute_dtype,
-                train_dataset=supervised(examples[:1]),  # SFTTrainer asks for one
+                train_dataset=supervised(examples[:1]),  # required, not used
                 processing_class=tokenizer,
                 callbacks=list(callbacks),
             )
@@ -68,8 +68,8 @@ def make_trainer(
         questions, rest = divmod(recipe.questions_per_step, world_size())
         if rest:
             raise InputError(
-                f"questions_per_step={recipe.questions_per_step} cannot be shared by "
-                f"{world_size()} processes with read_once false. Give a multiple."
+                f"questions_per_step: got {recipe.questions_per_step}, expected a multiple of the "
+                f"{world_size()} processes with read_once false."
             )
         rows, accumulation = split_step(questions, plan.tokens_per_batch // longest)
         config = training_config(recipe, plan, checkpoints, len(examples), rows, accumulation)
@@ -86,14 +86,13 @@ def make_trainer(
 
 
 class PlainTrainer(AtomicCheckpoints, SFTTrainer):
-    """TRL's SFTTrainer with the loss on answers alone; the article is read for every question."""
+    """TRL's SFTTrainer with the loss on answers only, one sequence per question."""
 
 
 class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
-    """Trains as SFTTrainer does, on dataloader items that are whole optimizer steps.
+    """SFTTrainer on token trees; a dataloader item is an optimizer step in micro-batches.
 
-    An item has the step's trees, in micro-batches. The loss is the mean over all answer tokens of
-    the step, on all processes, as SFTTrainer's is.
+    As in SFTTrainer, the loss is the mean over all answer tokens of the step on all processes.
     """
 
     def __init__(
@@ -117,32 +116,32 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
             self.examples,
             args.per_device_train_batch_size,
             args.seed,
-            # The trainer's own counter, so that a resumed run has the same order.
+            # The trainer's counter, so that a resumed run has the same order.
             step=lambda: self.state.global_step,
             process=args.process_index,
             processes=args.world_size,
         )
-        # Not prepared by accelerate, which would deal the share out once more.
+        # Not prepared by accelerate, which would split it again.
         return (PrefetchLoader if on_gpu else DataLoader)(
             Questions(self.examples),
             batch_sampler=sampler,
-            # Asked anew for every step: its size may be halved while training.
+            # Looked up per step, because an out-of-memory error halves the batch size.
             collate_fn=lambda examples: self.batching.collate_step(examples),
-            # Only from page-locked memory does a copy run while the host continues.
+            # Asynchronous copies need pinned memory.
             pin_memory=on_gpu,
         )
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Run forward and backward over the step's micro-batches, and return the step's loss.
+        """Run forward and backward on the step's micro-batches, and return the loss.
 
-        Where memory runs out, the step is repeated in micro-batches of half the size.
+        After an out-of-memory error, repeat the step with micro-batches of half the size.
         """
         model.train()
         self.step_examples, packed = inputs["examples"], inputs["packed"]
-        if inputs["batching"] is not self.batching:  # collated ahead, before memory ran out
+        if inputs["batching"] is not self.batching:  # prefetched before the size was halved
             packed = self.batching.collate_step(self.step_examples)["packed"]
         if world_size() > 1:
-            # A process does not know that another's memory ran out, and would wait for it.
+            # The other processes would wait for the repeated step.
             return self._forward_and_backward(model, packed, num_items_in_batch)
         while True:
             work = partial(self._forward_and_backward, model, packed, num_items_in_batch)
@@ -154,21 +153,20 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
             packed = self.batching.collate_step(self.step_examples)["packed"]
 
     def _halved(self) -> Batching:
-        """Return the batching of half the size; OutOfMemoryError where nothing can be split."""
+        """Return a Batching of half the size; OutOfMemoryError if no batch can be split."""
         batches = self.batching.micro_batches(self.step_examples)
         if all(len(batch) == 1 and len(batch[0].members) == 1 for batch in batches):
             raise torch.OutOfMemoryError("a single question does not fit")
-        # The largest batch may be far below the limit; half of the limit could be the same again.
+        # Half of the largest batch, which may be far below the limit.
         tokens = min(self.batching.tokens_per_batch, max(map(self.batching.size, batches)))
-        print(f"out of memory with {tokens} tokens in a batch: continuing with {tokens // 2}")
+        print(f"out of memory with {tokens} tokens per batch: continuing with {tokens // 2}")
         return replace(self.batching, tokens_per_batch=tokens // 2)
 
     def _forward_and_backward(self, model, packed: Packed, num_items_in_batch) -> torch.Tensor:
         losses = []
         batches = packed.on(self.args.device)
         for number, batch in enumerate(batches):
-            # Processes exchange gradients once, after their last micro-batch: they may have
-            # different numbers of micro-batches.
+            # Exchange gradients once: processes may have different numbers of micro-batches.
             last = number == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
@@ -178,7 +176,7 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
         return torch.stack(losses).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Return a micro-batch's summed cross-entropy over the step's number of answer tokens."""
+        """Return a micro-batch's summed cross-entropy divided by the step's answer tokens."""
         masks = tree_masks(self.model.config, inputs, self.mask_dtype, flex=self.batching.one_row)
         with logits_at(self.model, inputs["predicts"]):
             outputs = model(
@@ -189,7 +187,7 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
             )
         targets = inputs["predictor"], inputs["target_ids"], inputs["times"]
         loss = summed_cross_entropy(outputs.logits, *targets) / num_items_in_batch
-        # DDP averages gradients over the processes, and the count is already that of all of them.
+        # DDP averages gradients, but the count already covers all processes.
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
@@ -198,7 +196,7 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
         return [example.row.id for example in self.step_examples]
 
     def _save(self, output_dir=None, state_dict=None):
-        """Write the adapter's tensors; PEFT would add a copy of an LM head that has an adapter."""
+        """Write the adapter without PEFT's copy of an adapted LM head."""
         if self.args.should_save:
             self.model.save_pretrained(
                 output_dir or self.args.output_dir,
@@ -208,9 +206,9 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
 
 
 class PrefetchLoader(DataLoader):
-    """Loads the next step in a thread while the GPU works on the current one.
+    """Prefetches the next step in a thread.
 
-    The rest of a resumed epoch is loaded step by step: accelerate makes its own loader for it.
+    The rest of a resumed epoch is not prefetched, because accelerate creates another loader for it.
     """
 
     def __iter__(self) -> Iterator[dict]:  # type: ignore[override]
@@ -226,7 +224,7 @@ class PrefetchLoader(DataLoader):
 def _head_adapter_hidden(model: PeftModel) -> Iterator[None]:
     """Hide an adapter on the LM head from SFTTrainer's constructor, which rejects it.
 
-    TRL's own loss bypasses the module; ours calls it.
+    TRL's loss bypasses the head's module; ours does not.
     """
     wrapper: Any = model
     head = wrapper.get_output_embeddings()
@@ -242,7 +240,7 @@ def _head_adapter_hidden(model: PeftModel) -> Iterator[None]:
 
 @contextmanager
 def float32_adapters(model: PeftModel) -> Iterator[None]:
-    """Keep adapters in their precision: SFTTrainer's constructor casts those of 4-bit models."""
+    """Restore float32 adapters, which SFTTrainer's constructor casts for 4-bit models."""
     trained = [(p, p.data) for p in model.parameters() if p.requires_grad]
     yield
     for parameter, data in trained:
@@ -250,7 +248,7 @@ def float32_adapters(model: PeftModel) -> Iterator[None]:
 
 
 def supervised(examples: list[Example]) -> Dataset:
-    """Return prompts and answers as a dataset with labels on the answers only."""
+    """Return a dataset with labels on the answers only."""
     records = []
     for example in examples:
         ids = [*example.prompt_ids, *example.answer_ids]
@@ -260,7 +258,7 @@ def supervised(examples: list[Example]) -> Dataset:
 
 
 def split_step(questions: int, most_rows: int) -> tuple[int, int]:
-    """Return rows per batch and batches of a step: the largest batch that divides it and fits."""
+    """Return (rows per batch, batches per step) with the largest fitting batch."""
     fitting = [n for n in range(1, questions + 1) if questions % n == 0 and n <= most_rows]
     rows = max(fitting, default=1)
     return rows, questions // rows
@@ -274,11 +272,11 @@ def training_config(
     batch_size: int,
     accumulation: int,
 ) -> SFTConfig:
-    """Return the recipe as TRL's config, for so many training questions."""
+    """Return TRL's config for a recipe and a number of training questions."""
     steps = math.ceil(math.ceil(questions / recipe.questions_per_step) * recipe.epochs)
     warmup = int(recipe.warmup_steps)
     if recipe.warmup_steps < 1:
-        # At most a tenth, rounded down: a short run's only step would otherwise be warm-up.
+        # At most a tenth, so that a short run is not all warm-up.
         warmup = min(math.ceil(recipe.warmup_steps * steps), steps // 10)
     on_gpu = plan.device.type == "cuda"
     config = SFTConfig(
@@ -297,23 +295,22 @@ def training_config(
         bf16=plan.compute_dtype is torch.bfloat16,
         fp16=on_gpu and plan.compute_dtype is torch.float16,
         use_cpu=not on_gpu,
-        # Every adapter takes part in every step; the search costs a walk over the graph.
+        # Every adapter is used in every step.
         ddp_find_unused_parameters=False,
         seed=recipe.seed,
         data_seed=recipe.seed,
         save_steps=recipe.save_steps,
-        save_total_limit=None,  # AtomicCheckpoints knows which checkpoints are valid
+        save_total_limit=None,  # AtomicCheckpoints removes old ones
         logging_steps=1,
-        logging_nan_inf_filter=False,  # otherwise a NaN is logged as a loss of 0.0
+        logging_nan_inf_filter=False,  # else a NaN is logged as 0.0
         disable_tqdm=True,
-        report_to="none",  # callbacks.py makes the trackers
-        max_length=None,  # the encoder shortens articles; TRL would cut answers
-        # A routing loss depends on which tokens share a micro-batch and how often an article is
-        # read: no tree equals it.
+        report_to="none",  # see callbacks.Tracker
+        max_length=None,  # TRL would cut answers
+        # A routing loss depends on the tokens in a micro-batch, so trees cannot match it.
         router_aux_loss_coef=0.0,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
     )
-    # With several visible GPUs Trainer would use DataParallel, which SFTTrainer rejects.
+    # Several visible GPUs would select DataParallel, which SFTTrainer rejects.
     config._n_gpu = min(config.n_gpu, 1)
     return config

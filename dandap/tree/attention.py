@@ -1,4 +1,4 @@
-"""Attention of token trees: FlexAttention, branches over their tree, and ordinary kernels.
+"""Attention for token trees: FlexAttention, attention of branches, and standard kernels.
 
 FlexAttention is probed on the machine before it is used.
 """
@@ -27,27 +27,26 @@ from dandap.recipe import Recipe
 from dandap.tree.masks import BLOCK, tree_masks
 from dandap.tree.token_tree import collate, grow
 
-NAME = "tree"  # how transformers knows our attention function
-# FlexAttention's block sizes and pipeline stages. Its own choice needs 153 kB of shared memory
-# forwards and 136 kB backwards at head size 256 in 16 bits; these need 53 and 66, and fit the
-# 101 kB of an RTX 3090 or 4090, A10 or L4.
+NAME = "tree"  # of our function in transformers' attention interface
+# FlexAttention's defaults need 153 kB of shared memory forward and 136 kB backward at head size 256
+# in 16 bits. These need 53 and 66 kB, and fit the 101 kB of an RTX 3090 or 4090, A10 or L4.
 SMALL_TILES = {"fwd_num_stages": 1, "bwd_num_stages": 1}
 SMALL_TILES |= dict.fromkeys(("bwd_BLOCK_M1", "bwd_BLOCK_N1", "bwd_BLOCK_M2", "bwd_BLOCK_N2"), 32)
 OWN_CHOICE: dict[str, int] = {}
-# What the probe found to work on this machine, by head size and dtype.
+# Kernel options that passed the probe, by head size and dtype.
 _chosen_tiles: dict[tuple[int, torch.dtype], dict[str, int]] = {}
-# The probe's limit on the difference from float32, as a share of the norm. Rounding to bfloat16
-# gives at most 0.0046; the broken kernels of tests/test_attention.py give at least 0.25.
+# Limit on the relative difference from float32. Rounding to bfloat16 gives at most 0.0046, the
+# broken kernels of tests/test_attention.py at least 0.25.
 PROBE_LIMIT = 0.02
-PROBE_WINDOW = 64  # shorter than the probe's article, which real windows are not
+PROBE_WINDOW = 64  # shorter than the probe's article
 
 
 def why_no_flex(
     recipe: Recipe, config: PretrainedConfig, device: torch.device, dtype: torch.dtype
 ) -> str | None:
-    """Return why training cannot use FlexAttention here, or None if it can.
+    """Return why training cannot use FlexAttention, or None if it can.
 
-    InputError is raised if there is a reason and the recipe demands FlexAttention.
+    InputError if it cannot and the recipe requires it.
     """
     config = config.get_text_config()
     on_gpu = device.type == "cuda"
@@ -73,18 +72,18 @@ def why_no_flex(
         except Exception as error:  # noqa: BLE001
             reason = f"flex failed its probe: {first_line(error)}"
     if recipe.attention == "flex":
-        raise InputError(f"attention=flex cannot be used: {reason}. Use --attention auto.")
+        raise InputError(f"attention=flex is not available: {reason}. Use --attention auto.")
     return reason
 
 
 def tiles_to_try(
     config: PretrainedConfig, device: torch.device, dtype: torch.dtype
 ) -> list[dict[str, int]]:
-    """Return the kernel options to probe, the fastest first that can fit the GPU."""
+    """Return the kernel options that may fit the GPU, the fastest first."""
     properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks this one
     shared = properties.shared_memory_per_block_optin
     wide = head_size(config) * dtype.itemsize > 256  # bytes of a head's key: above 128 x 16 bits
-    # A compilation that is known to fail takes as long as one that succeeds.
+    # Failing compilations are slow, too.
     return [SMALL_TILES] if wide and shared < 160_000 else [OWN_CHOICE, SMALL_TILES]
 
 
@@ -94,20 +93,20 @@ def head_size(config: PretrainedConfig) -> int:
 
 
 class Branched(NamedTuple):
-    """Keys or values that branches' new tokens see; a row's branches share its trunk."""
+    """Keys or values for the new tokens of branches; the branches of a row share its trunk."""
 
-    trunk: torch.Tensor  # (rows, kv_heads, length, size): the tree that was read
+    trunk: torch.Tensor  # (rows, kv_heads, length, size): the tree of prompts
     own: torch.Tensor  # (rows, kv_heads, branches, steps, size): each branch's own tokens
 
 
 def use_tree_attention(model: Any) -> None:
-    """Let a model's attention take BlockMasks and branches, by `tree_attention`."""
+    """Use `tree_attention` in a model."""
     model.set_attn_implementation(NAME)
 
 
 @contextmanager
 def branching(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Let the model's attention take branches inside this context."""
+    """Use `tree_attention` inside this context."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     before = base.config._attn_implementation
     use_tree_attention(base)
@@ -120,12 +119,12 @@ def branching(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Run FlexAttention forward and backward with the model's heads, masks and soft cap.
 
-    AssertionError is raised where output or gradients differ from the plain formula in float32.
+    AssertionError if output or gradients differ from the float32 reference.
     """
     config = copy.deepcopy(config)
     if getattr(config, "sliding_window", None):
         config.sliding_window = PROBE_WINDOW
-    # Four questions on an article of 291 tokens: three blocks of 128, full, partial and empty ones.
+    # Four questions on an article of 291 tokens: full, partial and empty blocks of 128.
     batch = collate(
         [grow([([*range(9, 300), q], [1, 2]) for q in range(4)])],
         pad_id=0,
@@ -159,7 +158,7 @@ def _probe_inputs(
         torch.randn(1, count, length, size, device=device, generator=generator)
         for count in (heads, kv_heads, kv_heads)
     ]
-    # Scores as large as the cap, or losing it would change nothing.
+    # Scores as large as the cap, so that a lost cap is detected.
     inputs[0] *= getattr(config, "attn_logit_softcapping", None) or 1
     return [tensor.to(dtype).requires_grad_() for tensor in inputs]
 
@@ -181,10 +180,10 @@ def _output_and_gradients(
 def tree_attention(
     module, query, key, value, attention_mask, *, softcap=None, **options
 ) -> tuple[torch.Tensor, None]:
-    """Send BlockMasks to FlexAttention, branches to their own attention, others to SDPA or eager.
+    """Dispatch to FlexAttention (BlockMasks), to branch attention, or to SDPA or eager.
 
-    transformers' attention interface: query (batch, heads, length, size), key and value with their
-    own number of heads -> (batch, length, heads, size), and no weights.
+    transformers' attention interface: query (batch, heads, length, size), key and value with
+    kv_heads -> (batch, length, heads, size), and no weights.
     """
     scaling = options.get("scaling")
     if isinstance(key, Branched):
@@ -201,7 +200,7 @@ def tree_attention(
             kernel_options=_chosen_tiles.get((query.shape[-1], query.dtype)),
         )
         return output.transpose(1, 2).contiguous(), None
-    # SDPA has no soft-capping; of transformers' eager functions Gemma 2's has.
+    # Gemma 2's eager function has soft-capping, SDPA does not.
     plain = eager_attention_forward if softcap else sdpa_attention_forward
     if softcap:
         options["softcap"] = softcap
@@ -232,14 +231,14 @@ def _branch_attention(
                                 `------ one softmax over both ------'
 
     query is (rows, heads, branches, size), mask (rows, 1, branches, length + steps). Trunk scores
-    are one matrix product for all branches and query heads of a key head: the trunk is not copied.
-    Own columns have other keys for every branch, so they need a product per branch; `c` and `f` are
-    the new tokens, which see themselves. The weights are split where the scores were joined.
+    are one matrix product for all branches and query heads of a key head, without a copy of the
+    trunk. Own columns have different keys per branch and need a product per branch; `c` and `f` are
+    the new tokens, which see themselves.
     """
     rows, heads, width, size = query.shape
     kv_heads, length = key.trunk.shape[1:3]
     scaling = size**-0.5 if scaling is None else scaling
-    # The fused kernel caps no scores and takes no grouped queries.
+    # The fused kernel supports neither soft-capping nor grouped queries.
     if query.device.type == "cpu" and not softcap and heads == kv_heads:
         return _branch_attention_on_cpu(query, key, value, mask, scaling)
     # r rows, k key heads, g query heads of a key head, w branches, t own steps, d head size.
@@ -251,10 +250,10 @@ def _branch_attention(
     scores = torch.cat([to_trunk, to_own], dim=-1)
     if softcap:
         scores = softcap * torch.tanh(scores.float() / softcap)
-    # The softmax sums in float32 whatever its input; autocast would make a copy in every layer.
+    # The softmax accumulates in float32; autocast would copy its input.
     with torch.autocast(query.device.type, enabled=False):
         weights = (scores + mask[:, :, None]).softmax(-1).to(query.dtype)
-    # Flattened before it is split, which copies nothing.
+    # Flatten before splitting, to avoid a copy.
     from_trunk = (weights.flatten(2, 3)[..., :length] @ value.trunk).view(grouped.shape)
     from_own = torch.einsum("rkgwt,rkwtd->rkgwd", weights[..., length:], value.own)
     return (from_trunk + from_own).view(query.shape).transpose(1, 2).contiguous()
@@ -263,7 +262,7 @@ def _branch_attention(
 def _branch_attention_on_cpu(
     query: torch.Tensor, key: Branched, value: Branched, mask: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """Return the same as `_branch_attention` by torch's fused CPU kernel, which stores no scores.
+    """Compute `_branch_attention` with torch's fused CPU kernel, which stores no scores.
 
         trunk   fused kernel     from_trunk   its softmax's mean of values    sums      log sum exp
         own     two einsums      from_own     its softmax's mean of values    own_sums  log sum exp
@@ -271,8 +270,7 @@ def _branch_attention_on_cpu(
         share  = exp(own_sums) / (exp(sums) + exp(own_sums)) = sigmoid(own_sums - sums)
         result = (1 - share) * from_trunk + share * from_own
 
-    That is one softmax over both: each part's softmax lacks only the other's exponentials in its
-    denominator.
+    This equals one softmax over both parts.
     """
     length = key.trunk.shape[2]
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -282,19 +280,18 @@ def _branch_attention_on_cpu(
     scores = torch.einsum("rhwd,rhwtd->rhwt", query * scaling, key.own) + mask[..., length:]
     own_sums = scores.logsumexp(-1)
     from_own = torch.einsum("rhwt,rhwtd->rhwd", (scores - own_sums[..., None]).exp(), value.own)
-    # The softmax's share on the branch's own tokens. A sigmoid: exp(sums) could overflow.
+    # The softmax weight of own tokens, as a sigmoid because exp(sums) may overflow.
     share = torch.sigmoid(own_sums - sums)[..., None]
-    # logsumexp gives float32 under autocast, and an NF4 layer returns the dtype of its input.
+    # logsumexp returns float32 under autocast.
     result = (from_trunk + share * (from_own - from_trunk)).to(query.dtype)
     return result.transpose(1, 2).contiguous()
 
 
 @cache
 def _compiled():
-    # dynamic: otherwise it is compiled again for each new length, 14.7 s instead of 1.4 ms.
-    # fullgraph: where a graph breaks, the plain formula runs silently, with all scores in memory
-    # (35 GB at 8,192 tokens). Every kind of heads, mask and gradient is compiled separately: with
-    # many bases a process exceeds torch's limit of 8.
+    # dynamic: else it recompiles for each length, 14.7 s instead of 1.4 ms. fullgraph: after a
+    # graph break the unfused formula runs silently (35 GB of scores at 8,192 tokens). Heads, masks
+    # and gradients compile separately, and exceed torch's default limit of 8.
     torch._dynamo.config.recompile_limit = 64
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
@@ -303,11 +300,11 @@ def _compiled():
 def _capped(softcap: float | None, device: torch.device):
     """Return Gemma 2's soft-capping as a score_mod, or None.
 
-    Cached: another function object would make FlexAttention compile again.
+    Cached, because another function object recompiles FlexAttention.
     """
     if softcap is None:
         return None
-    # A tensor: under dynamic=True a Python float in a closure breaks the graph.
+    # A tensor: with dynamic=True a Python float in a closure breaks the graph.
     cap = torch.tensor(softcap, device=device)
 
     def score_mod(score, row, head, query, key):
@@ -317,4 +314,4 @@ def _capped(softcap: float | None, device: torch.device):
 
 
 AttentionInterface.register(NAME, tree_attention)
-AttentionMaskInterface.register(NAME, eager_mask)  # additive, which both ordinary kernels take
+AttentionMaskInterface.register(NAME, eager_mask)  # additive, for SDPA and eager

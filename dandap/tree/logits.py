@@ -1,4 +1,4 @@
-"""Logits at selected positions, and their cross-entropy without a float32 copy."""
+"""Compute logits at selected positions, and their cross-entropy without a float32 copy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,15 +7,14 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-CHUNK = 2**24  # logits that are float32 at once: 67 MB
+CHUNK = 2**24  # logits to convert to float32 at once: 67 MB
 
 
 @contextmanager
 def logits_at(model: PreTrainedModel | PeftModel, positions: torch.Tensor) -> Iterator[None]:
-    """Let the model return the logits of these positions alone, (positions, vocab).
+    """Make the model return only the logits of these flat positions, (positions, vocab).
 
-    Positions are counted row by row through the batch. transformers' `logits_to_keep` takes a mask,
-    for which the host waits for the device, or the same number of positions in every row.
+    transformers' `logits_to_keep` needs equal counts per row, or a mask that synchronizes the host.
     """
 
     def select(head, inputs):
@@ -35,9 +34,8 @@ def summed_cross_entropy(
 ) -> torch.Tensor:
     """Return the sum over pairs of -log softmax(logits[predictor])[target], in float32.
 
-    logits are (positions, vocab) in any precision; `times` is how often each pair occurs. Only the
-    logits and, in the backward, their gradient are whole tensors, in their own precision: 4 bytes a
-    logit in 16 bits, where the usual way takes 16.
+    logits are (positions, vocab) in any dtype; `times` is the count of each pair. Only logits and
+    gradient are stored, in their own dtype: 4 bytes per logit in 16 bits, instead of 16.
     """
     return _SummedCrossEntropy.apply(logits, predictor, target_ids, times)
 
@@ -45,8 +43,8 @@ def summed_cross_entropy(
 class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, predictor, target_ids, times):
-        # log softmax is (logit - top) - rest. Kept apart: their sum, a log-sum-exp of 50, would
-        # round away the difference of a softmax from 1.
+        # log softmax is (logit - top) - rest. Subtract separately: their sum (a log-sum-exp of 50)
+        # would lose the difference of a softmax from 1 to rounding.
         top = logits.amax(-1).float()
         parts = zip(_chunks(logits), _chunks(top, logits), strict=True)
         rest = torch.cat(
@@ -67,14 +65,13 @@ class _SummedCrossEntropy(torch.autograd.Function):
         for part, out, high, log_sum, weight in parts:
             softmax = part.float().sub_(high[:, None]).sub_(log_sum[:, None]).exp_()
             out.copy_(softmax.mul_(weight[:, None]).mul_(upstream))
-        # A target's gradient is computed in float32: near 1, a softmax in 16 bits would leave
-        # nothing after the subtraction.
+        # In float32: in 16 bits the difference of a softmax near 1 would vanish.
         exact = right.exp() * pairs[predictor] - times
         gradient[predictor, target_ids] = (exact * upstream).to(gradient.dtype)
         return gradient, None, None, None
 
 
 def _chunks(tensor: torch.Tensor, like: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-    """Split a tensor into pieces of rows with CHUNK logits (of `like`) each."""
+    """Split a tensor into rows with CHUNK logits (of `like`) each."""
     vocabulary = (tensor if like is None else like).shape[-1]
     return tensor.split(max(1, CHUNK // vocabulary))

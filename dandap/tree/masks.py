@@ -1,6 +1,6 @@
-"""Attention masks of token trees: dense, or as FlexAttention's blocks.
+"""Attention masks of token trees, dense or as FlexAttention's BlockMask.
 
-Both follow one rule (dandap/tree/token_tree.py): query q sees key k where k <= q <= subtree_end[k].
+Query q sees key k if k <= q <= subtree_end[k] (dandap/tree/token_tree.py).
 """
 
 import torch
@@ -9,23 +9,22 @@ from transformers import PretrainedConfig
 
 from dandap.errors import InputError
 
-BLOCK = 128  # FlexAttention's block of queries and of keys
-# On CUDA SDPA needs a mask's rows to be multiples of this, or it makes a padded copy in every layer
-# for the backward: 0.7 of 10.6 GB for a base of 0.5 B parameters.
+BLOCK = 128  # FlexAttention's block size
+# On CUDA, SDPA copies masks whose rows are no multiple of this in every layer: 0.7 of 10.6 GB for a
+# 0.5B base.
 ALIGNED = 16
 Masks = torch.Tensor | BlockMask | dict[str, torch.Tensor | BlockMask]
 
 
 def sliding_windows(config: PretrainedConfig) -> dict[str, int | None]:
-    """Return the window of each kind of attention layers, in positions; None for no window.
+    """Return the window of each kind of attention layer, in positions, or None for no window.
 
-    The kind is "" where all layers take the same mask, as one tensor instead of a dict. InputError
-    is raised for layers without a mask.
+    The only kind is "" if all layers share one mask. InputError for layers without masks.
     """
     config = config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
-    # Recurrent and linear layers ignore masks: the second branch would read the first.
+    # Recurrent and linear layers ignore masks: a branch would read its siblings.
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise InputError(
             f"{config.model_type} has {', '.join(sorted(unknown))} layers, which cannot branch. "
@@ -33,7 +32,7 @@ def sliding_windows(config: PretrainedConfig) -> dict[str, int | None]:
         )
     if "sliding_attention" in kinds:
         return {"full_attention": None, "sliding_attention": window}
-    # A config may name a window that no layer uses: all layers are full, or (Qwen2) it is off.
+    # The window may be unused: all layers are full, or (Qwen2) it is off.
     if kinds or not getattr(config, "use_sliding_window", True):
         window = None
     return {"": window}
@@ -42,7 +41,7 @@ def sliding_windows(config: PretrainedConfig) -> dict[str, int | None]:
 def tree_masks(
     config: PretrainedConfig, batch: dict[str, torch.Tensor], dtype: torch.dtype, flex: bool
 ) -> Masks:
-    """Return the model's `attention_mask` for a collated batch: one, or a dict by kind of layer."""
+    """Return the `attention_mask` of a collated batch: a mask, or a dict by kind of layer."""
     make = _block_mask if flex else _dense_mask
     masks = {
         kind: make(batch["subtree_end"], batch["position_ids"], window, dtype)
@@ -58,15 +57,15 @@ def _dense_mask(
     index = torch.arange(subtree_end.shape[1], device=subtree_end.device)
     # (rows, query, key)
     sees = (index <= index[:, None]) & (index[:, None] <= subtree_end[:, None, :])
-    # The window counts positions, not indices: in a row, other branches are in between.
+    # The window counts positions, not indices, because other branches are in between.
     if window is not None:
         sees &= position_ids[:, :, None] - position_ids[:, None, :] < window
     return additive(sees, dtype)
 
 
 def additive(sees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return (rows, queries, keys) booleans as an additive mask, (rows, 1, queries, keys)."""
-    # The smallest finite number, as in transformers' masks: -inf makes a row that sees nothing NaN.
+    """Convert booleans (rows, queries, keys) to an additive mask (rows, 1, queries, keys)."""
+    # Finite, as in transformers: with -inf a row that sees nothing is NaN.
     mask = torch.full(sees.shape, torch.finfo(dtype).min, dtype=dtype, device=sees.device)
     return mask.masked_fill_(sees, 0)[:, None]
 
@@ -74,10 +73,10 @@ def additive(sees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _block_mask(
     subtree_end: torch.Tensor, position_ids: torch.Tensor, window: int | None, dtype: torch.dtype
 ) -> BlockMask:
-    """Return the same rule for FlexAttention, which skips blocks of keys that no query sees.
+    """Return the mask for FlexAttention, which skips blocks of keys that no query sees.
 
-    The blocks follow from each key's range, [k, subtree_end[k]]; no (length, length) mask is made.
-    `length` must be a multiple of BLOCK. Blocks beyond a window are kept and masked inside.
+    The blocks follow from each key's range [k, subtree_end[k]], without a (length, length) mask.
+    `length` must be a multiple of BLOCK. Blocks beyond a window are masked, not skipped.
     """
 
     def sees(row, head, query, key):
@@ -92,22 +91,21 @@ def _block_mask(
     last = first + BLOCK - 1
     end = subtree_end[:, None]  # (rows, 1, length)
     by_block = (rows, len(first), len(first), BLOCK)  # (rows, query blocks, key blocks, keys)
-    # A block is seen if any key's range, [key, end], meets the block's queries, [first, last]; it
-    # is full, and needs no mask inside, if every key's range covers all of them.
+    # A block is seen if any key's range [key, end] intersects its queries [first, last], and full
+    # (needs no mask inside) if every key's range covers them.
     seen = (torch.maximum(key, first) <= torch.minimum(end, last)).view(by_block).any(-1)
     full = ((key <= first) & (last <= end)).view(by_block).all(-1)
     if window is not None:
-        # The farthest pair of a block's queries and keys must be within the window, too.
+        # The farthest pair of query and key must be within the window, too.
         positions = position_ids.view(rows, -1, BLOCK)
         full &= positions.amax(-1)[:, :, None] - positions.amin(-1)[:, None] < window
-    # FlexAttention needs, per row and block of queries, the number of blocks of keys and their
-    # indices, the relevant ones first.
+    # Per row and query block: the number of key blocks, and their indices, relevant ones first.
     kinds = []
     for kind in (seen & ~full, full):
         count, order = kind.sum(-1), kind.int().argsort(dim=-1, descending=True, stable=True)
         kinds.append((count[:, None].int(), order[:, None].int()))  # (rows, 1 for all heads, ...)
     partial_blocks, full_blocks = kinds
     mask = BlockMask.from_kv_blocks(*partial_blocks, *full_blocks, BLOCK, sees, (length, length))
-    # GPT-2 and Granite 4 ask every mask for its dimensions; a BlockMask has a shape and no ndim.
+    # GPT-2 and Granite 4 read ndim, which a BlockMask lacks.
     mask.ndim = len(mask.shape)  # type: ignore[attr-defined]
     return mask

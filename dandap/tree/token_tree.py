@@ -1,4 +1,4 @@
-"""Sequences that share prefixes become one tree of tokens, laid out depth-first.
+"""Merge sequences that share prefixes into one tree of tokens, in depth-first order.
 
             [BOS] article ...          article, once
                      |-- question 1 -- answer 1
@@ -8,14 +8,13 @@
     position_ids   0  1  2 | 3  4 | 3  4  5        depth in the tree
     subtree_end    7  7  7 | 4  4 | 7  7  7        last index below this token
 
-    query q sees key k   <=>   k <= q <= subtree_end[k]        (q lies in k's subtree)
+    query q sees key k   <=>   k <= q <= subtree_end[k]        (q is in k's subtree)
 
-A token's hidden state is what it would be in a sequence of its own: it sees its ancestors, at their
-positions.
+Each token sees its ancestors at their positions, so its hidden state equals that in a separate
+sequence.
 
-`grow` first makes nodes, numbered in order of appearance; `_lay_out` then walks them depth-first,
-so that a subtree is one range of indices. An example, in which BOS is the whole article and the
-third sequence returns to the first one's question:
+`grow` creates nodes in order of appearance; `_lay_out` orders them depth-first, so that a subtree
+is a range of indices. In this example BOS is the article, and sequences 1 and 3 share a question:
 
     sequences      [BOS Q1]   [A STOP]        nodes   0 (no token)    children
                    [BOS Q2 ?] [STOP]                  `- 1 BOS        0: {BOS: 1}
@@ -53,10 +52,9 @@ class TokenTree:
     input_ids: list[int]
     position_ids: list[int]
     subtree_end: list[int]
-    # Per sequence the index of its last prompt token, which predicts the first answer token.
+    # Per sequence: the index of its last prompt token, which predicts the first answer token.
     prompt_end: list[int]
-    # (predicting index, predicted token). Equal answers repeat their pairs, so that each counts in
-    # the loss as often as in ordinary training.
+    # (predicting index, predicted token); equal answers repeat their pairs, as in the usual loss.
     targets: list[tuple[int, int]]
 
     def __len__(self) -> int:
@@ -64,21 +62,19 @@ class TokenTree:
 
 
 def grow(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:
-    """Return the tree of (prompt_ids, answer_ids) pairs; prompts may not be empty, answers may.
+    """Return the tree of (prompt_ids, answer_ids) pairs; answers may be empty, prompts may not.
 
-    An answer's last token predicts nothing, so it is a target and no part of the tree. Time and
-    memory are linear in the tokens given.
+    An answer's last token predicts nothing: it is a target, but not in the tree. Time and memory
+    are linear in the number of tokens.
     """
-    # node -> {token: node below}. Node 0 is above every first token and no token itself, so
-    # `get(token, 0)` below can use 0 for "not there yet".
+    # node -> {token: child}. Node 0 is the root and no child, so 0 can mean "missing".
     children: list[dict[int, int]] = [{}]
-    # Per sequence the nodes that predict the answer's tokens, and the answer.
+    # Per sequence: the nodes that predict the answer's tokens, and the answer.
     paths: list[tuple[list[int], Sequence[int]]] = []
     for prompt_ids, answer_ids in sequences:
         if not prompt_ids:
             raise ValueError(
-                "got an empty prompt; expected at least one token, which predicts the answer's "
-                "first."
+                "got an empty prompt, expected at least one token to predict the answer from."
             )
         node, path = 0, []
         for token in chain(prompt_ids, answer_ids[:-1]):
@@ -88,35 +84,33 @@ def grow(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:
                 node = below[token] = len(children)
                 children.append({})
             path.append(node)
-        # A node predicts the token after it: from the prompt's last to the answer's last but one.
+        # A node predicts its next token: from the prompt's last to the answer's second last.
         paths.append((path[len(prompt_ids) - 1 :], answer_ids))
     input_ids, position_ids, subtree_end, index_of = _lay_out(children)
     prompt_end, targets = [], []
     for path, answer_ids in paths:
         prompt_end.append(index_of[path[0]])
-        # Not strict: an empty answer has a path of one node and predicts nothing.
+        # Not strict: the path of an empty answer has one node.
         for node, token in zip(path, answer_ids, strict=False):
             targets.append((index_of[node], token))
     return TokenTree(input_ids, position_ids, subtree_end, prompt_end, targets)
 
 
 def _lay_out(children: list[dict[int, int]]) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Return tokens, depths, last index below each, and node -> index, in depth-first order.
+    """Return tokens, depths, subtree ends, and node -> index, in depth-first order.
 
-    With a stack instead of recursion: a tree is as deep as its longest sequence, and Python's limit
-    is 1,000 calls.
+    Uses a stack, because a tree is deeper than Python's recursion limit.
     """
     input_ids: list[int] = []
     position_ids: list[int] = []
     subtree_end, index_of = [0] * (len(children) - 1), [0] * len(children)
-    ancestors: list[int] = []  # indices from the root to the token before
-    # Reversed, because a stack returns the last first: branches keep the sequences' order.
+    ancestors: list[int] = []  # indices from the root to the previous token
+    # Reversed, because a stack is last in, first out.
     stack = [(token, node, 0) for token, node in reversed(children[0].items())]
     while stack:
         token, node, depth = stack.pop()
         index = index_of[node] = len(input_ids)
-        # Tokens as deep as this one or deeper have no more tokens below: their subtrees ended with
-        # the index before. Each token is closed once, so the walk is linear.
+        # The subtrees of tokens at this depth or deeper ended at the previous index.
         for finished in ancestors[depth:]:
             subtree_end[finished] = index - 1
         del ancestors[depth:]
@@ -130,9 +124,9 @@ def _lay_out(children: list[dict[int, int]]) -> tuple[list[int], list[int], list
 
 
 def send(numbers: list | torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Return numbers on a device; on CUDA the host continues while they are copied."""
+    """Return numbers as a tensor on a device, copied asynchronously on CUDA."""
     tensor = torch.as_tensor(numbers)
-    # Only a copy from page-locked memory is asynchronous.
+    # Asynchronous copies need pinned memory.
     if torch.device(device).type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -140,13 +134,13 @@ def send(numbers: list | torch.Tensor, device: torch.device | str) -> torch.Tens
 
 @dataclass(frozen=True)
 class Packed:
-    """The arrays of several batches as one, so that one transfer moves all to a device."""
+    """The arrays of several batches in one tensor, for a single transfer."""
 
     numbers: torch.Tensor  # flat, of integers
     shapes: list[dict[str, tuple[int, ...]]]  # per batch, in the order of the numbers
 
     def pin_memory(self) -> "Packed":
-        """Return the same in page-locked memory; a DataLoader calls this where CUDA is used."""
+        """Return a copy in pinned memory, as DataLoader requires."""
         return Packed(self.numbers.pin_memory(), self.shapes)
 
     def on(self, device: torch.device | str) -> list[dict[str, torch.Tensor]]:
@@ -161,7 +155,7 @@ class Packed:
 
 
 def collate_all(batches: list[list[TokenTree]], pad_id: int, multiple_of: int = 1) -> Packed:
-    """Put each batch's trees in rows of their own; `collate` describes a batch."""
+    """Collate several batches as `collate` does, into one Packed."""
     numbers: list[int] = []
     shapes: list[dict[str, tuple[int, ...]]] = []
     for trees in batches:
@@ -175,11 +169,11 @@ def collate_all(batches: list[list[TokenTree]], pad_id: int, multiple_of: int = 
 def collate(
     trees: list[TokenTree], pad_id: int, multiple_of: int = 1, device: torch.device | str = "cpu"
 ) -> dict[str, torch.Tensor]:
-    """Put one tree in each row, padded on the right to a multiple of `multiple_of` tokens.
+    """Collate trees, one per row, right-padded to a multiple of `multiple_of` tokens.
 
-    input_ids, position_ids and subtree_end are (rows, length). `predicts` are the positions that
-    predict an answer token, counted row by row through the batch. The k-th pair (predictor[k],
-    target_ids[k]) is one of them and the token it predicts, and times[k] how often the pair occurs.
+    input_ids, position_ids and subtree_end are (rows, length). `predicts` are the flat positions
+    that predict an answer token. Pair k is the index predictor[k] into `predicts`, the predicted
+    token target_ids[k], and its count times[k].
     """
     return collate_all([trees], pad_id, multiple_of).on(device)[0]
 
@@ -197,9 +191,9 @@ def _arrays(
         padding = length - len(tree)
         input_ids += tree.input_ids + [pad_id] * padding
         position_ids += tree.position_ids + [0] * padding
-        # A padding token is its own end, so it sees only itself.
+        # A padding token sees only itself.
         subtree_end += tree.subtree_end + list(range(len(tree), length))
-        # The model returns logits for these alone (`logits_at`).
+        # Positions with logits (`logits_at`).
         marked = sorted({index for index, _ in tree.targets})
         number = {index: len(predicts) + place for place, index in enumerate(marked)}
         predicts += [row * length + index for index in marked]
@@ -218,7 +212,7 @@ def _arrays(
 
 
 class Part(NamedTuple):
-    """Questions of an article that go through the model together, and their tree."""
+    """Questions of one article to process together, and their tree."""
 
     members: list
     tree: TokenTree
@@ -229,12 +223,12 @@ def pack(
 ) -> list[list[Part]]:
     """Return batches of parts that fit, the largest tree first.
 
-    A group too large for a batch is split into parts as large as possible; a single member that
-    does not fit is a batch by itself.
+    A group that is too large is split into the largest fitting parts; a single member that does not
+    fit is a batch of its own.
     """
 
     def largest(group: list) -> Part:
-        """Return the part of as many first members as fit, at least one."""
+        """Return the largest fitting part of the first members, at least one."""
         part = Part(group, tree_of(group))
         if len(group) == 1 or fits([part]):
             return part
@@ -257,7 +251,7 @@ def pack(
             parts.append(largest(left))
             left = left[len(parts[-1].members) :]
     batches: list[list[Part]] = []
-    # By size: there is little padding, and memory peaks at the start.
+    # By size, for little padding and an early memory peak.
     for part in sorted(parts, key=lambda part: -len(part.tree)):
         if batches and fits([*batches[-1], part]):
             batches[-1].append(part)
