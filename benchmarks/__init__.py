@@ -1,4 +1,1 @@
-"""Hold what measures: training and answering side by side with other ways, and RESULTS.md.
-
-They import everything below; nothing imports them but tests.
-"""
+"""Benchmarks of training and answering against other systems; figures are in RESULTS.md."""

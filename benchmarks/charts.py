@@ -1,6 +1,6 @@
 """Draw the README's chart of measured figures: python -m benchmarks.charts
 
-Each figure stands in benchmarks/RESULTS.md beside the command that measured it.
+Each figure is listed in benchmarks/RESULTS.md with the command that produced it.
 """
 
 import matplotlib
@@ -11,12 +11,12 @@ import matplotlib.pyplot as plt
 
 CHART = "docs/images/measured.svg"
 OURS, OTHERS, INK = "#2f6fed", "#b9c0cc", "#57606a"
-# How many times as fast as the other way, on KorQuAD: 5 to 6 questions an article.
+# Speedups on KorQuAD, which has 5 to 6 questions per article.
 SPEED = {
-    "training, against TRL\n(3 M base)": 5.24,
-    "training, against TRL\n(Gemma 3 270M)": 11.2,
-    "training, against LLaMA-Factory\n(Gemma 3 270M)": 7.5,
-    "answering, against one prompt\nat a time (3 M base)": 8.1,
+    "training vs TRL\n(demo base, 3 M)": 5.24,
+    "training vs TRL\n(Gemma 3 270M)": 11.2,
+    "training vs LLaMA-Factory\n(Gemma 3 270M)": 7.5,
+    "answering vs one prompt\nat a time (demo base)": 8.1,
 }
 # Character F1 of Gemma 3 270M on unseen articles: zero-shot, and the means of three seeds.
 F1 = {
@@ -26,22 +26,22 @@ F1 = {
 
 
 def draw_speed(axes: plt.Axes) -> None:
-    """Draw a bar for each comparison, with its factor written at the end."""
+    """Draw a labeled bar for each speedup."""
     bars = axes.barh(list(SPEED), list(SPEED.values()), color=OURS, height=0.55)
     axes.bar_label(bars, [f"{factor:.1f}x" for factor in SPEED.values()], padding=4, color=INK)
     axes.axvline(1, color=INK, linewidth=1, linestyle=":")
-    axes.set(title="times as fast (1 = the other way)", xlim=(0, max(SPEED.values()) * 1.15))
+    axes.set(title="speedup (1 = the other system)", xlim=(0, max(SPEED.values()) * 1.15))
     axes.invert_yaxis()
 
 
 def draw_f1(axes: plt.Axes) -> None:
-    """Draw F1 before and after training, side by side for each data set."""
-    for place, (name, values) in enumerate(F1.items()):
+    """Draw F1 before and after training for each data set."""
+    for position, (name, values) in enumerate(F1.items()):
         bars = axes.barh(
-            [place - 0.2, place + 0.2], values, height=0.36, color=[OTHERS, OURS], label=name
+            [position - 0.2, position + 0.2], values, height=0.36, color=[OTHERS, OURS], label=name
         )
-        said = [f"{values[0]:.2f} zero-shot", f"{values[1]:.2f} tuned"]
-        axes.bar_label(bars, said, padding=4, color=INK)
+        labels = [f"{values[0]:.2f} zero-shot", f"{values[1]:.2f} tuned"]
+        axes.bar_label(bars, labels, padding=4, color=INK)
     axes.set_yticks(range(len(F1)), list(F1))
     axes.set(title="character F1, Gemma 3 270M", xlim=(0, 1))
     axes.invert_yaxis()
@@ -49,7 +49,7 @@ def draw_f1(axes: plt.Axes) -> None:
 
 def main() -> None:
     """Write the chart."""
-    # No date and no random names within: the same figures make the same file.
+    # A fixed hash salt and no date make the file reproducible.
     plt.rcParams.update({"svg.hashsalt": "dandap", "font.size": 9, "text.color": INK})
     plt.rcParams.update({f"{name}.color": INK for name in ("xtick", "ytick")})
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")

@@ -1,15 +1,15 @@
-"""Ask a GPU everything worth knowing of it, in one call: python -m benchmarks.gpu
+"""Check and measure a GPU: python -m benchmarks.gpu
 
-bitsandbytes' 4-bit products against float32, FlexAttention's probe at every recipe's heads, a few
-training steps of a true shape against the memory that was planned, answers from trees against
-generate's, float16 for overflow, a paged optimizer through Ctrl-C and --resume. It prints as it
-goes, starts no part after --minutes, and its last line is JSON.
+Parts: 4-bit products against float32, the FlexAttention probe for every recipe, training steps with
+planned and measured memory, answers from trees and by generate, float16 overflow, and Ctrl-C and
+--resume with a paged optimizer. Random weights. No part starts after --minutes; the last line is
+JSON.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started by its path, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benchmarks/gpu.py`
 
 import dandap.cli  # noqa: F401
 
@@ -53,15 +53,15 @@ from dandap.training.trainer import make_trainer
 from dandap.tree.attention import head_size, why_no_flex
 
 SCRIPT = [sys.executable, "fine_tune.py"]
-ROWS = (1, 20, 2048)  # of a product: a token, the branches of a few articles, a micro-batch
+ROWS = (1, 20, 2048)  # a token, the branches of a few articles, a micro-batch
 DECODING = Decoding(stop_ids=[2], pad_id=0, max_new_tokens=16, min_new_tokens=16)
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; return the JSON of the last line."""
+    """Run the command line; print the result as JSON on the last line and return it."""
     arguments = parse(command_line(), argv)
     if reason := why_no_gpu():
-        raise InputError(f"no GPU to ask: {reason}.")
+        raise InputError(f"benchmarks.gpu needs a GPU: {reason}.")
     device = pick_device()
     print(describe_machine(device), flush=True)
     results = run_parts(arguments, device, arguments.parts.split(","))
@@ -70,40 +70,40 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def command_line() -> Parser:
-    """Return the options: which parts, on which shape, for how long."""
+    """Return the parser of the command line."""
     parser = Parser(__doc__)
     parser.add_argument(
         "--parts",
         metavar="NAMES",
         default=",".join(PARTS),
-        help=f"some of {','.join(PARTS)} (default: all)",
+        help=f"comma-separated, of {','.join(PARTS)} (default: all)",
     )
     shapes = ", ".join(NAMES)
     parser.add_argument(
         "--model",
         metavar="SHAPE",
         default="EEVE-10.8B",
-        help=f"of training and answers: {shapes} (default: EEVE-10.8B)",
+        help=f"for training and answers: {shapes} (default: EEVE-10.8B)",
     )
     parser.add_argument(
-        "--minutes", metavar="N", type=float, default=9, help="start nothing later (default: 9)"
+        "--minutes", metavar="N", type=float, default=9, help="start no part later (default: 9)"
     )
     return parser
 
 
 def run_parts(arguments: argparse.Namespace, device: torch.device, names: list[str]) -> dict:
-    """Run the parts in turn; one that fails is told, and the others go on."""
+    """Run the parts in turn; a failed part is reported and does not stop the others."""
     if unknown := [name for name in names if name not in PARTS]:
         raise InputError(f"--parts: got {unknown[0]!r}; expected some of {', '.join(PARTS)}.")
     started, results = time.perf_counter(), {"gpu": torch.cuda.get_device_name(device)}
     for name in names:
         spent = time.perf_counter() - started
         if spent > 60 * arguments.minutes:
-            results[name] = f"left out after {spent:.0f} s"
+            results[name] = f"skipped after {spent:.0f} s"
         else:
             try:
                 results[name] = PARTS[name](arguments, device)
-            # Whatever a GPU says of one part, the others are worth knowing.
+            # One part's failure must not hide the others.
             except Exception as error:  # noqa: BLE001
                 results[name] = {"error": first_line(error)}
             gc.collect()
@@ -113,12 +113,12 @@ def run_parts(arguments: argparse.Namespace, device: torch.device, names: list[s
 
 
 def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the length of the difference as a share of the expected length."""
+    """Return the relative error in norm."""
     return round(((got.float() - expected).norm() / expected.norm()).item(), 5)
 
 
 def products(arguments: argparse.Namespace, device: torch.device) -> dict:
-    """Multiply by an NF4 weight of a true size, forwards and backwards, against float32."""
+    """Return the relative errors of an NF4 layer, forward and backward, against float32."""
     config = named_config(arguments.model)
     dtype, found = pick_compute_dtype(Recipe(), device), {}
     torch.manual_seed(0)
@@ -127,7 +127,7 @@ def products(arguments: argparse.Namespace, device: torch.device) -> dict:
     weight = torch.randn(size) * 0.02
     layer.weight = Params4bit(weight, requires_grad=False, quant_type="nf4").to(device)
     dequantized = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
-    found["quantized"] = {"weight": relative(dequantized.cpu(), weight)}  # 0.09 is NF4's own
+    found["quantized"] = {"weight": relative(dequantized.cpu(), weight)}  # NF4 itself: 0.09
     for rows in ROWS:
         inputs = torch.randn(rows, config.hidden_size, device=device, dtype=dtype)
         inputs.requires_grad_()
@@ -142,7 +142,7 @@ def products(arguments: argparse.Namespace, device: torch.device) -> dict:
 
 
 def probes(arguments: argparse.Namespace, device: torch.device) -> dict:
-    """Probe FlexAttention at the heads of every recipe's base; say what kept it from being used."""
+    """Probe FlexAttention for every recipe's heads; return why it cannot be used, if so."""
     found = {}
     for name, shape in SHAPES.items():
         config = make_config(shape).get_text_config()
@@ -159,9 +159,9 @@ def probes(arguments: argparse.Namespace, device: torch.device) -> dict:
 
 
 def training(arguments: argparse.Namespace, device: torch.device) -> dict:
-    """Train four steps as planned for this GPU; compare the peak, and time the last three.
+    """Train four steps with this GPU's plan, and time the last three.
 
-    The peak is held against the plan for as large a batch as there was.
+    The planned peak is that of the largest batch that ran.
     """
     recipe, config = Recipe(questions_per_step=16), named_config(arguments.model)
     plan = make_plan(recipe, config, device, training=True)
@@ -207,10 +207,10 @@ def training(arguments: argparse.Namespace, device: torch.device) -> dict:
 
 
 def answers(arguments: argparse.Namespace, device: torch.device) -> dict:
-    """Answer from trees, with the adapter cast and merged, by graphs and without; and by generate.
+    """Answer by generate and from trees: adapter cast or merged, with and without CUDA graphs.
 
-    Random weights make no peaks, and rounding to 16 bits decides between their words, so that
-    trees are not held against generate here but by a trial of their logits, as inference.py does.
+    With random weights, 16-bit rounding changes the likeliest token. So trees are not compared with
+    generate but verified by the branch check of their logits, as in inference.py.
     """
     recipe, config = Recipe(), named_config(arguments.model)
     plan, found = make_plan(recipe, config, device, training=False), {}
@@ -228,11 +228,11 @@ def answers(arguments: argparse.Namespace, device: torch.device) -> dict:
 
 
 def answers_by_trees(model: PreTrainedModel, form: str, tokens: int) -> dict:
-    """Answer by captured steps and eagerly, which must say the same."""
+    """Answer with CUDA graphs and eagerly, and count equal answers."""
     trial = why_no_tree(model, DECODING) or "passed"
     by_graph, replayed = timed_answers(by_trees, model, tokens)
     by_graph |= seconds_of_steps(model, tokens)
-    # The same tensors, so that answers are equal to the bit.
+    # The same tensors, so answers are bit-identical.
     with mock.patch.object(tree_decoder, "can_capture", return_value=False):
         by_kernel, launched = timed_answers(by_trees, model, tokens)
         by_kernel |= seconds_of_steps(model, tokens)
@@ -242,7 +242,7 @@ def answers_by_trees(model: PreTrainedModel, form: str, tokens: int) -> dict:
 
 
 class TimedDecoder(tree_decoder.TreeDecoder):
-    """Notes how long each step takes, with a wait for the GPU after it."""
+    """Records the seconds of each step, synchronizing after it."""
 
     seconds: ClassVar[list[float]] = []
 
@@ -255,7 +255,7 @@ class TimedDecoder(tree_decoder.TreeDecoder):
 
 
 def seconds_of_steps(model: PreTrainedModel, tokens: int) -> dict:
-    """Return the seconds of the first step, of the second, which captures, and of a later one."""
+    """Return the seconds of the first step, of the second (capture), and of later ones."""
     TimedDecoder.seconds.clear()
     with mock.patch.object(tree_decoder, "TreeDecoder", TimedDecoder):
         by_trees(model, tokens)
@@ -269,33 +269,33 @@ def timed_answers(
     model: PreTrainedModel,
     tokens: int,
 ) -> tuple[dict, dict[int, list[int]]]:
-    """Return the tokens a second of the second round, the peak of both, and what was said."""
+    """Return tokens/s of the second round, the peak memory, and the answers."""
     torch.cuda.reset_peak_memory_stats()
-    for _ in range(2):  # in the first round kernels load
+    for _ in range(2):  # the first round is a warmup
         started = time.perf_counter()
-        said = answer(model, tokens)
+        answers = answer(model, tokens)
         torch.cuda.synchronize()
         seconds = time.perf_counter() - started
     peak = round(torch.cuda.max_memory_allocated() / GB, 2)
-    speed = sum(map(len, said.values())) / seconds
-    return {"tokens_a_second": round(speed, 1), "peak_gb": peak}, said
+    speed = sum(map(len, answers.values())) / seconds
+    return {"tokens_a_second": round(speed, 1), "peak_gb": peak}, answers
 
 
 def by_trees(model: PreTrainedModel, tokens: int) -> dict[int, list[int]]:
-    """Return the answers' ids from trees, by the number of the question."""
+    """Return the token ids of answers from trees, by question index."""
     found = answer_examples(model, questions(), DECODING, tokens)
     return {index: samples[0].token_ids for index, samples in found}
 
 
 def by_generate(model: PreTrainedModel, tokens: int) -> dict[int, list[int]]:
-    """Return the answers' ids by generate, by the number of the question."""
+    """Return the token ids of answers by generate, by question index."""
     prompts = [list(example.prompt_ids) for example in questions()]
     found = generate_answers(model, prompts, DECODING, tokens)
     return {index: answer.token_ids for index, answer in found}
 
 
 def questions() -> list[Example]:
-    """Return 40 questions on articles of 1,000 tokens, five on each."""
+    """Return 40 questions on articles of 1,000 tokens, five per article."""
     examples = made_up(1000, 5, 40)
     for example in examples:
         example.answer_ids.clear()
@@ -303,7 +303,7 @@ def questions() -> list[Example]:
 
 
 def float16(arguments: argparse.Namespace, device: torch.device) -> dict:
-    """Train in float16, as a T4 must: are losses finite, and how often does the scaler skip?"""
+    """Train in float16, as a T4 requires; return losses and the final scale."""
     recipe = Recipe(compute_dtype="float16", questions_per_step=8)
     name = "Gemma-2-9B" if arguments.model in ("EEVE-10.8B", "Llama-3-8B") else arguments.model
     config = named_config(name)
@@ -321,7 +321,7 @@ def float16(arguments: argparse.Namespace, device: torch.device) -> dict:
 
 
 def interrupted(arguments: argparse.Namespace, device: torch.device) -> dict:
-    """Train the demo with a paged optimizer, press Ctrl-C in it, and go on with --resume."""
+    """Train the demo with a paged optimizer, interrupt it, and resume."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--output_dir", folder, "--optim", "paged_adamw_32bit"]
         begin = [*SCRIPT, "--recipe", "demo", *options]

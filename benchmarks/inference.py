@@ -1,21 +1,20 @@
-"""Measure how fast answering is, the ways side by side in one process on the same questions.
+"""Compare the answering speed of several methods on the same questions, in one process.
 
-python -m benchmarks.inference --data KorQuAD_v1.0_dev.json     the demo's base on real data
+python -m benchmarks.inference --data KorQuAD_v1.0_dev.json     the demo's base model, real data
 python -m benchmarks.inference --model EEVE-10.8B --article 500 --questions_per_article 5
-                                                                a true shape, random weights
-python -m benchmarks.inference --growth                         1, 2, 4, 8, 16 questions on an
-                                                                article
+                                                                random weights and articles
+python -m benchmarks.inference --growth                         1, 2, 4, 8, 16 questions per article
 
-The ways: (a) loop: one prompt at a time. (b) batched: generate on prompts of similar length, at its
-fastest batch size. (c) continuous: transformers' generate_batch. (d) tree: ours. vLLM where it is
-installed. Each is measured with answers that stop as the model likes (random weights do not), and
-with 16 forced tokens. The last line is JSON, for forced tokens.
+Methods: (a) loop: one prompt at a time. (b) batched: generate on prompts of similar length, at its
+fastest batch size. (c) continuous: transformers' generate_batch. (d) tree: dandap. Also vLLM, if
+installed. Each runs twice: answers end at the model's stop tokens (not with random weights), and
+answers have exactly 16 tokens. The last line is JSON, for 16 tokens.
 """
 
 import sys
 from pathlib import Path
 
-# So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
+# For `python benchmarks/NAME.py`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.cli  # noqa: F401
@@ -53,13 +52,12 @@ from dandap.model.adapter import add_adapter
 from dandap.model.device import autocast_for
 
 BATCHES = (1, 4, 8, 32)
-# With forced tokens all ways generate as much, whatever the model says: their speeds compare.
-FORCED = 16
+FORCED = 16  # tokens per answer, so that all methods generate the same amount
 Answers = dict[int, list[int]]  # index of the example -> token ids
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; return the JSON of the last line."""
+    """Run the command line; print the result as JSON on the last line and return it."""
     arguments = parse(command_line(), argv)
     material = load_material(arguments, {})
     if not arguments.no_adapter:
@@ -77,17 +75,17 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def command_line() -> Parser:
-    """Return the options: model, questions, and how each way is measured."""
+    """Return the parser of the command line."""
     parser = Parser(__doc__)
     add_material_options(parser)
     add_comparison_options(parser)
-    parser.add_argument("--no_adapter", action="store_true", help="the base alone")
+    parser.add_argument("--no_adapter", action="store_true", help="use the base model only")
     parser.add_argument(
         "--tokens_per_batch",
         metavar="N",
         type=positive,
         default=16384,
-        help="ours (default: 16384)",
+        help="for dandap (default: 16384)",
     )
     parser.add_argument(
         "--batch",
@@ -96,19 +94,23 @@ def command_line() -> Parser:
         help="generate's batch size (default: the fastest of 1, 4, 8, 32)",
     )
     parser.add_argument(
-        "--samples", metavar="N", type=positive, default=8, help="timed against one (default: 8)"
+        "--samples",
+        metavar="N",
+        type=positive,
+        default=8,
+        help="compared with one sample (default: 8)",
     )
     parser.add_argument(
         "--no_continuous",
         action="store_true",
-        help="leave generate_batch out (on a CPU it takes very long)",
+        help="skip generate_batch, which is very slow on a CPU",
     )
     return parser
 
 
 @dataclass
-class Way:
-    """Hold one way of answering the same questions, and what was measured of it."""
+class Method:
+    """One answering method and its measurements."""
 
     name: str
     answer: Callable[[Decoding], Answers]
@@ -118,34 +120,32 @@ class Way:
     answers: Answers = field(default_factory=dict)
 
     def run(self, material: Material, decoding: Decoding) -> None:
-        """Answer every question once, and measure this round."""
+        """Answer every question once and measure it."""
         with counted_tokens(material.model) as counted, peak_memory(material.device) as peak:
             started = time.perf_counter()
             self.answers = self.answer(decoding)
-            # CUDA computes behind Python's back; the clock must wait for it.
             if material.device.type == "cuda":
                 torch.cuda.synchronize()
             self.seconds.append(time.perf_counter() - started)
         self.tokens, self.peak_mb = counted[0], max(self.peak_mb, peak[0])
 
 
-def tree_way(
+def tree_method(
     material: Material, examples: list[Example], tokens_per_batch: int, name: str = "tree"
-) -> Way:
-    """Return our way: an article's questions are answered from one tree of tokens."""
+) -> Method:
+    """Return dandap's method: answer an article's questions from one token tree."""
 
     def answer(decoding: Decoding) -> Answers:
         found = answer_examples(material.model, examples, decoding, tokens_per_batch)
         return {index: samples[0].token_ids for index, samples in found}
 
-    return Way(name, answer)
+    return Method(name, answer)
 
 
-def batched_way(material: Material, examples: list[Example], rows: int) -> Way:
-    """Return the way of `generate` on `rows` prompts of similar length."""
+def batched_method(material: Material, examples: list[Example], rows: int) -> Method:
+    """Return `generate` on batches of `rows` prompts of similar length."""
     prompts = [list(example.prompt_ids) for example in examples]
-    # By length, so that little is padded; the longest first, so that what does not fit into memory
-    # fails at once.
+    # Sorting by length avoids padding; the longest first fails at once if memory is too small.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
 
     def answer(decoding: Decoding) -> Answers:
@@ -156,24 +156,23 @@ def batched_way(material: Material, examples: list[Example], rows: int) -> Way:
                 material.model,
                 [prompts[index] for index in batch],
                 decoding,
-                # `rows` alone decide the batch.
+                # Only `rows` limits the batch.
                 tokens_per_batch=2**60,
             )
             answers |= {batch[index]: answer.token_ids for index, answer in found}
         return answers
 
-    return Way(f"batched, {rows} rows", answer)
+    return Method(f"batched, {rows} rows", answer)
 
 
-def loop_way(material: Material, examples: list[Example]) -> Way:
-    """Return the way of one prompt at a time."""
-    return replace(batched_way(material, examples, 1), name="loop")
+def loop_method(material: Material, examples: list[Example]) -> Method:
+    """Return `generate` on one prompt at a time."""
+    return replace(batched_method(material, examples, 1), name="loop")
 
 
-def continuous_way(material: Material, examples: list[Example]) -> Way:
-    """Return the way of transformers' generate_batch, its batching continuous."""
-    # It shares what finished requests have read, so each article's first question goes ahead of
-    # the others.
+def continuous_method(material: Material, examples: list[Example]) -> Method:
+    """Return transformers' generate_batch, with continuous batching."""
+    # Only finished requests share their prefix, so each article's first question runs first.
     seen: set[str] = set()
     first, others = [], []
     for index, example in enumerate(examples):
@@ -184,8 +183,7 @@ def continuous_way(material: Material, examples: list[Example]) -> Way:
     def answer(decoding: Decoding) -> Answers:
         config = GenerationConfig(
             max_new_tokens=decoding.max_new_tokens,
-            # It knows no min_new_tokens: with a stop id outside the vocabulary answers run to
-            # their full length.
+            # It has no min_new_tokens; a stop id outside the vocabulary forces full length.
             eos_token_id=-1 if decoding.min_new_tokens else decoding.stop_ids,
             pad_token_id=decoding.pad_id,
             do_sample=False,
@@ -199,22 +197,21 @@ def continuous_way(material: Material, examples: list[Example]) -> Way:
                     continuous_batching_config=ContinuousBatchingConfig(page_size=32),
                     persistent_manager=True,
                 )
-            # Results come as they end; the number at the end of a key is the prompt's place.
+            # Results arrive as they finish; keys end in the prompt's index.
             in_order = sorted(results, key=lambda key: int(key.rsplit("_", 1)[-1]))
-            said = [results[key].generated_tokens for key in in_order]
-            answers |= dict(zip(wave, said, strict=True))
-        # The manager lived from wave to wave, so that what was read was still there. It takes its
-        # pages beforehand (9.0 GB with the demo's base), which nothing else could use.
+            generated = [results[key].generated_tokens for key in in_order]
+            answers |= dict(zip(wave, generated, strict=True))
+        # The manager keeps prefixes between waves, and preallocates pages (9.0 GB for the demo).
         material.model.destroy_cached_continuous_batching_manager()
         return answers
 
-    return Way("continuous", answer)
+    return Method("continuous", answer)
 
 
 def decodings(material: Material, examples: list[Example]) -> dict[str, Decoding]:
-    """Return how answers end: "natural", at the model's stops, and "forced", at FORCED tokens.
+    """Return the decoding options: "natural" stops, and "forced" length of FORCED tokens.
 
-    Random weights have no stops of their own.
+    Random weights have no natural stops.
     """
     tokenizer = material.tokenizer
     stop_ids = Encoder(tokenizer, {"prompt": "{context}{question}"}).stop_ids(
@@ -226,9 +223,9 @@ def decodings(material: Material, examples: list[Example]) -> dict[str, Decoding
 
 
 def compare(arguments: argparse.Namespace, material: Material, examples: list[Example]) -> dict:
-    """Run the ways in turn with both kinds of stops, and print what each came to.
+    """Run the methods in turn with both decoding options, and print their measurements.
 
-    The result is that of forced tokens, with that of natural stops, if any, under "natural".
+    Return the result for forced length, with that of natural stops, if any, under "natural".
     """
     articles = len({example.row.article for example in examples})
     tokens = sum(len(example.prompt_ids) for example in examples)
@@ -239,31 +236,31 @@ def compare(arguments: argparse.Namespace, material: Material, examples: list[Ex
     results = {}
     for name, decoding in decodings(material, examples).items():
         print(f"{name} stops, at most {decoding.max_new_tokens} tokens")
-        ways = make_ways(arguments, material, examples, decoding)
-        # Ours was not run yet; its first round, in which kernels load, does not count.
-        ways[-1].run(material, decoding)
-        ways[-1].seconds.clear()
-        # In turn, because machines are shared: other work on them slows all ways alike.
+        methods = make_methods(arguments, material, examples, decoding)
+        # Warm up the tree method, which has not run yet.
+        methods[-1].run(material, decoding)
+        methods[-1].seconds.clear()
+        # Alternate, so that other jobs on the machine slow all methods alike.
         for _ in range(arguments.rounds):
-            for way in ways:
-                way.run(material, decoding)
+            for method in methods:
+                method.run(material, decoding)
         if not arguments.no_continuous:
-            ways.append(continuous_way(material, examples))
-            # One round on a CPU, where it is far slower (0.6 questions/s against 4.8 of the tree).
+            methods.append(continuous_method(material, examples))
+            # One round on a CPU: 0.6 questions/s, compared with 4.8 for the tree.
             for _ in range(1 + arguments.rounds if material.device.type == "cuda" else 1):
-                ways[-1].run(material, decoding)
-        for way in ways:
-            report(way, ways[0], len(examples))
-        results[name] = summary(ways, examples)
+                methods[-1].run(material, decoding)
+        for method in methods:
+            report(method, methods[0], len(examples))
+        results[name] = summary(methods, examples)
     result = results.pop("forced") | results | {"articles": articles}
     result["samples_cost"] = samples_cost(arguments, material, examples)
-    print(f"{arguments.samples} samples per question cost {result['samples_cost']} times one")
+    print(f"{arguments.samples} samples per question take {result['samples_cost']}x as long as one")
     result["questions_per_second"] |= run_peers(ANSWERERS, peer_job(arguments, examples))
     return result
 
 
 def peer_job(arguments: argparse.Namespace, examples: list[Example]) -> dict:
-    """Return what a peer needs to answer the same prompts with as many tokens."""
+    """Return the job for benchmarks.peers: prompts and answer length."""
     prompts = [list(example.prompt_ids) for example in examples]
     return {
         "model": arguments.model,
@@ -274,44 +271,44 @@ def peer_job(arguments: argparse.Namespace, examples: list[Example]) -> dict:
     }
 
 
-def make_ways(
+def make_methods(
     arguments: argparse.Namespace, material: Material, examples: list[Example], decoding: Decoding
-) -> list[Way]:
-    """Return the loop, `generate` at its fastest batch size, and ours, in this order."""
+) -> list[Method]:
+    """Return loop, `generate` at its fastest batch size, and tree, in this order."""
     sizes = [arguments.batch] if arguments.batch else BATCHES
-    batched = [batched_way(material, examples, rows) for rows in sizes]
-    # In the first round kernels load and allocators grow, so it does not count.
+    batched = [batched_method(material, examples, rows) for rows in sizes]
+    # Warm up: kernels load and allocators grow.
     batched[0].run(material, decoding)
     batched[0].seconds.clear()
-    for way in batched if len(batched) > 1 else []:
-        way.run(material, decoding)
+    for method in batched if len(batched) > 1 else []:
+        method.run(material, decoding)
         print(
-            f"  trying {way.name}: {len(examples) / way.seconds[0]:.1f} questions/s, "
-            f"{way.tokens:,} tokens with padding"
+            f"  trying {method.name}: {len(examples) / method.seconds[0]:.1f} questions/s, "
+            f"{method.tokens:,} tokens with padding"
         )
-    fastest = batched[0] if len(batched) == 1 else min(batched, key=lambda way: way.seconds[0])
+    fastest = min(batched, key=lambda method: method.seconds or [0])
     fastest.seconds.clear()
     return [
-        loop_way(material, examples),
+        loop_method(material, examples),
         fastest,
-        tree_way(material, examples, arguments.tokens_per_batch),
+        tree_method(material, examples, arguments.tokens_per_batch),
     ]
 
 
-def summary(ways: list[Way], examples: list[Example]) -> dict:
-    """Return ratios of the rounds, medians, and the share of our answers that are the loop's."""
-    loop, batched, tree = ways[:3]
+def summary(methods: list[Method], examples: list[Example]) -> dict:
+    """Return speedups, medians, and the share of tree answers equal to the loop's."""
+    loop, batched, tree = methods[:3]
     equal = sum(tree.answers[index] == loop.answers[index] for index in range(len(examples)))
-    names = {way.name: way.name.split(",")[0] for way in ways}
+    names = {method.name: method.name.split(",")[0] for method in methods}
     return {
         "speedup_vs_loop": ratio(loop.seconds, tree.seconds),
         "speedup_vs_batched": ratio(batched.seconds, tree.seconds),
         "answers_equal": equal / len(examples),
         "questions_per_second": {
-            names[w.name]: round(len(examples) / statistics.median(w.seconds), 2) for w in ways
+            names[w.name]: round(len(examples) / statistics.median(w.seconds), 2) for w in methods
         },
-        "peak_memory_mb": {names[way.name]: round(way.peak_mb) for way in ways},
-        "forwarded_tokens": {names[way.name]: way.tokens for way in ways},
+        "peak_memory_mb": {names[method.name]: round(method.peak_mb) for method in methods},
+        "forwarded_tokens": {names[method.name]: method.tokens for method in methods},
         "batched": batched.name,
         "questions": len(examples),
     }
@@ -320,13 +317,11 @@ def summary(ways: list[Way], examples: list[Example]) -> dict:
 def samples_cost(
     arguments: argparse.Namespace, material: Material, examples: list[Example]
 ) -> float:
-    """Return the time of several samples per question over that of one, with forced tokens.
-
-    It is the median of rounds that are run in turn.
-    """
+    """Return the time of --samples samples per question relative to one, at forced length."""
     forced = decodings(material, examples)["forced"]
     one, many = (
-        tree_way(material, examples, arguments.tokens_per_batch, name) for name in ("one", "many")
+        tree_method(material, examples, arguments.tokens_per_batch, name)
+        for name in ("one", "many")
     )
     many.run(material, replace(forced, temperature=0.7, samples=arguments.samples))
     many.seconds.clear()
@@ -336,23 +331,23 @@ def samples_cost(
     return ratio(many.seconds, one.seconds)
 
 
-def report(way: Way, loop: Way, questions: int) -> None:
-    """Print a way's speed, tokens and memory, and how many of its answers are the loop's."""
-    equal = sum(way.answers[index] == loop.answers[index] for index in range(questions)) / questions
-    length = statistics.mean(len(ids) for ids in way.answers.values())
+def report(method: Method, loop: Method, questions: int) -> None:
+    """Print a method's speed, tokens, peak memory and share of answers equal to the loop's."""
+    equal = sum(method.answers[n] == loop.answers[n] for n in range(questions)) / questions
+    length = statistics.mean(len(ids) for ids in method.answers.values())
     print(
-        f"{way.name:<16} {questions / statistics.median(way.seconds):>7.1f} questions/s  "
-        f"{way.tokens:>9,} tokens  peak {way.peak_mb:>7,.0f} MB  {length:4.1f} tokens an answer  "
-        f"{equal:.1%} as the loop"
+        f"{method.name:<16} {questions / statistics.median(method.seconds):>7.1f} questions/s  "
+        f"{method.tokens:>9,} tokens  peak {method.peak_mb:>7,.0f} MB  {length:.1f} tokens/answer  "
+        f"{equal:.1%} equal to loop"
     )
 
 
 def growth(arguments: argparse.Namespace, material: Material) -> dict:
-    """Print and return questions/s at 1 to 16 questions on an article of --article tokens."""
+    """Print and return questions/s for 1 to 16 questions per article of --article tokens."""
     arguments.article, arguments.no_continuous = arguments.article or 300, True
     rows = []
     for count in GROWTH:
-        # A multiple of 16, so that every count in GROWTH divides it and no article has fewer.
+        # A multiple of 16, which every count in GROWTH divides.
         questions = max(arguments.questions // 16, 1) * 16
         rows.append(
             {"questions_per_article": count}

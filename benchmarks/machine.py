@@ -1,4 +1,4 @@
-"""Describe the machine under a benchmark, measure memory, and make models of true shapes."""
+"""Describe the machine, measure peak memory, and build models with random weights."""
 
 import ctypes
 import functools
@@ -18,7 +18,7 @@ from dandap.recipe import Recipe
 
 
 def describe_machine(device: torch.device) -> str:
-    """Return the machine and the versions of libraries in one line, for RESULTS.md."""
+    """Return the processor and library versions in one line, for RESULTS.md."""
     names = " ".join(
         f"{name} {version(name)}"
         for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")
@@ -43,9 +43,9 @@ def _cpu_name() -> str:
 
 @contextmanager
 def peak_memory(device: torch.device):
-    """Yield a list whose first entry becomes the peak of memory in MB when this ends.
+    """Yield a list; on exit, its only entry is the peak memory in MB.
 
-    On CUDA it is that of the allocator, on a CPU that of the whole process (Linux alone, else 0).
+    CUDA: peak of the allocator. CPU: peak of the whole process (Linux only, otherwise 0).
     """
     peak = [0.0]
     if device.type == "cuda":
@@ -53,13 +53,12 @@ def peak_memory(device: torch.device):
         yield peak
         peak[0] = torch.cuda.max_memory_allocated(device) / 1e6
         return
-    # Other systems than Linux have no such file.
     if not Path("/proc/self/clear_refs").exists():
         yield peak
         return
-    # What earlier work has freed is given back first, or it would count as this work's.
+    # Return freed memory to the system, so that earlier work does not count.
     ctypes.CDLL(None).malloc_trim(0)
-    # 5 lets VmHWM, the peak in kB, start again from what is resident now.
+    # 5 resets VmHWM (peak resident memory in kB) to the current size.
     Path("/proc/self/clear_refs").write_text("5")
     yield peak
     status = Path("/proc/self/status").read_text()
@@ -68,12 +67,9 @@ def peak_memory(device: torch.device):
 
 @functools.cache
 def matmul_flops() -> float:
-    """Return the FLOP/s of a large bf16 matrix product, which is the ceiling of training.
-
-    The data are random.
-    """
+    """Return the FLOP/s of a large bf16 matrix product, the upper limit for training."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    # Three that do not count: the library loads and picks its kernel.
+    # Warm up: the library loads and selects a kernel.
     for _ in range(3):
         a @ b
     torch.cuda.synchronize()
@@ -87,9 +83,9 @@ def matmul_flops() -> float:
 def random_model(
     config: PretrainedConfig, recipe: Recipe, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """Return a frozen base of this shape with random weights, quantized as load_base would.
+    """Return a frozen base model with random weights, quantized as in load_base.
 
-    The whole base in `dtype`, before it is quantized, must fit into the device's memory once.
+    The unquantized model in `dtype` must fit into the device's memory.
     """
     torch.manual_seed(0)
     with torch.device(device):
@@ -105,13 +101,13 @@ def random_model(
 def _quantize(
     model: PreTrainedModel, recipe: Recipe, device: torch.device, dtype: torch.dtype
 ) -> None:
-    # As transformers does it: every linear layer but the output head.
+    # Like transformers, quantize every linear layer except the output head.
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             if type(module) is torch.nn.Linear and module is not head:
                 setattr(parent, name, _quantized(module, recipe, device, dtype))
-    # PEFT takes this for the sign of a quantized base.
+    # PEFT recognizes a quantized base model by this attribute.
     model.is_loaded_in_4bit = True
     keep_weights_unpacked(model)
 
@@ -129,7 +125,7 @@ def _quantized(
         quant_type="nf4",
         device="meta",
     )
-    # Params4bit quantises when it is moved, from the same device too.
+    # Params4bit quantizes in .to(), even on the same device.
     new.weight = Params4bit(
         linear.weight.data, requires_grad=False, compress_statistics=double, quant_type="nf4"
     ).to(device)

@@ -1,7 +1,4 @@
-"""Load what benchmarks work on: a model and questions.
-
-The model is real or of a true shape with random weights, the questions are real or made up.
-"""
+"""Load the model (real or with random weights) and the questions (real or random)."""
 
 import argparse
 import random
@@ -27,12 +24,12 @@ from dandap.model.plans import NAMES, make_config
 from dandap.recipe import Recipe, make_recipe
 from tasks import get_task
 
-GROWTH = (1, 2, 4, 8, 16)  # questions on an article, of the tables of how cost grows
+GROWTH = (1, 2, 4, 8, 16)  # questions per article, for --growth
 DEMO_MODEL, DEMO_DATA = "data/demo_model", "data/sample/train.csv"
 
 
 def named_config(name: str) -> PretrainedConfig:
-    """Return the config of a shape by its short name; InputError lists the names."""
+    """Return the model config for a short name; raise InputError for unknown names."""
     if name not in NAMES:
         known = ", ".join(NAMES)
         raise InputError(
@@ -42,7 +39,7 @@ def named_config(name: str) -> PretrainedConfig:
 
 
 def add_material_options(parser: Parser) -> None:
-    """Add the options of what is measured: which model, which questions."""
+    """Add the options that select the model and the questions."""
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -54,20 +51,20 @@ def add_material_options(parser: Parser) -> None:
         "--model",
         metavar="PATH|SHAPE",
         default=DEMO_MODEL,
-        help=f"a folder, or one of {shapes} at random",
+        help=f"a model folder, or random weights for one of {shapes}",
     )
     parser.add_argument(
         "--questions",
         metavar="N",
         type=positive,
         default=320,
-        help="questions of a round (default: %(default)s)",
+        help="questions per round (default: %(default)s)",
     )
     parser.add_argument(
         "--article",
         metavar="TOKENS",
         type=positive,
-        help="made-up articles of this length instead of --data",
+        help="use random articles of this length instead of --data",
     )
     parser.add_argument(
         "--questions_per_article",
@@ -77,41 +74,44 @@ def add_material_options(parser: Parser) -> None:
         help="with --article (default: 5)",
     )
     parser.add_argument(
-        "--quantization", choices=["nf4", "none"], default="nf4", help="the base (default: nf4)"
+        "--quantization",
+        choices=["nf4", "none"],
+        default="nf4",
+        help="of the base model (default: nf4)",
     )
 
 
 def add_comparison_options(parser: Parser) -> None:
-    """Add the options of every comparison of ways: how often, and of how many sizes."""
+    """Add --rounds and --growth."""
     parser.add_argument(
         "--rounds",
         metavar="N",
         type=positive,
         default=3,
-        help="alternations (default: 3; medians are told)",
+        help="rounds; medians are reported (default: 3)",
     )
     parser.add_argument(
-        "--growth", action="store_true", help="cost against the number of questions on an article"
+        "--growth", action="store_true", help="measure 1 to 16 questions per article"
     )
 
 
 @dataclass
 class Material:
-    """Hold a base, its tokenizer, and where and in what precision it computes."""
+    """A base model with its tokenizer, device and compute dtype."""
 
     recipe: Recipe
     device: torch.device
     dtype: torch.dtype
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    is_random: bool  # its weights
+    is_random: bool  # random weights
 
 
 def load_material(arguments: argparse.Namespace, options: dict) -> Material:
-    """Load the model, or make one of a true shape with random weights."""
+    """Load the model, or build one with random weights."""
     device = pick_device()
     shaped = not Path(arguments.model).is_dir()
-    # A shape has no tokenizer of its own, so that of the demo stands in for it.
+    # A model with random weights uses the demo's tokenizer.
     model = DEMO_MODEL if shaped else arguments.model
     recipe = make_recipe(
         {"model": model, "quantization": arguments.quantization, **options}, "the command line"
@@ -125,10 +125,10 @@ def load_material(arguments: argparse.Namespace, options: dict) -> Material:
 def make_examples(
     arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
 ) -> list[Example]:
-    """Return whole articles in random order, until there are --questions questions."""
+    """Return --questions examples from whole articles in random order."""
     if arguments.article:
         return made_up(arguments.article, arguments.questions_per_article, arguments.questions)
-    # A base without a chat template gets the plain wording.
+    # A base model without a chat template needs a plain prompt.
     template = prompts.get_template(recipe.template if tokenizer.chat_template else "answer_bot")
     encoder = Encoder(tokenizer, template, get_task(recipe.task).sample)
     rows = read_questions(arguments.data, need_answers=True).rows
@@ -139,9 +139,9 @@ def make_examples(
 
 
 def made_up(article_tokens: int, questions_per_article: int, questions: int) -> list[Example]:
-    """Return examples of random ids: articles, questions of 35 tokens, answers of 5 and a stop."""
+    """Return examples of random ids: 35 tokens per question, 5 per answer and a stop token."""
     rng = random.Random(0)
-    # Ids that every vocabulary has, the smallest shapes' included.
+    # Ids within every vocabulary, including those of tiny models.
     draw = partial(rng.choices, range(10, 1900))
     examples = []
     while len(examples) < questions:
@@ -155,7 +155,7 @@ def made_up(article_tokens: int, questions_per_article: int, questions: int) -> 
 
 @contextmanager
 def counted_tokens(model):
-    """Yield a list whose entry counts the tokens that pass through the embedding."""
+    """Yield a list; its only entry counts the tokens passed to the embedding."""
     counted = [0]
 
     def count(module, inputs):
@@ -169,6 +169,6 @@ def counted_tokens(model):
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
-    """Return the median of the ratios of two ways' seconds, round by round."""
-    # Of ratios and not of medians: both ways of a round had the same other work beside them.
+    """Return the median over rounds of the ratio of two methods' seconds."""
+    # A ratio within one round cancels the load of other jobs on the machine.
     return round(statistics.median(s / f for s, f in zip(slow, fast, strict=True)), 3)

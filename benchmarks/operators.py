@@ -1,20 +1,20 @@
-"""Measure which operators training and answering spend their time in, by torch's profiler.
+"""Profile which operators training and answering spend their time in.
 
-python -m benchmarks.operators --model FOLDER --data FILE           a base on real questions
-python -m benchmarks.operators --model tiny-llama --article 300     a shape, random weights
+python -m benchmarks.operators --model FOLDER --data FILE           a base model, real questions
+python -m benchmarks.operators --model tiny-llama --article 300     random weights and articles
 
-A training step is forward and backward of one article's questions. Answering is 16 tokens by trees,
-reading included, for one question, for the article's, and for all together. Each is done with the
-NF4 weights as they are and dequantized once. Shares are of the time inside operators (on a GPU
-inside kernels), which Python's own is not. "attention" is fused kernels: what attention multiplies
-by bmm (soft-capped scores, branches of grouped queries) is in products. The last line is JSON.
+A training step is the forward and backward pass of one article's questions. Answering generates 16
+tokens from trees, prefill included: for one question, for one article's, and for all. Each is
+profiled with NF4 weights and with dequantized ones. Shares are of the time in operators (kernels on
+a GPU); Python's own time is excluded. "attention" is fused kernels only: attention by bmm
+(soft-capped scores, grouped queries of branches) counts as products. The last line is JSON.
 """
 
 import sys
 from pathlib import Path
 
-# So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`. Named profile.py this
-# file would break them all: cProfile, which torch loads, would take it for Python's own `profile`.
+# For `python benchmarks/NAME.py`. A file named profile.py here would shadow the standard library's
+# `profile`, which torch loads through cProfile.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.cli  # noqa: F401
@@ -31,7 +31,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import profile
 
-from benchmarks.inference import decodings, tree_way
+from benchmarks.inference import decodings, tree_method
 from benchmarks.machine import describe_machine
 from benchmarks.material import Material, add_material_options, load_material, make_examples
 from benchmarks.training import given_plan, quiet
@@ -42,15 +42,15 @@ from dandap.model.device import free_memory
 from dandap.model.load import dequantize
 from dandap.training.trainer import make_trainer
 
-# By the names of CPU operators and of CUDA kernels; FlexAttention's are Triton templates.
+# Names of CPU operators and CUDA kernels; FlexAttention's are Triton templates.
 ATTENTION = re.compile("attention|flash|fmha|sdpa|triton_tem")
 PRODUCTS = re.compile("(mm|mv|matmul)_?$|gem[mv]|cutlass|xmma|nvjet|splitK")
-OTHERS = 8  # of the other operators, the largest that are told
-TOKENS_PER_BATCH = 16384  # 48 questions of KorQuAD, read once, are 4,446
+OTHERS = 8  # number of other operators to report, largest first
+TOKENS_PER_BATCH = 16384  # 48 questions of KorQuAD are 4,446 tokens when each article is read once
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; return the JSON of the last line."""
+    """Run the command line; print the result as JSON on the last line and return it."""
     parser = Parser(__doc__)
     add_material_options(parser)
     parser.set_defaults(questions=48)
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> dict:
     print("\n| weights | work | seconds | products | attention | largest others |")
     print("|---|---|---|---|---|---|")
     for row in rows:
-        # Names of CUDA kernels may be 500 characters of template arguments.
+        # Names of CUDA kernels contain up to 500 characters of template arguments.
         others = (f"{name[:60]} {share:.1%}" for name, share in row["others"].items())
         shares = f"{row['products']:.0%} | {row['attention']:.0%} | {', '.join(others)}"
         print(f"| {row['weights']} | {row['work']} | {row['seconds']} | {shares} |")
@@ -71,9 +71,9 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def measure(arguments: argparse.Namespace, dequantized: bool) -> list[dict]:
-    """Return a row for every piece of work, with the weights in one of their two forms."""
-    free_memory()  # of the model before, or there would be two
-    # As many as there are of an article are one step.
+    """Return one row per workload, with NF4 or dequantized weights."""
+    free_memory()  # release the previous model
+    # A step must fit all questions of an article.
     material = load_material(arguments, {"questions_per_step": arguments.questions})
     if dequantized:
         dequantize(material.model)
@@ -86,22 +86,22 @@ def measure(arguments: argparse.Namespace, dequantized: bool) -> list[dict]:
     step = training_step(material, article)
     rows = [{"work": f"training step, {len(article)} of an article"} | shares(step, material)]
     for_answering(material.model, merged=False)
-    # Of 16 tokens: the profiler's events of 64, of a base of 18 layers, took 2 GB.
+    # 16 tokens: the profiler's events of 64 tokens and 18 layers took 2 GB.
     decoding = decodings(material, examples)["forced"]
-    for name, asked in (("", examples[:1]), (" of an article", article), (" together", examples)):
-        answer = partial(tree_way(material, asked, TOKENS_PER_BATCH).answer, decoding)
-        rows.append({"work": f"answering {len(asked)}{name}"} | shares(answer, material))
+    for name, batch in (("", examples[:1]), (" of an article", article), (" together", examples)):
+        answer = partial(tree_method(material, batch, TOKENS_PER_BATCH).answer, decoding)
+        rows.append({"work": f"answering {len(batch)}{name}"} | shares(answer, material))
     weights = "dequantized" if dequantized else arguments.quantization
     return [{"weights": weights} | row for row in rows]
 
 
 def training_step(material: Material, examples: list[Example]) -> Callable[[], torch.Tensor]:
-    """Return what runs one step on these examples forwards and backwards, as a trainer would."""
+    """Return a function that runs the trainer's forward and backward pass on these examples."""
     plan = given_plan(material, TOKENS_PER_BATCH, checkpointing=False)
     recipe, model = material.recipe, material.model
     with tempfile.TemporaryDirectory() as folder:
         trainer = quiet(make_trainer(recipe, plan, material.tokenizer, examples, model, folder))
-        # The trainer puts the model under autocast when it begins to train.
+        # Trainer.train() wraps the model in autocast.
         trainer.args.max_steps = 1
         trainer.train()
     step = trainer.batching.collate_step(examples)
@@ -110,14 +110,11 @@ def training_step(material: Material, examples: list[Example]) -> Callable[[], t
 
 
 def shares(work: Callable[[], object], material: Material) -> dict:
-    """Return the seconds of some work in operators, and what share of them is in which.
-
-    It is done once before, in which kernels load.
-    """
-    work()
+    """Profile `work` and return its seconds in operators, and the share of each group."""
+    work()  # warm up
     with profile() as profiler:
         work()
-    # A kernel of a replayed graph belongs to no operator, so that on a GPU kernels are counted.
+    # Kernels of a replayed CUDA graph belong to no operator, so count kernels on a GPU.
     on_gpu = material.device.type == "cuda"
     kind, spent = (DeviceType.CUDA if on_gpu else DeviceType.CPU), {}
     for event in profiler.key_averages():

@@ -1,13 +1,11 @@
-"""Run other systems where they are installed, each in a process of its own.
+"""Measure other systems, if installed, on the same job, each in a separate process.
 
-They have processes of their own because they patch the libraries they use. Trainers get the same
-base folder, the same token ids and labels (answers only), rank, batch and step, and are timed for
-an epoch after one that warms up: Unsloth's is a second training, LLaMA-Factory's goes on.
-vLLM gets the same prompts and answers each with as many tokens, its prefix cache on and empty at
-the start. Unsloth and vLLM are written against their documentation (FastLanguageModel, LLM) and
-were never run by us; nor was LLaMA-Factory on a GPU. On a CPU LLaMA-Factory 0.9.5 was run, in an
-environment of its own, because it needs a TRL of before 1.0. A trainer is run so, the second line
-in its own environment:
+They need separate processes because they patch the libraries they use. Trainers get the same base
+model, token ids, labels (answers only), rank, batch size and step size. Their second epoch is
+timed: Unsloth starts a second training, LLaMA-Factory continues the first. vLLM gets the same
+prompts and generates the same number of tokens, with an empty prefix cache. The Unsloth and vLLM
+workers follow their documentation and have never run. LLaMA-Factory 0.9.5 ran on a CPU only, in a
+separate environment because it needs TRL before 1.0; run the second line there:
 
 python -m benchmarks.training --model FOLDER --data FILE --job job.json
 python -m benchmarks.peers llamafactory job.json
@@ -16,7 +14,7 @@ python -m benchmarks.peers llamafactory job.json
 import sys
 from pathlib import Path
 
-# So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
+# For `python benchmarks/NAME.py`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.cli  # noqa: F401
@@ -35,9 +33,9 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def run_peers(names: tuple[str, ...], job: dict) -> dict[str, float]:
-    """Return the questions/s of each peer that is installed and does not fail; print the others.
+    """Return the questions/s of each installed peer; print why others are missing.
 
-    `job` holds what the workers below read from it.
+    `job` comes from `peer_job` of benchmarks.training or benchmarks.inference.
     """
     speeds = {}
     for name in names:
@@ -45,7 +43,7 @@ def run_peers(names: tuple[str, ...], job: dict) -> dict[str, float]:
             print(f"{name:<14} not installed")
             continue
         if not Path(job["model"]).is_dir():
-            print(f"{name:<14} left out: it needs a model folder, not a shape")
+            print(f"{name:<14} skipped: got a model name, expected a model folder")
             continue
         speed = _run_worker(name, job)
         if speed:
@@ -64,18 +62,17 @@ def _run_worker(name: str, job: dict) -> float | None:
             text=True,
         )
         if done.returncode:
-            # The last line of a traceback says what went wrong.
-            said = done.stderr.strip().splitlines()
-            print(f"{name:<14} failed: {said[-1] if said else done.returncode}")
+            lines = done.stderr.strip().splitlines()  # the last one has the exception
+            print(f"{name:<14} failed: {lines[-1] if lines else done.returncode}")
             return None
-        # The worker prints its questions/s last, after whatever its libraries print.
+        # The worker's last line is its questions/s; its libraries print before.
         return float(done.stdout.strip().splitlines()[-1])
 
 
 def _unsloth(job: dict) -> float:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
-    from unsloth import FastLanguageModel  # before trl and transformers, as it asks
+    from unsloth import FastLanguageModel  # Unsloth requires this before trl and transformers
 
     model, tokenizer = FastLanguageModel.from_pretrained(
         job["model"], max_seq_length=job["longest"], load_in_4bit=job["quantization"] == "nf4"
@@ -102,7 +99,7 @@ def _unsloth(job: dict) -> float:
     trainer = SFTTrainer(
         model, args=config, train_dataset=Dataset.from_list(job["rows"]), processing_class=tokenizer
     )
-    # The first epoch warms up and does not count, as with the ways of benchmarks.training.
+    # The first epoch is a warmup, as in benchmarks.training.
     trainer.train()
     started = time.perf_counter()
     trainer.train()
@@ -110,7 +107,7 @@ def _unsloth(job: dict) -> float:
 
 
 def _llamafactory(job: dict) -> float:
-    # One GPU, as with the ways of benchmarks.training; with more it wants to be run by torchrun.
+    # One GPU, as in benchmarks.training; for more it requires torchrun.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
     from datasets import Dataset, DatasetDict
@@ -125,7 +122,7 @@ def _llamafactory(job: dict) -> float:
         "do_train": True,
         "model_name_or_path": str(_base_in(dtype, Path(job["model"]), folder / "base")),
         "template": "default",
-        # It insists on a name here, though it reads what is in tokenized_path.
+        # It requires a name, although it reads tokenized_path.
         "dataset": "tokens",
         "tokenized_path": str(folder / "tokens"),
         "cutoff_len": job["longest"],
@@ -152,7 +149,7 @@ def _llamafactory(job: dict) -> float:
 
 
 def _native_dtype() -> str:
-    """Return the number format that the device computes in, as ours picks it."""
+    """Return the compute dtype that dandap selects for this device."""
     import torch
 
     if not torch.cuda.is_available():
@@ -161,21 +158,21 @@ def _native_dtype() -> str:
 
 
 def _base_in(dtype: str, model: Path, base: Path) -> Path:
-    """Return a folder with the base's files and a config that names this number format.
+    """Link the model's files into a folder, with this dtype in its config.
 
-    LLaMA-Factory loads a base in the one that its config names, by a newer or an older name.
+    LLaMA-Factory loads the dtype in the config, under the newer or the older key.
     """
     base.mkdir()
     for file in model.resolve().iterdir():
         (base / file.name).symlink_to(file)
-    shape = json.loads((base / "config.json").read_text())
+    config = json.loads((base / "config.json").read_text())
     (base / "config.json").unlink()
-    (base / "config.json").write_text(json.dumps({**shape, "dtype": dtype, "torch_dtype": dtype}))
+    (base / "config.json").write_text(json.dumps({**config, "dtype": dtype, "torch_dtype": dtype}))
     return base
 
 
 def _last_epochs_clock():
-    """Return a callback whose `seconds` are those of the last epoch: the first warms up."""
+    """Return a callback that stores the last epoch's seconds; the first is a warmup."""
     import torch
     from transformers import TrainerCallback
 
@@ -186,7 +183,7 @@ def _last_epochs_clock():
             self.started = time.perf_counter()
 
         def on_train_end(self, *_, **__):
-            # The trainer has read the loss by now, for which it waits for the GPU.
+            # The trainer has synchronized with the GPU by reading the loss.
             self.seconds = time.perf_counter() - self.started
 
     return Clock()
@@ -203,14 +200,14 @@ def _vllm(job: dict) -> float:
         **quantization,
     )
     prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
-    how = SamplingParams(
+    sampling = SamplingParams(
         temperature=0, max_tokens=job["new_tokens"], min_tokens=job["new_tokens"], ignore_eos=True
     )
-    # The first round warms up; what it left in the prefix cache must not answer the second.
-    llm.generate(prompts, how)
+    # Warm up, then empty the prefix cache.
+    llm.generate(prompts, sampling)
     llm.reset_prefix_cache()
     started = time.perf_counter()
-    llm.generate(prompts, how)
+    llm.generate(prompts, sampling)
     return len(prompts) / (time.perf_counter() - started)
 
 
@@ -218,8 +215,8 @@ WORKERS = {"unsloth": _unsloth, "llamafactory": _llamafactory, "vllm": _vllm}
 
 
 def work(name: str, file: Path) -> float:
-    """Return the questions/s of one peer, run in this process on the job of a JSON file."""
-    # Beside the job, so that it goes with the folder of run_peers even if this process is killed.
+    """Run one peer in this process on the job in a JSON file; return its questions/s."""
+    # Next to the job, so that run_peers deletes it even if this process is killed.
     with tempfile.TemporaryDirectory(dir=file.resolve().parent) as folder:
         return WORKERS[name]({**json.loads(file.read_text()), "folder": folder})
 

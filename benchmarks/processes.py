@@ -1,16 +1,16 @@
-"""Measure what two processes gain over one, of one thread each: the demo, trained and answering.
+"""Measure the speedup of two processes over one, with one thread each, on the demo.
 
-python -m benchmarks.processes --run RUN       RUN answers (a finished run of the demo)
+python -m benchmarks.processes --run RUN       RUN is a finished run of the demo
 
-Each round trains an epoch and answers the questions with one process and then with two. Measured is
-the work between loading and saving: wall-clock seconds, and each process's CPU seconds, which on a
-busy machine say what the wall clock would on an idle one. The last line is JSON.
+Each round trains an epoch and answers the questions with one process, then with two. Loading and
+saving are not timed. CPU seconds per process estimate the wall-clock time of an idle machine. The
+last line is JSON.
 """
 
 import sys
 from pathlib import Path
 
-# So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
+# For `python benchmarks/NAME.py`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
@@ -36,7 +36,7 @@ LAUNCH = [
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; return the JSON of the last line."""
+    """Run the command line; print the result as JSON on the last line and return it."""
     arguments = parse(command_line(), argv)
     if arguments.measured:
         return measured(arguments)
@@ -44,49 +44,49 @@ def main(argv: list[str] | None = None) -> dict:
     for number in range(arguments.rounds):
         for work in ("train", "answer"):
             for processes in (1, 2):
-                found = run(arguments, work, processes)
-                seconds.setdefault(f"{work}_{processes}", []).append(found)
-                print(f"round {number + 1}: {work}, {processes} processes: {found}", flush=True)
+                times = run(arguments, work, processes)
+                seconds.setdefault(f"{work}_{processes}", []).append(times)
+                print(f"round {number + 1}: {work}, {processes} processes: {times}", flush=True)
     result = {work: compare(seconds[f"{work}_1"], seconds[f"{work}_2"]) for work in WORK}
     print(json.dumps(result))
     return result
 
 
 def command_line() -> Parser:
-    """Return the options: the run that answers, what is trained on and answered, and the rounds."""
+    """Return the parser of the command line."""
     parser = Parser(__doc__)
-    parser.add_argument("--run", metavar="RUN", required=True, help="a finished run, to answer")
+    parser.add_argument("--run", metavar="RUN", required=True, help="a finished run that answers")
     parser.add_argument(
         "--data",
         metavar="FILE",
         default=DEMO_DATA,
-        help=f"questions, trained on and answered (default: {DEMO_DATA})",
+        help=f"questions to train on and to answer (default: {DEMO_DATA})",
     )
     parser.add_argument("--rounds", metavar="N", type=positive, default=3, help="(default: 3)")
     parser.add_argument(
         "--questions_per_step", metavar="N", type=positive, default=64, help="(default: 64)"
     )
-    parser.add_argument("--measured", metavar="WORK", choices=WORK, help="a process's own work")
-    parser.add_argument("--into", metavar="FOLDER", help="with --measured: where its result goes")
+    parser.add_argument("--measured", metavar="WORK", choices=WORK, help="internal: one process")
+    parser.add_argument("--into", metavar="FOLDER", help="with --measured: output folder")
     return parser
 
 
 def run(arguments: argparse.Namespace, work: str, processes: int) -> dict:
-    """Return the wall-clock seconds of so many processes' work, and the CPU seconds of each."""
+    """Return the wall-clock seconds of the work, and the CPU seconds of each process."""
     with tempfile.TemporaryDirectory() as folder:
         options = [f"--{name}={getattr(arguments, name)}" for name in ("run", "data")]
         options += [f"--questions_per_step={arguments.questions_per_step}"]
         launch = LAUNCH if processes == 2 else []
         command = [sys.executable, *launch, "benchmarks/processes.py", *options]
-        ended = subprocess.run(
+        done = subprocess.run(
             [*command, f"--measured={work}", f"--into={folder}"],
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
         )
-        if ended.returncode:
-            raise InputError(f"{work} failed: {ended.stderr[-2000:]}")
+        if done.returncode:
+            raise InputError(f"{work} failed: {done.stderr[-2000:]}")
         each = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("seconds.*"))]
     return {
         "wall": max(one["wall"] for one in each),
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace, work: str, processes: int) -> dict:
 
 
 def compare(one: list[dict], two: list[dict]) -> dict:
-    """Return the medians, and those of the rounds' own ratios."""
+    """Return the medians of seconds and of each round's speedup."""
     pairs = list(zip(one, two, strict=True))
     return {
         "one": {"wall": middle(o["wall"] for o in one), "cpu": middle(o["cpu"][0] for o in one)},
@@ -104,18 +104,18 @@ def compare(one: list[dict], two: list[dict]) -> dict:
             "cpu": [middle(t["cpu"][number] for t in two) for number in (0, 1)],
         },
         "gain_wall": middle(o["wall"] / t["wall"] for o, t in pairs),
-        # The busier process is waited for.
+        # The slower process determines the time.
         "gain_cpu": middle(o["cpu"][0] / max(t["cpu"]) for o, t in pairs),
     }
 
 
 def middle(values) -> float:
-    """Return the median, rounded for people."""
+    """Return the median, rounded to two digits."""
     return round(statistics.median(values), 2)
 
 
 def measured(arguments: argparse.Namespace) -> dict:
-    """Do one process's work; write its seconds into a file of its own."""
+    """Do the work of one process and write its seconds to a file named by its rank."""
     started: list[float] = []
 
     def begin() -> None:
@@ -131,9 +131,9 @@ def measured(arguments: argparse.Namespace) -> dict:
 
 
 def train(arguments: argparse.Namespace, begin, end) -> None:
-    """Train the demo for an epoch, without evaluation; the time is that of its steps.
+    """Train the demo for an epoch without evaluation, and time its steps.
 
-    The first step loads what is loaded late, and one process alone saves: neither is counted.
+    The first step, which loads kernels, and saving are excluded.
     """
     from dandap.training.run import train
     from dandap.training.trainer import ReadOnceTrainer
@@ -161,7 +161,7 @@ def train(arguments: argparse.Namespace, begin, end) -> None:
 
 
 def answer(arguments: argparse.Namespace, begin, end) -> None:
-    """Answer the questions; the time is that of this process's share."""
+    """Answer the questions and time this process's share."""
     from dandap.answering import run
 
     leave = run.end_other_processes

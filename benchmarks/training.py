@@ -1,22 +1,20 @@
-"""Measure how fast training is, the ways side by side in one process on the same questions.
+"""Compare the training speed of several methods on the same questions, in one process.
 
-python -m benchmarks.training --data KorQuAD_v1.0_dev.json     the demo's base on real data
+python -m benchmarks.training --data KorQuAD_v1.0_dev.json     the demo's base model, real questions
 python -m benchmarks.training --model EEVE-10.8B --article 1000 --questions_per_article 5
-                                                               a true shape, random weights
-python -m benchmarks.training --growth --plot growth.svg       1, 2, 4, 8, 16 questions on an
-                                                               article
-python -m benchmarks.training --model FOLDER --job job.json    nothing is measured: the job of
-                                                               benchmarks.peers
+                                                               random weights and articles
+python -m benchmarks.training --growth --plot growth.svg       1, 2, 4, 8, 16 questions per article
+python -m benchmarks.training --model FOLDER --job job.json    write a job for benchmarks.peers
 
-The ways: (a) seed: batch 1, loss on the whole sequence, as the published notebooks train. (b) trl:
-loss on answers, grouped by length, at its fastest batch size. (c) read_once: ours. unsloth and
-llamafactory where they are installed. The last line is JSON.
+Methods: (a) seed: batch 1, loss on the whole sequence, as in the published notebooks. (b) trl: loss
+on answers, grouped by length, at its fastest batch size. (c) read_once: dandap. Also unsloth and
+llamafactory, if installed. The last line is JSON.
 """
 
 import sys
 from pathlib import Path
 
-# So that `python benchmarks/NAME.py` works like `python -m benchmarks.NAME`.
+# For `python benchmarks/NAME.py`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dandap.cli  # noqa: F401
@@ -60,22 +58,19 @@ TRL_BATCHES = (1, 2, 4, 8)
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; return the JSON of the last line, or what --job has written."""
+    """Run the command line; return the JSON of the last line, or the job of --job."""
     arguments = parse(command_line(), argv)
     if arguments.job and (arguments.growth or not Path(arguments.model).is_dir()):
         raise InputError(
             f"--job: got --model {arguments.model}{' --growth' if arguments.growth else ''}, "
-            "expected a model folder (peers load no shape) and no --growth."
+            "expected a model folder and no --growth."
         )
     with tempfile.TemporaryDirectory() as folder:
         return run(arguments, prepare(arguments, folder))
 
 
 def run(arguments: argparse.Namespace, setting: "Setting") -> dict:
-    """Measure what the options ask for: how cost grows, or the ways on one set of questions.
-
-    With --job nothing is measured: what a peer would train on is written to that file.
-    """
+    """Compare the methods, run --growth, or write the job of --job, and return the result."""
     print(describe_machine(setting.plan.device))
     if arguments.growth:
         return growth(arguments, setting)
@@ -91,7 +86,7 @@ def run(arguments: argparse.Namespace, setting: "Setting") -> dict:
 
 
 def command_line() -> Parser:
-    """Return the options: model, questions, and how each way is measured."""
+    """Return the parser of the command line."""
     parser = Parser(__doc__)
     add_material_options(parser)
     add_comparison_options(parser)
@@ -100,36 +95,42 @@ def command_line() -> Parser:
         metavar="N",
         type=positive,
         default=16,
-        help="of every way (default: 16)",
+        help="for all methods (default: 16)",
     )
     parser.add_argument(
-        "--tokens_per_batch", metavar="N", type=positive, default=4096, help="ours (default: 4096)"
+        "--tokens_per_batch",
+        metavar="N",
+        type=positive,
+        default=4096,
+        help="for dandap (default: 4096)",
     )
     parser.add_argument(
         "--attention",
         choices=["auto", "flex", "sdpa", "eager"],
         default="auto",
-        help="ours (default: auto)",
+        help="for dandap (default: auto)",
     )
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="for every way")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="for all methods")
     parser.add_argument(
         "--trl_batch",
         metavar="N",
         type=positive,
         help="TRL's batch size (default: the fastest of 1, 2, 4, 8)",
     )
-    parser.add_argument("--plot", metavar="FILE", help="with --growth: draw it (.svg or .png)")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="with --growth: write a chart (.svg or .png)"
+    )
     parser.add_argument(
         "--job",
         metavar="FILE",
-        help="write the job of benchmarks.peers and stop; its batch is --trl_batch (default: 1)",
+        help="write a job for benchmarks.peers and exit; its batch is --trl_batch (default: 1)",
     )
     return parser
 
 
 @dataclass
 class Setting:
-    """Hold what all ways share: one model with one adapter, one plan."""
+    """The model with its adapter, the plan and the tokenizer that all methods share."""
 
     recipe: Recipe
     plan: Plan
@@ -141,7 +142,7 @@ class Setting:
 
 
 def prepare(arguments: argparse.Namespace, folder: str) -> Setting:
-    """Load the model, or make one of a true shape with random weights, and add an adapter."""
+    """Load the model, or build one with random weights, and add an adapter."""
     options = {
         "questions_per_step": arguments.questions_per_step,
         "attention": arguments.attention,
@@ -156,10 +157,10 @@ def prepare(arguments: argparse.Namespace, folder: str) -> Setting:
 
 
 def given_plan(base: Material, tokens_per_batch: int, checkpointing: bool) -> Plan:
-    """Return the plan of these options, and print which attention it has."""
+    """Return a plan with these options, and print its attention."""
     reason = why_no_flex(base.recipe, base.model.config, base.device, base.dtype)
-    print(f"attention of ours: {'flex' if reason is None else f'the plain kernel ({reason})'}")
-    # The plan is given by the options, so the estimate that would pick one is left empty.
+    print(f"attention of dandap: {'flex' if reason is None else f'plain kernel ({reason})'}")
+    # The options fix the plan, so no estimate is needed.
     return Plan(
         base.device,
         base.dtype,
@@ -172,8 +173,8 @@ def given_plan(base: Material, tokens_per_batch: int, checkpointing: bool) -> Pl
 
 
 @dataclass
-class Way:
-    """Hold one way of training the same questions, and what was measured of it."""
+class Method:
+    """One training method and its measurements."""
 
     name: str
     trainer: SFTTrainer
@@ -182,64 +183,64 @@ class Way:
     peak_mb: float = 0.0
 
     def run(self, setting: Setting) -> None:
-        """Train an epoch of the questions, optimizer steps included, and measure this round."""
+        """Train one epoch, optimizer steps included, and measure it."""
         setting.model.train()
         with counted_tokens(setting.model) as counted, peak_memory(setting.plan.device) as peak:
             started = time.perf_counter()
             self.trainer.train()
-            # CUDA computes behind Python's back; the clock must wait for it.
             if setting.plan.device.type == "cuda":
                 torch.cuda.synchronize()
             self.seconds.append(time.perf_counter() - started)
         self.tokens, self.peak_mb = counted[0], max(self.peak_mb, peak[0])
 
 
-def make_ways(setting: Setting, examples: list[Example]) -> list[Way]:
-    """Return the seeds' way, TRL at its fastest batch size, and ours, in this order."""
-    seed = Way("seed", make_seed_trainer(setting, examples))
-    # A step must be whole batches, so that every way takes steps of as many questions.
+def make_methods(setting: Setting, examples: list[Example]) -> list[Method]:
+    """Return the seed method, TRL at its fastest batch size, and dandap, in this order."""
+    seed = Method("seed", make_seed_trainer(setting, examples))
+    # Batches must divide a step, so that all methods have equal steps.
     batches = (
         [setting.trl_batch]
         if setting.trl_batch
         else [b for b in TRL_BATCHES if setting.recipe.questions_per_step % b == 0]
     )
     trl = [
-        Way(f"trl, batch {batch}", make_trl_trainer(setting, examples, batch)) for batch in batches
+        Method(f"trl, batch {batch}", make_trl_trainer(setting, examples, batch))
+        for batch in batches
     ]
-    # In the first round kernels load and allocators grow, so it does not count.
+    # Warm up: kernels load and allocators grow.
     trl[0].run(setting)
     trl[0].seconds.clear()
     if len(trl) > 1:
-        for way in trl:
-            way.run(setting)
+        for method in trl:
+            method.run(setting)
             print(
-                f"  trying {way.name}: {len(examples) / way.seconds[0]:.1f} questions/s, "
-                f"{way.tokens:,} tokens with padding"
+                f"  trying {method.name}: {len(examples) / method.seconds[0]:.1f} questions/s, "
+                f"{method.tokens:,} tokens with padding"
             )
-    # A single batch size was not timed; it is the fastest of one.
-    fastest = min(trl, key=lambda way: way.seconds or [0])
+    # A single batch size has no timing and needs none.
+    fastest = min(trl, key=lambda method: method.seconds or [0])
     fastest.seconds.clear()
-    return [seed, fastest, Way("read_once", trainer_of(setting, setting.plan, examples, True))]
+    return [seed, fastest, Method("read_once", trainer_of(setting, setting.plan, examples, True))]
 
 
 def trainer_of(
     setting: Setting, plan: Plan, examples: list[Example], read_once: bool
 ) -> SFTTrainer:
-    """Return a trainer of the setting's model, quiet."""
+    """Return a trainer of the setting's model without checkpoints and logging."""
     recipe = setting.recipe.model_copy(update={"read_once": read_once})
     return quiet(
         make_trainer(recipe, plan, setting.tokenizer, examples, setting.model, setting.folder)
     )
 
 
-def _learned_whole(row: dict) -> dict:
+def _label_whole_sequence(row: dict) -> dict:
     return {"labels": row["input_ids"]}
 
 
 def make_trl_trainer(setting: Setting, examples: list[Example], batch: int) -> SFTTrainer:
-    """Return TRL's trainer with the loss on answers, its batches grouped by length."""
+    """Return TRL's trainer with the loss on answers and batches grouped by length."""
     longest = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
-    # make_trainer chooses as many rows as fit the longest example into tokens_per_batch.
+    # make_trainer derives the batch size from tokens_per_batch and the longest example.
     plan = replace(setting.plan, tokens_per_batch=batch * longest, flex=False)
     trainer = trainer_of(setting, plan, examples, read_once=False)
     trainer.args.train_sampling_strategy = "group_by_length"
@@ -247,39 +248,36 @@ def make_trl_trainer(setting: Setting, examples: list[Example], batch: int) -> S
 
 
 def make_seed_trainer(setting: Setting, examples: list[Example]) -> SFTTrainer:
-    """Return a trainer with batch 1 in random order, the loss on prompt and answer alike."""
+    """Return a trainer with batch 1, random order, and the loss on prompt and answer."""
     plan = replace(setting.plan, tokens_per_batch=1, flex=False)
     trainer = trainer_of(setting, plan, examples, read_once=False)
-    trainer.train_dataset = trainer.train_dataset.map(_learned_whole)
+    trainer.train_dataset = trainer.train_dataset.map(_label_whole_sequence)
     return trainer
 
 
 def quiet(trainer: SFTTrainer) -> SFTTrainer:
-    """Return the trainer without checkpoints and log lines, which would be measured, too."""
+    """Disable checkpoints and logging, which would be timed, and return the trainer."""
     trainer.args.save_strategy = "no"
     trainer.args.logging_strategy = "no"
     return trainer
 
 
 def steps_of(setting: Setting, examples: list[Example]) -> list[list[Example]]:
-    """Return the steps of the first epoch, as ours takes them."""
+    """Return the examples of each step of dandap's first epoch."""
     recipe = setting.recipe
     sampler = StepSampler(examples, recipe.questions_per_step, recipe.seed, step=lambda: 0)
     return [[examples[key.index] for key in keys] for keys in sampler]
 
 
 @torch.no_grad()
-def loss_difference(setting: Setting, trl: Way, ours: Way, examples: list[Example]) -> float:
-    """Return the largest relative difference between the two ways' losses of a step.
-
-    It is taken over all steps, at the same weights.
-    """
-    # Without dropout, which draws differently where an article is read once.
+def loss_difference(setting: Setting, trl: Method, ours: Method, examples: list[Example]) -> float:
+    """Return the largest relative difference of a step's loss, over all steps at equal weights."""
+    # No dropout: the methods would draw different masks.
     setting.model.eval()
     largest = 0.0
     for step in steps_of(setting, examples):
         trees = ours.trainer.batching.collate_step(step)
-        # One row a batch, so that no padding takes part in the loss that is expected.
+        # One row per batch, so that the expected loss has no padding.
         rows = [trl.trainer.data_collator([row]) for row in supervised(step)]
         got = summed_loss(
             ours.trainer, trees["packed"].on(ours.trainer.args.device), trees["labels"].numel()
@@ -290,9 +288,9 @@ def loss_difference(setting: Setting, trl: Way, ours: Way, examples: list[Exampl
 
 
 def summed_loss(trainer: SFTTrainer, batches: list[dict], targets: int) -> float:
-    """Return the loss of a step from its batches, in the trainer's precision.
+    """Return the loss of a step, summed over its batches.
 
-    `targets` is the number of answer tokens of the whole step, by which each batch is divided.
+    Each batch's loss is divided by `targets`, the number of answer tokens in the step.
     """
     total = 0.0
     for batch in batches:
@@ -304,10 +302,12 @@ def summed_loss(trainer: SFTTrainer, batches: list[dict], targets: int) -> float
     return total
 
 
-def gradient_difference(setting: Setting, trl: Way, ours: Way, examples: list[Example]) -> float:
-    """Return how far the two ways' gradients of one step are apart, over the norm of TRL's.
+def gradient_difference(
+    setting: Setting, trl: Method, ours: Method, examples: list[Example]
+) -> float:
+    """Return the relative difference of the adapter's gradients, in norm.
 
-    It is the step with the longest article, and the adapter's whole gradient.
+    It is measured on the step with the longest article.
     """
     step = max(
         steps_of(setting, examples),
@@ -316,7 +316,7 @@ def gradient_difference(setting: Setting, trl: Way, ours: Way, examples: list[Ex
     trees = ours.trainer.batching.collate_step(step)
     packed = trees["packed"].on(ours.trainer.args.device)
     rows = [trl.trainer.data_collator([row]) for row in supervised(step)]
-    # In training mode, in which checkpointing works; the benchmarks' recipes have no dropout.
+    # Gradient checkpointing needs training mode; these recipes have no dropout.
     setting.model.train()
     got = summed_gradient(ours.trainer, packed, trees["labels"].numel())
     expected = summed_gradient(trl.trainer, rows, trees["labels"].numel())
@@ -324,7 +324,7 @@ def gradient_difference(setting: Setting, trl: Way, ours: Way, examples: list[Ex
 
 
 def summed_gradient(trainer: SFTTrainer, batches: list[dict], targets: int) -> torch.Tensor:
-    """Return the adapter's gradient of a step from its batches, in one vector."""
+    """Return the adapter's gradient of a step as one vector."""
     trainer.model.zero_grad()
     for batch in batches:
         with trainer.compute_loss_context_manager():
@@ -339,46 +339,45 @@ def summed_gradient(trainer: SFTTrainer, batches: list[dict], targets: int) -> t
 
 
 def compare(setting: Setting, examples: list[Example], rounds: int) -> dict:
-    """Run the ways in turn, print what each came to, and return the result."""
-    every_time, once = count_tokens(examples, setting.recipe)
+    """Run the methods in turn, print their measurements, and return the result."""
+    total, once = count_tokens(examples, setting.recipe)
     articles = len({example.row.article for example in examples})
     print(
         f"{setting.model_name}, {setting.recipe.quantization}: {len(examples)} questions "
         f"on {articles} articles, "
-        f"{every_time:,} tokens, read once {once:,} ({every_time / once:.2f}x fewer)"
+        f"{total:,} tokens, read once {once:,} ({total / once:.2f}x fewer)"
     )
-    ways = make_ways(setting, examples)
-    seed, trl, ours = ways
-    # The first round of ours, in which kernels load, does not count.
+    methods = make_methods(setting, examples)
+    seed, trl, ours = methods
+    # Warm up.
     ours.run(setting)
     ours.seconds.clear()
-    # Before the rounds, after which a few questions are known by heart: of a loss of nearly nothing
-    # rounding is a large part.
+    # Before the rounds: once the questions are memorized, rounding dominates the tiny loss.
     differences = {
         "max_loss_difference": loss_difference(setting, trl, ours, examples),
         "gradient_difference": gradient_difference(setting, trl, ours, examples),
     }
-    # In turn, because machines are shared: other work on them slows all ways alike.
+    # Alternate, so that other jobs on the machine slow all methods alike.
     for _ in range(rounds):
-        for way in ways:
-            way.run(setting)
-    for way in ways:
-        report(setting, way, len(examples))
+        for method in methods:
+            method.run(setting)
+    for method in methods:
+        report(setting, method, len(examples))
     peers = run_peers(
         TRAINERS, peer_job(setting, examples, trl.trainer.args.per_device_train_batch_size)
     )
     return {
         "speedup_vs_trl": ratio(trl.seconds, ours.seconds),
         "speedup_vs_seed": ratio(seed.seconds, ours.seconds),
-        "token_ratio": round(every_time / once, 3),
+        "token_ratio": round(total / once, 3),
         **differences,
         "questions_per_second": {
             w.name.split(",")[0]: round(len(examples) / statistics.median(w.seconds), 2)
-            for w in ways
+            for w in methods
         }
         | peers,
-        "peak_memory_mb": {way.name.split(",")[0]: round(way.peak_mb) for way in ways},
-        "forwarded_tokens": {way.name.split(",")[0]: way.tokens for way in ways},
+        "peak_memory_mb": {method.name.split(",")[0]: round(method.peak_mb) for method in methods},
+        "forwarded_tokens": {method.name.split(",")[0]: method.tokens for method in methods},
         "trl_batch": trl.trainer.args.per_device_train_batch_size,
         "questions": len(examples),
         "articles": articles,
@@ -386,7 +385,7 @@ def compare(setting: Setting, examples: list[Example], rounds: int) -> dict:
 
 
 def peer_job(setting: Setting, examples: list[Example], batch: int) -> dict:
-    """Return what a peer needs to train the same."""
+    """Return the job for benchmarks.peers: rows, batch sizes and adapter settings."""
     recipe = setting.recipe
     return {
         "model": setting.model_name,
@@ -401,12 +400,12 @@ def peer_job(setting: Setting, examples: list[Example], batch: int) -> dict:
     }
 
 
-def report(setting: Setting, way: Way, questions: int) -> None:
-    """Print a way's speed, tokens and memory, and on a GPU the share of its ceiling."""
-    seconds = statistics.median(way.seconds)
+def report(setting: Setting, method: Method, questions: int) -> None:
+    """Print a method's speed, tokens and peak memory, and on a GPU its share of peak FLOP/s."""
+    seconds = statistics.median(method.seconds)
     line = (
-        f"{way.name:<14} {questions / seconds:>7.1f} questions/s  {way.tokens:>9,} tokens  "
-        f"peak {way.peak_mb:>7,.0f} MB"
+        f"{method.name:<14} {questions / seconds:>7.1f} questions/s  {method.tokens:>9,} tokens  "
+        f"peak {method.peak_mb:>7,.0f} MB"
     )
     if setting.plan.device.type == "cuda":
         head = setting.model.get_output_embeddings()
@@ -415,31 +414,27 @@ def report(setting: Setting, way: Way, questions: int) -> None:
             for m in setting.model.modules()
             if _is_base_linear(m) and m is not head
         )
-        # A weight costs a token 2 FLOP forwards and 2 backwards, because the frozen base has no
-        # gradient of its own; checkpointing goes forwards once more. Attention, the head and the
-        # adapter are left out.
-        flops = (6 if setting.plan.gradient_checkpointing else 4) * linear * way.tokens
+        # Each weight costs 2 FLOP per token forward and 2 backward (a frozen weight has no
+        # gradient); checkpointing adds a forward pass. Attention, head and adapter are excluded.
+        flops = (6 if setting.plan.gradient_checkpointing else 4) * linear * method.tokens
         line += f"  {flops / seconds / matmul_flops():.0%} of the bf16 matmul ceiling"
     print(line)
 
 
 def _is_base_linear(module: torch.nn.Module) -> bool:
-    """Say whether a module is a linear layer of the base and none of an adapter.
+    """Return whether a module is a linear layer of the base model.
 
-    An adapter's layers are (features, rank): what has a side of at most 64 is taken for one.
+    A layer with a dimension of at most 64 is assumed to belong to the adapter, (features, rank).
     """
     return isinstance(module, torch.nn.Linear) and min(module.in_features, module.out_features) > 64
 
 
 def growth(arguments: argparse.Namespace, setting: Setting) -> dict:
-    """Print and return questions/s of TRL and ours at 1 to 16 questions on an article.
-
-    The article has --article tokens.
-    """
+    """Print and return questions/s of TRL and dandap for 1 to 16 questions per article."""
     rows = []
     for count in GROWTH:
         length = arguments.article or 300
-        # A multiple of 16, so that every count in GROWTH divides it and no article has fewer.
+        # A multiple of 16, which every count in GROWTH divides.
         examples = made_up(length, count, max(arguments.questions // 16, 1) * 16)
         result = compare(setting, examples, arguments.rounds)
         rows.append({"questions_per_article": count, **result})
@@ -465,10 +460,10 @@ def growth(arguments: argparse.Namespace, setting: Setting) -> dict:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Draw questions a second against questions on an article, for TRL and for ours."""
+    """Plot questions per second against questions per article, for TRL and dandap."""
     import matplotlib
 
-    # Without a window, which a server has none of; set before pyplot is loaded.
+    # Must precede the import of pyplot.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

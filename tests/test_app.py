@@ -69,7 +69,7 @@ def test_two_models_are_marked_in_their_own_colors():
     html = render(PageForm(), {"a": [first], "b": [answered("가나다", "나다", 0.2, "cut")]})
     assert '가<mark class="by1 by2">나<sup>1</sup></mark><mark class="by2">다<sup>1</sup>' in html
     assert "99%" in html
-    assert "7 characters were left out" in html
+    assert "7 characters were skipped" in html
     assert html.count("The answer was too long and was cut.") == 1
 
 

@@ -157,5 +157,5 @@ def test_a_gpu_where_nothing_compiles(use_kernel, gpu):
     use_kernel(fails)
     reason = why_no_flex(Recipe(), LLAMA, CUDA, BF16)
     assert reason == "flex failed its probe: RuntimeError: no valid triton configs"
-    with pytest.raises(InputError, match="attention=flex cannot be used"):
+    with pytest.raises(InputError, match="attention=flex is not available"):
         why_no_flex(Recipe(attention="flex"), LLAMA, CUDA, BF16)

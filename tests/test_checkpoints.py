@@ -156,7 +156,7 @@ def test_a_second_signal_stops_at_once(work, whole, monkeypatch):
         send(signal.SIGINT)
         send(signal.SIGINT)
 
-    run, _ = interrupted(work, monkeypatch, "twice", action=twice, error=KeyboardInterrupt)
+    run, _ = interrupted(work, monkeypatch, "duplicate id", action=twice, error=KeyboardInterrupt)
     assert newest_of(run).name == "checkpoint-2", "nothing of the current step is saved"
     resume(run)
     assert equal_runs(run, whole)
@@ -290,7 +290,7 @@ def test_other_data_and_another_recipe_need_resume_anyway(work, whole, capsys):
         resume(run, "--lora_alpha 8 --resume_anyway")
     finally:
         data.write_bytes(before)
-    assert "another recipe (--resume_anyway): lora_alpha" in capsys.readouterr().out
+    assert "changed options (--resume_anyway): lora_alpha" in capsys.readouterr().out
     assert run.load_recipe().lora_alpha == 8
     assert run.finished
 
@@ -298,7 +298,7 @@ def test_other_data_and_another_recipe_need_resume_anyway(work, whole, capsys):
 def test_another_adapter_cannot_continue_and_the_run_stays_as_it_was(work, monkeypatch):
     run, _ = interrupted(work, monkeypatch, "adapter")
     before = run.recipe_file.read_text()
-    with pytest.raises(InputError, match="adapter is not that of .*cannot change in a run"):
+    with pytest.raises(InputError, match="adapter is not that of .*Start a new run"):
         resume(run, "--resume_anyway --lora_r 4")
     assert run.recipe_file.read_text() == before
 
@@ -332,7 +332,7 @@ def test_not_a_number_is_never_saved(work, monkeypatch, kind):
     at_step(monkeypatch, 4, lambda: spoil(made[-1]))
     name, own = kind.replace(" ", "-").replace("'", ""), "TRL" in kind
     questions = "" if own else r" \(questions TRAIN_.*\)"
-    expected = rf"^(the loss|grad_norm) is (nan|inf) in step 5{questions}: nothing more is saved"
+    expected = rf"^(the loss|grad_norm) is (nan|inf) in step 5{questions}: training stopped"
     with pytest.raises(InputError, match=expected):
         train(work, name, "--read_once false" if own else "")
     assert newest_of(RunFolder(work / "outputs" / name)).name == "checkpoint-4"

@@ -36,7 +36,7 @@ def test_answers_that_are_not_in_the_article_are_found():
     findings = check_data({"train": rows})
     assert [found["ids"] for found in findings["not_in_article"]] == [["b"]]
     assert finding_lines(findings | {"contradictions": []}) == [
-        "1 answers that are not in their article as written, first b"
+        "1 answers that are not literally in their article, first b"
     ]
 
 

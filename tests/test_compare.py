@@ -60,7 +60,7 @@ def test_what_cannot_be_compared_is_rejected(run, tmp_path):
     run("blind2", ["가"] * 4, gold=None)
     for names, message in (
         ("a", "expected two or more files"),
-        ("a short", "1 are in one only, as q3"),
+        ("a short", "1 ids are in one only, as q3"),
         ("a nobody", "got run 'nobody'; there is no such folder"),
         ("blind blind2", "gold answer and article of 4 questions"),
     ):

@@ -92,7 +92,7 @@ def test_previews_show_the_answer_tokens_and_train_nothing(work, run, tmp_path, 
     fine_tune.main(train_options(work, "none", f"--preview --test_file {tmp_path}/test.csv"))
     printed = capsys.readouterr().out
     assert "answer tokens (the only ones in the loss" in printed and "'</s>'" in printed
-    assert "WARNING: the test file cannot be used yet" in printed
+    assert "WARNING: the test file is not usable yet" in printed
     assert len(list_runs(work / "outputs")) == len(before)
 
 
@@ -156,7 +156,7 @@ def test_samples_grounded_choices_and_beams(run, capsys):
     records = answers_of(infer(run, "--choices 서울,부산"))
     assert {record["prediction"] for record in records} <= {"서울", "부산"}
     infer(run, "--beams 2")
-    assert "by generate (beams=2)" in capsys.readouterr().out
+    assert "with generate (beams=2)" in capsys.readouterr().out
     with pytest.raises(InputError, match="cannot be combined"):
         infer(run, "--beams 2 --grounded true")
 
@@ -207,7 +207,7 @@ def test_runs_are_compared_and_combined(work, run):
     names = [str(Path(result["submission"]).parent) for result in results]
     output = ["--output_dir", str(work / "outputs")]
     assert {"grounded", "adapter"} <= set(compare.main([*names, *output])["recipes"])
-    with pytest.raises(InputError, match="in different ways: grounded False and True"):
+    with pytest.raises(InputError, match="different settings: grounded False and True"):
         ensemble.main([*names, *output])
     assert ensemble.main([names[0], names[2], *output])["questions"] == 4
 
@@ -221,7 +221,7 @@ def test_the_demo_does_not_answer_real_data_unasked(tmp_path):
 ANSWER_CALLS = """
     --output_dir {empty} | no finished run
     --run {unfinished} | has no adapter.*--resume
-    --run nobody --output_dir {outputs} | no such folder.*first
+    --run nobody --output_dir {outputs} | expected one in .*first
     --run {empty} | no run folder
     --run {run} --test_file {empty}/header.csv | has no questions
     --run {run} --template consise | Did you mean 'concise'

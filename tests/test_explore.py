@@ -38,11 +38,11 @@ def test_economic_qa(small_train, tmp_path):
     assert tables["Tokens of article and question"]["share above 512"] == ("0.0%",)
     once = tables["Reading once"]
     assert once["questions per article"] == (2.0,)
-    (tokens,) = once["tokens of article and questions, read for every question"]
-    (fewer,) = once["the same, each article read once"]
-    assert once["times fewer"] == (round(tokens / fewer, 2),)
+    (tokens,) = once["tokens, article read for every question"]
+    (fewer,) = once["tokens, each article read once"]
+    assert once["ratio"] == (round(tokens / fewer, 2),)
     assert 1.2 < tokens / fewer < 2
-    assert tables["Answers"]["share that stand in their article as written"] == ("100.0%",)
+    assert tables["Answers"]["literally in their article"] == ("100.0%",)
     names = ("answer_length", "article_length", "question_length", "questions_per_article", "kinds")
     files = {f"{name}.png" for name in names} | {"wordcloud.png", "report.html"}
     assert {path.name for path in folder.iterdir()} == files
@@ -89,7 +89,7 @@ def test_squad_json_and_korean(tmp_path):
 def test_input_that_is_rejected(tmp_path):
     for words_, message in (
         ("nowhere.csv", "no file at"),
-        ("data/sample/train.csv --refined", "cleans dialogues; this file is economic_qa's"),
+        ("data/sample/train.csv --refined", "got a file of economic_qa"),
         ("README.md", "Expected a .csv"),
     ):
         with pytest.raises(InputError, match=message):
@@ -99,5 +99,5 @@ def test_input_that_is_rejected(tmp_path):
 def test_without_kiwi_there_is_no_word_cloud(small_train, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "kiwipiepy", None)
     _, folder = run(tmp_path / "o", small_train)
-    assert "no word cloud: pip install" in capsys.readouterr().out
+    assert "no word cloud. Run pip install" in capsys.readouterr().out
     assert (folder / "report.html").is_file()

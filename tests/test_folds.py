@@ -215,7 +215,7 @@ def test_bad_calls_and_previews_leave_nothing(tmp_path):
     call = f"--recipe demo --output_dir {tmp_path} --folds 2"
     for words, message in (
         ("--folds 1", "expected at least 2"),
-        ("--fold 1/2", "give one of them"),
+        ("--fold 1/2", "expected one of them"),
         ("--resume nowhere", "there are no folds in"),
     ):
         with pytest.raises(InputError, match=message):

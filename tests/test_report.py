@@ -82,7 +82,7 @@ def test_a_page_with_everything_and_no_network(tmp_path):
         r"""(?:src|href)\s*=\s*["'](?!data:|#)|@import|url\((?!["']?(?:data:|#))""", page
     )
     assert not fetched, f"{fetched[0]} is fetched"
-    texts = ["4 questions on 1 articles", "36.70% → 36.7%", "questions asked twice", "torch 2"]
+    texts = ["4 questions on 1 articles", "36.70% → 36.7%", "repeated questions", "torch 2"]
     texts += ["Labels to check", "<td>columns</td><td>context=본문, question=질문</td>"]
     texts += ['<tr class="best"><td class="n">4</td>', '<mark class="gold">김철수</mark>']
     for text in texts:

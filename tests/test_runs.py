@@ -83,5 +83,5 @@ def test_the_same_ids_of_other_questions_are_not_aligned(tmp_path):
     names = [tmp_path / f"{name}.jsonl" for name in "ab"]
     for name, question in zip(names, ("왜?", "언제?"), strict=True):
         name.write_text(json.dumps({"id": "r0", "prediction": "가", "question": question}))
-    with pytest.raises(InputError, match="question of r0 is not the same in all"):
+    with pytest.raises(InputError, match="question of r0 differs"):
         load_members(names, "outputs")

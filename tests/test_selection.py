@@ -151,7 +151,7 @@ def replace_scores(monkeypatch, f1s):
 def test_the_adapter_of_the_best_evaluation_is_selected(work, monkeypatch, capsys):
     replace_scores(monkeypatch, {2: 0.1, 4: 0.9, 6: 0.2, 8: 0.3, 10: 0.2})
     run = train(work, "best", "--save_steps 1")
-    assert "the adapter of step 4 is selected" in capsys.readouterr().out
+    assert "Selected the adapter of step 4" in capsys.readouterr().out
     steps = sorted(int(path.name[11:]) for path in run.checkpoints.iterdir())
     last = load_state(run.checkpoints / f"checkpoint-{steps[-1]}").max_steps
     assert steps == [4, last - 1, last], "the best and the two newest"

@@ -53,7 +53,7 @@ def test_the_limits_of_a_base_are_checked_before_it_is_loaded(capsys):
         check_base(recipe, GPT2Config(n_positions=64, vocab_size=size), tokenizer)
     check_base(recipe, LlamaConfig(max_position_embeddings=64, vocab_size=size), tokenizer)
     assert "WARNING: max_length=2048" in capsys.readouterr().out
-    with pytest.raises(InputError, match="embeddings for 100"):
+    with pytest.raises(InputError, match="has 100 embeddings"):
         check_base(recipe, LlamaConfig(vocab_size=100), tokenizer)
     example = Example(Row("a", "", ""), [1, 9999], [])
     with pytest.raises(InputError, match="question a: the token .* has id 9999"):
@@ -64,7 +64,7 @@ def test_questions_longer_than_the_plan_are_dropped_by_name(capsys):
     recipe = make_recipe({"max_length": 20, "max_new_tokens": 4}, "test")
     short, long = (Example(Row(str(n), "", ""), [1] * 10, [1] * n) for n in (10, 11))
     assert drop_too_long(recipe, [short, long]) == [short]
-    assert "1 questions are left out of training" in capsys.readouterr().out
+    assert "1 questions are skipped" in capsys.readouterr().out
     with pytest.raises(InputError, match="every answer is too long"):
         drop_too_long(recipe, [long])
 

@@ -179,7 +179,7 @@ def test_a_cached_base_is_packed_at_the_commit_it_was_trained_on(run, tmp_path, 
 def test_another_base_and_a_damaged_adapter_are_rejected(run):
     base = run.environment()["base"]
     run.update_environment(base={"model": "data/demo_model", "files": "0" * 64})
-    with pytest.raises(InputError, match="was trained on"):
+    with pytest.raises(InputError, match="as in training"):
         pack(run)
     run.update_environment(base=base)
     weights = bytearray(run.weights.read_bytes())

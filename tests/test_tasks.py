@@ -57,7 +57,7 @@ def test_the_sample_decides_columns_encoding_and_order(tmp_path):
         form = submission_form(test, ["a", "b"])
         assert (form.columns, form.order) == (("ID", "정답"), ("b", "a")), text
         assert form.encoding == ("utf-8-sig" if mark else "utf-8"), text
-        assert f"in the order of {sample}" in form.note
+        assert f"the order of {sample}" in form.note
     write_submission(tmp_path / "s.csv", form, ["a", "b"], ["가", "나"])
     assert (tmp_path / "s.csv").read_text(encoding="utf-8") == "ID,정답\nb,나\na,가\n"
     for encoding in ("cp949", "utf-16"):
@@ -71,7 +71,7 @@ def test_a_sample_that_does_not_fit(tmp_path):
     for text in ("ID,정답\nX,\n", "id,answer\na,\na,\n", "id,x,answer\na,,\n"):
         sample.write_text(text, encoding="utf-8")
         form = submission_form(test, ["a"])
-        assert "is not of this test file" in form.note
+        assert "does not match" in form.note
         assert (form.columns, form.order) == (("id", "answer"), ())
     sample.write_bytes(b"id,answer\na,\xff\xff\n")
     with pytest.raises(InputError, match="the byte 0xff"):
@@ -116,7 +116,7 @@ def test_gold_answers_from_a_file_of_their_own(test_file):
 def test_broken_gold_answers(test_file):
     for text, message in (
         ('id,answer\na,"답\n', "quotation mark"),
-        ("id,answer\na,답\na,답\n", "twice"),
+        ("id,answer\na,답\na,답\n", "duplicate id"),
         ("id,answer\na,\n", "no answer for a"),
         ("id,answer\nb,답\n", "got no answer for a"),
     ):

@@ -190,13 +190,13 @@ LACKING = {"samples": 3, "temperature": 0.7, "grounded": True, "choices": "예,�
 def test_options_that_vllm_lacks_are_rejected(run, vllm, answer, monkeypatch, name, value):
     """Before anything is loaded."""
     monkeypatch.setattr(ours, "open_vllm", None)
-    with pytest.raises(InputError, match=f"^{name}: not with --engine vllm"):
+    with pytest.raises(InputError, match=f"^{name}: not supported by --engine vllm"):
         answer(**{name: value})
     assert not run.answers.exists()
 
 
 def test_rows_and_machines_that_vllm_cannot_serve(monkeypatch):
-    with pytest.raises(InputError, match="choices: not with --engine vllm"):
+    with pytest.raises(InputError, match="choices: not supported by --engine vllm"):
         ours.refuse(Recipe(), [Row("1", "글", "물음", ("A",), choices=("A", "B"))])
     with monkeypatch.context() as patch, pytest.raises(InputError, match="as 2 processes"):
         patch.setenv("WORLD_SIZE", "2")
@@ -256,7 +256,7 @@ def test_vllms_limits_and_errors(run, vllm, answer, monkeypatch):
     with pytest.raises(InputError, match=r"positions of .*Use --max_length 2048"):
         answer(max_length=4096)
     monkeypatch.setattr(vllm.LLM, "reason", "abort")
-    with pytest.raises(InputError, match="question TRAIN_00000: vLLM ended with 'abort'"):
+    with pytest.raises(InputError, match="question TRAIN_00000: vLLM finished with 'abort'"):
         answer()
     monkeypatch.setattr(vllm.LLM, "fail", "1 error\n  no kernel")
     with pytest.raises(InputError, match=r"vLLM cannot open .* adapter: 1 error no kernel"):

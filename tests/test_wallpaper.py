@@ -58,7 +58,7 @@ def test_broken_training_files(write_csv):
         ([["id", "질문"], ["a", "b"]], "no column '답변_1'"),
         ([HEADER[:-1], ROW[:-1]], "no column '답변_5'"),
         ([HEADER, [*ROW[:1], " ", *ROW[2:]]], "line 2: the id, a question"),
-        ([HEADER, [*ROW[:4], "", "", "", "", ""]], "every answer is empty"),
+        ([HEADER, [*ROW[:4], "", "", "", "", ""]], "all answers are empty"),
         ([HEADER, ROW, ROW], "ids more than once"),
         ([["accept", *HEADER], ["y", *ROW]], "tools.augment accept"),
     ):
@@ -181,7 +181,7 @@ def test_the_submission_has_the_answers_vectors(work, encoder, capsys):
     answers = Answers(rows, [{"prediction": "답"}] * 3)
     path, note = TASK.submit(recipe, work, work / "t.csv", answers, SubmissionForm())
     assert path.read_text(encoding="utf-8-sig").startswith("id,vec_0,vec_1,")
-    assert "the plain answers" in note
+    assert "answers as text" in note
     golds = "".join(f'{name},"[""답"", ""습기""]"\n' for name in ids)
     (work / "test_answers.csv").write_text(f"id,answers\n{golds}", encoding="utf-8")
     result = answer_with(work, embedding_model=encoder)

@@ -170,9 +170,7 @@ def main(argv: list[str] | None = None) -> Path:
     add("run", metavar="RUN", help="the trained run")
     add("--minutes", metavar="M", type=positive, help="fail if answering would take longer")
     add("--questions", metavar="N", type=positive, help="for the estimate (default: as timed)")
-    add(
-        "--test_file", metavar="FILE", help="on the server (default: the run's, in data/)"
-    )
+    add("--test_file", metavar="FILE", help="on the server (default: the run's, in data/)")
     add("--output", metavar="FILE", help="on the server (default: output/submission.csv or .json)")
     add("--output_dir", metavar="DIR", default="outputs", help="folder of runs (default: outputs)")
     add_options(parser, "generation (overrides the run's recipe)", ANSWERING)

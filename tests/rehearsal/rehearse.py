@@ -216,7 +216,7 @@ class _FlexMemory(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value):
-        out = torch.empty_like(query)  # in the order of the query's memory, as Inductor lays it out
+        out = torch.empty_like(query)  # the order of the query's memory, as Inductor lays it out
         sums = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
         ctx.save_for_backward(query, key, value, out, sums)
         return out
