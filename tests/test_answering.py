@@ -156,12 +156,12 @@ def test_models_that_cannot_branch_are_answered_by_generate(model, encoder, deco
     assert why_no_tree(model, decoding)
     questions = ("매출은?", "본사는?")
     got = ids_of(ask(model, encoder, *questions))
-    assert capsys.readouterr().out.count("by generate") == 1
+    assert capsys.readouterr().out.count("separately with generate") == 1
     assert got == [
         plainly_generated(model, example.prompt_ids, decoding.stop_ids)
         for example in examples(encoder, *questions)
     ]
-    with pytest.raises(InputError, match="samples, temperature: not with this model"):
+    with pytest.raises(InputError, match="samples, temperature: not supported"):
         ask(model, encoder, "매출은?", samples=2, temperature=1)
 
 

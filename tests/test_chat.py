@@ -143,11 +143,11 @@ TWICE = TURNS.replace("m.content", ANSWER.format("m.content + ' ' + m.content"))
 REJECTED = {
     "the same to all": ("hello", "drops the user turn"),
     "no article": (TURNS.replace("m.content", "m.content[-6:]") + PROMPT, "drops the user turn"),
-    "no answer": (TURNS.replace("m.content", ANSWER.format("''")) + PROMPT, "an answer once"),
-    "the answer twice": (TWICE, "an answer once"),
+    "no answer": (TURNS.replace("m.content", ANSWER.format("''")) + PROMPT, "the answer after its prompt once"),
+    "the answer twice": (TWICE, "the answer after its prompt once"),
     "a prompt for somebody else": (
         TURNS + PROMPT.replace("assistant", "user"),
-        "an answer once after",
+        "the answer after its prompt once",
     ),
     "a date in another form": ("{{ strftime_now(x) }}" + TURNS, "expected a literal format"),
     "a long loop": ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),

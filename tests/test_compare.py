@@ -61,8 +61,8 @@ def test_what_cannot_be_compared_is_rejected(run, tmp_path):
     for names, message in (
         ("a", "expected two or more files"),
         ("a short", "1 ids are in one only, as q3"),
-        ("a nobody", "got run 'nobody'; there is no such folder"),
-        ("blind blind2", "gold answer and article of 4 questions"),
+        ("a nobody", "got run 'nobody', expected one"),
+        ("blind blind2", "4 questions have no gold answer"),
     ):
         with pytest.raises(InputError, match=message):
             call(tmp_path, *names.split())

@@ -121,7 +121,7 @@ def test_two_processes_train_what_one_does(work):
 
 
 def test_inference_writes_and_scores(run, capsys):
-    result = infer(run)
+    result = infer(run, "--json")
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
     assert list(result) == ["char_f1", "exact_match", "questions", "seconds", "submission"]
     assert result["questions"] == 4 and 0 <= result["char_f1"] <= 1
@@ -222,13 +222,13 @@ ANSWER_CALLS = """
     --output_dir {empty} | no finished run
     --run {unfinished} | has no adapter.*--resume
     --run nobody --output_dir {outputs} | expected one in .*first
-    --run {empty} | no run folder
+    --run {empty} | expected a run folder
     --run {run} --test_file {empty}/header.csv | has no questions
     --run {run} --template consise | Did you mean 'concise'
-    --recipe demo | add --no_adapter
+    --recipe demo | Add --no_adapter
     --tets_file x | Did you mean 'test_file'
     --limit 0 | --limit: got '0'
-    --run {run} --split validation --test_file x | give one
+    --run {run} --split validation --test_file x | expected one of them
 """
 TRAIN_CALLS = """
     --recipe demo --lora_r 0 | lora_r: got '0'

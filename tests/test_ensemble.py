@@ -135,7 +135,7 @@ REJECTED = {
     "a.jsonl b.jsonl --output a.jsonl": "exists already",
     "a.jsonl torn.jsonl": "line 1: expected a JSON object",
     "a.jsonl no_text.jsonl": "line 1: expected a JSON object",
-    "a.jsonl twice.jsonl": "2 answers to 1 ids",
+    "a.jsonl twice.jsonl": "2 answers with 1 different ids",
     "a.jsonl three.csv": "expected id and prediction, or the two columns",
 }
 

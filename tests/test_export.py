@@ -123,7 +123,7 @@ def test_a_merged_export_is_whole_and_answers_as_the_run(run, tmp_path, capsys):
     assert "license: apache-2.0\n" in card  # that of data/demo_model/README.md
     assert "base_model" not in card  # a folder is no model of the hub
     assert f"- train.csv: `{next(iter(run.environment()['data'].values()))}`" in card
-    assert "An answer ends with `</s>` and has at most 8 tokens" in card
+    assert "Answers end with `</s>` and have at most 8 tokens" in card
 
 
 @pytest.mark.parametrize(
@@ -174,10 +174,10 @@ def test_an_earlier_export_is_reused_and_nothing_is_overwritten(run, capsys):
     folder = export(str(run.path), "adapter")
     assert export(str(run.path), "adapter") == folder
     assert "Remove it to export again" in capsys.readouterr().out
-    with pytest.raises(InputError, match="another adapter or dtype"):
+    with pytest.raises(InputError, match="this adapter and dtype"):
         export(str(run.path), "adapter", options={"compute_dtype": "bfloat16"})
     (folder / "export.json").unlink()
-    with pytest.raises(InputError, match="something else"):
+    with pytest.raises(InputError, match="not an export of this adapter"):
         export(str(run.path), "adapter")
 
 
@@ -238,7 +238,7 @@ def test_a_gguf_is_converted_from_the_merged_model(run, tmp_path, monkeypatch, c
     merged = run.path / "exports" / "merged" / "export.json"
     write_json(merged, read_json(merged) | {"untied": True})
     shutil.rmtree(folder)
-    with pytest.raises(InputError, match="leaves a trained LM head out"):
+    with pytest.raises(InputError, match="drops a trained LM head"):
         export(str(run.path), "gguf")
 
 

@@ -200,7 +200,7 @@ def test_rows_without_ids_get_numbers(tmp_path):
     rows = "context,question,answer\n기사,질문?,답\n기사,왜?,답\n"
     table = read_questions(write(tmp_path, "a.csv", rows), need_answers=True)
     assert [row.id for row in table.rows] == ["1", "2"]
-    assert table.notes[0].startswith("a.csv has no column 'id'; its rows are called 1 to 2")
+    assert table.notes[0].startswith("a.csv has no column 'id'; its rows are numbered 1 to 2")
     qas = [{"question": "왜?", "answers": []}, {"question": "누구?", "answers": []}]
     table = read_questions(write(tmp_path, "b.json", squad(*qas)))
     assert [row.id for row in table.rows] == ["1", "2"]
@@ -300,7 +300,7 @@ def test_a_test_file_is_answered_whole(tmp_path):
     table = read_questions(path)
     assert [row.context for row in table.rows] == ["", "기사", "기사"]
     assert [row.question for row in table.rows] == ["질문?", "", "왜?"]
-    assert table.notes[0].startswith("2 questions lack their article or their text")
+    assert table.notes[0].startswith("2 questions have no article or text")
 
 
 def test_invisible_characters_are_no_text(tmp_path):
@@ -341,9 +341,9 @@ NOT_DATA = {
     "repeated.csv": ("id,context,question,answer,context\n", "'context' more than once"),
     "million.csv": (",".join(f"c{i}" for i in range(10_000)), "and 9,992 more"),
     "title.csv": ("2026 경제 뉴스\n" + HEAD + LINE, "no column 'context'.*it has '2026 경제 뉴스'"),
-    "glued.csv": (HEAD + LINE + "\ufeff" + HEAD + LINE, "line 3: the header again"),
-    "short.csv": (HEAD + LINE + "b,b\n", "line 3: got 2 cells, the header has 4"),
-    "long.csv": (HEAD + 'b,"1\n2",3,4,5\n', "line 3: got 5 cells, the header has 4"),
+    "glued.csv": (HEAD + LINE + "\ufeff" + HEAD + LINE, "line 3: a second header"),
+    "short.csv": (HEAD + LINE + "b,b\n", "line 3: got 2 cells, expected 4"),
+    "long.csv": (HEAD + 'b,"1\n2",3,4,5\n', "line 3: got 5 cells, expected 4"),
     "open quote.csv": (HEAD + '1,"기사,?,답\n2,"기사, 둘",?,답\n', "line 3: .*quotation mark"),
     "cp949.csv": ("가나다\n라마".encode("cp949") + b"\xff\n", "2: the byte 0xff at 11 .* cp949"),
     "stray quote.csv": (HEAD + '1,"그는 "예"라고 했다",질문,답\n', "line 2: .*quotation mark"),

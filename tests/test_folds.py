@@ -92,7 +92,7 @@ def test_a_soup_is_the_mean_of_what_its_adapters_add(tmp_path):
 def cross_validate(*words):
     """Run fine_tune.py --folds 2; return what it printed, and the result of its last line."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        fine_tune.main(["--folds", "2", *words])
+        fine_tune.main(["--folds", "2", "--json", *words])
     out = printed.getvalue()
     return out, json.loads(out.splitlines()[-1])
 
@@ -122,7 +122,7 @@ def parent(tmp_path_factory):
         (parent,) = (folder / "outputs").iterdir()
         assert not RunFolder(parent / "fold-2").finished
         out, result = cross_validate("--resume", "--soup", *output.split())
-    assert "fold 1 of 2 is continued" in out
+    assert "fold 1 of 2 (continued)" in out
     assert len(made) == 3, "a finished fold is not trained again"
     assert "/soup/" in result["submission"]
     return parent
@@ -216,7 +216,7 @@ def test_bad_calls_and_previews_leave_nothing(tmp_path):
     for words, message in (
         ("--folds 1", "expected at least 2"),
         ("--fold 1/2", "expected one of them"),
-        ("--resume nowhere", "there are no folds in"),
+        ("--resume nowhere", "no such folds in"),
     ):
         with pytest.raises(InputError, match=message):
             fine_tune.main(f"{call} {words}".split())

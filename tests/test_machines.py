@@ -83,7 +83,7 @@ def test_two_machines_train_and_answer_as_one(machines, tmp_path):
         assert (one[name] - two[name]).norm() <= 1e-5 * one[name].norm()
 
     result = inference.main(["--run", str(runs[0].path)])
-    out = launch(machines, "inference.py", "--run", str(runs[0].path))[0]
+    out = launch(machines, "inference.py", "--json", "--run", str(runs[0].path))[0]
     theirs = json.loads(out.strip().splitlines()[-1])
     assert theirs["submission"] != result["submission"]
     ours, theirs = (Path(each["submission"]).read_bytes() for each in (result, theirs))

@@ -198,11 +198,11 @@ def test_options_that_vllm_lacks_are_rejected(run, vllm, answer, monkeypatch, na
 def test_rows_and_machines_that_vllm_cannot_serve(monkeypatch):
     with pytest.raises(InputError, match="choices: not supported by --engine vllm"):
         ours.refuse(Recipe(), [Row("1", "글", "물음", ("A",), choices=("A", "B"))])
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="as 2 processes"):
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="got 2 processes"):
         patch.setenv("WORLD_SIZE", "2")
         ours.refuse(Recipe(), [])
     monkeypatch.setattr(ours, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"not installed\. pip install vllm=="):
+    with pytest.raises(InputError, match=r"not installed\. Run pip install vllm=="):
         ours.refuse(Recipe(), [])
 
 
@@ -259,7 +259,7 @@ def test_vllms_limits_and_errors(run, vllm, answer, monkeypatch):
     with pytest.raises(InputError, match="question TRAIN_00000: vLLM finished with 'abort'"):
         answer()
     monkeypatch.setattr(vllm.LLM, "fail", "1 error\n  no kernel")
-    with pytest.raises(InputError, match=r"vLLM cannot open .* adapter: 1 error no kernel"):
+    with pytest.raises(InputError, match=r"vLLM cannot load .* adapter: 1 error no kernel"):
         answer()
 
 
