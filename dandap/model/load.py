@@ -144,9 +144,9 @@ def load_base(
         bnb_4bit_use_double_quant=recipe.double_quantization,
         bnb_4bit_compute_dtype=dtype,
     )
-    model: Any
+    load: Any = AutoModelForCausalLM.from_pretrained  # its type lacks output_loading_info
     with loading(recipe.model, "model"):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = load(
             recipe.model,
             revision=recipe.revision,
             config=config,
@@ -217,7 +217,7 @@ def pick_attention(recipe: Recipe, config: PretrainedConfig) -> str:
     """
     if recipe.attention in ("sdpa", "eager"):
         return recipe.attention
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config))  # None: code of its own
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # None: code of its own
     has_sdpa = getattr(architecture, "_supports_sdpa", True)
     softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     return "eager" if softcap or not has_sdpa else "sdpa"

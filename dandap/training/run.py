@@ -119,9 +119,11 @@ def train(
 
     model = add_adapter(load_base(recipe, plan.device, config, plan.dequantized), recipe)
     trained, total = model.get_nb_trainable_parameters()
-    excluded: Any = model.peft_config["default"]
-    without = f"; none on {excluded.exclude_modules}" if excluded.exclude_modules else ""
-    print(f"adapter: {trained:,} of {total:,} parameters are trained{without}")
+    print(f"adapter: {trained:,} of {total:,} parameters are trained")
+    adapter: Any = model.peft_config["default"]
+    if adapter.exclude_modules or adapter.target_parameters:
+        also = ", ".join(sorted(adapter.target_parameters or ["nothing else"]))
+        print(f"  none on {adapter.exclude_modules or 'the head'}; on linear layers and {also}")
     answerer = Answerer(used, encoder, model, answering_plan)
     if used.read_once and answerer.cannot_branch:
         used = read_separately(recipe, answerer.cannot_branch)

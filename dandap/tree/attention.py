@@ -55,7 +55,7 @@ def why_no_flex(
     major, minor = torch.cuda.get_device_capability(device) if on_gpu else (0, 0)
     dropout = getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0)
     # A model with code of its own is not in the mapping; the probe and the branch check decide.
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config))
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     reason = None
     if recipe.attention not in ("auto", "flex"):
         reason = f"attention={recipe.attention}"

@@ -34,7 +34,7 @@ def sliding_windows(config: PretrainedConfig) -> dict[str, int | None]:
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
     if reason := layers_without_masks(config):
-        raise InputError(f"{reason}. Train with --read_once false.")
+        raise InputError(reason)
     if "sliding_attention" in kinds:
         return {"full_attention": None, "sliding_attention": window}
     # A config may name a window that no layer uses: all layers are full, or (Qwen2) it is off.
