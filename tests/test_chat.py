@@ -143,7 +143,10 @@ TWICE = TURNS.replace("m.content", ANSWER.format("m.content + ' ' + m.content"))
 REJECTED = {
     "the same to all": ("hello", "drops the user turn"),
     "no article": (TURNS.replace("m.content", "m.content[-6:]") + PROMPT, "drops the user turn"),
-    "no answer": (TURNS.replace("m.content", ANSWER.format("''")) + PROMPT, "the answer after its prompt once"),
+    "no answer": (
+        TURNS.replace("m.content", ANSWER.format("''")) + PROMPT,
+        "the answer after its prompt once",
+    ),
     "the answer twice": (TWICE, "the answer after its prompt once"),
     "a prompt for somebody else": (
         TURNS + PROMPT.replace("assistant", "user"),

@@ -345,7 +345,10 @@ NOT_DATA = {
     "short.csv": (HEAD + LINE + "b,b\n", "line 3: got 2 cells, expected 4"),
     "long.csv": (HEAD + 'b,"1\n2",3,4,5\n', "line 3: got 5 cells, expected 4"),
     "open quote.csv": (HEAD + '1,"기사,?,답\n2,"기사, 둘",?,답\n', "line 3: .*quotation mark"),
-    "cp949.csv": ("가나다\n라마".encode("cp949") + b"\xff\n", "2: got the byte 0xff at 11, which is not valid cp949"),
+    "cp949.csv": (
+        "가나다\n라마".encode("cp949") + b"\xff\n",
+        "2: got the byte 0xff at 11, which is not valid cp949",
+    ),
     "stray quote.csv": (HEAD + '1,"그는 "예"라고 했다",질문,답\n', "line 2: .*quotation mark"),
     "blank question.csv": (HEAD + "a,b, ,d\n", "line 2: question is empty"),
     "blank answer.csv": (HEAD + LINE + "b,b,c,\n", r"line 3 \(id b\): no answer"),

@@ -1,5 +1,6 @@
 """Answer with token trees, by choices, or with transformers' generate if prompts cannot branch."""
 
+import math
 from collections.abc import Container, Iterator
 
 from peft import PeftModel
@@ -40,9 +41,8 @@ class Answerer:
         self.grounding = (
             Grounding(encoder.tokenizer, encoder.control_ids) if recipe.grounded else None
         )
-        self.why_no_tree = (
-            f"beams={recipe.beams}" if recipe.beams > 1 else why_no_tree(model, self.decoding)
-        )
+        self.cannot_branch = why_no_tree(model, self.decoding)
+        self.why_no_tree = f"beams={recipe.beams}" if recipe.beams > 1 else self.cannot_branch
         self._warned = False
 
     def check(self, examples: list[Example]) -> None:
@@ -82,6 +82,11 @@ class Answerer:
             answered = self._by_trees(examples, done)
         for index, answers in answered:
             for answer in answers:
+                if not math.isfinite(answer.log_probability):
+                    raise InputError(
+                        f"question {examples[index].row.id}: the model's logits are not finite in "
+                        f"{self.model.dtype}. Use --compute_dtype float32."
+                    )
                 answer.span = find_span(answer.text, examples[index].context)
             yield examples[index], answers
 

@@ -59,6 +59,11 @@ def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str |
                 return None
     except torch.OutOfMemoryError as error:
         raise InputError(out_of_memory("a check of 40 tokens")) from error
+    except OverflowError as error:
+        raise InputError(
+            f"{error}: its logits are not finite. Use --compute_dtype float32, or bfloat16 if the "
+            "GPU supports it."
+        ) from error
     except InputError as error:
         return str(error)
     # A model's code may raise anything about masks or cache.
@@ -82,6 +87,8 @@ def _differences(
         ids = torch.tensor([[*example.prompt_ids, *answers[index][0].token_ids]])
         with torch.inference_mode(), autocast_for(model):
             plain = model(input_ids=ids.to(by_branch.device), use_cache=False).logits
+        if not plain.isfinite().all():
+            raise OverflowError(f"{model.dtype} overflows in this base")
         plain = plain[0, len(example.prompt_ids) - 1 : -1].float()  # (steps, vocab)
         # Centered, because softmax ignores the mean.
         expected = plain - plain.mean(-1, keepdim=True)

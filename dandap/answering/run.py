@@ -38,7 +38,14 @@ from dandap.model.distributed import (
     share_of,
 )
 from dandap.model.hub import base_identity, confirm_remote_code, same_base
-from dandap.model.load import check_base, check_ids, load_base, load_config, load_tokenizer
+from dandap.model.load import (
+    check_base,
+    check_ids,
+    load_base,
+    load_config,
+    load_tokenizer,
+    report_other_ids,
+)
 from dandap.model.memory import broadcast_plan, make_plan
 from dandap.recipe import Recipe, make_recipe
 from dandap.runs.folder import (
@@ -278,6 +285,8 @@ def answer(
         refuse(recipe, rows)
     model = open_model(source, engine, Path(output_dir) / "bases")
     loaded = time.perf_counter()
+    if not run:
+        report_other_ids(model.encoder.tokenizer, recipe, [row.context for row in rows[:20]])
 
     if not run and not answers_dir:
         environment = new_environment([table], model.base)

@@ -145,7 +145,12 @@ class Chat:
             template += "{{ " + literal + " if add_generation_prompt else '' }}"
             self.tokenizer.chat_template = template
             [prompt] = self.render([messages], True)
-        # A thinking block may be in the generation prompt alone, which is then longer.
+        # A thinking block may be in the generation prompt alone: close it.
+        if tag := re.search(r"<(\w*think\w*|reasoning)>\s*$", prompt):
+            self.tokenizer.chat_template += (
+                "{{ '\\n</" + tag[1] + ">\\n\\n' if add_generation_prompt else '' }}"
+            )
+            [prompt] = self.render([messages], True)
         if not found or PROBE["content"] in after or not prompt.startswith(before):
             got = f"{prompt[-80:]!r} and {whole[-200:]!r}"
             wanted = "does not put the answer after its prompt once"

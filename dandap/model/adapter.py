@@ -1,5 +1,6 @@
 """Create, load, merge and average LoRA adapters."""
 
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -33,6 +34,10 @@ FUSED = {
     "o_proj": ("attn.c_proj", "attention.dense"),
     "down_proj": ("mlp.c_proj", "dense_4h_to_h"),
 }
+TOWER = re.compile("vision|visual|audio|image|multi_modal|mm_projector")
+# PEFT rejects these modules of Mamba layers, whose fused kernels bypass them.
+MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+MAMBA_MODULES = ("out_proj", "conv1d")
 
 
 def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
@@ -44,12 +49,36 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
         lora_alpha=recipe.lora_alpha,  # type: ignore[arg-type]  # any number works
         lora_dropout=recipe.lora_dropout,
         target_modules=resolve_targets(model, recipe.lora_target_modules),
+        exclude_modules=unadapted(model, recipe.lora_target_modules == "all-linear"),
         task_type="CAUSAL_LM",
         # GPT-2's Conv1D stores its weight as (in, out), the transpose of Linear's.
         fan_in_fan_out=any(type(module) is Conv1D for module in model.modules()),
     )
     # float32 on 16-bit bases, too: a bf16 adapter answers differently after reloading.
     return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+def unadapted(model: PreTrainedModel, everywhere: bool) -> str | None:
+    """Return a pattern of linear layers that get no adapter, or None.
+
+    These are vision and audio towers, which no text reaches, and, with all-linear (`everywhere`),
+    the routers of experts and the modules of Mamba that PEFT rejects.
+    """
+    patterns = set()
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        *parents, leaf = name.split(".")
+        if not isinstance(module, (torch.nn.Linear, Conv1D)):
+            continue
+        if tower := next(filter(TOWER.search, parents), None):
+            patterns.add(rf"(.*\.)?{tower}\..*")
+        elif everywhere and (
+            "router" in type(module).__name__.lower()
+            or (leaf in ("gate", "router") and hasattr(modules[".".join(parents)], "experts"))
+            or (model.config.model_type in MAMBA and leaf in MAMBA_MODULES)
+        ):
+            patterns.add(rf"(.*\.)?{'.'.join([*parents[-1:], leaf])}")
+    return "|".join(sorted(patterns)) or None
 
 
 def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | list[str]:

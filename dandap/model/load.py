@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from huggingface_hub import try_to_load_from_cache
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,6 +17,11 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
 from dandap.data.encode import Example
@@ -48,10 +55,25 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedToke
 def check_base(
     recipe: Recipe, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Reject or warn about a recipe that exceeds the base's limits, before weights are loaded.
+    """Reject a base or recipe that cannot work, before weights are loaded.
 
     Exceeding learned positions (GPT-2) is a device-side assert on CUDA; rotary ones only degrade.
     """
+    if saved := getattr(config, "quantization_config", None):
+        method = saved["quant_method"] if isinstance(saved, dict) else saved.quant_method
+        raise InputError(
+            f"{recipe.model} is already quantized ({method}). Use its 16-bit version (without "
+            "-FP8, -AWQ, -GPTQ or -bnb-4bit in its name), which is quantized here."
+        )
+    names = config.architectures or []
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    is_known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    is_causal = is_known and (not names or bool(set(names) & set(known.values())))
+    if not is_causal and not recipe.trust_remote_code:
+        raise InputError(
+            f"{recipe.model} is a {', '.join(names) or config.model_type}, not a causal language "
+            "model. Choose a model that generates text, as in the README's table."
+        )
     config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions and recipe.max_length > positions:
@@ -121,8 +143,9 @@ def load_base(
         bnb_4bit_use_double_quant=recipe.double_quantization,
         bnb_4bit_compute_dtype=dtype,
     )
+    load: Any = AutoModelForCausalLM.from_pretrained  # its type lacks output_loading_info
     with loading(recipe.model, "model"):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = load(
             recipe.model,
             revision=recipe.revision,
             config=config,
@@ -132,7 +155,18 @@ def load_base(
             attn_implementation=pick_attention(recipe, config),
             use_safetensors=True,
             trust_remote_code=recipe.trust_remote_code,
+            output_loading_info=True,
         )
+    for what, found in info.items():
+        if names := sorted(map(str, found)):
+            raise InputError(
+                f"{len(names)} {what.replace('_', ' ')} in the weights of {recipe.model} "
+                f"({names[0]}). Download or save the model again."
+            )
+    experts = [p for name, p in model.named_parameters() if "expert" in name and p.dim() == 3]
+    if recipe.quantization == "nf4" and experts:
+        size = sum(parameter.numel() * parameter.element_size() for parameter in experts) / 1e9
+        print(f"experts stay in {dtype}: {size:.1f} GB, because bitsandbytes cannot quantize them")
     keep_weights_unpacked(model)
     if dequantized:
         dequantize(model)
@@ -172,10 +206,41 @@ def keep_weights_unpacked(model: torch.nn.Module) -> None:
 
 
 def pick_attention(recipe: Recipe, config: PretrainedConfig) -> str:
-    """Return the attention kernel to load the base with: the recipe's, else sdpa.
+    """Return the attention kernel to load the base with: the recipe's, else sdpa or eager.
 
-    Soft-capped scores (Gemma 2) need eager. Training may use flex (dandap/tree/attention.py).
+    It is eager if the architecture has no sdpa, or soft-caps scores (Gemma 2), which sdpa cannot.
+    Training may use flex instead (dandap/tree/attention.py).
     """
     if recipe.attention in ("sdpa", "eager"):
         return recipe.attention
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # None: code of its own
+    has_sdpa = getattr(architecture, "_supports_sdpa", True)
+    softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return "eager" if softcap or not has_sdpa else "sdpa"
+
+
+def report_other_ids(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, texts: list[str]) -> None:
+    """Warn if the tokenizer's class splits texts differently than its own tokenizer.json.
+
+    transformers 5 rebuilds some tokenizers with the pre-tokenizer of their class.
+    """
+    file = Path(recipe.model) / "tokenizer.json"
+    if not Path(recipe.model).is_dir():
+        revision = recipe.revision or "main"
+        file = Path(str(try_to_load_from_cache(recipe.model, file.name, revision=revision)))
+    if not file.is_file():
+        return
+    own = Tokenizer.from_file(str(file))
+    own.no_truncation()
+    differing = [
+        text
+        for text in texts
+        if own.encode(text, add_special_tokens=False).ids
+        != tokenizer(text, add_special_tokens=False).input_ids
+    ]
+    if differing:
+        print(
+            f"WARNING: {type(tokenizer).__name__} gives other ids than {file} for "
+            f"{len(differing)} of {len(texts)} texts, as {differing[0][:40]!r}. The base was "
+            "trained on the file's ids; another transformers version may agree with it."
+        )

@@ -25,7 +25,7 @@ from dandap.model.device import pick_compute_dtype, why_no_gpu
 from dandap.model.distributed import from_main, world_size
 from dandap.model.load import pick_attention
 from dandap.recipe import Recipe
-from dandap.tree.attention import head_size, why_no_flex
+from dandap.tree.attention import head_size, largest, why_no_flex
 from dandap.tree.logits import CHUNK
 
 GB = 1e9
@@ -193,13 +193,14 @@ class Footprint:
         self.recipe, self.device, self.dtype, self.flex = recipe, device, dtype, flex
         self.config: Any = config.get_text_config()
         self.hidden, self.each = self.config.hidden_size, dtype.itemsize
-        self.inner = getattr(self.config, "intermediate_size", None) or 4 * self.hidden
+        self.inner = largest(self.config, "intermediate_size") or 4 * self.hidden
         try:
             count = count_layer(recipe, config, dtype, flex)
         except Exception:  # noqa: BLE001
             # Data-dependent code, such as a router, fails on meta: count a Llama of these sizes.
             names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
-            sizes: dict[str, Any] = {name: getattr(self.config, name, None) for name in names}
+            sizes: dict[str, Any] = {name: largest(self.config, name) for name in names}
+            sizes["num_attention_heads"] = sizes["num_attention_heads"] or 1  # Mamba has none
             llama = LlamaConfig(hidden_size=self.hidden, intermediate_size=self.inner, **sizes)
             everywhere = recipe.model_copy(update={"lora_target_modules": "all-linear"})
             count = count_layer(everywhere, llama, dtype, flex)
@@ -245,8 +246,8 @@ class Footprint:
     def answering(self, tokens: int) -> MemoryEstimate:
         """Estimate the peak of answering batches of `tokens` tokens."""
         config, recipe, each = self.config, self.recipe, self.each
-        heads, size = config.num_attention_heads, head_size(config)
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        heads, size = largest(config, "num_attention_heads") or 1, head_size(config)
+        kv_heads = largest(config, "num_key_value_heads") or heads
         cache = 2 * config.num_hidden_layers * tokens * kv_heads * size * each
         # Either query, key, value and output (and scores with eager attention), or the MLP's
         # activation and an adapter's output.

@@ -7,8 +7,10 @@ run = train(load_recipe("demo", {"epochs": 2}))
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -34,7 +36,14 @@ from dandap.model.adapter import add_adapter, load_weights
 from dandap.model.device import pick_device, why_no_gpu
 from dandap.model.distributed import from_main, is_main_process, locked_for_all, world_size
 from dandap.model.hub import base_identity
-from dandap.model.load import check_base, check_ids, load_base, load_config, load_tokenizer
+from dandap.model.load import (
+    check_base,
+    check_ids,
+    load_base,
+    load_config,
+    load_tokenizer,
+    report_other_ids,
+)
 from dandap.model.memory import (
     Plan,
     broadcast_plan,
@@ -45,7 +54,7 @@ from dandap.model.memory import (
     reject_large_on_cpu,
 )
 from dandap.model.plans import SHAPES, make_config
-from dandap.recipe import Recipe
+from dandap.recipe import Recipe, make_recipe
 from dandap.runs.folder import RunFolder, check_name, new_environment, new_run
 from dandap.training.batching import count_tokens, speedup
 from dandap.training.callbacks import StopSignals, Tracker, TrainingProgress, check_trackers
@@ -60,6 +69,7 @@ from dandap.training.checkpoints import (
 from dandap.training.evaluate import Evaluate, steps_between, validate
 from dandap.training.resume import check_unchanged
 from dandap.training.trainer import make_trainer
+from dandap.tree.masks import layers_without_masks
 from tasks import checked_template, get_task
 from tasks.task import read_test, read_train
 
@@ -92,8 +102,11 @@ def train(
     base = base_identity(recipe)
     if resume:
         check_unchanged(resume, recipe, table, base, resume_anyway)
+    used = recipe
+    if recipe.read_once and (reason := layers_without_masks(config)):
+        used = read_separately(recipe, reason)
     # Plan while the device's memory is free.
-    plan = make_plan(recipe, config, pick_device(), training=True)
+    plan = make_plan(used, config, pick_device(), training=True)
     answering_plan = broadcast_plan(make_plan(recipe, config, plan.device, training=False))
 
     encoder = Encoder(tokenizer, template, task.sample)
@@ -101,13 +114,21 @@ def train(
     check_ids(examples, config, tokenizer)
     validation = encoder.encode(validation_rows, recipe.prompt_limit, False, recipe.on_overflow)
     report_cut(recipe, validation)
-    plan = refit_plan(plan, recipe, config, answer_share(examples))
+    plan = refit_plan(plan, used, config, answer_share(examples))
     print(plan)
-    print_sharing(recipe, examples)
 
     model = add_adapter(load_base(recipe, plan.device, config, plan.dequantized), recipe)
     trained, total = model.get_nb_trainable_parameters()
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
+    adapter: Any = model.peft_config["default"]
+    if adapter.exclude_modules or adapter.target_parameters:
+        also = ", ".join(sorted(adapter.target_parameters or ["nothing else"]))
+        print(f"  none on {adapter.exclude_modules or 'the head'}; on linear layers and {also}")
+    answerer = Answerer(used, encoder, model, answering_plan)
+    if used.read_once and answerer.cannot_branch:
+        used = read_separately(recipe, answerer.cannot_branch)
+        plan = replace(plan, flex=False)
+    print_sharing(used, examples)
     check_space(resume.path if resume else Path(recipe.output_dir), trained)
 
     # Create the folder only now: an earlier failure leaves no empty run.
@@ -118,8 +139,7 @@ def train(
         if is_main_process():  # for a resumed run too: resume_anyway may change the recipe
             write_json(run.findings_file, findings)
             run.save_recipe(recipe, template)
-        answerer = Answerer(recipe, encoder, model, answering_plan)
-        open_model = OpenModel(recipe, answerer, base, config)
+        open_model = OpenModel(used, answerer, base, config)
         if run.finished:
             print(f"{run.path} is trained: repeating its interrupted validation")
             load_weights(model, run.adapter)
@@ -131,6 +151,12 @@ def train(
         validate(open_model, validation, run)
     print(f"run saved in {run.path}\nanswer a test file: python inference.py --run {run.path}")
     return run
+
+
+def read_separately(recipe: Recipe, reason: str) -> Recipe:
+    """Return the recipe with read_once off, for a base whose prompts cannot branch."""
+    print(f"training reads the article for every question: {reason}")
+    return make_recipe(recipe.model_dump() | {"read_once": False}, reason)
 
 
 def fit(
@@ -236,6 +262,8 @@ def check_rows(recipe: Recipe, rows: list[Row], validation: list[Row]) -> dict[s
 
 def encode_training(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[Example]:
     """Encode the training rows; print and skip rows that are too long."""
+    texts = list(dict.fromkeys(row.context for row in rows[:100]))
+    report_other_ids(encoder.tokenizer, recipe, texts)
     examples = encoder.encode(rows, recipe.prompt_limit, True, recipe.on_overflow)
     examples = drop_too_long(recipe, examples)
     report_lengths(recipe, examples)

@@ -71,6 +71,9 @@ def make_trainer(
                 f"questions_per_step: got {recipe.questions_per_step}, expected a multiple of the "
                 f"{world_size()} processes with read_once false."
             )
+        base: Any = model.get_base_model()
+        if base.base_model is base:
+            raise InputError(f"TRL cannot train {base.config.model_type}. Choose another base.")
         rows, accumulation = split_step(questions, plan.tokens_per_batch // longest)
         config = training_config(recipe, plan, checkpoints, len(examples), rows, accumulation)
         with float32_adapters(model):

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from dandap.errors import InputError, first_line
@@ -52,6 +53,8 @@ def why_no_flex(
     on_gpu = device.type == "cuda"
     major, minor = torch.cuda.get_device_capability(device) if on_gpu else (0, 0)
     dropout = getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0)
+    # A model with code of its own is not in the mapping; the probe and the branch check decide.
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     reason = None
     if recipe.attention not in ("auto", "flex"):
         reason = f"attention={recipe.attention}"
@@ -63,6 +66,10 @@ def why_no_flex(
         reason = f"flex needs at least sm_80, this GPU is sm_{major}{minor}"
     elif dropout:
         reason = "flex has no attention dropout"
+    elif not getattr(architecture, "_supports_flex_attn", True):
+        reason = f"{config.model_type} has no flex attention"
+    elif isinstance(sizes_of(config, "head_dim"), list):
+        reason = "flex is probed for one head size, and layers differ"
     for tiles in () if reason else tiles_to_try(config, device, dtype):
         _chosen_tiles[head_size(config), dtype] = tiles
         try:
@@ -87,9 +94,24 @@ def tiles_to_try(
     return [SMALL_TILES] if wide and shared < 160_000 else [OWN_CHOICE, SMALL_TILES]
 
 
+def sizes_of(config: PretrainedConfig, name: str) -> Any:
+    """Return a size in a config, a list if the layers differ (Gemma 4), or None."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # transformers: ambiguous
+        return [getattr(layer, name, None) for layer in config.per_layer_config]
+
+
+def largest(config: PretrainedConfig, name: str) -> int | None:
+    """Return a size in a config, the largest one if the layers differ, or None."""
+    sizes = sizes_of(config, name)
+    return max(filter(None, sizes), default=None) if isinstance(sizes, list) else sizes
+
+
 def head_size(config: PretrainedConfig) -> int:
-    """Return the size of a head's query, key or value."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    """Return the size of a head's query, key or value, the largest one if the layers differ."""
+    heads = largest(config, "num_attention_heads") or 1
+    return largest(config, "head_dim") or config.hidden_size // heads
 
 
 class Branched(NamedTuple):
