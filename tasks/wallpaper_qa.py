@@ -27,10 +27,6 @@ FIELDS = ("category", "generated", "sources")
 def read_file(path: Path, need_answers: bool) -> Table:
     """Return one row per question; questions of a file's row share answers and `group`."""
     sheet = read_table(path)
-    if "accept" in sheet.header:
-        raise InputError(
-            f"{path} is a review. Convert it: python -m tools.augment accept {path} OUT."
-        )
     is_original = set(QUESTIONS) <= set(sheet.header)
     questions = QUESTIONS if is_original else ("질문",)
     answers = ANSWERS if is_original else ANSWERS[:1] if need_answers else ()

@@ -1,9 +1,6 @@
-"""tools.augment: pairs, joined questions, and generated ones that a person accepts."""
+"""tools.augment: pairs and joined questions."""
 
 import csv
-import http.server
-import json
-import threading
 
 import pytest
 
@@ -66,83 +63,10 @@ def test_made_rows_never_reach_validation_nor_leak_what_does(source, tmp_path):
     assert not any(held_out & set(row.fields["sources"].split()) for row in joined)
 
 
-@pytest.fixture
-def server():
-    """Serve an OpenAI-compatible endpoint that asks about a keyword and lists five answers."""
-    asked = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            prompt = body["messages"][0]["content"]
-            asked.append((self.path, self.headers.get("Authorization"), prompt))
-            text = f"질문: {prompt.split('키워드: ')[-1].splitlines()[0]} 어떻게 하나요?"
-            if "도배업계" in prompt:
-                text = "1. 하나입니다.\n2) '-10도'입니다.\n- 셋\n답변 4: 넷\n5. 다섯\n6. 여섯"
-            body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", asked
-    server.shutdown()
-
-
-def test_generated_rows_wait_for_a_person(source, tmp_path, server, monkeypatch):
-    url, asked = server
-    monkeypatch.setenv("OPENAI_API_KEY", "canary-key")
-    keywords, review, out = (tmp_path / name for name in ("k.txt", "review.csv", "out.csv"))
-    keywords.write_text("실리콘 곰팡이\n강마루 찍힘\n강마루 찍힘 자국\n", encoding="cp949")
-    command = ["generate", str(source), str(review), "--keywords", str(keywords), "--url", url]
-    command += ["--model", "m"]
-    assert augment.main(command) == 2, "the third question is similar to the second"
-    assert asked[0][:2] == ("/v1/chat/completions", "Bearer canary-key")
-    answers = ["하나입니다.", "'-10도'입니다.", "셋", "넷", "다섯"]
-    shown = [answers[0], f"'{answers[1]}", *answers[2:]]  # an apostrophe, for spreadsheets
-    assert [read(review)[0][name] for name in wallpaper.ANSWERS] == shown
-    assert all(b"canary-key" not in file.read_bytes() for file in tmp_path.iterdir())
-
-    before = len(asked)
-    with (tmp_path / "review.journal.jsonl").open("ab") as journal:
-        journal.write('{"key": "가'.encode()[:-1])
-    augment.main(command)
-    assert len(asked) == before, "the journal has the answers"
-    with pytest.raises(InputError, match="is a review"):
-        wallpaper.TASK.read([review], {}, True)
-    with pytest.raises(InputError, match="no row with accept y"):
-        augment.main(["accept", str(review), str(out)])
-    rows = read(review)
-    rows[1]["accept"] = "Y"
-    with review.open("w", encoding="cp949", newline="") as file:
-        csv.writer(file).writerows([list(rows[0]), *(list(row.values()) for row in rows)])
-    assert augment.main(["accept", str(review), str(out)]) == 1
-    row = wallpaper.TASK.read([source, out], {}, True).rows[-1]
-    assert row.fields["generated"] == "model"
-    assert list(row.answers) == answers
-
-
-def test_a_local_model_writes_too(source, tmp_path):
-    (tmp_path / "doc.txt").write_text("벽지는 습기에 약하다.", encoding="utf-8")
-    command = ["generate", str(source), str(tmp_path / "r.csv"), "--from"]
-    command += [str(tmp_path / "doc.txt")]
-    augment.main([*command, "--recipe", "wallpaper-demo"])
-    assert (tmp_path / "r.journal.jsonl").is_file()
-
-
 def test_input_that_is_rejected(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.csv").write_text("id,질문,답변_1\n1,왜?,그래서\n", encoding="utf-8")
-    url = "http://127.0.0.1:9/v1"
     for words, message in (
-        ("generate train.csv r.csv", "either --keywords"),
-        ("generate train.csv r.csv --keywords train.csv", "name one model"),
-        (f"generate train.csv r.csv --keywords train.csv --url {url}", "did not answer as a chat"),
         ("pairs train.csv train.csv", "exists already"),
         ("join one.csv r.csv", "two rows to join"),
     ):

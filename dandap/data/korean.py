@@ -134,9 +134,3 @@ def nearest_first(sentences: list[str], questions: list[str]) -> list[int]:
 def character_pairs(text: str) -> set[str]:
     """Return all pairs of neighboring characters."""
     return {text[i : i + 2] for i in range(len(text) - 1)}
-
-
-def similarity(one: set, other: set) -> float:
-    """Return the Jaccard similarity of two sets; 0 for empty sets."""
-    common = len(one & other)
-    return common / max(len(one) + len(other) - common, 1)
