@@ -98,6 +98,7 @@ def test_cutting_is_measured_both_ways(capsys):
     assert kept["difference"] == pytest.approx(kept["select"] - kept["trim"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_profile_tells_what_the_time_goes_into(capsys, monkeypatch):
     """Other jobs of the machine take their time from any operator, so that no share is known."""
     monkeypatch.setattr(inference, "FORCED", 3)  # torch takes a second for 2,000 events

@@ -156,7 +156,7 @@ def test_a_second_signal_stops_at_once(work, whole, monkeypatch):
         send(signal.SIGINT)
         send(signal.SIGINT)
 
-    run, _ = interrupted(work, monkeypatch, "duplicate id", action=twice, error=KeyboardInterrupt)
+    run, _ = interrupted(work, monkeypatch, "double", action=twice, error=KeyboardInterrupt)
     assert newest_of(run).name == "checkpoint-2", "nothing of the current step is saved"
     resume(run)
     assert equal_runs(run, whole)

@@ -125,7 +125,7 @@ def records(folder):
     return lines, [line.pop("log_probability") for line in lines]
 
 
-@pytest.mark.parametrize("adapter", [True, False])
+@pytest.mark.parametrize("adapter", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_records_equal_our_engines(run, vllm, answer, adapter):
     folders = [answer(engine, adapter) for engine in ("ours", "vllm")]
     (expected, means), (got, their_means) = map(records, folders)

@@ -19,7 +19,7 @@ from tests.conftest import ROOT, read_lines, same_adapters, write_small_train
 def work(tmp_path_factory):
     """Train without interruption: a checkpoint after each step, an evaluation every sixth."""
     folder = tmp_path_factory.mktemp("kills")
-    write_small_train(folder / "train.csv", articles=30)
+    write_small_train(folder / "train.csv", articles=14)
     fine_tune.main([*options(folder, "whole"), "--run_name", "run"])
     return folder
 
