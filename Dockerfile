@@ -1,17 +1,17 @@
-# Dandap in a container, as a user without rights; data, runs and fetched bases lie in the folder one stands in:
+# Dandap in a container, as an unprivileged user; data, runs and downloaded bases are in the current folder:
 #   docker build -t dandap .
 #   docker run --rm --gpus all -v "$PWD:/work" dandap dandap-train --recipe kanana-1.5-8b
-# torch of PyPI brings CUDA along; without --gpus all it computes on the CPU.
+# PyPI's torch includes CUDA; without --gpus all it uses the CPU.
 FROM python:3.12-slim-bookworm
 
-# Triton, which makes FlexAttention's kernels on the GPU, calls a C compiler.
+# Triton compiles FlexAttention kernels and needs a C compiler.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/dandap
-# The requirements come first: a change of the code does not install them again.
+# Requirements first: a change of the code does not reinstall them.
 COPY requirements.txt .
 RUN pip install --no-cache-dir -r requirements.txt
 COPY . .

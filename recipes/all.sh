@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains several recipes, has each answer its test file, and joins the answers: recipes/all.sh NAME METHOD RECIPE... [-- OPTION...]
-# NAME begins the runs' names, METHOD is one of ensemble.py's, options are those of fine_tune.py. OUTPUT_DIR says where runs are
-# (default: outputs). Started again after an interruption it goes on where it was; options count for runs that have not begun.
+# Train several recipes, answer the test file with each and combine: recipes/all.sh NAME METHOD RECIPE... [-- OPTION...]
+# NAME is the prefix of the run names, METHOD one of ensemble.py, OPTION of fine_tune.py; OUTPUT_DIR is the folder of the runs
+# (default: outputs). After an interruption, the same command resumes; OPTION applies to runs that have not started.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 outputs=${OUTPUT_DIR:-outputs}
@@ -20,7 +20,7 @@ for recipe in "${recipes[@]}"; do
         if compgen -G "$run/checkpoints/checkpoint-*" > /dev/null; then
             python fine_tune.py --resume "$run"
         else
-            if [ -d "$run" ]; then  # interrupted before its first checkpoint, unless it is being trained right now
+            if [ -d "$run" ]; then  # interrupted before its first checkpoint, or still training
                 flock -n "$run/.lock" true || { echo "error: $run is in use; wait until it ends" >&2; exit 2; }
                 rm -rf "$run"
             fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The 98.0165 system (NIKL 2024, dialogue inference) in one command: the files are cleaned, eleven models trained, each answers the
-# test file, and they vote; ties go to the option with the largest summed probability, then to the model listed first.
+# Refine the data, train the eleven models of the 98.0165 system (NIKL 2024, dialogue inference), answer and vote.
+# Ties go to the option with the highest summed probability, then to the first model.
 #   recipes/dialogue-all.sh [OPTION...]      options of fine_tune.py, for all eleven
 set -euo pipefail
 cd "$(dirname "$0")/.."
