@@ -202,7 +202,9 @@ COMMON = {
 
 
 def test_the_published_table_cell_by_cell():
-    assert {path.stem for path in RECIPES_DIR.glob("dialogue-[0-9]*.yaml")} == set(PUBLISHED)
+    assert {path.stem for path in RECIPES_DIR.glob("published/dialogue-[0-9]*.yaml")} == set(
+        PUBLISHED
+    )
     for name, published in PUBLISHED.items():
         recipe = load_recipe(name, {})
         files = [*recipe.train_file.split(","), recipe.test_file]

@@ -39,7 +39,7 @@ class Reader:
 
     def __init__(self, folder):
         self.folder = copy_project(folder)
-        for recipe in self.folder.glob("recipes/*.yaml"):
+        for recipe in self.folder.glob("recipes/**/*.yaml"):
             text = recipe.read_text(encoding="utf-8")
             text = re.sub("^model: .*", f"model: {BASE}", text, flags=re.MULTILINE)
             recipe.write_text(text, encoding="utf-8")

@@ -236,7 +236,7 @@ def test_a_plan_for_one_recipe(capsys, monkeypatch):
     (line,) = (each for each in capsys.readouterr().out.splitlines() if "this CPU" in each)
     assert "4096 tokens per batch" in line
     assert line.endswith("NF4 weights dequantized once")
-    fine_tune.main(["--plan", "--recipe", "eeve-10.8b", "--gpu_memory", "6"])
+    fine_tune.main(["--plan", "--recipe", "wolminji-eeve-10.8b", "--gpu_memory", "6"])
     assert "needs about 9.4 GB (base 6.7, " in capsys.readouterr().out
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dandap.recipe import named_recipes
+
 README, KOREAN = Path("README.md"), Path("README.ko.md")
 PAGES = [README, KOREAN, Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.md"))]
 TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
@@ -57,7 +59,7 @@ def test_commands_have_known_options(command, monkeypatch):
         assert not any(argument.startswith("-") for argument in arguments)
     if "--recipe" in arguments:
         recipe = arguments[arguments.index("--recipe") + 1]
-        assert Path(f"recipes/{recipe}.yaml").is_file()
+        assert recipe in named_recipes()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=str)

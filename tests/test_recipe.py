@@ -23,7 +23,7 @@ def write(tmp_path, text):
 
 
 def test_every_recipe_resolves_and_repeats_no_default():
-    assert {"demo", "solar-10.7b-r8", "wolminji-ko-gemma-2-9b", "eeve-10.8b", "dialogue"} < set(RECIPES)
+    assert {"demo", "wolminji-eeve-10.8b", "eeve-10.8b", "dialogue"} < set(RECIPES)
     assert not {"ddp", "multi_node", "skypilot"} & set(RECIPES)
     for name, path in RECIPES.items():
         recipe = load_recipe(name, {})

@@ -197,7 +197,8 @@ def test_evaluating_changes_no_training(work):
     """Losses and gradients are those of a run that never evaluates."""
     losses = []
     for every in ("none", "1"):
-        run = train(work, f"every-{every}", f"--epochs 1 --lora_dropout 0.1 --evaluate_every {every}")
+        more = f"--epochs 1 --lora_dropout 0.1 --evaluate_every {every}"
+        run = train(work, f"every-{every}", more)
         lines = [line for line in read_lines(run.metrics_file) if "loss" in line]
         losses.append([(line["loss"], line["grad_norm"]) for line in lines])
     assert losses[0] == losses[1]

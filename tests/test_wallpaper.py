@@ -16,7 +16,7 @@ from dandap.data.rows import Answers, Row
 from dandap.errors import InputError
 from dandap.model.load import load_tokenizer
 from dandap.model.memory import Plan
-from dandap.recipe import RECIPES_DIR, load_recipe
+from dandap.recipe import find_recipe, load_recipe
 from dandap.training.batching import Batching
 from tasks import TASKS, checked_template
 from tasks import wallpaper_qa as wallpaper
@@ -91,7 +91,8 @@ def test_published_prompts_and_recipes():
         assert found == (model, [target], "wallpaper_qa")
         assert 200 <= recipe.max_new_tokens <= 300
         assert recipe.repetition_penalty > 1
-        assert "non-commercial" in (RECIPES_DIR / f"{name}.yaml").read_text(encoding="utf-8")
+        comment = find_recipe(name).read_text(encoding="utf-8")
+        assert "CC BY-NC" in comment or "non-commercial" in comment
 
 
 def test_training_reads_a_question_once_for_its_five_answers(write_csv):
