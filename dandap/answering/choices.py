@@ -13,6 +13,7 @@ from dandap.model.memory import READ_TOKENS
 from dandap.recipe import Recipe
 from dandap.tree.logits import logits_at
 from dandap.tree.masks import tree_masks
+from dandap.tree.mixers import mixers_of
 from dandap.tree.token_tree import Part, collate
 
 
@@ -29,6 +30,7 @@ def score_choices(
     choices[index] are token ids. A log-probability is summed over a choice's tokens.
     """
     model.eval()
+    mixers = mixers_of(model)
 
     def sequences(index: int) -> Pairs:
         return [(examples[index].prompt_ids, ids) for ids in choices[index]]
@@ -36,8 +38,13 @@ def score_choices(
     @torch.inference_mode()
     def score(batch: list[Part]) -> dict[int, list[float]]:
         tensors = collate(
-            [part.tree for part in batch], pad_id, device=next(model.parameters()).device
+            [part.tree for part in batch],
+            pad_id,
+            device=next(model.parameters()).device,
+            segments="train" if mixers else None,
         )
+        if mixers:
+            mixers.read_next(tensors)
         with autocast_for(model), logits_at(model, tensors["predicts"]):
             logits = model(
                 input_ids=tensors["input_ids"],

@@ -34,6 +34,7 @@ from dandap.model.memory import READ_TOKENS, expected_length
 from dandap.tree.attention import Branched, branching
 from dandap.tree.logits import logits_at
 from dandap.tree.masks import ALIGNED, additive, sliding_windows, tree_masks
+from dandap.tree.mixers import BranchStates, mixers_of
 from dandap.tree.token_tree import Part, collate, send
 
 FIRST_TRIED = 16  # most probable tokens to try first in a grounded answer
@@ -86,8 +87,9 @@ class TreeCache(DynamicCache):
         self.rows, self.length = rows, length
         # The rows of the trees to read; None while decoding branches.
         self.reading: slice | None = None
-        self.trunk: list[tuple[torch.Tensor, ...]] = []  # per layer: keys, values
-        self.own: list[tuple[torch.Tensor, ...]] = []
+        self.trunk: dict[int, tuple[torch.Tensor, ...]] = {}  # per layer: keys, values
+        self.own: dict[int, tuple[torch.Tensor, ...]] = {}
+        self.recurrent = BranchStates()  # of layers without attention
         # The column of `own` for new tokens; on the device, for CUDA graphs.
         self.step = torch.full((1,), -1, device=device)
 
@@ -98,10 +100,10 @@ class TreeCache(DynamicCache):
         """
         new = (key_states, value_states)
         if self.reading:
-            if layer_idx == len(self.trunk):
+            if layer_idx not in self.trunk:
                 # Allocate all rows at once, to avoid copies.
-                self.trunk.append(
-                    tuple(x.new_zeros(self.rows, x.shape[1], self.length, x.shape[3]) for x in new)
+                self.trunk[layer_idx] = tuple(
+                    x.new_zeros(self.rows, x.shape[1], self.length, x.shape[3]) for x in new
                 )
             for whole, states in zip(self.trunk[layer_idx], new, strict=True):
                 whole[self.reading, :, : states.shape[2]] = states
@@ -113,23 +115,23 @@ class TreeCache(DynamicCache):
 
     def make_room(self, branches: int, steps: int) -> None:
         """Allocate more steps for every branch: zeros, which masks hide."""
-        for number, layer in enumerate(self.trunk):
+        for number, layer in self.trunk.items():
             rows, kv_heads, _, size = layer[0].shape
             room = tuple(x.new_zeros(rows, kv_heads, branches, steps, size) for x in layer)
-            if number < len(self.own):
+            if number in self.own:
                 pairs = zip(self.own[number], room, strict=True)
                 self.own[number] = tuple(torch.cat(pair, dim=3) for pair in pairs)
             else:
-                self.own.append(room)
+                self.own[number] = room
 
     def keep_branches(self, row: torch.Tensor, slot: torch.Tensor) -> None:
         """Move branches: [r, w] becomes [row[r, w], slot[r, w]]."""
-        for number, layer in enumerate(self.own):  # layer by layer, to avoid a second cache
+        for number, layer in self.own.items():  # layer by layer, to avoid a second cache
             self.own[number] = tuple(states[row, :, slot].transpose(1, 2) for states in layer)
 
     def keep_trees(self, rows: torch.Tensor) -> None:
         """Drop the trees of other rows."""
-        for number, layer in enumerate(self.trunk):
+        for number, layer in self.trunk.items():
             self.trunk[number] = tuple(states[rows] for states in layer)
 
 
@@ -148,6 +150,7 @@ class TreeDecoder:
         self.decoding, self.grounding = decoding, grounding
         self.device = next(model.parameters()).device
         self.windows = sliding_windows(model.config)
+        self.mixers = mixers_of(model)
         self.parts = batch
         self.multiple = ALIGNED if self.device.type == "cuda" else 1
         longest = max(len(part.tree) for part in batch)
@@ -193,6 +196,8 @@ class TreeDecoder:
             self.cache.reading = slice(first, first + rows)
             batch = self._collate(self.parts[first : first + rows])
             mask = tree_masks(self.model.config, batch, self.model.dtype, flex=False)
+            if self.mixers:
+                self.cache.recurrent.read_next(batch)
             predicted = self._forward(
                 batch["input_ids"], batch["position_ids"], mask, batch["predicts"]
             )
@@ -209,7 +214,8 @@ class TreeDecoder:
 
     def _collate(self, parts: list[Part]) -> dict[str, torch.Tensor]:
         trees = [part.tree for part in parts]
-        return collate(trees, self.decoding.pad_id, self.multiple, self.device)
+        segments = "read" if self.mixers else None
+        return collate(trees, self.decoding.pad_id, self.multiple, self.device, segments)
 
     def _branch_off(self) -> list[Branch]:
         """Return one branch per sample; set `sees`, the visible trunk columns, and `position`.
@@ -230,6 +236,10 @@ class TreeDecoder:
             ends[row, : len(row_ends)] = row_ends
         ends = self._sent(ends)
         self._find_slots(branches, width)
+        owner = torch.zeros(ends.numel(), dtype=torch.long)  # of each slot's prompt
+        for number, branch in enumerate(branches):
+            owner[branch.row * width + branch.slot] = number // samples
+        self.cache.recurrent.branch_off(self._sent(owner))
         batch = self._collate(self.parts)
         self.column_position = batch["position_ids"]
         # A branch sees its prompt's last token and that token's ancestors.
@@ -255,8 +265,10 @@ class TreeDecoder:
         slot = self._sent([slots + [0] * (width - len(slots)) for slots in members])
         left = self._sent(rows)
         row = left[:, None].expand_as(slot)
+        flat = row * self.position.shape[1] + slot
         self.sees, self.position = self.sees[row, slot], self.position[row, slot]
         self.cache.keep_branches(row, slot)
+        self.cache.recurrent.keep_branches(flat.flatten())
         if len(rows) < len(self.column_position):
             self.column_position = self.column_position[left]
             self.cache.keep_trees(left)
@@ -301,13 +313,14 @@ class TreeDecoder:
 
     def _forward(self, ids, positions, mask, at) -> torch.Tensor:
         """Return float32 logits at some positions, (positions, vocab)."""
+        cache_name = self.mixers.cache_name if self.mixers else "past_key_values"
         with autocast_for(self.model), logits_at(self.model, at):
             outputs = self.model(
                 input_ids=ids,
                 position_ids=positions,
                 attention_mask=mask,
-                past_key_values=self.cache,
                 use_cache=True,
+                **{cache_name: self.cache},
             )
         return outputs.logits.float()
 

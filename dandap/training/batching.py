@@ -61,11 +61,13 @@ class Batching:
     one_row: bool
     pad_id: int
     alone: bool = False
+    has_mixers: bool = False
 
     @classmethod
-    def for_plan(cls, plan: Plan, pad_id: int) -> "Batching":
+    def for_plan(cls, plan: Plan, pad_id: int, has_mixers: bool) -> "Batching":
         """Return the layout for the plan's attention kernel and device."""
-        return cls(plan.tokens_per_batch, plan.flex, pad_id, alone=plan.device.type == "cpu")
+        alone = plan.device.type == "cpu"
+        return cls(plan.tokens_per_batch, plan.flex, pad_id, alone, has_mixers)
 
     def collate_step(self, examples: list[Example]) -> dict:
         """Return a step as a dataloader item: its micro-batches and its examples.
@@ -79,7 +81,8 @@ class Batching:
             else:
                 trees.append([part.tree for part in batch])
         multiple = BLOCK if self.one_row else 1 if self.alone else ALIGNED
-        packed = collate_all(trees, self.pad_id, multiple)
+        segments = "train" if self.has_mixers else None
+        packed = collate_all(trees, self.pad_id, multiple, segments)
         targets = sum(shapes["target_ids"][0] for shapes in packed.shapes)
         labels = torch.zeros(targets, dtype=torch.long)
         # Without shift_labels, Trainer does not count a row's first label.

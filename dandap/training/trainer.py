@@ -31,6 +31,7 @@ from dandap.training.checkpoints import AtomicCheckpoints
 from dandap.tree.attention import use_tree_attention
 from dandap.tree.logits import logits_at, summed_cross_entropy
 from dandap.tree.masks import tree_masks
+from dandap.tree.mixers import mixers_of
 from dandap.tree.token_tree import Packed
 
 
@@ -57,7 +58,9 @@ def make_trainer(
                 model,
                 config,
                 examples=examples,
-                batching=Batching.for_plan(plan, tokenizer.pad_token_id),
+                batching=Batching.for_plan(
+                    plan, tokenizer.pad_token_id, mixers_of(model) is not None
+                ),
                 mask_dtype=plan.compute_dtype,
                 train_dataset=supervised(examples[:1]),  # required, not used
                 processing_class=tokenizer,
@@ -109,6 +112,7 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
     ):
         super().__init__(model, args, **others)
         self.examples, self.batching, self.mask_dtype = examples, batching, mask_dtype
+        self.mixers = mixers_of(model)
         self.step_examples: list[Example] = []
 
     def get_train_dataloader(self) -> DataLoader:
@@ -181,6 +185,8 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return a micro-batch's summed cross-entropy divided by the step's answer tokens."""
         masks = tree_masks(self.model.config, inputs, self.mask_dtype, flex=self.batching.one_row)
+        if self.mixers:
+            self.mixers.read_next(inputs)
         with logits_at(self.model, inputs["predicts"]):
             outputs = model(
                 input_ids=inputs["input_ids"],

@@ -13,6 +13,8 @@ BLOCK = 128  # FlexAttention's block size
 # On CUDA, SDPA copies masks whose rows are no multiple of this in every layer: 0.7 of 10.6 GB for a
 # 0.5B base.
 ALIGNED = 16
+# Layers without attention: mixers (dandap/tree/mixers.py), and layers that treat tokens separately.
+MIXERS = {"linear_attention", "conv", "mamba", "hybrid", "mlp", "moe"}
 Masks = torch.Tensor | BlockMask | dict[str, torch.Tensor | BlockMask]
 
 
@@ -20,7 +22,7 @@ def layers_without_masks(config: PretrainedConfig) -> str | None:
     """Return which layers ignore attention masks, so that branches would read each other."""
     config = config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
-    unknown = sorted(kinds - {"full_attention", "sliding_attention"})
+    unknown = sorted(kinds - {"full_attention", "sliding_attention", "attention"} - MIXERS)
     return f"{config.model_type} has {', '.join(unknown)} layers" if unknown else None
 
 
@@ -30,7 +32,7 @@ def sliding_windows(config: PretrainedConfig) -> dict[str, int | None]:
     The only kind is "" if all layers share one mask. InputError for layers without masks.
     """
     config = config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
+    kinds = set(getattr(config, "layer_types", None) or ()) - MIXERS
     window = getattr(config, "sliding_window", None)
     if reason := layers_without_masks(config):
         raise InputError(reason)

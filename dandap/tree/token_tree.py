@@ -44,6 +44,8 @@ from typing import NamedTuple
 
 import torch
 
+from dandap.tree.mixers import segment_arrays
+
 
 @dataclass(frozen=True)
 class TokenTree:
@@ -154,32 +156,39 @@ class Packed:
         ]
 
 
-def collate_all(batches: list[list[TokenTree]], pad_id: int, multiple_of: int = 1) -> Packed:
+def collate_all(
+    batches: list[list[TokenTree]], pad_id: int, multiple_of: int = 1, segments: str | None = None
+) -> Packed:
     """Collate several batches as `collate` does, into one Packed."""
     numbers: list[int] = []
     shapes: list[dict[str, tuple[int, ...]]] = []
     for trees in batches:
         shapes.append({})
-        for name, (shape, values) in _arrays(trees, pad_id, multiple_of).items():
+        for name, (shape, values) in _arrays(trees, pad_id, multiple_of, segments).items():
             shapes[-1][name] = shape
             numbers += values
     return Packed(torch.tensor(numbers, dtype=torch.long), shapes)
 
 
 def collate(
-    trees: list[TokenTree], pad_id: int, multiple_of: int = 1, device: torch.device | str = "cpu"
+    trees: list[TokenTree],
+    pad_id: int,
+    multiple_of: int = 1,
+    device: torch.device | str = "cpu",
+    segments: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """Collate trees, one per row, right-padded to a multiple of `multiple_of` tokens.
 
     input_ids, position_ids and subtree_end are (rows, length). `predicts` are the flat positions
     that predict an answer token. Pair k is the index predictor[k] into `predicts`, the predicted
-    token target_ids[k], and its count times[k].
+    token target_ids[k], and its count times[k]. `segments`, for mixers (dandap/tree/mixers.py), is
+    "train", or "read" for the states at the prompts' ends.
     """
-    return collate_all([trees], pad_id, multiple_of).on(device)[0]
+    return collate_all([trees], pad_id, multiple_of, segments).on(device)[0]
 
 
 def _arrays(
-    trees: list[TokenTree], pad_id: int, multiple_of: int
+    trees: list[TokenTree], pad_id: int, multiple_of: int, segments: str | None
 ) -> dict[str, tuple[tuple[int, ...], list[int]]]:
     """Return a batch's arrays by name, each as its shape and its flat values."""
     length = -(-max(map(len, trees)) // multiple_of) * multiple_of
@@ -200,7 +209,8 @@ def _arrays(
         pairs += [(number[index], target) for index, target in tree.targets]
     times = Counter(pairs)
     count = (len(pairs),)
-    return {
+    by_segment = segment_arrays(trees, length, segments == "read") if segments else {}
+    return by_segment | {
         "input_ids": (rows, input_ids),
         "position_ids": (rows, position_ids),
         "subtree_end": (rows, subtree_end),
