@@ -145,10 +145,10 @@ def absolute(got, expected):
 def rounding(model):
     """Return the factor on tolerances: small gradients of Qwen 3.5's decay have large errors.
 
-    TRL's own batches of 1 and of 4,096 tokens differ by 6e-5 in gradients. A branch that starts
-    from another state is off by more than 0.1.
+    TRL's own batches of 1 and of 4,096 tokens differ by up to 8e-4 in gradients after ten steps. A
+    branch that starts without its state is off by 0.13 in the first.
     """
-    return 20 if "qwen3_5" in str(model) else 1
+    return 100 if "qwen3_5" in str(model) else 1
 
 
 def assert_equals_trl(recipe, plan, examples, tokenizer, tmp_path, weights=absolute):

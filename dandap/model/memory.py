@@ -1,5 +1,6 @@
 """Estimate the memory of a run and plan its batches; activations are counted on a real layer."""
 
+import itertools
 import math
 import warnings
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import torch
 from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
+    DynamicCache,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -27,6 +29,7 @@ from dandap.model.load import pick_attention
 from dandap.recipe import Recipe
 from dandap.tree.attention import head_size, largest, why_no_flex
 from dandap.tree.logits import CHUNK
+from dandap.tree.masks import MIXERS
 
 GB = 1e9
 CPU_LIMIT = 1e9  # parameters; a CPU would train a larger base for weeks
@@ -37,6 +40,7 @@ ROOM = 1024  # tokens in a batch beyond the longest article: 16 questions
 COPY_SHARE = 0.5  # of free main memory, at most, for dequantized weights
 ANSWER_SHARE = 1 / 16  # of a batch's tokens: twice that of 5 short answers on 500 tokens
 QUESTION_TOKENS = 100  # unshared tokens per prompt, with its part of the article
+STATES = ("conv_states", "recurrent_states")  # of transformers' cache layers
 READ_TOKENS = 8192  # prompt tokens per forward pass; a batch may cache the keys of many more
 
 
@@ -127,15 +131,20 @@ def _copied(module, inputs):
     return tuple(tensor.clone() for tensor in inputs)
 
 
-def count_layer(
+def count_layers(
     recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype, flex: bool
-) -> tuple[float, int]:
-    """Return the bytes autograd saves per token in a layer, and the adapter's parameters."""
+) -> tuple[float, float, int]:
+    """Return the bytes autograd saves per token in all layers and in the largest one.
+
+    The third value is the number of the adapter's parameters.
+    """
     text: Any = config.get_text_config()
     model = empty_model(config, recipe.trust_remote_code)
     lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
     layers = next(each for each in lists if len(each) == text.num_hidden_layers)
-    del layers[2:]  # assume that the others are like the second
+    kinds = set(getattr(text, "layer_types", None) or ())
+    if not kinds & MIXERS:
+        del layers[2:]  # assume that the others are like the second
     eager = not flex and pick_attention(recipe, text) == "eager"
     model.set_attn_implementation("eager" if eager else "counted")
     # add_adapter seeds the generator and warns; `to` casts the adapter as autocast does.
@@ -156,9 +165,10 @@ def count_layer(
     def mark(*_: object) -> None:
         marks.append(storages.copy())
 
-    layers[-1].register_forward_pre_hook(mark)
+    for layer in layers:
+        layer.register_forward_pre_hook(mark)
     layers[-1].register_forward_hook(mark)
-    length, kinds = recipe.max_length, set(getattr(text, "layer_types", None) or ())
+    length = recipe.max_length
     with (
         torch.device("meta"),
         torch.autograd.graph.saved_tensors_hooks(save, save),
@@ -171,12 +181,28 @@ def count_layer(
             position_ids=torch.zeros(1, length, dtype=torch.long),
             use_cache=False,
         )
-    before, after = marks
-    saved = after - before - {parameter.untyped_storage() for parameter in model.parameters()}
+    weights = {parameter.untyped_storage() for parameter in model.parameters()}
+    saved = [
+        sum(storage.nbytes() for storage in after - before - weights) / length
+        for before, after in itertools.pairwise(marks)
+    ]
+    others = text.num_hidden_layers - len(layers)
+    saved = saved if kinds & MIXERS else [saved[-1]] * text.num_hidden_layers
     in_a_layer = sum(p.numel() for p in layers[-1].parameters() if p.requires_grad)
-    others = (text.num_hidden_layers - len(layers)) * in_a_layer
-    adapter = adapted.get_nb_trainable_parameters()[0] + others
-    return sum(storage.nbytes() for storage in saved) / length, adapter
+    adapter = adapted.get_nb_trainable_parameters()[0] + others * in_a_layer
+    return sum(saved), max(saved), adapter
+
+
+def count_states(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """Return the bytes of one branch's recurrent and convolutional states, in all layers."""
+    if not set(getattr(config, "layer_types", None) or ()) & MIXERS:
+        return 0
+    cache = DynamicCache(config=config)
+    with torch.device("meta"):
+        ids = torch.zeros(1, 2, dtype=torch.long)
+        empty_model(config).to(dtype)(input_ids=ids, past_key_values=cache, use_cache=True)
+    states = (getattr(layer, name, {}) for layer in cache.layers for name in STATES)
+    return sum(state.nbytes for each in states for state in each.values())
 
 
 class Footprint:
@@ -195,7 +221,8 @@ class Footprint:
         self.hidden, self.each = self.config.hidden_size, dtype.itemsize
         self.inner = largest(self.config, "intermediate_size") or 4 * self.hidden
         try:
-            count = count_layer(recipe, config, dtype, flex)
+            count = count_layers(recipe, config, dtype, flex)
+            self.state_bytes = count_states(self.config, dtype)
         except Exception:  # noqa: BLE001
             # Data-dependent code, such as a router, fails on meta: count a Llama of these sizes.
             names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -203,8 +230,9 @@ class Footprint:
             sizes["num_attention_heads"] = sizes["num_attention_heads"] or 1  # Mamba has none
             llama = LlamaConfig(hidden_size=self.hidden, intermediate_size=self.inner, **sizes)
             everywhere = recipe.model_copy(update={"lora_target_modules": "all-linear"})
-            count = count_layer(everywhere, llama, dtype, flex)
-        self.layer_bytes, self.adapter = count
+            count = count_layers(everywhere, llama, dtype, flex)
+            self.state_bytes = 0
+        self.saved_bytes, self.layer_bytes, self.adapter = count
         # Bytes of dense masks per token, (rows, length, length): one per kind of layer.
         is_mixed = "sliding_attention" in (getattr(self.config, "layer_types", None) or ())
         self.mask_bytes = recipe.max_length * self.each * (2 if is_mixed else 1)
@@ -227,8 +255,13 @@ class Footprint:
 
         `answer_share` is the share of the tokens that predict an answer.
         """
-        one_layer = tokens * self.layer_bytes
-        saved = tokens * self.hidden * self.each if checkpointing else one_layer
+        layers = self.config.num_hidden_layers
+        # Every question starts from its own copy of its article's state.
+        states = tokens / QUESTION_TOKENS * self.state_bytes
+        one_layer = tokens * self.layer_bytes + states / layers
+        saved = tokens * self.saved_bytes + states
+        if checkpointing:
+            saved = layers * tokens * self.hidden * self.each
         ends = tokens * self.hidden * (4 + self.each)  # embeddings and the last norm
         masks = 0 if self.flex else tokens * self.mask_bytes
         # The peak is at the loss (logits, their gradient, a soft cap's steps, two float32 chunks)
@@ -238,7 +271,7 @@ class Footprint:
         loss = logits * copies * self.each + 2 * 4 * min(CHUNK, logits)
         backward = tokens * (self.inner + 2 * self.hidden) * self.each
         moment = max(loss, backward + (one_layer if checkpointing else 0))
-        activations = self.config.num_hidden_layers * saved + ends + masks + moment
+        activations = saved + ends + masks + moment
         # Weight, gradient and AdamW's two moments in float32, and autocast's copy.
         adapter = self.adapter * (16 if checkpointing or self.each == 4 else 16 + self.each)
         return MemoryEstimate(self.weights, adapter, activations, self.parameters)
@@ -258,7 +291,8 @@ class Footprint:
         answer = recipe.samples * expected_length(recipe.max_new_tokens)
         rows = tokens * recipe.samples / (QUESTION_TOKENS + answer)
         logits = rows * config.vocab_size * 4 * 3  # in float32; masked; with noise
-        activations = cache + work + logits
+        states = 2 * rows * self.state_bytes  # of prompts, and of their branches
+        activations = cache + work + logits + states
         return MemoryEstimate(self.weights, each * self.adapter, activations, self.parameters)
 
 

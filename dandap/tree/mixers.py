@@ -263,23 +263,24 @@ class Mixers:
     def _forward(self, layer: int, forward: Callable, name: str, hidden_states, *args, **options):
         cache = options.get(name)
         branches: BranchStates | None = getattr(cache, "recurrent", None)
-        levels = self.levels if cache is None else branches and branches.levels
-        if levels is None and branches is None:
+        levels = branches.levels if branches else self.levels if cache is None else None
+        if not branches and not levels:
             return forward(hidden_states, *args, **options)
-        mixer = partial(forward, **{n: options[n] for n in options if n not in (name, UNUSED)})
-        if levels is None:
-            assert branches
-            return _step(mixer, name, hidden_states, branches.own[layer])
-        output, states = _read(mixer, name, hidden_states, levels)
-        if branches:
-            branches.read[layer].append(joined(states).at(branches.ends))
-        return output
+        options = {n: value for n, value in options.items() if n not in (name, "attention_mask")}
+        mixer = partial(forward, **options)
+        if levels:
+            output, states = _read(mixer, name, hidden_states, levels)
+            if branches:
+                assert branches.ends is not None
+                branches.read[layer].append(joined(states).at(branches.ends))
+            return output
+        assert branches
+        return _step(mixer, name, hidden_states, branches.own[layer])
 
 
-UNUSED = "attention_mask"  # padding is outside segments
-
-
-def _read(mixer: Callable, name: str, hidden_states: torch.Tensor, levels: Levels):
+def _read(
+    mixer: Callable, name: str, hidden_states: torch.Tensor, levels: Levels
+) -> tuple[torch.Tensor, list[State]]:
     """Return the output of a batch of trees, (rows, length, hidden), and the states by level."""
     flat = hidden_states.flatten(0, 1)
     outputs: list[torch.Tensor] = []
@@ -300,10 +301,11 @@ def _step(mixer: Callable, name: str, hidden_states: torch.Tensor, own: State) -
     """Feed one token per branch, (rows, slots, hidden), and update the branches' states."""
     cache = SegmentCache(own)
     output = mixer(hidden_states.flatten(0, 1)[:, None], **{name: cache})
+    after = cache.end()
     # In place, for CUDA graphs.
-    for old, new in zip(own, cache.end(), strict=True):
-        if old is not None:
-            old.copy_(new)
+    own.conv.copy_(after.conv)
+    if own.recurrent is not None and after.recurrent is not None:
+        own.recurrent.copy_(after.recurrent)
     return output.view(hidden_states.shape)
 
 
