@@ -50,7 +50,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             arguments.test_file,
             split=arguments.split,
             limit=arguments.limit,
-            engine=arguments.engine,
             output_dir=arguments.output_dir,
             answers_dir=arguments.answers_dir,
             output=arguments.output,
@@ -110,8 +109,6 @@ def command_line() -> Parser:
     add("--output", metavar="FILE", help="copy the submission to this file")
     add("--overwrite", action="store_true", help="allow --output to replace a file")
     add("--json", action="store_true", help="print the result as JSON, too")
-    vllm = "vllm needs its own installation (default: ours)"
-    add("--engine", choices=["ours", "vllm"], default="ours", help=vllm)
     add_options(parser, "generation (overrides the run's recipe)", OPTIONS)
     return parser
 

@@ -53,7 +53,7 @@ def read_file(path: Path, need_answers: bool) -> Table:
                 "delete the row."
             )
         fields = {field: texts.get(field, "") for field in FIELDS}
-        group = name.split("#")[0]  # tools.augment numbers the pairs of a row, T1#1 to T1#10
+        group = name.split("#")[0]  # pairs of a row may be numbered, T1#1 to T1#10
         for number, column in enumerate(questions, 1):
             row_id = f"{name}-{number}" if is_original else name
             rows.append(Row(row_id, "", texts.get(column, ""), golds, fields=fields, group=group))

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 # What other tests or .ci/run run, and what needs Docker or an account of the hub.
 ELSEWHERE = (
     *("pip install", "python -m venv", "ruff", "pytest", "docker", "accelerate launch"),
-    *("recipes/dialogue-all.sh", "python inference.py --engine vllm"),
+    "recipes/dialogue-all.sh",
     *("python export.py RUN --to gguf", "python export.py RUN --to merged --push_to_hub NAME"),
 )
 BASE = "data/demo_model"

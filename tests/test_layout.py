@@ -73,7 +73,7 @@ def test_imports_have_no_cycles():
 def test_what_ends_at_once_loads_no_heavy_library():
     """Loading torch takes up to 10 s."""
     heavy = {"torch", "transformers", "matplotlib", "pandas", "datasets"}
-    tools = [f"tools.{name}" for name in "compare explore refine augment submit demo.make".split()]
+    tools = [f"tools.{name}" for name in "compare explore refine submit demo.make".split()]
     wrong = [
         "fine_tune --lerning_rate 1",
         "fine_tune --recipe nowhere",
@@ -83,7 +83,6 @@ def test_what_ends_at_once_loads_no_heavy_library():
         "ensemble nowhere.csv",
         "tools.compare nowhere.csv",
         "tools.explore nowhere.csv",
-        "tools.augment pairs nowhere.csv out.csv",
     ]
     right = ["prompts", "metrics", "tasks", *(f"{name} --help" for name in (*SCRIPTS, *tools))]
     calls = [[command.split(), 2 if command in wrong else 0] for command in right + wrong]

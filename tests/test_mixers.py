@@ -80,7 +80,7 @@ def test_calls_cover_every_token_of_a_batch():
     trees = [grow([([1, 2, 3], [4, 5, 0]), ([1, 2, 6], [7, 0])]), grow([([1], [2, 0])])]
     batch = collate(trees, pad_id=0, segments="train")
     levels = levels_of(batch)
-    outputs = torch.cat([call.index.flatten() for calls in levels.calls for call in calls])
+    outputs = torch.cat([call.tokens.flatten() for calls in levels.calls for call in calls])
     length = batch["input_ids"].shape[1]
     tokens = [row * length + token for row, tree in enumerate(trees) for token in range(len(tree))]
     assert outputs[levels.order][tokens].tolist() == tokens

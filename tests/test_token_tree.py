@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import create_mask, flex_attention
 from transformers import (
     Gemma2Config,
     GPT2Config,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
@@ -134,8 +135,9 @@ def test_sliding_windows():
         (Gemma2Config(sliding_window=64), {"full_attention": None, "sliding_attention": 64}),
     ):
         assert sliding_windows(config) == windows
-    with pytest.raises(InputError, match="qwen3_next has linear_attention layers"):
-        sliding_windows(Qwen3NextConfig())
+    assert sliding_windows(Qwen3NextConfig()) == {"": None}
+    with pytest.raises(InputError, match="llama4_text has chunked_attention layers"):
+        sliding_windows(Llama4TextConfig())
 
 
 def test_deep_trees_take_linear_time_and_no_recursion():

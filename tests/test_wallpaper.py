@@ -102,7 +102,7 @@ def test_training_reads_a_question_once_for_its_five_answers(write_csv):
     encoder = make_encoder(recipe, template, load_tokenizer(recipe))
     examples = encoder.encode(rows, recipe.prompt_limit, answers=True)
     plan = Plan(torch.device("cpu"), torch.float32, 4096, False, None, None)
-    ((part,),) = Batching.for_plan(plan, pad_id=0).micro_batches(examples)
+    ((part,),) = Batching.for_plan(plan, 0, False).micro_batches(examples)
     prompts = {tuple(example.prompt_ids) for example in examples}
     answers = sum(len(example.answer_ids) for example in examples)
     every_time = answers + sum(len(example.prompt_ids) for example in examples)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from peft import PeftModel
 from transformers import PretrainedConfig
@@ -67,8 +67,6 @@ from dandap.runs.report import write_report
 from tasks import checked_template, get_task
 from tasks.submission import write_review
 from tasks.task import compute_scores, print_scores, read_test, read_train
-
-Engine = Literal["ours", "vllm"]
 
 
 @dataclass(frozen=True)
@@ -147,10 +145,9 @@ class OpenModel:
     """A loaded model that answers rows."""
 
     recipe: Recipe
-    answerer: Any  # Answerer or VllmAnswerer
+    answerer: Answerer
     base: dict[str, str]  # the base's identity
     config: PretrainedConfig
-    engine: str = "ours"  # or vLLM with its version
 
     @property
     def encoder(self) -> Encoder:
@@ -198,13 +195,8 @@ class OpenModel:
         )
 
 
-def open_model(
-    source: Source, engine: Engine = "ours", bases: Path = Path("outputs/bases")
-) -> OpenModel:
-    """Load a source's model, after all checks that need no weights.
-
-    `bases` is the folder for vLLM's dequantized bases.
-    """
+def open_model(source: Source) -> OpenModel:
+    """Load a source's model, after all checks that need no weights."""
     recipe, run = source.recipe, source.run
     config = load_config(recipe)
     tokenizer = load_tokenizer(recipe, run.adapter if run else None)
@@ -216,12 +208,6 @@ def open_model(
             "differ."
         )
     encoder = Encoder(tokenizer, source.template, get_task(recipe.task).sample)
-    if engine == "vllm":
-        from dandap.answering.vllm import open_vllm
-
-        adapter = run.adapter if run else None
-        answerer, version = open_vllm(recipe, config, encoder, base, adapter, bases)
-        return OpenModel(recipe, answerer, base, config, version)
     plan = broadcast_plan(make_plan(recipe, config, pick_device(), training=False))
     print(plan)
     base_model = load_base(recipe, plan.device, config, plan.dequantized)
@@ -253,7 +239,6 @@ def answer(
     *,
     split: str | None = None,
     limit: int | None = None,
-    engine: Engine = "ours",
     output_dir: str = "outputs",
     answers_dir: str | None = None,
     output: str | None = None,
@@ -279,11 +264,7 @@ def answer(
     check_writable(parent, "Choose another --answers_dir.")
 
     started = time.perf_counter()
-    if engine == "vllm":
-        from dandap.answering.vllm import refuse
-
-        refuse(recipe, rows)
-    model = open_model(source, engine, Path(output_dir) / "bases")
+    model = open_model(source)
     loaded = time.perf_counter()
     if not run:
         report_other_ids(model.encoder.tokenizer, recipe, [row.context for row in rows[:20]])
@@ -292,14 +273,13 @@ def answer(
         environment = new_environment([table], model.base)
         parent = from_main(partial(_base_run, source, environment, output_dir)).answers
     of = split or table.path.stem
-    stem = of if engine == "ours" else f"{of}-{engine}"
-    name = answers_name(stem, recipe, run.load_recipe() if run else recipe, limit)
+    name = answers_name(of, recipe, run.load_recipe() if run else recipe, limit)
     # Continue only if everything that answers depend on is equal.
     settings = hash_settings(
         {
             **{"recipe": recipe.model_dump(), "template": source.template},
             **{"data": table.sha256, "gold": [row.answers for row in rows]},
-            **{"limit": limit, "split": split, "base": model.base, "engine": model.engine},
+            **{"limit": limit, "split": split, "base": model.base},
             "packages": describe_environment([])["packages"],
         },
         run.adapter if run else None,
@@ -345,7 +325,7 @@ def answer(
         elif len(without_gold) < len(rows):
             print(f"no score: {len(without_gold)} of {len(rows)} questions have no gold answer")
         content = {
-            **{"scores": scores, "limit": limit, "split": split, "engine": engine},
+            **{"scores": scores, "limit": limit, "split": split},
             **{"run": run and str(run.path), "model": recipe.model, "template": source.template},
             "adapter": folder_hash(run.adapter) if run else None,
             "timing": {

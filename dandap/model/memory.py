@@ -200,7 +200,8 @@ def count_states(config: PretrainedConfig, dtype: torch.dtype) -> int:
     cache = DynamicCache(config=config)
     with torch.device("meta"):
         ids = torch.zeros(1, 2, dtype=torch.long)
-        empty_model(config).to(dtype)(input_ids=ids, past_key_values=cache, use_cache=True)
+        model: Any = empty_model(config)
+        model.to(dtype)(input_ids=ids, past_key_values=cache, use_cache=True)
     states = (getattr(layer, name, {}) for layer in cache.layers for name in STATES)
     return sum(state.nbytes for each in states for state in each.values())
 

@@ -53,7 +53,7 @@ class Segment(NamedTuple):
 class Call(NamedTuple):
     """Segments that a mixer reads in one call."""
 
-    index: torch.Tensor  # (segments, length): of their tokens in the flattened batch
+    tokens: torch.Tensor  # (segments, length): indices in the flattened batch
     parent: torch.Tensor | None  # (segments,): among the states of the level above
     has_children: bool
 
@@ -289,7 +289,7 @@ def _read(
         ends = []
         for call in calls:
             cache = SegmentCache(None if call.parent is None else states[-1].at(call.parent))
-            outputs.append(mixer(flat[call.index], **{name: cache}).flatten(0, 1))
+            outputs.append(mixer(flat[call.tokens], **{name: cache}).flatten(0, 1))
             if call.has_children:
                 ends.append(cache.end())
         if ends:
