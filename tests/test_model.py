@@ -126,7 +126,15 @@ def test_an_unknown_target_module_is_rejected():
 
 def test_the_compute_dtype_is_native(monkeypatch):
     """A T4 reports bfloat16 as supported unless emulation is excluded."""
-    assert pick_compute_dtype(Recipe(), CPU) is torch.float32
+    large, small = (AutoConfig.for_model("llama"), load_config(DEMO))
+    for supported, config, expected in (
+        (True, large, torch.bfloat16),
+        (True, small, torch.float32),
+        (False, large, torch.float32),
+    ):
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda supported=supported: supported)
+        assert pick_compute_dtype(Recipe(), CPU, config) is expected
     for is_native, expected in ((False, torch.float16), (True, torch.bfloat16)):
         monkeypatch.setattr(
             torch.cuda,

@@ -30,6 +30,7 @@ from dandap.training.batching import (
     deal,
     share,
 )
+from dandap.training.run import print_sharing
 from dandap.training.trainer import make_trainer
 from tests.conftest import ROOT
 
@@ -497,3 +498,11 @@ def test_a_question_that_does_not_fit_ends_the_search(limited):
     tokens[0] = 80
     with pytest.raises(torch.OutOfMemoryError, match="a single question"):
         tree_gradients(trainer, [long, *short])
+
+
+def test_steps_that_share_nothing_are_reported(capsys):
+    examples = make_examples()
+    print_sharing(Recipe(questions_per_step=1), examples)
+    assert "share almost no tokens. Use --questions_per_step 16." in capsys.readouterr().out
+    print_sharing(Recipe(), examples)
+    assert "WARNING" not in capsys.readouterr().out

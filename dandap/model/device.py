@@ -3,17 +3,18 @@
 import gc
 import shutil
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from dandap.model.distributed import world_size
 from dandap.recipe import Recipe
 
 T = TypeVar("T")
+SMALL = 1e7  # parameters: three times the demo's base
 
 
 def pick_device() -> torch.device:
@@ -57,12 +58,29 @@ def why_no_gpu() -> str | None:
     return f"torch {torch.__version__} finds no usable GPU; check `nvidia-smi`"
 
 
-def pick_compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """Return the recipe's compute dtype; "auto" is the device's native one."""
+def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return the architecture without weights, on the meta device."""
+    # Unlike accelerate's init_empty_weights, this keeps tied embeddings tied.
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def pick_compute_dtype(
+    recipe: Recipe, device: torch.device, config: PretrainedConfig | None = None
+) -> torch.dtype:
+    """Return the recipe's compute dtype; "auto" is the device's native one.
+
+    On a CPU that is bfloat16 with AVX512-BF16 or AMX, except for a base as small as the demo's.
+    """
     if recipe.compute_dtype != "auto":
         return getattr(torch, recipe.compute_dtype)
     if device.type == "cpu":
-        return torch.float32
+        cpu: Any = torch.cpu  # its stub lacks these
+        if not config or not (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()):
+            return torch.float32
+        model = empty_model(config, recipe.trust_remote_code)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return torch.bfloat16 if parameters > SMALL else torch.float32
     # By default a T4's emulated bfloat16 counts as supported.
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if native else torch.float16

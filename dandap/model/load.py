@@ -135,8 +135,8 @@ def load_base(
 
     With `dequantized`, NF4 weights are replaced by their dequantized values.
     """
-    dtype = pick_compute_dtype(recipe, device)
     config = config or load_config(recipe)
+    dtype = pick_compute_dtype(recipe, device, config)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",  # Linear4bit's own default is fp4

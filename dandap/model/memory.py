@@ -12,7 +12,6 @@ import psutil
 import torch
 from transformers import (
     AttentionInterface,
-    AutoModelForCausalLM,
     DynamicCache,
     LlamaConfig,
     PretrainedConfig,
@@ -23,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dandap.errors import InputError
 from dandap.model.adapter import add_adapter
-from dandap.model.device import pick_compute_dtype, why_no_gpu
+from dandap.model.device import empty_model, pick_compute_dtype, why_no_gpu
 from dandap.model.distributed import from_main, world_size
 from dandap.model.load import pick_attention
 from dandap.recipe import Recipe
@@ -92,13 +91,6 @@ class Plan:
 
 class DoesNotFit(InputError):
     """The base needs more memory than is free."""
-
-
-def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Return the architecture without weights, on the meta device."""
-    # Unlike accelerate's init_empty_weights, this keeps tied embeddings tied.
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -322,7 +314,7 @@ def make_plan(
     recipe: Recipe, config: PretrainedConfig, device: torch.device, training: bool
 ) -> Plan:
     """Select attention, batch size and checkpointing; raise DoesNotFit if nothing fits."""
-    dtype, reason = pick_compute_dtype(recipe, device), None
+    dtype, reason = pick_compute_dtype(recipe, device, config), None
     if training:
         reason = why_no_flex(recipe, config, device, dtype)
         kernel = f"{pick_attention(recipe, config)} ({reason})" if reason else "flex"

@@ -63,7 +63,7 @@ def print_plans(recipe_name: str | None, options: dict, gpu_memory: str | None) 
             print(f"{label} {size / GB:>4.0f} GB  {line}")
         if why_no_gpu() and not gpu_memory and by_flex.popitem()[1].parameters <= CPU_LIMIT:
             cpu = torch.device("cpu")
-            footprint = Footprint(recipe, config, cpu, pick_compute_dtype(recipe, cpu))
+            footprint = Footprint(recipe, config, cpu, pick_compute_dtype(recipe, cpu, config))
             print(f"{label} this CPU  {_plan_line(footprint, available_memory())}")
     if unknown:
         print(f"Unknown shapes: {', '.join(unknown)}. --plan --recipe NAME downloads the config.")

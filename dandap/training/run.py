@@ -74,6 +74,7 @@ from tasks import checked_template, get_task
 from tasks.task import read_test, read_train
 
 FEW_STEPS = 20  # after 7 steps (120 sample questions) answers are still sentences
+MOST_SHARED = 16  # the default of questions_per_step
 FED = 0.75  # minimum parallel efficiency without a warning
 
 
@@ -282,6 +283,11 @@ def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
             f"reading once: {len(examples):,} questions on {articles:,} articles: {tokens} tokens "
             f"per epoch ({every_time / once:.1f}x fewer)"
         )
+        if every_time < 1.05 * once and articles < len(examples):
+            way_out = "In the template, put {context} before {question}."
+            if recipe.questions_per_step < MOST_SHARED:
+                way_out = f"Use --questions_per_step {MOST_SHARED}."
+            print(f"WARNING: the steps of this run share almost no tokens. {way_out}")
     steps = math.ceil(math.ceil(len(examples) / recipe.questions_per_step) * recipe.epochs)
     if steps < FEW_STEPS:
         print(
