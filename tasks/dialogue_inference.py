@@ -332,7 +332,6 @@ class DialogueInference(Task):
                 ("total_utterance_length_distribution", length, lengths, "characters"),
             ],
             shared=list(following.items()),
-            texts=[turn["utterance"] for turns in dialogues.values() for turn in turns],
         )
 
 

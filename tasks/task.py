@@ -69,7 +69,6 @@ class Description(NamedTuple):
     # (file name, title, counts by name or values for a histogram, axis label)
     charts: list[tuple[str, str, dict[Any, int] | list[int], str]]
     shared: list[tuple[str, list[str]]]  # (shared text, the texts that follow it)
-    texts: list[str]  # for the word cloud
 
 
 class Task:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import warnings
 
 import pytest
@@ -14,7 +13,7 @@ from tools.demo.dialogues import make_dialogues, numbered
 PUBLISHED = {
     f"{name}_distribution.png"
     for name in ("category", "conversation_length", "output", "total_utterance_length")
-} | {"wordcloud.png"}
+}
 
 
 def run(tmp_path, *argv):
@@ -44,7 +43,7 @@ def test_economic_qa(small_train, tmp_path):
     assert 1.2 < tokens / fewer < 2
     assert tables["Answers"]["literally in their article"] == ("100.0%",)
     names = ("answer_length", "article_length", "question_length", "questions_per_article", "kinds")
-    files = {f"{name}.png" for name in names} | {"wordcloud.png", "report.html"}
+    files = {f"{name}.png" for name in names} | {"report.html"}
     assert {path.name for path in folder.iterdir()} == files
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count('class="plot"') == len(list(folder.glob("*.png")))
@@ -94,10 +93,3 @@ def test_input_that_is_rejected(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             explore.main([*words_.split(), "--output_dir", str(tmp_path)])
-
-
-def test_without_kiwi_there_is_no_word_cloud(small_train, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "kiwipiepy", None)
-    _, folder = run(tmp_path / "o", small_train)
-    assert "no word cloud. Run pip install" in capsys.readouterr().out
-    assert (folder / "report.html").is_file()

@@ -28,11 +28,12 @@ SIZES = {
     **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
     # Dropout is random, and so is the noise of routers.
     **{"attention_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    **{"hidden_dropout": 0.0, "residual_dropout": 0.0, "router_jitter_noise": 0.0},
+    **{"hidden_dropout": 0.0, "residual_dropout": 0.0, "router_jitter_noise": 0.0, "dropout": 0.0},
 }
 MLA = {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8}
 MLA |= {"qk_nope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
 MLA |= {"moe_intermediate_size": 32, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+FEW_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 WINDOWS = {"head_dim": 16, "sliding_window": 8}
 WINDOWS |= {"layer_types": ["sliding_attention", "full_attention"]}
 SMALL_INPUTS = {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 96}
@@ -41,7 +42,7 @@ BY_TREES = {
     name: {}
     for name in "apertus arcee bitnet cohere cohere2 exaone4 gemma glm glm4 gpt2 gpt_bigcode "
     "gpt_neox granite granitemoe granitemoeshared llama mistral mixtral nemotron olmo olmo2 olmo3 "
-    "olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 stablelm "
+    "olmoe opt persimmon phi phi3 phimoe qwen2 qwen3 seed_oss smollm3 stablelm "
     "starcoder2".split()
 }
 BY_TREES |= {
@@ -49,13 +50,42 @@ BY_TREES |= {
     "gemma3_text": WINDOWS | {"query_pre_attn_scalar": 16},
     "gemma4_text": WINDOWS | SMALL_INPUTS | {"num_kv_shared_layers": 0},
     "deepseek_v3": MLA,
+    "qwen2_moe": FEW_EXPERTS | {"shared_expert_intermediate_size": 32},
+    "qwen3_moe": FEW_EXPERTS,
 }
-# Attention without an interface or by index, other masks, or recurrent layers.
+HYBRID = {"num_hidden_layers": 4, "head_dim": 16}
+DELTA = {"layer_types": ["linear_attention"] * 3 + ["full_attention"], **HYBRID}
+DELTA |= {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
+DELTA |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
+MAMBA = {"num_hidden_layers": 4, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16}
+MAMBA |= {"mamba_expand": 2, "mamba_n_groups": 1}
+# Recurrent and convolutional layers (dandap/tree/mixers.py).
+BY_TREES |= {
+    "qwen3_5_text": DELTA | {"linear_num_value_heads": 4},
+    "qwen3_next": DELTA | FEW_EXPERTS | {"shared_expert_intermediate_size": 32},
+    "olmo_hybrid": DELTA,
+    "kimi_linear": HYBRID
+    | {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}
+    | {"q_lora_rank": None, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16}
+    | {"v_head_dim": 16, "num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2}
+    | {"moe_intermediate_size": 32},
+    "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "conv", "full_attention", "conv"]},
+    "granitemoehybrid": MAMBA
+    | {"layer_types": ["mamba", "mamba", "attention", "mamba"]}
+    | {"num_local_experts": 0, "shared_intermediate_size": 96},
+    "bamba": MAMBA | {"attn_layer_indices": [2]},
+    "falcon_h1": MAMBA | {"mamba_d_ssm": 128},
+    "nemotron_h": {"num_hidden_layers": 4, "hybrid_override_pattern": "M-*M"}
+    | {"layers_block_type": ["mamba", "mlp", "attention", "mamba"]}
+    | {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "expand": 2},
+}
+# Attention without an interface or by index, other masks, a cache of its own (minimax), Mamba 1,
+# whose scan has no initial state, or steps that differ from the whole sequence (zamba2).
 SEPARATELY = {
     name: {}
-    for name in "bamba bloom codegen falcon_h1 gpt_neo gpt_oss gptj granitemoehybrid jamba jetmoe "
-    "kimi_linear lfm2 llama4_text mamba minimax mpt nemotron_h olmo_hybrid qwen3_5_text "
-    "qwen3_next recurrent_gemma rwkv xglm".split()
+    for name in "bloom codegen gpt_neo gpt_oss gptj jamba jetmoe llama4_text mamba minimax mpt "
+    "recurrent_gemma rwkv xglm".split()
 }
 SEPARATELY |= {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 24},

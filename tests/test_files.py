@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import unicodedata
+import zipfile
 from datetime import date
 from decimal import Decimal
 
@@ -124,6 +125,12 @@ def book(path, *rows, formats=()):
     return path
 
 
+def change(path, work):
+    made = openpyxl.load_workbook(path)
+    work(made.active)
+    made.save(path)
+
+
 def test_excel(tmp_path):
     rows = [list(ROW), list(ROW.values())]
     assert first_of(book(tmp_path / "a.xlsx", *rows)) == WHOLE
@@ -137,6 +144,16 @@ def test_excel(tmp_path):
     rejected(book(tmp_path / "error.xlsx", rows[0], [*rows[1][:3], "#N/A"]), "cell D2: .*#N/A")
     shown = book(tmp_path / "shown.xlsx", *rows, formats=[("D2", 0.367, "0.0%")])
     rejected(shown, r"cell D2: got 0.367 in the format '0.0%'.*Format the column as text")
+    hidden, merged = book(tmp_path / "hidden.xlsx", *rows), book(tmp_path / "merged.xlsx", *rows)
+    change(hidden, lambda sheet: setattr(sheet.row_dimensions[2], "hidden", True))
+    rejected(hidden, "hidden or filtered row 2: expected one visible value")
+    change(merged, lambda sheet: sheet.merge_cells("B2:C2"))
+    rejected(merged, "merged cells B2:C2")
+    rejected(book(tmp_path / "formula.xlsx", rows[0], [*rows[1][:3], "=B2"]), "in cell D2")
+    large = book(tmp_path / "large.xlsx", *rows)
+    with zipfile.ZipFile(large, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("padding.xml", b"0" * 110_000_000)
+    rejected(large, "unpacks to 110 MB")
     rejected(write(tmp_path, "torn.xlsx", b"PK\x03\x04"), "cannot be read .BadZipFile")
 
 

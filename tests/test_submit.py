@@ -31,10 +31,10 @@ finder, version = importlib.machinery.PathFinder, importlib.metadata.version
 find_spec = finder.find_spec
 
 def find(name, *more):
-    return None if name in {submit.NOT_NEEDED} else find_spec(name, *more)
+    return None if name in {set(submit.NOT_NEEDED)} else find_spec(name, *more)
 
 def version_of(name):
-    if name in {submit.NOT_NEEDED}:
+    if name in {set(submit.NOT_NEEDED)}:
         raise importlib.metadata.PackageNotFoundError(name)
     return version(name)
 

@@ -6,7 +6,6 @@ Writes outputs/explore-<name>-<time>/ with report.html and charts. The task is r
 file's fields. --refined cleans dialogues first (tools.refine).
 """
 
-import base64
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -45,8 +44,6 @@ PAGE = """{% for name, rows in tables.items() %}
 {{ pictures | join }}
 """
 DEMO_TOKENIZER = "data/demo_model"
-MOST_TEXTS = 2000  # in the word cloud; Kiwi takes 5 ms per article
-PIECE = 2000  # characters per text for Kiwi
 Cells = list[tuple[Any, ...]]  # a table's rows
 
 
@@ -91,7 +88,6 @@ def explore(
 
     folder = new_folder(output_dir, f"explore-{path.stem}{'-refined' * refined}")
     pictures = [draw_chart(folder / f"{name}.png", *chart) for name, *chart in found.charts]
-    pictures.append(word_cloud(folder / "wordcloud.png", found.texts))
     title = f"{path.name}{' (refined)' * refined}: {task.name}"
     report = write_page(folder, PAGE, title, tables=tables, pictures=pictures)
     for title, cells in tables.items():
@@ -147,7 +143,6 @@ def describe_rows(task: Task, rows: list[Row]) -> Description:
         sizes=sizes,
         charts=charts,
         shared=[(rows[group[0]].context, [rows[i].question for i in group]) for group in groups],
-        texts=[*{row.context for row in rows}, *(row.question for row in rows)],
     )
 
 
@@ -204,37 +199,6 @@ def draw_chart(path: Path, title: str, values: dict[Any, int] | list[int], label
 
     height = 3.2 if isinstance(values, list) else 1.1 + 0.35 * len(values)
     return Markup(draw(path, t(title), fill, height))
-
-
-def word_cloud(path: Path, texts: list[str]) -> Markup:
-    """Draw a word cloud of the nouns (kiwipiepy), and return it as HTML."""
-    try:
-        from kiwipiepy import Kiwi
-        from wordcloud import WordCloud
-    except ImportError:
-        print("no word cloud. Run pip install -r requirements-extra.txt")
-        return Markup()
-    from dandap.runs.html import BLUE, font_file
-
-    # NNG, NNP, SL: common nouns, proper nouns, Latin letters.
-    found = Kiwi().tokenize(text[:PIECE] for text in texts[:MOST_TEXTS])
-    tokens = (token for each in found for token in each)
-    nouns = (token.form for token in tokens if token.tag in ("NNG", "NNP", "SL"))
-    words = Counter(word for word in nouns if len(word) > 1).most_common(150)
-    cloud = WordCloud(
-        font_file(),
-        width=1000,
-        height=600,
-        mode="RGBA",
-        background_color=None,
-        random_state=0,
-        color_func=lambda *_, **__: BLUE,
-    )
-    # WordCloud rejects an empty dict.
-    cloud.generate_from_frequencies(dict(words) or {"-": 1}).to_file(str(path))
-    data = base64.b64encode(path.read_bytes()).decode()
-    element = '<h3>{}</h3><img class="plot" alt="" src="data:image/png;base64,{}">'
-    return Markup(element).format(t("words"), data)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Cells]:

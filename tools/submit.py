@@ -19,7 +19,7 @@ from tasks import get_task
 
 CODE = ("dandap/**/*.*", "tasks/*.*", "prompts.py", "metrics.py", "LICENSE")
 # Packages that answering does not need.
-NOT_NEEDED = ("trl", "wordcloud")
+NOT_NEEDED = ("trl",)
 # Folders in hub repositories with the same weights in other formats, and download caches.
 OTHER_FORMATS = {"original", "onnx", "openvino", ".cache", ".git"}
 

@@ -116,8 +116,7 @@ class TreeCache(DynamicCache):
     def make_room(self, branches: int, steps: int) -> None:
         """Allocate more steps for every branch: zeros, which masks hide."""
         for number, layer in self.trunk.items():
-            rows, kv_heads, _, size = layer[0].shape
-            room = tuple(x.new_zeros(rows, kv_heads, branches, steps, size) for x in layer)
+            room = tuple(x.new_zeros(*x.shape[:2], branches, steps, x.shape[3]) for x in layer)
             if number in self.own:
                 pairs = zip(self.own[number], room, strict=True)
                 self.own[number] = tuple(torch.cat(pair, dim=3) for pair in pairs)

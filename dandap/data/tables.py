@@ -15,6 +15,7 @@ from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 from dandap.data.text import READABLE, TABLES, encoding_notes, find_files, open_text, trim
 from dandap.errors import InputError, first_line, short_list
@@ -124,9 +125,20 @@ def _with_header(
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
         message = f"{path} cannot be read ({first_line(error)}). Save or export it again."
         raise InputError(message) from error
+
+
+# XML of a worksheet whose values differ from what Excel shows.
+NOT_SHOWN = {
+    rb'<mergeCell ref="([A-Z]+\d+:[A-Z]+\d+)"': "merged cells",
+    rb'<row (?=[^>]*hidden="(?:1|true)")[^>]*r="(\d+)"': "hidden or filtered row",
+    rb'<c r="([A-Z]+\d+)"[^>]*><f[^>]*>(?:[^<]*</f>)?(?:<v ?/>|<v></v>)?</c>': "formula without a "
+    "saved value in cell",
+}
 
 
 def _read_excel(path: Path) -> Sheet:
@@ -139,7 +151,21 @@ def _read_excel(path: Path) -> Sheet:
     lines: list[tuple[int, list[str]]] = []
     unclear = {}
     with _reading(path), path.open("rb") as file:
-        sheet, *others = load_workbook(file, read_only=True, data_only=True).worksheets
+        with ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > max(1e8, 50 * path.stat().st_size):
+                raise InputError(
+                    f"{path} unpacks to {unpacked / 1e6:,.0f} MB, which is unusual for its size. "
+                    "Save it as CSV UTF-8."
+                )
+            sheet, *others = load_workbook(file, read_only=True, data_only=True).worksheets
+            content = archive.read(sheet._worksheet_path.lstrip("/"))
+        for pattern, what in NOT_SHOWN.items():
+            if found := re.search(pattern, content):
+                raise InputError(
+                    f"{path}, {what} {found[1].decode()}: expected one visible value per cell. "
+                    "Change it in Excel, or save the file as CSV."
+                )
         sheet.reset_dimensions()  # some programs write A1:A1
         for number, row in enumerate(sheet.iter_rows(), 1):
             values = ("" if cell.value is None else cell.value for cell in row)

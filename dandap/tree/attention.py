@@ -4,9 +4,9 @@ FlexAttention is probed on the machine before it is used.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -132,10 +132,24 @@ def branching(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     before = base.config._attn_implementation
     use_tree_attention(base)
+    latent = [module for module in base.modules() if hasattr(module, "expand_kv")]
+    for module in latent:
+        module.expand_kv = partial(_expand, module.expand_kv)
     try:
         yield
     finally:
         base.set_attn_implementation(before)
+        for module in latent:
+            del module.expand_kv
+
+
+def _expand(expand: Callable, latent, rotary):
+    """Expand the cached latents of multi-head latent attention (DeepSeek V2) to keys and values."""
+    if not isinstance(latent, Branched):
+        return expand(latent, rotary)
+    own = expand(latent.own.flatten(2, 3), rotary.own.flatten(2, 3))
+    own = (states.unflatten(2, latent.own.shape[2:4]) for states in own)
+    return tuple(map(Branched, expand(latent.trunk, rotary.trunk), own))
 
 
 def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -260,8 +274,9 @@ def _branch_attention(
     rows, heads, width, size = query.shape
     kv_heads, length = key.trunk.shape[1:3]
     scaling = size**-0.5 if scaling is None else scaling
-    # The fused kernel supports neither soft-capping nor grouped queries.
-    if query.device.type == "cpu" and not softcap and heads == kv_heads:
+    # The fused kernel needs a key head per query head and values of the same size.
+    is_plain = not softcap and heads == kv_heads and size == value.trunk.shape[-1]
+    if query.device.type == "cpu" and is_plain:
         return _branch_attention_on_cpu(query, key, value, mask, scaling)
     # r rows, k key heads, g query heads of a key head, w branches, t own steps, d head size.
     grouped = (query * scaling).view(rows, kv_heads, heads // kv_heads, width, size)
@@ -276,9 +291,9 @@ def _branch_attention(
     with torch.autocast(query.device.type, enabled=False):
         weights = (scores + mask[:, :, None]).softmax(-1).to(query.dtype)
     # Flatten before splitting, to avoid a copy.
-    from_trunk = (weights.flatten(2, 3)[..., :length] @ value.trunk).view(grouped.shape)
+    from_trunk = (weights.flatten(2, 3)[..., :length] @ value.trunk).view(*grouped.shape[:4], -1)
     from_own = torch.einsum("rkgwt,rkwtd->rkgwd", weights[..., length:], value.own)
-    return (from_trunk + from_own).view(query.shape).transpose(1, 2).contiguous()
+    return (from_trunk + from_own).view(rows, heads, width, -1).transpose(1, 2).contiguous()
 
 
 def _branch_attention_on_cpu(
