@@ -298,7 +298,7 @@ def test_other_data_and_another_recipe_need_resume_anyway(work, whole, capsys):
 def test_another_adapter_cannot_continue_and_the_run_stays_as_it_was(work, monkeypatch):
     run, _ = interrupted(work, monkeypatch, "adapter")
     before = run.recipe_file.read_text()
-    with pytest.raises(InputError, match="adapter is not that of .*Start a new run"):
+    with pytest.raises(InputError, match="adapter does not match .*Start a new run"):
         resume(run, "--resume_anyway --lora_r 4")
     assert run.recipe_file.read_text() == before
 

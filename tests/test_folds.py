@@ -216,7 +216,7 @@ def test_bad_calls_and_previews_leave_nothing(tmp_path):
     for words, message in (
         ("--folds 1", "expected at least 2"),
         ("--fold 1/2", "expected one of them"),
-        ("--resume nowhere", "no such folds in"),
+        ("--resume nowhere", "expected a folder of folds in"),
     ):
         with pytest.raises(InputError, match=message):
             fine_tune.main(f"{call} {words}".split())

@@ -243,5 +243,5 @@ def test_a_plan_for_one_recipe(capsys, monkeypatch):
 def test_parse_size():
     assert parse_size("16GB") == parse_size("16") == parse_size("16 gb") == 16 * GB
     for text in ("x", "-1", "0GB", "", "nan"):
-        with pytest.raises(InputError, match="expected a size as 16GB"):
+        with pytest.raises(InputError, match="expected a size like 16GB"):
             parse_size(text)

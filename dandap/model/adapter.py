@@ -61,8 +61,8 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
 def unadapted(model: PreTrainedModel, everywhere: bool) -> str | None:
     """Return a pattern of linear layers that get no adapter, or None.
 
-    These are vision and audio towers, which no text reaches, and, with all-linear (`everywhere`),
-    the routers of experts and the modules of Mamba that PEFT rejects.
+    Excludes vision and audio towers, which text does not use. With all-linear (`everywhere`), also
+    excludes expert routers and the Mamba modules that PEFT rejects.
     """
     patterns = set()
     modules = dict(model.named_modules())
@@ -193,7 +193,7 @@ def average_adapters(recipe: Recipe, folders: list[Path], target: Path) -> None:
 
 
 def check_adapter_keys(model: PeftModel, found: set[str], folder: Path) -> None:
-    """Reject an adapter with missing or unknown tensors, of which PEFT only warns."""
+    """Reject an adapter with missing or unknown tensors; PEFT only warns."""
     # Without the embeddings, which PEFT adds if the LM head has an adapter.
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     missing, unknown = sorted(expected - found), sorted(found - expected)

@@ -16,7 +16,7 @@ from dandap.model.memory import GB, available_memory, empty_model
 from dandap.recipe import Recipe
 
 
-def check_space(recipe: Recipe, folder: Path, what: str, way_out: str) -> None:
+def check_space(recipe: Recipe, folder: Path, what: str, advice: str) -> None:
     """Reject a dequantized model that exceeds the free disk or main memory, before loading it."""
     model = empty_model(load_config(recipe), recipe.trust_remote_code)
     dtype = pick_compute_dtype(recipe, pick_device())
@@ -27,7 +27,7 @@ def check_space(recipe: Recipe, folder: Path, what: str, way_out: str) -> None:
         if room < size:
             raise InputError(
                 f"{what} of {recipe.model} takes {size / GB:.1f} GB in {dtype}; {name} has "
-                f"{room / GB:.1f} GB free. Free some space, {way_out}."
+                f"{room / GB:.1f} GB free. Free some space, {advice}."
             )
 
 

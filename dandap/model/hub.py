@@ -15,9 +15,9 @@ from dandap.files import folder_hash
 from dandap.recipe import Recipe
 
 HUB_TIMEOUT = 5  # seconds to connect
-# Words in libraries' errors, and advice; without a match the error's first line is shown.
+# Words in library errors, and advice. Without a match, the error's first line is shown.
 ADVICE = (
-    (("out of memory",), "free the GPU (nvidia-smi shows who uses it), or use a smaller base."),
+    (("out of memory",), "free the GPU (nvidia-smi lists its processes), or use a smaller base."),
     (
         ("pytorch_model", ".bin"),
         "its repository has only pickled weights, which can run code. Use a safetensors version.",
@@ -28,7 +28,7 @@ ADVICE = (
     ),
     (
         ("gated", "401", "403"),
-        "it is gated. Accept its terms on huggingface.co and set HF_TOKEN (in Colab by a cell: "
+        "it is gated. Accept its terms on huggingface.co and set HF_TOKEN (in Colab, run "
         "os.environ['HF_TOKEN'] = userdata.get('HF_TOKEN')).",
     ),
 )

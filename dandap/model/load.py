@@ -213,7 +213,7 @@ def pick_attention(recipe: Recipe, config: PretrainedConfig) -> str:
     """
     if recipe.attention in ("sdpa", "eager"):
         return recipe.attention
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # None: code of its own
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # None: remote code
     has_sdpa = getattr(architecture, "_supports_sdpa", True)
     softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     return "eager" if softcap or not has_sdpa else "sdpa"
@@ -240,7 +240,7 @@ def report_other_ids(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, texts: 
     ]
     if differing:
         print(
-            f"WARNING: {type(tokenizer).__name__} gives other ids than {file} for "
-            f"{len(differing)} of {len(texts)} texts, as {differing[0][:40]!r}. The base was "
-            "trained on the file's ids; another transformers version may agree with it."
+            f"WARNING: {type(tokenizer).__name__} gives different ids than {file} for "
+            f"{len(differing)} of {len(texts)} texts, e.g. {differing[0][:40]!r}. The base was "
+            "trained on the file's ids; another transformers version may match them."
         )

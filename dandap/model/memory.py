@@ -354,8 +354,8 @@ def fit_plan(
     if recipe.tokens_per_batch != "auto":
         sizes = [recipe.tokens_per_batch]
     auto = training and recipe.gradient_checkpointing == "auto"
-    ways = [False, True] if auto else [training and recipe.gradient_checkpointing is True]
-    for tokens, checkpointing in ((size, way) for way in ways for size in sizes):
+    settings = [False, True] if auto else [training and recipe.gradient_checkpointing is True]
+    for tokens, checkpointing in ((size, on) for on in settings for size in sizes):
         if training:
             estimate = footprint.training(tokens, checkpointing, answer_share)
         else:
@@ -366,7 +366,7 @@ def fit_plan(
         if not on_cpu:
             # Smaller batches help only if base and adapter fit.
             base_fits = training and estimate.total - estimate.activations < free
-            ways_out = {
+            suggestions = {
                 "--quantization nf4, ": training and recipe.quantization == "none",
                 "--gradient_checkpointing true, ": training and not auto and not checkpointing,
                 "--tokens_per_batch auto, ": base_fits and recipe.tokens_per_batch != "auto",
@@ -374,7 +374,7 @@ def fit_plan(
             }
             raise DoesNotFit(
                 f"{recipe.model} needs about {estimate}; {free / GB:.1f} GB are free. Try "
-                f"{''.join(way for way, helps in ways_out.items() if helps)}a smaller base "
+                f"{''.join(each for each, helps in suggestions.items() if helps)}a smaller base "
                 "(README.md), or a GPU with more free memory (nvidia-smi)."
             )
         print(

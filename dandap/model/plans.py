@@ -69,7 +69,7 @@ def print_plans(recipe_name: str | None, options: dict, gpu_memory: str | None) 
         print(f"Unknown shapes: {', '.join(unknown)}. --plan --recipe NAME downloads the config.")
     if not recipe_name:
         print("If a recipe does not fit, --plan --recipe NAME suggests changes.")
-    print("Estimates, within 5% of a simulated step. GPUs above 16 GB are assumed to be sm_80.")
+    print("Estimates, within 5% of a simulated step. Assumes sm_80 or newer above 16 GB.")
 
 
 def _plan_line(footprint: Footprint, free: float, short: bool = False) -> str:
@@ -93,5 +93,5 @@ def parse_size(text: str) -> float:
     except ValueError:
         size = 0
     if not 0 < size < 1e15:
-        raise InputError(f"--gpu_memory: got {text!r}, expected a size as 16GB.")
+        raise InputError(f"--gpu_memory: got {text!r}, expected a size like 16GB.")
     return size

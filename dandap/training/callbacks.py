@@ -141,7 +141,7 @@ class Tracker(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         try:
             self.callback.on_train_begin(args, state, control, **kwargs)
-        # Trackers have errors of their own for connection and login.
+        # Each tracker raises different connection and login errors.
         except Exception as error:
             raise InputError(
                 f"report_to: {self.name} could not be started ({first_line(error)}). Correct its "

@@ -178,7 +178,7 @@ def find_checkpoint(run: RunFolder, model: PeftModel) -> Path:
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise InputError(
-                f"the recipe's adapter is not that of {checkpoint}: got {ours.get(name)} for "
+                f"the recipe's adapter does not match {checkpoint}: got {ours.get(name)} for "
                 f"{name}, expected {theirs.get(name)}. Start a new run to change lora_r or "
                 "lora_target_modules."
             )
@@ -187,13 +187,13 @@ def find_checkpoint(run: RunFolder, model: PeftModel) -> Path:
         shutil.rmtree(run.checkpoints / STAGING, ignore_errors=True)
         # Drop lines after the checkpoint, and evaluations that it does not contain.
         evaluated = {record["step"] for record in evaluations(load_state(checkpoint))}
-        kept = []
+        remaining = []
         for record in read_json_lines(run.metrics_file):
             if record.get("step", math.inf) > step_of(checkpoint):
                 break
             if "evaluation" not in record or record["step"] in evaluated:
-                kept.append(record)
-        write_json_lines(run.metrics_file, kept)
+                remaining.append(record)
+        write_json_lines(run.metrics_file, remaining)
     return checkpoint
 
 

@@ -138,7 +138,7 @@ def find_folds(name: str, output_dir: str) -> Path:
         found = sorted(Path(output_dir).glob("*/folds.json"), key=lambda f: f.stat().st_mtime_ns)
         parent = found[-1].parent if found else None
     if parent is None or not (parent / "folds.json").is_file():
-        raise InputError(f"got --resume {name}, but there are no such folds in {output_dir}.")
+        raise InputError(f"--resume: got {name!r}, expected a folder of folds in {output_dir}.")
     return parent
 
 

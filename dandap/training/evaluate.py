@@ -23,7 +23,7 @@ from tasks.task import answerable, compute_scores, format_evaluation, label, pri
 
 def sample_examples(examples: list[Example], most: int) -> list[Example]:
     """Return at most `most` questions, if possible of whole articles, independent of row order."""
-    # Sorted by hash.
+    # `Row.article` is a hash.
     articles = sorted(
         by_article(example.row.article for example in examples),
         key=lambda article: examples[article[0]].row.article,

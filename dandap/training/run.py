@@ -75,7 +75,7 @@ from tasks.task import read_test, read_train
 
 FEW_STEPS = 20  # after 7 steps (120 sample questions) answers are still sentences
 MOST_SHARED = 16  # the default of questions_per_step
-FED = 0.75  # minimum parallel efficiency without a warning
+MIN_EFFICIENCY = 0.75  # minimum parallel efficiency without a warning
 
 
 def train(
@@ -90,7 +90,7 @@ def train(
     template = run_template(recipe, resume)
     if not resume:
         check_name(recipe.output_dir, recipe.run_name)
-        check_writable(Path(recipe.output_dir), "Name another --output_dir.")
+        check_writable(Path(recipe.output_dir), "Choose another --output_dir.")
     check_trackers(recipe)
     table, rows, validation_rows = read_data(recipe)
     findings = check_rows(recipe, rows, validation_rows)
@@ -123,8 +123,8 @@ def train(
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
     adapter: Any = model.peft_config["default"]
     if adapter.exclude_modules or adapter.target_parameters:
-        also = ", ".join(sorted(adapter.target_parameters or ["nothing else"]))
-        print(f"  none on {adapter.exclude_modules or 'the head'}; on linear layers and {also}")
+        adapted = ", ".join(["linear layers", *sorted(adapter.target_parameters or ())])
+        print(f"  adapted: {adapted}; excluded: {adapter.exclude_modules or 'the LM head'}")
     answerer = Answerer(used, encoder, model, answering_plan)
     if used.read_once and answerer.cannot_branch:
         used = read_separately(recipe, answerer.cannot_branch)
@@ -230,9 +230,9 @@ def read_data(recipe: Recipe) -> tuple[Table, list[Row], list[Row]]:
     """Read the training file; return (table, training rows, validation rows) and print counts."""
     task = get_task(recipe.task)
     table = read_train(task, recipe)
-    asked, on = task.nouns
+    unit, source = task.nouns
     articles = len({row.article for row in table.rows})
-    print(f"{table.path}: {len(table.rows):,} {asked} on {articles:,} {on}")
+    print(f"{table.path}: {len(table.rows):,} {unit} on {articles:,} {source}")
     for note in table.notes:
         print(f"  {note}")
     changed = [f"{name}={value}" for name, value in recipe.differences().items()]
@@ -240,7 +240,7 @@ def read_data(recipe: Recipe) -> tuple[Table, list[Row], list[Row]]:
     rows, validation = split_by_article(table.rows, recipe.validation_fraction, recipe.fold)
     if validation:
         articles = len({row.article for row in validation})
-        print(f"validation: {len(validation):,} {asked} on {articles:,} {on}, held out")
+        print(f"validation: {len(validation):,} {unit} on {articles:,} {source}, held out")
     return table, rows, validation
 
 
@@ -298,7 +298,7 @@ def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
     if processes > 1 and recipe.read_once and is_main_process():
         at_best = speedup(examples, recipe, processes)
         line = f"speedup of {processes} processes: at most {at_best:.1f}x"
-        if at_best < FED * processes:
+        if at_best < MIN_EFFICIENCY * processes:
             line = f"WARNING: {line} with {recipe.questions_per_step} questions per step. "
             line += "Raise --questions_per_step; fewer steps may need a higher --learning_rate."
         print(line)

@@ -53,7 +53,7 @@ def why_no_flex(
     on_gpu = device.type == "cuda"
     major, minor = torch.cuda.get_device_capability(device) if on_gpu else (0, 0)
     dropout = getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0)
-    # A model with code of its own is not in the mapping; the probe and the branch check decide.
+    # The mapping lacks models with remote code; the probe and the branch check decide.
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     reason = None
     if recipe.attention not in ("auto", "flex"):
@@ -69,7 +69,7 @@ def why_no_flex(
     elif not getattr(architecture, "_supports_flex_attn", True):
         reason = f"{config.model_type} has no flex attention"
     elif isinstance(sizes_of(config, "head_dim"), list):
-        reason = "flex is probed for one head size, and layers differ"
+        reason = "the flex probe supports one head size, but layers differ"
     for tiles in () if reason else tiles_to_try(config, device, dtype):
         _chosen_tiles[head_size(config), dtype] = tiles
         try:

@@ -43,8 +43,8 @@ def summed_cross_entropy(
 class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, predictor, target_ids, times):
-        # log softmax is (logit - top) - rest. Subtract separately: their sum (a log-sum-exp of 50)
-        # would lose the difference of a softmax from 1 to rounding.
+        # log softmax is (logit - top) - rest. Subtract separately: rounding their sum
+        # (a log-sum-exp of 50) would lose a small 1 - softmax.
         top = logits.amax(-1).float()
         parts = zip(_chunks(logits), _chunks(top, logits), strict=True)
         rest = torch.cat(

@@ -10,8 +10,8 @@ from transformers import PretrainedConfig
 from dandap.errors import InputError
 
 BLOCK = 128  # FlexAttention's block size
-# On CUDA, SDPA copies masks whose rows are no multiple of this in every layer: 0.7 of 10.6 GB for a
-# 0.5B base.
+# On CUDA, SDPA copies a mask in every layer unless its row length is a multiple of this: 0.7 of
+# 10.6 GB for a 0.5B base.
 ALIGNED = 16
 # Layers without attention: mixers (dandap/tree/mixers.py), and layers that treat tokens separately.
 MIXERS = {"linear_attention", "conv", "mamba", "hybrid", "mlp", "moe"}

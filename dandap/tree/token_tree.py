@@ -101,7 +101,7 @@ def grow(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> TokenTree:
 def _lay_out(children: list[dict[int, int]]) -> tuple[list[int], list[int], list[int], list[int]]:
     """Return tokens, depths, subtree ends, and node -> index, in depth-first order.
 
-    Uses a stack, because a tree is deeper than Python's recursion limit.
+    Uses a stack, because a tree can be deeper than Python's recursion limit.
     """
     input_ids: list[int] = []
     position_ids: list[int] = []
@@ -234,7 +234,7 @@ def pack(
     """Return batches of parts that fit, the largest tree first.
 
     A group that is too large is split into the largest fitting parts; a single member that does not
-    fit is a batch of its own.
+    fit is a separate batch.
     """
 
     def largest(group: list) -> Part:
