@@ -71,7 +71,7 @@ def answers(base, rows, grounded, **options):
 
 
 @KINDS
-def test_grounded_answers_are_spans_and_equal_greedy_answers_that_are(kind, questions, request):
+def test_grounded_answers_are_spans_and_equal_greedy_spans(kind, questions, request):
     """100 articles are cut at random positions, so that spans end anywhere."""
     rng, rows = random.Random(0), []
     for number in range(100):

@@ -27,7 +27,7 @@ BASES = {
         layer_types=["conv", "full_attention"],
     ),
 }
-# Prefixes that share one token, prompts that are prefixes of others, and equal questions.
+# Shared prefixes of one token, prompts that are prefixes of others, and equal questions.
 PROMPTS = ([5, 6, 7], [5, 6, 7, 8], [5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 8, 12], [5, 6, 7, 8, 12])
 ANSWERS = ([20, 1], [21, 22, 1], [23, 1], [24, 25, 26, 1], [24, 27, 1])
 

@@ -309,7 +309,7 @@ def test_an_adapter_on_the_head_trains_and_is_saved_alone(trainers):
 
 
 def test_an_eval_forward_between_steps_does_not_change_training(bases, tokenizer, tmp_path):
-    """Regression: on AVX512-BF16 CPUs it repacked 4-bit weights, and gradients were wrong."""
+    """Regression: on AVX512-BF16 CPUs it repacked 4-bit weights, so gradients were wrong."""
 
     class Evaluate(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -369,7 +369,7 @@ def number_questions(sizes):
 
 @given(article_sizes, st.integers(1, 20), st.integers(0, 2**32))
 def test_every_question_is_dealt_once(sizes, questions_per_step, seed):
-    """Steps have the planned number and are not empty; only larger articles are split."""
+    """The number of steps is as planned, none is empty, and only larger articles are split."""
     total = sum(sizes)
     steps = deal(number_questions(sizes), questions_per_step, random.Random(seed))
     assert len(steps) == math.ceil(total / questions_per_step)
