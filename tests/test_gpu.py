@@ -1,4 +1,4 @@
-"""FlexAttention and answers from trees on a CUDA GPU: `pytest -m gpu`."""
+"""FlexAttention and tree answers on a CUDA GPU: `pytest -m gpu`."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def plain_kernel(name):
 
 
 def random_base(name, deviation=0.02):
-    """Return a tiny base in float32 on the GPU; 0.2 makes answers differ."""
+    """Return a tiny random float32 model on the GPU; with 0.2, its answers differ."""
     config = named_config(name)
     config.initializer_range = deviation
     torch.manual_seed(0)
@@ -41,7 +41,7 @@ def random_base(name, deviation=0.02):
 
 @pytest.mark.parametrize("name", TINY)
 def test_flex_has_the_plain_kernels_loss_and_gradients(name):
-    """In float32, by one compilation for several lengths."""
+    """In float32; one compilation serves all lengths."""
     model = random_base(name)
     for length in (100, 300, 700):
         pairs = [([*range(10, 10 + length), q, q + 1], [5, q, 2]) for q in range(20, 24)]
@@ -67,31 +67,31 @@ def test_flex_has_the_plain_kernels_loss_and_gradients(name):
 
 
 def examples():
-    """Return four articles of different lengths with one to eight questions."""
+    """Return examples of four articles of different lengths, with one to eight questions."""
     torch.manual_seed(0)
-    made = []
+    result = []
     for article, questions in enumerate((1, 3, 8, 1)):
         context = torch.randint(3, 90, (20 + 30 * article,)).tolist()
         for number in range(questions):
             row = Row(f"{article}-{number}", str(article), "q")
-            made.append(Example(row, [*context, 90 + number, 91], []))
-    return made
+            result.append(Example(row, [*context, 90 + number, 91], []))
+    return result
 
 
-# Some stop early and some need three captures, each with fewer branches.
+# Some answers stop early; some need three captures, each with fewer branches.
 NATURAL = Decoding(stop_ids=[1, 2, *range(100, 200)], pad_id=0, max_new_tokens=40)
 FORCED = Decoding(stop_ids=[1, 2], pad_id=0, max_new_tokens=16, min_new_tokens=16)
 
 
-def by_trees(model, decoding, tokens):
-    found = dict(answer_examples(model, examples(), decoding, tokens))
-    return [found[index][0].token_ids for index in range(len(found))]
+def tree_answers(model, decoding, tokens):
+    answers = dict(answer_examples(model, examples(), decoding, tokens))
+    return [answers[index][0].token_ids for index in range(len(answers))]
 
 
 @pytest.mark.parametrize("tokens", [100, 100_000])
 @pytest.mark.parametrize("name", TINY)
 def test_answers_from_trees_equal_generate(monkeypatch, name, tokens):
-    """Eagerly, and by real CUDA graphs."""
+    """With real CUDA graphs and without them."""
     monkeypatch.setattr(cuda_graph, "_disabled", False)
     model = random_base(name, 0.2)
     for decoding in (NATURAL, FORCED):
@@ -101,30 +101,30 @@ def test_answers_from_trees_equal_generate(monkeypatch, name, tokens):
         ]
         for captures in (True, False):
             monkeypatch.setattr(tree_decoder, "can_capture", lambda device, can=captures: can)
-            assert by_trees(model, decoding, tokens) == expected
+            assert tree_answers(model, decoding, tokens) == expected
             assert not cuda_graph._disabled
 
 
-def wait(module, inputs, output):
+def wait_for_gpu(module, inputs, output):
     output.sum().item()
 
 
-@pytest.mark.parametrize("is_seen", [True, False])
-def test_a_model_that_cannot_be_captured_answers_the_same(monkeypatch, capsys, is_seen):
-    """It waits for the GPU in its forward, as remote code may.
+@pytest.mark.parametrize("is_detected", [True, False])
+def test_a_model_that_cannot_be_captured_answers_the_same(monkeypatch, capsys, is_detected):
+    """The model's forward waits for the GPU, as remote code may.
 
-    Where that was not seen in time, the capture fails, and torch must be as before.
+    If the wait is not detected in time, the capture fails and must leave torch usable.
     """
     model = random_base("tiny-llama", 0.2)
-    expected = by_trees(model, FORCED, 100_000)
+    expected = tree_answers(model, FORCED, 100_000)
     monkeypatch.setattr(cuda_graph, "_disabled", False)
-    if not is_seen:
+    if not is_detected:
         monkeypatch.setattr(cuda_graph, "run_eagerly", lambda work: work())
-    model.model.layers[0].register_forward_hook(wait)
+    model.model.layers[0].register_forward_hook(wait_for_gpu)
     for _ in range(2):
-        assert by_trees(model, FORCED, 100) == expected
+        assert tree_answers(model, FORCED, 100) == expected
     assert capsys.readouterr().out.count("without CUDA graphs") == 1
     torch.cuda.synchronize()
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
-    torch.rand(1, device="cuda")  # raises if its generator still takes the capture to be running
+    torch.rand(1, device="cuda")  # raises if the generator is still in a capture
     torch.nn.functional.dropout(torch.ones(9, device="cuda"))

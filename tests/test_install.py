@@ -1,4 +1,4 @@
-"""Test that `pip install -e .` makes commands that run from any folder."""
+"""`pip install -e .` installs commands that run from any folder."""
 
 import os
 import subprocess
@@ -14,18 +14,18 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def run(*command, cwd):
-    """Run a command without the project on its path; return what it prints."""
+    """Run a command without the project on its path, and return its output."""
     environment = {name: os.environ[name] for name in os.environ if name != "PYTHONPATH"}
-    ended = subprocess.run(
+    completed = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True
     )
-    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
-    return ended.stdout
+    assert completed.returncode == 0, completed.stdout[-2000:] + completed.stderr[-4000:]
+    return completed.stdout
 
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory):
-    """Install a copy of the project into a new environment that sees this one's packages."""
+    """Install a copy of the project into a new environment that shares installed packages."""
     folder = tmp_path_factory.mktemp("environment")
     project = copy_project(tmp_path_factory.mktemp("copy") / "project")
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
@@ -38,7 +38,7 @@ def scripts(tmp_path_factory):
     return python.parent
 
 
-def test_every_command_starts_a_script():
+def test_every_command_has_a_script():
     for command, target in PROJECT["project"]["scripts"].items():
         module, _, name = target.partition(":")
         assert (module, f"dandap-{name}") == ("dandap.cli", command)
@@ -48,10 +48,10 @@ def test_every_command_starts_a_script():
     assert modules == sorted(path.stem for path in ROOT.glob("*.py")), "a script is not installed"
 
 
-def test_commands_start_from_another_folder(scripts, tmp_path):
+def test_commands_run_from_another_folder(scripts, tmp_path):
     assert "[user]" in run(scripts / "dandap-prompts", "concise", cwd=tmp_path)
     code = "from importlib.metadata import requires; print(*requires('dandap'), sep='\\n')"
-    needed = run(next(scripts.glob("python*")), "-c", code, cwd=tmp_path).splitlines()
-    assert "trl==1.16.0" in needed, "dependencies come from requirements.txt, without comments"
+    required = run(next(scripts.glob("python*")), "-c", code, cwd=tmp_path).splitlines()
+    assert "trl==1.16.0" in required, "dependencies come from requirements.txt, without comments"
     help_text = run(scripts / "dandap-train", "--help", cwd=tmp_path)
     assert help_text.startswith("usage: dandap-train ")

@@ -1,4 +1,4 @@
-"""An inference that is killed continues, and its files end as if it had never been interrupted."""
+"""A killed inference resumes, and its files equal those of an uninterrupted one."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.conftest import HEADER, LAUNCH, ROOT, process_of
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Make a run of one step, a test file of 60 questions on 30 articles, and its answers."""
+    """Train for one step and answer a test file of 60 questions on 30 articles."""
     folder = tmp_path_factory.mktemp("work")
     texts = {"train": [",".join(HEADER)], "test": [",".join(HEADER[:3])]}
     for number in range(60):
@@ -46,7 +46,7 @@ def answer(folder, *more):
 
 
 def answers(folder):
-    """Return the folders of answers, oldest first."""
+    """Return the answer folders, oldest first."""
     found = (folder / "outputs" / "run" / "answers").glob("*/settings.json")
     return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
 
@@ -58,7 +58,7 @@ def assert_as_uninterrupted(folder, path):
 
 
 def interrupt(folder, name, lines, torn=b""):
-    """Leave a folder as an inference does that was killed after so many answers."""
+    """Create the answer folder of an inference that was killed after `lines` answers."""
     whole, path = answers(folder)[0], folder / "outputs" / "run" / "answers" / name
     path.mkdir()
     shutil.copy(whole / "settings.json", path)
@@ -67,7 +67,7 @@ def interrupt(folder, name, lines, torn=b""):
     return path
 
 
-def test_an_interrupted_inference_ends_in_the_same_bytes(work, capsys):
+def test_an_interrupted_inference_resumes_to_the_same_bytes(work, capsys):
     for lines, torn in (
         (1, b'{"id": "TEST_0003", "predi'),
         (17, b"\x00\xff\n"),
@@ -98,12 +98,12 @@ def test_other_settings_never_reuse_answers(work):
         ("--limit 9", "test-first9-2"),
     ):
         answer(work, *more.split())
-        assert answers(work)[-1].name.startswith(name), "then comes the year"
+        assert answers(work)[-1].name.startswith(name), "followed by the year"
     assert (path / "predictions.jsonl").read_bytes() == before
     shutil.rmtree(path)
 
 
-def test_another_adapter_never_reuses_answers(work):
+def test_a_changed_adapter_never_reuses_answers(work):
     path = interrupt(work, "adapter", 30)
     weights = work / "outputs" / "run" / "adapter" / "adapter_model.safetensors"
     manifest = weights.with_name("manifest.json")
@@ -112,7 +112,7 @@ def test_another_adapter_never_reuses_answers(work):
         weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
         with pytest.raises(InputError, match=r"adapter_model.safetensors is damaged .*manifest"):
             answer(work)
-        manifest.unlink()  # the change was meant
+        manifest.unlink()  # accept the change
         answer(work)
         assert not (path / "submission.csv").exists()
     finally:
@@ -129,7 +129,7 @@ def start(folder, *launcher):
 
 
 def wait_for_answers(work, count, process, name, least):
-    """Wait until the newest folder, if there are more than `count`, has so many answers."""
+    """Wait for a new answer folder (beyond `count`) with at least `least` answers."""
     while process.poll() is None:
         file = answers(work)[-1] / name
         known = file.read_bytes().count(b"\n") if file.is_file() else 0
@@ -140,8 +140,8 @@ def wait_for_answers(work, count, process, name, least):
 
 
 @pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 25])
-def test_a_killed_inference_ends_in_the_same_bytes(work, after):
-    """SIGKILL once so many answers are there."""
+def test_a_killed_inference_resumes_to_the_same_bytes(work, after):
+    """SIGKILL after that many answers."""
     count = len(answers(work))
     child = start(work)
     wait_for_answers(work, count, child, "predictions.jsonl", after)
@@ -154,8 +154,8 @@ def test_a_killed_inference_ends_in_the_same_bytes(work, after):
     assert answers_folder(path.parent, path.name, "no such settings") != path
 
 
-def test_two_processes_write_the_bytes_of_one(work):
-    """They continue what one process began."""
+def test_two_processes_write_the_same_bytes_as_one(work):
+    """They resume an inference that one process started."""
     path = interrupt(work, "two", 7, torn=b'{"id"')
     both = start(work, *LAUNCH)
     out, _ = both.communicate(timeout=300)
@@ -166,13 +166,13 @@ def test_two_processes_write_the_bytes_of_one(work):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dies", [0, 1])
-def test_a_process_that_dies_ends_all_and_loses_nothing(work, dies):
-    """SIGKILL to one of two once it has answered; one process then continues from both."""
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_stops_all_and_loses_no_answers(work, killed):
+    """SIGKILL one of two processes after its first answer; then one process resumes both."""
     count = len(answers(work))
     both = start(work, *LAUNCH)
-    wait_for_answers(work, count, both, ("predictions.jsonl", "predictions-1.jsonl")[dies], 1)
-    os.kill(process_of(both.pid, dies), signal.SIGKILL)
+    wait_for_answers(work, count, both, ("predictions.jsonl", "predictions-1.jsonl")[killed], 1)
+    os.kill(process_of(both.pid, killed), signal.SIGKILL)
     both.communicate(timeout=120)
     assert both.returncode != 0
     path = answers(work)[-1]

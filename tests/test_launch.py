@@ -1,4 +1,4 @@
-"""The examples for SLURM and SkyPilot, on replacements for the clusters."""
+"""The SLURM and SkyPilot examples, with stubs of the cluster commands."""
 
 import json
 import os
@@ -34,7 +34,7 @@ with open(os.environ["CALLS"], "a") as file:
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Return a job's environment, in which commands are replaced; CALLS is the file of calls."""
+    """Return a job's environment with stub commands, which append their calls to $CALLS."""
     for name, text in COMMANDS.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -46,7 +46,7 @@ def cluster(tmp_path):
 
 
 def parsed_calls(cluster):
-    """Return each call of accelerate as it and the script would parse it."""
+    """Yield the arguments of each accelerate call, as parsed by accelerate and the script."""
     from accelerate.commands.launch import launch_command_parser
 
     for line in Path(cluster["CALLS"]).read_text().splitlines():
@@ -64,15 +64,15 @@ def test_slurm_and_skypilot_train_and_answer_on_all_gpus(cluster):
     machines = [(each.num_processes, each.num_machines) for each, _ in calls[:2]]
     assert machines == [(16, 2)] * 2 and calls[2][0].num_processes == 8
     assert (calls[0][0].main_process_ip, calls[0][0].machine_rank) == ("127.0.0.1", 0)
-    for place, folder, name in ((0, "outputs", f"slurm-{os.getpid()}"), (2, "/runs", "mine")):
-        trained, answered = calls[place][1], calls[place + 1][1]
+    for index, folder, name in ((0, "outputs", f"slurm-{os.getpid()}"), (2, "/runs", "mine")):
+        trained, answered = calls[index][1], calls[index + 1][1]
         assert (trained.recipe, trained.run_name) == ("eeve-10.8b", name)
         assert answered.run == f"{folder}/{name}"
 
 
 @pytest.mark.slow
-def test_an_interrupted_slurm_job_continues_after_its_requeue(cluster, tmp_path):
-    """SIGTERM to the batch shell, as at the time limit; then the same job again."""
+def test_an_interrupted_slurm_job_is_requeued_and_resumes(cluster, tmp_path):
+    """SIGTERM the batch shell, as at the time limit; then run the same job again."""
     (tmp_path / "accelerate").unlink()
     run = RunFolder(ROOT / "outputs" / f"slurm-{os.getpid()}")
     job = cluster | {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2"}

@@ -1,6 +1,6 @@
 """Runs of earlier versions still answer, resume, export and combine.
 
-tests/data/legacy is a finished demo run; legacy-stopped the same, stopped after step 6 of 57.
+tests/data/legacy is a finished demo run; legacy-stopped was stopped after step 6 of 57.
 """
 
 import shutil
@@ -17,14 +17,14 @@ from tests.conftest import read_lines
 
 @pytest.fixture
 def copy(tmp_path):
-    """Copy a legacy run into an output folder, and return the copy."""
+    """Return a function that copies a legacy run into an output folder."""
 
-    def make(name, to):
+    def copy_run(name, to):
         target = tmp_path / "outputs" / to
         shutil.copytree(f"tests/data/{name}", target)
         return RunFolder(target)
 
-    return make
+    return copy_run
 
 
 @pytest.mark.parametrize("limit", [20, pytest.param(None, marks=pytest.mark.slow)])

@@ -1,4 +1,4 @@
-"""The summed cross-entropy equals torch's; logits at selected positions equal all logits there."""
+"""Summed cross-entropy equals torch's; selected logits equal those of a full forward."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from dandap.tree import logits as module
+from dandap.tree import logits as logits_module
 from dandap.tree.logits import logits_at, summed_cross_entropy
 from tests.tiny_models import FAMILIES
 
@@ -29,18 +29,18 @@ PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10)), min_size=1, m
 
 
 @given(PAIRS, st.sampled_from([1, 11, 25, 2**24]), st.integers(0, 99))
-def test_the_loss_is_torchs_in_chunks_of_any_size(pairs, chunk, seed):
-    """With positions of several targets or none, and targets that repeat."""
+def test_the_loss_equals_torchs_for_any_chunk_size(pairs, chunk, seed):
+    """Positions have several targets or none; targets may repeat."""
     logits = torch.randn(6, 11, generator=torch.Generator().manual_seed(seed)) * 5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK", chunk)
+        patch.setattr(logits_module, "CHUNK", chunk)
         (loss, gradient), (expected, exact) = ours_and_torchs(logits, pairs)
     assert loss == pytest.approx(expected, rel=1e-5, abs=1e-6)
     torch.testing.assert_close(gradient, exact, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_of_sure_answers_are_exact():
-    """Against float64: a log-sum-exp as one number is ten times farther off."""
+def test_gradients_of_confident_answers_are_exact():
+    """Compared with float64. One rounded log-sum-exp would have ten times the error."""
     logits = torch.randn(40, 96, generator=torch.Generator().manual_seed(0)) * 20
     target_ids = logits.argmax(-1)
     target_ids[30:] = 5
@@ -51,8 +51,8 @@ def test_gradients_of_sure_answers_are_exact():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_sixteen_bits_round_as_autograd_does(dtype):
-    """A sure answer has a small gradient: softmax - 1 is computed before it is rounded."""
+def test_16_bit_gradients_round_as_in_autograd(dtype):
+    """A confident answer has a small gradient: softmax - 1 is computed before rounding."""
     logits = torch.zeros(3, 50, dtype=dtype)
     logits[0, 7] = 12.0
     (loss, gradient), (expected, exact) = ours_and_torchs(logits, [(0, 7), (1, 3), (2, 3)])
@@ -63,8 +63,8 @@ def test_sixteen_bits_round_as_autograd_does(dtype):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_at_positions_are_those_of_the_whole(family):
-    """Counted through all rows, with final soft caps; the model is unchanged afterwards."""
+def test_logits_at_positions_equal_the_full_logits(family):
+    """Positions are flat, soft caps apply, and the model is restored afterwards."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
     ids, at = torch.randint(3, 90, (3, 7)), torch.tensor([0, 6, 7, 20])

@@ -1,4 +1,4 @@
-"""KorQuAD 1.0's rules, one by one, and the intervals."""
+"""KorQuAD 1.0's scoring rules, bootstrap intervals, and consensus."""
 
 from collections import Counter
 
@@ -36,40 +36,40 @@ def test_the_best_of_several_gold_answers_counts():
     assert exact_match("0.25%p", ("25bp", "0.25%p")) == 1.0
 
 
-def test_score_means_and_counts():
+def test_score_returns_means_counts_and_intervals():
     result = score(["가", "나", "라"], [["가"], ["다"], ["라"]], ["기사1", "기사1", "기사2"])
     assert result["char_f1"] == pytest.approx(2 / 3)
     assert (result["questions"], result["articles"]) == (3, 2)
     # Two resampled articles have means of 1/2, 2/3 or 1.
     assert result["char_f1_interval"] == (0.5, 1.0)
-    # Forty copies of two articles' scores are no more certain than two articles.
+    # Forty equal questions on each article give the interval of one question.
     few = bootstrap_interval([0, 1], ["a", "b"])
     assert few == bootstrap_interval([0] * 40 + [1] * 40, ["a"] * 40 + ["b"] * 40) == (0.0, 1.0)
 
 
-def test_one_article_is_not_certain():
-    """Its resamples are all the same, but other articles could score anything."""
+def test_one_article_has_the_widest_interval():
+    """Its resamples are all equal, but other articles could have any score."""
     assert score(["가", "나"], ["가", "다"], ["a", "a"])["char_f1_interval"] == (0, 1)
     assert compare([0.6, 0.6], [0.5, 0.5], ["a", "a"])["interval"] == (-1, 1)
     assert compare([0.6, 0.6], [0.5, 0.5], ["a", "b"])["interval"][0] > 0
 
 
-def test_consensus_is_the_answer_most_like_the_others():
+def test_consensus_is_the_answer_most_similar_to_the_others():
     assert consensus(["부산"]) == 0
     assert consensus(["서울", "부산", "부산시"]) == 1
     assert consensus(["대전", "부산"]) == 0
     assert consensus(["", "", "부산"]) == 2
 
 
-def test_a_tie_depends_on_sums_in_the_members_order():
-    """The last bit of a sum depends on its order, and the submission on that bit."""
+def test_consensus_adds_similarities_in_the_members_order():
+    """The last bit of a sum depends on the order, and can decide a near-tie."""
     answers = ["7월 29일", "29일 오전 7", "29일 7월"]
     characters = [Counter(normalize(answer).replace(" ", "")) for answer in answers]
-    gains = []
+    totals = []
     for index, mine in enumerate(characters):
         total = 0.0
         for other, theirs in enumerate(characters):
             common = (mine & theirs).total()
             total += 1.0 if other == index else 2 * common / (mine.total() + theirs.total())
-        gains.append(total)
-    assert consensus(answers) == max(range(3), key=lambda index: (gains[index], -index))
+        totals.append(total)
+    assert consensus(answers) == max(range(3), key=lambda index: (totals[index], -index))

@@ -27,7 +27,7 @@ BASES = {
         layer_types=["conv", "full_attention"],
     ),
 }
-# Shared beginnings of one token, prompts that end inside others, and equal questions.
+# Shared prefixes of one token, prompts that are prefixes of others, and equal questions.
 PROMPTS = ([5, 6, 7], [5, 6, 7, 8], [5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 8, 12], [5, 6, 7, 8, 12])
 ANSWERS = ([20, 1], [21, 22, 1], [23, 1], [24, 25, 26, 1], [24, 27, 1])
 
@@ -54,7 +54,7 @@ def adapted(request, tmp_path):
 
 
 def test_segments():
-    """1 2 3 branches to 4 5 and, through 6 alone, to 7 and 8 8."""
+    """After 1 2 3, the tree branches to 4 5 and to 6, and after 6 to 7 and 8 8."""
     tree = grow([([1, 2, 3, 4], [5, 0]), ([1, 2, 3, 6], [7, 0]), ([1, 2, 3, 6], [8, 8, 0])])
     assert tree.input_ids == [1, 2, 3, 4, 5, 6, 7, 8, 8]
     in_training = [tuple(segment) for segment in segments_of(tree.subtree_end, None)]
@@ -98,7 +98,7 @@ def test_gradients_equal_a_plain_loop(adapted, tmp_path, checkpointing):
 
 
 def test_answers_and_samples_equal_generate(adapted):
-    """In one batch, with branches that stop early and rows of other lengths."""
+    """In one batch, with branches that stop early and rows of different lengths."""
     _, model = adapted
     decoding = Decoding([1, 2, 3, 4], pad_id=0, max_new_tokens=8)
     assert why_no_tree(model, decoding) is None
@@ -112,7 +112,7 @@ def test_answers_and_samples_equal_generate(adapted):
         )
 
 
-def test_a_plain_forward_after_a_tree_reads_no_tree(adapted):
+def test_a_tree_does_not_change_later_plain_forwards(adapted):
     _, model = adapted
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Loading, adapters, devices and dtypes, on tiny models made here."""
+"""Loading, adapters, devices and dtypes, on tiny models."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def adapted():
 
 
 def with_random_adapter(recipe, dequantized):
-    """Return the recipe's base and an adapter whose B matrices are not zero."""
+    """Return the recipe's base with an adapter, with random instead of zero lora_B."""
     model = add_adapter(load_base(recipe, CPU, None, dequantized), recipe)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -51,7 +51,7 @@ def test_the_base_is_nf4_and_the_adapter_float32(adapted):
 
 
 def test_weights_are_never_repacked(adapted):
-    """bitsandbytes does that on AVX512-BF16 CPUs in eval mode, and corrupts later gradients."""
+    """bitsandbytes repacks on AVX512-BF16 CPUs in eval mode, which corrupts later gradients."""
     switch = "support_avx512bf16_for_cpu"
     assert hasattr(Linear4bit(64, 64), switch), "bitsandbytes has renamed it"
     layers = four_bit_layers(adapted)
@@ -63,8 +63,8 @@ def test_weights_are_never_repacked(adapted):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma2"])
-def test_a_dequantized_base_gives_the_same_bits(bases, family):
-    """Loss and gradients, in training and in eval mode, with biases and fused layers."""
+def test_a_dequantized_base_is_bitwise_equal(bases, family):
+    """Compare loss and gradients in training and eval mode, with biases and fused layers."""
     results = []
     for dequantized in (False, True):
         model = with_random_adapter(Recipe(model=str(bases / family)), dequantized)
@@ -82,34 +82,34 @@ def test_a_dequantized_base_gives_the_same_bits(bases, family):
 @pytest.mark.parametrize(
     ("family", "targets"),
     [(f, Recipe().lora_target_modules) for f in ("llama", "qwen2", "gpt2", "gemma3")]
-    + [("gemma3", ["q_proj", "lm_head"])],  # whose head is tied to the embeddings
+    + [("gemma3", ["q_proj", "lm_head"])],  # head tied to the embeddings
 )
 def test_a_merged_or_cast_adapter_gives_the_same_logits(bases, family, targets):
-    """A cast one to the bit: the base's precision is its own here."""
+    """A cast adapter gives equal bits: here the base has the adapter's dtype."""
     logits, recipe = {}, Recipe(model=str(bases / family), lora_target_modules=targets)
-    for way in ("as trained", "cast", "merged"):
+    for mode in ("as trained", "cast", "merged"):
         model = with_random_adapter(recipe, dequantized=True).eval()
         before = model.get_input_embeddings().weight.clone()
-        if way != "as trained":
-            model = for_answering(model, merged=way == "merged")
-        assert isinstance(model, PeftModel) == (way != "merged")
+        if mode != "as trained":
+            model = for_answering(model, merged=mode == "merged")
+        assert isinstance(model, PeftModel) == (mode != "merged")
         assert torch.equal(model.get_input_embeddings().weight, before)
         with torch.no_grad():
-            logits[way] = model(IDS).logits
+            logits[mode] = model(IDS).logits
     assert torch.equal(logits["cast"], logits["as trained"])
     torch.testing.assert_close(logits["merged"], logits["as trained"], rtol=1e-4, atol=1e-4)
 
 
-def test_the_adapter_follows_the_seed():
-    drawn = []
+def test_adapter_weights_depend_on_the_seed():
+    weights = []
     for seed in (1, 1, 2):
         model = add_adapter(load_base(DEMO, CPU), DEMO.model_copy(update={"seed": seed}))
-        drawn.append(next(p for name, p in model.named_parameters() if "lora_A" in name))
-    assert [torch.equal(drawn[0], other) for other in drawn[1:]] == [True, False]
+        weights.append(next(p for name, p in model.named_parameters() if "lora_A" in name))
+    assert [torch.equal(weights[0], other) for other in weights[1:]] == [True, False]
 
 
-def test_fused_projections_train_under_nf4(tmp_path):
-    """GPT-2's Conv1D becomes Linear4bit, whose weight is the transpose."""
+def test_fused_projections_train_with_nf4(tmp_path):
+    """GPT-2's Conv1D is replaced by Linear4bit with a transposed weight."""
     config = GPT2Config(n_layer=1, n_embd=64, n_head=2, vocab_size=50)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     recipe = Recipe(model=str(tmp_path), lora_target_modules=["q_proj"])
@@ -124,7 +124,7 @@ def test_an_unknown_target_module_is_rejected():
         resolve_targets(empty_model(load_config(DEMO)), ["query"])
 
 
-def test_the_compute_dtype_is_native(monkeypatch):
+def test_the_compute_dtype_is_native_to_the_device(monkeypatch):
     """A T4 reports bfloat16 as supported unless emulation is excluded."""
     large, small = (AutoConfig.for_model("llama"), load_config(DEMO))
     for supported, config, expected in (
@@ -149,7 +149,7 @@ def test_soft_capping_needs_eager_attention():
     assert pick_attention(Recipe(), AutoConfig.for_model("llama")) == "sdpa"
 
 
-def test_why_no_gpu(monkeypatch):
+def test_why_no_gpu_names_the_cause(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "CPU-only build" in why_no_gpu()
@@ -160,7 +160,7 @@ def test_why_no_gpu(monkeypatch):
     assert "sm_75 or newer; this GPU is sm_60" in why_no_gpu()
 
 
-def test_folders_that_cannot_be_loaded(tmp_path):
+def test_unusable_model_folders_are_rejected(tmp_path):
     config = load_config(DEMO).to_json_string()
     for files, message in (
         ({"config.json": config}, "needs config.json, tokenizer files and .safetensors weights"),
@@ -173,14 +173,14 @@ def test_folders_that_cannot_be_loaded(tmp_path):
             load_base(Recipe(model=str(tmp_path)), CPU)
 
 
-def test_a_step_is_split_exactly():
+def test_steps_are_split_into_equal_micro_batches():
     for questions, most, expected in ((16, 100, (16, 1)), (16, 5, (4, 4)), (7, 3, (1, 7))):
         assert split_step(questions, most) == expected
     assert split_step(4, 0) == (1, 4)
 
 
-def test_a_repositorys_code_runs_only_if_the_command_line_allows_it(capsys):
-    """A recipe or somebody's run folder is not enough."""
+def test_remote_code_must_be_allowed_on_the_command_line(capsys):
+    """Recipes and downloaded run folders cannot allow it."""
     confirm_remote_code(Recipe(model="owner/name"), on_command_line=False)
     assert capsys.readouterr().out == ""
     recipe = Recipe(model="owner/name", trust_remote_code=True)

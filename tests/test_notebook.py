@@ -1,4 +1,4 @@
-"""notebooks/colab.ipynb, executed by Jupyter's client in an imitation of Colab."""
+"""notebooks/colab.ipynb, executed by nbclient in a simulated Colab."""
 
 import json
 import shutil
@@ -13,9 +13,9 @@ nbclient = pytest.importorskip("nbclient", reason="pip install -r requirements-d
 pytest.importorskip("ipykernel", reason="pip install -r requirements-dev.txt")
 
 NOTEBOOK = ROOT / "notebooks" / "colab.ipynb"
-DRIVE = 'import pathlib\ndef mount(place):\n    pathlib.Path("drive-is-mounted").touch()\n'
+DRIVE = 'import pathlib\ndef mount(path):\n    pathlib.Path("drive-is-mounted").touch()\n'
 FILES = 'import pathlib\ndef download(name):\n    pathlib.Path("downloaded").write_text(name)\n'
-# Stands for fine_tune.py and inference.py: records its words, and makes a submission.
+# Stub of fine_tune.py and inference.py: records its arguments and creates a submission.
 STUB = """
 import pathlib, sys
 name = pathlib.Path(sys.argv[0]).stem
@@ -28,7 +28,7 @@ answers.mkdir(parents=True, exist_ok=True)
 
 
 def execute(folder, **replaced):
-    """Run the notebook in a folder, the paths of Colab and Kaggle replaced."""
+    """Run the notebook in a folder, with the paths of Colab and Kaggle replaced."""
     text = NOTEBOOK.read_text(encoding="utf-8")
     for old, new in replaced.items():
         text = text.replace(f'"/{old}/', f'"{new.as_posix()}/')
@@ -39,11 +39,11 @@ def execute(folder, **replaced):
 
 @pytest.fixture(autouse=True)
 def _this_python(tmp_path, monkeypatch):
-    """Give Jupyter a kernel on this Python alone, and folders of the test's own."""
+    """Let Jupyter use this Python as the only kernel, from a temporary folder."""
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
-    words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    settings = {"argv": words, "display_name": "this", "language": "python"}
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    settings = {"argv": command, "display_name": "this", "language": "python"}
     (kernel / "kernel.json").write_text(json.dumps(settings))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
@@ -52,17 +52,17 @@ def _this_python(tmp_path, monkeypatch):
 
 @pytest.fixture
 def stubs(tmp_path):
-    """Make a project whose scripts note how they are called."""
+    """Create a project with stub scripts that record their arguments."""
     project = tmp_path / "uploaded" / "dandap"
     (project / "data" / "sample").mkdir(parents=True)
     for name in ("fine_tune.py", "inference.py"):
         (project / name).write_text(STUB)
     (project / "requirements.txt").write_text("")
-    (project / "data" / "sample" / "train.csv").touch()  # must not be taken for the user's
+    (project / "data" / "sample" / "train.csv").touch()  # not the user's file
     return project
 
 
-def test_on_colab_all_is_kept_on_the_drive(stubs, tmp_path, monkeypatch):
+def test_on_colab_everything_is_saved_to_the_drive(stubs, tmp_path, monkeypatch):
     (tmp_path / "fake" / "google" / "colab").mkdir(parents=True)
     for name, text in (("drive", DRIVE), ("files", FILES), ("__init__", "")):
         (tmp_path / "fake" / "google" / "colab" / f"{name}.py").write_text(text)
@@ -77,8 +77,8 @@ def test_on_colab_all_is_kept_on_the_drive(stubs, tmp_path, monkeypatch):
     assert (work / "called").read_text() == "fine_tune --recipe demo\ninference\n"
     assert (work / "downloaded").read_text() == "outputs/run/answers/test-1/submission.csv"
 
-    # The next session: data were uploaded, a run was cut off.
+    # The next session resumes an interrupted run.
     (work / "called").unlink()
-    (work / "outputs" / "cut" / "checkpoints" / "checkpoint-9").mkdir(parents=True)
+    (work / "outputs" / "interrupted" / "checkpoints" / "checkpoint-9").mkdir(parents=True)
     execute(content, content=content, kaggle=tmp_path / "none")
     assert (work / "called").read_text() == "fine_tune --resume\ninference\n"

@@ -1,4 +1,4 @@
-"""Articles are put into batches that fit, and are read as seldom as possible."""
+"""Batches fit the token limit, and each article is in as few of them as possible."""
 
 from dandap.tree.token_tree import grow, pack
 
@@ -10,12 +10,12 @@ def article(length, questions):
 
 
 def members(articles, limit):
-    """Return the members of each part of each batch."""
+    """Return the questions of each part of each batch."""
     batches = pack(articles, grow, lambda batch: sum(len(part.tree) for part in batch) <= limit)
     return [[part.members for part in batch] for batch in batches]
 
 
-def test_an_article_is_read_as_seldom_as_its_batches_allow():
+def test_an_article_is_in_as_few_batches_as_possible():
     for length, reads in ((3000, 1), (3900, 4), (4000, 8), (4053, 16), (4100, 16)):
         assert len(members([article(length, 16)], 4096)) == reads
     sizes = [len(part) for (part,) in members([article(3600, 17)], 4096)]
@@ -31,6 +31,6 @@ def test_batches_contain_every_question_and_fit():
         assert sorted(found) == sorted(article(length, questions))
 
 
-def test_a_question_that_does_not_fit_is_a_batch_by_itself():
+def test_a_question_that_does_not_fit_gets_its_own_batch():
     batches = members([article(100, 2), article(10, 1)], 90)
     assert [[len(part) for part in batch] for batch in batches] == [[1], [1], [1]]

@@ -1,4 +1,4 @@
-"""README and docs: their commands parse, files and links exist, both READMEs say the same."""
+"""README and docs: commands parse, files and links exist, both READMEs have the same parts."""
 
 import importlib
 import re
@@ -14,7 +14,7 @@ PAGES = [README, KOREAN, Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.
 TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
 
 
-def lines_of_shell(text):
+def shell_commands(text):
     """Return the commands of a page's bash blocks, without comments."""
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
@@ -22,12 +22,12 @@ def lines_of_shell(text):
 
 
 def commands_of(path):
-    """Return the commands in blocks, and those between back-quotes that begin as such."""
+    """Return the commands in bash blocks, and inline code that starts with `python`."""
     inline = re.findall(r"`(python [^`]+)`", TEXTS[path])
-    return [*lines_of_shell(TEXTS[path]), *inline]
+    return [*shell_commands(TEXTS[path]), *inline]
 
 
-OURS = sorted(
+COMMANDS = sorted(
     {
         command
         for path in PAGES
@@ -37,25 +37,25 @@ OURS = sorted(
 )
 
 
-def only_parse(parser, argv):
+def parse_and_exit(parser, argv):
     parser.parse_args(argv)
     raise SystemExit
 
 
-@pytest.mark.parametrize("command", OURS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands_have_known_options(command, monkeypatch):
     words = shlex.split(command)
     name, *arguments = words[2:] if words[1] == "-m" else words[1:]
     module = importlib.import_module(name.removesuffix(".py"))
-    if name == "prompts.py":  # it has a template's name and no options
+    if name == "prompts.py":  # takes template names, no options
         assert set(arguments) <= module.TEMPLATES.keys()
     elif hasattr(module, "command_line"):
         module.command_line().parse_args(arguments)
     elif hasattr(module, "parse"):
-        monkeypatch.setattr(module, "parse", only_parse)
+        monkeypatch.setattr(module, "parse", parse_and_exit)
         with pytest.raises(SystemExit):
             module.main(arguments)
-    else:  # runs alone
+    else:  # takes no options
         assert not any(argument.startswith("-") for argument in arguments)
     if "--recipe" in arguments:
         recipe = arguments[arguments.index("--recipe") + 1]
@@ -64,7 +64,7 @@ def test_commands_have_known_options(command, monkeypatch):
 
 @pytest.mark.parametrize("path", PAGES, ids=str)
 def test_links_and_named_files_exist(path):
-    for command in lines_of_shell(TEXTS[path]):
+    for command in shell_commands(TEXTS[path]):
         for name in re.findall(r"--config_file (\S+)", command):
             assert Path(name).is_file(), command
     for target in re.findall(r"\]\(([^)#]+)\)", TEXTS[path]):
@@ -84,4 +84,4 @@ def test_both_readmes_have_the_same_parts():
             found = [{x.replace("docs/ko/", "docs/") for x in each} for each in found]
             found = [sorted(x for x in each if "README" not in x) for each in found]
         assert found[0] == found[1], pattern
-    assert lines_of_shell(TEXTS[README]) == lines_of_shell(TEXTS[KOREAN])
+    assert shell_commands(TEXTS[README]) == shell_commands(TEXTS[KOREAN])

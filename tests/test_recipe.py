@@ -1,4 +1,4 @@
-"""Test recipes and options: one declaration, clear errors, every file in recipes/."""
+"""Recipes and options: all files in recipes/, inheritance, command line, errors and help."""
 
 import pytest
 import yaml
@@ -22,7 +22,7 @@ def write(tmp_path, text):
     return str(tmp_path / "mine.yaml")
 
 
-def test_every_recipe_resolves_and_repeats_no_default():
+def test_every_recipe_loads_and_repeats_no_default():
     assert {"demo", "wolminji-eeve-10.8b", "eeve-10.8b", "dialogue"} < set(RECIPES)
     assert not {"ddp", "multi_node", "skypilot"} & set(RECIPES)
     for name, path in RECIPES.items():
@@ -45,7 +45,7 @@ def test_a_recipe_extends_another(tmp_path):
         load_recipe(write(tmp_path, f"extends: {tmp_path}/mine.yaml\n"), {})
 
 
-def test_the_command_line_wins_over_the_file():
+def test_the_command_line_overrides_the_file():
     argv = "--learning-rate 1e-4 --lora_target_modules q_proj,v_proj --columns context=본문"
     recipe = load_recipe("demo", options(*argv.split(), "--choices=예, 아니오"))
     assert recipe.learning_rate == 1e-4
@@ -55,14 +55,14 @@ def test_the_command_line_wins_over_the_file():
     assert recipe.model == "data/demo_model"
 
 
-def test_an_unknown_key_names_the_right_one():
+def test_an_unknown_key_suggests_a_similar_one():
     with pytest.raises(InputError, match="Did you mean 'max_length'"):
         make_recipe({"max_seq_length": 1}, "mine.yaml")
     with pytest.raises(InputError, match="Did you mean 'learning_rate'"):
         options("--learning_rat", "1")
 
 
-def test_wrong_values():
+def test_invalid_values_are_rejected():
     for field, value, expected in (
         ("lora_r", "0", "--lora_r: got '0', expected greater than or equal to 1"),
         ("lora_r", "9" * 5000, "--lora_r: got '9+...9+', expected an integer"),
@@ -79,9 +79,9 @@ def test_wrong_values():
     ):
         with pytest.raises(InputError, match=expected):
             load_recipe(None, {field: value})
-    for together in ({"beams": "4", "choices": "가,나"}, {"choices": "가,나", "samples": "4"}):
+    for combined in ({"beams": "4", "choices": "가,나"}, {"choices": "가,나", "samples": "4"}):
         with pytest.raises(InputError, match="cannot be combined"):
-            load_recipe(None, together)
+            load_recipe(None, combined)
     assert load_recipe(None, {"grounded": "true", "samples": "4"}).samples == 4
 
 
@@ -100,7 +100,7 @@ def test_errors_name_the_file_or_the_option(tmp_path):
         assert part in line
 
 
-def test_odd_yaml_makes_a_short_message(tmp_path):
+def test_malformed_yaml_gives_a_short_error(tmp_path):
     for text in (
         *("a: [", "- 1", "\x00", "run_name: 2024-13-45", "extends: 5", "extends: [demo]"),
         *("epochs: !!int x", "run_name: !!timestamp x", "extends: " + "a" * 300),
@@ -113,7 +113,7 @@ def test_odd_yaml_makes_a_short_message(tmp_path):
         assert len(str(error.value)) < 1500
 
 
-def test_help_lists_every_option_with_values_default_and_reason():
+def test_help_lists_every_option_with_values_default_and_description():
     parser = Parser()
     add_options(parser, "recipe options")
     printed = " ".join(parser.format_help().split())

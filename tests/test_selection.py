@@ -1,4 +1,4 @@
-"""Evaluations select the adapter, a resumed run selects the same, and trackers get them."""
+"""Evaluation during training: selection of the adapter, resumed runs, and trackers."""
 
 from unittest import mock
 
@@ -20,7 +20,7 @@ from tests.conftest import read_lines, same_adapters, write_small_train
 from tests.interrupting import at_step, send
 
 
-def test_evaluations_every_so_many_steps_or_epochs():
+def test_evaluate_every_accepts_steps_and_epochs():
     for written, steps in {"200": 200, "none": None, ".36 epochs": 4, "0.01 epochs": 1}.items():
         recipe = make_recipe({"evaluate_every": written, "questions_per_step": 10}, "test")
         assert steps_between(recipe, questions=100) == steps, written
@@ -28,7 +28,7 @@ def test_evaluations_every_so_many_steps_or_epochs():
         make_recipe({"evaluate_every": "0 epochs"}, "test")
 
 
-def test_a_sample_of_questions_has_whole_articles_in_any_order():
+def test_sampled_examples_are_whole_articles_in_any_order():
     every = [
         Example(Row(f"{article}-{i}", f"기사 {article}", "?"), [], [])
         for article, size in enumerate((3, 2, 4, 2, 3))
@@ -42,12 +42,12 @@ def test_a_sample_of_questions_has_whole_articles_in_any_order():
     assert len(sample_examples(every[:3], 2)) == 2, "one article larger than the limit"
 
 
-def play(folder, f1s, every=1, patience=None, max_steps=None):
-    """Return (steps evaluated, steps saved, best step, last step) of a made-up run."""
+def simulate(folder, f1s, every=1, patience=None, max_steps=None):
+    """Return (steps evaluated, steps saved, best step, last step) of a simulated run."""
     values, evaluated, saved = iter(f1s), [], []
     state = TrainerState(max_steps=max_steps or len(f1s) * every, epoch=0.5)
 
-    class Played(Evaluate):
+    class Simulated(Evaluate):
         def __init__(self):
             self.every, self.patience, self.trackers, self.examples = every, patience, [], []
             self.model, self.run = mock.Mock(), mock.Mock(metrics_file=folder / "metrics.jsonl")
@@ -59,7 +59,7 @@ def play(folder, f1s, every=1, patience=None, max_steps=None):
             scores = {"char_f1": value, "char_f1_interval": (value, value), "exact_match": 0.5}
             return scores, {"evaluation": value, "each": [value] * 3, "articles": ["a", "b", "c"]}
 
-    callback = Played()
+    callback = Simulated()
     for step in range(1, state.max_steps + 1):
         state.global_step, control = step, TrainerControl()
         callback.on_log(None, state, control, logs={"loss": 1.0})
@@ -70,19 +70,19 @@ def play(folder, f1s, every=1, patience=None, max_steps=None):
     return evaluated, saved, best_step(state), step
 
 
-def test_when_a_run_evaluates_saves_and_stops(tmp_path):
-    # The best is saved; of equals the last one.
-    assert play(tmp_path, [0.2, 0.5, 0.4, 0.5, 0.3]) == ([1, 2, 3, 4, 5], [1, 2, 4], 4, 5)
-    # The last step is always evaluated, and not twice in a row.
-    assert play(tmp_path, [0.1] * 9, every=4, max_steps=9)[0] == [4, 9]
-    assert play(tmp_path, [0.1] * 9, every=40, max_steps=3)[0] == [3]
+def test_steps_at_which_a_run_evaluates_saves_and_stops(tmp_path):
+    # The best step is saved; in a tie, the later one.
+    assert simulate(tmp_path, [0.2, 0.5, 0.4, 0.5, 0.3]) == ([1, 2, 3, 4, 5], [1, 2, 4], 4, 5)
+    # The last step is always evaluated, and only once.
+    assert simulate(tmp_path, [0.1] * 9, every=4, max_steps=9)[0] == [4, 9]
+    assert simulate(tmp_path, [0.1] * 9, every=40, max_steps=3)[0] == [3]
     # Patience ends training.
     rising = [0.2, 0.5, 0.4, 0.5, 0.6, 0.7]
-    assert play(tmp_path, rising, patience=2) == ([1, 2, 3, 4], [1, 2, 4], 4, 4)
+    assert simulate(tmp_path, rising, patience=2) == ([1, 2, 3, 4], [1, 2, 4], 4, 4)
 
 
 def state_of(*evaluations):
-    """Return a state after evaluations of (F1 of each question), on three articles."""
+    """Return a state after evaluations (lists of F1 per question) on three articles."""
     history = [
         {"step": step, "evaluation": sum(each) / 6, "each": each, "articles": list("aabbcc")}
         for step, each in enumerate(evaluations, 1)
@@ -90,19 +90,19 @@ def state_of(*evaluations):
     return TrainerState(log_history=history, global_step=len(history))
 
 
-def test_an_earlier_adapter_is_selected_only_if_it_is_better_in_pairs():
-    last, surely, by_one_article = [0.5] * 6, [0.6] * 6, [1.0, 1.0, 0.4, 0.5, 0.5, 0.5]
-    assert select_step(state_of(surely, last)) == 1
+def test_an_earlier_step_is_selected_only_if_significantly_better():
+    last, clearly_better, by_one_article = [0.5] * 6, [0.6] * 6, [1.0, 1.0, 0.4, 0.5, 0.5, 0.5]
+    assert select_step(state_of(clearly_better, last)) == 1
     assert best_step(state_of(by_one_article, last)) == 1, "the higher mean"
     assert select_step(state_of(by_one_article, last)) == 2
-    assert select_step(state_of(last, surely)) == 2
+    assert select_step(state_of(last, clearly_better)) == 2
     assert select_step(TrainerState()) is None
     other = state_of(by_one_article, last)
     other.log_history[0] |= {"each": [0.9] * 4, "articles": list("abcd")}
-    assert select_step(other) == 1, "other questions, after --resume_anyway"
+    assert select_step(other) == 1, "different questions, after --resume_anyway"
 
 
-def test_the_mean_of_each_tasks_scores_is_its_headline():
+def test_scores_per_question_average_to_the_headline_score():
     for name, gold, predictions in (
         ("economic_qa", ("부산", "3억 원", "없다"), ["부산", "3억", "서울"]),
         ("dialogue_inference", ("A", "B", "C"), ["A", "C", "C"]),
@@ -116,7 +116,7 @@ def test_the_mean_of_each_tasks_scores_is_its_headline():
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Twelve articles with two questions each; three of them for validation."""
+    """Write twelve articles with two questions each; three are for validation."""
     folder = tmp_path_factory.mktemp("selection")
     write_small_train(folder / "train.csv", articles=12)
     return folder
@@ -131,7 +131,7 @@ def train(folder, name, more=""):
 
 
 def replace_scores(monkeypatch, f1s):
-    """Let evaluations have these scores, by their step."""
+    """Replace the F1 of each evaluation by the value of its step."""
     real_evaluate, real_score, steps = Evaluate._evaluate, Evaluate._score, []
 
     def evaluate(self, args, state, control, loss=""):
@@ -163,7 +163,7 @@ def test_the_adapter_of_the_best_evaluation_is_selected(work, monkeypatch, capsy
     assert selected == best != final
 
 
-def test_a_damaged_best_is_reported_and_the_last_one_selected(work, monkeypatch, capsys):
+def test_a_damaged_best_checkpoint_selects_the_last_step(work, monkeypatch, capsys):
     replace_scores(monkeypatch, {2: 0.9, **dict.fromkeys(range(3, 20), 0.1)})
     real = training_run.selected_checkpoint
 
@@ -193,8 +193,8 @@ def test_an_interrupted_run_evaluates_and_selects_the_same(work, monkeypatch):
     assert run.validation_record.read_bytes() == whole.validation_record.read_bytes()
 
 
-def test_evaluating_changes_no_training(work):
-    """Losses and gradients are those of a run that never evaluates."""
+def test_evaluation_does_not_change_training(work):
+    """Losses and gradients equal those of a run without evaluations."""
     losses = []
     for every in ("none", "1"):
         more = f"--epochs 1 --lora_dropout 0.1 --evaluate_every {every}"
@@ -205,7 +205,7 @@ def test_evaluating_changes_no_training(work):
 
 
 class Recorder(TrainerCallback):
-    """Records what a tracker would send; it cannot start if its server is away, as MLflow's."""
+    """Records logs as a tracker does; with `away`, fails to start, as MLflow without a server."""
 
     def __init__(self, away=False):
         self.sent, self.away = [], away
@@ -218,7 +218,7 @@ class Recorder(TrainerCallback):
         self.sent.append((state.global_step, logs))
 
 
-def test_a_tracker_gets_the_steps_and_the_evaluations(work, monkeypatch):
+def test_a_tracker_receives_losses_and_evaluations(work, monkeypatch):
     recorder = Recorder()
     monkeypatch.setitem(callbacks.INTEGRATION_TO_CALLBACK, "trackio", lambda: recorder)
     monkeypatch.setattr(training_run, "check_trackers", str)
@@ -231,7 +231,7 @@ def test_a_tracker_gets_the_steps_and_the_evaluations(work, monkeypatch):
             assert record["evaluation"]["char_f1"] in [logs.get("eval_char_f1") for logs in sent]
 
 
-def test_trackers_that_cannot_be_used(work, monkeypatch):
+def test_unusable_trackers_are_rejected(work, monkeypatch):
     assert load_recipe("demo", {"report_to": "wandb, mlflow"}).report_to == ["wandb", "mlflow"]
     with pytest.raises(InputError, match="wandb is not installed. Run pip install wandb"):
         train(work, "untracked", "--report_to wandb")

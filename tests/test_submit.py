@@ -1,4 +1,4 @@
-"""tools.submit: what is packed, what is rejected, and that the zip answers as the run does."""
+"""tools.submit: packed files, rejected inputs, and a zip with the answers of its run."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ from dandap.files import read_json, write_json
 from dandap.runs.folder import RunFolder
 from tools import submit
 
-# Ends the process at a connection, and hides the packages that requirements.txt of the zip lacks.
+# Exits on any connection, and hides packages that are not in the zip's requirements.txt.
 SERVER = f"""
 import importlib.machinery, importlib.metadata, os, socket
 
@@ -44,7 +44,7 @@ finder.find_spec, importlib.metadata.version = find, version_of
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Train a run of a few steps that has answered its first eight questions."""
+    """Train for a few steps and answer the first eight questions."""
     import fine_tune
     from dandap.answering.run import answer, find_source
 
@@ -78,17 +78,17 @@ def change_recipe(run, **fields):
 
 
 def start(tmp_path, *command):
-    """Run Python as the organizer does: in another folder, without network and our packages."""
+    """Run Python as an organizer does: offline, in another folder, with required packages."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SERVER)
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(tmp_path / "site")
-    words = [sys.executable, *command]
-    return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    arguments = [sys.executable, *command]
+    return subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
 
-def test_the_zip_answers_as_the_run_does(run, tmp_path):
-    """Code in the test file's name stays a name."""
+def test_the_zip_gives_the_answers_of_its_run(run, tmp_path):
+    """The test file's name contains code, which must not run."""
     from dandap.answering.run import answer, find_source
 
     test_file = tmp_path / 'a""";open("RAN","w");""".csv'
@@ -108,14 +108,14 @@ def test_the_zip_answers_as_the_run_does(run, tmp_path):
 
     (server / "data").mkdir()
     shutil.copyfile(test_file, server / "data" / test_file.name)
-    ended = start(tmp_path, str(server / "script.py"))
-    assert ended.returncode == 0, ended.stderr
+    completed = start(tmp_path, str(server / "script.py"))
+    assert completed.returncode == 0, completed.stderr
     written = (server / "output" / "submission.csv").read_bytes()
     assert written == expected.submission.read_bytes()
     assert not list(tmp_path.rglob("RAN"))
 
 
-def test_minutes_are_checked_by_timed_answers(run, capsys):
+def test_minutes_are_estimated_from_timed_answers(run, capsys):
     (file,) = run.answers.glob("*/scores.json")
     scores = read_json(file)
     assert scores["timing"]["questions"] == 8
@@ -131,7 +131,7 @@ def test_minutes_are_checked_by_timed_answers(run, capsys):
         pack(run, "--minutes", "2")
 
 
-def test_options_and_places_are_packed(run):
+def test_options_and_paths_are_packed(run):
     more = ("--grounded", "true", "--test_file", r"C:\Users\q.json", "--output", "out/a.csv")
     archive = pack(run, *more)
     recipe = RunFolder(archive.parent / "model" / "run").load_recipe()
@@ -154,8 +154,8 @@ def test_remote_code_must_be_allowed_by_the_command(run):
     assert "'output/submission.json'" in script
 
 
-def test_a_cached_base_is_packed_at_the_commit_it_was_trained_on(run, tmp_path, monkeypatch):
-    """The hub's cache has links to blobs, and a newer commit than the run's."""
+def test_a_cached_base_is_packed_at_the_commit_of_training(run, tmp_path, monkeypatch):
+    """The hub's cache contains links to blobs, and a commit newer than the run's."""
     cache = tmp_path / "cache" / "models--some--base"
     for commit, text in (("a" * 40, "trained on"), ("b" * 40, "newer")):
         snapshot = cache / "snapshots" / commit
@@ -176,7 +176,7 @@ def test_a_cached_base_is_packed_at_the_commit_it_was_trained_on(run, tmp_path, 
         assert packed.read("model/base/model.safetensors") == b"trained on model.safetensors"
 
 
-def test_another_base_and_a_damaged_adapter_are_rejected(run):
+def test_a_changed_base_or_damaged_adapter_is_rejected(run):
     base = run.environment()["base"]
     run.update_environment(base={"model": "data/demo_model", "files": "0" * 64})
     with pytest.raises(InputError, match="as in training"):
@@ -190,18 +190,18 @@ def test_another_base_and_a_damaged_adapter_are_rejected(run):
     assert not list(run.path.parent.glob("*submit*")), "nothing was written"
 
 
-def test_each_weight_of_a_model_is_packed_once(tmp_path):
-    needed = "1_Pooling/config.json 2_Dense/model.safetensors config.json model-1.safetensors "
-    needed += "model-2.safetensors model.safetensors.index.json"
+def test_weights_are_packed_in_one_format(tmp_path):
+    wanted = "1_Pooling/config.json 2_Dense/model.safetensors config.json model-1.safetensors "
+    wanted += "model-2.safetensors model.safetensors.index.json"
     others = "consolidated.safetensors README.md pytorch_model.bin original/model.safetensors "
     others += "onnx/config.json .cache/x.json"
-    for name in f"{needed} {others}".split():
+    for name in f"{wanted} {others}".split():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
     write_json(tmp_path / "model.safetensors.index.json", {"weight_map": shards})
     found = submit.model_files(str(tmp_path), None, "m")
-    assert sorted(map(str, found)) == [f"m/{name}" for name in needed.split()]
+    assert sorted(map(str, found)) == [f"m/{name}" for name in wanted.split()]
     (tmp_path / "model-2.safetensors").unlink()
     with pytest.raises(InputError, match=r"lacks .model-2\.safetensors"):
         submit.model_files(str(tmp_path), None, "m")

@@ -1,4 +1,4 @@
-"""Submissions and gold answers: what is written reads back, and broken files are rejected."""
+"""Submissions read back unchanged; broken gold answers are rejected."""
 
 import csv
 
@@ -19,24 +19,24 @@ from tasks.submission import (
 from tasks.task import read_test
 
 TASK = TASKS["economic_qa"]
-NASTY = ['"따옴표", 쉼표', "줄\n바꿈", "복귀\r문자", "=1+1", "NA", "0007", "1.50", " 빈칸 ", ""]
+DIFFICULT = ['"따옴표", 쉼표', "줄\n바꿈", "복귀\r문자", "=1+1", "NA", "0007", "1.50", " 빈칸 ", ""]
 
 
 def read_text_table(path):
     return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
 
 
-def test_a_submission_keeps_every_id_and_answer(tmp_path):
+def test_a_submission_reads_back_every_id_and_answer(tmp_path):
     path, ids = tmp_path / "s.csv", ["\u1100\u11611", " 2 ", "3\r4", *"456789"]
-    write_submission(path, SubmissionForm(), ids, NASTY[: len(ids)])
+    write_submission(path, SubmissionForm(), ids, DIFFICULT[: len(ids)])
     table = read_text_table(path)
     assert table["id"].tolist() == ids
-    assert table["answer"].tolist() == NASTY[: len(ids)]
+    assert table["answer"].tolist() == DIFFICULT[: len(ids)]
     assert path.read_bytes().startswith(b"\xef\xbb\xbf")
     assert b"\r\n" not in path.read_bytes()
 
 
-def test_a_wrong_submission_is_noticed(tmp_path, monkeypatch):
+def test_a_submission_that_reads_back_differently_is_an_error(tmp_path, monkeypatch):
     def write_other(path, text, encoding):
         path.write_text(text.replace("가", "나"), encoding)
 
@@ -45,9 +45,9 @@ def test_a_wrong_submission_is_noticed(tmp_path, monkeypatch):
         write_submission(tmp_path / "s.csv", SubmissionForm(), ["a"], ["가"])
 
 
-def test_the_sample_decides_columns_encoding_and_order(tmp_path):
+def test_the_sample_submission_sets_columns_encoding_and_order(tmp_path):
     sample, test = tmp_path / "sample_submission.csv", tmp_path / "test.csv"
-    for text, mark in (
+    for text, has_bom in (
         ("ID,정답\nb,x\na,x\n", False),
         ("\ufeffID,정답\nb,x\na,x\n", True),
         ("sep=;\nID;정답\nb;x\na;x\n", False),
@@ -56,7 +56,7 @@ def test_the_sample_decides_columns_encoding_and_order(tmp_path):
         sample.write_text(text, encoding="utf-8")
         form = submission_form(test, ["a", "b"])
         assert (form.columns, form.order) == (("ID", "정답"), ("b", "a")), text
-        assert form.encoding == ("utf-8-sig" if mark else "utf-8"), text
+        assert form.encoding == ("utf-8-sig" if has_bom else "utf-8"), text
         assert f"the order of {sample}" in form.note
     write_submission(tmp_path / "s.csv", form, ["a", "b"], ["가", "나"])
     assert (tmp_path / "s.csv").read_text(encoding="utf-8") == "ID,정답\nb,나\na,가\n"
@@ -66,7 +66,7 @@ def test_the_sample_decides_columns_encoding_and_order(tmp_path):
         assert (form.columns, form.encoding) == (("번호", "정답"), "utf-8-sig")
 
 
-def test_a_sample_that_does_not_fit(tmp_path):
+def test_a_sample_submission_that_does_not_match_is_ignored(tmp_path):
     sample, test = tmp_path / "sample_submission.csv", tmp_path / "test.csv"
     for text in ("ID,정답\nX,\n", "id,answer\na,\na,\n", "id,x,answer\na,,\n"):
         sample.write_text(text, encoding="utf-8")
@@ -88,7 +88,7 @@ def test_an_ensemble_is_written_like_its_first_member(tmp_path):
     assert submission_like(tmp_path / "x" / "predictions.jsonl", ["a"]) == SubmissionForm()
 
 
-def test_formulas_are_inert_in_spreadsheets_and_come_back():
+def test_formulas_are_escaped_and_unescaped():
     for text in ("=1+1", "-10도", "'-10도'에서", "''=1", "'가'", "가", "'"):
         assert unescape_formula(escape_formula(text)) == text
         assert not escape_formula(text).startswith(("=", "-"))
@@ -96,7 +96,7 @@ def test_formulas_are_inert_in_spreadsheets_and_come_back():
 
 
 @pytest.fixture
-def test_file(tmp_path):
+def csv_file(tmp_path):
     with (tmp_path / "test.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["id", "본문", "question"], ["a", "기사", "질문?"]])
     return tmp_path / "test.csv"
@@ -105,23 +105,23 @@ def test_file(tmp_path):
 RECIPE = Recipe(columns={"context": "본문", "answer": "정답"})
 
 
-def test_gold_answers_from_a_file_of_their_own(test_file):
-    assert read_test(TASK, RECIPE, test_file).rows[0].answers == ()
-    test_file.with_name("test_answers.csv").write_text("id,answer\na,답\n", encoding="utf-8")
-    table = read_test(TASK, RECIPE, test_file)
+def test_gold_answers_are_read_from_a_separate_file(csv_file):
+    assert read_test(TASK, RECIPE, csv_file).rows[0].answers == ()
+    csv_file.with_name("test_answers.csv").write_text("id,answer\na,답\n", encoding="utf-8")
+    table = read_test(TASK, RECIPE, csv_file)
     assert table.rows[0].answers == ("답",)
     assert "test_answers.csv" in table.notes[-1]
 
 
-def test_broken_gold_answers(test_file):
+def test_broken_gold_answers_are_rejected(csv_file):
     for text, message in (
         ('id,answer\na,"답\n', "quotation mark"),
         ("id,answer\na,답\na,답\n", "duplicate id"),
         ("id,answer\na,\n", "no answer for a"),
         ("id,answer\nb,답\n", "got no answer for a"),
     ):
-        test_file.with_name("test_answers.csv").write_text(text, encoding="utf-8")
+        csv_file.with_name("test_answers.csv").write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=message):
-            read_test(TASK, RECIPE, test_file)
+            read_test(TASK, RECIPE, csv_file)
     with pytest.raises(InputError, match="Did you mean 'economic_qa'"):
         get_task("economic-qa")

@@ -1,4 +1,4 @@
-"""The token tree: one to read, and properties of random ones; masks equal the definition."""
+"""Token trees: an example, properties of random trees, and masks equal to the definition."""
 
 import pytest
 import torch
@@ -25,8 +25,8 @@ PAIRS = st.lists(st.tuples(IDS.filter(len), IDS), min_size=1, max_size=12)
 GROUPS = st.lists(PAIRS, min_size=1, max_size=3)
 
 
-def test_a_tree():
-    """An article 7 8 9, two questions, the first with two answers that share their first token."""
+def test_an_example_tree():
+    """Article 7 8 9 and two questions; the first has two answers that share a first token."""
     tree = grow(
         [([7, 8, 9, 1, 2], [5, 6, 0]), ([7, 8, 9, 3], [4, 0]), ([7, 8, 9, 1, 2], [5, 4, 0])]
     )
@@ -39,7 +39,7 @@ def test_a_tree():
 
 
 def test_a_batch_and_its_mask():
-    """Two rows; a padding token is its own end, and a branch point predicts two tokens."""
+    """Two rows; padding attends to itself, and a branch point predicts two tokens."""
     batch = collate([grow([([7], [1, 0]), ([7], [2, 0])]), grow([([8], [3])])], pad_id=9)
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[7, 1, 2], [8, 9, 9]],
@@ -59,17 +59,17 @@ def test_a_batch_and_its_mask():
     assert mask.min() == torch.finfo(torch.float32).min
 
 
-def seen_by(tree, query):
-    """Return the indices that a token sees, by the tree's rule."""
+def visible(tree, query):
+    """Return the indices that a token attends to, by the definition of a tree."""
     return [key for key in range(query + 1) if query <= tree.subtree_end[key]]
 
 
 @given(PAIRS)
-def test_prefixes_occur_once_and_every_target_sees_its_own_sequence(pairs):
+def test_prefixes_occur_once_and_targets_attend_to_their_sequence(pairs):
     tree = grow(pairs)
     inputs = [prompt + answer[:-1] for prompt, answer in pairs]
     assert len(tree) == len({tuple(ids[: n + 1]) for ids in inputs for n in range(len(ids))})
-    paths = [[tree.input_ids[key] for key in seen_by(tree, index)] for index in range(len(tree))]
+    paths = [[tree.input_ids[key] for key in visible(tree, index)] for index in range(len(tree))]
     assert [len(path) - 1 for path in paths] == tree.position_ids
     expected = [
         (prompt + answer[:n], token) for prompt, answer in pairs for n, token in enumerate(answer)
@@ -79,13 +79,13 @@ def test_prefixes_occur_once_and_every_target_sees_its_own_sequence(pairs):
 
 
 @given(GROUPS, st.sampled_from([None, 1, 3]))
-def test_a_token_sees_its_path_within_the_window(groups, window):
+def test_a_token_attends_to_its_path_within_the_window(groups, window):
     trees = [grow(pairs) for pairs in groups]
     config = MistralConfig(sliding_window=window, num_hidden_layers=1)
     mask = tree_masks(config, collate(trees, pad_id=0), torch.float32, flex=False)[:, 0] == 0
     for row, tree in enumerate(trees):
         for query in range(mask.shape[1]):
-            keys = seen_by(tree, query) if query < len(tree) else [query]
+            keys = visible(tree, query) if query < len(tree) else [query]
             if window:
                 keys = keys[-window:]
             assert mask[row, query].nonzero().flatten().tolist() == keys
@@ -93,9 +93,9 @@ def test_a_token_sees_its_path_within_the_window(groups, window):
 
 @given(GROUPS, st.sampled_from([None, 4]), st.integers(1, 60))
 def test_block_masks_equal_dense_masks(groups, window, stretch):
-    """Long stems put branch points on both sides of a block's edge."""
-    stem = list(range(10, 10 + stretch * 5))
-    trees = [grow([(stem + prompt, answer) for prompt, answer in pairs]) for pairs in groups]
+    """Long prefixes put branch points on both sides of a block's edge."""
+    prefix = list(range(10, 10 + stretch * 5))
+    trees = [grow([(prefix + prompt, answer) for prompt, answer in pairs]) for pairs in groups]
     batch = collate(trees, pad_id=0, multiple_of=BLOCK)
     config = MistralConfig(sliding_window=window, num_hidden_layers=1)
     dense = tree_masks(config, batch, torch.float32, flex=False)[:, 0] == 0
@@ -114,9 +114,9 @@ def test_block_masks_equal_dense_masks(groups, window, stretch):
 
 
 def test_flex_attention_equals_the_dense_mask():
-    """The forward on a CPU; the backward needs a GPU (tests/test_gpu.py)."""
-    stem = list(range(100, 300))
-    tree = grow([([*stem, q, q + 1], [1, q, 2]) for q in range(10, 60)])
+    """Forward only; the backward needs a GPU (tests/test_gpu.py)."""
+    prefix = list(range(100, 300))
+    tree = grow([([*prefix, q, q + 1], [1, q, 2]) for q in range(10, 60)])
     batch = collate([tree], pad_id=0, multiple_of=BLOCK)
     length = batch["input_ids"].shape[1]
     query, key, value = torch.randn(3, 1, 4, length, 16, generator=torch.Generator().manual_seed(0))
@@ -140,7 +140,7 @@ def test_sliding_windows():
         sliding_windows(Llama4TextConfig())
 
 
-def test_deep_trees_take_linear_time_and_no_recursion():
-    """Python's limit is 1,000 calls, and anything quadratic in 100,000 tokens would not end."""
+def test_deep_trees_need_linear_time_and_no_recursion():
+    """Python recurses at most 1,000 calls; 100,000 tokens are too many for quadratic time."""
     tree = grow([([*range(100_000), -q], [1, 2]) for q in range(1, 5)])
     assert len(tree) == 100_008

@@ -1,4 +1,4 @@
-"""Reading once trains as TRL does: losses, gradients and weights of the same steps, by family."""
+"""Training on token trees equals TRL: losses, gradients and weights, for each model family."""
 
 import functools
 import math
@@ -39,12 +39,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """SFTTrainer asks for one; only its padding is used."""
+    """SFTTrainer requires a tokenizer; only its padding is used."""
     return AutoTokenizer.from_pretrained(ROOT / "data/demo_model")
 
 
 def make_examples(seed=0, articles=20, questions=2, answers=1, length=(15, 40)):
-    """Return examples of random ids; a question's answers share prompt and first token."""
+    """Return examples of random ids; the answers to a question share its prompt and a token."""
     rng, examples = random.Random(seed), []
 
     def draw(low, high):
@@ -61,10 +61,10 @@ def make_examples(seed=0, articles=20, questions=2, answers=1, length=(15, 40)):
 
 
 def make_recipe(folder, **options):
-    """Return a recipe that does not clip gradients, so that they can be compared.
+    """Return a recipe without gradient clipping, so that gradients can be compared.
 
-    It warms up for a step, because AdamW's first step is the gradient's sign, and that of an
-    element below float32's rounding (2e-10 where its neighbors have 1e-2) is noise.
+    The first step has learning rate 0: AdamW's first update is the gradient's sign, which is noise
+    for elements below float32's rounding (2e-10 next to neighbors of 1e-2).
     """
     defaults = {"quantization": "none", "questions_per_step": 4, "max_grad_norm": 1e9}
     defaults |= {"learning_rate": 2e-4, "lora_r": 4}
@@ -77,7 +77,7 @@ def make_plan(tokens=4096, checkpointing=False):
 
 
 class Record(TrainerCallback):
-    """Records loss and gradients of every step."""
+    """Records the loss and gradients of each step."""
 
     def __init__(self):
         self.losses, self.gradients = [], []
@@ -99,9 +99,9 @@ def trained(model):
 
 
 def adapted(recipe):
-    """Return the same base and adapter every time.
+    """Return the base with an adapter, equal on every call.
 
-    lora_B is not zero, or half of the gradients would be.
+    lora_B is random: with zeros, half of the gradients would be zero.
     """
     model = add_adapter(load_base(recipe, CPU), recipe)
     generator = torch.Generator().manual_seed(1)
@@ -112,14 +112,14 @@ def adapted(recipe):
 
 
 def in_padded_rows(trainer):
-    """Let trees of similar size share a micro-batch, as on a GPU; on a CPU each has its own."""
+    """Let trees of similar size share a padded micro-batch, as on a GPU."""
     assert trainer.batching.alone
     trainer.batching = replace(trainer.batching, alone=False)
     return trainer
 
 
 def run(recipe, plan, examples, tokenizer, folder, sequential=False):
-    """Return (record, trained weights, trainer) of one epoch."""
+    """Train for one epoch and return (record, trained weights, trainer)."""
     record, model = Record(), adapted(recipe)
     trainer = make_trainer(recipe, plan, tokenizer, examples, model, folder, [record])
     trainer.args.logging_steps = 1
@@ -133,7 +133,7 @@ def run(recipe, plan, examples, tokenizer, folder, sequential=False):
 
 
 def relative(got, expected):
-    """Return the largest relative difference of tensors by name."""
+    """Return the largest relative difference between tensors of the same name."""
     assert got.keys() == expected.keys()
     differences = {name: (got[name] - expected[name]).norm() for name in expected}
     return max(differences[name] / expected[name].norm().clamp(min=1e-12) for name in expected)
@@ -156,7 +156,7 @@ def assert_equals_trl(recipe, plan, examples, tokenizer, tmp_path, weights=absol
     """Compare with TRL's trainer, one example at a time, on the same steps.
 
     Losses agree to 1e-6 and gradients to 1e-5, relative; weights to 1e-5, by `weights`. After the
-    first step weights differ by rounding: ten steps of twelve seeds had up to 1.1e-5 in gradients.
+    first step weights differ by rounding: gradients differed by up to 1.1e-5 (10 steps, 12 seeds).
     """
     limit = 1e-5 * rounding(recipe.model)
     record, got, trainer = run(recipe, plan, examples, tokenizer, tmp_path / "ours")
@@ -164,7 +164,7 @@ def assert_equals_trl(recipe, plan, examples, tokenizer, tmp_path, weights=absol
     steps = [
         [examples[key.index] for key in s] for s in StepSampler(examples, size, seed, lambda: 0)
     ]
-    assert {len(step) for step in steps} == {recipe.questions_per_step}, "TRL's have equal sizes"
+    assert {len(step) for step in steps} == {recipe.questions_per_step}, "as TRL's steps"
     ordered = [example for step in steps for example in step]
     plain = recipe.model_copy(update={"read_once": False})
     one = make_plan(1, plan.gradient_checkpointing)
@@ -175,17 +175,17 @@ def assert_equals_trl(recipe, plan, examples, tokenizer, tmp_path, weights=absol
     assert record.losses == pytest.approx(expected.losses, rel=limit / 10)
     pairs = zip(record.gradients, expected.gradients, strict=True)
     for step, (ours, other) in enumerate(pairs):
-        assert all(gradient.norm() > 0 for gradient in other.values()), "zero proves nothing"
+        assert all(gradient.norm() > 0 for gradient in other.values()), "a zero gradient"
         assert relative(ours, other) < (2 * limit if step else limit)
     assert weights(got, expected_weights) < 1e-5
 
 
-# In the fast suite each family is compared with one optimizer.
-BY_SGD = ("llama", "qwen3", "gemma3", "gpt2")
+# The fast suite compares each family with one optimizer.
+SGD_FAMILIES = ("llama", "qwen3", "gemma3", "gpt2")
 
 
-def unless(fast, *values):
-    """Return a case, which is slow unless it is fast."""
+def slow_unless(fast, *values):
+    """Return a test case, marked slow unless `fast`."""
     return pytest.param(*values, marks=() if fast else pytest.mark.slow)
 
 
@@ -195,15 +195,15 @@ SGD = {"optim": "sgd", "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
 @pytest.mark.parametrize(
     ("family", "quantization"),
     [
-        *(unless(family in BY_SGD, family, "nf4") for family in FAMILIES),
-        *(unless(False, family, "none") for family in FAMILIES),
+        *(slow_unless(family in SGD_FAMILIES, family, "nf4") for family in FAMILIES),
+        *(slow_unless(False, family, "none") for family in FAMILIES),
         ("experts", "none"),
     ],
 )
 def test_sgd_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization):
-    """Two articles a step in padded rows, two answers a question; gradient checkpointing.
+    """Two articles per step in padded rows, two answers per question, gradient checkpointing.
 
-    Experts without the loss of uneven routing, which TRL adds by default.
+    Experts are trained without the router's auxiliary loss, which TRL adds by default.
     """
     recipe = make_recipe(bases / family, quantization=quantization, questions_per_step=8, **SGD)
     examples, plan = make_examples(answers=2), make_plan(checkpointing=family != "experts")
@@ -213,16 +213,16 @@ def test_sgd_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization):
 @pytest.mark.parametrize(
     ("family", "quantization", "tokens"),
     [
-        *(unless(family not in BY_SGD, family, "none", 4096) for family in FAMILIES),
-        *(unless(False, family, "nf4", 4096) for family in FAMILIES),
+        *(slow_unless(family not in SGD_FAMILIES, family, "none", 4096) for family in FAMILIES),
+        *(slow_unless(False, family, "nf4", 4096) for family in FAMILIES),
         ("llama", "none", 90),
-        *(unless(False, "llama", "none", tokens) for tokens in (1, 150)),
+        *(slow_unless(False, "llama", "none", tokens) for tokens in (1, 150)),
     ],
 )
 def test_adamw_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization, tokens):
-    """Nested trees, two questions with five answers each; no checkpointing.
+    """Nested trees: two questions with five answers each; no checkpointing.
 
-    With any number of tokens in a micro-batch, from one question to the whole step.
+    Micro-batches range from one question to the whole step.
     """
     how = {"optim": "adamw_torch", "questions_per_step": 10}
     recipe = make_recipe(bases / family, quantization=quantization, **how)
@@ -231,7 +231,7 @@ def test_adamw_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization,
 
 
 def plain_gradients(model, examples):
-    """Return loss and gradients of a plain loop over the examples, one at a time."""
+    """Return (loss, gradients) of a plain loop over the examples, one at a time."""
     total, targets = 0.0, sum(len(example.answer_ids) for example in examples)
     for example in examples:
         ids, answer = example.prompt_ids + example.answer_ids, torch.tensor(example.answer_ids)
@@ -243,7 +243,7 @@ def plain_gradients(model, examples):
 
 
 def tree_gradients(trainer, examples, targets=None):
-    """Return the same by one training step of ours."""
+    """Return (loss, gradients) of one training step on token trees."""
     step = trainer.batching.collate_step(examples)
     loss = trainer.training_step(trainer.model, step, targets or step["labels"].numel()).item()
     return loss, take_gradients(trainer.model)
@@ -262,7 +262,7 @@ def assert_same_gradients(ours, plain, factor=1):
 
 @pytest.fixture(scope="module")
 def trainers(bases, tokenizer, tmp_path_factory):
-    """Return a function that makes a trainer per family, in float32, never trained."""
+    """Return a cached function that makes an untrained float32 trainer of a family."""
 
     @functools.cache
     def get(family, **options):
@@ -283,10 +283,10 @@ questions = st.lists(st.tuples(st.integers(0, 2), ids.filter(len), ids), min_siz
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=questions)
 def test_random_trees_have_the_gradients_of_a_plain_loop(trainers, family, drawn):
-    """Of few tokens: prompts and answers share beginnings in every way, duplicates included."""
-    stems = [[*range(10 + 30 * a, 10 + 30 * a + 5 + 9 * a)] for a in range(3)]
+    """A vocabulary of four tokens makes prompts and answers share prefixes, or be equal."""
+    contexts = [[*range(10 + 30 * a, 10 + 30 * a + 5 + 9 * a)] for a in range(3)]
     examples = [
-        Example(Row(str(i), f"{a}", "q"), stems[a] + p, [*x, 1])
+        Example(Row(str(i), f"{a}", "q"), contexts[a] + p, [*x, 1])
         for i, (a, p, x) in enumerate(drawn)
     ]
     trainer = trainers(family)
@@ -295,7 +295,7 @@ def test_random_trees_have_the_gradients_of_a_plain_loop(trainers, family, drawn
 
 
 def test_an_adapter_on_the_head_trains_and_is_saved_alone(trainers):
-    """TRL rejects it, so a plain loop is compared; PEFT also saves the head, 262 MB for SOLAR."""
+    """Compare with a plain loop: TRL rejects it. PEFT would also save SOLAR's head of 262 MB."""
     trainer = trainers("llama", lora_target_modules="q_proj,lm_head")
     examples = make_examples()[:8]
     ours, plain = tree_gradients(trainer, examples), plain_gradients(trainer.model, examples)
@@ -308,8 +308,8 @@ def test_an_adapter_on_the_head_trains_and_is_saved_alone(trainers):
     assert all(".lora_" in name for name in saved)
 
 
-def test_an_evaluation_between_steps_changes_nothing(bases, tokenizer, tmp_path):
-    """On CPUs with AVX512-BF16 a forward in eval mode repacked 4-bit weights: wrong gradients."""
+def test_an_eval_forward_between_steps_does_not_change_training(bases, tokenizer, tmp_path):
+    """Regression: on AVX512-BF16 CPUs it repacked 4-bit weights, so gradients were wrong."""
 
     class Evaluate(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -325,8 +325,8 @@ def test_an_evaluation_between_steps_changes_nothing(bases, tokenizer, tmp_path)
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
-def test_dropout_draws_once_per_shared_token(bases, tokenizer, tmp_path):
-    """Two equal questions have one loss, because they are one branch; TRL would draw twice."""
+def test_shared_tokens_have_one_dropout_mask(bases, tokenizer, tmp_path):
+    """Equal questions have equal losses, because they are one branch; TRL draws two masks."""
     recipe = make_recipe(bases / "llama", lora_dropout=0.5)
     one = make_examples(articles=1, questions=1)
     trainer = make_trainer(recipe, make_plan(), tokenizer, one, adapted(recipe), str(tmp_path), [])
@@ -339,7 +339,7 @@ def test_dropout_draws_once_per_shared_token(bases, tokenizer, tmp_path):
 
 
 def test_bfloat16_on_a_cpu_keeps_the_adapter_in_float32(tokenizer, tmp_path):
-    """Compare with float32 on the demo's base: losses within a hundredth, products in 16 bit."""
+    """On the demo's base, losses are within 1% of float32; matrix products are in bfloat16."""
     losses, kinds = {}, set()
     for name in ("float32", "bfloat16"):
         recipe = make_recipe("data/demo_model", quantization="nf4", compute_dtype=name)
@@ -358,18 +358,18 @@ def test_bfloat16_on_a_cpu_keeps_the_adapter_in_float32(tokenizer, tmp_path):
     assert losses["bfloat16"] != losses["float32"]
 
 
-articles_of = st.lists(st.integers(1, 30), min_size=1, max_size=40)
+article_sizes = st.lists(st.integers(1, 30), min_size=1, max_size=40)
 
 
 def number_questions(sizes):
-    """Return articles of so many questions, numbered in order."""
+    """Return the question numbers of each article, for articles of these sizes."""
     ends = [sum(sizes[: place + 1]) for place in range(len(sizes))]
     return [list(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
 
 
-@given(articles_of, st.integers(1, 20), st.integers(0, 2**32))
+@given(article_sizes, st.integers(1, 20), st.integers(0, 2**32))
 def test_every_question_is_dealt_once(sizes, questions_per_step, seed):
-    """In the promised number of steps, none empty; articles are whole unless larger than a step."""
+    """The number of steps is as planned, none is empty, and only larger articles are split."""
     total = sum(sizes)
     steps = deal(number_questions(sizes), questions_per_step, random.Random(seed))
     assert len(steps) == math.ceil(total / questions_per_step)
@@ -380,9 +380,9 @@ def test_every_question_is_dealt_once(sizes, questions_per_step, seed):
     assert len(pieces) == sum(math.ceil(size / questions_per_step) for size in sizes)
 
 
-@given(articles_of, st.integers(1, 4), st.integers(0, 100))
+@given(article_sizes, st.integers(1, 4), st.integers(0, 100))
 def test_processes_share_a_step(sizes, processes, seed):
-    """No question is lost or doubled."""
+    """No question is lost or duplicated."""
     total, rng = sum(sizes), random.Random(seed)
     lengths = [rng.randint(1, 900) for _ in range(total)]
     step = number_questions(sizes)
@@ -393,14 +393,14 @@ def test_processes_share_a_step(sizes, processes, seed):
     assert all(shares) or total < processes
 
 
-def test_a_process_without_a_question_reads_one_and_learns_nothing(trainers):
+def test_a_process_without_a_question_has_zero_gradients(trainers):
     examples = make_examples(articles=1, questions=2)
     steps = [next(iter(StepSampler(examples, 2, 42, lambda: 0, rank, 3))) for rank in range(3)]
     (idle,) = [step for step in steps if not step[0].learned]
     assert sorted(step[0].index for step in steps if step is not idle) == [0, 1]
-    silent = Questions(examples)[idle[0]]
-    assert silent.prompt_ids and not silent.answer_ids
-    loss, gradients = tree_gradients(trainers("llama"), [silent], targets=5)
+    unlabeled = Questions(examples)[idle[0]]
+    assert unlabeled.prompt_ids and not unlabeled.answer_ids
+    loss, gradients = tree_gradients(trainers("llama"), [unlabeled], targets=5)
     assert loss == 0
     assert not any(gradient.any() for gradient in gradients.values())
 
@@ -415,7 +415,7 @@ def test_the_order_changes_every_epoch_and_is_reproducible():
 
 
 @pytest.mark.parametrize("one_row", [False, True])
-def test_micro_batches_stay_within_their_size(one_row):
+def test_micro_batches_stay_within_the_token_limit(one_row):
     examples = make_examples(articles=12, questions=3)
     batching = Batching(150, one_row, pad_id=0)
     batches = batching.micro_batches(examples)
@@ -434,9 +434,9 @@ PAIRS = SimpleNamespace(  # batches of two questions
 )
 
 
-def test_processes_share_the_batches_of_one(monkeypatch):
-    """Finished batches are not dealt: a resumed inference would leave a process idle."""
-    done = {0, 1, 3, 4, 5, 9}  # 2 is answered again with 3, whose answer is dropped
+def test_processes_share_the_unfinished_batches(monkeypatch):
+    """If finished batches were dealt too, a resumed inference could leave a process idle."""
+    done = {0, 1, 3, 4, 5, 9}  # 3 is answered again, together with 2, and dropped
     for count in (1, 2, 3, 7):
         shares, results = [], []
         for number in range(count):
@@ -458,7 +458,7 @@ def test_processes_share_the_batches_of_one(monkeypatch):
 
 @pytest.fixture
 def limited(trainers, monkeypatch):
-    """Return a trainer, and a list whose number of tokens a forward must not exceed."""
+    """Yield a trainer and a list of one number, the most tokens that fit in a forward."""
     trainer, tokens = trainers("llama"), [math.inf]
     compute = trainer.compute_loss
 
@@ -474,7 +474,7 @@ def limited(trainers, monkeypatch):
     trainer.model.zero_grad()
 
 
-def test_memory_that_runs_out_halves_the_batches(limited, capsys):
+def test_out_of_memory_halves_the_batches(limited, capsys):
     """The step is repeated with the same loss and gradients; later steps keep the size."""
     trainer, tokens = limited
     examples, before = make_examples(articles=3, questions=6), trainer.batching
@@ -485,13 +485,13 @@ def test_memory_that_runs_out_halves_the_batches(limited, capsys):
     after = trainer.batching
     assert after.tokens_per_batch < before.tokens_per_batch
     tree_gradients(trainer, examples)
-    # The next step was collated before, in batches of the old size: it is not halved again.
+    # A step that was collated before, with the old size, does not halve it again.
     trainer.training_step(trainer.model, ahead, ahead["labels"].numel())
     assert trainer.batching is after
 
 
-def test_a_question_that_does_not_fit_ends_the_search(limited):
-    """A long question next to an article that can still be split was halved forever."""
+def test_a_question_that_does_not_fit_raises(limited):
+    """Regression: next to an article that can be split, it was halved forever."""
     trainer, tokens = limited
     (long,) = make_examples(articles=1, questions=1, length=(90, 90))
     short = [replace(e, row=Row("s", "short", "q")) for e in make_examples(1, articles=1)]
@@ -500,7 +500,7 @@ def test_a_question_that_does_not_fit_ends_the_search(limited):
         tree_gradients(trainer, [long, *short])
 
 
-def test_steps_that_share_nothing_are_reported(capsys):
+def test_steps_without_shared_tokens_are_reported(capsys):
     examples = make_examples()
     print_sharing(Recipe(questions_per_step=1), examples)
     assert "share almost no tokens. Use --questions_per_step 16." in capsys.readouterr().out

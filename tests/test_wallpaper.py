@@ -1,4 +1,4 @@
-"""Wallpaper QA: two questions with five answers a row, the scores, and the submission."""
+"""Wallpaper QA: two questions with five answers per row, scores, and the submission."""
 
 import csv
 import sys
@@ -28,7 +28,7 @@ HEADER = ["id", "질문_1", "질문_2", "category", *wallpaper.ANSWERS]
 ROW = ["TRAIN_000", "왜 생기나?", "원인은?", "곰팡이", "답1", "답2", "답3", "답4", "답5"]
 
 
-def test_a_row_is_two_questions_and_ten_pairs(write_csv):
+def test_a_row_gives_two_questions_and_ten_pairs(write_csv):
     rows = TASK.read([write_csv([HEADER, ROW])], {}, True).rows
     assert [(row.id, row.question) for row in rows] == [
         ("TRAIN_000-1", "왜 생기나?"),
@@ -43,7 +43,7 @@ def test_a_row_is_two_questions_and_ten_pairs(write_csv):
     assert len(pairs) == len({row.id for row in pairs}) == 10
 
 
-def test_a_test_file(write_csv):
+def test_a_test_file_is_read_as_text(write_csv):
     path = write_csv(
         [["id", "질문"], ["007", "왜? 또한, 어떻게?"], ["NA", ""]], encoding="utf-8-sig"
     )
@@ -53,7 +53,7 @@ def test_a_test_file(write_csv):
     assert found == [("007", "왜? 또한, 어떻게?", ()), ("NA", "", ())]
 
 
-def test_broken_training_files(write_csv):
+def test_broken_training_files_are_rejected(write_csv):
     for rows, message in (
         ([["id", "질문"], ["a", "b"]], "no column '답변_1'"),
         ([HEADER[:-1], ROW[:-1]], "no column '답변_5'"),
@@ -105,13 +105,13 @@ def test_training_reads_a_question_once_for_its_five_answers(write_csv):
     ((part,),) = Batching.for_plan(plan, 0, False).micro_batches(examples)
     prompts = {tuple(example.prompt_ids) for example in examples}
     answers = sum(len(example.answer_ids) for example in examples)
-    every_time = answers + sum(len(example.prompt_ids) for example in examples)
+    unshared = answers + sum(len(example.prompt_ids) for example in examples)
     assert len(prompts) == 2
-    assert len(part.tree) <= sum(map(len, prompts)) + answers < every_time / 3
+    assert len(part.tree) <= sum(map(len, prompts)) + answers < unshared / 3
 
 
 class Encoder:
-    """A sentence encoder of 512 numbers, the counts of characters."""
+    """A sentence encoder with 512 dimensions, which counts characters."""
 
     def encode(self, texts, show_progress_bar):
         return np.array([np.bincount([ord(c) % 512 for c in t], minlength=512) for t in texts])
@@ -124,7 +124,7 @@ def encoder(monkeypatch):
     return "counts"
 
 
-def test_without_the_library(monkeypatch, capsys):
+def test_a_missing_embedding_library_is_reported(monkeypatch, capsys):
     wallpaper.load_encoder.cache_clear()
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     assert wallpaper.embed(("가",), "any") is None
@@ -144,7 +144,7 @@ def test_similarity_to_gold_answers(encoder):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Make a finished run on a few rows, without an embedding model."""
+    """Train on ten rows, without an embedding model."""
     folder = tmp_path_factory.mktemp("wallpaper")
     rows = make_rows(14)
     tables = {
@@ -166,14 +166,14 @@ def answer_with(work, **options):
     return answer(find_source("run", str(work / "outputs"), None, options))
 
 
-def test_without_the_embedding_model_the_answers_are_written(work, capsys):
+def test_without_an_embedding_model_answers_are_saved_as_text(work, capsys):
     result = answer_with(work)
     assert result.submission.name == "answers.csv"
     assert result.scores is None, "there are no gold answers"
     assert "no submission of sentence embeddings" in capsys.readouterr().out
 
 
-def test_the_submission_has_the_answers_vectors(work, encoder, capsys):
+def test_the_submission_contains_answer_embeddings(work, encoder, capsys):
     """Regression: the id NA was read as missing, 007 as 7."""
     ids = pd.read_csv(work / "test.csv", dtype=str, encoding="utf-8-sig")["id"].tolist()
     rows = [Row(name, "", "?") for name in ("NA", "007", "x")]
