@@ -34,6 +34,8 @@ MLA = {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope
 MLA |= {"qk_nope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
 MLA |= {"moe_intermediate_size": 32, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 FEW_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+SHARED_EXPERT = FEW_EXPERTS | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1}
+SHARED_EXPERT |= {"first_k_dense_replace": 1, "head_dim": 16}
 WINDOWS = {"head_dim": 16, "sliding_window": 8}
 WINDOWS |= {"layer_types": ["sliding_attention", "full_attention"]}
 SMALL_INPUTS = {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 96}
@@ -41,7 +43,8 @@ SMALL_INPUTS = {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input":
 BY_TREES = {
     name: {}
     for name in "apertus arcee bitnet cohere cohere2 exaone4 gemma glm glm4 gpt2 gpt_bigcode "
-    "gpt_neox granite granitemoe granitemoeshared llama mistral mixtral nemotron olmo olmo2 olmo3 "
+    "gpt_neox granite granitemoe granitemoeshared hyperclovax llama mistral mixtral nanochat "
+    "nemotron olmo olmo2 olmo3 "
     "olmoe opt persimmon phi phi3 phimoe qwen2 qwen3 seed_oss smollm3 stablelm "
     "starcoder2".split()
 }
@@ -52,6 +55,9 @@ BY_TREES |= {
     "deepseek_v3": MLA,
     "qwen2_moe": FEW_EXPERTS | {"shared_expert_intermediate_size": 32},
     "qwen3_moe": FEW_EXPERTS,
+    "axk1": MLA,
+    **dict.fromkeys(("exaone_moe", "glm4_moe", "solar_open"), SHARED_EXPERT),
+    **{name: {"head_dim": 16} for name in ("ernie4_5", "hunyuan_v1_dense", "ministral3")},
 }
 HYBRID = {"num_hidden_layers": 4, "head_dim": 16}
 DELTA = {"layer_types": ["linear_attention"] * 3 + ["full_attention"], **HYBRID}
@@ -70,6 +76,9 @@ BY_TREES |= {
     | {"v_head_dim": 16, "num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2}
     | {"moe_intermediate_size": 32},
     "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "conv", "full_attention", "conv"]},
+    "lfm2_moe": FEW_EXPERTS
+    | {"num_hidden_layers": 4, "layer_types": ["conv", "conv", "full_attention", "conv"]}
+    | {"num_dense_layers": 2},
     "granitemoehybrid": MAMBA
     | {"layer_types": ["mamba", "mamba", "attention", "mamba"]}
     | {"num_local_experts": 0, "shared_intermediate_size": 96},
@@ -90,6 +99,9 @@ SEPARATELY = {
 SEPARATELY |= {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 24},
     "falcon": {"alibi": True},
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "mamba"]}
+    | {"mamba_d_state": 16, "n_mamba_heads": 8, "mamba_headdim": 16, "mamba_ngroups": 1}
+    | {"num_mem_blocks": 1, "attention_head_dim": 32, "adapter_rank": 8},
 }
 
 
