@@ -18,6 +18,7 @@ import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,6 +107,11 @@ def install(kind: str, dry: bool = False) -> Gpu:
         "aten",
         {
             "copy_": _copy,
+            # On CUDA these would select cuDNN's kernels.
+            **{
+                name: partial(_any_operation, getattr(torch.ops.aten, name).default)
+                for name in ("convolution", "convolution_backward")
+            },
             "_scaled_dot_product_efficient_attention": _efficient,
             "_scaled_dot_product_efficient_attention_backward": _efficient_backward,
             "_scaled_dot_product_flash_attention": _flash,

@@ -59,7 +59,7 @@ def rehearse(library):
 
 
 FLEX, CHECKPOINTING = {"flex": True}, {"gradient_checkpointing": True}
-KINDS = ("tiny-llama", "tiny-qwen3", "tiny-gemma2", "tiny-gemma3")
+KINDS = ("tiny-llama", "tiny-qwen3", "tiny-gemma2", "tiny-gemma3", "tiny-qwen3.5")
 TRAININGS = [{"what": "training", "kind": kind} for kind in KINDS]
 WAYS = ("likeliest", "samples", "grounded", "penalty", "choices", "generate")
 ANSWERS = [{"what": "answering", "kind": "tiny-qwen3", "way": way} for way in WAYS]
