@@ -35,7 +35,7 @@ _OPTIONS = "\n\n[선택지]\n{options}\n\n[답]\n"
 _CHOICE = "{answer}. {answer_text}"
 
 TEMPLATES: dict[str, Template] = {
-    # Ours, the default. The instruction is before the article and so read once; at the end, its 36
+    # Ours, the default. The instruction precedes the article and is read once; at the end, its 36
     # tokens would be read for each question.
     "concise": {
         "user": "다음 기사를 읽고 질문에 답하라. "
@@ -149,7 +149,7 @@ def check_template(
 
 
 def render(template: Template, fields: Mapping[str, str]) -> Template:
-    """Return a template with its fields replaced by a row's texts, whose braces are kept."""
+    """Return a template with its fields replaced; braces in a row's texts stay."""
     return {part: text.format_map(fields) for part, text in template.items()}
 
 

@@ -57,7 +57,7 @@ Answers = dict[int, list[int]]  # index of the example -> token ids
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; print the result as JSON on the last line and return it."""
+    """Parse the arguments, run, and print the result as JSON on the last line."""
     arguments = parse(command_line(), argv)
     material = load_material(arguments, {})
     if not arguments.no_adapter:
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def command_line() -> Parser:
-    """Return the parser of the command line."""
+    """Return the argument parser."""
     parser = Parser(__doc__)
     add_material_options(parser)
     add_comparison_options(parser)
@@ -98,7 +98,7 @@ def command_line() -> Parser:
         metavar="N",
         type=positive,
         default=8,
-        help="compared with one sample (default: 8)",
+        help="samples per question, compared with one (default: 8)",
     )
     parser.add_argument(
         "--no_continuous",
@@ -115,7 +115,7 @@ class Method:
     name: str
     answer: Callable[[Decoding], Answers]
     seconds: list[float] = field(default_factory=list)
-    tokens: int = 0  # forwarded in a round, padding included
+    tokens: int = 0  # tokens forwarded in a round, padding included
     peak_mb: float = 0.0
     answers: Answers = field(default_factory=dict)
 

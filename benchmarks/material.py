@@ -77,7 +77,7 @@ def add_material_options(parser: Parser) -> None:
         "--quantization",
         choices=["nf4", "none"],
         default="nf4",
-        help="of the base model (default: nf4)",
+        help="quantization of the base model (default: nf4)",
     )
 
 

@@ -58,7 +58,7 @@ TRL_BATCHES = (1, 2, 4, 8)
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; return the JSON of the last line, or the job of --job."""
+    """Parse the arguments, run, and return the printed result or the job of --job."""
     arguments = parse(command_line(), argv)
     if arguments.job and (arguments.growth or not Path(arguments.model).is_dir()):
         raise InputError(
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace, setting: "Setting") -> dict:
 
 
 def command_line() -> Parser:
-    """Return the parser of the command line."""
+    """Return the argument parser."""
     parser = Parser(__doc__)
     add_material_options(parser)
     add_comparison_options(parser)
@@ -95,7 +95,7 @@ def command_line() -> Parser:
         metavar="N",
         type=positive,
         default=16,
-        help="for all methods (default: 16)",
+        help="questions per step, for all methods (default: 16)",
     )
     parser.add_argument(
         "--tokens_per_batch",
@@ -179,7 +179,7 @@ class Method:
     name: str
     trainer: SFTTrainer
     seconds: list[float] = field(default_factory=list)
-    tokens: int = 0  # forwarded in a round, padding included
+    tokens: int = 0  # tokens forwarded in a round, padding included
     peak_mb: float = 0.0
 
     def run(self, setting: Setting) -> None:

@@ -180,12 +180,12 @@ def safe_name(name: str) -> str:
 
 
 def timestamp() -> str:
-    """Return the local time for folder names, in seconds."""
+    """Return the local time for folder names, to the second."""
     return time.strftime("%Y%m%d-%H%M%S")
 
 
 def new_folder(parent: str | Path, name: str) -> Path:
-    """Create and return <parent>/<name>-<time>, or ...-2, -3; a long name is cut."""
+    """Create and return <parent>/<name>-<time>, or ...-2, -3; long names are truncated."""
     short = name.encode()[:100].decode(errors="ignore")
     base = Path(parent) / safe_name(f"{short}-{timestamp()}")
     base.parent.mkdir(parents=True, exist_ok=True)

@@ -177,7 +177,7 @@ class DialogueForm(PageForm):
 
     title: str = "Dialogues"
     boxes: tuple[Box, ...] = (
-        Box("dialogue", "Dialogue (one utterance per line, as 1: hello)", 8),
+        Box("dialogue", "Dialogue (one utterance per line, like 1: hello)", 8),
         Box("target", "Line number of the target utterance"),
         Box("category", "Kind of inference", choices=tuple(CATEGORIES)),
         Box("inference_1", "Inference A"),
@@ -187,7 +187,7 @@ class DialogueForm(PageForm):
     sample_file: str = "data/sample/dialogue_test.json"
 
     def to_rows(self, typed):
-        expected = "Expected lines as 1: 안녕, and the line number of the target utterance."
+        expected = "Expected lines like 1: 안녕, and the line number of the target utterance."
         turns = []
         for number, line in enumerate(filter(trim, typed["dialogue"].splitlines()), 1):
             match = re.fullmatch(r"\s*(?:화자\s*)?(\w+)\s*[:：]\s*(.+)", line)

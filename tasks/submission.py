@@ -22,7 +22,7 @@ def _runs(text: str) -> bool:
 
 
 def escape_formula(value):
-    """Prefix a value with an apostrophe if it is a formula; join lists to one text."""
+    """Prefix a value with an apostrophe if it is a formula; join lists into one string."""
     text = " | ".join(value) if isinstance(value, list) else value
     return f"'{text}" if isinstance(text, str) and _runs(text) else text
 

@@ -55,7 +55,7 @@ class PageForm:
         return row.fields.get("question", row.question)
 
     def show_answer(self, row: Row, answer: str) -> str:
-        """Return the text of an answer for display, a letter with its option."""
+        """Return the text of an answer for display: of a choice, its letter and option."""
         option = row.fields.get(f"option_{answer}")
         return f"{answer}. {option}" if option else answer
 
@@ -102,11 +102,11 @@ class Task:
         raise NotImplementedError
 
     def expand(self, rows: list[Row]) -> list[Row]:
-        """Return the training rows of rows."""
+        """Return the training rows that these rows expand to."""
         return rows
 
     def score(self, rows: Sequence[Row], predictions: Sequence[str]) -> dict[str, Any]:
-        """Return the scores; each score of `headline` has a 95% interval, <score>_interval."""
+        """Return the scores; each score in `headline` also has a 95% interval, <score>_interval."""
         return metrics.score(
             predictions, [row.answers for row in rows], [row.article for row in rows]
         )
@@ -240,13 +240,13 @@ def compute_scores(
 
 
 def format_score(score: str, scores: dict[str, Any], interval: str = "") -> str:
-    """Return a score with its interval, as char F1 0.9706 (95% 0.9522 to 0.9872)."""
+    """Return a score with its interval, like char F1 0.9706 (95% 0.9522 to 0.9872)."""
     low, high = scores[f"{score}_interval"]
     return f"{label(score)} {scores[score]:.4f} ({interval}{low:.4f} to {high:.4f})"
 
 
 def format_evaluation(task: Task, scores: dict[str, Any]) -> str:
-    """Return the scores of one evaluation, for a training line."""
+    """Return the scores of one evaluation, for a line of the training log."""
     line = format_score(task.headline[0], scores)
     if "exact_match" in task.headline:
         line += f"  exact match {scores['exact_match']:.4f}"

@@ -160,7 +160,7 @@ class WallpaperQA(Task):
         write_submission(plain, SubmissionForm(("id", "답변")), ids, answers.predictions)
         vectors = embed(tuple(answers.predictions), recipe.embedding_model)
         if vectors is None:
-            return plain, "no submission of sentence embeddings without the embedding model"
+            return plain, "no submission: sentence embeddings need the embedding model"
         import pandas as pd  # 0.4 s
 
         # Columns id, vec_0, vec_1, ...

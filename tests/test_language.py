@@ -1,4 +1,4 @@
-"""The Korean catalogue has every text of the pages, and nothing else."""
+"""The Korean catalog has every text of the pages, and nothing else."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ FIELD = re.compile(r"\{(\w+)\}")
 BUILT = {f"predicted {letter}" for letter in "ABC"}
 
 
-def test_the_catalogue_has_all_texts_of_pages_and_no_others():
+def test_the_catalog_has_all_texts_of_pages_and_no_others():
     called, written = set(), set(BUILT)
     files = [path for folder in ("dandap", "tasks", "tools") for path in Path(folder).rglob("*.*")]
     for file in [*Path().glob("*.py"), *files]:

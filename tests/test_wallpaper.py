@@ -170,7 +170,7 @@ def test_without_the_embedding_model_the_answers_are_written(work, capsys):
     result = answer_with(work)
     assert result.submission.name == "answers.csv"
     assert result.scores is None, "there are no gold answers"
-    assert "no submission of sentence embeddings" in capsys.readouterr().out
+    assert "sentence embeddings need the embedding model" in capsys.readouterr().out
 
 
 def test_the_submission_has_the_answers_vectors(work, encoder, capsys):

@@ -23,7 +23,7 @@ SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that do not af
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run the command line and return the content of compare.json."""
+    """Parse the arguments, run, and return the content of compare.json."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN|FILE", help="answers to the same questions, with gold")

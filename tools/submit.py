@@ -164,7 +164,7 @@ def model_files(name: str, revision: str | None, place: str) -> dict[Path, Path]
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Run the command line and return the path of submit.zip."""
+    """Parse the arguments, run, and return the path of submit.zip."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("run", metavar="RUN", help="the trained run")

@@ -26,7 +26,7 @@ import prompts
 from dandap.errors import first_line
 
 FOLDER = Path(HF_HOME) / "dandap"
-UNUSED_SECONDS = 30 * 24 * 3600  # entries unread for so long are removed
+UNUSED_SECONDS = 30 * 24 * 3600  # entries unread for this long are removed
 DIGEST = hashlib.sha256().digest_size
 PACKAGES = ("transformers", "tokenizers", "datasketch")
 

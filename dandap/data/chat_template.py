@@ -141,7 +141,7 @@ class Chat:
         if found and opening and before.startswith(prompt):
             # Jinja drops the last line end of a template.
             template = self.tokenizer.chat_template.removesuffix("\n").removesuffix("\r")
-            literal = json.dumps(opening, ensure_ascii=False)  # a Jinja string, too
+            literal = json.dumps(opening, ensure_ascii=False)  # also a Jinja string
             template += "{{ " + literal + " if add_generation_prompt else '' }}"
             self.tokenizer.chat_template = template
             [prompt] = self.render([messages], True)

@@ -70,7 +70,7 @@ class Encoder:
         parts = self.render(sample.context, sample, "")
         self.chat = None if "prompt" in parts else Chat(tokenizer, _messages(parts))
         self.control_ids = self.chat.control_ids if self.chat else mark_control_tokens(tokenizer)
-        # A tokenizer that starts an empty text with BOS starts prompts with it, too.
+        # A tokenizer that starts an empty text with BOS also starts prompts with it.
         bos = tokenizer.bos_token_id
         self.starts_with_bos = bos is not None and bos in tokenizer("").input_ids[:1]
         list(self._encode([[sample]], sys.maxsize, bool(sample.answers)))  # checks the answer

@@ -17,9 +17,9 @@ from dandap.errors import InputError, did_you_mean, first_line, short_list
 COLUMNS = ("id", "context", "question", "answer", "answers", "is_impossible")
 ALSO_IDS = ("guid", "question_id", "qid")  # KLUE-MRC, AI Hub
 Record = tuple[str, dict[str, Any]]  # (position for messages, our names -> the file's values)
-# Numbers stay texts (36.70), because answers are compared as texts; NaN is None.
+# Numbers stay strings (36.70), because answers are compared as strings; NaN is None.
 AS_WRITTEN: dict[str, Any] = {"parse_int": str, "parse_float": str, "parse_constant": {}.get}
-# A list or {"text": ...} saved as text; other texts with a bracket, as "[단독] 보도", are answers.
+# A list or {"text": ...} saved as text; other strings with a bracket ("[단독] 보도") are answers.
 LISTED = re.compile(r"""\[\s*\]$|\[\s*['"{].*['"}]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
 ARRAY = re.compile(r"array(?=\(\[)|, dtype=[\w'<>]+(?=\))")  # of numpy's text, all but (the list)
 

@@ -47,7 +47,7 @@ def read_questions(
     columns = columns or {}
     if unknown := [name for name in columns if name not in COLUMNS]:
         known = f"{', '.join(COLUMNS)}.{did_you_mean(unknown[0], COLUMNS)}"
-        raise InputError(f"columns: got {unknown[0]!r}, expected one of {known} As context=본문.")
+        raise InputError(f"columns: got {unknown[0]!r}, expected one of {known} Try context=본문.")
     several = paths if isinstance(paths, list) else [paths]
     files = [file for path in several for file in find_files(Path(path))]
     required = ("context", "question", *(["answer"] if need_answers else []))
@@ -75,7 +75,7 @@ def typed_rows(article: str, questions: list[str]) -> list[Row]:
 
 
 def read_answers(path: Path) -> dict[str, tuple[str, ...]]:
-    """Read gold answers by id from a table with id and answer (or answers)."""
+    """Read gold answers by id from a table with columns id and answer (or answers)."""
     golds: dict[str, tuple[str, ...]] = {}
     for place, record in _sheet_records(path, read_table(path), {}, ("id", "answer")):
         name, where = record["id"], f"{path}, {place}"

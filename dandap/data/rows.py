@@ -15,7 +15,7 @@ from dandap.data.text import comparable, trim
 from dandap.errors import InputError, short_list
 
 
-@dataclass(frozen=True, slots=True)  # slots: 96 bytes a row instead of 144
+@dataclass(frozen=True, slots=True)  # slots: 96 bytes per row instead of 144
 class Row:
     """One question with its gold answers; the first one is trained on."""
 

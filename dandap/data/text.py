@@ -105,7 +105,7 @@ def encoding_notes(path: Path, encoding: str) -> list[str]:
 
 
 def replace_surrogates(text: str) -> str:
-    """Replace lone surrogates, which UTF-8 cannot represent, by "?"."""
+    """Replace lone surrogates, which UTF-8 cannot represent, with "?"."""
     return SURROGATE.sub("?", text)
 
 

@@ -63,7 +63,7 @@ def serve(
 
 
 def build_page(service: AnswerService) -> gradio.Blocks:
-    """Return the page, with a tab per task of the runs."""
+    """Return the page, with one tab for each task of the runs."""
 
     def answer(article: str, questions: list[str], run: str = "") -> list[dict]:
         """Answer questions on an article with a run, by default the first one.

@@ -103,7 +103,7 @@ def hash_settings(settings: dict[str, Any], adapter: Path | None) -> str:
 
 
 def answers_name(of: str, recipe: Recipe, of_run: Recipe, limit: int | None) -> str:
-    """Return the name of a folder of answers without its time, as test-grounded-s8-t0.7.
+    """Return the name of a folder of answers without its time: test-grounded-s8-t0.7.
 
     `of` is the name of the test file or split; `of_run` is the run's recipe.
     """
@@ -157,7 +157,7 @@ def choice_probabilities(choices: Mapping[str, float]) -> dict[str, float]:
 
 
 def find_predictions(name: str, output_dir: str, split: str | None = None) -> Path:
-    """Return the predictions of a file, of a folder, or a run's newest to a test file or split."""
+    """Return the predictions in a file or folder, or a run's newest for a test file or split."""
     # find_run raises and lists the runs.
     path = find_path(name, output_dir) or find_run(name, output_dir).path
     if path.is_file():
@@ -185,7 +185,7 @@ def _complete_answers(run: RunFolder, split: str | None) -> list[tuple[Path, dic
 
 
 def own_answers(run: RunFolder) -> list[tuple[Path, dict]]:
-    """Return the complete answers without options on top of the run's recipe."""
+    """Return the complete answers that used the run's own options."""
     recipe = run.load_recipe().model_dump()
     return [found for found in _complete_answers(run, None) if found[1].get("recipe") == recipe]
 
@@ -219,8 +219,8 @@ def load_members(
     for path, member in members.items():
         if odd := member.keys() ^ first.keys():
             raise InputError(
-                f"{paths[0]} and {path} answer different questions: {len(odd)} ids are in one "
-                f"only, as {min(odd)}. Choose folders of answers (RUN/answers/...) to one file."
+                f"{paths[0]} and {path} answer different questions: {len(odd)} ids are in only "
+                f"one, like {min(odd)}. Choose answers (RUN/answers/...) to the same file."
             )
     for name, record in first.items():
         same = [member[name] for member in members.values()]

@@ -143,7 +143,7 @@ def find_folds(name: str, output_dir: str) -> Path:
 
 
 def find_suspects(records: list[dict]) -> list[dict]:
-    """Return records whose confident answer contradicts the label, the most confident first.
+    """Return records whose confident answer contradicts the label, most confident first.
 
     An answer that contains the label is too long, but does not contradict it.
     """
