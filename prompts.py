@@ -105,7 +105,7 @@ TEMPLATES: dict[str, Template] = {
 
 
 def get_template(name: str) -> Template:
-    """Return a template by name; InputError suggests a similar name."""
+    """Return a template by name; the InputError suggests a similar name."""
     if name not in TEMPLATES:
         raise InputError(
             f"got template {name!r}; expected one of {', '.join(TEMPLATES)}."
@@ -131,7 +131,7 @@ def check_template(
         try:
             for _, field, width, conversion in string.Formatter().parse(part):
                 if width or conversion:
-                    raise ValueError(f"got {{{field}...}}, expected a field name alone")
+                    raise ValueError(f"got {{{field}...}}, expected only a field name")
                 if field is not None:
                     used.add(field)
         except ValueError as error:
@@ -149,7 +149,7 @@ def check_template(
 
 
 def render(template: Template, fields: Mapping[str, str]) -> Template:
-    """Return a template with its fields replaced; braces in a row's texts stay."""
+    """Return a template with its fields replaced; braces in a row's texts are literal."""
     return {part: text.format_map(fields) for part, text in template.items()}
 
 

@@ -209,9 +209,9 @@ def continuous_method(material: Material, examples: list[Example]) -> Method:
 
 
 def decodings(material: Material, examples: list[Example]) -> dict[str, Decoding]:
-    """Return the decoding options: "natural" stops, and "forced" length of FORCED tokens.
+    """Return the decoding options: "natural" ends at stop tokens, "forced" after FORCED tokens.
 
-    Random weights have no natural stops.
+    Models with random weights have no "natural".
     """
     tokenizer = material.tokenizer
     stop_ids = Encoder(tokenizer, {"prompt": "{context}{question}"}).stop_ids(
@@ -225,7 +225,7 @@ def decodings(material: Material, examples: list[Example]) -> dict[str, Decoding
 def compare(arguments: argparse.Namespace, material: Material, examples: list[Example]) -> dict:
     """Run the methods in turn with both decoding options, and print their measurements.
 
-    Return the result for forced length, with that of natural stops, if any, under "natural".
+    Return the result for forced length; its "natural" is the result for natural stops, if any.
     """
     articles = len({example.row.article for example in examples})
     tokens = sum(len(example.prompt_ids) for example in examples)
@@ -317,7 +317,7 @@ def summary(methods: list[Method], examples: list[Example]) -> dict:
 def samples_cost(
     arguments: argparse.Namespace, material: Material, examples: list[Example]
 ) -> float:
-    """Return the time of --samples samples per question relative to one, at forced length."""
+    """Return the relative time of --samples samples per question to one, at forced length."""
     forced = decodings(material, examples)["forced"]
     one, many = (
         tree_method(material, examples, arguments.tokens_per_batch, name)
@@ -355,7 +355,7 @@ def growth(arguments: argparse.Namespace, material: Material) -> dict:
         )
     print(
         f"\n| questions on an article of {arguments.article} tokens | loop | batched | tree "
-        "| against loop | against batched |"
+        "| vs loop | vs batched |"
     )
     print("|---|---|---|---|---|---|")
     for row in rows:

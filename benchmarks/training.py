@@ -159,7 +159,7 @@ def prepare(arguments: argparse.Namespace, folder: str) -> Setting:
 def given_plan(base: Material, tokens_per_batch: int, checkpointing: bool) -> Plan:
     """Return a plan with these options, and print its attention."""
     reason = why_no_flex(base.recipe, base.model.config, base.device, base.dtype)
-    print(f"attention of dandap: {'flex' if reason is None else f'plain kernel ({reason})'}")
+    print(f"dandap's attention: {'flex' if reason is None else f'plain kernel ({reason})'}")
     # The options fix the plan, so no estimate is needed.
     return Plan(
         base.device,

@@ -119,7 +119,7 @@ def write_json_lines(path: Path, records: Iterable[dict]) -> None:
 
 
 def write_table(path: Path, records: list[dict], columns: Sequence[str] | None = None) -> None:
-    """Write records as CSV for spreadsheets, with quoted texts and a byte-order mark."""
+    """Write records as CSV for spreadsheets, with quoted strings and a byte-order mark."""
     import pandas as pd  # takes 0.4 s
 
     text = pd.DataFrame(records, columns=columns).to_csv(
@@ -154,7 +154,7 @@ def read_json_lines(path: Path) -> Iterator[dict]:
 
 
 def read_json(path: Path) -> dict:
-    """Return the JSON object in a file; InputError if it is missing or damaged."""
+    """Return the JSON object in a file; raise InputError if it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):

@@ -49,7 +49,7 @@ class Recipe(BaseModel):
     compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """auto: bfloat16; float16 on a T4, float32 on CPUs"""
     attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
-    """auto: flex to train on sm_80 or newer, else sdpa or eager"""
+    """auto: flex for training on sm_80 or newer, else sdpa or eager"""
 
     task: str = "economic_qa"
     """kind of question and its score: a module in tasks/"""
@@ -101,7 +101,7 @@ class Recipe(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     """weight decay of AdamW"""
     max_grad_norm: float = Field(1.0, gt=0)
-    """norm to which gradients are clipped"""
+    """maximum gradient norm, for clipping"""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """recompute activations to save memory"""
     neftune_noise_alpha: float | None = Field(None, gt=0)
@@ -120,7 +120,7 @@ class Recipe(BaseModel):
     choices: list[str] = []
     """the answers to choose from, for every question: 예,아니오"""
     choices_by: Literal["whole", "first_token"] = "whole"
-    """rank choices by all tokens or the first different one"""
+    """rank choices by all tokens, or the first that differ"""
     repetition_penalty: float = Field(1.0, ge=1)
     """penalty on repeated tokens; 1.2 is usual for long answers"""
     beams: int = Field(1, ge=1)
@@ -277,7 +277,7 @@ def _read_fields(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def make_recipe(values: dict[str, Any], where: str, options: Collection[str] = ()) -> Recipe:
-    """Return a validated recipe; errors name `where` values come from, or the option if given."""
+    """Return a validated recipe; errors name the source `where`, or the option if given."""
     # `none` clears a field, except for quantization, where it is a value.
     values = {
         name: None if value in ("none", "null") and name != "quantization" else value

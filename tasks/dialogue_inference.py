@@ -58,7 +58,7 @@ CATEGORIES = {
 
 
 def load_items(path: Path) -> list[Item]:
-    """Return the items of a file; InputError for the first invalid one."""
+    """Return the items of a file; raise InputError for the first invalid one."""
     items = parse_json(decode(read_bytes(path)[0], path)[0], str(path))
     if not isinstance(items, list) or not items:
         raise InputError(f"{path}: expected a JSON list of at least one item.")

@@ -49,7 +49,7 @@ class SubmissionForm:
 
 
 def read_form(path: Path, ids: Sequence[str]) -> SubmissionForm | None:
-    """Return the form of a CSV file with two columns, or None.
+    """Return the format of a CSV file with two columns, or None.
 
     `order` is empty if the file's ids differ from `ids`.
     """
@@ -73,7 +73,7 @@ def read_form(path: Path, ids: Sequence[str]) -> SubmissionForm | None:
 
 
 def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
-    """Return the form of sample_submission.csv next to the test file, or the default."""
+    """Return the format of sample_submission.csv next to the test file, or the default."""
     sample = test_file.with_name("sample_submission.csv")
     if not sample.is_file():
         return SubmissionForm()
@@ -87,7 +87,7 @@ def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
 
 
 def submission_like(member: Path, ids: Sequence[str]) -> SubmissionForm:
-    """Return the form of submission.csv next to a file of answers, else of the file itself."""
+    """Return the format of submission.csv next to a file of answers, or of the file itself."""
     for path in (member.with_name("submission.csv"), member):
         if path.suffix.lower() == ".csv" and path.is_file() and (form := read_form(path, ids)):
             return form

@@ -38,7 +38,7 @@ class PageForm:
     sample_file: str = ""  # for examples
 
     def to_rows(self, typed: Mapping[str, str]) -> list[Row]:
-        """Return the typed questions as rows; InputError if something is missing."""
+        """Return the typed questions as rows; raise InputError if something is missing."""
         questions = [line for line in typed["questions"].split("\n") if line.strip()]
         rows = typed_rows(typed.get("article", ""), questions) if questions else []
         # Rows without an article share no prefix.
@@ -87,7 +87,7 @@ class Task:
     page = PageForm()
 
     def recognizes(self, path: Path) -> bool:
-        """Return whether a file is of this task (default task: economic_qa)."""
+        """Return whether a file belongs to this task (default task: economic_qa)."""
         return False
 
     def read(self, paths: list[Path], columns: dict[str, str], need_answers: bool) -> Table:
@@ -134,7 +134,7 @@ class Task:
         return []
 
     def submission_form(self, test_file: Path, rows: Sequence[Row]) -> SubmissionForm:
-        """Return the form of the submission, before answering."""
+        """Return the format of the submission, before answering."""
         return SubmissionForm()
 
     def submit(
@@ -148,7 +148,7 @@ class Task:
     def submit_combined(
         self, recipe: Recipe, folder: Path, member: Path, records: list[dict]
     ) -> tuple[Path, str | None]:
-        """Write an ensemble's submission in the form of its first member."""
+        """Write an ensemble's submission in the format of its first member."""
         rows = [Row(record["id"], "", "") for record in records]
         form = submission_like(member, [row.id for row in rows])
         path, note = self.submit(recipe, folder, member, Answers(rows, records), form)

@@ -1,4 +1,4 @@
-"""Wallpaper QA: questions about wallpaper defects with answers of a sentence (Hansol Deco 2024).
+"""Wallpaper QA: questions about wallpaper defects, answered in a sentence (Hansol Deco 2024).
 
 A training row has two questions and five answers, a test row one question. The submission has the
 sentence embedding of each answer.
@@ -25,7 +25,7 @@ FIELDS = ("category", "generated", "sources")
 
 
 def read_file(path: Path, need_answers: bool) -> Table:
-    """Return one row per question; questions of a file's row share answers and `group`."""
+    """Return one row per question; questions from one row of the file share answers and `group`."""
     sheet = read_table(path)
     is_original = set(QUESTIONS) <= set(sheet.header)
     questions = QUESTIONS if is_original else ("질문",)

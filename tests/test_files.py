@@ -353,7 +353,7 @@ NOT_DATA = {
     "blank question.csv": (HEAD + "a,b, ,d\n", "line 2: question is empty"),
     "blank answer.csv": (HEAD + LINE + "b,b,c,\n", r"line 3 \(id b\): no answer"),
     "blank id.csv": (HEAD + " ,b,c,d\n", "line 2: got the id ' '; expected at most"),
-    "same id.csv": (HEAD + LINE + LINE, r"ids more than once \(1\): 'a1'"),
+    "same id.csv": (HEAD + LINE + LINE, r"1 duplicate ids: 'a1'"),
     "a.docx": ("x", "ends in '.docx'. Expected a .csv"),
     "old.xls": (b"\xd0\xcf\x11\xe0", "ends in '.xls'. Expected a .csv.* .xlsx"),
     "torn.jsonl": (json.dumps(ROW) + "\n{", "line 2: not valid JSON"),
@@ -361,7 +361,7 @@ NOT_DATA = {
     "digits.jsonl": (json.dumps(ROW).replace('"a1"', "9" * 5000), "got the id '9999"),
     "number.json": ({"data": [1]}, "data, entry 1: got 1; expected an object with context"),
     "document.json": ({"data": [{"paragraphs": [{"qas": [{}]}]}]}, "entry 1: not SQuAD-format"),
-    "list as context.jsonl": (ROW | {"context": [1]}, "context is empty or not a text"),
+    "list as context.jsonl": (ROW | {"context": [1]}, "context is empty or not a string"),
     "some ids.json": ([HF | {"id": None}, HF], "entry 2: got the id"),
 }
 

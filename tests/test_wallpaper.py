@@ -59,7 +59,7 @@ def test_broken_training_files(write_csv):
         ([HEADER[:-1], ROW[:-1]], "no column '답변_5'"),
         ([HEADER, [*ROW[:1], " ", *ROW[2:]]], "line 2: the id, a question"),
         ([HEADER, [*ROW[:4], "", "", "", "", ""]], "all answers are empty"),
-        ([HEADER, ROW, ROW], "ids more than once"),
+        ([HEADER, ROW, ROW], "duplicate ids"),
     ):
         with pytest.raises(InputError, match=message):
             TASK.read([write_csv(rows)], {}, True)

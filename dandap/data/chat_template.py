@@ -153,7 +153,7 @@ class Chat:
             [prompt] = self.render([messages], True)
         if not found or PROBE["content"] in after or not prompt.startswith(before):
             got = f"{prompt[-80:]!r} and {whole[-200:]!r}"
-            wanted = "does not put the answer after its prompt once"
+            wanted = "does not have the answer exactly once after its prompt"
             raise InputError(f"the model's chat template {wanted} (got {got}). {PLAIN}")
         ids = self.tokenizer(after, add_special_tokens=False).input_ids
         self.stop_id = next((token for token in ids if token in self.control_ids), None)

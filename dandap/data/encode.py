@@ -137,7 +137,7 @@ class Encoder:
     def _encode(
         self, articles: list[list[Row]], prompt_limit: int, answers: bool, how: str = "trim"
     ) -> Iterator[Encoded]:
-        """Yield the encoded questions, article by article; InputError if an answer changes."""
+        """Yield the encoded questions by article; raise InputError if an answer changes."""
         for start in range(0, len(articles), TOGETHER):
             some = articles[start : start + TOGETHER]
             items = [(rows[0].context, row) for rows in some for row in rows]

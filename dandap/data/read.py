@@ -148,7 +148,7 @@ def _make_rows(
         context, signs = _article(context) if isinstance(context, str) else (context, set())
         for part, text in (("context", context), ("question", question)):
             if not isinstance(text, str) or (need_answers and not trim(text)):
-                got = f"{part} is empty or not a text (got {str(text)[:100]!r})"
+                got = f"{part} is empty or not a string (got {str(text)[:100]!r})"
                 raise InputError(f"{where}: {got}. Fill it in or delete the row.")
         answers, is_list = _answers(where, record)
         if "pages" in signs:

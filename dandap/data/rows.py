@@ -89,7 +89,7 @@ def reject_duplicate_ids(rows: list[Row], path: Path) -> None:
     repeated = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
     if repeated:
         names = short_list(repeated, 5)
-        raise InputError(f"{path} has ids more than once ({len(repeated)}): {names}. Rename them.")
+        raise InputError(f"{path} has {len(repeated)} duplicate ids: {names}. Rename them.")
 
 
 def match_ids(wanted: Collection[str], found: Iterable[str]) -> Callable[[str], str | None]:

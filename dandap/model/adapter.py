@@ -128,7 +128,7 @@ def verify_adapter(folder: Path) -> None:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Return the base with a run's adapter; InputError if it is damaged or does not fit."""
+    """Return the base with a run's adapter; raise InputError if it is damaged or does not fit."""
     verify_adapter(folder)
     with loading(str(folder), "adapter"), warnings.catch_warnings():
         # Missing keys are rejected below.

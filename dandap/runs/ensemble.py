@@ -93,7 +93,7 @@ def combine(
 
 
 def select(records: Sequence[dict], method: str) -> int:
-    """Return the index of the member with the selected answer, the first of ties."""
+    """Return the index of the member with the selected answer; ties go to the first."""
     answers = [record["prediction"] for record in records]
     if method == "f1_sum":
         return metrics.consensus(answers)

@@ -103,7 +103,7 @@ def hash_settings(settings: dict[str, Any], adapter: Path | None) -> str:
 
 
 def answers_name(of: str, recipe: Recipe, of_run: Recipe, limit: int | None) -> str:
-    """Return the name of a folder of answers without its time: test-grounded-s8-t0.7.
+    """Return the name of a folder of answers without its time, e.g. test-grounded-s8-t0.7.
 
     `of` is the name of the test file or split; `of_run` is the run's recipe.
     """
@@ -213,7 +213,7 @@ def load_members(
     """
     paths = [find_predictions(str(name), str(output_dir), split) for name in names]
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
-        raise InputError(f"got {short_list(paths)}; expected two or more files, each once.")
+        raise InputError(f"got {short_list(paths)}; expected two or more different files.")
     members = {path: {record["id"]: record for record in load_predictions(path)} for path in paths}
     first = members[paths[0]]
     for path, member in members.items():
@@ -261,10 +261,10 @@ def _from_jsonl(path: Path) -> list[dict]:
             gold = record.get("gold") or []
             texts = (record["id"], record["prediction"], *gold)
             if not all(isinstance(text, str) for text in texts):
-                raise TypeError("id, prediction and gold must be texts")
+                raise TypeError("id, prediction and gold must be strings")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
-                f"{path}, line {number}: expected a JSON object with the texts id and prediction, "
+                f"{path}, line {number}: expected a JSON object with strings id and prediction, "
                 f"as inference.py writes it ({first_line(error)})."
             ) from error
         if gold:

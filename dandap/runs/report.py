@@ -185,7 +185,7 @@ def near_misses(records: Sequence[dict]) -> list[tuple[str, float, list[dict]]]:
 
 
 def closest_gold(record: dict) -> str:
-    """Return the gold answer with the highest F1, or an equal one."""
+    """Return the gold answer with the highest F1, preferring an equal one."""
     prediction = record["prediction"]
     return max(
         record["gold"], key=lambda gold: (gold == prediction, metrics.char_f1(prediction, gold))

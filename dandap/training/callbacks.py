@@ -130,7 +130,7 @@ def check_trackers(recipe: Recipe) -> None:
 
 
 class Tracker(TrainerCallback):
-    """Wraps a tracker callback of transformers; InputError if it does not start."""
+    """Wraps a tracker callback of transformers; raise InputError if it does not start."""
 
     def __init__(self, name: str, folder: Path):
         os.environ.setdefault("WANDB_PROJECT", "dandap")

@@ -162,7 +162,7 @@ def check_space(folder: Path, trained_parameters: int) -> None:
 def find_checkpoint(run: RunFolder, model: PeftModel) -> Path:
     """Return the newest valid checkpoint, and truncate metrics.jsonl to its step.
 
-    InputError if there is none, or if its adapter does not fit the model.
+    Raise InputError if there is none, or if its adapter does not fit the model.
     """
     checkpoint, skipped = newest_valid(run.checkpoints, run.run_id)
     for line in skipped:

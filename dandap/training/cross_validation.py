@@ -63,7 +63,7 @@ def cross_validate(
     resume_anyway: bool = False,
     metadata: dict[str, Any] | None = None,
 ) -> CrossValidation:
-    """Train and validate all folds, score them together, and answer the test file with all.
+    """Train and validate all folds, score them together, and answer the test file.
 
     `name` is the prefix of the folder's name. `resume` is a folder of folds to continue; finished
     folds are verified, not trained again. `metadata` is saved in folds.json.
@@ -130,7 +130,7 @@ def cross_validate(
 
 
 def find_folds(name: str, output_dir: str) -> Path:
-    """Return a folder of folds by name or path, or the one started last for ""."""
+    """Return a folder of folds by name or path; "" selects the one started last."""
     if name:
         parent = find_path(name, output_dir)
     else:

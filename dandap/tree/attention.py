@@ -47,7 +47,7 @@ def why_no_flex(
 ) -> str | None:
     """Return why training cannot use FlexAttention, or None if it can.
 
-    InputError if it cannot and the recipe requires it.
+    Raise InputError if it cannot and the recipe requires it.
     """
     config = config.get_text_config()
     on_gpu = device.type == "cuda"

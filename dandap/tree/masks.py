@@ -29,7 +29,7 @@ def layers_without_masks(config: PretrainedConfig) -> str | None:
 def sliding_windows(config: PretrainedConfig) -> dict[str, int | None]:
     """Return the window of each kind of attention layer, in positions, or None for no window.
 
-    The only kind is "" if all layers share one mask. InputError for layers without masks.
+    The only kind is "" if all layers share one mask. Raise InputError for layers without masks.
     """
     config = config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - MIXERS
