@@ -440,7 +440,7 @@ def growth(arguments: argparse.Namespace, setting: Setting) -> dict:
         rows.append({"questions_per_article": count, **result})
     print(
         f"\n| questions on an article of {length} tokens | TRL, questions/s "
-        "| read once, questions/s | times | token ratio |"
+        "| read once, questions/s | speedup | token ratio |"
     )
     print("|---|---|---|---|---|")
     for row in rows:

@@ -150,7 +150,7 @@ def write_filled(path: Path, like: Path, letters: list[str]) -> Path:
     filled = [item | {"output": output} for item, output in pairs]
     write_bytes(path, to_json(filled, like))
     if [item["output"] for item in load_items(path)] != outputs:
-        raise RuntimeError(f"{path} reads back differently from what was written")
+        raise RuntimeError(f"{path} differs from what was written")
     return path
 
 

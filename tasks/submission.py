@@ -97,7 +97,7 @@ def submission_like(member: Path, ids: Sequence[str]) -> SubmissionForm:
 def write_submission(
     path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]
 ) -> None:
-    """Write a submission, and read it back with pandas; RuntimeError if it differs."""
+    """Write a submission, and read it back with pandas; raise RuntimeError if it differs."""
     answer_of = dict(zip(ids, answers, strict=True))
     ids = list(form.order or ids)
     # pandas 2 ends a cell at NUL.
@@ -120,4 +120,4 @@ def write_submission(
     has_mark = path.read_bytes().startswith(codecs.BOM_UTF8)
     is_same = found == [form.columns, *zip(ids, answers, strict=True)]
     if not is_same or has_mark != (form.encoding == "utf-8-sig"):
-        raise RuntimeError(f"{path} reads back differently from what was written")
+        raise RuntimeError(f"{path} differs from what was written")

@@ -171,7 +171,7 @@ class WallpaperQA(Task):
         back = pd.read_csv(path, dtype={"id": str}, keep_default_na=False, encoding="utf-8-sig")
         numbers = back.drop(columns="id").to_numpy(float)
         if back["id"].tolist() != ids or not np.allclose(numbers, vectors, rtol=0, atol=1e-6):
-            raise RuntimeError(f"{path} reads back differently from what was written")
+            raise RuntimeError(f"{path} differs from what was written")
         return path, f"answers as text: {plain}"
 
 

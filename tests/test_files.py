@@ -159,7 +159,7 @@ def test_a_folder_that_datasets_saved(tmp_path):
     assert len(list((tmp_path / "saved").glob("*.arrow"))) == 2
     assert first_of(tmp_path / "saved") == WHOLE
     datasets.DatasetDict(train=saved).save_to_disk(tmp_path / "parts")
-    rejected(tmp_path / "parts", "has the folders 'train'; name one of them")
+    rejected(tmp_path / "parts", "has the folders 'train'; choose one of them")
 
 
 def test_a_folder_of_files(tmp_path):
@@ -258,7 +258,7 @@ def test_impossible_questions_are_answered_and_not_learned(tmp_path):
 def test_answers(tmp_path):
     found = answer_texts([{"text": "가"}, "나", None, float("nan"), 412], "here")
     assert found == ["가", "나", "412"]
-    with pytest.raises(InputError, match="here: an answer is .*'start': 1.*expected a text"):
+    with pytest.raises(InputError, match="here: an answer is .*'start': 1.*expected a string"):
         answer_texts({"start": 1}, "here")
     cells = {
         "['전주', '서울']": ("전주", "서울"),

@@ -71,7 +71,7 @@ class Answers(NamedTuple):
 
     @property
     def predictions(self) -> list[str]:
-        """Return the answers' texts."""
+        """Return the text of each answer."""
         return [record["prediction"] for record in self.records]
 
 

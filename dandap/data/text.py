@@ -39,7 +39,7 @@ def find_files(path: Path, expected: str = READABLE) -> list[Path]:
         found = [p for p in inside if p.suffix.lower() in TABLES + JSONS and p.is_file()]
         if not found:
             parts = short_list(each.name for each in inside if each.is_dir())
-            hint = f" It has the folders {parts}; name one of them." if parts else ""
+            hint = f" It has the folders {parts}; choose one of them." if parts else ""
             raise InputError(f"the folder {path} has no data file. Expected {expected}.{hint}")
         return found
     if not path.is_file():

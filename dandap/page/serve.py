@@ -153,7 +153,7 @@ def open_page(page: gradio.Blocks, port: int, password: str | None = None) -> st
         )
     except (OSError, OverflowError) as error:
         reason = f"the page could not be opened on port {port} ({first_line(error)})"
-        raise InputError(f"{reason}. Name another with --port.") from error
+        raise InputError(f"{reason}. Choose another with --port.") from error
     # A shared page would load its scripts from a server of Gradio's.
     page.share = False
     return shared or local

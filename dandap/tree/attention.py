@@ -141,7 +141,7 @@ def branching(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Run FlexAttention forward and backward with the model's heads, masks and soft cap.
 
-    AssertionError if output or gradients differ from the float32 reference.
+    Raise AssertionError if output or gradients differ from the float32 reference.
     """
     config = copy.deepcopy(config)
     if getattr(config, "sliding_window", None):
