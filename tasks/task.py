@@ -55,7 +55,7 @@ class PageForm:
         return row.fields.get("question", row.question)
 
     def show_answer(self, row: Row, answer: str) -> str:
-        """Return the text of an answer for display: of a choice, its letter and option."""
+        """Return the text of an answer for display; a choice has its letter and option."""
         option = row.fields.get(f"option_{answer}")
         return f"{answer}. {option}" if option else answer
 

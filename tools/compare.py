@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN|FILE", help="answers to the same questions, with gold")
     add("--split", choices=["validation"], help="compare the validation answers of runs")
-    add("--output_dir", metavar="DIR", default="outputs", help="of runs and the result")
+    add("--output_dir", metavar="DIR", default="outputs", help="folder of runs and result")
     arguments = parse(parser, argv)
     return compare(arguments.runs, arguments.output_dir, arguments.split)
 

@@ -152,7 +152,7 @@ def parsed(value: Any, where: str) -> Any:
     with suppress(ValueError, RecursionError):
         return json.loads(text, **AS_WRITTEN)
     try:
-        # numpy writes ['전주' '서울'], which Python would join to one text.
+        # numpy writes ['전주' '서울'], which Python would join into one string.
         if re.search(r"""['"]\s+['"]""", text):
             raise ValueError("no comma between two strings")
         return ast.literal_eval(ARRAY.sub("", text))  # parses literals, evaluates nothing

@@ -171,7 +171,7 @@ def draw_confidence(records: Sequence[dict], axes: Axes) -> None:
 
 
 def near_misses(records: Sequence[dict]) -> list[tuple[str, float, list[dict]]]:
-    """Return (kind, lost mean F1, records) of near misses, the largest loss first."""
+    """Return (kind, lost mean F1, records) of near misses, largest loss first."""
     found = defaultdict(list)
     for record in sorted(records, key=lambda record: record["char_f1"]):
         gold = closest_gold(record)
