@@ -90,7 +90,7 @@ def find_error(item: Item) -> str | None:
         if output not in ("", *INFERENCES):
             return f"got the output {output!r}; expected one of {', '.join(INFERENCES)}, or empty"
     except (KeyError, TypeError, AttributeError) as error:
-        return f"a field is missing or has another structure ({error!r})"
+        return f"a field is missing or has the wrong structure ({error!r})"
     return None
 
 

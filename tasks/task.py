@@ -93,7 +93,7 @@ class Task:
     def read(self, paths: list[Path], columns: dict[str, str], need_answers: bool) -> Table:
         """Read files; `columns` maps our names to the files' columns.
 
-        With `need_answers` (training), a row without an answer is an InputError.
+        With `need_answers` (training), a row without an answer raises InputError.
         """
         raise NotImplementedError
 

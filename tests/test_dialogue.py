@@ -104,7 +104,7 @@ def test_half_an_emoji_stays_escaped(items, tmp_path):
 
 BROKEN = [
     (lambda item: item.pop("input"), "item 1 (train-1): a field is missing or has"),
-    (lambda item: item.update(input=["a"]), "or has another structure"),
+    (lambda item: item.update(input=["a"]), "or has the wrong structure"),
     (lambda item: item.update(id=3), "a text is not a string"),
     (lambda item: item["input"]["conversation"][0].pop("speaker"), "lacks 'speaker'"),
     (lambda item: item["input"].update(category="결과"), "got the category '결과'"),

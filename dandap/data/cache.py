@@ -79,7 +79,7 @@ def _open(file: Path) -> BinaryIO | None:
 
 
 def _write(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """Write an entry under another name, then move it into place; remove unused entries."""
+    """Write an entry under a temporary name, then move it into place; remove unused entries."""
     for entry in FOLDER.iterdir():
         with suppress(OSError):  # a folder, or removed by another process
             if time.time() - entry.lstat().st_mtime > UNUSED_SECONDS:

@@ -42,7 +42,7 @@ def read_questions(
     """Read data files, or folders of them.
 
     `columns` maps our names to the file's ("context" -> "본문"). With `need_answers` (training)
-    empty texts are an InputError; otherwise they are noted.
+    empty texts raise InputError; otherwise they are noted.
     """
     columns = columns or {}
     if unknown := [name for name in columns if name not in COLUMNS]:

@@ -84,7 +84,7 @@ class Journal:
                 f"{self.folder} lacks {len(missing)} answers of other processes: it is not shared "
                 "by all machines. Run the command again with a shared folder."
             )
-        # Batches finish in another order than the test file's.
+        # Batches finish in a different order than the test file's.
         self.records = {name: self.records[name] for name in ids}
         self._write()
         return list(self.records.values())

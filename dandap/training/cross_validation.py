@@ -190,7 +190,7 @@ def make_soup(parent: Path, runs: list[RunFolder]) -> RunFolder:
     if whole.path.is_dir() and read_json(whole.environment_file).get("soup_hashes") == parts:
         return whole
     shutil.rmtree(whole.path, ignore_errors=True)
-    # Under another name until it is complete.
+    # Under a temporary name until it is complete.
     soup = RunFolder(parent / ".soup")
     shutil.rmtree(soup.path, ignore_errors=True)
     soup.path.mkdir(parents=True, exist_ok=True)

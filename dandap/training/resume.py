@@ -50,7 +50,7 @@ def lacks_validation(run: RunFolder) -> bool:
 
 
 def resumed_recipe(run: RunFolder, recipe: Recipe, anyway: bool) -> Recipe:
-    """Return the run's recipe; reject a different `recipe`, or with `anyway` return it."""
+    """Return the run's recipe, or with `anyway` a changed `recipe`; reject it otherwise."""
     saved = run.load_recipe()
     # These do not affect training.
     fields = [name for name in Recipe.model_fields if name not in ("output_dir", "run_name")]

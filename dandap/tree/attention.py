@@ -322,7 +322,7 @@ def _compiled():
 def _capped(softcap: float | None, device: torch.device):
     """Return Gemma 2's soft-capping as a score_mod, or None.
 
-    Cached, because another function object recompiles FlexAttention.
+    Cached, because a new function object recompiles FlexAttention.
     """
     if softcap is None:
         return None
