@@ -119,7 +119,7 @@ def check_template(
 ) -> None:
     """Reject a template with unknown fields or without the fields the task needs.
 
-    `fields` are the task's fields. The need "one|other" is met by either.
+    `fields` are the task's fields; a needed "one|other" is either of them.
     """
     if set(template) - {"answer"} not in ({"prompt"}, {"user"}, {"system", "user"}):
         raise InputError(

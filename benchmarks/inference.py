@@ -166,7 +166,7 @@ def batched_method(material: Material, examples: list[Example], rows: int) -> Me
 
 
 def loop_method(material: Material, examples: list[Example]) -> Method:
-    """Return `generate` on one prompt at a time."""
+    """Return the method that calls `generate` on one prompt at a time."""
     return replace(batched_method(material, examples, 1), name="loop")
 
 

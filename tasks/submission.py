@@ -66,7 +66,7 @@ def read_form(path: Path, ids: Sequence[str]) -> SubmissionForm | None:
         spelled = dict(zip(matched, ids, strict=True))
         order = tuple(spelled[row_id] for row_id in found)
         if order != tuple(ids):
-            note = f"the submission has the order of {path}"
+            note = f"the submission follows the order of {path}"
     has_mark = table.encoding != "utf-8" or path.read_bytes().startswith(codecs.BOM_UTF8)
     encoding = "utf-8-sig" if has_mark else "utf-8"
     return SubmissionForm((name, answer), encoding, order, note)

@@ -130,7 +130,7 @@ class Task:
         return [line + spans * ("context" in self.needs)]
 
     def table(self, scores: dict[str, Any]) -> list[Sequence[Any]]:
-        """Return a table for the report, the header first, or an empty list."""
+        """Return a table for the report, header first, or an empty list."""
         return []
 
     def submission_form(self, test_file: Path, rows: Sequence[Row]) -> SubmissionForm:

@@ -76,7 +76,7 @@ class Chat:
                 conversations,
                 add_generation_prompt=is_prompt,
                 tokenize=tokenize,
-                # Row text that spells a control token stays text; needs `tokenize`.
+                # Control tokens in row text are plain text; needs `tokenize`.
                 sanitize_control_tokens=tokenize,
                 return_dict=False,
                 enable_thinking=False,  # for Qwen 3; other templates ignore it
@@ -182,7 +182,7 @@ def without_spaces(text: str) -> str:
 
 
 def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids of control tokens, and make transformers escape row text that spells one.
+    """Return the ids of control tokens, and make transformers escape them in row text.
 
     Control tokens are the special tokens, and added tokens in the chat template that look like a
     marker. Other added tokens are words.

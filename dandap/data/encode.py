@@ -56,7 +56,7 @@ class Example:
 class Encoder:
     """Encodes rows with one tokenizer and one template.
 
-    Special tokens come from the template only; row text that spells one stays text. Chat prompts
+    Special tokens come from the template only; in row text they are plain text. Chat prompts
     are rendered with the model's chat template, and an answer ends with its end-of-turn token. A
     plain prompt and its answer are tokenized separately, so that no token spans both.
     """

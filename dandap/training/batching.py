@@ -135,7 +135,7 @@ class StepSampler:
     """Yields one process's keys of `Questions` for each optimizer step of an epoch.
 
     Every epoch has the same number of steps. `step` returns the number of finished steps, so that a
-    resumed run has the order of an uninterrupted one.
+    resumed run has the same order as an uninterrupted one.
     """
 
     def __init__(
