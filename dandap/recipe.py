@@ -233,7 +233,7 @@ ANSWERING = tuple(
 
 
 def load_recipe(name: str | None, options: dict[str, Any]) -> Recipe:
-    """Return a recipe by YAML file or by its name in recipes/, overridden by `options`."""
+    """Load a recipe from a YAML file or by its name in recipes/, overridden by `options`."""
     values = _read_fields(find_recipe(name)) if name else {}
     return make_recipe({**values, **options}, name or "the command line", options)
 

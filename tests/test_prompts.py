@@ -30,16 +30,16 @@ def test_the_inference_prompt_is_the_training_prompt(tokenizer, name):
     asked = encoder(tokenizer, name).encode(
         [Row(ROW.id, ROW.context, ROW.question)], 1000, answers=False
     )[0]
-    labelled = supervised([trained])[0]
-    assert labelled["input_ids"][: len(asked.prompt_ids)] == list(asked.prompt_ids)
-    assert labelled["labels"][: len(asked.prompt_ids)] == [-100] * len(asked.prompt_ids)
-    assert labelled["labels"][len(asked.prompt_ids) :] == list(trained.answer_ids)
+    labeled = supervised([trained])[0]
+    assert labeled["input_ids"][: len(asked.prompt_ids)] == list(asked.prompt_ids)
+    assert labeled["labels"][: len(asked.prompt_ids)] == [-100] * len(asked.prompt_ids)
+    assert labeled["labels"][len(asked.prompt_ids) :] == list(trained.answer_ids)
     parts = render(TEMPLATES[name], {"context": ROW.context, "question": ROW.question})
     if "user" in parts:
         turns = [{"role": r, "content": parts[r]} for r in parts] + [
             {"role": "assistant", "content": ROW.answers[0]}
         ]
-        assert labelled["input_ids"] == tokenizer.apply_chat_template(turns, return_dict=False)
+        assert labeled["input_ids"] == tokenizer.apply_chat_template(turns, return_dict=False)
     assert not asked.answer_ids
     # The last supervised token, and no other, stops generation.
     encode = encoder(tokenizer, name)

@@ -45,7 +45,7 @@ def combine(
     output: str | None = None,
     overwrite: bool = False,
 ) -> Combined:
-    """Combine the answers of runs, folders or files; no submission for a `split`."""
+    """Combine the answers of runs, folders or files; skip the submission for a `split`."""
     files.check_output(output, overwrite)
     files.check_writable(Path(output_dir), "Choose another --output_dir.")
     answers = load_members(members, output_dir, split)
