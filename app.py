@@ -2,7 +2,7 @@
 
 finished runs -> a page on this machine -> answers with confidence and position
 
-python app.py                                    all finished runs of outputs/, the newest first
+python app.py                                    all finished runs of outputs/, newest first
 python app.py --run outputs/demo-...             this run first
 python app.py --share                            also at a public address, behind a password
 
@@ -19,7 +19,7 @@ from dandap.recipe import ANSWERING
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line and serve the page until Ctrl-C."""
+    """Parse the arguments and serve the page until Ctrl-C."""
     arguments = parse(command_line(), argv)
     if arguments.port > 65535:
         raise InputError(f"--port: got {arguments.port}, expected at most 65535.")

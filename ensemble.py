@@ -18,7 +18,7 @@ from dandap.runs.ensemble import METHODS, combine
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line and return the result, which --json prints."""
+    """Parse the arguments, run, and return the result, which --json prints."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("members", nargs="+", metavar="RUN|FILE", help="answers to the same questions")
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> dict:
     add("--output_dir", metavar="DIR", default="outputs", help="folder of runs (default: outputs)")
     add("--output", metavar="FILE", help="copy the submission to this file")
     add("--overwrite", action="store_true", help="allow --output to replace a file")
-    add("--json", action="store_true", help="print the result as JSON, too")
+    add("--json", action="store_true", help="also print the result as JSON")
     arguments = parse(parser, argv)
     combined = combine(
         arguments.members,

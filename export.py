@@ -18,7 +18,7 @@ from dandap.model.distributed import reject_multiprocess
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line; --json prints the result."""
+    """Parse the arguments and run; --json prints the result."""
     arguments = parse(command_line(), argv)
     reject_multiprocess("export.py")
 
@@ -37,13 +37,13 @@ def command_line() -> Parser:
     """Return the argument parser."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("run", metavar="RUN", nargs="?", help="name or path (default: the newest finished)")
+    add("run", metavar="RUN", nargs="?", help="run to export (default: the newest finished one)")
     kinds = "merged weights, a GGUF for llama.cpp, or the adapter for PEFT (default: merged)"
     add("--to", choices=["merged", "gguf", "adapter"], default="merged", help=kinds)
     add("--push_to_hub", metavar="NAME", help="upload to the hub; a new repository is private")
     add("--exports_dir", metavar="DIR", help="folder of exports (default: exports/ of the run)")
     add("--output_dir", metavar="DIR", default="outputs", help="folder of runs (default: outputs)")
-    add("--json", action="store_true", help="print the result as JSON, too")
+    add("--json", action="store_true", help="also print the result as JSON")
     fields = ("train_file", "compute_dtype", "trust_remote_code")
     add_options(parser, "override the run's recipe", fields)
     return parser

@@ -33,7 +33,7 @@ DEFAULT = Recipe()
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
+    """Parse the arguments and run."""
     arguments = parse(command_line(), argv)
     options = chosen_options(arguments)
     if arguments.soup and not arguments.folds:
@@ -187,12 +187,12 @@ def command_line() -> Parser:
     add("--recipe", metavar="NAME|PATH", help="a recipe by its name in recipes/, or a YAML file")
     add("--preview", action="store_true", help="print one encoded example and exit")
     add("--plan", action="store_true", help="print the memory that recipes need and exit")
-    add("--gpu_memory", metavar="SIZE", help="with --plan: a GPU size as 16GB (default: this GPU)")
+    add("--gpu_memory", metavar="SIZE", help="with --plan: GPU size, e.g. 16GB (default: this GPU)")
     add("--resume", metavar="RUN", nargs="?", const="", help="continue a run (default: the newest)")
     add("--resume_anyway", action="store_true", help="resume even if recipe or data changed")
     add("--folds", metavar="N", type=positive, help="N-fold cross-validation by article")
     add("--soup", action="store_true", help="with --folds: answer with the mean of the adapters")
-    add("--json", action="store_true", help="with --folds: print the result as JSON, too")
+    add("--json", action="store_true", help="with --folds: also print the result as JSON")
     add_options(parser, "recipe options")
     return parser
 

@@ -27,7 +27,7 @@ OPTIONS = (*ANSWERING, "columns")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run the command line and return the result, which --json prints."""
+    """Parse the arguments, run, and return the result, which --json prints."""
     arguments = parse(command_line(), argv)
     with only_main_prints():
         check(arguments)
@@ -98,7 +98,7 @@ def command_line() -> Parser:
     add("--run", metavar="NAME|PATH", help="trained run (default: the newest finished one)")
     add("--test_file", metavar="FILE", help="questions to answer (default: the run's test_file)")
     add("--split", choices=["validation"], help="answer the run's validation questions instead")
-    add("--template", metavar="NAME", help="another prompt than the run was trained with")
+    add("--template", metavar="NAME", help="a template other than the run's")
     add("--recipe", metavar="NAME|PATH", help="with --no_adapter: the recipe of the base model")
     add("--no_adapter", action="store_true", help="answer with the untuned base model (zero-shot)")
     add("--output_dir", metavar="DIR", default="outputs", help="folder of runs (default: outputs)")
@@ -108,7 +108,7 @@ def command_line() -> Parser:
     add("--limit", metavar="N", type=positive, help="answer only the first N; no submission")
     add("--output", metavar="FILE", help="copy the submission to this file")
     add("--overwrite", action="store_true", help="allow --output to replace a file")
-    add("--json", action="store_true", help="print the result as JSON, too")
+    add("--json", action="store_true", help="also print the result as JSON")
     add_options(parser, "generation (overrides the run's recipe)", OPTIONS)
     return parser
 

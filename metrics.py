@@ -1,7 +1,7 @@
 """Score short answers by character F1 and exact match, with bootstrap intervals.
 
 Texts are normalized as in the official evaluator of KorQuAD 1.0 (Lim, Kim and Lee, 2019): replace
-brackets and quotation marks with spaces, lower-case, delete ASCII punctuation, collapse white
+brackets and quotation marks with spaces, lowercase, delete ASCII punctuation, collapse white
 space. Exact match compares the normalized texts, character F1 their multisets of non-space
 characters. With several gold answers, the best score counts.
 """

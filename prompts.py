@@ -35,7 +35,7 @@ _OPTIONS = "\n\n[선택지]\n{options}\n\n[답]\n"
 _CHOICE = "{answer}. {answer_text}"
 
 TEMPLATES: dict[str, Template] = {
-    # Ours, the default. The instruction is before the article and so read once; at the end, its 36
+    # Ours, the default. The instruction precedes the article and is read once; at the end, its 36
     # tokens would be read for each question.
     "concise": {
         "user": "다음 기사를 읽고 질문에 답하라. "
@@ -105,7 +105,7 @@ TEMPLATES: dict[str, Template] = {
 
 
 def get_template(name: str) -> Template:
-    """Return a template by name; InputError suggests a similar name."""
+    """Return a template by name; the InputError suggests a similar name."""
     if name not in TEMPLATES:
         raise InputError(
             f"got template {name!r}; expected one of {', '.join(TEMPLATES)}."
@@ -119,7 +119,7 @@ def check_template(
 ) -> None:
     """Reject a template with unknown fields or without the fields the task needs.
 
-    `fields` are the task's fields. The need "one|other" is met by either.
+    `fields` are the task's fields; a needed "one|other" is either of them.
     """
     if set(template) - {"answer"} not in ({"prompt"}, {"user"}, {"system", "user"}):
         raise InputError(
@@ -131,7 +131,7 @@ def check_template(
         try:
             for _, field, width, conversion in string.Formatter().parse(part):
                 if width or conversion:
-                    raise ValueError(f"got {{{field}...}}, expected a field name alone")
+                    raise ValueError(f"got {{{field}...}}, expected only a field name")
                 if field is not None:
                     used.add(field)
         except ValueError as error:
@@ -149,7 +149,7 @@ def check_template(
 
 
 def render(template: Template, fields: Mapping[str, str]) -> Template:
-    """Return a template with its fields replaced by a row's texts, whose braces are kept."""
+    """Return a template with its fields replaced; braces in a row's texts are literal."""
     return {part: text.format_map(fields) for part, text in template.items()}
 
 

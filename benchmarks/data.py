@@ -155,7 +155,7 @@ def draw(lines: list[dict], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; print the result as JSON on the last line and return it."""
+    """Parse the arguments, run, and print the result as JSON on the last line."""
     parser = Parser(__doc__)
     parser.add_argument("--most", type=int, default=100_000, help="questions in the largest file")
     parser.add_argument("--plot", metavar="FILE", help="write a chart to FILE")

@@ -58,7 +58,7 @@ DECODING = Decoding(stop_ids=[2], pad_id=0, max_new_tokens=16, min_new_tokens=16
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; print the result as JSON on the last line and return it."""
+    """Parse the arguments, run, and print the result as JSON on the last line."""
     arguments = parse(command_line(), argv)
     if reason := why_no_gpu():
         raise InputError(f"benchmarks.gpu needs a GPU: {reason}.")
@@ -70,23 +70,23 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def command_line() -> Parser:
-    """Return the parser of the command line."""
+    """Return the argument parser."""
     parser = Parser(__doc__)
     parser.add_argument(
         "--parts",
         metavar="NAMES",
         default=",".join(PARTS),
-        help=f"comma-separated, of {','.join(PARTS)} (default: all)",
+        help=f"comma-separated parts of {','.join(PARTS)} (default: all)",
     )
     shapes = ", ".join(NAMES)
     parser.add_argument(
         "--model",
         metavar="SHAPE",
         default="EEVE-10.8B",
-        help=f"for training and answers: {shapes} (default: EEVE-10.8B)",
+        help=f"model shape for training and answers: {shapes} (default: EEVE-10.8B)",
     )
     parser.add_argument(
-        "--minutes", metavar="N", type=float, default=9, help="start no part later (default: 9)"
+        "--minutes", metavar="N", type=float, default=9, help="limit to start a part (default: 9)"
     )
     return parser
 
@@ -142,7 +142,7 @@ def products(arguments: argparse.Namespace, device: torch.device) -> dict:
 
 
 def probes(arguments: argparse.Namespace, device: torch.device) -> dict:
-    """Probe FlexAttention for every recipe's heads; return why it cannot be used, if so."""
+    """Probe FlexAttention for every recipe's heads; return the result or why it cannot be used."""
     found = {}
     for name, shape in SHAPES.items():
         config = make_config(shape).get_text_config()
@@ -209,7 +209,7 @@ def training(arguments: argparse.Namespace, device: torch.device) -> dict:
 def answers(arguments: argparse.Namespace, device: torch.device) -> dict:
     """Answer by generate and from trees: adapter cast or merged, with and without CUDA graphs.
 
-    With random weights, 16-bit rounding changes the likeliest token. So trees are not compared with
+    With random weights, 16-bit rounding changes the top token, so trees are not compared with
     generate but verified by the branch check of their logits, as in inference.py.
     """
     recipe, config = Recipe(), named_config(arguments.model)
@@ -282,13 +282,13 @@ def timed_answers(
 
 
 def by_trees(model: PreTrainedModel, tokens: int) -> dict[int, list[int]]:
-    """Return the token ids of answers from trees, by question index."""
+    """Return the token ids of the trees' answers, by question index."""
     found = answer_examples(model, questions(), DECODING, tokens)
     return {index: samples[0].token_ids for index, samples in found}
 
 
 def by_generate(model: PreTrainedModel, tokens: int) -> dict[int, list[int]]:
-    """Return the token ids of answers by generate, by question index."""
+    """Return the token ids of generate's answers, by question index."""
     prompts = [list(example.prompt_ids) for example in questions()]
     found = generate_answers(model, prompts, DECODING, tokens)
     return {index: answer.token_ids for index, answer in found}

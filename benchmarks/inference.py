@@ -57,7 +57,7 @@ Answers = dict[int, list[int]]  # index of the example -> token ids
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; print the result as JSON on the last line and return it."""
+    """Parse the arguments, run, and print the result as JSON on the last line."""
     arguments = parse(command_line(), argv)
     material = load_material(arguments, {})
     if not arguments.no_adapter:
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def command_line() -> Parser:
-    """Return the parser of the command line."""
+    """Return the argument parser."""
     parser = Parser(__doc__)
     add_material_options(parser)
     add_comparison_options(parser)
@@ -98,7 +98,7 @@ def command_line() -> Parser:
         metavar="N",
         type=positive,
         default=8,
-        help="compared with one sample (default: 8)",
+        help="samples per question, compared with one (default: 8)",
     )
     parser.add_argument(
         "--no_continuous",
@@ -115,7 +115,7 @@ class Method:
     name: str
     answer: Callable[[Decoding], Answers]
     seconds: list[float] = field(default_factory=list)
-    tokens: int = 0  # forwarded in a round, padding included
+    tokens: int = 0  # tokens forwarded in a round, padding included
     peak_mb: float = 0.0
     answers: Answers = field(default_factory=dict)
 
@@ -166,7 +166,7 @@ def batched_method(material: Material, examples: list[Example], rows: int) -> Me
 
 
 def loop_method(material: Material, examples: list[Example]) -> Method:
-    """Return `generate` on one prompt at a time."""
+    """Return the method that calls `generate` on one prompt at a time."""
     return replace(batched_method(material, examples, 1), name="loop")
 
 
@@ -209,9 +209,9 @@ def continuous_method(material: Material, examples: list[Example]) -> Method:
 
 
 def decodings(material: Material, examples: list[Example]) -> dict[str, Decoding]:
-    """Return the decoding options: "natural" stops, and "forced" length of FORCED tokens.
+    """Return the decoding options: "natural" ends at stop tokens, "forced" after FORCED tokens.
 
-    Random weights have no natural stops.
+    Models with random weights have no "natural".
     """
     tokenizer = material.tokenizer
     stop_ids = Encoder(tokenizer, {"prompt": "{context}{question}"}).stop_ids(
@@ -225,7 +225,7 @@ def decodings(material: Material, examples: list[Example]) -> dict[str, Decoding
 def compare(arguments: argparse.Namespace, material: Material, examples: list[Example]) -> dict:
     """Run the methods in turn with both decoding options, and print their measurements.
 
-    Return the result for forced length, with that of natural stops, if any, under "natural".
+    Return the result for forced length; its "natural" is the result for natural stops, if any.
     """
     articles = len({example.row.article for example in examples})
     tokens = sum(len(example.prompt_ids) for example in examples)
@@ -317,7 +317,7 @@ def summary(methods: list[Method], examples: list[Example]) -> dict:
 def samples_cost(
     arguments: argparse.Namespace, material: Material, examples: list[Example]
 ) -> float:
-    """Return the time of --samples samples per question relative to one, at forced length."""
+    """Return the relative time of --samples samples per question to one, at forced length."""
     forced = decodings(material, examples)["forced"]
     one, many = (
         tree_method(material, examples, arguments.tokens_per_batch, name)
@@ -355,7 +355,7 @@ def growth(arguments: argparse.Namespace, material: Material) -> dict:
         )
     print(
         f"\n| questions on an article of {arguments.article} tokens | loop | batched | tree "
-        "| against loop | against batched |"
+        "| vs loop | vs batched |"
     )
     print("|---|---|---|---|---|---|")
     for row in rows:

@@ -77,7 +77,7 @@ def add_material_options(parser: Parser) -> None:
         "--quantization",
         choices=["nf4", "none"],
         default="nf4",
-        help="of the base model (default: nf4)",
+        help="quantization of the base model (default: nf4)",
     )
 
 
@@ -139,7 +139,7 @@ def make_examples(
 
 
 def made_up(article_tokens: int, questions_per_article: int, questions: int) -> list[Example]:
-    """Return examples of random ids: 35 tokens per question, 5 per answer and a stop token."""
+    """Return examples with random ids: 35 tokens per question, 5 per answer and a stop token."""
     rng = random.Random(0)
     # Ids within every vocabulary, including those of tiny models.
     draw = partial(rng.choices, range(10, 1900))

@@ -4,7 +4,7 @@ python -m benchmarks.operators --model FOLDER --data FILE           a base model
 python -m benchmarks.operators --model tiny-llama --article 300     random weights and articles
 
 A training step is the forward and backward pass of one article's questions. Answering generates 16
-tokens from trees, prefill included: for one question, for one article's, and for all. Each is
+tokens from trees, prefill included: for one question, one article, and all questions. Each is
 profiled with NF4 weights and with dequantized ones. Shares are of the time in operators (kernels on
 a GPU); Python's own time is excluded. "attention" is fused kernels only: attention by bmm
 (soft-capped scores, grouped queries of branches) counts as products. The last line is JSON.
@@ -50,7 +50,7 @@ TOKENS_PER_BATCH = 16384  # 48 questions of KorQuAD are 4,446 tokens when each a
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; print the result as JSON on the last line and return it."""
+    """Parse the arguments, run, and print the result as JSON on the last line."""
     parser = Parser(__doc__)
     add_material_options(parser)
     parser.set_defaults(questions=48)

@@ -31,7 +31,7 @@ MODES = ("trim", "select")
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; print the result as JSON on the last line and return it."""
+    """Parse the arguments, run, and print the result as JSON on the last line."""
     parser = Parser(__doc__)
     parser.add_argument(
         "--data",

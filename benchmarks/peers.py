@@ -2,7 +2,7 @@
 
 They need separate processes because they patch the libraries they use. Trainers get the same base
 model, token ids, labels (answers only), rank, batch size and step size. Their second epoch is
-timed: Unsloth starts a second training, LLaMA-Factory continues the first. vLLM gets the same
+timed: Unsloth starts a second run, LLaMA-Factory continues the first. vLLM gets the same
 prompts and generates the same number of tokens, with an empty prefix cache. The Unsloth and vLLM
 workers follow their documentation and have never run. LLaMA-Factory 0.9.5 ran on a CPU only, in a
 separate environment because it needs TRL before 1.0; run the second line there:
@@ -65,7 +65,7 @@ def _run_worker(name: str, job: dict) -> float | None:
             lines = done.stderr.strip().splitlines()  # the last one has the exception
             print(f"{name:<14} failed: {lines[-1] if lines else done.returncode}")
             return None
-        # The worker's last line is its questions/s; its libraries print before.
+        # The worker's last line is its questions/s; its libraries print earlier lines.
         return float(done.stdout.strip().splitlines()[-1])
 
 

@@ -36,7 +36,7 @@ LAUNCH = [
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; print the result as JSON on the last line and return it."""
+    """Parse the arguments, run, and print the result as JSON on the last line."""
     arguments = parse(command_line(), argv)
     if arguments.measured:
         return measured(arguments)
@@ -53,9 +53,9 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def command_line() -> Parser:
-    """Return the parser of the command line."""
+    """Return the argument parser."""
     parser = Parser(__doc__)
-    parser.add_argument("--run", metavar="RUN", required=True, help="a finished run that answers")
+    parser.add_argument("--run", metavar="RUN", required=True, help="finished run to answer with")
     parser.add_argument(
         "--data",
         metavar="FILE",

@@ -19,7 +19,7 @@ COLUMNS = ("id", "context", "question", "answers")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
+    """Parse the arguments and run."""
     parser = Parser(__doc__)
     parser.add_argument("file", metavar="FILE", help="questions with answers")
     parser.add_argument("target", metavar="OUT", help="folder for train.csv and test.csv")

@@ -58,7 +58,7 @@ TRL_BATCHES = (1, 2, 4, 8)
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the command line; return the JSON of the last line, or the job of --job."""
+    """Parse the arguments, run, and return the printed result or the job of --job."""
     arguments = parse(command_line(), argv)
     if arguments.job and (arguments.growth or not Path(arguments.model).is_dir()):
         raise InputError(
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace, setting: "Setting") -> dict:
 
 
 def command_line() -> Parser:
-    """Return the parser of the command line."""
+    """Return the argument parser."""
     parser = Parser(__doc__)
     add_material_options(parser)
     add_comparison_options(parser)
@@ -95,7 +95,7 @@ def command_line() -> Parser:
         metavar="N",
         type=positive,
         default=16,
-        help="for all methods (default: 16)",
+        help="questions per step, for all methods (default: 16)",
     )
     parser.add_argument(
         "--tokens_per_batch",
@@ -159,7 +159,7 @@ def prepare(arguments: argparse.Namespace, folder: str) -> Setting:
 def given_plan(base: Material, tokens_per_batch: int, checkpointing: bool) -> Plan:
     """Return a plan with these options, and print its attention."""
     reason = why_no_flex(base.recipe, base.model.config, base.device, base.dtype)
-    print(f"attention of dandap: {'flex' if reason is None else f'plain kernel ({reason})'}")
+    print(f"dandap's attention: {'flex' if reason is None else f'plain kernel ({reason})'}")
     # The options fix the plan, so no estimate is needed.
     return Plan(
         base.device,
@@ -179,7 +179,7 @@ class Method:
     name: str
     trainer: SFTTrainer
     seconds: list[float] = field(default_factory=list)
-    tokens: int = 0  # forwarded in a round, padding included
+    tokens: int = 0  # tokens forwarded in a round, padding included
     peak_mb: float = 0.0
 
     def run(self, setting: Setting) -> None:
@@ -440,7 +440,7 @@ def growth(arguments: argparse.Namespace, setting: Setting) -> dict:
         rows.append({"questions_per_article": count, **result})
     print(
         f"\n| questions on an article of {length} tokens | TRL, questions/s "
-        "| read once, questions/s | times | token ratio |"
+        "| read once, questions/s | speedup | token ratio |"
     )
     print("|---|---|---|---|---|")
     for row in rows:

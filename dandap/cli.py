@@ -71,7 +71,7 @@ def run_script(main: Callable[[], Any]) -> None:
         message = f"{message[:2000]} ... {message[-2000:]}"
     try:
         print(printable(message), file=sys.stderr, flush=True)
-    except OSError:  # stderr is redirected to a full disk; the exit code still tells
+    except OSError:  # stderr is redirected to a full disk; the exit code still shows the failure
         discard(sys.stderr)
     raise SystemExit(code)
 
@@ -110,7 +110,7 @@ def placeholder(annotation: Any) -> str:
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Give an option and its help one line where they fit."""
+    """Put an option and its help on one line where they fit."""
 
     def __init__(self, prog: str):
         width = max(110, shutil.get_terminal_size().columns - 2)
@@ -129,7 +129,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def format_help(self) -> str:
-        """Return the help, whose usage line does not repeat every option."""
+        """Return the help with a usage line that does not repeat every option."""
         names = [str(a.metavar or a.dest) for a in self._actions if not a.option_strings]
         self.usage = " ".join(["%(prog)s", *names, "[options]"])
         return super().format_help()
@@ -166,7 +166,7 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
 
 
 def chosen_options(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the recipe fields that the command line set, with their texts."""
+    """Return the recipe fields that the command line set, as strings."""
     return {name: value for name, value in vars(arguments).items() if name in Recipe.model_fields}
 
 

@@ -39,7 +39,7 @@ class Output:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text and return its length."""
+        """Write a string and return its length."""
         shown = printable(text) if self.escapes else text
         self._try(lambda: self.stream.write(shown))
         return len(text)

@@ -119,7 +119,7 @@ def write_json_lines(path: Path, records: Iterable[dict]) -> None:
 
 
 def write_table(path: Path, records: list[dict], columns: Sequence[str] | None = None) -> None:
-    """Write records as CSV for spreadsheets, with quoted texts and a byte-order mark."""
+    """Write records as CSV for spreadsheets, with quoted strings and a byte-order mark."""
     import pandas as pd  # takes 0.4 s
 
     text = pd.DataFrame(records, columns=columns).to_csv(
@@ -154,7 +154,7 @@ def read_json_lines(path: Path) -> Iterator[dict]:
 
 
 def read_json(path: Path) -> dict:
-    """Return the JSON object in a file; InputError if it is missing or damaged."""
+    """Return the JSON object in a file; raise InputError if it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
@@ -180,12 +180,12 @@ def safe_name(name: str) -> str:
 
 
 def timestamp() -> str:
-    """Return the local time for folder names, in seconds."""
+    """Return the local time for folder names, to the second."""
     return time.strftime("%Y%m%d-%H%M%S")
 
 
 def new_folder(parent: str | Path, name: str) -> Path:
-    """Create and return <parent>/<name>-<time>, or ...-2, -3; a long name is cut."""
+    """Create and return <parent>/<name>-<time>, or ...-2, -3; long names are truncated."""
     short = name.encode()[:100].decode(errors="ignore")
     base = Path(parent) / safe_name(f"{short}-{timestamp()}")
     base.parent.mkdir(parents=True, exist_ok=True)

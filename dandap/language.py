@@ -37,5 +37,5 @@ def t(text: str, /, **fields: object) -> str:
 @cache
 def korean() -> dict[str, str]:
     """Return the catalog: English text -> Korean text."""
-    catalogue = Path(__file__).with_name("korean.yaml")
-    return yaml.safe_load(catalogue.read_text(encoding="utf-8"))
+    catalog = Path(__file__).with_name("korean.yaml")
+    return yaml.safe_load(catalog.read_text(encoding="utf-8"))

@@ -45,22 +45,22 @@ class Recipe(BaseModel):
     quantization: Literal["nf4", "none"] = "nf4"
     """nf4: 4-bit base (QLoRA); none: 16-bit base (LoRA)"""
     double_quantization: bool = True
-    """quantize the quantization constants, too"""
+    """also quantize the quantization constants"""
     compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """auto: bfloat16; float16 on a T4, float32 on CPUs"""
     attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
-    """auto: flex to train on sm_80 or newer, else sdpa or eager"""
+    """auto: flex for training on sm_80 or newer, else sdpa or eager"""
 
     task: str = "economic_qa"
-    """kind of question and its score: a module of tasks/"""
+    """kind of question and its score: a module in tasks/"""
     template: str = "concise"
     """prompt template, by its name in prompts.py"""
     train_file: str = "data/train.csv"
-    """questions with answers; several with commas"""
+    """questions with answers; separate several files by commas"""
     test_file: str = "data/test.csv"
     """questions to answer"""
     columns: dict[str, str] = {}
-    """columns with other names: context=본문,question=질문"""
+    """renamed columns: context=본문,question=질문"""
     max_length: int = Field(2048, ge=16)
     """tokens of prompt and answer together"""
     on_overflow: Literal["trim", "select", "error"] = "select"
@@ -73,22 +73,22 @@ class Recipe(BaseModel):
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     """dropout on the adapter's input"""
     lora_target_modules: str | Annotated[list[str], Field(min_length=1)] = "all-linear"
-    """adapted modules, as q_proj,v_proj"""
+    """adapted modules: all-linear, or q_proj,v_proj"""
 
     learning_rate: float = Field(2e-4, gt=0)
     """peak learning rate; small bases need more"""
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """learning rate schedule"""
     warmup_steps: float = Field(0.03, ge=0)
-    """steps to the peak; below 1, a fraction of all steps"""
+    """warmup steps; below 1, a fraction of all steps"""
     epochs: float = Field(1, gt=0)
-    """passes over the training questions"""
+    """passes over the training data"""
     read_once: bool = True
-    """read an article once for its questions; false: as TRL"""
+    """read an article once for its questions; false: like TRL"""
     questions_per_step: int = Field(16, ge=1)
     """questions per optimizer step, on average"""
     tokens_per_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """most tokens of a forward pass"""
+    """maximum tokens per forward pass"""
     optim: Literal[
         "adamw_torch_fused",
         "adamw_torch",
@@ -101,7 +101,7 @@ class Recipe(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     """weight decay of AdamW"""
     max_grad_norm: float = Field(1.0, gt=0)
-    """norm to which gradients are clipped"""
+    """maximum gradient norm, for clipping"""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """recompute activations to save memory"""
     neftune_noise_alpha: float | None = Field(None, gt=0)
@@ -110,7 +110,7 @@ class Recipe(BaseModel):
     """seed of adapter, data order, dropout and sampling"""
 
     max_new_tokens: int = Field(64, ge=1)
-    """most tokens of an answer"""
+    """maximum tokens per answer"""
     samples: int = Field(1, ge=1)
     """answers sampled per question; one is selected"""
     temperature: float = Field(0.0, ge=0)
@@ -120,11 +120,11 @@ class Recipe(BaseModel):
     choices: list[str] = []
     """the answers to choose from, for every question: 예,아니오"""
     choices_by: Literal["whole", "first_token"] = "whole"
-    """rank choices by all tokens or the first different one"""
+    """rank choices by all tokens, or the first that differ"""
     repetition_penalty: float = Field(1.0, ge=1)
     """penalty on repeated tokens; 1.2 is usual for long answers"""
     beams: int = Field(1, ge=1)
-    """beam width; above 1 articles are read per question"""
+    """beam width; above 1, each question reads its article"""
     embedding_model: str = "sentence-transformers/distiluse-base-multilingual-cased-v1"
     """embeddings of wallpaper_qa"""
 
@@ -133,9 +133,9 @@ class Recipe(BaseModel):
     fold: str | None = None
     """hold out fold 2 of 5 instead: 2/5"""
     evaluate_every: str | None = "0.25 epochs"
-    """as 200 steps, 0.25 epochs or none"""
+    """200 steps, 0.25 epochs, or none"""
     evaluate_questions: int = Field(500, ge=1)
-    """most questions per evaluation during training"""
+    """maximum questions per evaluation during training"""
     patience: int | None = Field(None, ge=1)
     """stop after N evaluations without a better score"""
 
@@ -155,7 +155,7 @@ class Recipe(BaseModel):
             return None
         match = re.fullmatch(r"(\d+)(?: steps?)?|(\d+|\d*\.\d+) epochs?", str(value).strip())
         if not match or float(match[1] or match[2]) == 0:
-            raise ValueError("steps or epochs above 0, as `200 steps` or `0.25 epochs`, or none")
+            raise ValueError("steps or epochs above 0 (`200 steps`, `0.25 epochs`) or `none`")
         return f"{match[1]} steps" if match[1] else f"{match[2]} epochs"
 
     @field_validator("fold", mode="before")
@@ -165,7 +165,7 @@ class Recipe(BaseModel):
             return None
         match = re.fullmatch(r"(\d+)/(\d+)", str(value).strip())
         if not match or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
-            raise ValueError("a fold as 2/5, the second of five")
+            raise ValueError("a fold like 2/5, the second of five")
         return match[0]
 
     @field_validator("columns", mode="before")
@@ -207,12 +207,12 @@ class Recipe(BaseModel):
 
     @property
     def prompt_limit(self) -> int:
-        """The most tokens of a prompt, in training and in answering."""
+        """The maximum prompt length in tokens, in training and in answering."""
         return self.max_length - self.max_new_tokens
 
     @property
     def validates(self) -> bool:
-        """Whether some articles are held out of training."""
+        """Whether some articles are held out for validation."""
         return self.fold is not None or self.validation_fraction > 0
 
     def differences(self) -> dict[str, Any]:
@@ -233,7 +233,7 @@ ANSWERING = tuple(
 
 
 def load_recipe(name: str | None, options: dict[str, Any]) -> Recipe:
-    """Return a recipe by YAML file or by its name in recipes/, overridden by `options`."""
+    """Load a recipe from a YAML file or by its name in recipes/, overridden by `options`."""
     values = _read_fields(find_recipe(name)) if name else {}
     return make_recipe({**values, **options}, name or "the command line", options)
 
@@ -269,7 +269,7 @@ def _read_fields(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     # PyYAML does not wrap errors of int(), date() and deep nesting.
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} is not a recipe ({str(error)[:300]}); expected lines as `learning_rate: 1e-4`."
+            f"{path} is not a recipe ({str(error)[:300]}); expected lines like `epochs: 2`."
         ) from error
     if parent is None:
         return fields
@@ -277,7 +277,7 @@ def _read_fields(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def make_recipe(values: dict[str, Any], where: str, options: Collection[str] = ()) -> Recipe:
-    """Return a validated recipe; errors name `where` values come from, or the option if given."""
+    """Return a validated recipe; errors name the source `where`, or the option if given."""
     # `none` clears a field, except for quantization, where it is a value.
     values = {
         name: None if value in ("none", "null") and name != "quantization" else value

@@ -1,4 +1,4 @@
-"""Tasks: each module of this package that defines `TASK`."""
+"""Find tasks: the modules in this package that define `TASK`."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -19,7 +19,7 @@ TASKS = find_tasks(__path__)
 
 
 def get_task(name: str) -> Task:
-    """Return a task by name; InputError suggests a similar name."""
+    """Return a task by name; the InputError suggests a similar name."""
     if name not in TASKS:
         raise InputError(
             f"got task {name!r}; expected one of {', '.join(TASKS)}.{did_you_mean(name, TASKS)}"

@@ -58,7 +58,7 @@ CATEGORIES = {
 
 
 def load_items(path: Path) -> list[Item]:
-    """Return the items of a file; InputError for the first invalid one."""
+    """Return the items of a file; raise InputError for the first invalid one."""
     items = parse_json(decode(read_bytes(path)[0], path)[0], str(path))
     if not isinstance(items, list) or not items:
         raise InputError(f"{path}: expected a JSON list of at least one item.")
@@ -90,7 +90,7 @@ def find_error(item: Item) -> str | None:
         if output not in ("", *INFERENCES):
             return f"got the output {output!r}; expected one of {', '.join(INFERENCES)}, or empty"
     except (KeyError, TypeError, AttributeError) as error:
-        return f"a field is missing or has another structure ({error!r})"
+        return f"a field is missing or has the wrong structure ({error!r})"
     return None
 
 
@@ -150,7 +150,7 @@ def write_filled(path: Path, like: Path, letters: list[str]) -> Path:
     filled = [item | {"output": output} for item, output in pairs]
     write_bytes(path, to_json(filled, like))
     if [item["output"] for item in load_items(path)] != outputs:
-        raise RuntimeError(f"{path} reads back differently from what was written")
+        raise RuntimeError(f"{path} differs from what was written")
     return path
 
 
@@ -177,7 +177,7 @@ class DialogueForm(PageForm):
 
     title: str = "Dialogues"
     boxes: tuple[Box, ...] = (
-        Box("dialogue", "Dialogue (one utterance per line, as 1: hello)", 8),
+        Box("dialogue", "Dialogue (one utterance per line, like 1: hello)", 8),
         Box("target", "Line number of the target utterance"),
         Box("category", "Kind of inference", choices=tuple(CATEGORIES)),
         Box("inference_1", "Inference A"),
@@ -187,7 +187,7 @@ class DialogueForm(PageForm):
     sample_file: str = "data/sample/dialogue_test.json"
 
     def to_rows(self, typed):
-        expected = "Expected lines as 1: 안녕, and the line number of the target utterance."
+        expected = "Expected lines like 1: 안녕, and the line number of the target utterance."
         turns = []
         for number, line in enumerate(filter(trim, typed["dialogue"].splitlines()), 1):
             match = re.fullmatch(r"\s*(?:화자\s*)?(\w+)\s*[:：]\s*(.+)", line)

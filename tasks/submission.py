@@ -22,7 +22,7 @@ def _runs(text: str) -> bool:
 
 
 def escape_formula(value):
-    """Prefix a value with an apostrophe if it is a formula; join lists to one text."""
+    """Prefix a value with an apostrophe if it is a formula; join lists into one string."""
     text = " | ".join(value) if isinstance(value, list) else value
     return f"'{text}" if isinstance(text, str) and _runs(text) else text
 
@@ -49,7 +49,7 @@ class SubmissionForm:
 
 
 def read_form(path: Path, ids: Sequence[str]) -> SubmissionForm | None:
-    """Return the form of a CSV file with two columns, or None.
+    """Return the format of a CSV file with two columns, or None.
 
     `order` is empty if the file's ids differ from `ids`.
     """
@@ -66,14 +66,14 @@ def read_form(path: Path, ids: Sequence[str]) -> SubmissionForm | None:
         spelled = dict(zip(matched, ids, strict=True))
         order = tuple(spelled[row_id] for row_id in found)
         if order != tuple(ids):
-            note = f"the submission has the order of {path}"
+            note = f"the submission follows the order of {path}"
     has_mark = table.encoding != "utf-8" or path.read_bytes().startswith(codecs.BOM_UTF8)
     encoding = "utf-8-sig" if has_mark else "utf-8"
     return SubmissionForm((name, answer), encoding, order, note)
 
 
 def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
-    """Return the form of sample_submission.csv next to the test file, or the default."""
+    """Return the format of sample_submission.csv next to the test file, or the default."""
     sample = test_file.with_name("sample_submission.csv")
     if not sample.is_file():
         return SubmissionForm()
@@ -87,7 +87,7 @@ def submission_form(test_file: Path, ids: Sequence[str]) -> SubmissionForm:
 
 
 def submission_like(member: Path, ids: Sequence[str]) -> SubmissionForm:
-    """Return the form of submission.csv next to a file of answers, else of the file itself."""
+    """Return the format of submission.csv next to a file of answers, or of the file itself."""
     for path in (member.with_name("submission.csv"), member):
         if path.suffix.lower() == ".csv" and path.is_file() and (form := read_form(path, ids)):
             return form
@@ -97,7 +97,7 @@ def submission_like(member: Path, ids: Sequence[str]) -> SubmissionForm:
 def write_submission(
     path: Path, form: SubmissionForm, ids: Sequence[str], answers: Sequence[str]
 ) -> None:
-    """Write a submission, and read it back with pandas; RuntimeError if it differs."""
+    """Write a submission, and read it back with pandas; raise RuntimeError if it differs."""
     answer_of = dict(zip(ids, answers, strict=True))
     ids = list(form.order or ids)
     # pandas 2 ends a cell at NUL.
@@ -120,4 +120,4 @@ def write_submission(
     has_mark = path.read_bytes().startswith(codecs.BOM_UTF8)
     is_same = found == [form.columns, *zip(ids, answers, strict=True)]
     if not is_same or has_mark != (form.encoding == "utf-8-sig"):
-        raise RuntimeError(f"{path} reads back differently from what was written")
+        raise RuntimeError(f"{path} differs from what was written")

@@ -38,7 +38,7 @@ class PageForm:
     sample_file: str = ""  # for examples
 
     def to_rows(self, typed: Mapping[str, str]) -> list[Row]:
-        """Return the typed questions as rows; InputError if something is missing."""
+        """Return the typed questions as rows; raise InputError if something is missing."""
         questions = [line for line in typed["questions"].split("\n") if line.strip()]
         rows = typed_rows(typed.get("article", ""), questions) if questions else []
         # Rows without an article share no prefix.
@@ -55,7 +55,7 @@ class PageForm:
         return row.fields.get("question", row.question)
 
     def show_answer(self, row: Row, answer: str) -> str:
-        """Return the text of an answer for display, a letter with its option."""
+        """Return the text of an answer for display; a choice has its letter and option."""
         option = row.fields.get(f"option_{answer}")
         return f"{answer}. {option}" if option else answer
 
@@ -86,13 +86,13 @@ class Task:
     page = PageForm()
 
     def recognizes(self, path: Path) -> bool:
-        """Return whether a file is of this task (default task: economic_qa)."""
+        """Return whether a file belongs to this task (default task: economic_qa)."""
         return False
 
     def read(self, paths: list[Path], columns: dict[str, str], need_answers: bool) -> Table:
         """Read files; `columns` maps our names to the files' columns.
 
-        With `need_answers` (training), a row without an answer is an InputError.
+        With `need_answers` (training), a row without an answer raises InputError.
         """
         raise NotImplementedError
 
@@ -101,11 +101,11 @@ class Task:
         raise NotImplementedError
 
     def expand(self, rows: list[Row]) -> list[Row]:
-        """Return the training rows of rows."""
+        """Return the training rows that these rows expand to."""
         return rows
 
     def score(self, rows: Sequence[Row], predictions: Sequence[str]) -> dict[str, Any]:
-        """Return the scores; each score of `headline` has a 95% interval, <score>_interval."""
+        """Return the scores; each score in `headline` also has a 95% interval, <score>_interval."""
         return metrics.score(
             predictions, [row.answers for row in rows], [row.article for row in rows]
         )
@@ -129,11 +129,11 @@ class Task:
         return [line + spans * ("context" in self.needs)]
 
     def table(self, scores: dict[str, Any]) -> list[Sequence[Any]]:
-        """Return a table for the report, the header first, or an empty list."""
+        """Return a table for the report, header first, or an empty list."""
         return []
 
     def submission_form(self, test_file: Path, rows: Sequence[Row]) -> SubmissionForm:
-        """Return the form of the submission, before answering."""
+        """Return the format of the submission, before answering."""
         return SubmissionForm()
 
     def submit(
@@ -147,7 +147,7 @@ class Task:
     def submit_combined(
         self, recipe: Recipe, folder: Path, member: Path, records: list[dict]
     ) -> tuple[Path, str | None]:
-        """Write an ensemble's submission in the form of its first member."""
+        """Write an ensemble's submission in the format of its first member."""
         rows = [Row(record["id"], "", "") for record in records]
         form = submission_like(member, [row.id for row in rows])
         path, note = self.submit(recipe, folder, member, Answers(rows, records), form)
@@ -239,13 +239,13 @@ def compute_scores(
 
 
 def format_score(score: str, scores: dict[str, Any], interval: str = "") -> str:
-    """Return a score with its interval, as char F1 0.9706 (95% 0.9522 to 0.9872)."""
+    """Return a score with its interval, like char F1 0.9706 (95% 0.9522 to 0.9872)."""
     low, high = scores[f"{score}_interval"]
     return f"{label(score)} {scores[score]:.4f} ({interval}{low:.4f} to {high:.4f})"
 
 
 def format_evaluation(task: Task, scores: dict[str, Any]) -> str:
-    """Return the scores of one evaluation, for a training line."""
+    """Return the scores of one evaluation, for a line of the training log."""
     line = format_score(task.headline[0], scores)
     if "exact_match" in task.headline:
         line += f"  exact match {scores['exact_match']:.4f}"

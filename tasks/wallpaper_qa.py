@@ -1,4 +1,4 @@
-"""Wallpaper QA: questions about wallpaper defects with answers of a sentence (Hansol Deco 2024).
+"""Wallpaper QA: questions about wallpaper defects, answered in a sentence (Hansol Deco 2024).
 
 A training row has two questions and five answers, a test row one question. The submission has the
 sentence embedding of each answer.
@@ -25,7 +25,7 @@ FIELDS = ("category", "generated", "sources")
 
 
 def read_file(path: Path, need_answers: bool) -> Table:
-    """Return one row per question; questions of a file's row share answers and `group`."""
+    """Return one row per question; questions from one row of the file share answers and `group`."""
     sheet = read_table(path)
     is_original = set(QUESTIONS) <= set(sheet.header)
     questions = QUESTIONS if is_original else ("질문",)
@@ -160,7 +160,7 @@ class WallpaperQA(Task):
         write_submission(plain, SubmissionForm(("id", "답변")), ids, answers.predictions)
         vectors = embed(tuple(answers.predictions), recipe.embedding_model)
         if vectors is None:
-            return plain, "no submission of sentence embeddings without the embedding model"
+            return plain, "no submission: sentence embeddings need the embedding model"
         import pandas as pd  # 0.4 s
 
         # Columns id, vec_0, vec_1, ...
@@ -171,7 +171,7 @@ class WallpaperQA(Task):
         back = pd.read_csv(path, dtype={"id": str}, keep_default_na=False, encoding="utf-8-sig")
         numbers = back.drop(columns="id").to_numpy(float)
         if back["id"].tolist() != ids or not np.allclose(numbers, vectors, rtol=0, atol=1e-6):
-            raise RuntimeError(f"{path} reads back differently from what was written")
+            raise RuntimeError(f"{path} differs from what was written")
         return path, f"answers as text: {plain}"
 
 

@@ -110,7 +110,7 @@ def asked_by_article(outputs):
 
 
 def test_the_page_answers_as_inference_does(service, outputs):
-    assert list(service.runs) == ["first", "second"]  # the newest first
+    assert list(service.runs) == ["first", "second"]  # newest first
     for typed, records in asked_by_article(outputs):
         answers = [record for _, record in service.answer("first", typed)]
         for ours, theirs in zip(answers, records, strict=True):
@@ -349,14 +349,14 @@ def test_a_browser_shows_two_runs_and_a_hostile_text(tab, service):
     tab.wait_for_selector(".card >> nth=2", timeout=120_000)
     records = [record for _, record in service.answer("first", typed)]
     said = [record["prediction"] or "(빈 답)" for record in records]
-    assert tab.locator(".said strong").all_inner_texts() == said
+    assert tab.locator(".answer strong").all_inner_texts() == said
     choose("답하는 모델", 1)
     choose("나란히 볼 모델", 2)
     button.click()
-    tab.wait_for_selector(".said.by2 >> nth=2", timeout=120_000)
+    tab.wait_for_selector(".answer.by2 >> nth=2", timeout=120_000)
     assert tab.locator(".card >> nth=0 >> .who").all_inner_texts() == ["second", "first"]
     for one in ("by1", "by2"):  # the second run is a copy of the first
-        assert tab.locator(f".said.{one} strong").all_inner_texts() == said
+        assert tab.locator(f".answer.{one} strong").all_inner_texts() == said
 
     tab.evaluate("() => { window.bad = () => { window.was_bad = true } }")
     ask(HOSTILE, HOSTILE)

@@ -145,12 +145,12 @@ REJECTED = {
     "no article": (TURNS.replace("m.content", "m.content[-6:]") + PROMPT, "drops the user turn"),
     "no answer": (
         TURNS.replace("m.content", ANSWER.format("''")) + PROMPT,
-        "the answer after its prompt once",
+        "the answer exactly once after its prompt",
     ),
-    "the answer twice": (TWICE, "the answer after its prompt once"),
+    "the answer twice": (TWICE, "the answer exactly once after its prompt"),
     "a prompt for somebody else": (
         TURNS + PROMPT.replace("assistant", "user"),
-        "the answer after its prompt once",
+        "the answer exactly once after its prompt",
     ),
     "a date in another form": ("{{ strftime_now(x) }}" + TURNS, "expected a literal format"),
     "a long loop": ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),

@@ -130,7 +130,7 @@ FILES = {
 }
 REJECTED = {
     "a.jsonl": "expected two or more",
-    "a.jsonl short.jsonl": "1 ids are in one only, as TEST_0001",
+    "a.jsonl short.jsonl": "1 ids are in only one, like TEST_0001",
     "a.jsonl b.jsonl --method hard": "--choices",
     "a.jsonl b.jsonl --output a.jsonl": "exists already",
     "a.jsonl torn.jsonl": "line 1: expected a JSON object",

@@ -369,7 +369,7 @@ if __name__ == "__main__":
     llm = LLM(model=sys.argv[1], enforce_eager=True, max_model_len=2048)
     # Its progress bar divides by the seconds so far, which may be 0.
     answers = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=32), use_tqdm=False)
-    json.dump([answer.outputs[0].text.strip() for answer in answers], open("said.json", "w"))
+    json.dump([answer.outputs[0].text.strip() for answer in answers], open("answers.json", "w"))
 """
 
 
@@ -382,4 +382,4 @@ def test_vllm_gives_all_answers(demo, examples, merged, tmp_path):
     (tmp_path / "asked.json").write_text(json.dumps([list(each.prompt_ids) for each in examples]))
     variables = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
     subprocess.run([python, "ask.py", merged], cwd=tmp_path, env=variables, check=True)
-    assert json.loads((tmp_path / "said.json").read_text()) == demo[1]
+    assert json.loads((tmp_path / "answers.json").read_text()) == demo[1]

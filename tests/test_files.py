@@ -176,7 +176,7 @@ def test_a_folder_that_datasets_saved(tmp_path):
     assert len(list((tmp_path / "saved").glob("*.arrow"))) == 2
     assert first_of(tmp_path / "saved") == WHOLE
     datasets.DatasetDict(train=saved).save_to_disk(tmp_path / "parts")
-    rejected(tmp_path / "parts", "has the folders 'train'; name one of them")
+    rejected(tmp_path / "parts", "has the folders 'train'; choose one of them")
 
 
 def test_a_folder_of_files(tmp_path):
@@ -275,7 +275,7 @@ def test_impossible_questions_are_answered_and_not_learned(tmp_path):
 def test_answers(tmp_path):
     found = answer_texts([{"text": "가"}, "나", None, float("nan"), 412], "here")
     assert found == ["가", "나", "412"]
-    with pytest.raises(InputError, match="here: an answer is .*'start': 1.*expected a text"):
+    with pytest.raises(InputError, match="here: an answer is .*'start': 1.*expected a string"):
         answer_texts({"start": 1}, "here")
     cells = {
         "['전주', '서울']": ("전주", "서울"),
@@ -370,7 +370,7 @@ NOT_DATA = {
     "blank question.csv": (HEAD + "a,b, ,d\n", "line 2: question is empty"),
     "blank answer.csv": (HEAD + LINE + "b,b,c,\n", r"line 3 \(id b\): no answer"),
     "blank id.csv": (HEAD + " ,b,c,d\n", "line 2: got the id ' '; expected at most"),
-    "same id.csv": (HEAD + LINE + LINE, r"ids more than once \(1\): 'a1'"),
+    "same id.csv": (HEAD + LINE + LINE, r"1 duplicate ids: 'a1'"),
     "a.docx": ("x", "ends in '.docx'. Expected a .csv"),
     "old.xls": (b"\xd0\xcf\x11\xe0", "ends in '.xls'. Expected a .csv.* .xlsx"),
     "torn.jsonl": (json.dumps(ROW) + "\n{", "line 2: not valid JSON"),
@@ -378,7 +378,7 @@ NOT_DATA = {
     "digits.jsonl": (json.dumps(ROW).replace('"a1"', "9" * 5000), "got the id '9999"),
     "number.json": ({"data": [1]}, "data, entry 1: got 1; expected an object with context"),
     "document.json": ({"data": [{"paragraphs": [{"qas": [{}]}]}]}, "entry 1: not SQuAD-format"),
-    "list as context.jsonl": (ROW | {"context": [1]}, "context is empty or not a text"),
+    "list as context.jsonl": (ROW | {"context": [1]}, "context is empty or not a string"),
     "some ids.json": ([HF | {"id": None}, HF], "entry 2: got the id"),
 }
 

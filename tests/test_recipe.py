@@ -71,7 +71,7 @@ def test_invalid_values_are_rejected():
         ("quantization", "int8", "--quantization: got 'int8', expected 'nf4' or 'none'"),
         ("tokens_per_batch", "abc", "expected 'auto' or a valid integer"),
         ("evaluate_every", "0 steps", "--evaluate_every: got '0 steps', expected steps or epochs"),
-        ("fold", "6/5", "--fold: got '6/5', expected a fold as 2/5"),
+        ("fold", "6/5", "--fold: got '6/5', expected a fold like 2/5"),
         ("model", "", "--model: got '', expected at least 1 character"),
         ("max_new_tokens", "4000", "leaves no room for a prompt"),
         ("columns", "본문", "expected NAME=COLUMN pairs"),

@@ -41,7 +41,7 @@ def test_a_submission_that_reads_back_differently_is_an_error(tmp_path, monkeypa
         path.write_text(text.replace("가", "나"), encoding)
 
     monkeypatch.setattr(submission, "write_text", write_other)
-    with pytest.raises(RuntimeError, match="reads back differently"):
+    with pytest.raises(RuntimeError, match="differs from what was written"):
         write_submission(tmp_path / "s.csv", SubmissionForm(), ["a"], ["가"])
 
 

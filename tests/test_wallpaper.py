@@ -59,7 +59,7 @@ def test_broken_training_files_are_rejected(write_csv):
         ([HEADER[:-1], ROW[:-1]], "no column '답변_5'"),
         ([HEADER, [*ROW[:1], " ", *ROW[2:]]], "line 2: the id, a question"),
         ([HEADER, [*ROW[:4], "", "", "", "", ""]], "all answers are empty"),
-        ([HEADER, ROW, ROW], "ids more than once"),
+        ([HEADER, ROW, ROW], "duplicate ids"),
     ):
         with pytest.raises(InputError, match=message):
             TASK.read([write_csv(rows)], {}, True)
@@ -170,7 +170,7 @@ def test_without_an_embedding_model_answers_are_saved_as_text(work, capsys):
     result = answer_with(work)
     assert result.submission.name == "answers.csv"
     assert result.scores is None, "there are no gold answers"
-    assert "no submission of sentence embeddings" in capsys.readouterr().out
+    assert "sentence embeddings need the embedding model" in capsys.readouterr().out
 
 
 def test_the_submission_contains_answer_embeddings(work, encoder, capsys):

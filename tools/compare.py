@@ -23,12 +23,12 @@ SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that do not af
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run the command line and return the content of compare.json."""
+    """Parse the arguments, run, and return the content of compare.json."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN|FILE", help="answers to the same questions, with gold")
     add("--split", choices=["validation"], help="compare the validation answers of runs")
-    add("--output_dir", metavar="DIR", default="outputs", help="of runs and the result")
+    add("--output_dir", metavar="DIR", default="outputs", help="folder of runs and result")
     arguments = parse(parser, argv)
     return compare(arguments.runs, arguments.output_dir, arguments.split)
 

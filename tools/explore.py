@@ -202,7 +202,7 @@ def draw_chart(path: Path, title: str, values: dict[Any, int] | list[int], label
 
 
 def main(argv: list[str] | None = None) -> dict[str, Cells]:
-    """Run the command line and return the report's tables."""
+    """Parse the arguments, run, and return the report's tables."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("file", metavar="FILE", help="questions, with or without answers")

@@ -67,7 +67,7 @@ def refine(item: Item, counts: Counter[str]) -> Item:
 
 
 def main(argv: list[str] | None = None) -> Counter[str]:
-    """Run the command line and return the number of changed utterances per step."""
+    """Parse the arguments, run, and return the number of changed utterances per step."""
     parser = Parser(__doc__)
     parser.add_argument("source", metavar="IN", help="NIKL dialogue JSON")
     parser.add_argument("target", metavar="OUT", help="the cleaned file; must not exist")

@@ -110,7 +110,7 @@ def submit(
                 archive.write(path, name, level)
         with zipfile.ZipFile(folder / "submit.zip") as archive:
             if damaged := archive.testzip():
-                raise RuntimeError(f"submit.zip reads back differently: {damaged}")
+                raise RuntimeError(f"submit.zip is damaged: {damaged}")
     path = target / "submit.zip"
     print(f"submission: {path} ({path.stat().st_size / 1e6:,.1f} MB, read back and checked)")
     return path
@@ -135,7 +135,7 @@ def check_time(run: RunFolder, recipe: Recipe, minutes: int | None, questions: i
     questions, each = questions or count, answering / count
     needed = (loading + each * questions) / 60
     estimate = f"{questions:,} questions take about {needed:.1f} minutes on {device}: "
-    estimate += f"{loading:.1f} s to load and {each:.3f} s a question"
+    estimate += f"{loading:.1f} s to load and {each:.3f} s per question"
     if minutes and needed > minutes:
         raise InputError(f"{estimate}. --minutes allows {minutes}: choose a smaller base.")
     print(estimate)
@@ -164,7 +164,7 @@ def model_files(name: str, revision: str | None, place: str) -> dict[Path, Path]
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Run the command line and return the path of submit.zip."""
+    """Parse the arguments, run, and return the path of submit.zip."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("run", metavar="RUN", help="the trained run")

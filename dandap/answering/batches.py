@@ -20,7 +20,7 @@ class QuestionBatches(Protocol[Batch]):
     """Splits questions, given by index, into batches of at most `tokens` tokens."""
 
     def batches(self, indices: list[int], tokens: int) -> list[Batch]:
-        """Return the batches, the largest first."""
+        """Return the batches, largest first."""
 
     def members(self, batch: Batch) -> list[int]:
         """Return a batch's questions."""
@@ -73,7 +73,7 @@ class TreeBatches:
         self.examples, self.sequences, self.new = examples, sequences, new
 
     def batches(self, indices: list[int], tokens: int) -> list[list[Part]]:
-        """Return batches of trees, the largest first."""
+        """Return batches of trees, largest first."""
         articles = by_article(self.examples[index].row.article for index in indices)
         groups = [[indices[i] for i in article] for article in articles]
         return pack(groups, self._tree_of, lambda batch: self.size(batch) <= tokens)

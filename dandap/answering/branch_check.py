@@ -32,7 +32,7 @@ def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str |
     forward passes. Models that ignore masks or have no key-value cache fail. Prompts are shorter
     than real sliding windows.
     """
-    # Ids of every vocabulary; eight tokens per branch make a leak visible.
+    # Ids within every vocabulary; eight tokens per branch make a leak visible.
     shared = [decoding.pad_id, *range(3, 20)]
     ends = (range(20, 28), range(40, 48))
     examples = [

@@ -41,7 +41,7 @@ class PromptBatches:
         self.prompts, self.decoding = prompts, decoding
 
     def batches(self, indices: list[int], tokens: int) -> list[list[int]]:
-        """Return the prompts in batches, the longest first."""
+        """Return the prompts in batches, longest first."""
         left, batches = sorted(indices, key=lambda index: -len(self.prompts[index])), []
         while left:
             rows = max(1, tokens // self._room(left[0]))

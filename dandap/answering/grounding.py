@@ -74,7 +74,7 @@ class Grounding:
         return longer in context.encode() or (not rest and text.strip() in context)
 
     def _to_a_character(self, context: str) -> int:
-        """Return the maximum number of tokens for the article's shortest character."""
+        """Return how many tokens suffice for a character of the article."""
         for character in set(context):
             if character.strip() and character.encode() in self.known:
                 return 1
@@ -89,7 +89,7 @@ def _missing(begun: bytes) -> int:
 def _characters(data: bytes) -> tuple[str, bytes]:
     """Return the complete characters, and the bytes of an incomplete one.
 
-    UnicodeDecodeError for invalid bytes.
+    Raise UnicodeDecodeError for invalid bytes.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     return decoder.decode(data), decoder.getstate()[0]

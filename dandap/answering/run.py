@@ -96,7 +96,7 @@ def find_source(
 ) -> Source:
     """Return a finished run, by default the newest, with `options` overriding its recipe.
 
-    `template` is the name of another template than the trained one. Only `options` can enable
+    `template` names a template other than the trained one. Only `options` can enable
     remote code; a run folder cannot.
     """
     run = find_run(name, output_dir)

@@ -26,7 +26,7 @@ import prompts
 from dandap.errors import first_line
 
 FOLDER = Path(HF_HOME) / "dandap"
-UNUSED_SECONDS = 30 * 24 * 3600  # entries unread for so long are removed
+UNUSED_SECONDS = 30 * 24 * 3600  # entries unread for this long are removed
 DIGEST = hashlib.sha256().digest_size
 PACKAGES = ("transformers", "tokenizers", "datasketch")
 
@@ -79,7 +79,7 @@ def _open(file: Path) -> BinaryIO | None:
 
 
 def _write(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """Write an entry under another name, then move it into place; remove unused entries."""
+    """Write an entry under a temporary name, then move it into place; remove unused entries."""
     for entry in FOLDER.iterdir():
         with suppress(OSError):  # a folder, or removed by another process
             if time.time() - entry.lstat().st_mtime > UNUSED_SECONDS:

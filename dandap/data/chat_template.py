@@ -76,7 +76,7 @@ class Chat:
                 conversations,
                 add_generation_prompt=is_prompt,
                 tokenize=tokenize,
-                # Row text that spells a control token stays text; needs `tokenize`.
+                # Control tokens in row text are plain text; needs `tokenize`.
                 sanitize_control_tokens=tokenize,
                 return_dict=False,
                 enable_thinking=False,  # for Qwen 3; other templates ignore it
@@ -141,7 +141,7 @@ class Chat:
         if found and opening and before.startswith(prompt):
             # Jinja drops the last line end of a template.
             template = self.tokenizer.chat_template.removesuffix("\n").removesuffix("\r")
-            literal = json.dumps(opening, ensure_ascii=False)  # a Jinja string, too
+            literal = json.dumps(opening, ensure_ascii=False)  # also a Jinja string
             template += "{{ " + literal + " if add_generation_prompt else '' }}"
             self.tokenizer.chat_template = template
             [prompt] = self.render([messages], True)
@@ -153,7 +153,7 @@ class Chat:
             [prompt] = self.render([messages], True)
         if not found or PROBE["content"] in after or not prompt.startswith(before):
             got = f"{prompt[-80:]!r} and {whole[-200:]!r}"
-            wanted = "does not put the answer after its prompt once"
+            wanted = "does not have the answer exactly once after its prompt"
             raise InputError(f"the model's chat template {wanted} (got {got}). {PLAIN}")
         ids = self.tokenizer(after, add_special_tokens=False).input_ids
         self.stop_id = next((token for token in ids if token in self.control_ids), None)
@@ -182,7 +182,7 @@ def without_spaces(text: str) -> str:
 
 
 def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids of control tokens, and make transformers escape row text that spells one.
+    """Return the ids of control tokens, and make transformers escape them in row text.
 
     Control tokens are the special tokens, and added tokens in the chat template that look like a
     marker. Other added tokens are words.

@@ -117,7 +117,7 @@ def report_lengths(recipe: Recipe, examples: list[Example]) -> None:
 def drop_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
     """Return the examples of at most max_length tokens; print the others.
 
-    InputError if none is left. The memory plan relies on max_length.
+    Raise InputError if none is left. The memory plan relies on max_length.
     """
     most = recipe.max_length
     long = [each for each in examples if len(each.prompt_ids) + len(each.answer_ids) > most]

@@ -56,7 +56,7 @@ class Example:
 class Encoder:
     """Encodes rows with one tokenizer and one template.
 
-    Special tokens come from the template only; row text that spells one stays text. Chat prompts
+    Special tokens come from the template only; in row text they are plain text. Chat prompts
     are rendered with the model's chat template, and an answer ends with its end-of-turn token. A
     plain prompt and its answer are tokenized separately, so that no token spans both.
     """
@@ -70,7 +70,7 @@ class Encoder:
         parts = self.render(sample.context, sample, "")
         self.chat = None if "prompt" in parts else Chat(tokenizer, _messages(parts))
         self.control_ids = self.chat.control_ids if self.chat else mark_control_tokens(tokenizer)
-        # A tokenizer that starts an empty text with BOS starts prompts with it, too.
+        # A tokenizer that starts an empty text with BOS also starts prompts with it.
         bos = tokenizer.bos_token_id
         self.starts_with_bos = bos is not None and bos in tokenizer("").input_ids[:1]
         list(self._encode([[sample]], sys.maxsize, bool(sample.answers)))  # checks the answer
@@ -137,7 +137,7 @@ class Encoder:
     def _encode(
         self, articles: list[list[Row]], prompt_limit: int, answers: bool, how: str = "trim"
     ) -> Iterator[Encoded]:
-        """Yield the encoded questions, article by article; InputError if an answer changes."""
+        """Yield the encoded questions by article; raise InputError if an answer changes."""
         for start in range(0, len(articles), TOGETHER):
             some = articles[start : start + TOGETHER]
             items = [(rows[0].context, row) for rows in some for row in rows]

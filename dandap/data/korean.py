@@ -99,7 +99,7 @@ def near_miss(prediction: str, gold: str) -> str | None:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Split a text into sentences with their trailing white space; joined they equal the text."""
+    """Split a text into sentences with their trailing white space, so that joining restores it."""
     # Line breaks end a sentence, and marks before white space (not the point in 3.5%).
     return re.findall(r".+?(?:[.!?][\"'”’)\]]*\s+|\n\s*|$)", text, re.DOTALL)
 

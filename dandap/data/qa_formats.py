@@ -17,15 +17,15 @@ from dandap.errors import InputError, did_you_mean, first_line, short_list
 COLUMNS = ("id", "context", "question", "answer", "answers", "is_impossible")
 ALSO_IDS = ("guid", "question_id", "qid")  # KLUE-MRC, AI Hub
 Record = tuple[str, dict[str, Any]]  # (position for messages, our names -> the file's values)
-# Numbers stay texts (36.70), because answers are compared as texts; NaN is None.
+# Numbers stay strings (36.70), because answers are compared as strings; NaN is None.
 AS_WRITTEN: dict[str, Any] = {"parse_int": str, "parse_float": str, "parse_constant": {}.get}
-# A list or {"text": ...} saved as text; other texts with a bracket, as "[단독] 보도", are answers.
+# A list or {"text": ...} saved as text; other strings with a bracket ("[단독] 보도") are answers.
 LISTED = re.compile(r"""\[\s*\]$|\[\s*['"{].*['"}]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
 ARRAY = re.compile(r"array(?=\(\[)|, dtype=[\w'<>]+(?=\))")  # of numpy's text, all but (the list)
 
 
 def parse_json(text: str, where: str, **options: Any) -> Any:
-    """Parse JSON; InputError if it is invalid, too deeply nested, or has too long a number."""
+    """Parse JSON; raise InputError if it is invalid, too deep, or has too long a number."""
     try:
         return json.loads(text, **options)
     except (ValueError, RecursionError) as error:
@@ -38,7 +38,7 @@ def column_names(
 ) -> dict[str, str]:
     """Map our column names to those that the file has.
 
-    InputError for missing required or mapped columns, and for ambiguous ones.
+    Raise InputError for missing required or mapped columns, and for ambiguous ones.
     """
     found = list(found)
     by_key = {column_key(name): name for name in found}
@@ -132,7 +132,7 @@ def _squad_records(document: dict, path: Path, place: str) -> Iterator[Record]:
 
 
 def answer_texts(value: Any, where: str) -> list[str]:
-    """Return the answers in None, a text, a number, {"text": ...}, or a list of these."""
+    """Return the answers in None, a string, a number, {"text": ...}, or a list of these."""
     if value is None or value != value:  # pandas' NaN for a missing cell
         return []
     if isinstance(value, dict) and "text" in value:
@@ -141,7 +141,7 @@ def answer_texts(value: Any, where: str) -> list[str]:
         return [text for each in value for text in answer_texts(each, where)]
     if isinstance(value, str | int | float | Decimal) and not isinstance(value, bool):
         return [str(value)]
-    raise InputError(f"{where}: an answer is {str(value)[:100]!r}; expected a text or a list.")
+    raise InputError(f"{where}: an answer is {str(value)[:100]!r}; expected a string or a list.")
 
 
 def parsed(value: Any, where: str) -> Any:
@@ -152,9 +152,9 @@ def parsed(value: Any, where: str) -> Any:
     with suppress(ValueError, RecursionError):
         return json.loads(text, **AS_WRITTEN)
     try:
-        # numpy writes ['전주' '서울'], which Python would join to one text.
+        # numpy writes ['전주' '서울'], which Python would join into one string.
         if re.search(r"""['"]\s+['"]""", text):
-            raise ValueError("no comma between two texts")
+            raise ValueError("no comma between two strings")
         return ast.literal_eval(ARRAY.sub("", text))  # parses literals, evaluates nothing
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         message = f"{where}: {text[:60]} is not a valid list ({first_line(error)}). Write JSON."

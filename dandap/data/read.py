@@ -42,12 +42,12 @@ def read_questions(
     """Read data files, or folders of them.
 
     `columns` maps our names to the file's ("context" -> "본문"). With `need_answers` (training)
-    empty texts are an InputError; otherwise they are noted.
+    empty texts raise InputError; otherwise they are noted.
     """
     columns = columns or {}
     if unknown := [name for name in columns if name not in COLUMNS]:
         known = f"{', '.join(COLUMNS)}.{did_you_mean(unknown[0], COLUMNS)}"
-        raise InputError(f"columns: got {unknown[0]!r}, expected one of {known} As context=본문.")
+        raise InputError(f"columns: got {unknown[0]!r}, expected one of {known} Try context=본문.")
     several = paths if isinstance(paths, list) else [paths]
     files = [file for path in several for file in find_files(Path(path))]
     required = ("context", "question", *(["answer"] if need_answers else []))
@@ -75,7 +75,7 @@ def typed_rows(article: str, questions: list[str]) -> list[Row]:
 
 
 def read_answers(path: Path) -> dict[str, tuple[str, ...]]:
-    """Read gold answers by id from a table with id and answer (or answers)."""
+    """Read gold answers by id from a table with columns id and answer (or answers)."""
     golds: dict[str, tuple[str, ...]] = {}
     for place, record in _sheet_records(path, read_table(path), {}, ("id", "answer")):
         name, where = record["id"], f"{path}, {place}"
@@ -148,7 +148,7 @@ def _make_rows(
         context, signs = _article(context) if isinstance(context, str) else (context, set())
         for part, text in (("context", context), ("question", question)):
             if not isinstance(text, str) or (need_answers and not trim(text)):
-                got = f"{part} is empty or not a text (got {str(text)[:100]!r})"
+                got = f"{part} is empty or not a string (got {str(text)[:100]!r})"
                 raise InputError(f"{where}: {got}. Fill it in or delete the row.")
         answers, is_list = _answers(where, record)
         if "pages" in signs:

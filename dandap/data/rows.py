@@ -15,7 +15,7 @@ from dandap.data.text import comparable, trim
 from dandap.errors import InputError, short_list
 
 
-@dataclass(frozen=True, slots=True)  # slots: 96 bytes a row instead of 144
+@dataclass(frozen=True, slots=True)  # slots: 96 bytes per row instead of 144
 class Row:
     """One question with its gold answers; the first one is trained on."""
 
@@ -71,7 +71,7 @@ class Answers(NamedTuple):
 
     @property
     def predictions(self) -> list[str]:
-        """Return the answers' texts."""
+        """Return the text of each answer."""
         return [record["prediction"] for record in self.records]
 
 
@@ -89,7 +89,7 @@ def reject_duplicate_ids(rows: list[Row], path: Path) -> None:
     repeated = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
     if repeated:
         names = short_list(repeated, 5)
-        raise InputError(f"{path} has ids more than once ({len(repeated)}): {names}. Rename them.")
+        raise InputError(f"{path} has {len(repeated)} duplicate ids: {names}. Rename them.")
 
 
 def match_ids(wanted: Collection[str], found: Iterable[str]) -> Callable[[str], str | None]:

@@ -1,6 +1,6 @@
 """Read tables: CSV with any common separator, Excel, Parquet and Arrow.
 
-All cells of CSV and Excel are texts, as written. CSV is streamed through the standard library's
+All cells of CSV and Excel are strings, as written. CSV is streamed through the standard library's
 parser, not pandas': it is as fast, knows the line of each row, and rejects what pandas repairs
 silently (rows that are too short, stray quotation marks).
 """

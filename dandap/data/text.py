@@ -33,13 +33,13 @@ CLOSED_BLOCK = re.compile(r"</(?:html|body|p|div|table|tr|td|ul|ol|li|h[1-6])\s*
 
 
 def find_files(path: Path, expected: str = READABLE) -> list[Path]:
-    """Return the path, or the data files of a folder; InputError if there are none."""
+    """Return the path, or the data files of a folder; raise InputError if there are none."""
     if path.is_dir():
         inside = sorted(each for each in path.iterdir() if not NO_DATA.match(each.name))
         found = [p for p in inside if p.suffix.lower() in TABLES + JSONS and p.is_file()]
         if not found:
             parts = short_list(each.name for each in inside if each.is_dir())
-            hint = f" It has the folders {parts}; name one of them." if parts else ""
+            hint = f" It has the folders {parts}; choose one of them." if parts else ""
             raise InputError(f"the folder {path} has no data file. Expected {expected}.{hint}")
         return found
     if not path.is_file():
@@ -48,14 +48,14 @@ def find_files(path: Path, expected: str = READABLE) -> list[Path]:
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes; InputError if the file does not exist."""
+    """Return the SHA-256 of a file's bytes; raise InputError if the file does not exist."""
     find_files(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_bytes(path: Path) -> tuple[bytes, str]:
-    """Return a file's bytes and their SHA-256; InputError if the file does not exist."""
+    """Return a file's bytes and their SHA-256; raise InputError if the file does not exist."""
     find_files(path)
     data = path.read_bytes()
     return data, hashlib.sha256(data).hexdigest()
@@ -105,7 +105,7 @@ def encoding_notes(path: Path, encoding: str) -> list[str]:
 
 
 def replace_surrogates(text: str) -> str:
-    """Replace lone surrogates, which UTF-8 cannot represent, by "?"."""
+    """Replace lone surrogates, which UTF-8 cannot represent, with "?"."""
     return SURROGATE.sub("?", text)
 
 

@@ -176,7 +176,7 @@ def merge(recipe: Recipe, run: RunFolder, folder: Path, generation: GenerationCo
 
 
 def compare(task: Task, before: Answers, after: Answers) -> dict[str, Any]:
-    """Return both scores and their difference; InputError for a significant loss."""
+    """Return both scores and their difference; raise InputError for a significant loss."""
     rows = answerable(after)[0]
     ours, theirs = (task.score_each(rows, answerable(each)[1]) for each in (after, before))
     compared = metrics.compare(ours, theirs, [row.article for row in rows])
@@ -197,7 +197,7 @@ def compare(task: Task, before: Answers, after: Answers) -> dict[str, Any]:
 
 
 def sign_in(name: str) -> str:
-    """Return the repository's full name; InputError for a bad name or without a valid token."""
+    """Return the repository's full name; raise InputError for a bad name or token."""
     try:
         validate_repo_id(name)
         user = HfApi().whoami()["name"]

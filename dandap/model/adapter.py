@@ -54,7 +54,7 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
         # GPT-2's Conv1D stores its weight as (in, out), the transpose of Linear's.
         fan_in_fan_out=any(type(module) is Conv1D for module in model.modules()),
     )
-    # float32 on 16-bit bases, too: a bf16 adapter answers differently after reloading.
+    # float32, also on 16-bit bases: a bf16 adapter answers differently after reloading.
     return get_peft_model(model, config, autocast_adapter_dtype=True)
 
 
@@ -117,7 +117,7 @@ def load_weights(model: PeftModel, checkpoint: Path) -> None:
 
 
 def verify_adapter(folder: Path) -> None:
-    """Reject an adapter that does not match its manifest; print if it has none."""
+    """Reject an adapter that does not match its manifest; print a note if it has none."""
     if not (folder / MANIFEST).is_file():
         print(f"{folder} has no {MANIFEST}: it cannot be verified")
     elif reason := find_damage(folder):
@@ -128,7 +128,7 @@ def verify_adapter(folder: Path) -> None:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Return the base with a run's adapter; InputError if it is damaged or does not fit."""
+    """Return the base with a run's adapter; raise InputError if it is damaged or does not fit."""
     verify_adapter(folder)
     with loading(str(folder), "adapter"), warnings.catch_warnings():
         # Missing keys are rejected below.

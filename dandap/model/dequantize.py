@@ -45,7 +45,7 @@ def load_dequantized(recipe: Recipe) -> PreTrainedModel:
 def dequantized_weights(model: Any) -> dict[str, torch.Tensor]:
     """Return a dequantized model's finite weights, in the layout of its architecture.
 
-    bitsandbytes replaces GPT-2's Conv1D by Linear, which stores the transposed weight.
+    bitsandbytes replaces GPT-2's Conv1D with Linear, which stores the transposed weight.
     """
     state, layers = model.state_dict(), dict(model.named_modules())
     for name, module in empty_model(model.config).named_modules():

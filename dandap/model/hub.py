@@ -103,8 +103,8 @@ def _advice(source: str, message: str) -> str:
 def base_identity(recipe: Recipe) -> dict[str, str]:
     """Return the base's name with its commit (hub) or a hash of its files (folder).
 
-    Only 16 MB of each large file are hashed (20 GB take a second), so that another model is
-    detected, but not every flipped bit.
+    Only 16 MB of each large file are hashed (20 GB take a second): this detects
+    another model, but not every flipped bit.
     """
     folder = Path(recipe.model)
     if folder.is_dir():
@@ -116,7 +116,7 @@ def base_identity(recipe: Recipe) -> dict[str, str]:
 
 
 def same_base(one: dict[str, str], other: dict[str, str]) -> bool:
-    """Return whether two identities are of one base; its folder may have moved."""
+    """Return whether two identities are of the same base; its folder may have moved."""
     if "files" in one and "files" in other:
         return one["files"] == other["files"]
     # Without a commit, compare names.

@@ -45,7 +45,7 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedToke
             source, trust_remote_code=recipe.trust_remote_code, **options
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        # Another token than eos, because labels may mask pad tokens.
+        # A token other than eos, because labels may mask pad tokens.
         before, tokenizer.pad_token = tokenizer.pad_token, filler(tokenizer)
         if before and before != tokenizer.pad_token:
             print(f"pad token {tokenizer.pad_token!r} instead of the stop token {before!r}")
@@ -176,7 +176,7 @@ def load_base(
 
 
 def dequantize(model: torch.nn.Module, onto: torch.device | None = None) -> None:
-    """Replace 4-bit layers by linear layers with dequantized weights, on the device `onto`.
+    """Replace 4-bit layers with linear layers of dequantized weights, on the device `onto`.
 
     Without a fused CPU kernel, bitsandbytes dequantizes the weight in every matrix product: a tenth
     of the time to answer one question with a 270M base.

@@ -54,7 +54,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> float:
-        """Return the sum, and 1 GB for the CUDA context, workspaces and fragmentation."""
+        """Return the sum plus 1 GB for the CUDA context, workspaces and fragmentation."""
         return self.weights + self.adapter + self.activations + GB
 
     def __str__(self) -> str:
@@ -94,7 +94,7 @@ class DoesNotFit(InputError):
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Saves the tensors of a fused attention kernel without computing."""
+    """Saves the tensors of a fused attention kernel without computing attention."""
 
     @staticmethod
     def forward(ctx, query, key, value):
@@ -290,7 +290,7 @@ class Footprint:
 
 
 def expected_length(max_new_tokens: int) -> int:
-    """Return the number of answer tokens that a batch allocates at first."""
+    """Return the number of answer tokens to allocate initially."""
     # Most answers are short; a CUDA step that needs more is captured again.
     return min(max_new_tokens, max(16, math.ceil(max_new_tokens / 4)))
 

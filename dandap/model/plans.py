@@ -21,7 +21,7 @@ COMMON_SIZES = [16 * GB, 24 * GB, 48 * GB, 80 * GB]  # of common GPUs
 
 
 def make_config(shape: dict) -> PretrainedConfig:
-    """Return transformers' config of an entry of SHAPES or NAMES."""
+    """Return transformers' config for an entry of SHAPES or NAMES."""
     return AutoConfig.for_model(**shape)
 
 

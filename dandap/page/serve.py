@@ -63,7 +63,7 @@ def serve(
 
 
 def build_page(service: AnswerService) -> gradio.Blocks:
-    """Return the page, with a tab per task of the runs."""
+    """Return the page, with one tab for each task of the runs."""
 
     def answer(article: str, questions: list[str], run: str = "") -> list[dict]:
         """Answer questions on an article with a run, by default the first one.
@@ -153,7 +153,7 @@ def open_page(page: gradio.Blocks, port: int, password: str | None = None) -> st
         )
     except (OSError, OverflowError) as error:
         reason = f"the page could not be opened on port {port} ({first_line(error)})"
-        raise InputError(f"{reason}. Name another with --port.") from error
+        raise InputError(f"{reason}. Choose another with --port.") from error
     # A shared page would load its scripts from a server of Gradio's.
     page.share = False
     return shared or local

@@ -117,7 +117,7 @@ class AnswerService:
 
 
 def render(form: PageForm, answers: Mapping[str, Answered]) -> str:
-    """Return HTML: a card per question with all answers, and the article with marks."""
+    """Return HTML: a card per question with all answers, and the article with marked answers."""
     first = next(iter(answers.values()))
     article, cards, marks = first[0][0].context, [], []
     for number, (asked, _) in enumerate(first):

@@ -45,7 +45,7 @@ def combine(
     output: str | None = None,
     overwrite: bool = False,
 ) -> Combined:
-    """Combine the answers of runs, folders or files; a `split` of runs has no submission."""
+    """Combine the answers of runs, folders or files; skip the submission for a `split`."""
     files.check_output(output, overwrite)
     files.check_writable(Path(output_dir), "Choose another --output_dir.")
     answers = load_members(members, output_dir, split)
@@ -93,7 +93,7 @@ def combine(
 
 
 def select(records: Sequence[dict], method: str) -> int:
-    """Return the index of the member with the selected answer, the first of ties."""
+    """Return the index of the member with the selected answer; ties go to the first."""
     answers = [record["prediction"] for record in records]
     if method == "f1_sum":
         return metrics.consensus(answers)

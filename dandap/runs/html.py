@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from dandap import language
 from dandap.files import write_text
 
-BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9722c", "#8a8f98", "#1d2430"
+BLUE, ORANGE, GRAY, INK = "#2f6fb0", "#d9722c", "#8a8f98", "#1d2430"
 # CSS variables for SVG: colors differ between light and dark mode.
-OF_PAGE = {BLUE: "var(--blue)", ORANGE: "var(--orange)", GREY: "var(--grey)", INK: "currentColor"}
+OF_PAGE = {BLUE: "var(--blue)", ORANGE: "var(--orange)", GRAY: "var(--gray)", INK: "currentColor"}
 WIDTH, FONT_SIZE = 5.6, 11  # inches, points
 PAGE = """<!DOCTYPE html>
 <html lang="{{ lang }}">
@@ -148,7 +148,7 @@ def bars(
     """Draw horizontal bars with intervals, labels and counts, the first on top."""
     places = range(len(labels))
     axes.barh(places, values, 0.4, color=BLUE)
-    axes.hlines(places, *zip(*intervals, strict=True), color=GREY, linewidth=3)
+    axes.hlines(places, *zip(*intervals, strict=True), color=GRAY, linewidth=3)
     # Labels are above the bars, because they may be long.
     for place, label, value, count in zip(places, labels, values, counts, strict=True):
         axes.text(0, place - 0.27, _wrapped(label, 48), va="bottom")

@@ -84,7 +84,7 @@ class Journal:
                 f"{self.folder} lacks {len(missing)} answers of other processes: it is not shared "
                 "by all machines. Run the command again with a shared folder."
             )
-        # Batches finish in another order than the test file's.
+        # Batches finish in a different order than the test file's.
         self.records = {name: self.records[name] for name in ids}
         self._write()
         return list(self.records.values())
@@ -103,7 +103,7 @@ def hash_settings(settings: dict[str, Any], adapter: Path | None) -> str:
 
 
 def answers_name(of: str, recipe: Recipe, of_run: Recipe, limit: int | None) -> str:
-    """Return the name of a folder of answers without its time, as test-grounded-s8-t0.7.
+    """Return the name of a folder of answers without its time, e.g. test-grounded-s8-t0.7.
 
     `of` is the name of the test file or split; `of_run` is the run's recipe.
     """
@@ -157,7 +157,7 @@ def choice_probabilities(choices: Mapping[str, float]) -> dict[str, float]:
 
 
 def find_predictions(name: str, output_dir: str, split: str | None = None) -> Path:
-    """Return the predictions of a file, of a folder, or a run's newest to a test file or split."""
+    """Return the predictions in a file or folder, or a run's newest for a test file or split."""
     # find_run raises and lists the runs.
     path = find_path(name, output_dir) or find_run(name, output_dir).path
     if path.is_file():
@@ -185,7 +185,7 @@ def _complete_answers(run: RunFolder, split: str | None) -> list[tuple[Path, dic
 
 
 def own_answers(run: RunFolder) -> list[tuple[Path, dict]]:
-    """Return the complete answers without options on top of the run's recipe."""
+    """Return the complete answers that used the run's own options."""
     recipe = run.load_recipe().model_dump()
     return [found for found in _complete_answers(run, None) if found[1].get("recipe") == recipe]
 
@@ -213,14 +213,14 @@ def load_members(
     """
     paths = [find_predictions(str(name), str(output_dir), split) for name in names]
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
-        raise InputError(f"got {short_list(paths)}; expected two or more files, each once.")
+        raise InputError(f"got {short_list(paths)}; expected two or more different files.")
     members = {path: {record["id"]: record for record in load_predictions(path)} for path in paths}
     first = members[paths[0]]
     for path, member in members.items():
         if odd := member.keys() ^ first.keys():
             raise InputError(
-                f"{paths[0]} and {path} answer different questions: {len(odd)} ids are in one "
-                f"only, as {min(odd)}. Choose folders of answers (RUN/answers/...) to one file."
+                f"{paths[0]} and {path} answer different questions: {len(odd)} ids are in only "
+                f"one, like {min(odd)}. Choose answers (RUN/answers/...) to the same file."
             )
     for name, record in first.items():
         same = [member[name] for member in members.values()]
@@ -261,10 +261,10 @@ def _from_jsonl(path: Path) -> list[dict]:
             gold = record.get("gold") or []
             texts = (record["id"], record["prediction"], *gold)
             if not all(isinstance(text, str) for text in texts):
-                raise TypeError("id, prediction and gold must be texts")
+                raise TypeError("id, prediction and gold must be strings")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
-                f"{path}, line {number}: expected a JSON object with the texts id and prediction, "
+                f"{path}, line {number}: expected a JSON object with strings id and prediction, "
                 f"as inference.py writes it ({first_line(error)})."
             ) from error
         if gold:

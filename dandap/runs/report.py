@@ -20,7 +20,7 @@ from dandap.data.korean import NEAR_MISSES, near_miss
 from dandap.data.rows import Answers
 from dandap.language import t
 from dandap.recipe import Recipe
-from dandap.runs.html import BLUE, GREY, ORANGE, bars, draw, write_page
+from dandap.runs.html import BLUE, GRAY, ORANGE, bars, draw, write_page
 from dandap.runs.predictions import confidence
 from tasks.task import Task, label
 
@@ -113,7 +113,7 @@ def write_report(
 
 
 def by_length(records: Sequence[dict], lengths: Mapping[str, int]) -> Groups:
-    """Split records into four groups of equal size by a length in characters (by id)."""
+    """Split records into four groups of equal size by `lengths` in characters, by id."""
     ordered = sorted(records, key=lambda record: lengths[record["id"]])
     size = math.ceil(len(ordered) / 4)
     groups: Groups = {}
@@ -165,13 +165,13 @@ def draw_confidence(records: Sequence[dict], axes: Axes) -> None:
     """Draw the mean score of ten equal groups of questions, sorted by confidence."""
     points = sorted((confidence(record), record["char_f1"]) for record in records)
     means = [part.mean(axis=0) for part in np.array_split(points, min(10, len(points)))]
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    axes.plot([0, 1], [0, 1], color=GRAY, linestyle=":", linewidth=1)
     axes.plot(*zip(*means, strict=True), color=BLUE, marker="o")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04), xlabel=t("confidence"), ylabel=t("score"))
 
 
 def near_misses(records: Sequence[dict]) -> list[tuple[str, float, list[dict]]]:
-    """Return (kind, lost mean F1, records) of near misses, the largest loss first."""
+    """Return (kind, lost mean F1, records) of near misses, largest loss first."""
     found = defaultdict(list)
     for record in sorted(records, key=lambda record: record["char_f1"]):
         gold = closest_gold(record)
@@ -185,7 +185,7 @@ def near_misses(records: Sequence[dict]) -> list[tuple[str, float, list[dict]]]:
 
 
 def closest_gold(record: dict) -> str:
-    """Return the gold answer with the highest F1, or an equal one."""
+    """Return the gold answer with the highest F1, preferring an equal one."""
     prediction = record["prediction"]
     return max(
         record["gold"], key=lambda gold: (gold == prediction, metrics.char_f1(prediction, gold))
@@ -193,7 +193,7 @@ def closest_gold(record: dict) -> str:
 
 
 def worst_records(records: Sequence[dict]) -> list[dict]:
-    """Return the WORST records with the lowest F1, the most confident first among ties."""
+    """Return the WORST records with the lowest F1, most confident first among ties."""
     wrong = [record for record in records if record["char_f1"] < 1]
     return sorted(wrong, key=lambda record: (record["char_f1"], -confidence(record)))[:WORST]
 

@@ -90,7 +90,7 @@ class Batching:
         return item | {"examples": examples, "batching": self}
 
     def micro_batches(self, examples: list[Example]) -> list[list[Part]]:
-        """Return micro-batches of trees, the largest first; split articles that are too large."""
+        """Return micro-batches of trees, largest first; split articles that are too large."""
         groups = by_article(example.row.article for example in examples)
         return pack(
             [[examples[index] for index in group] for group in groups], grow_examples, self._fits
@@ -111,7 +111,7 @@ class Batching:
 
 @dataclass(frozen=True)
 class Key:
-    """A question of a step, without its answer unless it is learned."""
+    """A question of a step, without its answer unless it is trained on."""
 
     index: int
     learned: bool = True
@@ -135,7 +135,7 @@ class StepSampler:
     """Yields one process's keys of `Questions` for each optimizer step of an epoch.
 
     Every epoch has the same number of steps. `step` returns the number of finished steps, so that a
-    resumed run has the order of an uninterrupted one.
+    resumed run has the same order as an uninterrupted one.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class StepSampler:
             if self.tokens:
                 pieces = share(step, self.tokens, self.processes)[self.process]
             # Every process must join the gradient exchange: one without a question reads one
-            # without learning it.
+            # without training on it.
             keys = [Key(index) for piece in pieces for index in piece]
             yield keys or [Key(step[0][0], learned=False)]
 
@@ -219,7 +219,7 @@ class TreeTokens:
 
 
 def share(step: list[Piece], tokens: Callable[[Piece], int], processes: int) -> list[list[Piece]]:
-    """Distribute a step's pieces over the processes, balancing tokens."""
+    """Distribute a step's pieces across processes, balancing tokens."""
     pieces = list(step)
     # Halves read an article twice, but in parallel instead of idling.
     while len(pieces) < processes and (largest := max(pieces, key=len))[1:]:

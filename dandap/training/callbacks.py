@@ -24,7 +24,7 @@ ESTIMATE_AFTER, WARM_UP = 20, 5  # steps; the first ones are slower
 class StopSignals(TrainerCallback):
     """Stops training after the current step on SIGINT (Ctrl-C), SIGTERM or SIGHUP, and saves.
 
-    A second signal stops at once. Use it as a context around training; `received` is the signal.
+    A second signal stops at once. Use it as a context manager; `received` is the signal.
     All processes stop after the same step.
     """
 
@@ -130,7 +130,7 @@ def check_trackers(recipe: Recipe) -> None:
 
 
 class Tracker(TrainerCallback):
-    """Wraps a tracker callback of transformers; InputError if it does not start."""
+    """Wraps a tracker callback of transformers; raise InputError if it does not start."""
 
     def __init__(self, name: str, folder: Path):
         os.environ.setdefault("WANDB_PROJECT", "dandap")

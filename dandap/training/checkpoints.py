@@ -29,7 +29,7 @@ from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, now
 
 STAGING = ".saving"
-KEPT = 2  # checkpoints, in case the newest gets damaged
+SAVE_LIMIT = 2  # checkpoints, in case the newest gets damaged
 
 
 def step_of(checkpoint: Path) -> int:
@@ -39,7 +39,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return a folder's checkpoints, the newest first, valid or not."""
+    """Return a folder's checkpoints, newest first, valid or not."""
     found = [path for path in folder.glob("checkpoint-*") if step_of(path) >= 0]
     return sorted(found, key=step_of, reverse=True)
 
@@ -132,10 +132,10 @@ class AtomicCheckpoints(Trainer):
 
 
 def _drop_old(checkpoints: Path, best: int | None) -> None:
-    """Remove checkpoints older than the newest KEPT valid ones, except the best."""
+    """Remove checkpoints older than the newest SAVE_LIMIT valid ones, except the best."""
     valid = 0  # damaged ones do not count
     for checkpoint in list_checkpoints(checkpoints):
-        if valid == KEPT:
+        if valid == SAVE_LIMIT:
             if step_of(checkpoint) != best:
                 shutil.rmtree(checkpoint)
         elif find_damage(checkpoint) is None:
@@ -149,8 +149,8 @@ def check_space(folder: Path, trained_parameters: int) -> None:
     """
     each = 12 * trained_parameters + 1e6
     # Plus the best one and the one being written; a resumed run replaces its old ones.
-    existing = min(len(list_checkpoints(folder / "checkpoints")), KEPT + 1)
-    missing = KEPT + 2 - existing
+    existing = min(len(list_checkpoints(folder / "checkpoints")), SAVE_LIMIT + 1)
+    missing = SAVE_LIMIT + 2 - existing
     free = shutil.disk_usage(existing_parent(folder)).free
     if free < missing * each:
         raise InputError(
@@ -162,7 +162,7 @@ def check_space(folder: Path, trained_parameters: int) -> None:
 def find_checkpoint(run: RunFolder, model: PeftModel) -> Path:
     """Return the newest valid checkpoint, and truncate metrics.jsonl to its step.
 
-    InputError if there is none, or if its adapter does not fit the model.
+    Raise InputError if there is none, or if its adapter does not fit the model.
     """
     checkpoint, skipped = newest_valid(run.checkpoints, run.run_id)
     for line in skipped:

@@ -63,7 +63,7 @@ def cross_validate(
     resume_anyway: bool = False,
     metadata: dict[str, Any] | None = None,
 ) -> CrossValidation:
-    """Train and validate all folds, score them together, and answer the test file with all.
+    """Train and validate all folds, score them together, and answer the test file.
 
     `name` is the prefix of the folder's name. `resume` is a folder of folds to continue; finished
     folds are verified, not trained again. `metadata` is saved in folds.json.
@@ -130,7 +130,7 @@ def cross_validate(
 
 
 def find_folds(name: str, output_dir: str) -> Path:
-    """Return a folder of folds by name or path, or the one started last for ""."""
+    """Return a folder of folds by name or path; "" selects the one started last."""
     if name:
         parent = find_path(name, output_dir)
     else:
@@ -143,7 +143,7 @@ def find_folds(name: str, output_dir: str) -> Path:
 
 
 def find_suspects(records: list[dict]) -> list[dict]:
-    """Return records whose confident answer contradicts the label, the most confident first.
+    """Return records whose confident answer contradicts the label, most confident first.
 
     An answer that contains the label is too long, but does not contradict it.
     """
@@ -190,7 +190,7 @@ def make_soup(parent: Path, runs: list[RunFolder]) -> RunFolder:
     if whole.path.is_dir() and read_json(whole.environment_file).get("soup_hashes") == parts:
         return whole
     shutil.rmtree(whole.path, ignore_errors=True)
-    # Under another name until it is complete.
+    # Under a temporary name until it is complete.
     soup = RunFolder(parent / ".soup")
     shutil.rmtree(soup.path, ignore_errors=True)
     soup.path.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,7 @@ def lacks_validation(run: RunFolder) -> bool:
 
 
 def resumed_recipe(run: RunFolder, recipe: Recipe, anyway: bool) -> Recipe:
-    """Return the run's recipe, which `recipe` must equal; with `anyway` return a changed recipe."""
+    """Return the run's recipe, or with `anyway` a changed `recipe`; reject it otherwise."""
     saved = run.load_recipe()
     # These do not affect training.
     fields = [name for name in Recipe.model_fields if name not in ("output_dir", "run_name")]
@@ -72,7 +72,7 @@ def resumed_recipe(run: RunFolder, recipe: Recipe, anyway: bool) -> Recipe:
 def check_unchanged(
     run: RunFolder, recipe: Recipe, table: Table, base: dict[str, str], anyway: bool = False
 ) -> None:
-    """Reject changed data or a changed base, warn about changed package versions.
+    """Reject changed data or a changed base; warn about changed package versions.
 
     Adds the new environment to the run's environment.json.
     """

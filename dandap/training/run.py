@@ -176,7 +176,7 @@ def fit(
     state = load_state(checkpoint) if checkpoint else None
     if checkpoint and state and evaluate and evaluate.patience_exceeded(state):
         # Interrupted between the last checkpoint and the adapter.
-        print("training had stopped: no higher score within patience")
+        print("training had already stopped early (patience)")
         load_weights(model, checkpoint)
     else:
         progress, stop = TrainingProgress(run.metrics_file), StopSignals()

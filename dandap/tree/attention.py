@@ -47,7 +47,7 @@ def why_no_flex(
 ) -> str | None:
     """Return why training cannot use FlexAttention, or None if it can.
 
-    InputError if it cannot and the recipe requires it.
+    Raise InputError if it cannot and the recipe requires it.
     """
     config = config.get_text_config()
     on_gpu = device.type == "cuda"
@@ -86,11 +86,11 @@ def why_no_flex(
 def tiles_to_try(
     config: PretrainedConfig, device: torch.device, dtype: torch.dtype
 ) -> list[dict[str, int]]:
-    """Return the kernel options that may fit the GPU, the fastest first."""
+    """Return the kernel options that may fit the GPU, fastest first."""
     properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks this one
     shared = properties.shared_memory_per_block_optin
     wide = head_size(config) * dtype.itemsize > 256  # bytes of a head's key: above 128 x 16 bits
-    # Failing compilations are slow, too.
+    # Failed compilations are slow.
     return [SMALL_TILES] if wide and shared < 160_000 else [OWN_CHOICE, SMALL_TILES]
 
 
@@ -155,7 +155,7 @@ def _expand(expand: Callable, latent, rotary):
 def probe(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Run FlexAttention forward and backward with the model's heads, masks and soft cap.
 
-    AssertionError if output or gradients differ from the float32 reference.
+    Raise AssertionError if output or gradients differ from the float32 reference.
     """
     config = copy.deepcopy(config)
     if getattr(config, "sliding_window", None):
@@ -202,7 +202,7 @@ def _probe_inputs(
 def _output_and_gradients(
     config: PretrainedConfig, inputs: list[torch.Tensor], mask: Any
 ) -> list[torch.Tensor]:
-    """Return attention's output, and gradients of its sum of squares to query, key and value."""
+    """Return the output, and the gradients of its squared norm for query, key and value."""
     module: Any = torch.nn.Module()
     module.num_key_value_groups = inputs[0].shape[1] // inputs[1].shape[1]
     softcap = getattr(config, "attn_logit_softcapping", None)
@@ -337,7 +337,7 @@ def _compiled():
 def _capped(softcap: float | None, device: torch.device):
     """Return Gemma 2's soft-capping as a score_mod, or None.
 
-    Cached, because another function object recompiles FlexAttention.
+    Cached, because a new function object recompiles FlexAttention.
     """
     if softcap is None:
         return None

@@ -56,7 +56,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        """Return (softmax x pairs of the position - times of the target) x upstream."""
+        """Return (softmax * pairs at the position - times at the target) * upstream gradient."""
         logits, top, rest, right, predictor, target_ids, times = ctx.saved_tensors
         pairs = torch.zeros_like(top).index_add_(0, predictor, torch.ones_like(right))
         gradient = torch.empty_like(logits)

@@ -29,7 +29,7 @@ def layers_without_masks(config: PretrainedConfig) -> str | None:
 def sliding_windows(config: PretrainedConfig) -> dict[str, int | None]:
     """Return the window of each kind of attention layer, in positions, or None for no window.
 
-    The only kind is "" if all layers share one mask. InputError for layers without masks.
+    The only kind is "" if all layers share one mask. Raise InputError for layers without masks.
     """
     config = config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - MIXERS
@@ -102,7 +102,7 @@ def _block_mask(
     seen = (torch.maximum(key, first) <= torch.minimum(end, last)).view(by_block).any(-1)
     full = ((key <= first) & (last <= end)).view(by_block).all(-1)
     if window is not None:
-        # The farthest pair of query and key must be within the window, too.
+        # The farthest pair of query and key must also be within the window.
         positions = position_ids.view(rows, -1, BLOCK)
         full &= positions.amax(-1)[:, :, None] - positions.amin(-1)[:, None] < window
     # Per row and query block: the number of key blocks, and their indices, relevant ones first.

@@ -375,8 +375,8 @@ def _attend_backward(grad, query, key, value, bias, is_causal, scale):
     weights = _scores(q, k, _host(bias), is_causal, scale).softmax(-1)
     # By the chain rule: autograd is switched off below its own dispatch.
     of_weights = upstream @ v.transpose(-1, -2)
-    centred = of_weights - (of_weights * weights).sum(-1, keepdim=True)
-    of_scores = weights * centred * (query.shape[-1] ** -0.5 if scale is None else scale)
+    centered = of_weights - (of_weights * weights).sum(-1, keepdim=True)
+    of_scores = weights * centered * (query.shape[-1] ** -0.5 if scale is None else scale)
     found = [
         of_scores @ k,
         (of_scores.transpose(-1, -2) @ q).unflatten(1, (key.shape[1], -1)).sum(2),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-# Stands between a noun and its particle while the tokenizer is trained, so that no token spans both
+# Separates a noun from its particle while the tokenizer is trained, so that no token spans both
 # and a name is the same tokens in the article and in the answer. `plain` removes it.
 SEAM = "\x1f"
 
@@ -58,7 +58,7 @@ def final_consonant(word: str, particles: str) -> bool:
 class Fact:
     """Describe one thing that an article can tell, in several wordings.
 
-    Every slot that answers a question stands literally in the sentence.
+    Every slot that answers a question is literally in the sentence.
     """
 
     sentences: tuple[str, ...]
@@ -156,7 +156,7 @@ CUSTOMERS = (
 ).split("|")
 
 # Slots named company, rival and target take companies; *_person, *_place, *_date, *_money and so on
-# take what their ending says.
+# take what their ending names.
 FACTS = {
     "sales": Fact(
         (
@@ -706,7 +706,7 @@ class Draw:
     def name(self, first: Sequence[str], second: Sequence[str], length: int) -> str:
         """Return a name of `length` syllables.
 
-        A hash of the first two decides whether they are held out, which a fifth of the pairs are.
+        A hash of the first two decides whether they are held out; a fifth of the pairs are.
         """
         if self.strange:
             return "".join(self.rng.choices(KS_SYLLABLES, k=length))
@@ -821,7 +821,7 @@ def make_article(
 ) -> Article:
     """Return an article of `facts` kinds of facts with `questions` different questions.
 
-    The questions are fewer if the facts hold fewer.
+    There are fewer questions if the facts have fewer.
     """
     slots = Slots(Draw(rng, held_out, strange))
     templates = {kind: rng.choice(FACTS[kind].sentences) for kind in rng.sample(list(FACTS), facts)}

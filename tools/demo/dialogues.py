@@ -1,11 +1,10 @@
 """Make fictional dialogues for dialogue_inference, small enough for the demo's base to learn.
 
-A dialogue is three talks on one situation, one after the other, each with the item of one category.
-In a talk something is so and something else is not: the cause that a speaker gives and the one that
-the other guessed, what who will do, what is done and what is left. A third statement is about
-something that is not so either, which some talks mention. The wordings of talks are those of
-training and test; situations, their turns and all phrases that fill the wordings are not
-(tools/demo/situations.py).
+A dialogue is a sequence of three talks on one situation, each with the item of one category. In a
+talk something is true and something else is false: the cause that a speaker gives and the one that
+the other guessed, who will do what, what is done and what is left. A third statement is also false;
+some talks mention it. Training and test share the wordings of talks, but not the situations, their
+turns and the phrases that fill the wordings (tools/demo/situations.py).
 """
 
 import itertools
@@ -15,9 +14,9 @@ from tasks.dialogue_inference import CATEGORIES, INFERENCES, Item
 from tools.demo.articles import Word, plain
 from tools.demo.situations import TRAIN, Situation
 
-# The turns of a talk, with bars between them: S says the utterance that is asked about, which has a
-# star, and O is the other. {right} is so and {wrong} is not, of S at least.
-# What tells them apart stands before them: the demo's base reads from left to right and copies
+# The turns of a talk, separated by bars. S is the speaker of the target utterance, marked with a
+# star; O is the other speaker. {right} is true and {wrong} is false, at least of S.
+# The cue that distinguishes them precedes them: the demo's base reads from left to right and copies
 # from where a phrase begins.
 TALKS = {
     "원인": (
@@ -57,14 +56,14 @@ TALKS = {
 }  # fmt: skip
 # In this order talks follow each other.
 ORDER = ("원인", "동기", "전제", "후행사건", "반응")
-# What comes first where the first talk is none that opens a dialogue.
+# The first turn if the first talk cannot open a dialogue.
 OPENINGS = {
     "전제": "S: {topic} 때문에 정신이 없네.",
     "후행사건": "S: 우리 {topic} 말인데, 일을 나누자.",
     "반응": "O: {topic} 이야기 들었어?",
 }
 GREETINGS = ("", "", "", "안녕~ ", "안녕! ", "name{o}, ", "야, ")
-# What a speaker feels, and what who feels it says.
+# Feelings, and utterances that express them.
 FEELINGS = {
     "고마워한다": ("네 덕분에 살았어.", "정말 고마워, 잊지 않을게.", "이렇게까지 도와주다니 고맙다 ㅠㅠ"),
     "미안해한다": ("괜히 나 때문에.... 미안해.", "미안, 내가 잘못했어.", "진짜 미안해 ㅠㅠ"),
@@ -74,10 +73,10 @@ FEELINGS = {
     "걱정한다": ("괜찮을까? 자꾸 불안해.", "잘 안되면 어떡하지....", "무슨 일 생길까 봐 겁나."),
     "속상해한다": ("너무 속상해 ㅠㅠ", "눈물 나려고 해.", "마음이 아프다 진짜."),
 }  # fmt: skip
-# How statements of a speaker begin, and how those of the other one do.
+# The beginning of a statement on one speaker, and on the other one.
 SWAPPED = {"화자1은": "화자2는", "화자1이": "화자2가", "화자2는": "화자1은", "화자2가": "화자1이"}
-Turn = tuple[int, str]  # who speaks, and what
-Claim = tuple[int, str]  # of whom something is said, and what
+Turn = tuple[int, str]  # the speaker, and the text
+Claim = tuple[int, str]  # the speaker it is about, and the statement
 
 
 def make_dialogues(
@@ -85,8 +84,8 @@ def make_dialogues(
 ) -> list[list[Item]]:
     """Return dialogues in random order, each as its three items, all with `output`.
 
-    They are the same for a seed. Among every ten all choices of three categories stand once, and in
-    each category the three outputs stand as often as can be.
+    The result depends only on the seed. Every ten dialogues have each choice of three categories
+    once, and the three outputs of a category are balanced.
     """
     rng = random.Random(seed)
     choices = list(itertools.combinations(ORDER, 3))
@@ -106,7 +105,7 @@ def make_dialogues(
 
 
 def put_right_at(item: Item, place: int) -> None:
-    """Swap the right inference, which stands first, with the one at `place`."""
+    """Swap the right inference, which is first, with the one at `place`."""
     content, right, other = item["input"], INFERENCES[0], INFERENCES[place]
     content[right], content[other] = content[other], content[right]
     item["output"] = other
@@ -115,7 +114,7 @@ def put_right_at(item: Item, place: int) -> None:
 def make_dialogue(
     situation: Situation, categories: tuple[str, ...], rng: random.Random
 ) -> list[Item]:
-    """Return the items of one dialogue, whose right inference stands first."""
+    """Return the items of one dialogue, with the right inference first."""
     turns, asked = [], []
     for number, category in enumerate(categories):
         speakers = (1, 2) if rng.random() < 0.5 else (2, 1)
@@ -127,13 +126,13 @@ def make_dialogue(
     # Who speaks first is speaker 1.
     if turns[0][0] == 2:
         turns = [(3 - speaker, text) for speaker, text in turns]
-        asked = [(*which, list(map(swap_speakers, said))) for *which, said in asked]
+        asked = [(*which, list(map(swap_speakers, claims))) for *which, claims in asked]
     speaker, text = turns[0]
     turns[0] = (speaker, rng.choice(GREETINGS).format(o=3 - speaker) + text)
     conversation = [{"speaker": speaker, "utterance": text} for speaker, text in turns]
     items = []
     for category, place, inferences in asked:
-        # The wrong two in random order: which of them is said must not be told from its place.
+        # The wrong two in random order, so that the position is no cue.
         first, *others = inferences
         inferences = [first, *rng.sample(others, 2)]
         content = {
@@ -201,11 +200,11 @@ def fill_turns(
 def make_claims(
     right: str, wrong: str, other: str, speakers: tuple[int, int], rng: random.Random
 ) -> list[Claim]:
-    """Return what three statements claim of whom: the right one, which is of S, and two wrong.
+    """Return three claims: the right one, which is about S, and two wrong ones.
 
-    Half of the time all are of S. Else two have the content in common and two the person, and the
-    right one is as often in the middle as at either end, so that this tells nothing. That
-    O does what is `wrong` of S is true, or may be, so no statement says that.
+    Half of the time all are about S. Otherwise two share the content and two the person, and the
+    right one is equally often in the middle and at either end, so that this is no cue. `wrong`
+    is or may be true of O, so no statement claims that.
     """
     s, o = speakers
     if rng.random() < 0.5:

@@ -47,7 +47,7 @@ OUTPUT_SCALE = 0.1
 COPY_HEADS = 3
 POINTER_LAYER, POINTER_WEIGHT = 3, 0.5
 DRILL_UNTIL, DRILL_TOKENS = 0.05, 64
-TOKENS_PER_STEP = 4000  # about; short articles first, so that one step holds many
+TOKENS_PER_STEP = 4000  # about; short articles first, so that one step has many
 # Articles and questions are learned a little, because they repeat names, which teaches copying.
 PROMPT_WEIGHT, PROMPT_SHARE = 0.3, 0.15
 CHAT_TEMPLATE = (
@@ -118,7 +118,7 @@ def tokenizer_texts(articles: list[Article]) -> list[str]:
     for article in articles:
         texts.append(article.context)
         texts.extend(question for question, _ in article.questions)
-    # The wordings are repeated, because each of them stands in very many prompts.
+    # The wordings are repeated, because each of them is in many prompts.
     texts += [text.replace("{c}", "").replace("{q}", "") for text in REQUESTS] * 50
     texts += [text.format(a=Word("가나다")) for text in REPLIES] * 50
     return texts
@@ -174,7 +174,7 @@ def make_model() -> LlamaForCausalLM:
 
 @torch.no_grad()
 def start_copying(model: LlamaForCausalLM) -> None:
-    """Set the first attention heads up as an induction circuit, from which training goes on.
+    """Initialize the first attention heads as an induction circuit; training starts from it.
 
     Layer 0's first heads look at the previous token (by biases, which RoPE turns into a function of
     distance) and write what they read to a subspace of their own. The first heads of layers 1 and 2
@@ -193,7 +193,7 @@ def start_copying(model: LlamaForCausalLM) -> None:
             0.03  # embeddings, not random layers, fill the residual stream at first
         )
     theta = model.config.rope_parameters["rope_theta"] ** (-torch.arange(size // 2) / (size // 2))
-    sharp = theta > 0.1  # fast rotations tell neighbours apart
+    sharp = theta > 0.1  # fast rotations tell neighbors apart
     for head in range(COPY_HEADS):
         rows = slice(head * size, (head + 1) * size)
         first.q_proj.weight[rows] *= 0.1
@@ -217,7 +217,7 @@ class Lesson:
     """Hold sequences that share a beginning, and what is learned from them.
 
     `weights` are those of predicting ids[1:], per sequence. A pointer is the number of a sequence,
-    the position in it of a token of the answer, and where the article says that token.
+    the position in it of a token of the answer, and where the article has that token.
     """
 
     sequences: list[list[int]]
@@ -274,20 +274,20 @@ def places(part: list[int], whole: list[int]) -> list[int]:
 
 
 def copy_drill(rng: random.Random) -> Lesson:
-    """Return a sequence of strings of random tokens, each said several times in random order.
+    """Return a sequence of strings of random tokens, each repeated several times in random order.
 
-    What follows in a string is known the second time. Nearly every token teaches copying, against
+    The second time, a string is predictable. Nearly every token teaches copying, compared with
     one in twenty of an article; articles alone taught none in 800 steps.
     """
     first_token = len(SPECIAL) + 256  # after the byte tokens
     tokens = range(first_token, first_token + DRILL_TOKENS)
     strings = [rng.choices(tokens, k=rng.randint(3, 8)) for _ in range(rng.randint(4, 10))]
-    ids, weights, said = [SPECIAL.index("<s>")], [], set()
+    ids, weights, seen = [SPECIAL.index("<s>")], [], set()
     while len(ids) < 180:
         number = rng.randrange(len(strings))
         ids += strings[number]
-        weights += [0.0] + [float(number in said)] * (len(strings[number]) - 1)
-        said.add(number)
+        weights += [0.0] + [float(number in seen)] * (len(strings[number]) - 1)
+        seen.add(number)
     return Lesson([ids], [weights], [])
 
 
@@ -327,7 +327,7 @@ def fit_in_row(length: int, parts: list[Part]) -> bool:
 
 
 def tree_pointers(lessons: list[Lesson], tree: TokenTree) -> Iterator[tuple[int, list[int]]]:
-    """Yield where the tree predicts a token of an answer, and where its article says that token."""
+    """Yield where the tree predicts a token of an answer, and where its article has that token."""
     targets = iter(tree.targets)
     for lesson in lessons:
         index_of = []  # per sequence, the tree's index of each position
@@ -363,7 +363,7 @@ def pointer_loss(
     """Return how far one head of POINTER_LAYER is from looking at the article's own words.
 
     It has to look at them when an answer's token is predicted. This is supervised attention (Mi et
-    al., 2016): the cross-entropy of that head's attention, where any place that says the token is
+    al., 2016): the cross-entropy of that head's attention, where any place that has the token is
     right. `hidden` is the layer's input, (rows, length, hidden).
     """
     rows, columns = batch["pointer_rows"], batch["pointer_columns"]
@@ -419,7 +419,7 @@ def learning_rate(step: int, progress: float) -> float:
 def draw_lessons(
     tokenizer: PreTrainedTokenizerFast, rng: random.Random, most_facts: int, progress: float
 ) -> list[Lesson]:
-    """Return a step's articles, and in the beginning copy drills beside them.
+    """Return a step's articles, and in early steps also copy drills.
 
     Together they have about TOKENS_PER_STEP tokens.
     """
@@ -435,7 +435,7 @@ def draw_lessons(
 
 @torch.inference_mode()
 def found(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: int) -> float:
-    """Return the share of answers that the model's replies hold, for held-out names."""
+    """Return the share of answers that the model's replies contain, for held-out names."""
     rng, hits, asked = random.Random(0), 0, 0
     for _ in range(16):
         article = make_article(rng, 3, facts, held_out=True)

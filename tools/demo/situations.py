@@ -2,7 +2,7 @@
 
 A situation has a topic, turns of its own and phrases for its slots. Phrases have the one form that
 all others are made of: a cause ends in 서, a wish in 고, a task in the syllable with ㄹ that
-stands before 게, and a step is a noun.
+precedes 게, and a step is a noun.
 """
 
 from dataclasses import dataclass
