@@ -1,4 +1,4 @@
-"""A stand-in for CUDA graphs on a CPU: operations are recorded, and repeated without Python."""
+"""Fake CUDA graphs on a CPU: record the operations, then replay them without Python."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,14 +21,14 @@ class _Recorder(TorchDispatchMode):
 
 
 class Capturing:
-    """Captures as `cuda_graph.capture` does, and counts the replays."""
+    """A replacement for `cuda_graph.capture` that counts its replays."""
 
     replays = 0
 
     def __call__(self, work):
         with _Recorder() as recorder:
             output = work()
-        is_first = True  # unlike a capture, recording has computed
+        is_first = True  # unlike a capture, recording already computed the result
 
         def replay():
             nonlocal is_first
@@ -45,7 +45,7 @@ class Capturing:
 
 
 def capture_on_cpu(monkeypatch) -> Capturing:
-    """Let the decoder capture its steps by the stand-in, and return it."""
+    """Make the decoder capture its steps with `Capturing`, and return it."""
     capturing = Capturing()
     monkeypatch.setattr(tree_decoder, "can_capture", lambda device: not cuda_graph._disabled)
     monkeypatch.setattr(cuda_graph, "run_eagerly", lambda work: work())

@@ -21,7 +21,7 @@ def change_trainer(monkeypatch, change):
 
 
 class At(TrainerCallback):
-    """Calls a function at the end of a step."""
+    """Call a function at the end of a step."""
 
     def __init__(self, step, action):
         self.step, self.action = step, action
@@ -32,7 +32,7 @@ class At(TrainerCallback):
 
 
 def at_step(monkeypatch, step, action):
-    """Call a function at the end of a step, before the trainer's own callbacks."""
+    """Call a function at the end of a step, before the trainer's callbacks."""
     change_trainer(monkeypatch, lambda t: t.callback_handler.callbacks.insert(0, At(step, action)))
 
 

@@ -1,4 +1,4 @@
-"""tools.augment: pairs and joined questions."""
+"""Test tools.augment: pairs and joined questions."""
 
 import csv
 
@@ -48,10 +48,10 @@ def test_join(source, tmp_path):
     assert len({row["질문"] for row in made}) == 40
     again = tmp_path / "again.csv"
     augment.main(["join", str(source), str(again), "--count", "40"])
-    assert again.read_bytes() == (tmp_path / "o.csv").read_bytes(), "a seed repeats it"
+    assert again.read_bytes() == (tmp_path / "o.csv").read_bytes(), "the same seed"
 
 
-def test_made_rows_never_reach_validation_nor_leak_what_does(source, tmp_path):
+def test_generated_rows_stay_out_of_validation_and_do_not_leak_it(source, tmp_path):
     augment.main(["join", str(source), str(tmp_path / "o.csv"), "--count", "60"])
     rows = wallpaper.TASK.read([source, tmp_path / "o.csv"], {}, True).rows
     train, validation = split_by_article(rows, 0.3)
@@ -63,7 +63,7 @@ def test_made_rows_never_reach_validation_nor_leak_what_does(source, tmp_path):
     assert not any(held_out & set(row.fields["sources"].split()) for row in joined)
 
 
-def test_input_that_is_rejected(source, tmp_path, monkeypatch):
+def test_invalid_input_is_rejected(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.csv").write_text("id,질문,답변_1\n1,왜?,그래서\n", encoding="utf-8")
     for words, message in (
