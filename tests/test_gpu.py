@@ -1,4 +1,4 @@
-"""FlexAttention and answers from trees on a CUDA GPU: `pytest -m gpu`."""
+"""Test FlexAttention and tree decoding on a CUDA GPU: `pytest -m gpu`."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ TINY = [name for name in NAMES if name.startswith("tiny")]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_probe_passes_at_every_head_size(name):
+def test_probe_passes_at_every_head_size(name):
     probe(named_config(name), torch.device("cuda"), torch.bfloat16)
 
 
@@ -40,8 +40,8 @@ def random_base(name, deviation=0.02):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_flex_has_the_plain_kernels_loss_and_gradients(name):
-    """In float32, by one compilation for several lengths."""
+def test_flex_equals_the_plain_kernel(name):
+    """Loss and gradients in float32, with one compilation for all lengths."""
     model = random_base(name)
     for length in (100, 300, 700):
         pairs = [([*range(10, 10 + length), q, q + 1], [5, q, 2]) for q in range(20, 24)]
@@ -78,12 +78,12 @@ def examples():
     return made
 
 
-# Some stop early and some need three captures, each with fewer branches.
+# Some answers stop early; others need three captures, each with fewer branches.
 NATURAL = Decoding(stop_ids=[1, 2, *range(100, 200)], pad_id=0, max_new_tokens=40)
 FORCED = Decoding(stop_ids=[1, 2], pad_id=0, max_new_tokens=16, min_new_tokens=16)
 
 
-def by_trees(model, decoding, tokens):
+def tree_answers(model, decoding, tokens):
     found = dict(answer_examples(model, examples(), decoding, tokens))
     return [found[index][0].token_ids for index in range(len(found))]
 
@@ -91,7 +91,7 @@ def by_trees(model, decoding, tokens):
 @pytest.mark.parametrize("tokens", [100, 100_000])
 @pytest.mark.parametrize("name", TINY)
 def test_answers_from_trees_equal_generate(monkeypatch, name, tokens):
-    """Eagerly, and by real CUDA graphs."""
+    """Eagerly and with CUDA graphs."""
     monkeypatch.setattr(cuda_graph, "_disabled", False)
     model = random_base(name, 0.2)
     for decoding in (NATURAL, FORCED):
@@ -101,7 +101,7 @@ def test_answers_from_trees_equal_generate(monkeypatch, name, tokens):
         ]
         for captures in (True, False):
             monkeypatch.setattr(tree_decoder, "can_capture", lambda device, can=captures: can)
-            assert by_trees(model, decoding, tokens) == expected
+            assert tree_answers(model, decoding, tokens) == expected
             assert not cuda_graph._disabled
 
 
@@ -109,22 +109,22 @@ def wait(module, inputs, output):
     output.sum().item()
 
 
-@pytest.mark.parametrize("is_seen", [True, False])
-def test_a_model_that_cannot_be_captured_answers_the_same(monkeypatch, capsys, is_seen):
-    """It waits for the GPU in its forward, as remote code may.
+@pytest.mark.parametrize("is_detected", [True, False])
+def test_models_that_cannot_be_captured_run_eagerly(monkeypatch, capsys, is_detected):
+    """Remote code may synchronize in its forward, which cannot be captured.
 
-    Where that was not seen in time, the capture fails, and torch must be as before.
+    If this is not detected before the capture, the capture fails and torch's state is restored.
     """
     model = random_base("tiny-llama", 0.2)
-    expected = by_trees(model, FORCED, 100_000)
+    expected = tree_answers(model, FORCED, 100_000)
     monkeypatch.setattr(cuda_graph, "_disabled", False)
-    if not is_seen:
+    if not is_detected:
         monkeypatch.setattr(cuda_graph, "run_eagerly", lambda work: work())
     model.model.layers[0].register_forward_hook(wait)
     for _ in range(2):
-        assert by_trees(model, FORCED, 100) == expected
+        assert tree_answers(model, FORCED, 100) == expected
     assert capsys.readouterr().out.count("without CUDA graphs") == 1
     torch.cuda.synchronize()
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
-    torch.rand(1, device="cuda")  # raises if its generator still takes the capture to be running
+    torch.rand(1, device="cuda")  # raises if the generator is still in capture mode
     torch.nn.functional.dropout(torch.ones(9, device="cuda"))

@@ -1,4 +1,4 @@
-"""Grounded answers are literal spans of their article."""
+"""Test that grounded answers are literal spans of the article."""
 
 import random
 
@@ -34,7 +34,7 @@ def demo():
 
 @pytest.fixture(scope="module")
 def byte_level(questions):
-    """Return a random model with a vocabulary of GPT-2's kind: mostly parts of characters."""
+    """Return a random model with a byte-level vocabulary: most tokens are partial characters."""
     inner = ByteLevelBPETokenizer()
     texts, special = sorted({row.context for row in questions}), ["<pad>", "</s>"]
     inner.train_from_iterator(texts, vocab_size=600, special_tokens=special, show_progress=False)
@@ -55,7 +55,7 @@ def byte_level(questions):
 
 
 def answers(kind, rows, grounded, **options):
-    """Return each row's article and its answers, as (text, ids, whether stopped)."""
+    """Return each row's article and its answers as (text, token_ids, stopped)."""
     model, tokenizer = kind
     encoder = make_encoder(DEMO, prompts.get_template(DEMO.template), tokenizer)
     examples = encoder.encode(rows, 1500, False, "trim")
@@ -74,7 +74,7 @@ def answers(kind, rows, grounded, **options):
 def test_a_grounded_answer_is_a_span_and_the_greedy_one_where_that_is_a_span(
     kind, questions, request
 ):
-    """On 100 articles cut at random places, so that spans end anywhere."""
+    """100 articles are cut at random places, so that spans end anywhere."""
     rng, rows = random.Random(0), []
     for number in range(100):
         row = rng.choice(questions)
@@ -91,7 +91,7 @@ def test_a_grounded_answer_is_a_span_and_the_greedy_one_where_that_is_a_span(
     assert (5 if kind == "demo" else -1) < spans < 100
 
 
-def test_captured_steps_ground_the_same(demo, questions, monkeypatch):
+def test_captured_steps_give_the_same_grounded_answers(demo, questions, monkeypatch):
     expected = answers(demo, questions[:40], True, max_new_tokens=12)
     capturing = capture_on_cpu(monkeypatch)
     assert answers(demo, questions[:40], True, max_new_tokens=12) == expected
@@ -100,8 +100,8 @@ def test_captured_steps_ground_the_same(demo, questions, monkeypatch):
 
 
 @KINDS
-def test_tokens_are_the_bytes_of_the_text(kind, request):
-    """Those of syllables outside the vocabulary, too."""
+def test_token_bytes_join_to_the_text(kind, request):
+    """Also for syllables outside the vocabulary."""
     _, tokenizer = request.getfixturevalue(kind)
     bytes_of = token_bytes(tokenizer, set(tokenizer.all_special_ids))
     for text in ("한빛전자는 12.5% 늘었다.", "뷁 쀍 😀 漢字", 'a "b" <0xEA> ▁'):
@@ -115,9 +115,9 @@ STOP = None
 
 @pytest.fixture
 def grounded(byte_level):
-    """Return `pick` and `text` of a Grounding, for bytes instead of token ids.
+    """Return the methods `pick` and `text` of a Grounding, with bytes instead of token ids.
 
-    pick(answer, context, likeliest) returns the next byte, of bytes in order of probability.
+    pick(answer, context, likeliest) returns the next byte; `likeliest` is sorted by probability.
     """
     _, tokenizer = byte_level
     grounding = Grounding(tokenizer, set(tokenizer.all_special_ids))
@@ -145,26 +145,26 @@ NO_BREAK = "\u00a0".encode()  # scraped articles contain them
 @pytest.mark.parametrize(
     ("context", "answer", "likeliest", "left", "picked"),
     [
-        # A span neither begins nor ends within a character.
+        # A span begins and ends at a character boundary.
         ("가 뷁 나", b"", [STOP, SECOND, FIRST], 8, FIRST),
         ("가 뷁 나", [FIRST], [STOP, THIRD, SECOND], 8, SECOND),
         ("가 뷁 나", BUEK, [THIRD, STOP], 8, STOP),
-        # White space around a span does not count.
+        # White space around a span is ignored.
         ("ab", b" ", [STOP, B], 8, B),
         ("ab", b" ab ", [A, STOP], 8, STOP),
         ("b\u00a0a", NO_BREAK, [STOP, A], 8, A),
-        # Enough tokens are left for the first character.
+        # Enough tokens must be left for the first character.
         ("뷁 a", b"", [STOP, SPACE, FIRST, A], 1, A),
         ("뷁 a", b"", [SPACE, FIRST, A], 2, SPACE),
         ("뷁 a", [FIRST], [SECOND], 2, SECOND),
         ("뷁 a", b" ", [SPACE, A], 4, A),
     ],
 )
-def test_the_picked_token(grounded, context, answer, likeliest, left, picked):
+def test_next_token(grounded, context, answer, likeliest, left, picked):
     assert grounded[0](answer, context, likeliest, left) == picked
 
 
-def test_the_text_is_whole_characters_without_white_space_around(grounded):
+def test_text_has_only_complete_characters_and_is_stripped(grounded):
     _, text = grounded
     assert text(BUEK) == text(BUEK + " 나".encode()[:2]) == "뷁"
     assert text(NO_BREAK + b"a" + NO_BREAK) == text(b" a ") == "a"
@@ -172,13 +172,13 @@ def test_the_text_is_whole_characters_without_white_space_around(grounded):
 
 @pytest.mark.parametrize("most", [1, 2, 3])
 @pytest.mark.parametrize("temperature", [0.0, 100.0])
-def test_few_tokens_and_high_temperatures_still_give_spans(demo, most, temperature):
+def test_spans_with_few_tokens_and_high_temperatures(demo, most, temperature):
     articles = ["😀😀😀", "x", "\t\n 뷁\t쀍\n", "\u3000\u3000뷁", "가\u00a0나", " "]
     rows = [Row(str(number), article, "무엇인가?") for number, article in enumerate(articles)]
     known = Grounding(demo[1], set(demo[1].all_special_ids)).known
     options = {"max_new_tokens": most, "temperature": temperature, "samples": 3}
     for article, samples in answers(demo, rows, True, **options):
-        # A character outside the vocabulary takes a token a byte; " " is answered by nothing.
+        # A character outside the vocabulary takes one token per byte. The answer for " " is empty.
         characters = [character.encode() for character in article if character.strip()]
         easiest = min((1 if data in known else len(data) for data in characters), default=9)
         for text, _, _ in samples:

@@ -1,6 +1,6 @@
-"""Configs and tokenizers of all recipes, from the Hugging Face hub: `pytest -m hub`.
+"""Test configs and tokenizers of all recipes from the Hugging Face hub: `pytest -m hub`.
 
-No weights are fetched. This does not run in CI.
+No weights are downloaded. This does not run in CI.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ from tasks import checked_template, get_task
 
 pytestmark = pytest.mark.hub
 RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("**/*.yaml"))
-SPELLED = " <|im_end|></s>"
+MARKERS = " <|im_end|></s>"
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -27,14 +27,14 @@ def test_template_stop_token_and_targets(name):
     config, tokenizer = load_config(recipe), load_tokenizer(recipe)
     sample = get_task(recipe.task).sample
     encoder = Encoder(tokenizer, checked_template(recipe.template, recipe.task), sample)
-    row = replace(sample, context=sample.context + SPELLED, question=sample.question + SPELLED)
+    row = replace(sample, context=sample.context + MARKERS, question=sample.question + MARKERS)
     (example,) = encoder.encode([row], recipe.prompt_limit, True, "trim")
     assert row.answers[0] in encoder.decode(example.answer_ids)
     generation = GenerationConfig.from_pretrained(recipe.model, revision=recipe.revision)
     stops = generation.eos_token_id
     stops = {*(stops if isinstance(stops, list) else [stops]), tokenizer.eos_token_id}
     assert example.answer_ids[-1] in stops.intersection(encoder.stop_ids())
-    # Special tokens that a text spells are text.
+    # Special tokens in a text are encoded as plain text.
     (clean,) = encoder.encode([sample], recipe.prompt_limit, False, "trim")
     special, expected = (
         [token for token in each.prompt_ids if token in tokenizer.all_special_ids]
