@@ -1,4 +1,4 @@
-"""An inference that is killed continues, and its files end as if it had never been interrupted."""
+"""Test that an interrupted inference resumes and writes the same files."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.conftest import HEADER, LAUNCH, ROOT, process_of
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Make a run of one step, a test file of 60 questions on 30 articles, and its answers."""
+    """Train a run for one step and answer a test file of 60 questions on 30 articles."""
     folder = tmp_path_factory.mktemp("work")
     texts = {"train": [",".join(HEADER)], "test": [",".join(HEADER[:3])]}
     for number in range(60):
@@ -46,28 +46,28 @@ def answer(folder, *more):
 
 
 def answers(folder):
-    """Return the folders of answers, oldest first."""
+    """Return the answer folders, oldest first."""
     found = (folder / "outputs" / "run" / "answers").glob("*/settings.json")
     return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
 
 
-def assert_as_uninterrupted(folder, path):
+def assert_same_files(folder, path):
     for name in ("predictions.jsonl", "predictions.csv", "submission.csv"):
         assert (path / name).read_bytes() == (answers(folder)[0] / name).read_bytes()
     assert not list(path.glob("predictions-*"))
 
 
 def interrupt(folder, name, lines, torn=b""):
-    """Leave a folder as an inference does that was killed after so many answers."""
-    whole, path = answers(folder)[0], folder / "outputs" / "run" / "answers" / name
+    """Write the folder of an inference that was killed after `lines` answers."""
+    complete, path = answers(folder)[0], folder / "outputs" / "run" / "answers" / name
     path.mkdir()
-    shutil.copy(whole / "settings.json", path)
-    known = (whole / "predictions.jsonl").read_bytes().splitlines(keepends=True)[60 - lines :]
-    (path / "predictions.jsonl").write_bytes(b"".join(known) + torn)
+    shutil.copy(complete / "settings.json", path)
+    saved = (complete / "predictions.jsonl").read_bytes().splitlines(keepends=True)[60 - lines :]
+    (path / "predictions.jsonl").write_bytes(b"".join(saved) + torn)
     return path
 
 
-def test_an_interrupted_inference_ends_in_the_same_bytes(work, capsys):
+def test_resume_after_interruption(work, capsys):
     for lines, torn in (
         (1, b'{"id": "TEST_0003", "predi'),
         (17, b"\x00\xff\n"),
@@ -77,7 +77,7 @@ def test_an_interrupted_inference_ends_in_the_same_bytes(work, capsys):
         path = interrupt(work, f"cut-{lines}-{len(torn)}", lines, torn)
         answer(work)
         assert f"{lines} of 60 answers" in capsys.readouterr().out
-        assert_as_uninterrupted(work, path)
+        assert_same_files(work, path)
 
 
 def test_answered_questions_are_not_answered_again(work):
@@ -98,12 +98,12 @@ def test_other_settings_never_reuse_answers(work):
         ("--limit 9", "test-first9-2"),
     ):
         answer(work, *more.split())
-        assert answers(work)[-1].name.startswith(name), "then comes the year"
+        assert answers(work)[-1].name.startswith(name), "followed by the year"
     assert (path / "predictions.jsonl").read_bytes() == before
     shutil.rmtree(path)
 
 
-def test_another_adapter_never_reuses_answers(work):
+def test_other_adapters_never_reuse_answers(work):
     path = interrupt(work, "adapter", 30)
     weights = work / "outputs" / "run" / "adapter" / "adapter_model.safetensors"
     manifest = weights.with_name("manifest.json")
@@ -112,7 +112,7 @@ def test_another_adapter_never_reuses_answers(work):
         weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
         with pytest.raises(InputError, match=r"adapter_model.safetensors is damaged .*manifest"):
             answer(work)
-        manifest.unlink()  # the change was meant
+        manifest.unlink()  # without a manifest, the change is accepted
         answer(work)
         assert not (path / "submission.csv").exists()
     finally:
@@ -129,7 +129,7 @@ def start(folder, *launcher):
 
 
 def wait_for_answers(work, count, process, name, least):
-    """Wait until the newest folder, if there are more than `count`, has so many answers."""
+    """Wait until there are more than `count` folders and the newest has `least` answers."""
     while process.poll() is None:
         file = answers(work)[-1] / name
         known = file.read_bytes().count(b"\n") if file.is_file() else 0
@@ -140,8 +140,8 @@ def wait_for_answers(work, count, process, name, least):
 
 
 @pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 25])
-def test_a_killed_inference_ends_in_the_same_bytes(work, after):
-    """SIGKILL once so many answers are there."""
+def test_resume_after_kill(work, after):
+    """SIGKILL after the given number of answers."""
     count = len(answers(work))
     child = start(work)
     wait_for_answers(work, count, child, "predictions.jsonl", after)
@@ -149,35 +149,35 @@ def test_a_killed_inference_ends_in_the_same_bytes(work, after):
     child.communicate()
     path = answers(work)[-1]
     answer(work)
-    assert_as_uninterrupted(work, path)
+    assert_same_files(work, path)
     assert json.loads((path / "scores.json").read_text())["limit"] is None
     assert answers_folder(path.parent, path.name, "no such settings") != path
 
 
-def test_two_processes_write_the_bytes_of_one(work):
-    """They continue what one process began."""
+def test_two_processes_write_the_same_files(work):
+    """They resume an inference of one process."""
     path = interrupt(work, "two", 7, torn=b'{"id"')
-    both = start(work, *LAUNCH)
-    out, _ = both.communicate(timeout=300)
-    assert both.returncode == 0, out[-3000:]
+    launcher = start(work, *LAUNCH)
+    out, _ = launcher.communicate(timeout=300)
+    assert launcher.returncode == 0, out[-3000:]
     assert out.count(f"submission: {path}") == 1, "one process prints"
     assert "7 of 60 answers" in out
-    assert_as_uninterrupted(work, path)
+    assert_same_files(work, path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dies", [0, 1])
-def test_a_process_that_dies_ends_all_and_loses_nothing(work, dies):
-    """SIGKILL to one of two once it has answered; one process then continues from both."""
+@pytest.mark.parametrize("killed", [0, 1])
+def test_resume_after_kill_of_one_of_two_processes(work, killed):
+    """The other process stops too, and a single process resumes with the answers of both."""
     count = len(answers(work))
-    both = start(work, *LAUNCH)
-    wait_for_answers(work, count, both, ("predictions.jsonl", "predictions-1.jsonl")[dies], 1)
-    os.kill(process_of(both.pid, dies), signal.SIGKILL)
-    both.communicate(timeout=120)
-    assert both.returncode != 0
+    launcher = start(work, *LAUNCH)
+    wait_for_answers(work, count, launcher, ("predictions.jsonl", "predictions-1.jsonl")[killed], 1)
+    os.kill(process_of(launcher.pid, killed), signal.SIGKILL)
+    launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
     path = answers(work)[-1]
     assert not (path / "scores.json").exists()
     with locked(path):
         pass
     answer(work)
-    assert_as_uninterrupted(work, path)
+    assert_same_files(work, path)

@@ -1,4 +1,4 @@
-"""The Korean catalogue has every text of the pages, and nothing else."""
+"""Test that the Korean catalog contains exactly the texts of the pages."""
 
 import ast
 import re
@@ -8,11 +8,11 @@ from dandap import language
 from dandap.language import korean
 
 FIELD = re.compile(r"\{(\w+)\}")
-# The table of tasks.dialogue_inference has f"predicted {letter}" in its header.
+# tasks.dialogue_inference builds f"predicted {letter}" for a table header.
 BUILT = {f"predicted {letter}" for letter in "ABC"}
 
 
-def test_the_catalogue_has_all_texts_of_pages_and_no_others():
+def test_catalog_contains_exactly_the_page_texts():
     called, written = set(), set(BUILT)
     files = [path for folder in ("dandap", "tasks", "tools") for path in Path(folder).rglob("*.*")]
     for file in [*Path().glob("*.py"), *files]:
@@ -30,14 +30,14 @@ def test_the_catalogue_has_all_texts_of_pages_and_no_others():
     assert korean().keys() - called - written == set(), "remove these from dandap/korean.yaml"
 
 
-def test_fields_agree_and_the_korean_is_korean():
+def test_translations_are_korean_with_the_same_fields():
     for english, translation in korean().items():
         fields = FIELD.findall(english)
         assert sorted(fields) == sorted(FIELD.findall(translation)), english
         assert re.search("[가-힣]", translation), english
 
 
-def test_the_locale_decides_without_an_option(monkeypatch):
+def test_language_defaults_to_the_locale(monkeypatch):
     for variables, expected in (
         ({"LANG": "ko_KR.UTF-8"}, "ko"),
         ({"LC_ALL": "C.UTF-8", "LANG": "ko_KR.UTF-8"}, "en"),

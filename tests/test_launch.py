@@ -1,4 +1,4 @@
-"""The examples for SLURM and SkyPilot, on replacements for the clusters."""
+"""Test the SLURM and SkyPilot examples with fake cluster commands."""
 
 import json
 import os
@@ -34,19 +34,19 @@ with open(os.environ["CALLS"], "a") as file:
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Return a job's environment, in which commands are replaced; CALLS is the file of calls."""
+    """Return the environment of a job with fake commands, which log their calls to $CALLS."""
     for name, text in COMMANDS.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2"}
     cloud = {"SKYPILOT_NUM_GPUS_PER_NODE": "8", "RUN": "mine", "OPTIONS": "--recipe eeve-10.8b"}
     path = os.pathsep.join((str(tmp_path), os.environ["PATH"]))
-    here = {"SLURM_GPUS_ON_NODE": "8", "PATH": path, "CALLS": str(tmp_path / "calls")}
-    return os.environ | job | cloud | here
+    variables = {"SLURM_GPUS_ON_NODE": "8", "PATH": path, "CALLS": str(tmp_path / "calls")}
+    return os.environ | job | cloud | variables
 
 
 def parsed_calls(cluster):
-    """Return each call of accelerate as it and the script would parse it."""
+    """Yield each call of accelerate, parsed as (launcher options, script options)."""
     from accelerate.commands.launch import launch_command_parser
 
     for line in Path(cluster["CALLS"]).read_text().splitlines():
@@ -71,8 +71,8 @@ def test_slurm_and_skypilot_train_and_answer_on_all_gpus(cluster):
 
 
 @pytest.mark.slow
-def test_an_interrupted_slurm_job_continues_after_its_requeue(cluster, tmp_path):
-    """SIGTERM to the batch shell, as at the time limit; then the same job again."""
+def test_requeued_slurm_job_resumes(cluster, tmp_path):
+    """SIGTERM to the batch shell, as at the time limit, then the same job again."""
     (tmp_path / "accelerate").unlink()
     run = RunFolder(ROOT / "outputs" / f"slurm-{os.getpid()}")
     job = cluster | {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2"}

@@ -1,12 +1,12 @@
-"""Test the structure: who may import whom, what loads torch, and where tasks are known."""
+"""Test the project structure: layered imports, lazy heavy imports and task-specific code."""
 
 import ast
 import subprocess
 import sys
 from pathlib import Path
 
-# From the ground up; a module imports from its own package and from lower floors only.
-FLOORS = (
+# From bottom to top. A module imports only from its own package and from lower layers.
+LAYERS = (
     ("dandap", "metrics"),
     ("prompts", "dandap.tree"),
     ("dandap.data",),
@@ -17,7 +17,7 @@ FLOORS = (
     ("fine_tune", "inference", "ensemble", "app", "export", "benchmarks"),
 )
 SCRIPTS = ("fine_tune", "inference", "ensemble", "app", "export")
-FLOOR_OF = {package: number for number, packages in enumerate(FLOORS) for package in packages}
+LAYER_OF = {package: number for number, packages in enumerate(LAYERS) for package in packages}
 ROOT = Path(__file__).parent.parent
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -28,14 +28,14 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 
 
 def package_of(module):
-    """Return `dandap.data` for its modules, `dandap` for the top ones, else the first name."""
+    """Return the package of a module: `dandap.data`, `dandap`, or the top-level name."""
     parts = module.split(".")
     is_inside = parts[0] == "dandap" and (len(parts) > 2 or (ROOT / Path(*parts)).is_dir())
     return ".".join(parts[:2]) if is_inside and module != "dandap" else parts[0]
 
 
 def imports_of(module):
-    """Return the modules of ours that a module imports, wherever in it."""
+    """Return the project modules that a module imports, at any level."""
     found = set()
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.ImportFrom):
@@ -45,13 +45,13 @@ def imports_of(module):
     return sorted((found & MODULES.keys()) - {module})
 
 
-def test_imports_go_down():
+def test_modules_import_only_lower_layers():
     wrong = [
         f"{module} imports {other}"
         for module in MODULES
         for other in imports_of(module)
         if package_of(module) != package_of(other)
-        and FLOOR_OF[package_of(module)] <= FLOOR_OF[package_of(other)]
+        and LAYER_OF[package_of(module)] <= LAYER_OF[package_of(other)]
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -70,11 +70,11 @@ def test_imports_have_no_cycles():
         visit(module, [])
 
 
-def test_what_ends_at_once_loads_no_heavy_library():
-    """Loading torch takes up to 10 s."""
+def test_help_and_errors_import_no_heavy_library():
+    """Importing torch takes up to 10 s."""
     heavy = {"torch", "transformers", "matplotlib", "pandas", "datasets"}
     tools = [f"tools.{name}" for name in "compare explore refine augment submit demo.make".split()]
-    wrong = [
+    failing = [
         "fine_tune --lerning_rate 1",
         "fine_tune --recipe nowhere",
         "fine_tune --recipe demo --train_file nowhere.csv",
@@ -85,8 +85,8 @@ def test_what_ends_at_once_loads_no_heavy_library():
         "tools.explore nowhere.csv",
         "tools.augment pairs nowhere.csv out.csv",
     ]
-    right = ["prompts", "metrics", "tasks", *(f"{name} --help" for name in (*SCRIPTS, *tools))]
-    calls = [[command.split(), 2 if command in wrong else 0] for command in right + wrong]
+    passing = ["prompts", "metrics", "tasks", *(f"{name} --help" for name in (*SCRIPTS, *tools))]
+    calls = [[command.split(), 2 if command in failing else 0] for command in passing + failing]
     code = f"""
 import importlib, sys
 for (name, *argv), expected in {calls}:
@@ -99,8 +99,8 @@ for (name, *argv), expected in {calls}:
     assert code == expected, (name, argv, code)
     assert not {heavy} & sys.modules.keys(), (name, argv)
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 def test_nothing_outside_tasks_compares_task_names():

@@ -1,6 +1,6 @@
-"""Runs of earlier versions still answer, resume, export and combine.
+"""Test that runs of earlier versions still answer, resume, export and combine.
 
-tests/data/legacy is a finished demo run; legacy-stopped the same, stopped after step 6 of 57.
+tests/data/legacy is a finished demo run, and legacy-stopped the same run stopped at step 6 of 57.
 """
 
 import shutil
@@ -17,7 +17,7 @@ from tests.conftest import read_lines
 
 @pytest.fixture
 def copy(tmp_path):
-    """Copy a legacy run into an output folder, and return the copy."""
+    """Return a function that copies a legacy run into an output folder."""
 
     def make(name, to):
         target = tmp_path / "outputs" / to
@@ -28,7 +28,7 @@ def copy(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [20, pytest.param(None, marks=pytest.mark.slow)])
-def test_a_legacy_run_answers(copy, limit):
+def test_legacy_run_answers(copy, limit):
     run = copy("legacy", "run")
     result = answer(find_source(str(run.path)), limit=limit)
     assert len(read_lines(result.folder / "predictions.jsonl")) == (limit or 265)
@@ -41,24 +41,24 @@ def test_a_legacy_run_answers(copy, limit):
 
 
 @pytest.mark.slow
-def test_a_legacy_run_resumes_to_the_same_adapter(copy, capsys):
-    whole, stopped = copy("legacy", "whole"), copy("legacy-stopped", "stopped")
+def test_legacy_run_resumes_to_the_same_adapter(copy, capsys):
+    finished, stopped = copy("legacy", "whole"), copy("legacy-stopped", "stopped")
     assert not stopped.finished
     fine_tune.main(["--resume", str(stopped.path)])
     assert "from checkpoint-6" in capsys.readouterr().out
-    expected, got = load_file(whole.weights), load_file(stopped.weights)
+    expected, got = load_file(finished.weights), load_file(stopped.weights)
     assert expected.keys() == got.keys()
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-5)
     histories = [
         {line["step"]: line["loss"] for line in read_lines(run.metrics_file) if "loss" in line}
-        for run in (whole, stopped)
+        for run in (finished, stopped)
     ]
     assert histories[0].keys() == histories[1].keys()
     assert histories[1] == pytest.approx(histories[0], rel=1e-4)
 
 
-def test_a_legacy_run_exports_its_adapter(copy, tmp_path):
+def test_legacy_run_exports_its_adapter(copy, tmp_path):
     from dandap.export.run import export
 
     run = copy("legacy", "run")
@@ -68,7 +68,7 @@ def test_a_legacy_run_exports_its_adapter(copy, tmp_path):
     assert (folder / "README.md").is_file()
 
 
-def test_validation_answers_of_legacy_runs_are_combined_and_compared(copy, tmp_path):
+def test_legacy_validation_answers_are_combined_and_compared(copy, tmp_path):
     from dandap.runs.ensemble import combine
     from tools.compare import compare
 

@@ -1,4 +1,4 @@
-"""Two machines, played by two network namespaces that see each other over one cable."""
+"""Test training on two machines, simulated by two connected network namespaces."""
 
 import json
 import os
@@ -21,61 +21,61 @@ ADDRESSES = ("10.123.45.1", "10.123.45.2")
 
 @pytest.fixture(scope="module")
 def machines():
-    """Return two namespaces' names; skip where they may not be made (root on Linux may)."""
+    """Return (namespace, interface) of two machines; skip without root on Linux."""
     names = [f"dandap{os.getpid()}{side}" for side in "ab"]
-    cables = [f"dd{os.getpid() % 10**6}{side}" for side in "ab"]  # 15 characters at most
-    orders = [["netns", "add", name] for name in names]
-    orders.append(["link", "add", cables[0], "type", "veth", "peer", "name", cables[1]])
-    for name, cable, address in zip(names, cables, ADDRESSES, strict=True):
-        orders.append(["link", "set", cable, "netns", name])
-        orders.append(["-n", name, "address", "add", f"{address}/24", "dev", cable])
-        orders += [["-n", name, "link", "set", device, "up"] for device in (cable, "lo")]
+    interfaces = [f"dd{os.getpid() % 10**6}{side}" for side in "ab"]  # at most 15 characters
+    commands = [["netns", "add", name] for name in names]
+    commands.append(["link", "add", interfaces[0], "type", "veth", "peer", "name", interfaces[1]])
+    for name, interface, address in zip(names, interfaces, ADDRESSES, strict=True):
+        commands.append(["link", "set", interface, "netns", name])
+        commands.append(["-n", name, "address", "add", f"{address}/24", "dev", interface])
+        commands += [["-n", name, "link", "set", device, "up"] for device in (interface, "lo")]
     try:
-        for order in orders:
-            done = subprocess.run(["ip", *order], capture_output=True, text=True)
+        for command in commands:
+            done = subprocess.run(["ip", *command], capture_output=True, text=True)
             if done.returncode:
-                pytest.skip(f"ip {' '.join(order)}: {done.stderr.strip()}")
-        yield list(zip(names, cables, strict=True))
+                pytest.skip(f"ip {' '.join(command)}: {done.stderr.strip()}")
+        yield list(zip(names, interfaces, strict=True))
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
 def launch(machines, *command):
-    """Start one process on each machine, as recipes/accelerate/multi_node.yaml says."""
-    started = []
-    for rank, (name, cable) in enumerate(machines):
+    """Run one process per machine with recipes/accelerate/multi_node.yaml; return the outputs."""
+    processes = []
+    for rank, (name, interface) in enumerate(machines):
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
         launcher += ["recipes/accelerate/multi_node.yaml", "--num_processes", "2"]
         launcher += ["--machine_rank", str(rank), "--main_process_ip", ADDRESSES[0]]
-        started.append(
+        processes.append(
             subprocess.Popen(
                 ["ip", "netns", "exec", name, *launcher, *command],
                 cwd=ROOT,
-                env=os.environ | {"GLOO_SOCKET_IFNAME": cable},
+                env=os.environ | {"GLOO_SOCKET_IFNAME": interface},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
         )
     try:
-        outs = [machine.communicate(timeout=300)[0] for machine in started]
+        outs = [machine.communicate(timeout=300)[0] for machine in processes]
     finally:
-        for machine in started:
+        for machine in processes:
             machine.kill()
-    for machine, out in zip(started, outs, strict=True):
+    for machine, out in zip(processes, outs, strict=True):
         assert machine.returncode == 0, out[-3000:]
     return outs
 
 
 @pytest.mark.slow
-def test_two_machines_train_and_answer_as_one(machines, tmp_path):
+def test_two_machines_equal_one(machines, tmp_path):
     table = str(write_small_train(tmp_path / "train.csv", articles=12))
-    how = ["--recipe", "demo", "--optim", "sgd", "--learning_rate", "0.05"]
-    how += ["--questions_per_step", "8", "--tokens_per_batch", "200", "--max_new_tokens", "8"]
-    how += ["--train_file", table, "--test_file", table, "--output_dir", str(tmp_path)]
-    fine_tune.main([*how, "--run_name", "one"])
-    outs = launch(machines, "fine_tune.py", *how, "--run_name", "two")
+    options = ["--recipe", "demo", "--optim", "sgd", "--learning_rate", "0.05"]
+    options += ["--questions_per_step", "8", "--tokens_per_batch", "200", "--max_new_tokens", "8"]
+    options += ["--train_file", table, "--test_file", table, "--output_dir", str(tmp_path)]
+    fine_tune.main([*options, "--run_name", "one"])
+    outs = launch(machines, "fine_tune.py", *options, "--run_name", "two")
     assert [out.count("validation: char F1") for out in outs] == [1, 0]
     runs = [RunFolder(tmp_path / name) for name in ("one", "two")]
     one, two = (load_file(run.adapter / "adapter_model.safetensors") for run in runs)

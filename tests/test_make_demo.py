@@ -1,4 +1,4 @@
-"""The bundled demo: samples follow the seed, test and train differ, models reach their bars."""
+"""Test the bundled demo: reproducible samples, disjoint splits and minimum scores."""
 
 import csv
 import json
@@ -29,14 +29,14 @@ def cells(name, column):
         return [row[column] for row in csv.DictReader(file)]
 
 
-def test_samples_follow_the_seed(tmp_path, monkeypatch):
+def test_samples_are_reproducible(tmp_path, monkeypatch):
     shipped = {path.name: path.read_bytes() for path in SAMPLE.iterdir()}
     monkeypatch.setattr(demo_model, "SAMPLE_DIR", tmp_path)
     make_demo.main(["--data"])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == shipped
 
 
-def test_the_test_set_names_nobody_that_train_names():
+def test_names_of_the_test_set_are_not_in_train():
     train, test = " ".join(cells("train.csv", "context")), cells("test.csv", "context")
     goods = " ".join(name for kinds in INDUSTRIES.values() for name in kinds)
     company = re.compile(rf"(?<![가-힣])[가-힣]{{2,3}}(?:{'|'.join(INDUSTRIES)})")
@@ -51,8 +51,8 @@ def test_the_test_set_names_nobody_that_train_names():
 
 @torch.no_grad()
 def losses_one_sequence_at_a_time(model, lessons):
-    """Return what loss_of returns, from a forward of every sequence alone and without masks."""
-    losses, weights, looks = [], [], []
+    """Return the same losses as loss_of, with one forward per sequence and without masks."""
+    losses, weights, attention_shares = [], [], []
     for lesson in lessons:
         for number, ids in enumerate(lesson.sequences):
             output = model(torch.tensor([ids]), output_attentions=True)
@@ -60,35 +60,35 @@ def losses_one_sequence_at_a_time(model, lessons):
             losses.append(cross_entropy(predicted, torch.tensor(ids[1:]), reduction="none"))
             weights.append(torch.tensor(lesson.weights[number]))
             attention = output.attentions[demo_model.POINTER_LAYER][0, -1]
-            for sequence, position, said_at in lesson.pointers:
+            for sequence, position, source_positions in lesson.pointers:
                 if sequence == number:
-                    looks.append(attention[position - 1, said_at].sum())
+                    attention_shares.append(attention[position - 1, source_positions].sum())
     losses, weights = torch.cat(losses), torch.cat(weights)
     language = (losses * weights).sum() / weights.sum()
-    return language.item(), -torch.stack(looks).log().mean().item()
+    return language.item(), -torch.stack(attention_shares).log().mean().item()
 
 
 @pytest.fixture(scope="module")
 def lessons():
-    """Return two articles and a copy drill, of which the shorter two fit in one row."""
+    """Return two articles and a copy drill; the two shorter lessons fit in one row."""
     tokenizer, rng = AutoTokenizer.from_pretrained("data/demo_model"), random.Random(3)
     articles = [make_article(rng, 8, 7), make_article(rng, 3, 1)]
-    taught = [demo_model.article_lesson(tokenizer, article, rng) for article in articles]
-    return [*taught, demo_model.copy_drill(rng)]
+    article_lessons = [demo_model.article_lesson(tokenizer, article, rng) for article in articles]
+    return [*article_lessons, demo_model.copy_drill(rng)]
 
 
-def test_a_tree_learns_what_its_sequences_learn_alone(lessons):
-    # A trained model, because its attention is sharp: a wrong mask or position changes its losses.
+def test_tree_losses_equal_separate_sequences(lessons):
+    # A trained model has sharp attention, so a wrong mask or position changes the losses.
     model = AutoModelForCausalLM.from_pretrained("data/demo_model", dtype=torch.float32)
     batch = demo_model.make_batch(lessons)
-    assert len(batch["input_ids"]) < len(lessons)  # so that lessons share a row
+    assert len(batch["input_ids"]) < len(lessons)  # some lessons share a row
     language, pointing = demo_model.loss_of(model, batch)
-    model.set_attn_implementation("eager")  # which returns the attention of every head
-    alone = losses_one_sequence_at_a_time(model, lessons)
-    assert (language.item(), pointing.item()) == pytest.approx(alone, rel=1e-5)
+    model.set_attn_implementation("eager")  # to get attention weights
+    expected = losses_one_sequence_at_a_time(model, lessons)
+    assert (language.item(), pointing.item()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_making_the_demo_runs(tmp_path, monkeypatch):
+def test_make_demo_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_model, "SAMPLE_DIR", tmp_path / "sample")
     monkeypatch.setattr(demo_model, "MODEL_DIR", tmp_path / "model")
     monkeypatch.setattr(demo_model, "TOKENS_PER_STEP", 800)
@@ -99,17 +99,17 @@ def test_making_the_demo_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "bar"), [(42, 0.80), (1, 0.75), (2, 0.75)])
-def test_the_demo_reaches_its_bars(tmp_path, seed, bar):
+@pytest.mark.parametrize(("seed", "minimum"), [(42, 0.80), (1, 0.75), (2, 0.75)])
+def test_demo_reaches_the_minimum_scores(tmp_path, seed, minimum):
     out = str(tmp_path)
     fine_tune.main(["--recipe", "demo", "--seed", str(seed), "--output_dir", out])
-    assert answer(find_source(None, out)).scores["char_f1"] >= bar
+    assert answer(find_source(None, out)).scores["char_f1"] >= minimum
     base = answer(base_source(load_recipe("demo", {})), output_dir=out)
     assert base.scores["char_f1"] < 0.45
 
 
 @pytest.mark.slow
-def test_the_demo_learns_what_dialogues_say(tmp_path):
+def test_dialogue_demo_reaches_the_minimum_score(tmp_path):
     fine_tune.main(["--recipe", "dialogue-demo", "--output_dir", str(tmp_path)])
     assert answer(find_source(None, str(tmp_path))).scores["accuracy"] >= 0.6
 
@@ -121,8 +121,8 @@ def phrases(situation: Situation) -> list[str]:
     return [phrase for name in PHRASES for phrase in getattr(situation, name)]
 
 
-def things(situation: Situation) -> set[str]:
-    """Return the words of the topic, those with a particle, and the first word of every step."""
+def nouns(situation: Situation) -> set[str]:
+    """Return the topic's words, the nouns with a particle, and the first word of every step."""
     names = set(situation.topic.split()) | {step.split()[0] for step in situation.steps}
     for phrase in phrases(situation):
         names |= {w[:-1] for w in phrase.split() if len(w) > 2 and w[-1] in "이가을를은는에"}
@@ -130,19 +130,19 @@ def things(situation: Situation) -> set[str]:
 
 
 def content(statement: str) -> str:
-    """Return a statement without whom it is of."""
+    """Return a statement without its subject."""
     return statement.split(" ", 1)[1] if statement.startswith("화자") else statement
 
 
-def test_the_tests_situations_are_not_in_train():
-    ours = {name for situation in TRAIN for name in things(situation)}
-    others = {name for situation in TEST for name in things(situation)}
+def test_situations_of_the_test_set_are_not_in_train():
+    ours = {name for situation in TRAIN for name in nouns(situation)}
+    others = {name for situation in TEST for name in nouns(situation)}
     assert len(ours) > 200
     assert not ours & others
     assert not {p for s in TRAIN for p in phrases(s)} & {p for s in TEST for p in phrases(s)}
-    # What fills the talks, as the shipped files have it: feelings alone are on both sides.
-    said = []
+    # In the shipped files, train and test share only the feelings.
+    contents = []
     for name in ("train", "test"):
         items = json.loads((SAMPLE / f"dialogue_{name}.json").read_text(encoding="utf-8"))
-        said.append({content(item["input"][name]) for item in items for name in INFERENCES})
-    assert {text.removesuffix(".") for text in said[0] & said[1]} == set(FEELINGS)
+        contents.append({content(item["input"][name]) for item in items for name in INFERENCES})
+    assert {text.removesuffix(".") for text in contents[0] & contents[1]} == set(FEELINGS)

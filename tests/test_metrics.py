@@ -1,4 +1,4 @@
-"""KorQuAD 1.0's rules, one by one, and the intervals."""
+"""Test the KorQuAD 1.0 normalization rules, the scores and their intervals."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ PAIRS = [
     ("독립 신문", "독립신문", 0, 1.0),  # spaces count for exact match only
     ("'가'나", "가 나", 1, 1.0),  # a quotation mark leaves a space
     ("가-나", "가나", 1, 1.0),  # other punctuation leaves none
-    ("“가”", "가", 0, 1 / 2),  # curly double quotes stay
+    ("“가”", "가", 0, 1 / 2),  # curly double quotes are not removed
     ("GDP", "gdp", 1, 1.0),  # lower case
     ("가  나\t다\n", "가 나 다", 1, 1.0),  # white space collapses
     ("가가나", "가나나", 0, 2 / 3),  # multisets: one 가 and one 나 in common
@@ -31,7 +31,7 @@ def test_korquad_rules():
     assert normalize(' "A"  B. ') == "a b"
 
 
-def test_the_best_of_several_gold_answers_counts():
+def test_best_of_several_gold_answers_is_used():
     assert char_f1("0.25%p", ["25bp", "0.25%p"]) == 1.0
     assert exact_match("0.25%p", ("25bp", "0.25%p")) == 1.0
 
@@ -42,34 +42,34 @@ def test_score_means_and_counts():
     assert (result["questions"], result["articles"]) == (3, 2)
     # Two resampled articles have means of 1/2, 2/3 or 1.
     assert result["char_f1_interval"] == (0.5, 1.0)
-    # Forty copies of two articles' scores are no more certain than two articles.
-    few = bootstrap_interval([0, 1], ["a", "b"])
-    assert few == bootstrap_interval([0] * 40 + [1] * 40, ["a"] * 40 + ["b"] * 40) == (0.0, 1.0)
+    # Forty questions per article do not shrink the interval of two articles.
+    two = bootstrap_interval([0, 1], ["a", "b"])
+    assert two == bootstrap_interval([0] * 40 + [1] * 40, ["a"] * 40 + ["b"] * 40) == (0.0, 1.0)
 
 
-def test_one_article_is_not_certain():
-    """Its resamples are all the same, but other articles could score anything."""
+def test_interval_of_one_article_is_the_full_range():
+    """All resamples of one article are equal, but other articles could have any score."""
     assert score(["가", "나"], ["가", "다"], ["a", "a"])["char_f1_interval"] == (0, 1)
     assert compare([0.6, 0.6], [0.5, 0.5], ["a", "a"])["interval"] == (-1, 1)
     assert compare([0.6, 0.6], [0.5, 0.5], ["a", "b"])["interval"][0] > 0
 
 
-def test_consensus_is_the_answer_most_like_the_others():
+def test_consensus_is_the_most_similar_answer():
     assert consensus(["부산"]) == 0
     assert consensus(["서울", "부산", "부산시"]) == 1
     assert consensus(["대전", "부산"]) == 0
     assert consensus(["", "", "부산"]) == 2
 
 
-def test_a_tie_depends_on_sums_in_the_members_order():
-    """The last bit of a sum depends on its order, and the submission on that bit."""
+def test_consensus_ties_depend_on_summation_order():
+    """Floating-point sums depend on their order, which decides the submitted answer."""
     answers = ["7월 29일", "29일 오전 7", "29일 7월"]
     characters = [Counter(normalize(answer).replace(" ", "")) for answer in answers]
-    gains = []
+    totals = []
     for index, mine in enumerate(characters):
         total = 0.0
         for other, theirs in enumerate(characters):
             common = (mine & theirs).total()
             total += 1.0 if other == index else 2 * common / (mine.total() + theirs.total())
-        gains.append(total)
-    assert consensus(answers) == max(range(3), key=lambda index: (gains[index], -index))
+        totals.append(total)
+    assert consensus(answers) == max(range(3), key=lambda index: (totals[index], -index))

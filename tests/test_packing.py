@@ -1,10 +1,10 @@
-"""Articles are put into batches that fit, and are read as seldom as possible."""
+"""Test packing of articles into batches with as few repeated prefixes as possible."""
 
 from dandap.tree.token_tree import grow, pack
 
 
 def article(length, questions):
-    """Return (prompt, answer) pairs; each question adds 42 tokens to an article's tree."""
+    """Return (prompt, answer) pairs. Each question adds 42 tokens to the tree."""
     text = list(range(length))
     return [([*text, *[10**6 + number] * 40], [1, 2, 3]) for number in range(questions)]
 
@@ -15,7 +15,7 @@ def members(articles, limit):
     return [[part.members for part in batch] for batch in batches]
 
 
-def test_an_article_is_read_as_seldom_as_its_batches_allow():
+def test_article_is_split_into_few_batches():
     for length, reads in ((3000, 1), (3900, 4), (4000, 8), (4053, 16), (4100, 16)):
         assert len(members([article(length, 16)], 4096)) == reads
     sizes = [len(part) for (part,) in members([article(3600, 17)], 4096)]
@@ -31,6 +31,6 @@ def test_batches_contain_every_question_and_fit():
         assert sorted(found) == sorted(article(length, questions))
 
 
-def test_a_question_that_does_not_fit_is_a_batch_by_itself():
+def test_question_that_does_not_fit_gets_its_own_batch():
     batches = members([article(100, 2), article(10, 1)], 90)
     assert [[len(part) for part in batch] for batch in batches] == [[1], [1], [1]]
