@@ -1,4 +1,4 @@
-"""The memory estimate against what autograd keeps in real models, and the plans made by it."""
+"""Test the memory estimate against activations saved by autograd, and the resulting plans."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from dandap.tree.token_tree import collate, grow
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 EEVE, DEMO = make_config(NAMES["EEVE-10.8B"]), load_recipe("demo", {})
 TOKENS = 256
-# From the bases' cards and shard sizes.
+# From model cards and shard sizes.
 PARAMETERS = {
     "yanolja/EEVE-Korean-Instruct-10.8B-v1.0": 10_804_924_416,
     "NousResearch/Nous-Hermes-2-SOLAR-10.7B": 10_731_540_480,
@@ -42,32 +42,32 @@ def of_recipe(name: str, device: torch.device = CUDA) -> Footprint:
     return Footprint(recipe, make_config(SHAPES[recipe.model]), device, dtype)
 
 
-def kept_by_autograd(model: PreTrainedModel, batch: dict, dtype: torch.dtype) -> int:
-    """Return the bytes that a real forward leaves for the backward, without parameters."""
-    kept = set()
+def saved_bytes(model: PreTrainedModel, batch: dict, dtype: torch.dtype) -> int:
+    """Return the bytes that autograd saves for the backward pass, without parameters."""
+    saved = set()
 
-    def note(tensor):
-        kept.add(tensor.untyped_storage())
+    def save(tensor):
+        saved.add(tensor.untyped_storage())
         return tensor
 
     mixed = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
-    with torch.autograd.graph.saved_tensors_hooks(note, note), mixed:
+    with torch.autograd.graph.saved_tensors_hooks(save, save), mixed:
         mask = tree_masks(model.config, batch, dtype, flex=False)
         ids, positions = batch["input_ids"], batch["position_ids"]
         with logits_at(model, batch["predicts"]):
             model(ids, position_ids=positions, attention_mask=mask, use_cache=False).logits.sum()
-    kept -= {parameter.untyped_storage() for parameter in model.parameters()}
-    return sum(storage.nbytes() for storage in kept)
+    saved -= {parameter.untyped_storage() for parameter in model.parameters()}
+    return sum(storage.nbytes() for storage in saved)
 
 
-ONE_BY_ONE = {"lora_target_modules": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"}
+BY_NAME = {"lora_target_modules": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"}
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("tiny-llama", {}),
-        ("tiny-llama", ONE_BY_ONE),
+        ("tiny-llama", BY_NAME),
         ("tiny-llama", {"compute_dtype": "float32"}),
         ("tiny-llama", {"quantization": "none"}),
         ("tiny-llama", {"attention": "eager"}),
@@ -77,20 +77,20 @@ ONE_BY_ONE = {"lora_target_modules": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_p
         ("tiny-gemma3", {}),
     ],
 )
-def test_a_layers_activations_are_what_autograd_keeps(name, options, tmp_path, monkeypatch):
-    """Within 5%: the difference of real models with four layers and with two, per token."""
+def test_layer_activations_match_autograd(name, options, tmp_path, monkeypatch):
+    """Within 5% of the difference between real models with four and two layers, per token."""
     length = {"max_length": TOKENS, "max_new_tokens": 8}
     recipe = Recipe(model=str(tmp_path), **({"compute_dtype": "bfloat16"} | length | options))
     dtype = getattr(torch, recipe.compute_dtype)
     checkpointing = recipe.gradient_checkpointing is True
     if not checkpointing:
-        # PEFT asks about CUDA's autocast (without a device), and casts inputs where it is off.
+        # PEFT queries the autocast of CUDA, and casts inputs if that is disabled.
         real = torch.is_autocast_enabled
         monkeypatch.setattr(
             torch, "is_autocast_enabled", lambda *on: real(*on) if on else dtype is torch.bfloat16
         )
     batch = collate([grow([(list(range(10, 9 + TOKENS)), [1, 2])])], pad_id=0)
-    kept = []
+    saved = []
     for layers in (2, 4):
         config = AutoConfig.for_model(**{**NAMES[name], "num_hidden_layers": layers})
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
@@ -98,11 +98,11 @@ def test_a_layers_activations_are_what_autograd_keeps(name, options, tmp_path, m
         if checkpointing:
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable()
-        kept.append(kept_by_autograd(model, batch, dtype))
+        saved.append(saved_bytes(model, batch, dtype))
         if dtype is torch.bfloat16 and not checkpointing:
-            # Autocast's copies of the adapter are counted with the adapter.
-            kept[-1] -= 2 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    measured = (kept[1] - kept[0]) / 2 / batch["input_ids"].numel()
+            # The 16-bit copies made by autocast are counted with the adapter.
+            saved[-1] -= 2 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    measured = (saved[1] - saved[0]) / 2 / batch["input_ids"].numel()
     expected = config.hidden_size * dtype.itemsize
     if not checkpointing:
         expected, _ = count_layer(recipe, config, dtype, flex=False)
@@ -125,24 +125,24 @@ def test_eeve_estimate_matches_arithmetic():
     assert on.weights == pytest.approx(linear * (0.5 + constants) + others + largest)
     # rank x (in + out)
     adapter = 16 * 48 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
-    # float32 weight, gradient, two moments; without checkpointing also autocast's copy in bfloat16.
+    # float32 weight, gradient and two moments; without checkpointing also the bfloat16 copy.
     assert (on.adapter, off.adapter) == (16 * adapter, 18 * adapter)
     assert off.activations > 5 * on.activations
 
 
-def test_the_h200s_peak():
-    """50.54 GB in benchmarks/RESULTS.md, of 4,864 tokens; the GB for the context is not in it."""
+def test_estimate_matches_the_h200_peak():
+    """benchmarks/RESULTS.md: 50.54 GB at 4,864 tokens, without 1 GB for the CUDA context."""
     estimate = footprint(flex=True).training(4864, checkpointing=False)
     assert (estimate.total - GB) / GB == pytest.approx(50.54, rel=0.02)
 
 
-def test_flex_repeats_no_keys_and_makes_no_mask():
+def test_flex_needs_no_repeated_keys_and_no_mask():
     sdpa, flex = (footprint(flex=on).training(4096, False).activations for on in (False, True))
     repeated, mask = 48 * 4096 * 2 * (4096 - 1024) * 2, 4096 * 2048 * 2
     assert sdpa - flex == pytest.approx(repeated + mask)
 
 
-def test_counting_leaves_the_generator_alone():
+def test_counting_does_not_change_the_rng():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -154,7 +154,7 @@ def plan_for(size: float, training: bool = True, **options: object) -> Plan:
     return fit_plan(footprint(**options), size * GB, training)
 
 
-def test_more_memory_never_means_a_smaller_choice():
+def test_more_memory_never_gives_a_smaller_plan():
     sizes, qwen = (16, 24, 48, 80, 140), of_recipe("qwen3-8b")
     found = [fit_plan(qwen, size * GB, training=True) for size in sizes]
     order = [(not plan.gradient_checkpointing, plan.tokens_per_batch) for plan in found]
@@ -162,8 +162,8 @@ def test_more_memory_never_means_a_smaller_choice():
     assert all(plan.estimate.total <= plan.free for plan in found)
 
 
-def test_long_answers_lower_the_batch():
-    """Their share is known once the questions are encoded; on a CPU nothing changes."""
+def test_long_answers_reduce_the_batch():
+    """The share of answer tokens is known after encoding. CPU plans do not change."""
     config = AutoConfig.for_model(**{**NAMES["EEVE-10.8B"], "vocab_size": 256_000})
     plan = fit_plan(footprint(config, flex=True), 16 * GB, training=True)
     long = memory.refit_plan(plan, Recipe(), config, 0.75)
@@ -173,7 +173,7 @@ def test_long_answers_lower_the_batch():
     assert memory.refit_plan(host, DEMO, load_config(DEMO), 0.75) is host
 
 
-def test_answering_merges_the_adapter_where_16_bit_weights_fit():
+def test_answering_merges_the_adapter_if_16_bit_weights_fit():
     for quantization, size, merged in (("nf4", 80, True), ("nf4", 24, False), ("none", 80, True)):
         plan = plan_for(size, training=False, quantization=quantization)
         assert plan.merged == merged
@@ -183,18 +183,18 @@ def test_answering_merges_the_adapter_where_16_bit_weights_fit():
     assert not plan_for(80).merged
 
 
-def test_what_cannot_fit_is_refused_with_a_way_out():
+def test_model_that_does_not_fit_is_rejected_with_advice():
     with pytest.raises(InputError, match=r"8\.0 GB are free\. Try --quantization nf4"):
         plan_for(8, quantization="none")
 
 
-def test_a_large_model_on_cpu_is_refused(monkeypatch):
+def test_large_model_on_cpu_is_rejected(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="10.8B parameters and needs a GPU"):
         memory.make_plan(Recipe(), EEVE, CPU, training=True)
 
 
-def test_a_cpu_dequantizes_a_base_if_memory_allows(monkeypatch):
+def test_cpu_dequantizes_the_base_model_if_memory_allows(monkeypatch):
     recipe, config = Recipe(model="data/demo_model"), load_config(DEMO)
     for free, dequantized in ((2e9, True), (1e6, False)):
         monkeypatch.setattr(memory, "available_memory", lambda free=free: free)
@@ -203,8 +203,8 @@ def test_a_cpu_dequantizes_a_base_if_memory_allows(monkeypatch):
         assert ("NF4 weights dequantized once" in str(plan)) == dequantized
 
 
-def test_a_cpu_with_little_memory_reads_less_at_once(capsys):
-    """Smaller batches cost nothing there, checkpointing a third; then it warns."""
+def test_cpu_with_little_memory_uses_smaller_batches(capsys):
+    """First smaller batches (free), then checkpointing (a third slower), then a warning."""
     qwen, chosen = of_recipe("qwen3-0.6b", CPU), []
     for free in (24, 10, 5, 1):
         plan = fit_plan(qwen, free * GB, training=True)
@@ -219,7 +219,7 @@ def test_a_cpu_with_little_memory_reads_less_at_once(capsys):
     ]
 
 
-def test_every_recipe_has_a_plan_without_a_network(capsys):
+def test_every_recipe_has_a_plan_offline(capsys):
     fine_tune.main(["--plan", "--gpu_memory", "80GB"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-2]] == sorted(
@@ -229,7 +229,7 @@ def test_every_recipe_has_a_plan_without_a_network(capsys):
     assert "within 5% of a simulated step" in lines[-1]
 
 
-def test_a_plan_for_one_recipe(capsys, monkeypatch):
+def test_plan_of_one_recipe(capsys, monkeypatch):
     monkeypatch.setattr(plans, "why_no_gpu", lambda: "there is none")
     monkeypatch.setattr(plans, "available_memory", lambda: 16 * GB)
     fine_tune.main(["--plan", "--recipe", "gemma-3-270m"])
@@ -240,7 +240,7 @@ def test_a_plan_for_one_recipe(capsys, monkeypatch):
     assert "needs about 9.4 GB (base 6.7, " in capsys.readouterr().out
 
 
-def test_sizes():
+def test_parse_size():
     assert parse_size("16GB") == parse_size("16") == parse_size("16 gb") == 16 * GB
     for text in ("x", "-1", "0GB", "", "nan"):
         with pytest.raises(InputError, match="expected a size as 16GB"):

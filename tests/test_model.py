@@ -1,4 +1,4 @@
-"""Loading, adapters, devices and dtypes, on tiny models made here."""
+"""Test loading, adapters, devices and dtypes with tiny models."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def adapted():
 
 
 def with_random_adapter(recipe, dequantized):
-    """Return the recipe's base and an adapter whose B matrices are not zero."""
+    """Return the recipe's base model with an adapter whose B matrices are random."""
     model = add_adapter(load_base(recipe, CPU, None, dequantized), recipe)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -39,7 +39,7 @@ def four_bit_layers(model):
     return [module for module in model.modules() if isinstance(module, Linear4bit)]
 
 
-def test_the_base_is_nf4_and_the_adapter_float32(adapted):
+def test_base_is_nf4_and_adapter_is_float32(adapted):
     layers = four_bit_layers(adapted)
     assert {layer.weight.quant_type for layer in layers} == {"nf4"}
     assert all(layer.weight.quant_state.nested for layer in layers)
@@ -50,8 +50,8 @@ def test_the_base_is_nf4_and_the_adapter_float32(adapted):
     assert set(trained.values()) == {torch.float32}
 
 
-def test_weights_are_never_repacked(adapted):
-    """bitsandbytes does that on AVX512-BF16 CPUs in eval mode, and corrupts later gradients."""
+def test_4_bit_weights_are_never_repacked(adapted):
+    """bitsandbytes repacks them on AVX512-BF16 CPUs in eval mode, which corrupts gradients."""
     switch = "support_avx512bf16_for_cpu"
     assert hasattr(Linear4bit(64, 64), switch), "bitsandbytes has renamed it"
     layers = four_bit_layers(adapted)
@@ -63,8 +63,8 @@ def test_weights_are_never_repacked(adapted):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma2"])
-def test_a_dequantized_base_gives_the_same_bits(bases, family):
-    """Loss and gradients, in training and in eval mode, with biases and fused layers."""
+def test_dequantized_base_is_bitwise_equal(bases, family):
+    """Loss and gradients, in train and eval mode, with biases and fused projections."""
     results = []
     for dequantized in (False, True):
         model = with_random_adapter(Recipe(model=str(bases / family)), dequantized)
@@ -82,30 +82,30 @@ def test_a_dequantized_base_gives_the_same_bits(bases, family):
 @pytest.mark.parametrize(
     ("family", "targets"),
     [(f, Recipe().lora_target_modules) for f in ("llama", "qwen2", "gpt2", "gemma3")]
-    + [("gemma3", ["q_proj", "lm_head"])],  # whose head is tied to the embeddings
+    + [("gemma3", ["q_proj", "lm_head"])],  # tied embeddings
 )
-def test_a_merged_or_cast_adapter_gives_the_same_logits(bases, family, targets):
-    """A cast one to the bit: the base's precision is its own here."""
+def test_merged_or_cast_adapter_gives_the_same_logits(bases, family, targets):
+    """Casting is bitwise equal here, because the base model is in float32 too."""
     logits, recipe = {}, Recipe(model=str(bases / family), lora_target_modules=targets)
-    for way in ("as trained", "cast", "merged"):
+    for variant in ("as trained", "cast", "merged"):
         model = with_random_adapter(recipe, dequantized=True).eval()
         before = model.get_input_embeddings().weight.clone()
-        if way != "as trained":
-            model = for_answering(model, merged=way == "merged")
-        assert isinstance(model, PeftModel) == (way != "merged")
+        if variant != "as trained":
+            model = for_answering(model, merged=variant == "merged")
+        assert isinstance(model, PeftModel) == (variant != "merged")
         assert torch.equal(model.get_input_embeddings().weight, before)
         with torch.no_grad():
-            logits[way] = model(IDS).logits
+            logits[variant] = model(IDS).logits
     assert torch.equal(logits["cast"], logits["as trained"])
     torch.testing.assert_close(logits["merged"], logits["as trained"], rtol=1e-4, atol=1e-4)
 
 
-def test_the_adapter_follows_the_seed():
-    drawn = []
+def test_adapter_depends_on_the_seed():
+    adapters = []
     for seed in (1, 1, 2):
         model = add_adapter(load_base(DEMO, CPU), DEMO.model_copy(update={"seed": seed}))
-        drawn.append(next(p for name, p in model.named_parameters() if "lora_A" in name))
-    assert [torch.equal(drawn[0], other) for other in drawn[1:]] == [True, False]
+        adapters.append(next(p for name, p in model.named_parameters() if "lora_A" in name))
+    assert [torch.equal(adapters[0], other) for other in adapters[1:]] == [True, False]
 
 
 def test_fused_projections_train_under_nf4(tmp_path):
@@ -119,12 +119,12 @@ def test_fused_projections_train_under_nf4(tmp_path):
     assert all("c_attn.lora_" in name and grad is not None for name, grad in trained.items())
 
 
-def test_an_unknown_target_module_is_rejected():
+def test_unknown_target_module_is_rejected():
     with pytest.raises(InputError, match="got 'query', expected .* down_proj"):
         resolve_targets(empty_model(load_config(DEMO)), ["query"])
 
 
-def test_the_compute_dtype_is_native(monkeypatch):
+def test_compute_dtype_is_natively_supported(monkeypatch):
     """A T4 reports bfloat16 as supported unless emulation is excluded."""
     assert pick_compute_dtype(Recipe(), CPU) is torch.float32
     for is_native, expected in ((False, torch.float16), (True, torch.bfloat16)):
@@ -145,14 +145,14 @@ def test_why_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "CPU-only build" in why_no_gpu()
-    # Kaggle's P100 is available, and every kernel fails with "no kernel image".
+    # The P100 on Kaggle is available, but every kernel fails with "no kernel image".
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: "sm_75 sm_90a compute_120".split())
     assert "sm_75 or newer; this GPU is sm_60" in why_no_gpu()
 
 
-def test_folders_that_cannot_be_loaded(tmp_path):
+def test_invalid_model_folders_are_rejected(tmp_path):
     config = load_config(DEMO).to_json_string()
     for files, message in (
         ({"config.json": config}, "needs config.json, tokenizer files and .safetensors weights"),
@@ -165,14 +165,14 @@ def test_folders_that_cannot_be_loaded(tmp_path):
             load_base(Recipe(model=str(tmp_path)), CPU)
 
 
-def test_a_step_is_split_exactly():
+def test_split_step():
     for questions, most, expected in ((16, 100, (16, 1)), (16, 5, (4, 4)), (7, 3, (1, 7))):
         assert split_step(questions, most) == expected
     assert split_step(4, 0) == (1, 4)
 
 
-def test_a_repositorys_code_runs_only_if_the_command_line_allows_it(capsys):
-    """A recipe or somebody's run folder is not enough."""
+def test_remote_code_needs_the_command_line(capsys):
+    """A recipe or a run folder cannot enable it."""
     confirm_remote_code(Recipe(model="owner/name"), on_command_line=False)
     assert capsys.readouterr().out == ""
     recipe = Recipe(model="owner/name", trust_remote_code=True)

@@ -1,4 +1,4 @@
-"""notebooks/colab.ipynb, executed by Jupyter's client in an imitation of Colab."""
+"""Run notebooks/colab.ipynb with nbclient in a fake Colab."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ pytest.importorskip("ipykernel", reason="pip install -r requirements-dev.txt")
 NOTEBOOK = ROOT / "notebooks" / "colab.ipynb"
 DRIVE = 'import pathlib\ndef mount(place):\n    pathlib.Path("drive-is-mounted").touch()\n'
 FILES = 'import pathlib\ndef download(name):\n    pathlib.Path("downloaded").write_text(name)\n'
-# Stands for fine_tune.py and inference.py: records its words, and makes a submission.
+# Replaces fine_tune.py and inference.py: logs its arguments and creates a submission.
 STUB = """
 import pathlib, sys
 name = pathlib.Path(sys.argv[0]).stem
@@ -28,7 +28,7 @@ answers.mkdir(parents=True, exist_ok=True)
 
 
 def execute(folder, **replaced):
-    """Run the notebook in a folder, the paths of Colab and Kaggle replaced."""
+    """Run the notebook in a folder, with the paths of Colab and Kaggle replaced."""
     text = NOTEBOOK.read_text(encoding="utf-8")
     for old, new in replaced.items():
         text = text.replace(f'"/{old}/', f'"{new.as_posix()}/')
@@ -38,8 +38,8 @@ def execute(folder, **replaced):
 
 
 @pytest.fixture(autouse=True)
-def _this_python(tmp_path, monkeypatch):
-    """Give Jupyter a kernel on this Python alone, and folders of the test's own."""
+def _jupyter_kernel(tmp_path, monkeypatch):
+    """Make this Python the only Jupyter kernel, with folders of its own."""
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
     words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -52,17 +52,17 @@ def _this_python(tmp_path, monkeypatch):
 
 @pytest.fixture
 def stubs(tmp_path):
-    """Make a project whose scripts note how they are called."""
+    """Make a project whose scripts log their calls."""
     project = tmp_path / "uploaded" / "dandap"
     (project / "data" / "sample").mkdir(parents=True)
     for name in ("fine_tune.py", "inference.py"):
         (project / name).write_text(STUB)
     (project / "requirements.txt").write_text("")
-    (project / "data" / "sample" / "train.csv").touch()  # must not be taken for the user's
+    (project / "data" / "sample" / "train.csv").touch()  # not the user's data
     return project
 
 
-def test_on_colab_all_is_kept_on_the_drive(stubs, tmp_path, monkeypatch):
+def test_colab_saves_everything_on_drive(stubs, tmp_path, monkeypatch):
     (tmp_path / "fake" / "google" / "colab").mkdir(parents=True)
     for name, text in (("drive", DRIVE), ("files", FILES), ("__init__", "")):
         (tmp_path / "fake" / "google" / "colab" / f"{name}.py").write_text(text)
@@ -77,7 +77,7 @@ def test_on_colab_all_is_kept_on_the_drive(stubs, tmp_path, monkeypatch):
     assert (work / "called").read_text() == "fine_tune --recipe demo\ninference\n"
     assert (work / "downloaded").read_text() == "outputs/run/answers/test-1/submission.csv"
 
-    # The next session: data were uploaded, a run was cut off.
+    # The next session, after a run was interrupted.
     (work / "called").unlink()
     (work / "outputs" / "cut" / "checkpoints" / "checkpoint-9").mkdir(parents=True)
     execute(content, content=content, kaggle=tmp_path / "none")

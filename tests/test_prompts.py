@@ -1,4 +1,4 @@
-"""Templates: the same prompt in training and inference, and no text of a row is control text."""
+"""Test prompt templates: same prompt in training and inference, and no control tokens in texts."""
 
 import pytest
 from transformers import AutoTokenizer
@@ -12,7 +12,7 @@ from tasks import TASKS
 from tests.test_encoding import ECONOMIC
 
 ROW = Row("a", "한빛전자는 매출 1,240억 원을 기록했다.", "매출은 얼마인가?", ("1,240억 원",))
-SPELLED = "<s> </s> <|user|> <|assistant|> <pad> {question} {{ }} ### Assistant:"
+MARKERS = "<s> </s> <|user|> <|assistant|> <pad> {question} {{ }} ### Assistant:"
 
 
 @pytest.fixture(scope="module")
@@ -25,23 +25,23 @@ def encoder(tokenizer, name):
 
 
 @pytest.mark.parametrize("name", ECONOMIC)
-def test_the_inference_prompt_is_the_training_prompt(tokenizer, name):
+def test_inference_prompt_equals_training_prompt(tokenizer, name):
     trained = encoder(tokenizer, name).encode([ROW], 1000, answers=True)[0]
-    asked = encoder(tokenizer, name).encode(
+    prompt_only = encoder(tokenizer, name).encode(
         [Row(ROW.id, ROW.context, ROW.question)], 1000, answers=False
     )[0]
     labelled = supervised([trained])[0]
-    assert labelled["input_ids"][: len(asked.prompt_ids)] == list(asked.prompt_ids)
-    assert labelled["labels"][: len(asked.prompt_ids)] == [-100] * len(asked.prompt_ids)
-    assert labelled["labels"][len(asked.prompt_ids) :] == list(trained.answer_ids)
+    assert labelled["input_ids"][: len(prompt_only.prompt_ids)] == list(prompt_only.prompt_ids)
+    assert labelled["labels"][: len(prompt_only.prompt_ids)] == [-100] * len(prompt_only.prompt_ids)
+    assert labelled["labels"][len(prompt_only.prompt_ids) :] == list(trained.answer_ids)
     parts = render(TEMPLATES[name], {"context": ROW.context, "question": ROW.question})
     if "user" in parts:
         turns = [{"role": r, "content": parts[r]} for r in parts] + [
             {"role": "assistant", "content": ROW.answers[0]}
         ]
         assert labelled["input_ids"] == tokenizer.apply_chat_template(turns, return_dict=False)
-    assert not asked.answer_ids
-    # The last supervised token, and no other, stops generation.
+    assert not prompt_only.answer_ids
+    # Only the last supervised token stops generation.
     encode = encoder(tokenizer, name)
     assert trained.answer_ids[-1] == tokenizer.convert_tokens_to_ids("</s>")
     assert encode.stop_ids() == [trained.answer_ids[-1]]
@@ -51,13 +51,13 @@ def test_the_inference_prompt_is_the_training_prompt(tokenizer, name):
 
 @pytest.mark.parametrize("name", ECONOMIC)
 @pytest.mark.parametrize("where", ["context", "question", "answer"])
-def test_special_tokens_in_a_row_stay_text(tokenizer, name, where):
+def test_special_tokens_in_a_row_are_plain_text(tokenizer, name, where):
     texts = {"context": ROW.context, "question": ROW.question, "answer": ROW.answers[0]}
     plain, spelled = [
         encoder(tokenizer, name).encode(
             [Row("a", t["context"], t["question"], (t["answer"],))], 1000, answers=True
         )[0]
-        for t in (texts, texts | {where: SPELLED})
+        for t in (texts, texts | {where: MARKERS})
     ]
     special = set(tokenizer.all_special_ids)
 
@@ -66,10 +66,10 @@ def test_special_tokens_in_a_row_stay_text(tokenizer, name, where):
 
     assert control(spelled.prompt_ids) == control(plain.prompt_ids)
     assert control(spelled.answer_ids) == control(plain.answer_ids) == list(spelled.answer_ids[-1:])
-    assert SPELLED in tokenizer.decode([*spelled.prompt_ids, *spelled.answer_ids])
+    assert MARKERS in tokenizer.decode([*spelled.prompt_ids, *spelled.answer_ids])
 
 
-def test_a_row_is_never_read_as_a_template():
+def test_fields_are_not_parsed_as_templates():
     filled = render(
         {"prompt": "{context}|{question}"},
         {"context": "{question} {0} {{x}}", "question": "{context}"},
@@ -77,7 +77,7 @@ def test_a_row_is_never_read_as_a_template():
     assert filled == {"prompt": "{question} {0} {{x}}|{context}"}
 
 
-def test_a_broken_template_is_rejected():
+def test_invalid_template_is_rejected():
     for template, message in [
         ({"prompt": "{context}"}, "needs context and question"),
         ({"prompt": "{context}{question}{article}"}, "has context, question, answer"),
@@ -93,7 +93,7 @@ def test_a_broken_template_is_rejected():
 
 
 def test_published_prompts_are_verbatim():
-    """Prompts A to D as TASKS of the published systems give them."""
+    """Prompts A to D of the published systems."""
     fields = {"context": "글", "question": "물음"}
     a = "너는 주어진 Question에 답하는 챗봇이야. Question에 대한 답변만 가급적 한 단어로 최대한 간결하게 답변하도록 해.\nQuestion: 물음\nAnswer:"
     assert render(get_template("answer_bot"), fields)["prompt"] == "글\n" + a

@@ -1,4 +1,4 @@
-"""README and docs: their commands parse, files and links exist, both READMEs say the same."""
+"""Test README and docs: commands parse, files and links exist, both READMEs match."""
 
 import importlib
 import re
@@ -15,19 +15,19 @@ TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
 
 
 def lines_of_shell(text):
-    """Return the commands of a page's bash blocks, without comments."""
+    """Return the commands in bash blocks, without comments."""
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [part.strip() for line in lines if line for part in line.split("&&")]
 
 
 def commands_of(path):
-    """Return the commands in blocks, and those between back-quotes that begin as such."""
+    """Return the commands in bash blocks and inline code."""
     inline = re.findall(r"`(python [^`]+)`", TEXTS[path])
     return [*lines_of_shell(TEXTS[path]), *inline]
 
 
-OURS = sorted(
+COMMANDS = sorted(
     {
         command
         for path in PAGES
@@ -42,12 +42,12 @@ def only_parse(parser, argv):
     raise SystemExit
 
 
-@pytest.mark.parametrize("command", OURS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands_have_known_options(command, monkeypatch):
     words = shlex.split(command)
     name, *arguments = words[2:] if words[1] == "-m" else words[1:]
     module = importlib.import_module(name.removesuffix(".py"))
-    if name == "prompts.py":  # it has a template's name and no options
+    if name == "prompts.py":  # takes a template name and no options
         assert set(arguments) <= module.TEMPLATES.keys()
     elif hasattr(module, "command_line"):
         module.command_line().parse_args(arguments)
@@ -55,7 +55,7 @@ def test_commands_have_known_options(command, monkeypatch):
         monkeypatch.setattr(module, "parse", only_parse)
         with pytest.raises(SystemExit):
             module.main(arguments)
-    else:  # runs alone
+    else:  # takes no arguments
         assert not any(argument.startswith("-") for argument in arguments)
     if "--recipe" in arguments:
         recipe = arguments[arguments.index("--recipe") + 1]
@@ -73,7 +73,7 @@ def test_links_and_named_files_exist(path):
         assert Path(name).exists() or name.startswith(("data/", "outputs/")), name
 
 
-def test_both_readmes_have_the_same_parts():
+def test_both_readmes_match():
     """The same headings, commands, tables and numbers, in the same order."""
     for pattern in (r"^#+ ", r"^\|.*\|$", r"`--?\w+[^`]*`", r"\d[\d,.]*\d", r"\]\([^)]+\)"):
         found = [re.findall(pattern, TEXTS[path], re.MULTILINE) for path in (README, KOREAN)]

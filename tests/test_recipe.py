@@ -1,4 +1,4 @@
-"""Test recipes and options: one declaration, clear errors, every file in recipes/."""
+"""Test recipes and options: parsing, errors, and every file in recipes/."""
 
 import pytest
 import yaml
@@ -22,7 +22,7 @@ def write(tmp_path, text):
     return str(tmp_path / "mine.yaml")
 
 
-def test_every_recipe_resolves_and_repeats_no_default():
+def test_recipes_load_and_do_not_repeat_defaults():
     assert {"demo", "wolminji-eeve-10.8b", "eeve-10.8b", "dialogue"} < set(RECIPES)
     assert not {"ddp", "multi_node", "skypilot"} & set(RECIPES)
     for name, path in RECIPES.items():
@@ -35,7 +35,7 @@ def test_every_recipe_resolves_and_repeats_no_default():
             assert not repeated, f"{name}: {key}"
 
 
-def test_a_recipe_extends_another(tmp_path):
+def test_extends(tmp_path):
     recipe = load_recipe(write(tmp_path, "extends: dialogue-01\nlora_r: 4\n"), {"lora_alpha": "8"})
     assert (recipe.lora_r, recipe.lora_alpha) == (4, 8)
     assert (recipe.template, recipe.epochs) == ("dialogue_term", 4)
@@ -45,7 +45,7 @@ def test_a_recipe_extends_another(tmp_path):
         load_recipe(write(tmp_path, f"extends: {tmp_path}/mine.yaml\n"), {})
 
 
-def test_the_command_line_wins_over_the_file():
+def test_command_line_overrides_the_file():
     argv = "--learning-rate 1e-4 --lora_target_modules q_proj,v_proj --columns context=본문"
     recipe = load_recipe("demo", options(*argv.split(), "--choices=예, 아니오"))
     assert recipe.learning_rate == 1e-4
@@ -55,14 +55,14 @@ def test_the_command_line_wins_over_the_file():
     assert recipe.model == "data/demo_model"
 
 
-def test_an_unknown_key_names_the_right_one():
+def test_unknown_option_suggests_the_closest():
     with pytest.raises(InputError, match="Did you mean 'max_length'"):
         make_recipe({"max_seq_length": 1}, "mine.yaml")
     with pytest.raises(InputError, match="Did you mean 'learning_rate'"):
         options("--learning_rat", "1")
 
 
-def test_wrong_values():
+def test_invalid_values_are_rejected():
     for field, value, expected in (
         ("lora_r", "0", "--lora_r: got '0', expected greater than or equal to 1"),
         ("lora_r", "9" * 5000, "--lora_r: got '9+...9+', expected an integer"),
@@ -85,7 +85,7 @@ def test_wrong_values():
     assert load_recipe(None, {"grounded": "true", "samples": "4"}).samples == 4
 
 
-def test_errors_name_the_file_or_the_option(tmp_path):
+def test_errors_name_the_file_or_option(tmp_path):
     path = write(tmp_path, "max_new_tokens: 4000\n")
     with pytest.raises(InputError, match=rf"^{path}: max_new_tokens .* leaves no room"):
         load_recipe(path, {"epochs": "3"})
@@ -100,7 +100,7 @@ def test_errors_name_the_file_or_the_option(tmp_path):
         assert part in line
 
 
-def test_odd_yaml_makes_a_short_message(tmp_path):
+def test_invalid_yaml_has_a_short_message(tmp_path):
     for text in (
         *("a: [", "- 1", "\x00", "run_name: 2024-13-45", "extends: 5", "extends: [demo]"),
         *("epochs: !!int x", "run_name: !!timestamp x", "extends: " + "a" * 300),
@@ -113,7 +113,7 @@ def test_odd_yaml_makes_a_short_message(tmp_path):
         assert len(str(error.value)) < 1500
 
 
-def test_help_lists_every_option_with_values_default_and_reason():
+def test_help_lists_every_option():
     parser = Parser()
     add_options(parser, "recipe options")
     printed = " ".join(parser.format_help().split())
@@ -128,7 +128,7 @@ def test_help_lists_every_option_with_values_default_and_reason():
     assert "--grounded {true,false} " in printed
 
 
-def test_a_saved_recipe_reads_back(tmp_path):
+def test_saved_recipe_can_be_loaded(tmp_path):
     recipe = load_recipe("eeve-10.8b", {"columns": "context=본문"})
     assert load_recipe(write(tmp_path, recipe.to_yaml()), {}) == recipe
     assert load_recipe("tests/data/legacy/recipe.yaml", {}).run_name == "legacy"

@@ -1,4 +1,4 @@
-"""The nine cleaning steps, and that referred utterances survive them."""
+"""Test the nine cleaning steps, which must preserve referenced utterances."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ from tools import refine
 from tools.demo.dialogues import make_dialogues, numbered
 
 
-def test_each_step():
+def test_cleaning_steps():
     for step, text, expected in (
         ("join_lines", "한 줄\n두  줄 ", "한 줄 두 줄"),
         ("spell_yes", "나도 ㅇㅇ 알았어", "나도 응 알았어"),
@@ -41,14 +41,14 @@ def texts(turns):
     return [(turn["utterance"], turn["utterance_id"]) for turn in turns]
 
 
-def test_turns_of_one_speaker_merge_but_never_with_a_referred_one():
+def test_turns_of_a_speaker_are_merged_except_referenced_ones():
     turns = [turn(1, text, f"u{number}") for number, text in enumerate("가나다라마", 1)]
     merged = refine.merge_turns([*turns, turn(2, "바", "u6")], {"u3"})
     expected = [("가 나", ["u1", "u2"]), ("다", "u3"), ("라 마", ["u4", "u5"]), ("바", "u6")]
     assert texts(merged) == expected
 
 
-def test_a_referred_utterance_is_never_lost():
+def test_referenced_utterance_is_never_dropped():
     counts = Counter()
     turns = [turn(1, "ㅋㅋㅋ", "u1"), turn(1, "ㅠㅠ", "u2"), turn(1, "안녕", "u3")]
     cleaned = refine.refine(item(*turns, reference=["u2", "u3"]), counts)
@@ -57,7 +57,7 @@ def test_a_referred_utterance_is_never_lost():
     assert (cleaned["x"], cleaned["input"]["more"]) == ([1], 1)
 
 
-def test_the_sample_dialogues(tmp_path, capsys):
+def test_sample_dialogues(tmp_path, capsys):
     source, target = tmp_path / "in.json", tmp_path / "out.json"
     items = numbered(make_dialogues()[:20], "train")
     source.write_text(json.dumps(items, ensure_ascii=False, indent=4), encoding="utf-8")

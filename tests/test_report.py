@@ -1,4 +1,4 @@
-"""report.html: complete, self-contained, safe against hostile texts, with Korean in every plot."""
+"""Test report.html: complete, self-contained, escaped, and with embedded Korean glyphs."""
 
 import base64
 import io
@@ -41,7 +41,7 @@ def record(number, prediction, gold, question="매출은 얼마인가?", **more)
 
 
 def report(folder, records, task="economic_qa", contexts=(), fields=None, **more):
-    """Write a report about records and return the page's text."""
+    """Write a report on records and return its HTML."""
     rows = [
         Row(r["id"], context, r["question"], tuple(r["gold"]), fields=fields or {})
         for r, context in zip(records, contexts or [CONTEXT] * len(records), strict=True)
@@ -66,7 +66,7 @@ FINDINGS = {
 }
 
 
-def test_a_page_with_everything_and_no_network(tmp_path):
+def test_report_is_complete_and_self_contained(tmp_path):
     records = [
         record(0, "1,240억", "1,240억 원"),
         record(1, "부산", "부산", "본사는 어디에 있나?"),
@@ -77,7 +77,7 @@ def test_a_page_with_everything_and_no_network(tmp_path):
     drawn = {path.stem for path in (tmp_path / "plots").glob("*.png")}
     assert drawn == {"training", "kinds", "answer_length", "confidence"}
     assert page.count('<svg class="plot"') == 4
-    # `#` is another place of the page.
+    # `#` is a link within the page.
     fetched = re.search(
         r"""(?:src|href)\s*=\s*["'](?!data:|#)|@import|url\((?!["']?(?:data:|#))""", page
     )
@@ -89,7 +89,7 @@ def test_a_page_with_everything_and_no_network(tmp_path):
         assert text in page, text
 
 
-def test_hostile_texts_stay_text(tmp_path):
+def test_texts_are_escaped(tmp_path):
     markup = ["<script>alert(1)</script>", "{{ 7 * 7 }}", "</style><img src=x onerror=alert(1)>"]
     texts = [*HOSTILE, *markup][-30:]
     records = [record(n, text, f"정답{n}", text) for n, text in enumerate(texts)]
@@ -99,19 +99,19 @@ def test_hostile_texts_stay_text(tmp_path):
     assert "{{ 7 * 7 }}" in page
 
 
-def test_a_page_embeds_the_korean_glyphs_that_it_uses(tmp_path):
-    """Regression: on machines without Korean fonts all Korean was boxes."""
+def test_only_used_korean_glyphs_are_embedded(tmp_path):
+    """Regression: without Korean fonts, Korean text was shown as boxes."""
     page = report(tmp_path, [record(0, "뷁", "부산")])
     (data,) = re.findall(r'url\("data:font/woff;base64,([^"]+)"', page)
     glyphs = {chr(code) for code in TTFont(io.BytesIO(base64.b64decode(data))).getBestCmap()}
     assert {sign for sign in page.replace(data, "") if "가" <= sign <= "힣"} <= glyphs
     assert "뷁" in glyphs and "똠" not in glyphs
-    assert len(data) < 30_000, "the whole font has 4 MB"
-    assert report(tmp_path, [record(0, "뷁", "부산")]) == page, "the same every time"
+    assert len(data) < 30_000, "the full font has 4 MB"
+    assert report(tmp_path, [record(0, "뷁", "부산")]) == page, "reproducible"
 
 
 def test_choices_are_right_or_wrong(tmp_path):
-    """Regression: a dialogue's report showed near-misses of letters, and F1."""
+    """Regression: a report on dialogues showed F1 and near-misses of letters."""
     choices = {"A": -9.0, "B": -9.0 + math.log(3), "C": -20.0}
     records = [record(n, "B", gold, choices=choices) for n, gold in enumerate("AB")]
     fields = {"category": "원인", "details": "원인\n화자1: 비가 와.\nA. 하나"}
@@ -134,7 +134,7 @@ def test_a_report_in_korean(tmp_path):
     assert not [text for text in language.korean() if f"\n{text}\n" in body]
 
 
-def test_the_worst_are_the_wrong_and_the_most_confident_of_them():
+def test_worst_records_are_wrong_and_most_confident():
     records = [record(n, answer, "부산") for n, answer in enumerate(("x", "y", "부", "부산"))]
     records[0]["log_probability"] = -2
     assert [r["id"] for r in worst_records(records)] == ["q1", "q0", "q2"]

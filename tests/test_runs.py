@@ -1,4 +1,4 @@
-"""Run folders: how they are found, listed, named and read."""
+"""Test run folders: finding, listing, naming and reading them."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ LEGACY = Path("tests/data/legacy")
 
 
 def make_run(folder, environment):
-    """Write a finished run whose environment.json is given as a dict or a text."""
+    """Write a finished run with an environment.json from a dict or a text."""
     (folder / "adapter").mkdir(parents=True)
     text = environment if isinstance(environment, str) else json.dumps(environment)
     template = {"name": "concise", "template": {"user": "{context} {question}"}}
@@ -28,7 +28,7 @@ def make_run(folder, environment):
     return RunFolder(folder)
 
 
-def test_a_run_of_the_version_before():
+def test_legacy_run():
     run = RunFolder(LEGACY)
     assert run.finished and not run.is_new
     assert run.time("started") < run.time("finished")
@@ -40,7 +40,7 @@ def test_a_run_of_the_version_before():
     assert not RunFolder(Path("tests/data/legacy-stopped")).finished
 
 
-def test_broken_runs_are_skipped_by_name(tmp_path, capsys):
+def test_broken_runs_are_skipped(tmp_path, capsys):
     first = {"started": "2026-01-01", "finished": "2026-01-02"}
     later = json.dumps({"started": "2026-01-03", "finished": "2026-01-04"})
     make_run(tmp_path / "good", first)
@@ -54,7 +54,7 @@ def test_broken_runs_are_skipped_by_name(tmp_path, capsys):
         assert f"{tmp_path / f'odd-{number}'} is skipped: " in printed
 
 
-def test_the_newest_finished_run_is_found(tmp_path):
+def test_newest_finished_run_is_found(tmp_path):
     make_run(tmp_path / "done", {"started": "2026-01-02", "finished": "2026-01-03"})
     make_run(tmp_path / "before", {"started": "2026-01-01", "finished": "2026-01-02"})
     make_run(tmp_path / "newer", {"started": "2026-01-03"}).weights.unlink()
@@ -63,7 +63,7 @@ def test_the_newest_finished_run_is_found(tmp_path):
         find_run("nobody", str(tmp_path))
 
 
-def test_the_name_of_a_run_without_a_checkpoint_is_free(tmp_path):
+def test_name_of_a_run_without_checkpoint_can_be_reused(tmp_path):
     run = make_run(tmp_path / "mine", {})
     with pytest.raises(InputError, match="exists already"):
         check_name(str(tmp_path), "mine")
@@ -79,7 +79,7 @@ def test_the_name_of_a_run_without_a_checkpoint_is_free(tmp_path):
     assert new_run(str(tmp_path), None, "demo").path.name.startswith("demo-2")
 
 
-def test_the_same_ids_of_other_questions_are_not_aligned(tmp_path):
+def test_same_ids_with_different_questions_are_rejected(tmp_path):
     names = [tmp_path / f"{name}.jsonl" for name in "ab"]
     for name, question in zip(names, ("왜?", "언제?"), strict=True):
         name.write_text(json.dumps({"id": "r0", "prediction": "가", "question": question}))

@@ -1,4 +1,4 @@
-"""What a command trains on: which recipe, which files, and what is checked before training."""
+"""Test which recipe and files fine_tune.py selects, and the checks before training."""
 
 import pytest
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig
@@ -21,7 +21,7 @@ def choose(words=""):
     return fine_tune.choose_recipe(arguments, chosen_options(arguments))
 
 
-def test_the_bare_command_depends_on_data_and_machine(tmp_path, monkeypatch, capsys):
+def test_default_recipe_depends_on_data_and_gpu(tmp_path, monkeypatch, capsys):
     assert choose("--recipe recipes/midm-2.0-mini.yaml")[0] == "midm-2.0-mini"
     monkeypatch.chdir(tmp_path)
     name, recipe = choose()
@@ -36,17 +36,17 @@ def test_the_bare_command_depends_on_data_and_machine(tmp_path, monkeypatch, cap
     assert choose()[1].model.startswith("yanolja/EEVE")
 
 
-def test_the_demo_is_found_from_another_folder(tmp_path, monkeypatch):
-    """Only the project's own files are looked for there; other paths are the user's."""
+def test_demo_is_found_from_another_folder(tmp_path, monkeypatch):
+    """Only bundled files fall back to the project folder."""
     monkeypatch.chdir(tmp_path)
     recipe = make_recipe({"train_file": "data/sample/train.csv,data/README.md"}, "there")
     assert recipe.train_file == f"{ROOT / 'data/sample/train.csv'},data/README.md"
     (tmp_path / "data" / "sample").mkdir(parents=True)
     (tmp_path / "data" / "sample" / "train.csv").touch()
-    assert choose()[1].train_file == "data/sample/train.csv", "the user's own is first"
+    assert choose()[1].train_file == "data/sample/train.csv", "user files come first"
 
 
-def test_the_limits_of_a_base_are_checked_before_it_is_loaded(capsys):
+def test_limits_of_the_base_model_are_checked_before_loading(capsys):
     tokenizer = AutoTokenizer.from_pretrained("data/demo_model")
     recipe, size = make_recipe({"model": "some/base"}, "test"), len(tokenizer)
     with pytest.raises(InputError, match="max_length=2048 .* 64 positions of some/base"):
@@ -60,7 +60,7 @@ def test_the_limits_of_a_base_are_checked_before_it_is_loaded(capsys):
         check_ids([example], LlamaConfig(vocab_size=size), tokenizer)
 
 
-def test_questions_longer_than_the_plan_are_dropped_by_name(capsys):
+def test_questions_longer_than_max_length_are_skipped(capsys):
     recipe = make_recipe({"max_length": 20, "max_new_tokens": 4}, "test")
     short, long = (Example(Row(str(n), "", ""), [1] * 10, [1] * n) for n in (10, 11))
     assert drop_too_long(recipe, [short, long]) == [short]
@@ -69,7 +69,7 @@ def test_questions_longer_than_the_plan_are_dropped_by_name(capsys):
         drop_too_long(recipe, [long])
 
 
-def test_an_answer_that_was_cut_off_is_noticed():
+def test_trimmed_answers_are_detected():
     row = Row("a", "앞 가나다 뒤", "?", ("뒤",))
     assert loses_answer(Example(row, [1], [], trimmed=2, context="앞 가나다"))
     assert not loses_answer(Example(row, [1], [], trimmed=2, context="다 뒤"))

@@ -1,4 +1,4 @@
-"""tools.submit: what is packed, what is rejected, and that the zip answers as the run does."""
+"""Test tools.submit: the packed files, rejected input, and that the zip answers like the run."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ from dandap.files import read_json, write_json
 from dandap.runs.folder import RunFolder
 from tools import submit
 
-# Ends the process at a connection, and hides the packages that requirements.txt of the zip lacks.
+# Exits on any connection, and hides packages that are not in the zip's requirements.txt.
 SERVER = f"""
 import importlib.machinery, importlib.metadata, os, socket
 
@@ -44,7 +44,7 @@ finder.find_spec, importlib.metadata.version = find, version_of
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Train a run of a few steps that has answered its first eight questions."""
+    """Train a run for a few steps and answer its first eight questions."""
     import fine_tune
     from dandap.answering.run import answer, find_source
 
@@ -78,7 +78,7 @@ def change_recipe(run, **fields):
 
 
 def start(tmp_path, *command):
-    """Run Python as the organizer does: in another folder, without network and our packages."""
+    """Run Python like the organizer's server: in another folder, offline, with fewer packages."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SERVER)
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -87,8 +87,8 @@ def start(tmp_path, *command):
     return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
 
-def test_the_zip_answers_as_the_run_does(run, tmp_path):
-    """Code in the test file's name stays a name."""
+def test_zip_answers_like_the_run(run, tmp_path):
+    """Code in the name of the test file is not executed."""
     from dandap.answering.run import answer, find_source
 
     test_file = tmp_path / 'a""";open("RAN","w");""".csv'
@@ -108,14 +108,14 @@ def test_the_zip_answers_as_the_run_does(run, tmp_path):
 
     (server / "data").mkdir()
     shutil.copyfile(test_file, server / "data" / test_file.name)
-    ended = start(tmp_path, str(server / "script.py"))
-    assert ended.returncode == 0, ended.stderr
+    process = start(tmp_path, str(server / "script.py"))
+    assert process.returncode == 0, process.stderr
     written = (server / "output" / "submission.csv").read_bytes()
     assert written == expected.submission.read_bytes()
     assert not list(tmp_path.rglob("RAN"))
 
 
-def test_minutes_are_checked_by_timed_answers(run, capsys):
+def test_minutes_are_checked_against_timed_answers(run, capsys):
     (file,) = run.answers.glob("*/scores.json")
     scores = read_json(file)
     assert scores["timing"]["questions"] == 8
@@ -131,7 +131,7 @@ def test_minutes_are_checked_by_timed_answers(run, capsys):
         pack(run, "--minutes", "2")
 
 
-def test_options_and_places_are_packed(run):
+def test_options_and_paths_are_packed(run):
     more = ("--grounded", "true", "--test_file", r"C:\Users\q.json", "--output", "out/a.csv")
     archive = pack(run, *more)
     recipe = RunFolder(archive.parent / "model" / "run").load_recipe()
@@ -143,7 +143,7 @@ def test_options_and_places_are_packed(run):
     assert "options={}" in script
 
 
-def test_remote_code_must_be_allowed_by_the_command(run):
+def test_remote_code_needs_the_command_line(run):
     change_recipe(run, trust_remote_code=True)
     with pytest.raises(InputError, match="add --trust_remote_code true"):
         pack(run)
@@ -154,8 +154,8 @@ def test_remote_code_must_be_allowed_by_the_command(run):
     assert "'output/submission.json'" in script
 
 
-def test_a_cached_base_is_packed_at_the_commit_it_was_trained_on(run, tmp_path, monkeypatch):
-    """The hub's cache has links to blobs, and a newer commit than the run's."""
+def test_cached_base_is_packed_at_the_training_commit(run, tmp_path, monkeypatch):
+    """The hub cache has links to blobs, and a newer commit."""
     cache = tmp_path / "cache" / "models--some--base"
     for commit, text in (("a" * 40, "trained on"), ("b" * 40, "newer")):
         snapshot = cache / "snapshots" / commit
@@ -176,7 +176,7 @@ def test_a_cached_base_is_packed_at_the_commit_it_was_trained_on(run, tmp_path, 
         assert packed.read("model/base/model.safetensors") == b"trained on model.safetensors"
 
 
-def test_another_base_and_a_damaged_adapter_are_rejected(run):
+def test_changed_base_and_damaged_adapter_are_rejected(run):
     base = run.environment()["base"]
     run.update_environment(base={"model": "data/demo_model", "files": "0" * 64})
     with pytest.raises(InputError, match="as in training"):
@@ -190,7 +190,7 @@ def test_another_base_and_a_damaged_adapter_are_rejected(run):
     assert not list(run.path.parent.glob("*submit*")), "nothing was written"
 
 
-def test_each_weight_of_a_model_is_packed_once(tmp_path):
+def test_each_weight_is_packed_once(tmp_path):
     needed = "1_Pooling/config.json 2_Dense/model.safetensors config.json model-1.safetensors "
     needed += "model-2.safetensors model.safetensors.index.json"
     others = "consolidated.safetensors README.md pytorch_model.bin original/model.safetensors "
@@ -207,7 +207,7 @@ def test_each_weight_of_a_model_is_packed_once(tmp_path):
         submit.model_files(str(tmp_path), None, "m")
 
 
-def test_the_embedding_model_is_packed(run, tmp_path):
+def test_embedding_model_is_packed(run, tmp_path):
     embedder = tmp_path / "embedder"
     (embedder / "2_Dense").mkdir(parents=True)
     for name in ("modules.json", "model.safetensors", "2_Dense/model.safetensors"):

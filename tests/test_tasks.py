@@ -1,4 +1,4 @@
-"""Submissions and gold answers: what is written reads back, and broken files are rejected."""
+"""Test submissions and gold answers: round trips and rejected files."""
 
 import csv
 
@@ -26,7 +26,7 @@ def read_text_table(path):
     return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
 
 
-def test_a_submission_keeps_every_id_and_answer(tmp_path):
+def test_submission_round_trip(tmp_path):
     path, ids = tmp_path / "s.csv", ["\u1100\u11611", " 2 ", "3\r4", *"456789"]
     write_submission(path, SubmissionForm(), ids, NASTY[: len(ids)])
     table = read_text_table(path)
@@ -36,7 +36,7 @@ def test_a_submission_keeps_every_id_and_answer(tmp_path):
     assert b"\r\n" not in path.read_bytes()
 
 
-def test_a_wrong_submission_is_noticed(tmp_path, monkeypatch):
+def test_wrongly_written_submission_is_detected(tmp_path, monkeypatch):
     def write_other(path, text, encoding):
         path.write_text(text.replace("가", "나"), encoding)
 
@@ -45,7 +45,7 @@ def test_a_wrong_submission_is_noticed(tmp_path, monkeypatch):
         write_submission(tmp_path / "s.csv", SubmissionForm(), ["a"], ["가"])
 
 
-def test_the_sample_decides_columns_encoding_and_order(tmp_path):
+def test_sample_submission_sets_columns_encoding_and_order(tmp_path):
     sample, test = tmp_path / "sample_submission.csv", tmp_path / "test.csv"
     for text, mark in (
         ("ID,정답\nb,x\na,x\n", False),
@@ -66,7 +66,7 @@ def test_the_sample_decides_columns_encoding_and_order(tmp_path):
         assert (form.columns, form.encoding) == (("번호", "정답"), "utf-8-sig")
 
 
-def test_a_sample_that_does_not_fit(tmp_path):
+def test_mismatched_sample_submission(tmp_path):
     sample, test = tmp_path / "sample_submission.csv", tmp_path / "test.csv"
     for text in ("ID,정답\nX,\n", "id,answer\na,\na,\n", "id,x,answer\na,,\n"):
         sample.write_text(text, encoding="utf-8")
@@ -78,7 +78,7 @@ def test_a_sample_that_does_not_fit(tmp_path):
         submission_form(test, ["a"])
 
 
-def test_an_ensemble_is_written_like_its_first_member(tmp_path):
+def test_ensemble_submission_is_like_the_first_member(tmp_path):
     (tmp_path / "submission.csv").write_text("ID,정답\nb,\na,\n", encoding="utf-8")
     member = tmp_path / "predictions.jsonl"
     form = submission_like(member, ["a", "b"])
@@ -88,7 +88,7 @@ def test_an_ensemble_is_written_like_its_first_member(tmp_path):
     assert submission_like(tmp_path / "x" / "predictions.jsonl", ["a"]) == SubmissionForm()
 
 
-def test_formulas_are_inert_in_spreadsheets_and_come_back():
+def test_formulas_are_escaped_and_restored():
     for text in ("=1+1", "-10도", "'-10도'에서", "''=1", "'가'", "가", "'"):
         assert unescape_formula(escape_formula(text)) == text
         assert not escape_formula(text).startswith(("=", "-"))
@@ -105,7 +105,7 @@ def test_file(tmp_path):
 RECIPE = Recipe(columns={"context": "본문", "answer": "정답"})
 
 
-def test_gold_answers_from_a_file_of_their_own(test_file):
+def test_gold_answers_from_a_separate_file(test_file):
     assert read_test(TASK, RECIPE, test_file).rows[0].answers == ()
     test_file.with_name("test_answers.csv").write_text("id,answer\na,답\n", encoding="utf-8")
     table = read_test(TASK, RECIPE, test_file)
@@ -113,7 +113,7 @@ def test_gold_answers_from_a_file_of_their_own(test_file):
     assert "test_answers.csv" in table.notes[-1]
 
 
-def test_broken_gold_answers(test_file):
+def test_invalid_gold_answers_are_rejected(test_file):
     for text, message in (
         ('id,answer\na,"답\n', "quotation mark"),
         ("id,answer\na,답\na,답\n", "duplicate id"),

@@ -1,6 +1,6 @@
-"""--engine vllm, by a replacement that computes by transformers what vLLM is asked for.
+"""Test --engine vllm with a fake vLLM that computes with transformers.
 
-The slow test asks vLLM itself.
+The slow test runs the real vLLM.
 """
 
 import csv
@@ -22,7 +22,7 @@ from dandap.recipe import Recipe, load_recipe
 from tests.conftest import ROOT
 from tests.test_export import make_run, make_small_run
 
-# It records what it is given, and answers with that base and adapter.
+# The fake records its arguments, and answers with the given base model and adapter.
 VLLM = """
 from types import SimpleNamespace
 import torch
@@ -78,13 +78,13 @@ LoRARequest = namedtuple('LoRARequest', 'lora_name lora_int_id lora_path')
 
 @pytest.fixture
 def vllm(tmp_path, monkeypatch):
-    """Put the replacement where Python finds it, and return it."""
+    """Put the fake vLLM on the path and return it."""
     package = tmp_path / "site" / "vllm"
     (package / "lora").mkdir(parents=True)
     (package / "__init__.py").write_text(VLLM)
     (package / "lora" / "request.py").write_text(REQUEST)
     for name in ours.SETTINGS:
-        monkeypatch.setenv(name, "")  # so that what the engine sets is undone
+        monkeypatch.setenv(name, "")  # so that monkeypatch undoes what the engine sets
         monkeypatch.delenv(name)
     monkeypatch.syspath_prepend(str(package.parent))
     import vllm
@@ -96,16 +96,16 @@ def vllm(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path, small_train):
-    """Make a run in outputs/, which answers small_train's 20 questions without gold answers."""
-    asked = tmp_path / "asked.csv"
-    with small_train.open(encoding="utf-8") as file, asked.open("w", encoding="utf-8") as copy:
+    """Make a run in outputs/ whose test file has the 20 questions of small_train, without gold."""
+    test_file = tmp_path / "asked.csv"
+    with small_train.open(encoding="utf-8") as file, test_file.open("w", encoding="utf-8") as copy:
         csv.writer(copy).writerows(row[:3] for row in csv.reader(file))
-    return make_small_run(tmp_path / "outputs" / "small", small_train, test_file=str(asked))
+    return make_small_run(tmp_path / "outputs" / "small", small_train, test_file=str(test_file))
 
 
 @pytest.fixture
 def answer(tmp_path):
-    """Return what answers by the run, and returns the folder of answers."""
+    """Return a function that answers with the run and returns the answer folder."""
 
     def answer(engine="vllm", adapter=True, **options):
         outputs = str(tmp_path / "outputs")
@@ -118,7 +118,7 @@ def answer(tmp_path):
 
 
 def records(folder):
-    """Return a folder's records without keys, and their log-probabilities apart."""
+    """Return a folder's records without keys, and their log-probabilities as a second list."""
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").open(encoding="utf-8")]
     for line in lines:
         line.pop("key")
@@ -126,7 +126,7 @@ def records(folder):
 
 
 @pytest.mark.parametrize("adapter", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_records_equal_our_engines(run, vllm, answer, adapter):
+def test_records_equal_our_engine(run, vllm, answer, adapter):
     folders = [answer(engine, adapter) for engine in ("ours", "vllm")]
     (expected, means), (got, their_means) = map(records, folders)
     assert got == expected
@@ -136,15 +136,15 @@ def test_records_equal_our_engines(run, vllm, answer, adapter):
     assert read_json(folders[1] / "scores.json")["engine"] == "vllm"
     (options,), (_, params, request) = vllm.made, vllm.calls[0]
     rank = {"enable_lora": True, "max_lora_rank": 16} if adapter else {}
-    wanted = {"dtype": "float32", "max_model_len": 2048, "enable_prefix_caching": True} | rank
-    assert wanted.items() <= options.items()
-    wanted = {"temperature": 0, "max_tokens": 8, "stop_token_ids": [2], "ignore_eos": True}
-    assert (wanted | {"repetition_penalty": 1}).items() <= vars(params).items()
+    passed = {"dtype": "float32", "max_model_len": 2048, "enable_prefix_caching": True} | rank
+    assert passed.items() <= options.items()
+    passed = {"temperature": 0, "max_tokens": 8, "stop_token_ids": [2], "ignore_eos": True}
+    assert (passed | {"repetition_penalty": 1}).items() <= vars(params).items()
     assert (request and request.lora_path) == (str(run.adapter.resolve()) if adapter else None)
     assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
 
 
-def test_an_nf4_base_is_written_once(run, vllm, answer, tmp_path, capsys):
+def test_nf4_base_is_dequantized_once(run, vllm, answer, tmp_path, capsys):
     for times in (1, 0):
         answer()
         assert capsys.readouterr().out.count("dequantized base once") == times
@@ -157,7 +157,7 @@ def test_an_nf4_base_is_written_once(run, vllm, answer, tmp_path, capsys):
     assert vllm.calls[-1][1].repetition_penalty == 1.5
 
 
-def test_other_dtypes_and_quantizations_are_other_bases(tmp_path):
+def test_dequantized_bases_differ_by_dtype_and_quantization(tmp_path):
     base, folders = {"model": "m", "files": "hash"}, []
     elsewhere = {"output_dir": "elsewhere"}
     for options in ({}, {"double_quantization": False}, {"compute_dtype": "bfloat16"}, elsewhere):
@@ -166,36 +166,36 @@ def test_other_dtypes_and_quantizations_are_other_bases(tmp_path):
     assert folders[3] == folders[0]
 
 
-def test_an_interrupted_inference_ends_as_an_uninterrupted_one(run, vllm, answer, monkeypatch):
-    whole = answer()
+def test_resume_after_interruption(run, vllm, answer, monkeypatch):
+    complete = answer()
     vllm.calls.clear()
     monkeypatch.setattr(ours, "BATCH", 5)
     monkeypatch.setattr(vllm.LLM, "most_calls", 3)
     with pytest.raises(KeyboardInterrupt):
         answer()
-    other = answer("ours")  # continues nothing that vLLM has begun
+    other = answer("ours")  # does not resume the answers of vLLM
     monkeypatch.setattr(vllm.LLM, "most_calls", 99)
     folder = answer()
     assert [len(prompts) for prompts, *_ in vllm.calls] == [4, 4, 4, 4, 4]
     assert read_json(folder / "scores.json")["timing"]["questions"] == 8
-    assert other not in (folder, whole)
+    assert other not in (folder, complete)
     for name in ("predictions.jsonl", "predictions.csv", "submission.csv"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+        assert (folder / name).read_bytes() == (complete / name).read_bytes()
 
 
-LACKING = {"samples": 3, "temperature": 0.7, "grounded": True, "choices": "예,아니오", "beams": 2}
+REJECTED = {"samples": 3, "temperature": 0.7, "grounded": True, "choices": "예,아니오", "beams": 2}
 
 
-@pytest.mark.parametrize(("name", "value"), LACKING.items())
-def test_options_that_vllm_lacks_are_rejected(run, vllm, answer, monkeypatch, name, value):
-    """Before anything is loaded."""
+@pytest.mark.parametrize(("name", "value"), REJECTED.items())
+def test_options_without_vllm_support_are_rejected(run, vllm, answer, monkeypatch, name, value):
+    """They are rejected before anything is loaded."""
     monkeypatch.setattr(ours, "open_vllm", None)
     with pytest.raises(InputError, match=f"^{name}: not supported by --engine vllm"):
         answer(**{name: value})
     assert not run.answers.exists()
 
 
-def test_rows_and_machines_that_vllm_cannot_serve(monkeypatch):
+def test_rows_and_machines_without_vllm_support_are_rejected(monkeypatch):
     with pytest.raises(InputError, match="choices: not supported by --engine vllm"):
         ours.refuse(Recipe(), [Row("1", "글", "물음", ("A",), choices=("A", "B"))])
     with monkeypatch.context() as patch, pytest.raises(InputError, match="got 2 processes"):
@@ -208,7 +208,7 @@ def test_rows_and_machines_that_vllm_cannot_serve(monkeypatch):
 
 @pytest.fixture
 def check(bases, tmp_path):
-    """Return what makes a run with an adapter on q_proj, changes it, and checks it for vLLM."""
+    """Return a function that makes a run with an adapter, changes it, and checks it for vLLM."""
 
     def check(rank=16, change=lambda run: None):
         recipe = Recipe(model=str(bases / "llama"), lora_r=rank, lora_target_modules="q_proj")
@@ -219,7 +219,7 @@ def check(bases, tmp_path):
     return check
 
 
-def test_the_rank_is_rounded_up_to_one_of_vllms(check):
+def test_rank_is_rounded_up(check):
     assert [check(rank) for rank in (1, 2, 16, 17)] == [1, 8, 16, 32]
     with pytest.raises(InputError, match="a rank above 512"):
         check(513)
@@ -252,7 +252,7 @@ def test_adapters_that_vllm_would_load_wrongly_are_rejected(check, monkeypatch, 
         check(change=change)
 
 
-def test_vllms_limits_and_errors(run, vllm, answer, monkeypatch):
+def test_vllm_limits_and_errors(run, vllm, answer, monkeypatch):
     with pytest.raises(InputError, match=r"positions of .*Use --max_length 2048"):
         answer(max_length=4096)
     monkeypatch.setattr(vllm.LLM, "reason", "abort")
@@ -264,8 +264,8 @@ def test_vllms_limits_and_errors(run, vllm, answer, monkeypatch):
 
 
 @pytest.mark.slow
-def test_vllm_itself_gives_the_demos_265_answers(tmp_path):
-    """With a penalty, too: log-probabilities are the model's own with both engines."""
+def test_real_vllm_gives_the_same_answers(tmp_path):
+    """Also with a penalty, which must not change the log-probabilities."""
     python = os.environ.get("VLLM_PYTHON", sys.executable)
     needed = [python, "-c", "import vllm, peft, bitsandbytes"]
     if subprocess.run(needed, capture_output=True).returncode:
@@ -278,7 +278,7 @@ def test_vllm_itself_gives_the_demos_265_answers(tmp_path):
     start(sys.executable, "fine_tune.py --recipe demo")
     for number, more in enumerate(("", "--repetition_penalty 1.3")):
         found = []
-        # vLLM's environment has an older transformers, by which ours could answer differently.
+        # The environment of vLLM has an older transformers, which could change our answers.
         for engine, by in (("ours", sys.executable), ("vllm", python)):
             answers = tmp_path / f"{engine}{number}"
             start(by, f"inference.py --engine {engine} --answers_dir {answers} {more}")
