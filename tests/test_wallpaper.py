@@ -1,4 +1,4 @@
-"""Wallpaper QA: two questions with five answers a row, the scores, and the submission."""
+"""Test wallpaper QA: rows of two questions with five answers, the scores and the submission."""
 
 import csv
 import sys
@@ -28,14 +28,14 @@ HEADER = ["id", "질문_1", "질문_2", "category", *wallpaper.ANSWERS]
 ROW = ["TRAIN_000", "왜 생기나?", "원인은?", "곰팡이", "답1", "답2", "답3", "답4", "답5"]
 
 
-def test_a_row_is_two_questions_and_ten_pairs(write_csv):
+def test_row_has_two_questions_and_ten_pairs(write_csv):
     rows = TASK.read([write_csv([HEADER, ROW])], {}, True).rows
     assert [(row.id, row.question) for row in rows] == [
         ("TRAIN_000-1", "왜 생기나?"),
         ("TRAIN_000-2", "원인은?"),
     ]
     assert rows[0].answers == ("답1", "답2", "답3", "답4", "답5")
-    assert rows[0].article == rows[1].article, "they stay on one side of a split"
+    assert rows[0].article == rows[1].article, "a split does not separate them"
     pairs = TASK.expand(rows)
     assert {(row.question, row.answers[0]) for row in pairs} == {
         (question, f"답{n}") for question in ("왜 생기나?", "원인은?") for n in range(1, 6)
@@ -43,7 +43,7 @@ def test_a_row_is_two_questions_and_ten_pairs(write_csv):
     assert len(pairs) == len({row.id for row in pairs}) == 10
 
 
-def test_a_test_file(write_csv):
+def test_read_test_file(write_csv):
     path = write_csv(
         [["id", "질문"], ["007", "왜? 또한, 어떻게?"], ["NA", ""]], encoding="utf-8-sig"
     )
@@ -53,7 +53,7 @@ def test_a_test_file(write_csv):
     assert found == [("007", "왜? 또한, 어떻게?", ()), ("NA", "", ())]
 
 
-def test_broken_training_files(write_csv):
+def test_invalid_training_files_are_rejected(write_csv):
     for rows, message in (
         ([["id", "질문"], ["a", "b"]], "no column '답변_1'"),
         ([HEADER[:-1], ROW[:-1]], "no column '답변_5'"),
@@ -95,7 +95,7 @@ def test_published_prompts_and_recipes():
         assert "CC BY-NC" in comment or "non-commercial" in comment
 
 
-def test_training_reads_a_question_once_for_its_five_answers(write_csv):
+def test_training_reads_a_question_once_for_all_answers(write_csv):
     recipe = load_recipe("wallpaper-demo", {})
     rows = TASK.expand(TASK.read([write_csv([HEADER, ROW])], {}, True).rows)
     template = checked_template(recipe.template, recipe.task)
@@ -105,13 +105,13 @@ def test_training_reads_a_question_once_for_its_five_answers(write_csv):
     ((part,),) = Batching.for_plan(plan, pad_id=0).micro_batches(examples)
     prompts = {tuple(example.prompt_ids) for example in examples}
     answers = sum(len(example.answer_ids) for example in examples)
-    every_time = answers + sum(len(example.prompt_ids) for example in examples)
+    repeated = answers + sum(len(example.prompt_ids) for example in examples)
     assert len(prompts) == 2
-    assert len(part.tree) <= sum(map(len, prompts)) + answers < every_time / 3
+    assert len(part.tree) <= sum(map(len, prompts)) + answers < repeated / 3
 
 
 class Encoder:
-    """A sentence encoder of 512 numbers, the counts of characters."""
+    """A sentence encoder that returns 512 character counts."""
 
     def encode(self, texts, show_progress_bar):
         return np.array([np.bincount([ord(c) % 512 for c in t], minlength=512) for t in texts])
@@ -124,7 +124,7 @@ def encoder(monkeypatch):
     return "counts"
 
 
-def test_without_the_library(monkeypatch, capsys):
+def test_no_embeddings_without_sentence_transformers(monkeypatch, capsys):
     wallpaper.load_encoder.cache_clear()
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     assert wallpaper.embed(("가",), "any") is None
@@ -144,7 +144,7 @@ def test_similarity_to_gold_answers(encoder):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Make a finished run on a few rows, without an embedding model."""
+    """Train a run on a few rows, without an embedding model."""
     folder = tmp_path_factory.mktemp("wallpaper")
     rows = make_rows(14)
     tables = {
@@ -166,15 +166,15 @@ def answer_with(work, **options):
     return answer(find_source("run", str(work / "outputs"), None, options))
 
 
-def test_without_the_embedding_model_the_answers_are_written(work, capsys):
+def test_answers_are_written_without_embedding_model(work, capsys):
     result = answer_with(work)
     assert result.submission.name == "answers.csv"
     assert result.scores is None, "there are no gold answers"
     assert "no submission of sentence embeddings" in capsys.readouterr().out
 
 
-def test_the_submission_has_the_answers_vectors(work, encoder, capsys):
-    """Regression: the id NA was read as missing, 007 as 7."""
+def test_submission_has_the_answer_embeddings(work, encoder, capsys):
+    """Regression: the id NA was read as a missing value, and 007 as 7."""
     ids = pd.read_csv(work / "test.csv", dtype=str, encoding="utf-8-sig")["id"].tolist()
     rows = [Row(name, "", "?") for name in ("NA", "007", "x")]
     recipe = load_recipe("wallpaper-demo", {"embedding_model": encoder})

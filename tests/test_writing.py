@@ -1,4 +1,4 @@
-"""Test that files and folders are written whole, safely, and verified."""
+"""Test that files and folders are written atomically, safely, and verified."""
 
 import os
 import signal
@@ -26,21 +26,21 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_links_are_replaced_and_not_written_through(tmp_path):
-    precious = tmp_path / "precious"
-    precious.write_text("mine")
+def test_links_are_replaced_not_followed(tmp_path):
+    target = tmp_path / "precious"
+    target.write_text("mine")
     for name in ("a.json", ".a.json.partial", "b.jsonl", ".lock"):
-        (tmp_path / name).symlink_to(precious)
+        (tmp_path / name).symlink_to(target)
     write_text(tmp_path / "a.json", "ours")
     assert (tmp_path / "a.json").read_text() == "ours"
     with pytest.raises(InputError, match="is a link"):
         append_json(tmp_path / "b.jsonl", {})
     with pytest.raises(InputError, match="is a link"), locked(tmp_path):
         pass
-    assert precious.read_text() == "mine"
+    assert target.read_text() == "mine"
 
 
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+def test_failed_write_leaves_no_file(tmp_path, monkeypatch):
     def full(handle):
         raise OSError(28, "No space left on device")
 
@@ -50,7 +50,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     assert not names(tmp_path)
 
 
-def test_a_lock_is_held_once_and_names_its_process(tmp_path):
+def test_lock_is_exclusive_and_names_its_process(tmp_path):
     in_use = pytest.raises(InputError, match=f"in use by process {os.getpid()}")
     with locked(tmp_path), in_use, locked(tmp_path):
         pass
@@ -58,7 +58,7 @@ def test_a_lock_is_held_once_and_names_its_process(tmp_path):
         pass
 
 
-def test_a_folder_appears_whole(tmp_path):
+def test_atomic_folder(tmp_path):
     with atomic_folder(tmp_path / "a") as folder:
         (folder / "file").touch()
         assert not (tmp_path / "a").exists()
@@ -78,19 +78,19 @@ def test_folders_of_killed_processes_are_removed(tmp_path):
 with atomic_folder(Path(sys.argv[1])) as folder:
     (folder / 'file').touch(); print('writing', flush=True); time.sleep(60)"""
     command = [sys.executable, "-c", code, str(tmp_path / "merged")]
-    (tmp_path / ".merged.mine.partial").mkdir()  # a user's: it has no lock
+    (tmp_path / ".merged.mine.partial").mkdir()  # without a lock, so not ours
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         writer.stdout.readline()
         with atomic_folder(tmp_path / "merged"):
-            assert len(names(tmp_path)) == 3, "it is being written to"
+            assert len(names(tmp_path)) == 3, "the other process is writing"
         writer.send_signal(signal.SIGKILL)
     (tmp_path / "merged").rmdir()
     with atomic_folder(tmp_path / "merged"):
-        assert len(names(tmp_path)) == 2, "the killed one's was removed"
+        assert len(names(tmp_path)) == 2, "the stale folder was removed"
     assert names(tmp_path) == [".merged.mine.partial", "merged"]
 
 
-def test_outputs_that_cannot_be_written(tmp_path):
+def test_unwritable_outputs_are_rejected(tmp_path):
     target = tmp_path / "out.csv"
     target.symlink_to("elsewhere")
     for path, message in (
@@ -107,16 +107,16 @@ def test_outputs_that_cannot_be_written(tmp_path):
         check_output(target, overwrite=False)
 
 
-def test_names_of_folders(tmp_path):
+def test_folder_names(tmp_path):
     for name, expected in (("../../etc", "etc"), ("a b/c", "a-b-c"), ("한글-1.2", "한글-1.2")):
         assert safe_name(name) == expected
     for name in ("..", "/", " ", "가" * 100):
         with pytest.raises(InputError, match="expected letters.* at most 180 bytes"):
             safe_name(name)
-    assert new_folder(tmp_path, "시" * 90).is_dir(), "a test file's name is cut"
+    assert new_folder(tmp_path, "시" * 90).is_dir(), "long names are shortened"
 
 
-def test_damaged_json(tmp_path):
+def test_damaged_json_is_rejected(tmp_path):
     (tmp_path / "torn.json").write_text("{")
     (tmp_path / "list.json").write_text("[]")
     for name in ("torn.json", "list.json", "nowhere.json"):
@@ -124,7 +124,7 @@ def test_damaged_json(tmp_path):
             read_json(tmp_path / name)
 
 
-def test_a_manifest_detects_damage(tmp_path):
+def test_manifest_detects_damage(tmp_path):
     assert "no manifest" in find_damage(tmp_path)
     weights = tmp_path / "a.safetensors"
     weights.write_text("x")
