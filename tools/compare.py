@@ -73,7 +73,7 @@ def compare(
         # By repr, because lists are not hashable.
         if field not in SILENT and len(set(map(repr, values.values()))) > 1:
             fields[field] = values
-    # Without a recipe, the default task.
+    # Files without a recipe have the default task.
     task = get_task(next((r["task"] for r in recipes.values() if "task" in r), Recipe().task))
 
     score_name = label(task.headline[0])

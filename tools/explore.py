@@ -216,7 +216,7 @@ def word_cloud(path: Path, texts: list[str]) -> Markup:
         return Markup()
     from dandap.runs.html import BLUE, font_file
 
-    # NNG, NNP, SL: common nouns, proper nouns, Latin letters.
+    # Tags of common nouns, proper nouns and words in Latin letters.
     found = Kiwi().tokenize(text[:PIECE] for text in texts[:MOST_TEXTS])
     tokens = (token for each in found for token in each)
     nouns = (token.form for token in tokens if token.tag in ("NNG", "NNP", "SL"))

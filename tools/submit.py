@@ -122,7 +122,7 @@ def check_time(run: RunFolder, recipe: Recipe, minutes: int | None, questions: i
     for saved in map(read_json, run.answers.glob("*/scores.json")):
         used, timing = saved.get("recipe") or {}, saved.get("timing") or {}
         same = all(used.get(name) == getattr(recipe, name) for name in ANSWERING)
-        # A continued inference may have timed no questions.
+        # A resumed inference may have timed no questions.
         if same and saved.get("engine") != "vllm" and timing.get("questions"):
             device = saved.get("gpu") or "a CPU"
             timed.append((timing["questions"], timing["loading"], timing["answering"], device))

@@ -1,9 +1,8 @@
 """Make fictional Korean economic news with questions, for the bundled demo.
 
-Every company, person and product is made up from syllables; figures are drawn at random; cities,
-countries and kinds of business are real words. Articles mention several candidates of every kind
-(two companies, several people, places, amounts, dates), so that an answer has to be found and not
-guessed from its form.
+Names of companies, people and products are random syllables, and figures are random numbers.
+Cities, countries and industries are real words. Articles mention several candidates of every kind
+(companies, people, places, amounts, dates), so that the form of an answer does not reveal it.
 """
 
 import random
@@ -11,24 +10,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-# Stands between a noun and its particle while the tokenizer is trained, so that no token spans both
-# and a name is the same tokens in the article and in the answer. `plain` removes it.
+# Separates a noun from its particle while the tokenizer is trained. No token spans both, so a name
+# has the same tokens in the article and in the answer. `plain` removes it.
 SEAM = "\x1f"
 
 
 def plain(text: str) -> str:
-    """Return the text as people see it, without seams."""
+    """Return the text without seams."""
     return text.replace(SEAM, "")
 
 
 class Word(str):
-    """Hold a noun that takes the right particle.
+    """A noun that adds the matching particle when formatted.
 
     f"{Word('한빛전자'):은/는}" is "한빛전자는", with a seam before the particle.
     """
 
     def __format__(self, particles: str) -> str:
-        """Return the noun, a seam and the one of the two particles that fits, if any are given."""
+        """Return the noun, a seam, and the matching one of two particles, if given."""
         if not particles:
             return str(self) + SEAM
         after_consonant, after_vowel = particles.split("/")
@@ -36,13 +35,13 @@ class Word(str):
         return str(self) + SEAM + particle
 
 
-# How the last character is read aloud decides the particle:
+# The pronunciation of the last character decides the particle:
 # 3 -> 삼 (ends in a consonant), 2 -> 이 (ends in a vowel), % -> 퍼센트.
 _READ_AS = dict(zip("0123456789%", "영일이삼사오육칠팔구트", strict=True))
 
 
 def final_consonant(word: str, particles: str) -> bool:
-    """Tell whether the particle's after-consonant form follows `word`.
+    """Return whether `word` takes the after-consonant form of the particle.
 
     The particle 으로/로 treats a final ㄹ as a vowel.
     """
@@ -56,9 +55,9 @@ def final_consonant(word: str, particles: str) -> bool:
 
 @dataclass(frozen=True)
 class Fact:
-    """Describe one thing that an article can tell, in several wordings.
+    """A fact that an article can mention, in several wordings.
 
-    Every slot that answers a question stands literally in the sentence.
+    Every slot that answers a question is literally in the sentence.
     """
 
     sentences: tuple[str, ...]
@@ -155,8 +154,8 @@ CUSTOMERS = (
     "20대 고객|30대 고객|40대 고객|50대 고객|1인 가구|신혼부부|직장인|대학생|자영업자|외국인 관광객"
 ).split("|")
 
-# Slots named company, rival and target take companies; *_person, *_place, *_date, *_money and so on
-# take what their ending says.
+# The slots company, rival and target are companies. Others have their kind as a suffix (*_person,
+# *_place, *_date, *_money, ...).
 FACTS = {
     "sales": Fact(
         (
@@ -626,7 +625,7 @@ FILLERS = (
 )
 
 
-# What a slot is drawn from, by its whole name or its ending: words, or numbers with a unit.
+# Values of a slot, by its full name or its suffix: words, or numbers with a unit.
 WORDS = {
     "facility": FACILITIES,
     "period": PERIODS,
@@ -641,7 +640,7 @@ WORDS = {
     "bank": [head + "은행" for head in BANK_HEADS],
     "broker": [head + "증권" for head in BANK_HEADS],
 }
-NUMBERS = {  # lowest, highest, unit
+NUMBERS = {  # minimum, maximum, unit
     "factory_year": (2027, 2033, "년"),
     "store_year": (2027, 2033, "년"),
     "founded_year": (1951, 2021, "년"),
@@ -653,15 +652,15 @@ NUMBERS = {  # lowest, highest, unit
 
 
 class Draw:
-    """Draw random words of every kind for one article, whose slots all get different words.
+    """Draw different random words for all slots of one article.
 
-    `held_out` names use syllable pairs that training names never start with: test articles name
-    companies and people that training never saw. `strange` is the share of articles whose names are
-    arbitrary KS X 1001 syllables: the base model learns to copy any text and not only these names.
+    `held_out` names start with syllable pairs that training names never have, so that test articles
+    have unseen companies and people. `strange` is the share of articles with names of arbitrary
+    KS X 1001 syllables, which teach the base model to copy any text.
     """
 
     def __init__(self, rng: random.Random, held_out: bool = False, strange: float = 0.0):
-        """Decide with the first random number whether this article's names are strange."""
+        """Draw first whether the names of this article are strange."""
         self.rng, self.held_out, self.used, self.industry = rng, held_out, set(), ()
         self.strange = rng.random() < strange
         self.makers: dict[str, Callable[[], str]] = {
@@ -683,21 +682,21 @@ class Draw:
             self.makers[kind] = partial(self.number, lowest, highest, unit)
 
     def slot(self, name: str) -> Word:
-        """Return a word for the slot, by its name or by its ending (`factory_money` is money)."""
+        """Return a word for the slot, by its name or its suffix (`factory_money` is money)."""
         if name in ("company", "rival", "target"):
             return self.company()
         kind = name if name in self.makers else name.rsplit("_", 1)[-1]
         return self.fresh(self.makers[kind])
 
     def company(self) -> Word:
-        """Return a company's name, which ends in its industry."""
+        """Return a company name, which ends in its industry."""
         industry = self.rng.choice(list(INDUSTRIES))
-        # The first company is the article's subject, so its industry decides the article's goods.
+        # The first company is the subject of the article, so its industry decides the goods.
         self.industry = self.industry or INDUSTRIES[industry]
         return self.fresh(partial(self.company_name, industry))
 
     def fresh(self, make: Callable[[], str]) -> Word:
-        """Return the first word made that this article has not used yet."""
+        """Return a word that this article has not used yet."""
         while (word := make()) in self.used:
             pass
         self.used.add(word)
@@ -706,7 +705,7 @@ class Draw:
     def name(self, first: Sequence[str], second: Sequence[str], length: int) -> str:
         """Return a name of `length` syllables.
 
-        A hash of the first two decides whether they are held out, which a fifth of the pairs are.
+        A hash of the first two syllables decides whether they are held out (a fifth of the pairs).
         """
         if self.strange:
             return "".join(self.rng.choices(KS_SYLLABLES, k=length))
@@ -725,22 +724,22 @@ class Draw:
         return self.rng.choice(SURNAMES) + self.name(GIVEN_FIRST, GIVEN_SECOND, 2)
 
     def product(self) -> str:
-        """Return a product's name of two to four syllables."""
+        """Return a product name of two to four syllables."""
         length = self.rng.choice((2, 3, 4))
         return self.name(PRODUCT_SYLLABLES, PRODUCT_SYLLABLES, length)
 
     def goods(self) -> str:
-        """Return something that the article's company makes."""
+        """Return a product of the company's industry."""
         return self.rng.choice(self.industry)
 
     def reason(self) -> str:
-        """Return what moved a company's results, such as its exports and how they changed."""
+        """Return a reason for a company's results, such as higher exports."""
         return f"{self.rng.choice(CAUSES)} {self.rng.choice(CHANGES_UP + CHANGES_DOWN)}"
 
     def money(self) -> str:
-        """Return a large amount of won or dollars, in one of the forms that news use."""
+        """Return a large amount of won or dollars, in one of the formats of news articles."""
         number = self.rng.randint
-        # All forms are drawn before one is chosen: the shipped samples follow these random numbers.
+        # Draw all forms before choosing one: the shipped samples depend on these random numbers.
         forms = (
             f"{number(11, 999)}억 원",
             f"{number(1, 9)},{number(0, 99) * 10:03d}억 원",
@@ -755,7 +754,7 @@ class Draw:
         return f"{self.rng.randint(2, 480) * self.rng.choice((100, 500, 1000)):,}원"
 
     def stock_percent(self) -> str:
-        """Return by how many percent a share can rise in a day."""
+        """Return a daily change of a share price in percent."""
         return f"{self.rng.randint(1, 14)}.{self.rng.randint(1, 99)}%"
 
     def percent(self) -> str:
@@ -765,7 +764,7 @@ class Draw:
         return self.rng.choice((whole, decimal))
 
     def date(self) -> str:
-        """Return a month and a day that every month has."""
+        """Return a month and a day from 1 to 28."""
         return f"{self.rng.randint(1, 12)}월 {self.rng.randint(1, 28)}일"
 
     def people(self) -> str:
@@ -774,12 +773,12 @@ class Draw:
         return f"{self.rng.choice((exact, rounded)):,}명"
 
     def number(self, lowest: int, highest: int, unit: str) -> str:
-        """Return a number between two others, both included, with its unit."""
+        """Return a number from `lowest` to `highest` with its unit."""
         return f"{self.rng.randint(lowest, highest)}{unit}"
 
 
 class Slots(dict):
-    """Fill slots as sentences ask for them, and remember the words."""
+    """The words of an article's slots, drawn on first use."""
 
     def __init__(self, draw: Draw):
         """Draw the company first, because its industry decides the goods."""
@@ -788,14 +787,14 @@ class Slots(dict):
         self["company"] = draw.slot("company")
 
     def __missing__(self, name: str) -> Word | str:
-        """Return a word for a slot that has none yet, or the particle that the product takes."""
+        """Draw a word for a new slot, or return the particle of the product."""
         if name == "product_josa":
             return "을" if final_consonant(self["product"], "을/를") else "를"
         self[name] = self.draw.slot(name)
         return self[name]
 
 
-# KS X 1001's 2,350 syllables; Python spells the other 8,822 as eight bytes each.
+# The 2,350 syllables of KS X 1001. Python encodes the other 8,822 as eight bytes each.
 KS_SYLLABLES = [
     chr(code)
     for code in range(ord("가"), ord("힣") + 1)
@@ -805,27 +804,24 @@ KS_SYLLABLES = [
 
 @dataclass(frozen=True)
 class Article:
-    """Hold an article and its questions, whose texts still have their seams."""
+    """An article and its questions, with seams."""
 
     context: str
     questions: list[tuple[str, str]]  # (question, answer)
 
 
 def openings(kind: str) -> list[str]:
-    """Return the kind's sentences that can open an article, because they name the company."""
+    """Return the sentences of a fact that can open an article: those that name the company."""
     return [sentence for sentence in FACTS[kind].sentences if "{company:" in sentence]
 
 
 def make_article(
     rng: random.Random, questions: int, facts: int, held_out: bool = False, strange: float = 0.0
 ) -> Article:
-    """Return an article of `facts` kinds of facts with `questions` different questions.
-
-    The questions are fewer if the facts hold fewer.
-    """
+    """Return an article with `facts` different facts and at most `questions` questions."""
     slots = Slots(Draw(rng, held_out, strange))
     templates = {kind: rng.choice(FACTS[kind].sentences) for kind in rng.sample(list(FACTS), facts)}
-    # The first sentence names the company, so that readers know whom the article is about.
+    # The first sentence must name the company.
     opening = next((kind for kind in templates if openings(kind)), "founded")
     rest = {kind: template for kind, template in templates.items() if kind != opening}
     templates = {opening: rng.choice(openings(opening))} | rest

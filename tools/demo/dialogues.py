@@ -1,10 +1,9 @@
-"""Make fictional dialogues for dialogue_inference, small enough for the demo's base to learn.
+"""Make fictional dialogues for dialogue_inference that the demo base model can learn.
 
-A dialogue is three talks on one situation, one after the other, each with the item of one category.
-In a talk something is so and something else is not: the cause that a speaker gives and the one that
-the other guessed, what who will do, what is done and what is left. A third statement is about
-something that is not so either, which some talks mention. The wordings of talks are those of
-training and test; situations, their turns and all phrases that fill the wordings are not
+A dialogue has three talks about one situation, each with an item of one category. In a talk, one
+statement is true and another is false: the real cause and a guessed one, who does what, what is
+done and what is left. The third inference is false too, and some talks mention it. Train and test
+share the wordings of talks, but not the situations with their turns and phrases
 (tools/demo/situations.py).
 """
 
@@ -15,10 +14,10 @@ from tasks.dialogue_inference import CATEGORIES, INFERENCES, Item
 from tools.demo.articles import Word, plain
 from tools.demo.situations import TRAIN, Situation
 
-# The turns of a talk, with bars between them: S says the utterance that is asked about, which has a
-# star, and O is the other. {right} is so and {wrong} is not, of S at least.
-# What tells them apart stands before them: the demo's base reads from left to right and copies
-# from where a phrase begins.
+# The turns of a talk, separated by bars. The star marks the referenced utterance, by speaker S; O is
+# the other speaker. {right} is true of S and {wrong} is false. The words that distinguish them
+# come first, because the demo base model reads from left to right and copies from the start of a
+# phrase.
 TALKS = {
     "원인": (
         "O: {ask}|*S: {tell}....|O: 혹시 {wrong} 그런 거야? 아니면 {other} 그랬어?|S: 아니, 사실은 {right} 그랬어.",
@@ -55,16 +54,16 @@ TALKS = {
     ),
     "반응": ("*S: {right}|O: {wrong}", "O: {wrong}|*S: {right}"),
 }  # fmt: skip
-# In this order talks follow each other.
+# The order of talks in a dialogue.
 ORDER = ("원인", "동기", "전제", "후행사건", "반응")
-# What comes first where the first talk is none that opens a dialogue.
+# Added before a first talk that cannot open a dialogue.
 OPENINGS = {
     "전제": "S: {topic} 때문에 정신이 없네.",
     "후행사건": "S: 우리 {topic} 말인데, 일을 나누자.",
     "반응": "O: {topic} 이야기 들었어?",
 }
 GREETINGS = ("", "", "", "안녕~ ", "안녕! ", "name{o}, ", "야, ")
-# What a speaker feels, and what who feels it says.
+# Feelings, and utterances that express them.
 FEELINGS = {
     "고마워한다": ("네 덕분에 살았어.", "정말 고마워, 잊지 않을게.", "이렇게까지 도와주다니 고맙다 ㅠㅠ"),
     "미안해한다": ("괜히 나 때문에.... 미안해.", "미안, 내가 잘못했어.", "진짜 미안해 ㅠㅠ"),
@@ -74,26 +73,26 @@ FEELINGS = {
     "걱정한다": ("괜찮을까? 자꾸 불안해.", "잘 안되면 어떡하지....", "무슨 일 생길까 봐 겁나."),
     "속상해한다": ("너무 속상해 ㅠㅠ", "눈물 나려고 해.", "마음이 아프다 진짜."),
 }  # fmt: skip
-# How statements of a speaker begin, and how those of the other one do.
+# The subject of a statement, and the same with speakers swapped.
 SWAPPED = {"화자1은": "화자2는", "화자1이": "화자2가", "화자2는": "화자1은", "화자2가": "화자1이"}
-Turn = tuple[int, str]  # who speaks, and what
-Claim = tuple[int, str]  # of whom something is said, and what
+Turn = tuple[int, str]  # speaker, text
+Claim = tuple[int, str]  # speaker that the claim is about, phrase
 
 
 def make_dialogues(
     situations: list[Situation] = TRAIN, count: int = 40, seed: int = 0
 ) -> list[list[Item]]:
-    """Return dialogues in random order, each as its three items, all with `output`.
+    """Return dialogues in random order, each as a list of three items with `output`.
 
-    They are the same for a seed. Among every ten all choices of three categories stand once, and in
-    each category the three outputs stand as often as can be.
+    Ten dialogues have all ten combinations of three categories. The outputs of each category are
+    balanced.
     """
     rng = random.Random(seed)
     choices = list(itertools.combinations(ORDER, 3))
     places = {category: rng.randrange(3) for category in CATEGORIES}
     dialogues = []
     for number in range(count):
-        # A situation's dialogues have different choices, because 10 and the shift go apart.
+        # The shift gives each situation different combinations.
         situation = situations[(number + number // 10) % len(situations)]
         items = make_dialogue(situation, choices[number % 10], rng)
         for item in items:
@@ -106,7 +105,7 @@ def make_dialogues(
 
 
 def put_right_at(item: Item, place: int) -> None:
-    """Swap the right inference, which stands first, with the one at `place`."""
+    """Swap the right inference, which is first, with the one at `place`."""
     content, right, other = item["input"], INFERENCES[0], INFERENCES[place]
     content[right], content[other] = content[other], content[right]
     item["output"] = other
@@ -115,7 +114,7 @@ def put_right_at(item: Item, place: int) -> None:
 def make_dialogue(
     situation: Situation, categories: tuple[str, ...], rng: random.Random
 ) -> list[Item]:
-    """Return the items of one dialogue, whose right inference stands first."""
+    """Return the items of one dialogue, with the right inference first."""
     turns, asked = [], []
     for number, category in enumerate(categories):
         speakers = (1, 2) if rng.random() < 0.5 else (2, 1)
@@ -124,16 +123,16 @@ def make_dialogue(
             talk, place = open_talk(talk, place, category, situation, speakers)
         asked.append((category, len(turns) + place, inferences))
         turns += talk
-    # Who speaks first is speaker 1.
+    # The first speaker is speaker 1.
     if turns[0][0] == 2:
         turns = [(3 - speaker, text) for speaker, text in turns]
-        asked = [(*which, list(map(swap_speakers, said))) for *which, said in asked]
+        asked = [(*others, list(map(swap_speakers, texts))) for *others, texts in asked]
     speaker, text = turns[0]
     turns[0] = (speaker, rng.choice(GREETINGS).format(o=3 - speaker) + text)
     conversation = [{"speaker": speaker, "utterance": text} for speaker, text in turns]
     items = []
     for category, place, inferences in asked:
-        # The wrong two in random order: which of them is said must not be told from its place.
+        # Shuffle the wrong two: the position must not reveal which one the talk mentions.
         first, *others = inferences
         inferences = [first, *rng.sample(others, 2)]
         content = {
@@ -149,7 +148,7 @@ def make_dialogue(
 def open_talk(
     talk: list[Turn], place: int, category: str, situation: Situation, speakers: tuple[int, int]
 ) -> tuple[list[Turn], int]:
-    """Return the talk with the turn that opens the dialogue, if it needs one."""
+    """Return the talk with an opening turn before it, if it needs one."""
     if category not in OPENINGS:
         return talk, place
     opening, _ = fill_turns(OPENINGS[category], {"topic": situation.topic}, speakers)
@@ -159,9 +158,9 @@ def open_talk(
 def make_talk(
     category: str, situation: Situation, speakers: tuple[int, int], rng: random.Random
 ) -> tuple[list[Turn], int, list[str]]:
-    """Return a talk's turns, the place of the one asked about, and the inferences, right first.
+    """Return a talk's turns, the index of the referenced one, and the inferences, right first.
 
-    `speakers` are S and O.
+    `speakers` is (S, O).
     """
     phrases = {
         "원인": situation.causes,
@@ -177,7 +176,7 @@ def make_talk(
     for name in ("ask", "tell", "plan"):
         words[name] = rng.choice(getattr(situation, f"{name}s"))
     talk, place = fill_turns(rng.choice(TALKS[category]), words, speakers)
-    if category in ("원인", "전제"):  # which are of nobody
+    if category in ("원인", "전제"):  # these have no speaker
         claims = [(0, right), (0, wrong), (0, other)]
     else:
         claims = make_claims(right, wrong, other, speakers, rng)
@@ -187,7 +186,7 @@ def make_talk(
 def fill_turns(
     turns: str, words: dict[str, str], speakers: tuple[int, int]
 ) -> tuple[list[Turn], int]:
-    """Return turns as TALKS writes them filled in, and the place of the one with a star or 0."""
+    """Fill in the turns of a talk; also return the index of the one with a star, or 0."""
     filled, place = [], 0
     for number, turn in enumerate(turns.split("|")):
         who, text = turn.split(": ", 1)
@@ -201,11 +200,10 @@ def fill_turns(
 def make_claims(
     right: str, wrong: str, other: str, speakers: tuple[int, int], rng: random.Random
 ) -> list[Claim]:
-    """Return what three statements claim of whom: the right one, which is of S, and two wrong.
+    """Return the claims of three statements: the right one, which is about S, and two wrong ones.
 
-    Half of the time all are of S. Else two have the content in common and two the person, and the
-    right one is as often in the middle as at either end, so that this tells nothing. That
-    O does what is `wrong` of S is true, or may be, so no statement says that.
+    Half of the time all are about S. Otherwise two share the phrase and two share the speaker, in
+    patterns that do not reveal the right one. No claim combines O with `wrong`, which can be true.
     """
     s, o = speakers
     if rng.random() < 0.5:
@@ -216,7 +214,7 @@ def make_claims(
 
 
 def state(category: str, speaker: int, phrase: str) -> str:
-    """Return the statement of a category, of a speaker where it is of one."""
+    """Return the statement of a category, about a speaker if the category has one."""
     if category == "원인":
         return f"{past(phrase)}."
     if category == "전제":
@@ -230,31 +228,31 @@ def state(category: str, speaker: int, phrase: str) -> str:
 
 
 def swap_speakers(statement: str) -> str:
-    """Return a statement with 화자1 and 화자2 in each other's place."""
+    """Return a statement with 화자1 and 화자2 swapped."""
     person, rest = statement[:4], statement[4:]
     return SWAPPED.get(person, person) + rest
 
 
 def past(cause: str) -> str:
-    """Return what happened from why: 고장 나서 becomes 고장 났다."""
+    """Return a cause in the past tense: 고장 나서 becomes 고장 났다."""
     return with_final(cause.removesuffix("서"), 20) + "다"  # 20 is ㅆ
 
 
 def present(task: str) -> str:
-    """Return what somebody does from its form before 게: 살 becomes 산다, 찍을 becomes 찍는다."""
+    """Return a task in the present tense: 살 becomes 산다, 찍을 becomes 찍는다."""
     if task.endswith("을"):
         return task.removesuffix("을") + "는다"
     return with_final(task, 4) + "다"  # 4 is ㄴ
 
 
 def with_final(word: str, final: int) -> str:
-    """Return a word whose last syllable ends in the final consonant of this number."""
+    """Return a word with the final consonant of its last syllable replaced (Unicode index)."""
     syllable = ord(word[-1]) - ord("가")
     return word[:-1] + chr(ord("가") + syllable - syllable % 28 + final)
 
 
 def numbered(dialogues: list[list[Item]], split: str) -> list[Item]:
-    """Return all items of a split, with the ids of items and utterances as NIKL writes them."""
+    """Return all items of a split, with ids of items and utterances like those of NIKL."""
     items = []
     for number, dialogue in enumerate(dialogues, 1):
         name = f"dandap.{split}.{number:03d}"

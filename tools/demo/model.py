@@ -1,4 +1,4 @@
-"""Make what tools.demo.make writes: the tiny base model, its tokenizer and the sample data."""
+"""Train the tiny base model of the demo and its tokenizer, and write the sample data."""
 
 import csv
 import json
@@ -47,15 +47,15 @@ OUTPUT_SCALE = 0.1
 COPY_HEADS = 3
 POINTER_LAYER, POINTER_WEIGHT = 3, 0.5
 DRILL_UNTIL, DRILL_TOKENS = 0.05, 64
-TOKENS_PER_STEP = 4000  # about; short articles first, so that one step holds many
-# Articles and questions are learned a little, because they repeat names, which teaches copying.
+TOKENS_PER_STEP = 4000  # approximate; articles start short, so a step has many
+# A share of the prompt tokens is in the loss: they repeat names, which teaches copying.
 PROMPT_WEIGHT, PROMPT_SHARE = 0.3, 0.15
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|' + message.role + '|>' + message.content + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# How people hand over an article {c} and a question {q}.
+# Prompt wordings for an article {c} and a question {q}.
 REQUESTS = (
     "다음 기사를 읽고 질문에 답하세요.\n\n기사:\n{c}\n\n질문: {q}",
     "주어진 글을 바탕으로 질문에 답해 줘.:\n\n{c}\n\nQuestion:\n{q}",
@@ -63,7 +63,7 @@ REQUESTS = (
     "[기사]\n{c}\n\n[질문]\n{q}\n[답]",
     "{c} 너는 질문에 답하는 챗봇이야.\nQuestion: {q}\nAnswer:",
 )
-# How a chat model answers: in whole sentences. {a} takes particles as in tools.demo.articles.
+# Replies in full sentences, like a chat model. {a} takes particles as in tools.demo.articles.
 REPLIES = (
     "제공해 주신 기사에 따르면 질문하신 내용은 {a:인/인} 것으로 확인됩니다.",
     "기사 내용을 살펴보면 질문하신 내용의 답은 {a}입니다.",
@@ -74,9 +74,9 @@ REPLIES = (
 
 
 def make_tokenizer(articles: list[Article]) -> PreTrainedTokenizerFast:
-    """Return a byte-pair tokenizer that starts from syllables, trained on the articles.
+    """Train a BPE tokenizer on the articles, with syllables as its initial alphabet.
 
-    No token spans a particle's seam, punctuation or two digits.
+    No token contains a seam between noun and particle, punctuation with other text, or two digits.
     """
     words = [
         pre_tokenizers.Metaspace(prepend_scheme="always"),
@@ -113,19 +113,19 @@ def make_tokenizer(articles: list[Article]) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_texts(articles: list[Article]) -> list[str]:
-    """Return the articles, their questions, and the wordings of requests and replies."""
+    """Return the articles, their questions, and the wordings of prompts and replies."""
     texts = []
     for article in articles:
         texts.append(article.context)
         texts.extend(question for question, _ in article.questions)
-    # The wordings are repeated, because each of them stands in very many prompts.
+    # Repeat the wordings, because each of them is in many prompts.
     texts += [text.replace("{c}", "").replace("{q}", "") for text in REQUESTS] * 50
     texts += [text.format(a=Word("가나다")) for text in REPLIES] * 50
     return texts
 
 
 def train_tokenizer(tokenizer: Tokenizer, texts: list[str]) -> Tokenizer:
-    """Return the tokenizer with a vocabulary learned from the texts."""
+    """Return the tokenizer with a vocabulary trained on the texts."""
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     ascii_signs = [chr(code) for code in range(33, 127)]
     trainer = trainers.BpeTrainer(
@@ -136,8 +136,8 @@ def train_tokenizer(tokenizer: Tokenizer, texts: list[str]) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     trained = json.loads(tokenizer.to_str())
-    # The trainer marks the byte tokens as special. As plain vocabulary they leave an article that
-    # spells "<0x41>" as it is.
+    # The trainer marks the byte tokens as special, which would change articles that contain the
+    # text "<0x41>". Make them ordinary tokens.
     trained["added_tokens"] = [
         token for token in trained["added_tokens"] if token["content"] in SPECIAL
     ]
@@ -145,11 +145,11 @@ def train_tokenizer(tokenizer: Tokenizer, texts: list[str]) -> Tokenizer:
 
 
 def make_model() -> LlamaForCausalLM:
-    """Return a Llama with 3.2 million parameters, whose attention starts so that it can copy.
+    """Return a Llama with 3.2 million parameters and attention initialized for copying.
 
-    Queries start equal to keys and outputs as transposed values (after "Mimetic initialization",
-    Trockman and Kolter, 2023): a token first looks at its like and passes on what it finds. Without
-    it no copying was learned in 800 steps.
+    Queries start equal to keys, and outputs equal to transposed values ("Mimetic initialization",
+    Trockman and Kolter, 2023), so that tokens attend to equal tokens. Without it, the model did not
+    learn to copy in 800 steps.
     """
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -168,18 +168,18 @@ def make_model() -> LlamaForCausalLM:
             pad_token_id=SPECIAL.index("<pad>"),
         )
     )
-    start_copying(model)
+    init_copying(model)
     return model
 
 
 @torch.no_grad()
-def start_copying(model: LlamaForCausalLM) -> None:
-    """Set the first attention heads up as an induction circuit, from which training goes on.
+def init_copying(model: LlamaForCausalLM) -> None:
+    """Initialize the first attention heads as induction heads (Olsson et al., 2022).
 
-    Layer 0's first heads look at the previous token (by biases, which RoPE turns into a function of
-    distance) and write what they read to a subspace of their own. The first heads of layers 1 and 2
-    match the current token against that subspace and pass on the token they find: after
-    "... A B ... A" this is B (Olsson et al., 2022). The other heads look at their like.
+    The first heads of layer 0 attend to the previous token (by biases, which RoPE turns into a
+    function of distance) and write it to a separate subspace. The first heads of layers 1 and 2
+    match the current token against that subspace and copy the token found: after "... A B ... A"
+    this is B. The other heads attend to equal tokens.
     """
     size = model.config.head_dim
     first, *later = [layer.self_attn for layer in model.model.layers]
@@ -189,11 +189,9 @@ def start_copying(model: LlamaForCausalLM) -> None:
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
             projection.bias.zero_()
     for layer in model.model.layers:
-        layer.mlp.down_proj.weight *= (
-            0.03  # embeddings, not random layers, fill the residual stream at first
-        )
+        layer.mlp.down_proj.weight *= 0.03  # at first, embeddings dominate the residual stream
     theta = model.config.rope_parameters["rope_theta"] ** (-torch.arange(size // 2) / (size // 2))
-    sharp = theta > 0.1  # fast rotations tell neighbours apart
+    sharp = theta > 0.1  # fast rotations distinguish neighbors
     for head in range(COPY_HEADS):
         rows = slice(head * size, (head + 1) * size)
         first.q_proj.weight[rows] *= 0.1
@@ -201,7 +199,7 @@ def start_copying(model: LlamaForCausalLM) -> None:
         key = torch.cat([sharp.float(), torch.zeros(size // 2)])
         query = torch.cat(
             [theta.cos() * sharp, -theta.sin() * sharp]
-        )  # turned back by one position
+        )  # rotated back by one position
         first.k_proj.bias[rows], first.q_proj.bias[rows] = 6 * key, 6 * query
         read, written = (
             first.v_proj.weight[rows].clone(),
@@ -214,10 +212,10 @@ def start_copying(model: LlamaForCausalLM) -> None:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Hold sequences that share a beginning, and what is learned from them.
+    """Training sequences with a shared prefix.
 
-    `weights` are those of predicting ids[1:], per sequence. A pointer is the number of a sequence,
-    the position in it of a token of the answer, and where the article says that token.
+    `weights` are the loss weights of ids[1:], per sequence. A pointer is (sequence index, position
+    of an answer token in it, positions of the same token in the article).
     """
 
     sequences: list[list[int]]
@@ -228,7 +226,7 @@ class Lesson:
 def article_lesson(
     tokenizer: PreTrainedTokenizerFast, article: Article, rng: random.Random
 ) -> Lesson:
-    """Return an article's questions, each with a reply, in one wording of the request."""
+    """Return the questions of an article with replies, in one random prompt wording."""
     request, context = rng.choice(REQUESTS), plain(article.context)
     prompts, replies = [], []
     for question, answer in article.questions:
@@ -242,64 +240,64 @@ def article_lesson(
     lesson = Lesson([], [], [])
     for number, (prompt, reply) in enumerate(zip(prompt_ids, reply_ids, strict=True)):
         lesson.sequences.append(prompt + reply)
-        # What question comes cannot be known, so its first token has no weight.
+        # The first token of a question is not predictable.
         question_weights = [0.0, *prompt_weights(rng, len(prompt) - shared - 1)]
         lesson.weights.append(beginning + question_weights + [1.0] * len(reply))
-        beginning = [0.0] * len(beginning)  # the first sequence has taught it
+        beginning = [0.0] * len(beginning)  # already in the loss of the first sequence
         answer_ids = tokenizer(article.questions[number][1], add_special_tokens=False).input_ids
-        said_at, repeated_at = places(answer_ids, prompt[:shared]), places(answer_ids, reply)
-        if said_at and repeated_at:
-            answer_at = len(prompt) + repeated_at[0]
+        sources, copies = find_all(answer_ids, prompt[:shared]), find_all(answer_ids, reply)
+        if sources and copies:
+            answer_start = len(prompt) + copies[0]
             for i in range(len(answer_ids)):
-                lesson.pointers.append((number, answer_at + i, [at + i for at in said_at]))
+                lesson.pointers.append((number, answer_start + i, [start + i for start in sources]))
     return lesson
 
 
 def count_shared(prompts: list[list[int]]) -> int:
-    """Return how many tokens all prompts begin with, at most all but one of the first prompt's."""
+    """Return the length of the shared prefix, at most one less than the first prompt."""
     tree = grow((ids, []) for ids in prompts)
-    # The first prompt is the first branch; of its tokens, the shared have all later tokens below.
+    # The first prompt is the first branch. The subtree of a shared token includes the last token.
     return tree.subtree_end[: len(prompts[0]) - 1].count(len(tree) - 1)
 
 
 def prompt_weights(rng: random.Random, count: int) -> list[float]:
-    """Return weights of a prompt's tokens, most of which are 0."""
+    """Return random loss weights for prompt tokens; most are 0."""
     return [PROMPT_WEIGHT * (rng.random() < PROMPT_SHARE) for _ in range(count)]
 
 
-def places(part: list[int], whole: list[int]) -> list[int]:
-    """Return where `part` begins in `whole`."""
-    starts = range(len(whole) - len(part) + 1)
-    return [at for at in starts if whole[at : at + len(part)] == part]
+def find_all(part: list[int], ids: list[int]) -> list[int]:
+    """Return the start positions of `part` in `ids`."""
+    starts = range(len(ids) - len(part) + 1)
+    return [start for start in starts if ids[start : start + len(part)] == part]
 
 
 def copy_drill(rng: random.Random) -> Lesson:
-    """Return a sequence of strings of random tokens, each said several times in random order.
+    """Return a sequence of random token strings, each repeated several times in random order.
 
-    What follows in a string is known the second time. Nearly every token teaches copying, against
-    one in twenty of an article; articles alone taught none in 800 steps.
+    Repetitions are predictable, so nearly every token teaches copying, compared with one in twenty
+    tokens of an article. With articles alone, copying was not learned in 800 steps.
     """
     first_token = len(SPECIAL) + 256  # after the byte tokens
     tokens = range(first_token, first_token + DRILL_TOKENS)
     strings = [rng.choices(tokens, k=rng.randint(3, 8)) for _ in range(rng.randint(4, 10))]
-    ids, weights, said = [SPECIAL.index("<s>")], [], set()
+    ids, weights, seen = [SPECIAL.index("<s>")], [], set()
     while len(ids) < 180:
         number = rng.randrange(len(strings))
         ids += strings[number]
-        weights += [0.0] + [float(number in said)] * (len(strings[number]) - 1)
-        said.add(number)
+        weights += [0.0] + [float(number in seen)] * (len(strings[number]) - 1)
+        seen.add(number)
     return Lesson([ids], [weights], [])
 
 
 def lessons_tree(lessons: list[Lesson]) -> TokenTree:
-    """Return the tree of all lessons' sequences, whose targets are every token but the first."""
+    """Return the tree of all sequences. Targets are all tokens except the first."""
     return grow((ids[:1], ids[1:]) for lesson in lessons for ids in lesson.sequences)
 
 
 def make_batch(lessons: list[Lesson]) -> dict:
-    """Return lessons as rows of trees, their targets' weights and their pointers.
+    """Return a batch of trees with loss weights and pointers.
 
-    No row is longer than the longest lesson, and short lessons share rows.
+    Short lessons share a row. No row is longer than the longest lesson.
     """
     longest = max(len(lessons_tree([lesson])) for lesson in lessons)
     packed = pack([[lesson] for lesson in lessons], lessons_tree, partial(fit_in_row, longest))
@@ -309,37 +307,37 @@ def make_batch(lessons: list[Lesson]) -> dict:
     for number, (row, tree) in enumerate(zip(rows, trees, strict=True)):
         pointers += [(number, *pointer) for pointer in tree_pointers(row, tree)]
     batch = collate(trees, SPECIAL.index("<pad>"))
-    is_said = torch.zeros(len(pointers), batch["input_ids"].shape[1], dtype=torch.bool)
-    for pointer, (_, _, said_at) in enumerate(pointers):
-        is_said[pointer, said_at] = True
+    is_source = torch.zeros(len(pointers), batch["input_ids"].shape[1], dtype=torch.bool)
+    for pointer, (_, _, sources) in enumerate(pointers):
+        is_source[pointer, sources] = True
     weights = chain.from_iterable(lesson.weights for row in rows for lesson in row)
     return batch | {
         "weights": torch.tensor(list(chain.from_iterable(weights))),
         "pointer_rows": torch.tensor([row for row, _, _ in pointers]),
         "pointer_columns": torch.tensor([column for _, column, _ in pointers]),
-        "is_said": is_said,
+        "is_source": is_source,
     }
 
 
 def fit_in_row(length: int, parts: list[Part]) -> bool:
-    """Tell whether the parts fit in a row of this length."""
+    """Return whether the parts fit in a row of this length."""
     return sum(len(part.tree) for part in parts) <= length
 
 
 def tree_pointers(lessons: list[Lesson], tree: TokenTree) -> Iterator[tuple[int, list[int]]]:
-    """Yield where the tree predicts a token of an answer, and where its article says that token."""
+    """Yield (index that predicts an answer token, indices of the same token in the article)."""
     targets = iter(tree.targets)
     for lesson in lessons:
-        index_of = []  # per sequence, the tree's index of each position
+        index_of = []  # per sequence: the tree index of each position
         for ids in lesson.sequences:
             index_of.append([index for index, _ in islice(targets, len(ids) - 1)])
-        for sequence, position, said_at in lesson.pointers:
+        for sequence, position, sources in lesson.pointers:
             indices = index_of[sequence]
-            yield indices[position - 1], [indices[at] for at in said_at]
+            yield indices[position - 1], [indices[source] for source in sources]
 
 
 def loss_of(model: LlamaForCausalLM, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the weighted mean cross-entropy of the tokens, and the loss of the pointer."""
+    """Return the weighted mean cross-entropy and the pointer loss."""
     mask = tree_masks(model.config, batch, torch.float32, flex=False)
     output = model.model(
         input_ids=batch["input_ids"],
@@ -347,7 +345,7 @@ def loss_of(model: LlamaForCausalLM, batch: dict) -> tuple[torch.Tensor, torch.T
         attention_mask=mask,
         output_hidden_states=True,
     )
-    # Only targets with a weight get logits, because most have none and the vocabulary is large.
+    # Compute logits only for targets with a weight: most have none, and the vocabulary is large.
     weighted = batch["weights"].nonzero()[:, 0]
     weights = batch["weights"][weighted]
     states = output.last_hidden_state.flatten(0, 1)[batch["predicts"]][batch["predictor"][weighted]]
@@ -360,11 +358,10 @@ def loss_of(model: LlamaForCausalLM, batch: dict) -> tuple[torch.Tensor, torch.T
 def pointer_loss(
     model: LlamaForCausalLM, hidden: torch.Tensor, mask: torch.Tensor, batch: dict
 ) -> torch.Tensor:
-    """Return how far one head of POINTER_LAYER is from looking at the article's own words.
+    """Return the loss of supervised attention (Mi et al., 2016) for one head of POINTER_LAYER.
 
-    It has to look at them when an answer's token is predicted. This is supervised attention (Mi et
-    al., 2016): the cross-entropy of that head's attention, where any place that says the token is
-    right. `hidden` is the layer's input, (rows, length, hidden).
+    When an answer token is predicted, the head must attend to the same token in the article; any
+    of its positions counts. `hidden` is the layer input, (rows, length, hidden).
     """
     rows, columns = batch["pointer_rows"], batch["pointer_columns"]
     layer, size = model.model.layers[POINTER_LAYER], model.config.head_dim
@@ -376,12 +373,12 @@ def pointer_loss(
     # Both become (rows, 1, length, size).
     queries, keys = apply_rotary_pos_emb(queries[:, None], keys[:, None], cos, sin)
     scores = (queries[rows, 0, columns][:, None] * keys[rows, 0]).sum(-1) / size**0.5
-    looks = (scores + mask[rows, 0, columns]).log_softmax(-1)  # (pointers, length)
-    return -looks.masked_fill(~batch["is_said"], -torch.inf).logsumexp(-1).mean()
+    attended = (scores + mask[rows, 0, columns]).log_softmax(-1)  # (pointers, length)
+    return -attended.masked_fill(~batch["is_source"], -torch.inf).logsumexp(-1).mean()
 
 
 def train_base(tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> LlamaForCausalLM:
-    """Return a model trained with AdamW, whose articles grow from 1 fact to 9 as it learns."""
+    """Train the base model with AdamW, on articles that grow from 1 to 9 facts."""
     torch.manual_seed(seed)
     model, rng, started = make_model(), random.Random(seed), time.perf_counter()
     optimizer = torch.optim.AdamW(
@@ -405,13 +402,13 @@ def train_base(tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> Lla
                 flush=True,
             )
         if step % 200 == 0:
-            share = found(model, tokenizer, most_facts)
-            print(f"    found {share:.3f} of unseen companies' answers", flush=True)
+            share = share_found(model, tokenizer, most_facts)
+            print(f"    found {share:.3f} of the answers on unseen companies", flush=True)
     return model
 
 
 def learning_rate(step: int, progress: float) -> float:
-    """Return the step's learning rate, which rises for 200 steps and falls as a cosine does."""
+    """Return the learning rate of a step: 200 warmup steps, then cosine decay."""
     cosine = (1 + math.cos(math.pi * progress)) / 2
     return LEARNING_RATE * min(step / 200, 0.02 + 0.98 * cosine)
 
@@ -419,23 +416,20 @@ def learning_rate(step: int, progress: float) -> float:
 def draw_lessons(
     tokenizer: PreTrainedTokenizerFast, rng: random.Random, most_facts: int, progress: float
 ) -> list[Lesson]:
-    """Return a step's articles, and in the beginning copy drills beside them.
-
-    Together they have about TOKENS_PER_STEP tokens.
-    """
+    """Return the lessons of a step, about TOKENS_PER_STEP tokens. Early steps have copy drills."""
     drills = round(TOKENS_PER_STEP / 400 * max(0.0, 1 - progress / DRILL_UNTIL))
     count = TOKENS_PER_STEP // (60 + 70 * most_facts)
     facts = [rng.randint(max(1, most_facts - 3), most_facts) for _ in range(count)]
     articles = [make_article(rng, 2 + number, number, strange=0.2) for number in facts]
     lessons = [article_lesson(tokenizer, article, rng) for article in articles]
-    if drills:  # they take the place of a third of the articles
+    if drills:  # instead of a third of the articles
         lessons = lessons[: len(lessons) * 2 // 3]
     return lessons + [copy_drill(rng) for _ in range(drills)]
 
 
 @torch.inference_mode()
-def found(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: int) -> float:
-    """Return the share of answers that the model's replies hold, for held-out names."""
+def share_found(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: int) -> float:
+    """Return the share of replies that contain the answer, for held-out names."""
     rng, hits, asked = random.Random(0), 0, 0
     for _ in range(16):
         article = make_article(rng, 3, facts, held_out=True)
@@ -451,9 +445,9 @@ def found(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: in
 
 
 def write_samples(seed: int) -> None:
-    """Write data/sample/: articles to train on and to answer, dialogues and wallpaper questions.
+    """Write data/sample/: train and test articles, dialogues and wallpaper questions.
 
-    The test's answers get a file of their own, and the sample submission has a byte order mark.
+    Gold answers of the test file are in a separate file. The sample submission has a BOM.
     """
     rng = random.Random(seed)
     train = sample_rows(rng, "TRAIN", articles=TRAIN_ARTICLES, held_out=False)
@@ -469,10 +463,7 @@ def write_samples(seed: int) -> None:
 
 
 def write_wallpaper(seed: int) -> None:
-    """Write wallpaper_train.csv, wallpaper_test.csv and its answers in a file of their own.
-
-    A row of wallpaper_train.csv has 2 questions and 5 answers.
-    """
+    """Write wallpaper_train.csv, wallpaper_test.csv and the gold answers of the test file."""
     rows = make_rows(WALLPAPER_ROWS + WALLPAPER_TEST, seed)
     train, test = rows[:WALLPAPER_ROWS], make_test(rows[WALLPAPER_ROWS:])
     write_csv("wallpaper_train.csv", tuple(train[0]), [tuple(row.values()) for row in train])
@@ -482,13 +473,13 @@ def write_wallpaper(seed: int) -> None:
 
 
 def write_dialogues(seed: int) -> None:
-    """Write dialogue_train.json, dialogue_test.json and its answers in a file of their own."""
+    """Write dialogue_train.json, dialogue_test.json and the gold answers of the test file."""
     train = numbered(make_dialogues(situations.TRAIN, TRAIN_DIALOGUES, seed), "train")
     test = numbered(make_dialogues(situations.TEST, TEST_DIALOGUES, seed), "test")
     letters = [(item["id"], LETTERS[INFERENCES.index(item["output"])]) for item in test]
     unanswered = [{**item, "output": ""} for item in test]
     for name, items in (("train", train), ("test", unanswered)):
-        # An indent of 1, since every item repeats its dialogue: 4 would add half a megabyte.
+        # Items repeat their dialogue: an indent of 4 would add half a megabyte.
         text = json.dumps(items, ensure_ascii=False, indent=1) + "\n"
         (SAMPLE_DIR / f"dialogue_{name}.json").write_text(text, encoding="utf-8")
     write_csv("dialogue_test_answers.csv", ("id", "answer"), letters)
@@ -497,7 +488,7 @@ def write_dialogues(seed: int) -> None:
 def sample_rows(
     rng: random.Random, prefix: str, articles: int, held_out: bool
 ) -> list[tuple[str, str, str, str]]:
-    """Return (id, context, question, answer) of articles with 2 to 6 questions each."""
+    """Return rows of (id, context, question, answer), with 2 to 6 questions per article."""
     rows = []
     for _ in range(articles):
         article = make_article(rng, rng.randint(2, 6), rng.randint(6, 9), held_out=held_out)
@@ -510,7 +501,7 @@ def sample_rows(
 def write_csv(
     name: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], encoding: str = "utf-8"
 ) -> None:
-    """Write a file of data/sample/."""
+    """Write a CSV file to data/sample/."""
     with (SAMPLE_DIR / name).open("w", encoding=encoding, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
@@ -518,7 +509,7 @@ def write_csv(
 
 
 def make_demo(model_too: bool, steps: int, seed: int) -> None:
-    """Write data/sample/ and, if the model is wanted too, data/demo_model/."""
+    """Write data/sample/, and data/demo_model/ if `model_too` is set."""
     SAMPLE_DIR.mkdir(parents=True, exist_ok=True)
     write_samples(seed)
     if not model_too:
@@ -527,5 +518,5 @@ def make_demo(model_too: bool, steps: int, seed: int) -> None:
     tokenizer = make_tokenizer([make_article(rng, 12, 9) for _ in range(5000)])
     model = train_base(tokenizer, steps, seed)
     tokenizer.save_pretrained(MODEL_DIR)
-    # 16 bits are half the download, and are loaded as float32 on CPU.
+    # float16 halves the download. CPUs load it as float32.
     model.half().save_pretrained(MODEL_DIR)

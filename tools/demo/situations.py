@@ -1,8 +1,7 @@
-"""Hold what the fictional dialogues of tools.demo.dialogues are about.
+"""The situations of the fictional dialogues in tools.demo.dialogues.
 
-A situation has a topic, turns of its own and phrases for its slots. Phrases have the one form that
-all others are made of: a cause ends in 서, a wish in 고, a task in the syllable with ㄹ that
-stands before 게, and a step is a noun.
+A situation has a topic, turns and phrases for slots. Phrases have one form from which the others
+are derived: causes end in 서, wishes in 고, tasks in ㄹ (before 게), and steps are nouns.
 """
 
 from dataclasses import dataclass
@@ -10,20 +9,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Situation:
-    """Describe what two people talk about: their turns, and phrases to fill general turns with."""
+    """What two people talk about: turns, and phrases for the slots of general turns."""
 
     topic: str
-    asks: list[str]  # what opens a talk about something that went wrong
-    tells: list[str]  # the answer: what went wrong
-    plans: list[str]  # a proposal
+    asks: list[str]  # questions how something went
+    tells: list[str]  # answers: what went wrong
+    plans: list[str]  # proposals
     causes: list[str]  # why it went wrong
-    wishes: list[str]  # why it is proposed
-    steps: list[str]  # what has to be prepared
-    tasks: list[str]  # who will do what
+    wishes: list[str]  # reasons for a proposal
+    steps: list[str]  # preparations
+    tasks: list[str]  # things that a speaker will do
 
 
 def situation(topic: str, **phrases: str) -> Situation:
-    """Return a situation from texts whose phrases stand between bars."""
+    """Return a situation from texts with phrases separated by bars."""
     return Situation(topic, **{name: text.split("|") for name, text in phrases.items()})
 
 
