@@ -1,4 +1,4 @@
-"""Evaluations select the adapter, a resumed run selects the same, and trackers get them."""
+"""Test evaluation during training, the selection of the adapter, resuming and trackers."""
 
 from unittest import mock
 
@@ -43,7 +43,7 @@ def test_a_sample_of_questions_has_whole_articles_in_any_order():
 
 
 def play(folder, f1s, every=1, patience=None, max_steps=None):
-    """Return (steps evaluated, steps saved, best step, last step) of a made-up run."""
+    """Simulate a run; return (evaluated steps, saved steps, best step, last step)."""
     values, evaluated, saved = iter(f1s), [], []
     state = TrainerState(max_steps=max_steps or len(f1s) * every, epoch=0.5)
 
@@ -82,7 +82,7 @@ def test_when_a_run_evaluates_saves_and_stops(tmp_path):
 
 
 def state_of(*evaluations):
-    """Return a state after evaluations of (F1 of each question), on three articles."""
+    """Return a state after evaluations, each with the F1 of six questions on three articles."""
     history = [
         {"step": step, "evaluation": sum(each) / 6, "each": each, "articles": list("aabbcc")}
         for step, each in enumerate(evaluations, 1)
@@ -116,7 +116,7 @@ def test_the_mean_of_each_tasks_scores_is_its_headline():
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Twelve articles with two questions each; three of them for validation."""
+    """Return a folder with twelve articles of two questions; three are for validation."""
     folder = tmp_path_factory.mktemp("selection")
     write_small_train(folder / "train.csv", articles=12)
     return folder
@@ -131,7 +131,7 @@ def train(folder, name, more=""):
 
 
 def replace_scores(monkeypatch, f1s):
-    """Let evaluations have these scores, by their step."""
+    """Replace the score of each evaluation; `f1s` maps steps to scores."""
     real_evaluate, real_score, steps = Evaluate._evaluate, Evaluate._score, []
 
     def evaluate(self, args, state, control, loss=""):
@@ -181,7 +181,7 @@ def history(run):
 
 
 def test_an_interrupted_run_evaluates_and_selects_the_same(work, monkeypatch):
-    """Step 2 is evaluated; the resumed run evaluates it if the first was stopped there."""
+    """Step 2 is evaluated even if the run is interrupted there."""
     whole = train(work, "whole")
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         at_step(patch, 2, send)
@@ -194,7 +194,7 @@ def test_an_interrupted_run_evaluates_and_selects_the_same(work, monkeypatch):
 
 
 def test_evaluating_changes_no_training(work):
-    """Losses and gradients are those of a run that never evaluates."""
+    """Losses and gradient norms equal those of a run without evaluations."""
     losses = []
     for every in ("none", "1"):
         more = f"--epochs 1 --lora_dropout 0.1 --evaluate_every {every}"
@@ -205,7 +205,7 @@ def test_evaluating_changes_no_training(work):
 
 
 class Recorder(TrainerCallback):
-    """Records what a tracker would send; it cannot start if its server is away, as MLflow's."""
+    """A fake tracker that records its logs. With `away`, it fails to start, as MLflow can."""
 
     def __init__(self, away=False):
         self.sent, self.away = [], away

@@ -1,4 +1,4 @@
-"""The token tree: one to read, and properties of random ones; masks equal the definition."""
+"""Test token trees and their masks: one example to read, then properties of random trees."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ GROUPS = st.lists(PAIRS, min_size=1, max_size=3)
 
 
 def test_a_tree():
-    """An article 7 8 9, two questions, the first with two answers that share their first token."""
+    """An article 7 8 9 with two questions. The answers to the first share their first token."""
     tree = grow(
         [([7, 8, 9, 1, 2], [5, 6, 0]), ([7, 8, 9, 3], [4, 0]), ([7, 8, 9, 1, 2], [5, 4, 0])]
     )
@@ -38,7 +38,7 @@ def test_a_tree():
 
 
 def test_a_batch_and_its_mask():
-    """Two rows; a padding token is its own end, and a branch point predicts two tokens."""
+    """Two rows. A padding token sees only itself, and a branch point predicts two tokens."""
     batch = collate([grow([([7], [1, 0]), ([7], [2, 0])]), grow([([8], [3])])], pad_id=9)
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[7, 1, 2], [8, 9, 9]],
@@ -59,7 +59,7 @@ def test_a_batch_and_its_mask():
 
 
 def seen_by(tree, query):
-    """Return the indices that a token sees, by the tree's rule."""
+    """Return the indices that a token attends to, by definition."""
     return [key for key in range(query + 1) if query <= tree.subtree_end[key]]
 
 
@@ -92,7 +92,7 @@ def test_a_token_sees_its_path_within_the_window(groups, window):
 
 @given(GROUPS, st.sampled_from([None, 4]), st.integers(1, 60))
 def test_block_masks_equal_dense_masks(groups, window, stretch):
-    """Long stems put branch points on both sides of a block's edge."""
+    """Long prefixes put branch points on both sides of a block boundary."""
     stem = list(range(10, 10 + stretch * 5))
     trees = [grow([(stem + prompt, answer) for prompt, answer in pairs]) for pairs in groups]
     batch = collate(trees, pad_id=0, multiple_of=BLOCK)
@@ -113,7 +113,7 @@ def test_block_masks_equal_dense_masks(groups, window, stretch):
 
 
 def test_flex_attention_equals_the_dense_mask():
-    """The forward on a CPU; the backward needs a GPU (tests/test_gpu.py)."""
+    """Only the forward: the backward needs a GPU (tests/test_gpu.py)."""
     stem = list(range(100, 300))
     tree = grow([([*stem, q, q + 1], [1, q, 2]) for q in range(10, 60)])
     batch = collate([tree], pad_id=0, multiple_of=BLOCK)
@@ -139,6 +139,6 @@ def test_sliding_windows():
 
 
 def test_deep_trees_take_linear_time_and_no_recursion():
-    """Python's limit is 1,000 calls, and anything quadratic in 100,000 tokens would not end."""
+    """Recursion would exceed Python's limit; quadratic time for 100,000 tokens takes too long."""
     tree = grow([([*range(100_000), -q], [1, 2]) for q in range(1, 5)])
     assert len(tree) == 100_008

@@ -1,4 +1,4 @@
-"""Reading once trains as TRL does: losses, gradients and weights of the same steps, by family."""
+"""Test that training on trees equals TRL: losses, gradients and weights, per model family."""
 
 import functools
 import math
@@ -38,12 +38,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """SFTTrainer asks for one; only its padding is used."""
+    """Return a tokenizer for SFTTrainer, which uses only its padding."""
     return AutoTokenizer.from_pretrained(ROOT / "data/demo_model")
 
 
 def make_examples(seed=0, articles=20, questions=2, answers=1, length=(15, 40)):
-    """Return examples of random ids; a question's answers share prompt and first token."""
+    """Return examples of random ids. Answers to a question share the prompt and first token."""
     rng, examples = random.Random(seed), []
 
     def draw(low, high):
@@ -60,10 +60,10 @@ def make_examples(seed=0, articles=20, questions=2, answers=1, length=(15, 40)):
 
 
 def make_recipe(folder, **options):
-    """Return a recipe that does not clip gradients, so that they can be compared.
+    """Return a recipe without gradient clipping, so that gradients can be compared.
 
-    It warms up for a step, because AdamW's first step is the gradient's sign, and that of an
-    element below float32's rounding (2e-10 where its neighbors have 1e-2) is noise.
+    It has one warmup step: the first step of AdamW is the sign of the gradient, which is noise for
+    elements below the rounding error (2e-10 next to 1e-2).
     """
     defaults = {"quantization": "none", "questions_per_step": 4, "max_grad_norm": 1e9}
     defaults |= {"learning_rate": 2e-4, "lora_r": 4}
@@ -76,7 +76,7 @@ def make_plan(tokens=4096, checkpointing=False):
 
 
 class Record(TrainerCallback):
-    """Records loss and gradients of every step."""
+    """Record the loss and gradients of every step."""
 
     def __init__(self):
         self.losses, self.gradients = [], []
@@ -98,9 +98,9 @@ def trained(model):
 
 
 def adapted(recipe):
-    """Return the same base and adapter every time.
+    """Return a reproducible model with an adapter.
 
-    lora_B is not zero, or half of the gradients would be.
+    lora_B is random, because with zeros half of the gradients are zero.
     """
     model = add_adapter(load_base(recipe, CPU), recipe)
     generator = torch.Generator().manual_seed(1)
@@ -111,7 +111,7 @@ def adapted(recipe):
 
 
 def in_padded_rows(trainer):
-    """Let trees of similar size share a micro-batch, as on a GPU; on a CPU each has its own."""
+    """Put trees of similar size in one micro-batch, as on a GPU. On a CPU each has its own."""
     assert trainer.batching.alone
     trainer.batching = replace(trainer.batching, alone=False)
     return trainer
@@ -143,10 +143,10 @@ def absolute(got, expected):
 
 
 def assert_equals_trl(recipe, plan, examples, tokenizer, tmp_path, weights=absolute):
-    """Compare with TRL's trainer, one example at a time, on the same steps.
+    """Compare with TRL, one example at a time, on the same steps.
 
-    Losses agree to 1e-6 and gradients to 1e-5, relative; weights to 1e-5, by `weights`. After the
-    first step weights differ by rounding: ten steps of twelve seeds had up to 1.1e-5 in gradients.
+    Relative tolerances are 1e-6 for losses and 1e-5 for gradients; weights differ by at most 1e-5
+    (`weights`). Rounding of weights changes later gradients: by up to 1.1e-5 with twelve seeds.
     """
     record, got, trainer = run(recipe, plan, examples, tokenizer, tmp_path / "ours")
     size, seed = trainer.args.per_device_train_batch_size, trainer.args.seed
@@ -174,7 +174,7 @@ BY_SGD = ("llama", "qwen3", "gemma3", "gpt2")
 
 
 def unless(fast, *values):
-    """Return a case, which is slow unless it is fast."""
+    """Return a case that is marked slow unless `fast`."""
     return pytest.param(*values, marks=() if fast else pytest.mark.slow)
 
 
@@ -190,9 +190,9 @@ SGD = {"optim": "sgd", "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
     ],
 )
 def test_sgd_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization):
-    """Two articles a step in padded rows, two answers a question; gradient checkpointing.
+    """Two articles per step in padded rows, two answers per question, gradient checkpointing.
 
-    Experts without the loss of uneven routing, which TRL adds by default.
+    The experts have no auxiliary load-balancing loss, which TRL adds by default.
     """
     recipe = make_recipe(bases / family, quantization=quantization, questions_per_step=8, **SGD)
     examples, plan = make_examples(answers=2), make_plan(checkpointing=family != "experts")
@@ -209,9 +209,9 @@ def test_sgd_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization):
     ],
 )
 def test_adamw_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization, tokens):
-    """Nested trees, two questions with five answers each; no checkpointing.
+    """Nested trees: two questions with five answers each, without checkpointing.
 
-    With any number of tokens in a micro-batch, from one question to the whole step.
+    Micro-batches range from one question to the whole step.
     """
     how = {"optim": "adamw_torch", "questions_per_step": 10}
     recipe = make_recipe(bases / family, quantization=quantization, **how)
@@ -220,7 +220,7 @@ def test_adamw_steps_equal_trl(bases, tokenizer, tmp_path, family, quantization,
 
 
 def plain_gradients(model, examples):
-    """Return loss and gradients of a plain loop over the examples, one at a time."""
+    """Return loss and gradients of a loop over single examples."""
     total, targets = 0.0, sum(len(example.answer_ids) for example in examples)
     for example in examples:
         ids, answer = example.prompt_ids + example.answer_ids, torch.tensor(example.answer_ids)
@@ -232,7 +232,7 @@ def plain_gradients(model, examples):
 
 
 def tree_gradients(trainer, examples, targets=None):
-    """Return the same by one training step of ours."""
+    """Return loss and gradients of one training step on trees."""
     step = trainer.batching.collate_step(examples)
     loss = trainer.training_step(trainer.model, step, targets or step["labels"].numel()).item()
     return loss, take_gradients(trainer.model)
@@ -251,7 +251,7 @@ def assert_same_gradients(ours, plain):
 
 @pytest.fixture(scope="module")
 def trainers(bases, tokenizer, tmp_path_factory):
-    """Return a function that makes a trainer per family, in float32, never trained."""
+    """Return a cached function that makes an untrained float32 trainer for a family."""
 
     @functools.cache
     def get(family, **options):
@@ -272,7 +272,7 @@ questions = st.lists(st.tuples(st.integers(0, 2), ids.filter(len), ids), min_siz
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=questions)
 def test_random_trees_have_the_gradients_of_a_plain_loop(trainers, family, drawn):
-    """Of few tokens: prompts and answers share beginnings in every way, duplicates included."""
+    """With few token ids, prompts and answers share prefixes in every way, including duplicates."""
     stems = [[*range(10 + 30 * a, 10 + 30 * a + 5 + 9 * a)] for a in range(3)]
     examples = [
         Example(Row(str(i), f"{a}", "q"), stems[a] + p, [*x, 1])
@@ -284,7 +284,7 @@ def test_random_trees_have_the_gradients_of_a_plain_loop(trainers, family, drawn
 
 
 def test_an_adapter_on_the_head_trains_and_is_saved_alone(trainers):
-    """TRL rejects it, so a plain loop is compared; PEFT also saves the head, 262 MB for SOLAR."""
+    """TRL rejects it, so compare with a loop. PEFT would save the LM head too (262 MB in SOLAR)."""
     trainer = trainers("llama", lora_target_modules="q_proj,lm_head")
     examples = make_examples()[:8]
     ours, plain = tree_gradients(trainer, examples), plain_gradients(trainer.model, examples)
@@ -298,7 +298,7 @@ def test_an_adapter_on_the_head_trains_and_is_saved_alone(trainers):
 
 
 def test_an_evaluation_between_steps_changes_nothing(bases, tokenizer, tmp_path):
-    """On CPUs with AVX512-BF16 a forward in eval mode repacked 4-bit weights: wrong gradients."""
+    """Regression: with AVX512-BF16, a forward in eval mode repacked weights: wrong gradients."""
 
     class Evaluate(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -315,7 +315,7 @@ def test_an_evaluation_between_steps_changes_nothing(bases, tokenizer, tmp_path)
 
 
 def test_dropout_draws_once_per_shared_token(bases, tokenizer, tmp_path):
-    """Two equal questions have one loss, because they are one branch; TRL would draw twice."""
+    """Two equal questions share one branch and thus one dropout mask. TRL would draw two."""
     recipe = make_recipe(bases / "llama", lora_dropout=0.5)
     one = make_examples(articles=1, questions=1)
     trainer = make_trainer(recipe, make_plan(), tokenizer, one, adapted(recipe), str(tmp_path), [])
@@ -328,7 +328,7 @@ def test_dropout_draws_once_per_shared_token(bases, tokenizer, tmp_path):
 
 
 def test_bfloat16_on_a_cpu_keeps_the_adapter_in_float32(tokenizer, tmp_path):
-    """Compare with float32 on the demo's base: losses within a hundredth, products in 16 bit."""
+    """Losses are within 1% of float32 on the demo model, and matrix products are in bfloat16."""
     losses, kinds = {}, set()
     for name in ("float32", "bfloat16"):
         recipe = make_recipe("data/demo_model", quantization="nf4", compute_dtype=name)
@@ -351,14 +351,14 @@ articles_of = st.lists(st.integers(1, 30), min_size=1, max_size=40)
 
 
 def number_questions(sizes):
-    """Return articles of so many questions, numbered in order."""
+    """Return articles with these numbers of questions, numbered in order."""
     ends = [sum(sizes[: place + 1]) for place in range(len(sizes))]
     return [list(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
 
 
 @given(articles_of, st.integers(1, 20), st.integers(0, 2**32))
 def test_every_question_is_dealt_once(sizes, questions_per_step, seed):
-    """In the promised number of steps, none empty; articles are whole unless larger than a step."""
+    """There are no empty steps, and only articles larger than a step are split."""
     total = sum(sizes)
     steps = deal(number_questions(sizes), questions_per_step, random.Random(seed))
     assert len(steps) == math.ceil(total / questions_per_step)
@@ -371,7 +371,7 @@ def test_every_question_is_dealt_once(sizes, questions_per_step, seed):
 
 @given(articles_of, st.integers(1, 4), st.integers(0, 100))
 def test_processes_share_a_step(sizes, processes, seed):
-    """No question is lost or doubled."""
+    """No question is lost or duplicated."""
     total, rng = sum(sizes), random.Random(seed)
     lengths = [rng.randint(1, 900) for _ in range(total)]
     step = number_questions(sizes)
@@ -424,7 +424,7 @@ PAIRS = SimpleNamespace(  # batches of two questions
 
 
 def test_processes_share_the_batches_of_one(monkeypatch):
-    """Finished batches are not dealt: a resumed inference would leave a process idle."""
+    """Only unfinished batches are distributed, so a resumed inference leaves no process idle."""
     done = {0, 1, 3, 4, 5, 9}  # 2 is answered again with 3, whose answer is dropped
     for count in (1, 2, 3, 7):
         shares, results = [], []
@@ -447,7 +447,7 @@ def test_processes_share_the_batches_of_one(monkeypatch):
 
 @pytest.fixture
 def limited(trainers, monkeypatch):
-    """Return a trainer, and a list whose number of tokens a forward must not exceed."""
+    """Return a trainer and a list with the maximum number of tokens per forward."""
     trainer, tokens = trainers("llama"), [math.inf]
     compute = trainer.compute_loss
 
@@ -464,7 +464,7 @@ def limited(trainers, monkeypatch):
 
 
 def test_memory_that_runs_out_halves_the_batches(limited, capsys):
-    """The step is repeated with the same loss and gradients; later steps keep the size."""
+    """The step is repeated with the same loss and gradients, and later steps use the new size."""
     trainer, tokens = limited
     examples, before = make_examples(articles=3, questions=6), trainer.batching
     whole, ahead = tree_gradients(trainer, examples), before.collate_step(examples)
@@ -480,7 +480,7 @@ def test_memory_that_runs_out_halves_the_batches(limited, capsys):
 
 
 def test_a_question_that_does_not_fit_ends_the_search(limited):
-    """A long question next to an article that can still be split was halved forever."""
+    """Regression: a long question next to an article that can be split was halved forever."""
     trainer, tokens = limited
     (long,) = make_examples(articles=1, questions=1, length=(90, 90))
     short = [replace(e, row=Row("s", "short", "q")) for e in make_examples(1, articles=1)]
