@@ -34,8 +34,8 @@ class Capturing:
             nonlocal is_first
             self.replays += 1
             for operation, args, kwargs, results in [] if is_first else recorder.calls:
-                again = operation(*args, **kwargs)
-                for old, new in zip(tree_leaves(results), tree_leaves(again), strict=True):
+                replayed = operation(*args, **kwargs)
+                for old, new in zip(tree_leaves(results), tree_leaves(replayed), strict=True):
                     if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
             is_first = False

@@ -178,10 +178,10 @@ def test_every_answer_is_checked():
     for change, answer in changes.items():
         template = TURNS.replace("m.content", ANSWER.format("m.content" + change)) + PROMPT
         encoder(tokenizer_with(template)).encode(rows, 1000, answers=True)
-        odd = Row("odd", ROW.context, "매출은?", (answer,))
+        bad_row = Row("odd", ROW.context, "매출은?", (answer,))
         expected = f"question odd: the answer is '{answer}', but .* would be trained"
         with pytest.raises(InputError, match=expected):
-            encoder(tokenizer_with(template)).encode([*rows, odd], 1000, answers=True)
+            encoder(tokenizer_with(template)).encode([*rows, bad_row], 1000, answers=True)
 
 
 def test_default_template_is_used():

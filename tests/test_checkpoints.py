@@ -68,7 +68,7 @@ def copy_unfinished(full_run, name):
     return run
 
 
-def interrupted(folder, monkeypatch, name, step=3, action=send, more="", error=Stopped):
+def interrupt(folder, monkeypatch, name, step=3, action=send, more="", error=Stopped):
     """Train, run `action` at a step, and return the run and the error that stopped it."""
     with monkeypatch.context() as patch, pytest.raises(error) as raised:
         at_step(patch, step, action)
@@ -82,15 +82,15 @@ def equal_runs(run, full_run):
         [(line["step"], line["loss"], line["grad_norm"]) for line in read_lines(each.metrics_file)]
         for each in (run, full_run)
     ]
-    left = (run.checkpoints / checkpoints.STAGING).exists()
-    return same_adapters(run, full_run) and histories[0] == histories[1] and not left
+    has_leftovers = (run.checkpoints / checkpoints.STAGING).exists()
+    return same_adapters(run, full_run) and histories[0] == histories[1] and not has_leftovers
 
 
 def newest_of(run):
     return newest_valid(run.checkpoints)[0]
 
 
-def flip(path):
+def flip_bit(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -103,7 +103,7 @@ CHECKPOINT_FILES = (
 DAMAGE = (
     lambda path: path.write_bytes(path.read_bytes()[:-1]),
     lambda path: path.unlink(),
-    flip,
+    flip_bit,
     *(partial(Path.write_bytes, data=text) for text in (b"", b"[]", b'{"files": {}}', b"\xff")),
 )
 
@@ -139,7 +139,7 @@ def test_damage_to_any_checkpoint_file_is_found(full_run, tmp_path):
 )
 def test_resume_after_a_signal(work, full_run, monkeypatch, capsys, number, code, step):
     name, more = f"signal-{number}", "--save_steps 100"
-    run, stopped = interrupted(work, monkeypatch, name, step, lambda: send(number), more)
+    run, stopped = interrupt(work, monkeypatch, name, step, lambda: send(number), more)
     assert stopped.code == code
     assert f"after step {step} of 12. Continue with" in str(stopped)
     assert not run.finished
@@ -154,7 +154,7 @@ def test_second_signal_stops_immediately(work, full_run, monkeypatch):
         send(signal.SIGINT)
         send(signal.SIGINT)
 
-    run, _ = interrupted(work, monkeypatch, "double", action=twice, error=KeyboardInterrupt)
+    run, _ = interrupt(work, monkeypatch, "double", action=twice, error=KeyboardInterrupt)
     assert newest_of(run).name == "checkpoint-2", "nothing of the current step is saved"
     resume(run)
     assert equal_runs(run, full_run)
@@ -216,7 +216,7 @@ def test_unusable_newest_checkpoint_is_skipped(full_run, capsys, how):
     run = copy_unfinished(full_run, how)
     newest = run.checkpoints / "checkpoint-12"
     if how == "damaged":
-        flip(newest / "optimizer.pt")
+        flip_bit(newest / "optimizer.pt")
         run.adapter.mkdir()
         run.weights.touch()
     else:
@@ -257,11 +257,11 @@ def test_full_disk_keeps_the_last_good_checkpoint(work, full_run, monkeypatch):
 def test_resume_after_kill_during_validation(work):
     """Regression: a run killed after saving its adapter had no report and could not be resumed."""
     run = train(work, "unvalidated", "--validation_fraction 0.2 --evaluate_every none --epochs 0.3")
-    weights, made = run.weights.read_bytes(), (run.report_file, run.validation_record)
-    for file in (*made, run.validation_file):
+    weights, trainers = run.weights.read_bytes(), (run.report_file, run.validation_record)
+    for file in (*trainers, run.validation_file):
         file.unlink()
     resume(run)
-    assert all(file.is_file() for file in made)
+    assert all(file.is_file() for file in trainers)
     assert run.weights.read_bytes() == weights
 
 
@@ -294,7 +294,7 @@ def test_changed_data_or_recipe_needs_resume_anyway(work, full_run, capsys):
 
 
 def test_resume_with_another_adapter_is_rejected(work, monkeypatch):
-    run, _ = interrupted(work, monkeypatch, "adapter")
+    run, _ = interrupt(work, monkeypatch, "adapter")
     before = run.recipe_file.read_text()
     with pytest.raises(InputError, match="adapter is not that of .*Start a new run"):
         resume(run, "--resume_anyway --lora_r 4")
@@ -325,9 +325,9 @@ def test_nan_is_never_saved(work, monkeypatch, kind):
             weights = next(p for n, p in trainer.model.named_parameters() if "lora_A" in n)
             weights.register_hook(lambda gradient: gradient * math.nan)
 
-    made = []
-    change_trainer(monkeypatch, made.append)
-    at_step(monkeypatch, 4, lambda: make_nan(made[-1]))
+    trainers = []
+    change_trainer(monkeypatch, trainers.append)
+    at_step(monkeypatch, 4, lambda: make_nan(trainers[-1]))
     name, own = kind.replace(" ", "-").replace("'", ""), "TRL" in kind
     questions = "" if own else r" \(questions TRAIN_.*\)"
     expected = rf"^(the loss|grad_norm) is (nan|inf) in step 5{questions}: training stopped"
@@ -355,9 +355,9 @@ def test_steps_skipped_by_the_float16_scaler_are_allowed(work, monkeypatch):
 
 
 def test_out_of_memory_in_training_suggests_options(work, monkeypatch):
-    def full(*args, **kwargs):
+    def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    change_trainer(monkeypatch, lambda t: monkeypatch.setattr(t, "compute_loss", full))
+    change_trainer(monkeypatch, lambda t: monkeypatch.setattr(t, "compute_loss", fail))
     with pytest.raises(InputError, match=r"out of memory.*--gradient_checkpointing true.*--resume"):
         train(work, "memory")

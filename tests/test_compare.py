@@ -34,7 +34,7 @@ def make_run(tmp_path):
     return make
 
 
-def call(tmp_path, *names):
+def compare_runs(tmp_path, *names):
     return compare.compare(names, str(tmp_path / "outputs"))
 
 
@@ -65,5 +65,5 @@ def test_incomparable_runs_are_rejected(make_run, tmp_path):
         ("blind blind2", "4 questions have no gold answer"),
     ):
         with pytest.raises(InputError, match=message):
-            call(tmp_path, *names.split())
+            compare_runs(tmp_path, *names.split())
     assert not list((tmp_path / "outputs").glob("compare-*"))

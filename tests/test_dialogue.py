@@ -36,7 +36,7 @@ def write(path, items, **layout):
     return path
 
 
-def answered(rows, letters):
+def make_answers(rows, letters):
     return Answers(rows, [{"prediction": letter} for letter in letters])
 
 
@@ -82,7 +82,7 @@ def test_submission_changes_only_outputs(items, tmp_path):
             text = json.dumps(test, ensure_ascii=ensure_ascii, **layout) + "\n"
             path.write_text(text, encoding="utf-8")
             rows = TASK.read([path], {}, False).rows
-            answers = answered(rows, letters)
+            answers = make_answers(rows, letters)
             written, _ = TASK.submit(make_recipe({}, "test"), tmp_path, path, answers, None)
             filled = json.loads(written.read_text(encoding="utf-8"))
             outputs = [item["output"] for item in filled]

@@ -91,7 +91,7 @@ class PageRunner:
         assert is_interrupted
         assert process.wait() in (0, 130)
 
-    def follow(self, command):
+    def run_command(self, command):
         """Run a command of a page, with replacements for models and runs that do not exist."""
         words = shlex.split(command)
         if "data/train.csv" in words and not self.has_data:
@@ -124,4 +124,4 @@ def test_commands_of_a_page_run(page, tmp_path):
             runner.make_run("run1")
     # Also repeated commands: the README has its first two without data, then with data.
     for command in commands:
-        runner.follow(command)
+        runner.run_command(command)

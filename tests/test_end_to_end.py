@@ -249,11 +249,11 @@ def test_invalid_calls_fail_clearly_and_change_nothing(work, run, tmp_path):
     (tmp_path / "empty" / "header.csv").write_text("id,context,question\n")
     unfinished = tmp_path / "unfinished"
     shutil.copytree(run.path, unfinished, ignore=shutil.ignore_patterns("adapter"))
-    places = {"empty": tmp_path / "empty", "unfinished": unfinished, "run": run.path}
+    paths = {"empty": tmp_path / "empty", "unfinished": unfinished, "run": run.path}
     before = sorted([*work.rglob("*"), *tmp_path.rglob("*")])
     for main, calls in ((inference.main, ANSWER_CALLS), (fine_tune.main, TRAIN_CALLS)):
         for call in calls.strip().splitlines():
             words, message = call.split(" | ")
             with pytest.raises(InputError, match=message):
-                main(words.format(outputs=work / "outputs", **places).split())
+                main(words.format(outputs=work / "outputs", **paths).split())
     assert sorted([*work.rglob("*"), *tmp_path.rglob("*")]) == before

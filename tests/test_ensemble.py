@@ -46,7 +46,7 @@ def test_ties_and_majorities():
         assert select(records(*answers), method) == selected, (method, answers)
 
 
-def test_a_hard_vote_breaks_ties_by_summed_probability():
+def test_hard_vote_breaks_ties_by_probability():
     def member(choice, **log_probabilities):
         return {"id": "q", "prediction": choice, "choices": log_probabilities}
 

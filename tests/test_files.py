@@ -413,7 +413,7 @@ def test_group_of_a_unique_article_is_its_hash():
     assert article_groups(rows) == {row.article: row.article for row in rows}
 
 
-def test_a_thousand_copies_are_one_group():
+def test_many_near_duplicates_are_one_group():
     """Regression: groups above 100 were missed. A line that is in all articles makes no group."""
     line = " ⓒ 한빛일보, 무단 전재 및 재배포 금지. 기자 김한결 hankyul@example.com"
     texts = {

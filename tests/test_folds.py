@@ -22,7 +22,7 @@ from dandap.recipe import make_recipe
 from dandap.runs.folder import RunFolder
 from dandap.training.cross_validation import find_suspects
 from tests.conftest import ROOT, read_lines, write_small_train
-from tests.interrupting import At, change_trainer, send
+from tests.interrupting import CallAtStep, change_trainer, send
 
 CPU = torch.device("cpu")
 ROWS = [
@@ -111,7 +111,7 @@ def parent(tmp_path_factory):
     def stop_the_second(trainer):
         made.append(trainer)
         if len(made) == 2:
-            trainer.callback_handler.callbacks.insert(0, At(1, send))
+            trainer.callback_handler.callbacks.insert(0, CallAtStep(1, send))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)

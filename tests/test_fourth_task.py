@@ -12,7 +12,7 @@ from dandap.answering.run import answer, find_source
 from tools import explore
 
 FILE = '''
-"""Claims on news, to be called 참 or 거짓; submitted as a line of text each."""
+"""Claims about news with a verdict, 참 or 거짓. The submission has one line per verdict."""
 
 import json
 

@@ -71,9 +71,7 @@ def answers(kind, rows, grounded, **options):
 
 
 @KINDS
-def test_a_grounded_answer_is_a_span_and_the_greedy_one_where_that_is_a_span(
-    kind, questions, request
-):
+def test_grounded_answer_is_a_span_and_greedy_if_possible(kind, questions, request):
     """100 articles are cut at random places, so that spans end anywhere."""
     rng, rows = random.Random(0), []
     for number in range(100):

@@ -50,7 +50,7 @@ def test_names_of_the_test_set_are_not_in_train():
 
 
 @torch.no_grad()
-def losses_one_sequence_at_a_time(model, lessons):
+def separate_losses(model, lessons):
     """Return the same losses as loss_of, with one forward per sequence and without masks."""
     losses, weights, attention_shares = [], [], []
     for lesson in lessons:
@@ -84,7 +84,7 @@ def test_tree_losses_equal_separate_sequences(lessons):
     assert len(batch["input_ids"]) < len(lessons)  # some lessons share a row
     language, pointing = demo_model.loss_of(model, batch)
     model.set_attn_implementation("eager")  # to get attention weights
-    expected = losses_one_sequence_at_a_time(model, lessons)
+    expected = separate_losses(model, lessons)
     assert (language.item(), pointing.item()) == pytest.approx(expected, rel=1e-5)
 
 
@@ -135,10 +135,10 @@ def content(statement: str) -> str:
 
 
 def test_situations_of_the_test_set_are_not_in_train():
-    ours = {name for situation in TRAIN for name in nouns(situation)}
-    others = {name for situation in TEST for name in nouns(situation)}
-    assert len(ours) > 200
-    assert not ours & others
+    train_nouns = {name for situation in TRAIN for name in nouns(situation)}
+    test_nouns = {name for situation in TEST for name in nouns(situation)}
+    assert len(train_nouns) > 200
+    assert not train_nouns & test_nouns
     assert not {p for s in TRAIN for p in phrases(s)} & {p for s in TEST for p in phrases(s)}
     # In the shipped files, train and test share only the feelings.
     contents = []

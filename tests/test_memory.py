@@ -36,7 +36,7 @@ def footprint(config: PretrainedConfig = EEVE, flex: bool = False, **options: ob
     return Footprint(Recipe(**options), config, CUDA, torch.bfloat16, flex)
 
 
-def of_recipe(name: str, device: torch.device = CUDA) -> Footprint:
+def footprint_of(name: str, device: torch.device = CUDA) -> Footprint:
     recipe = load_recipe(name, {})
     dtype = torch.bfloat16 if device is CUDA else torch.float32
     return Footprint(recipe, make_config(SHAPES[recipe.model]), device, dtype)
@@ -155,7 +155,7 @@ def plan_for(size: float, training: bool = True, **options: object) -> Plan:
 
 
 def test_more_memory_never_gives_a_smaller_plan():
-    sizes, qwen = (16, 24, 48, 80, 140), of_recipe("qwen3-8b")
+    sizes, qwen = (16, 24, 48, 80, 140), footprint_of("qwen3-8b")
     found = [fit_plan(qwen, size * GB, training=True) for size in sizes]
     order = [(not plan.gradient_checkpointing, plan.tokens_per_batch) for plan in found]
     assert order == sorted(order)
@@ -205,7 +205,7 @@ def test_cpu_dequantizes_the_base_model_if_memory_allows(monkeypatch):
 
 def test_cpu_with_little_memory_uses_smaller_batches(capsys):
     """First smaller batches (free), then checkpointing (a third slower), then a warning."""
-    qwen, chosen = of_recipe("qwen3-0.6b", CPU), []
+    qwen, chosen = footprint_of("qwen3-0.6b", CPU), []
     for free in (24, 10, 5, 1):
         plan = fit_plan(qwen, free * GB, training=True)
         chosen.append((plan.tokens_per_batch, plan.gradient_checkpointing, plan.dequantized))

@@ -121,7 +121,7 @@ def test_choices_are_right_or_wrong(tmp_path):
     assert "F1" not in body.replace("char-f1", "") and "Near-misses" not in body
 
 
-def test_a_report_in_korean(tmp_path):
+def test_korean_report(tmp_path):
     records = [record(0, "부산은", "부산"), record(1, "서울", "부산", "본사는 어디에 있나?")]
     language.set_language("ko")
     try:

@@ -44,13 +44,13 @@ def test_broken_runs_are_skipped(tmp_path, capsys):
     first = {"started": "2026-01-01", "finished": "2026-01-02"}
     later = json.dumps({"started": "2026-01-03", "finished": "2026-01-04"})
     make_run(tmp_path / "good", first)
-    odd = [("environment.json", text) for text in ("", "[]", '{"finished": ', "\x00")]
-    odd += [("template.json", "{"), ("recipe.yaml", "[")]
-    for number, (file, content) in enumerate(odd):
+    broken = [("environment.json", text) for text in ("", "[]", '{"finished": ', "\x00")]
+    broken += [("template.json", "{"), ("recipe.yaml", "[")]
+    for number, (file, content) in enumerate(broken):
         (make_run(tmp_path / f"odd-{number}", later).path / file).write_text(content)
     assert find_run(None, str(tmp_path)).path.name == "good"
     printed = capsys.readouterr().out
-    for number in range(len(odd)):
+    for number in range(len(broken)):
         assert f"{tmp_path / f'odd-{number}'} is skipped: " in printed
 
 

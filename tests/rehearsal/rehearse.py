@@ -244,7 +244,7 @@ def _dry_model(name: str, options: dict, dequantized: bool = False):
     return recipe, config, dtype, add_adapter(base, recipe)
 
 
-def chosen_training_memory(recipe: str) -> dict:
+def planned_training_memory(recipe: str) -> dict:
     """Trace a step with the plan for this GPU and the longest articles that the recipe allows."""
     chosen = load_recipe(recipe, {})
     config = make_config(SHAPES[chosen.model])
@@ -339,7 +339,7 @@ def answering_memory(
     }
 
 
-def ask_the_gpu(parts: str) -> dict:
+def gpu_benchmark(parts: str) -> dict:
     """Run benchmarks.gpu on a tiny model."""
     from benchmarks import gpu as benchmark
 
@@ -390,7 +390,7 @@ def scripts(optimizers: list[str]) -> dict:
         return found | {"answered": answers["char_f1"]}
 
 
-def tests_for_a_gpu() -> dict:
+def gpu_tests() -> dict:
     """Run the tests of `pytest -m gpu` on tiny models."""
     from tests import capturing, test_gpu
 
@@ -406,7 +406,7 @@ def tests_for_a_gpu() -> dict:
     return {}
 
 
-def compare_ways(benchmark: str) -> dict:
+def run_benchmark(benchmark: str) -> dict:
     """Run the training or inference benchmark on a tiny model."""
     from benchmarks import inference, training
 

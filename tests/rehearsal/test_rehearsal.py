@@ -38,7 +38,7 @@ def library(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def rehearse(library):
-    """Return a function that runs jobs on a kind of GPU in one process, and caches the results."""
+    """Return a function that runs jobs on a fake GPU in one process and caches the results."""
     environment = {"PRETENDED_GPU": str(library), "PYTHONPATH": str(Path.cwd())}
     results_of = {}
 
@@ -142,7 +142,7 @@ def test_gpu_benchmark_runs(rehearse):
     """It also probes real head sizes and interrupts a script."""
     found = {}
     for parts in ("products,training,answers,float16", "probes,interrupted"):
-        (results,) = rehearse("sm_80", [{"what": "ask_the_gpu", "parts": parts}])
+        (results,) = rehearse("sm_80", [{"what": "gpu_benchmark", "parts": parts}])
         assert "error" not in results, results
         assert all("error" not in results[part] for part in parts.split(",")), results
         found |= results
@@ -172,7 +172,7 @@ RECIPES = (
 @pytest.mark.parametrize("gpu", ["sm_75", "sm_89", "sm_80"])
 def test_training_plan_matches_a_full_size_step(rehearse, gpu):
     """Within 5% at 16, 24 and 80 GB for every base model that fits. Prints rows for RESULTS.md."""
-    jobs = [{"what": "chosen_training_memory", "recipe": recipe} for recipe in RECIPES]
+    jobs = [{"what": "planned_training_memory", "recipe": recipe} for recipe in RECIPES]
     wrong = []
     for recipe, found in zip(RECIPES, rehearse(f"{gpu}-dry", jobs), strict=True):
         if "refused" in found:
@@ -238,9 +238,9 @@ def test_answering_launches_few_kernels(rehearse):
 OPTIMIZERS = "adamw_torch_fused adamw_torch sgd adamw_8bit paged_adamw_32bit".split()
 SCRIPT_JOBS = [
     {"what": "scripts", "optimizers": OPTIMIZERS},
-    {"what": "tests_for_a_gpu"},
-    {"what": "compare_ways", "benchmark": "training"},
-    {"what": "compare_ways", "benchmark": "inference"},
+    {"what": "gpu_tests"},
+    {"what": "run_benchmark", "benchmark": "training"},
+    {"what": "run_benchmark", "benchmark": "inference"},
 ]
 
 

@@ -26,9 +26,9 @@ def work(tmp_path_factory):
 
 def options(folder, output):
     paths = f"--train_file {folder}/train.csv --output_dir {folder}/{output}"
-    how = "--validation_fraction 0.1 --questions_per_step 4 --save_steps 1 --evaluate_every 6 "
-    how += "--max_new_tokens 4"
-    return f"--recipe demo --epochs 2 {paths} {how}".split()
+    settings = "--validation_fraction 0.1 --questions_per_step 4 --save_steps 1 --evaluate_every 6 "
+    settings += "--max_new_tokens 4"
+    return f"--recipe demo --epochs 2 {paths} {settings}".split()
 
 
 def train_until_done(folder, output, kills, rng):
