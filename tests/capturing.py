@@ -1,4 +1,4 @@
-"""A stand-in for CUDA graphs on a CPU: operations are recorded, and repeated without Python."""
+"""Fake CUDA graphs on a CPU: record the operations, then replay them without Python."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,21 +21,21 @@ class _Recorder(TorchDispatchMode):
 
 
 class Capturing:
-    """Captures as `cuda_graph.capture` does, and counts the replays."""
+    """A replacement for `cuda_graph.capture` that counts its replays."""
 
     replays = 0
 
     def __call__(self, work):
         with _Recorder() as recorder:
             output = work()
-        is_first = True  # unlike a capture, recording has computed
+        is_first = True  # unlike a capture, recording already computed the result
 
         def replay():
             nonlocal is_first
             self.replays += 1
             for operation, args, kwargs, results in [] if is_first else recorder.calls:
-                again = operation(*args, **kwargs)
-                for old, new in zip(tree_leaves(results), tree_leaves(again), strict=True):
+                replayed = operation(*args, **kwargs)
+                for old, new in zip(tree_leaves(results), tree_leaves(replayed), strict=True):
                     if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
             is_first = False
@@ -45,7 +45,7 @@ class Capturing:
 
 
 def capture_on_cpu(monkeypatch) -> Capturing:
-    """Let the decoder capture its steps by the stand-in, and return it."""
+    """Make the decoder capture its steps with `Capturing`, and return it."""
     capturing = Capturing()
     monkeypatch.setattr(tree_decoder, "can_capture", lambda device: not cuda_graph._disabled)
     monkeypatch.setattr(cuda_graph, "run_eagerly", lambda work: work())

@@ -1,18 +1,18 @@
-"""Shared by all tests: no hub, and small files made on the spot."""
+"""Fixtures and helpers for all tests: offline by default, small files written on the fly."""
 
 import os
 import signal
 import sys
 
-# Only `pytest -m hub` may use the network; its worker processes have no such argument.
+# Only `pytest -m hub` may use the network. Its xdist workers do not see the argument.
 if "hub" in sys.argv:
     os.environ["DANDAP_TEST_HUB"] = "1"
 if "DANDAP_TEST_HUB" not in os.environ:
     os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ["LC_ALL"] = "C.UTF-8"  # else messages would come in the tester's language
+os.environ["LC_ALL"] = "C.UTF-8"  # otherwise messages are in the tester's language
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core is another worker's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other cores belong to other workers
 
 import csv
 import json
@@ -22,22 +22,22 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# A runner in the background (nohup, &) hands down signals that are ignored, and tests send them.
+# Background runners (nohup, &) pass on ignored signals, but tests send these signals.
 for _name, _default in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
     if getattr(signal, _name, None) and signal.getsignal(getattr(signal, _name)) is signal.SIG_IGN:
         signal.signal(getattr(signal, _name), _default)
 
-hypothesis.settings.register_profile("ours", deadline=None)  # a busy machine is no failure
+hypothesis.settings.register_profile("ours", deadline=None)  # a busy machine must not fail a test
 hypothesis.settings.load_profile("ours")
 
 ROOT = Path(__file__).parent.parent
 
 
 def copy_project(target):
-    """Copy the project's own files, without anybody's data and outputs, and return the target."""
+    """Copy the project's files without user data and outputs, and return the target."""
     target.mkdir()
-    whole = ("dandap", "tasks", "tools", "benchmarks", "recipes", "data/sample", "data/demo_model")
-    for name in whole:
+    parts = ("dandap", "tasks", "tools", "benchmarks", "recipes", "data/sample", "data/demo_model")
+    for name in parts:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, target / name, ignore=ignore)
     files = [*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt"), *ROOT.glob("notebooks/*.ipynb")]
@@ -49,8 +49,8 @@ def copy_project(target):
 
 
 @pytest.fixture(autouse=True)
-def _in_the_project(monkeypatch):
-    """Scripts find recipes/ and data/ from the project's root."""
+def _run_in_project_root(monkeypatch):
+    """Run each test in the project root, where scripts find recipes/ and data/."""
     monkeypatch.chdir(ROOT)
 
 
@@ -69,7 +69,7 @@ def write_csv(tmp_path):
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
-    """Return a folder per family of tiny_models, and one with experts, with random weights."""
+    """Return a folder of random tiny models, one per family in tiny_models plus `experts`."""
     import torch
     from tiny_models import EXPERTS, FAMILIES
     from transformers import AutoModelForCausalLM
@@ -83,22 +83,22 @@ def bases(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Return a headless Chromium; tests are skipped where there is none."""
+    """Return a headless Chromium, or skip if it is not installed."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("chromium is missing")
-    quiet = (
+    flags = (
         "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
         "--disable-background-networking --disable-component-update"
     )
     with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=quiet.split())
-        yield opened
-        opened.close()
+        instance = playwright.chromium.launch(executable_path=chromium, args=flags.split())
+        yield instance
+        instance.close()
 
 
-# Two processes as the README starts them, on CPUs too: `--cpu --num_processes 2` starts one.
+# Two processes as in the README. `--cpu --num_processes 2` would start only one.
 LAUNCH = [
     *(sys.executable, "-m", "accelerate.commands.launch"),
     *("--config_file", "recipes/accelerate/ddp.yaml"),
@@ -106,7 +106,7 @@ LAUNCH = [
 
 
 def process_of(launcher, rank):
-    """Return the process id of a rank that a launcher started."""
+    """Return the process id of a launcher's rank."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment = (folder / "environ").read_bytes().split(b"\0")
@@ -144,7 +144,7 @@ def read_lines(path):
 
 
 def same_adapters(*runs):
-    """Return whether the adapters of two runs are equal, bitwise."""
+    """Return whether the adapters of two runs are bitwise equal."""
     from safetensors.torch import load_file
 
     one, other = (load_file(run.weights) for run in runs)
@@ -153,5 +153,5 @@ def same_adapters(*runs):
 
 @pytest.fixture
 def small_train(tmp_path):
-    """Ten articles with two questions each."""
+    """Write ten articles with two questions each, and return the path."""
     return write_small_train(tmp_path / "train.csv")

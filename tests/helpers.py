@@ -1,4 +1,4 @@
-"""Shortcuts that several test modules share."""
+"""Helpers shared by several test modules."""
 
 from dandap.data.encode import Encoder
 from tasks import get_task

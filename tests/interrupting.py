@@ -20,8 +20,8 @@ def change_trainer(monkeypatch, change):
     monkeypatch.setattr(training_run, "make_trainer", make)
 
 
-class At(TrainerCallback):
-    """Calls a function at the end of a step."""
+class CallAtStep(TrainerCallback):
+    """Call a function at the end of a step."""
 
     def __init__(self, step, action):
         self.step, self.action = step, action
@@ -32,8 +32,9 @@ class At(TrainerCallback):
 
 
 def at_step(monkeypatch, step, action):
-    """Call a function at the end of a step, before the trainer's own callbacks."""
-    change_trainer(monkeypatch, lambda t: t.callback_handler.callbacks.insert(0, At(step, action)))
+    """Call a function at the end of a step, before the trainer's callbacks."""
+    call = CallAtStep(step, action)
+    change_trainer(monkeypatch, lambda trainer: trainer.callback_handler.callbacks.insert(0, call))
 
 
 def send(number=signal.SIGTERM):

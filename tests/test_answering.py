@@ -1,4 +1,4 @@
-"""What an answer contains, and which way a model is answered: trees, choices or generate."""
+"""Fields of an answer, and the three ways of decoding: trees, choices and generate."""
 
 from types import SimpleNamespace
 
@@ -47,7 +47,7 @@ def examples(encoder, *questions):
 
 
 def ask(model, encoder, *questions, **options):
-    """Return each question's answers, in the questions' order."""
+    """Return the answers of each question, in order."""
     plan = SimpleNamespace(tokens_per_batch=4096)
     answerer = Answerer(Recipe(**(DEMO | options)), encoder, model, plan)
     found = {e.row.id: answers for e, answers in answerer.answers(examples(encoder, *questions))}
@@ -58,13 +58,13 @@ def ids_of(answers):
     return [answer.token_ids for (answer,) in answers]
 
 
-def plainly_generated(model, prompt_ids, stop_ids, **options):
+def generate_token_ids(model, prompt_ids, stop_ids, **options):
     options |= {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
     out = model.generate(torch.tensor([prompt_ids]), eos_token_id=stop_ids, **options)
     return out[0, len(prompt_ids) :].tolist()
 
 
-def test_an_answer_has_its_text_span_and_log_probability(demo, encoder):
+def test_answer_has_text_span_and_log_probability(demo, encoder):
     for (answer,) in ask(demo, encoder, "매출은?", "본사는 어디에 있는가?", grounded=True):
         assert answer.span == find_span(answer.text, CONTEXT)
         assert CONTEXT[slice(*answer.span)] == answer.text
@@ -74,7 +74,7 @@ def test_an_answer_has_its_text_span_and_log_probability(demo, encoder):
     assert find_span("서울", CONTEXT) is find_span("", CONTEXT) is None
 
 
-def test_the_text_leaves_out_a_stop_token_that_is_no_special_one(demo, encoder, monkeypatch):
+def test_text_excludes_a_stop_token_that_is_not_special(demo, encoder, monkeypatch):
     ((free,),) = ask(demo, encoder, "매출은?")
     third = free.token_ids[2]
     assert third not in free.token_ids[:2]
@@ -84,19 +84,19 @@ def test_the_text_leaves_out_a_stop_token_that_is_no_special_one(demo, encoder, 
     assert answer.text == encoder.decode(free.token_ids[:2])
 
 
-def test_beams_are_those_of_generate(demo, encoder, capsys):
+def test_beams_equal_generate(demo, encoder, capsys):
     ((answer,),) = ask(demo, encoder, "본사는 어디에 있는가?", beams=3)
     (example,) = examples(encoder, "본사는 어디에 있는가?")
     stops = encoder.stop_ids(demo.generation_config)
     pad = encoder.tokenizer.pad_token_id
-    expected = plainly_generated(demo, example.prompt_ids, stops, num_beams=3)
+    expected = generate_token_ids(demo, example.prompt_ids, stops, num_beams=3)
     assert answer.token_ids == [token for token in expected if token != pad]
     assert -10 < answer.log_probability < 0
     assert "beams=3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("by", ["whole", "first_token"])
-def test_the_choice_that_plain_forwards_score_highest_wins(demo, encoder, by):
+def test_choice_with_the_highest_log_probability_is_selected(demo, encoder, by):
     question, cities = "본사는 어디에 있는가?", ["부산", "서울", "대전"]
     ((one,),) = ask(demo, encoder, question, choices=cities, choices_by=by)
     ((other,),) = ask(demo, encoder, question, choices=cities[::-1], choices_by=by)
@@ -114,7 +114,7 @@ def test_the_choice_that_plain_forwards_score_highest_wins(demo, encoder, by):
     assert one.choices == pytest.approx(scores, abs=1e-4)
 
 
-def test_choices_with_the_same_first_token_are_compared_by_the_next(demo, encoder):
+def test_choices_with_the_same_first_token_are_compared_by_more_tokens(demo, encoder):
     ((answer,),) = ask(demo, encoder, "언제?", choices=["1월", "1일"], choices_by="first_token")
     assert 1 < len(answer.token_ids) < 4
     assert len(set(answer.choices.values())) == 2
@@ -128,12 +128,12 @@ def test_choices_with_the_same_first_token_are_compared_by_the_next(demo, encode
         ({"choices": "예,아니오", "temperature": 1}, "choices and samples or temperature"),
     ],
 )
-def test_ways_of_answering_that_exclude_each_other(options, message):
+def test_incompatible_decoding_options_are_rejected(options, message):
     with pytest.raises(InputError, match=message):
         make_recipe(options, "the command line")
 
 
-class Deaf(LlamaForCausalLM):
+class MasklessLlama(LlamaForCausalLM):
     """A model that ignores masks."""
 
     def forward(self, attention_mask=None, **others):
@@ -149,16 +149,16 @@ def model(request):
     torch.manual_seed(0)
     if request.param == "mamba":
         return MambaForCausalLM(MambaConfig(**SIZES)).eval()
-    return Deaf(LlamaConfig(**SIZES, intermediate_size=64, num_attention_heads=2)).eval()
+    return MasklessLlama(LlamaConfig(**SIZES, intermediate_size=64, num_attention_heads=2)).eval()
 
 
-def test_models_that_cannot_branch_are_answered_by_generate(model, encoder, decoding, capsys):
+def test_models_that_cannot_branch_use_generate(model, encoder, decoding, capsys):
     assert why_no_tree(model, decoding)
     questions = ("매출은?", "본사는?")
     got = ids_of(ask(model, encoder, *questions))
     assert capsys.readouterr().out.count("separately with generate") == 1
     assert got == [
-        plainly_generated(model, example.prompt_ids, decoding.stop_ids)
+        generate_token_ids(model, example.prompt_ids, decoding.stop_ids)
         for example in examples(encoder, *questions)
     ]
     with pytest.raises(InputError, match="samples, temperature: not supported"):
@@ -166,7 +166,7 @@ def test_models_that_cannot_branch_are_answered_by_generate(model, encoder, deco
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_out_of_memory_in_generate_halves_its_batches(model, encoder, monkeypatch, capsys, beams):
+def test_out_of_memory_in_generate_halves_the_batch(model, encoder, monkeypatch, capsys, beams):
     questions = ["매출은?", "본사는?", "언제?", "누구?"]
     expected = ids_of(ask(model, encoder, *questions, beams=beams))
     forward, most = type(model).forward, 2 * beams
@@ -184,8 +184,8 @@ def test_out_of_memory_in_generate_halves_its_batches(model, encoder, monkeypatc
         ask(model, encoder, *questions, beams=beams)
 
 
-def test_a_models_generation_config_changes_neither_way(demo, encoder, decoding, monkeypatch):
-    """Its penalties, forbidden words and lengths are applied neither by trees nor by generate."""
+def test_generation_config_penalties_are_ignored(demo, encoder, decoding, monkeypatch):
+    """Neither trees nor generate apply its penalties, suppressed tokens and minimum length."""
     (example,) = examples(encoder, "매출은?")
     ((_, expected),) = generate_answers(demo, [list(example.prompt_ids)], decoding, 1)
     monkeypatch.setattr(demo.generation_config, "no_repeat_ngram_size", 1)
@@ -198,18 +198,18 @@ def test_a_models_generation_config_changes_neither_way(demo, encoder, decoding,
 
 
 def see_all(sees, dtype):
-    """Return a mask in which every query sees every key before it, and its own."""
+    """Return a plain causal mask, in which branches see each other."""
     before = torch.ones(sees.shape[-2:], dtype=torch.bool).tril(sees.shape[-1] - sees.shape[-2])
     return additive(before.expand_as(sees), dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_check_finds_branches_that_see_each_other(decoding, monkeypatch, dtype):
-    """And passes models that branch, rounding to 16 bits included."""
+def test_branch_check_finds_branches_that_see_each_other(decoding, monkeypatch, dtype):
+    """Models that branch correctly pass, also in bfloat16."""
     for dequantized in (True, False):
         model = load_base(load_recipe("demo", {"compute_dtype": dtype}), CPU, None, dequantized)
         assert why_no_tree(model, decoding) is None
-    for module in (masks, tree_decoder):  # while prompts are read, and while answers grow
+    for module in (masks, tree_decoder):  # during prefill and during decoding
         with monkeypatch.context() as patch:
             patch.setattr(module, "additive", see_all)
             assert "were off by" in why_no_tree(model, decoding)

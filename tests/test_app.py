@@ -1,4 +1,4 @@
-"""Test app.py: it answers as inference.py does, shows texts as texts, and serves nothing else."""
+"""Test app.py: same answers as inference.py, escaped texts, and no other endpoints."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def samples(task):
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_typed_rows_equal_those_of_a_file(task):
+def test_typed_rows_equal_file_rows(task):
     for row in samples(task)[:40]:
         typed = task.page.to_text([row])
         (back,) = task.page.to_rows(typed)
@@ -43,7 +43,7 @@ def test_typed_rows_equal_those_of_a_file(task):
         assert task.page.show_question(back) == task.page.show_question(row)
 
 
-def test_an_incomplete_dialogue_is_rejected():
+def test_incomplete_dialogue_is_rejected():
     page, sample = TASKS["dialogue_inference"].page, TASKS["dialogue_inference"].sample
     for change in ({"dialogue": "그냥 한 말"}, {"target": "99"}):
         with pytest.raises(InputError, match=next(iter(change.values()))):
@@ -74,8 +74,8 @@ def test_two_models_are_marked_in_their_own_colors():
 
 
 def test_texts_are_escaped():
-    said = [answered(HOSTILE, HOSTILE, question=HOSTILE)]
-    html = render(PageForm(), {"<i>": said, "<b>": said}) + CARDS.render(message=HOSTILE)
+    answers = [answered(HOSTILE, HOSTILE, question=HOSTILE)]
+    html = render(PageForm(), {"<i>": answers, "<b>": answers}) + CARDS.render(message=HOSTILE)
     assert not any(tag in html for tag in ("<script", "<img", "<i>", "</textarea", "<|user"))
     assert html.count("&lt;script&gt;bad()") == 5
     assert "&amp;lt;b&amp;gt;" in html
@@ -83,7 +83,7 @@ def test_texts_are_escaped():
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """Return a folder with two finished runs, of which the first has answered 12 questions."""
+    """Return a folder with two finished runs; the first has answered 12 questions."""
     folder = tmp_path_factory.mktemp("app") / "outputs"
     for name in ("first", "second"):
         shutil.copytree("tests/data/legacy", folder / name)
@@ -99,8 +99,8 @@ def service(outputs):
     return AnswerService(None, str(outputs), {})
 
 
-def asked_by_article(outputs):
-    """Yield (typed, records of inference.py) for each article that was answered."""
+def typed_and_records(outputs):
+    """Yield the page's input and the records of inference.py for each answered article."""
     (file,) = (outputs / "first" / "answers").glob("*/predictions.jsonl")
     records = {record["id"]: record for record in load_predictions(file)}
     rows = [row for row in samples(TASKS["economic_qa"]) if row.id in records]
@@ -109,9 +109,9 @@ def asked_by_article(outputs):
         yield TASKS["economic_qa"].page.to_text(same), [records[row.id] for row in same]
 
 
-def test_the_page_answers_as_inference_does(service, outputs):
+def test_page_answers_equal_inference(service, outputs):
     assert list(service.runs) == ["first", "second"]  # newest first
-    for typed, records in asked_by_article(outputs):
+    for typed, records in typed_and_records(outputs):
         answers = [record for _, record in service.answer("first", typed)]
         for ours, theirs in zip(answers, records, strict=True):
             for name in ("question", "prediction", "token_ids", "span", "ended", "article"):
@@ -119,8 +119,8 @@ def test_the_page_answers_as_inference_does(service, outputs):
             assert ours["log_probability"] == pytest.approx(theirs["log_probability"], abs=2e-3)
 
 
-def test_the_base_answers_as_inference_does_without_an_adapter(service, outputs):
-    typed, records = next(asked_by_article(outputs))
+def test_base_answers_equal_inference_without_adapter(service, outputs):
+    typed, records = next(typed_and_records(outputs))
     base = base_source(service.runs["first"].load_recipe())
     theirs = answer(base, limit=2, answers_dir=str(outputs.parent / "base")).answers.records
     ours = [record for _, record in service.answer("first", typed, adapted=False)]
@@ -128,7 +128,7 @@ def test_the_base_answers_as_inference_does_without_an_adapter(service, outputs)
     assert ours[0]["log_probability"] != records[0]["log_probability"]
 
 
-def test_hostile_texts_become_no_control_tokens(service):
+def test_texts_never_become_control_tokens(service):
     typed = {"article": HOSTILE, "questions": HOSTILE}
     ((example, _),) = service.answer("first", typed)
     ((plain, _),) = service.answer("first", {"article": "가", "questions": "나"})
@@ -140,7 +140,7 @@ def test_hostile_texts_become_no_control_tokens(service):
     assert "<script" not in html
 
 
-def test_what_is_typed_has_bounds(service):
+def test_input_over_the_limits_is_rejected(service):
     for article, questions, message in (
         (ARTICLE, "", "1 to 50"),
         ("가" * (MAX_CHARACTERS + 1), "?", "at most 30000"),
@@ -150,7 +150,7 @@ def test_what_is_typed_has_bounds(service):
 
 
 class FakeService(AnswerService):
-    """Opens models by name, as many as fit."""
+    """A service that opens at most `room` models."""
 
     def __init__(self, room=2, **tasks):
         self.tasks, self.room = tasks, room
@@ -162,7 +162,7 @@ class FakeService(AnswerService):
         return run
 
 
-def test_two_models_are_open_or_as_many_as_memory_holds():
+def test_open_models_are_limited_by_memory():
     for room, opened in ((2, ["a", "c"]), (1, ["c"])):
         service = FakeService(room)
         for run in "abac":
@@ -200,7 +200,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def served(gradio, service):
-    """Serve the page in this process; return its address and the hosts that the process called."""
+    """Serve the page in this process; return its address and the hosts that were looked up."""
     from dandap.page.serve import build_page, open_page
 
     called, find = [], socket.getaddrinfo
@@ -210,7 +210,7 @@ def served(gradio, service):
         return find(host, *more, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        # Where there is no network a call ends with its name, which is not found.
+        # Without a network, a request fails at its host lookup.
         patch.setattr(socket, "getaddrinfo", record)
         page = build_page(service)
         yield SimpleNamespace(address=open_page(page, free_port()), called=called)
@@ -223,10 +223,10 @@ def get(address, path, method="GET", **more):
     return httpx.request(method, address.rstrip("/") + path, **more)
 
 
-def test_the_endpoint_answers_as_inference_does(served, outputs):
+def test_endpoint_answers_equal_inference(served, outputs):
     from gradio_client import Client
 
-    typed, records = next(asked_by_article(outputs))
+    typed, records = next(typed_and_records(outputs))
     client = Client(served.address, verbose=False)
     questions = typed["questions"].split("\n")
     answers = client.predict(typed["article"], questions, api_name="/answer")
@@ -237,14 +237,14 @@ def test_the_endpoint_answers_as_inference_does(served, outputs):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/answer"}
 
 
-def test_twenty_calls_of_two_clients_at_once(served):
+def test_concurrent_calls_of_two_clients(served):
     from gradio_client import Client
 
     clients = [Client(served.address, verbose=False) for _ in range(2)]
     calls = [(client, ARTICLE + more) for more in "가나다라마바사아자차" for client in clients]
     jobs = [client.submit(text, ["매출은?"], api_name="/answer") for client, text in calls]
-    said = [job.result(timeout=300)[0]["answer"] for job in jobs]
-    assert said[::2] == said[1::2]
+    answers = [job.result(timeout=300)[0]["answer"] for job in jobs]
+    assert answers[::2] == answers[1::2]
 
 
 def test_nothing_else_is_served(served):
@@ -260,7 +260,7 @@ def test_nothing_else_is_served(served):
             assert response.status_code in (404, 405), (method, path)
 
 
-def test_the_page_is_served_to_this_machine_alone(served):
+def test_page_is_served_to_localhost_only(served):
     page = get(served.address, "/")
     assert page.status_code == 200
     assert "default-src 'self'" in page.headers["content-security-policy"]
@@ -269,7 +269,7 @@ def test_the_page_is_served_to_this_machine_alone(served):
     assert set(served.called) == {"127.0.0.1"}
 
 
-def test_long_requests_are_refused(served):
+def test_long_requests_are_rejected(served):
     path = "/gradio_api/call/answer"
     body = json.dumps({"data": ["가" * 500_000, ["?"], ""]}).encode()
     sent = {"headers": {"content-type": "application/json"}}
@@ -278,10 +278,10 @@ def test_long_requests_are_refused(served):
     assert get(served.address, path, "POST", content=chunks, **sent).status_code in (400, 413)
 
 
-def test_a_shared_page_needs_its_password(gradio, service, monkeypatch):
+def test_shared_page_needs_the_password(gradio, service, monkeypatch):
     from dandap.page import serve
 
-    # Gradio's tunnel is replaced.
+    # No real tunnel.
     monkeypatch.setattr("gradio.networking.setup_tunnel", lambda **_: "https://x.gradio.live")
     page, port = serve.build_page(service), free_port()
     try:
@@ -299,7 +299,7 @@ def test_a_shared_page_needs_its_password(gradio, service, monkeypatch):
         page.close()
 
 
-def test_a_port_that_cannot_be_opened(served, service):
+def test_unavailable_port_is_reported(served, service):
     from dandap.page.serve import build_page, open_page
 
     for port in (int(served.address.strip("/").split(":")[2]), 99999):
@@ -309,14 +309,14 @@ def test_a_port_that_cannot_be_opened(served, service):
 
 @pytest.fixture
 def tab(browser, gradio, outputs):
-    """Run app.py as a person starts it; return a tab of the browser with the page."""
+    """Start app.py in a subprocess and open its page in a browser tab."""
     port = free_port()
     command = [sys.executable, "app.py", "--output_dir", outputs, "--lang", "ko", "--port", port]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
     process = subprocess.Popen([*map(str, command)], **pipes)
     try:
         assert any(line.startswith("page: ") for line in process.stdout), "the server ended"
-        # Read on, or the pipe fills and the server stops.
+        # Keep reading, or the pipe fills up and blocks the server.
         Thread(target=process.stdout.read, daemon=True).start()
         opened = browser.new_page()
         opened.goto(f"http://127.0.0.1:{port}/")
@@ -327,7 +327,7 @@ def tab(browser, gradio, outputs):
 
 
 @pytest.mark.slow
-def test_a_browser_shows_two_runs_and_a_hostile_text(tab, service):
+def test_browser_shows_two_runs_and_escapes_html(tab, service):
     requests = []
     tab.on("request", lambda request: requests.append(request.url))
     tab.reload()
@@ -341,22 +341,22 @@ def test_a_browser_shows_two_runs_and_a_hostile_text(tab, service):
     def choose(label, number):
         tab.get_by_label(label).locator("visible=true").click()
         tab.get_by_role("option").nth(number).click()
-        # A list fades out; until then its options are counted among those of the next.
+        # The list fades out; its options would be found together with those of the next list.
         tab.wait_for_selector("[role=option]", state="detached")
 
     typed = {"article": ARTICLE, "questions": "올해 매출은?\n매출을 기록한 회사는?\n누구인가?"}
     ask(*typed.values())
     tab.wait_for_selector(".card >> nth=2", timeout=120_000)
     records = [record for _, record in service.answer("first", typed)]
-    said = [record["prediction"] or "(빈 답)" for record in records]
-    assert tab.locator(".answer strong").all_inner_texts() == said
+    answers = [record["prediction"] or "(빈 답)" for record in records]
+    assert tab.locator(".answer strong").all_inner_texts() == answers
     choose("답하는 모델", 1)
     choose("나란히 볼 모델", 2)
     button.click()
     tab.wait_for_selector(".answer.by2 >> nth=2", timeout=120_000)
     assert tab.locator(".card >> nth=0 >> .who").all_inner_texts() == ["second", "first"]
     for one in ("by1", "by2"):  # the second run is a copy of the first
-        assert tab.locator(f".answer.{one} strong").all_inner_texts() == said
+        assert tab.locator(f".answer.{one} strong").all_inner_texts() == answers
 
     tab.evaluate("() => { window.bad = () => { window.was_bad = true } }")
     ask(HOSTILE, HOSTILE)

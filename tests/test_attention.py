@@ -1,7 +1,7 @@
-"""The probe of FlexAttention accepts rounding and rejects every broken kernel.
+"""Test that the probe of FlexAttention accepts rounding and rejects broken kernels.
 
-A plain formula that rounds where a GPU's kernel does replaces the compiled kernel; on the pretended
-GPU (tests/rehearsal) the real one is traced.
+A formula that rounds like a GPU kernel replaces the compiled one. The fake GPU (tests/rehearsal)
+traces the real one.
 """
 
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ LLAMA = named_config("tiny-llama")
 
 
 def formula(query, key, value, score_mod, block_mask, scale, enable_gqa, kernel_options):
-    """Attend with scores in float32, and weights rounded to the inputs' dtype."""
+    """Compute attention with float32 scores, and weights rounded to the dtype of the inputs."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query.float() @ key.float().transpose(-1, -2) * scale
@@ -47,7 +47,7 @@ def formula(query, key, value, score_mod, block_mask, scale, enable_gqa, kernel_
 
 @pytest.fixture
 def use_kernel(monkeypatch):
-    """Return what replaces the compiled kernel by a function; it is `formula` at first."""
+    """Replace the compiled kernel by `formula`; return a function that sets another one."""
 
     def use(function):
         monkeypatch.setattr(attention, "_compiled", lambda: function)
@@ -64,7 +64,7 @@ def test_rounding_passes(use_kernel, name, dtype):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whole_models_accept_blocks(use_kernel, bases, family):
-    """Every architecture passes them to its layers, with its own scaling and soft cap."""
+    """Each architecture passes block masks, its scaling and its soft cap to the attention."""
     model = load_base(Recipe(model=str(bases / family), quantization="none"), CPU)
     questions = [([*range(9, 80), q, q + 1], [1, q]) for q in range(3, 7)]
     batch = collate([grow(questions)], pad_id=0, multiple_of=BLOCK)
@@ -115,7 +115,7 @@ def test_a_broken_kernel_fails(use_kernel, case, dtype):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Probe on the CPU as if on an A100; return the tiles chosen, and its properties to change."""
+    """Probe on the CPU as if on an A100; return the chosen tiles and the GPU properties."""
     chosen, probe = {}, attention.probe
     properties = SimpleNamespace(shared_memory_per_block_optin=166_912)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
@@ -137,7 +137,7 @@ def test_tiles_fit_the_gpus_shared_memory(gpu):
 
 
 def test_the_probe_is_repeated_with_small_tiles(use_kernel, gpu):
-    """What worked is what training uses."""
+    """Training uses the tiles that worked."""
 
     def needs_small_tiles(*tensors, kernel_options, **given):
         if kernel_options != SMALL_TILES:

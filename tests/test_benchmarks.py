@@ -1,4 +1,4 @@
-"""The benchmark runs from its command line to its last line, on a shape with random weights."""
+"""Run the benchmarks from the command line with random weights."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from dandap.errors import InputError
 
 
 @pytest.mark.slow
-def test_training_prints_its_result_last(capsys):
+def test_training_benchmark_prints_its_result(capsys):
     options = [
         "--model",
         "tiny-qwen3",
@@ -42,40 +42,40 @@ def test_training_prints_its_result_last(capsys):
     assert result["speedup_vs_seed"] > 0
 
 
-def test_a_peers_job_is_written_and_worked_on(tmp_path, monkeypatch):
-    """A peer that needs libraries of its own is run by hand, in another environment."""
-    file, given = tmp_path / "job.json", []
+def test_peer_job_is_written_and_run(tmp_path, monkeypatch):
+    """Peers with other dependencies are run by hand in their own environment."""
+    file, jobs = tmp_path / "job.json", []
 
     def worker(job):
         assert Path(job["folder"]).is_dir()
-        given.append(job)
+        jobs.append(job)
         return 2.5
 
     monkeypatch.setitem(peers.WORKERS, "llamafactory", worker)
     job = training.main(["--questions", "4", "--trl_batch", "2", "--job", str(file)])
     assert peers.work("llamafactory", file) == 2.5
-    folder = given[0].pop("folder")
-    assert given == [job]
+    folder = jobs[0].pop("folder")
+    assert jobs == [job]
     assert not Path(folder).exists()
     assert (job["batch"], job["questions_per_step"], len(job["rows"])) == (2, 16, 4)
     assert max(len(row["input_ids"]) for row in job["rows"]) == job["longest"]
 
 
 @pytest.mark.parametrize("options", [["--growth"], ["--model", "tiny-qwen3"]])
-def test_what_is_no_peers_job_is_refused(options, tmp_path):
+def test_invalid_peer_job_is_rejected(options, tmp_path):
     with pytest.raises(InputError, match="expected a model folder"):
         training.main([*options, "--job", str(tmp_path / "job.json")])
 
 
-def test_shapes_are_named():
+def test_shapes_are_found_by_name():
     assert isinstance(named_config("Gemma-2-9B"), Gemma2Config)
     with pytest.raises(InputError, match="Did you mean 'EEVE-10.8B'"):
         named_config("EEVE-10.8")
 
 
 @pytest.mark.slow
-def test_answering_is_measured_and_equal(capsys):
-    """A handful of questions, one round; the bars are the benchmark's to show, not a test's."""
+def test_answering_benchmark_reports_equal_answers(capsys):
+    """Speed is not asserted: a few questions and one round are too noisy."""
     result = inference.main(
         ["--questions", "8", "--rounds", "1", "--batch", "4", "--samples", "2", "--no_continuous"]
     )
@@ -90,17 +90,17 @@ def test_answering_is_measured_and_equal(capsys):
     assert result["forwarded_tokens"]["tree"] < result["forwarded_tokens"]["loop"]
 
 
-def test_cutting_is_measured_both_ways(capsys):
+def test_overflow_benchmark_compares_trim_and_select(capsys):
     result = overflow.main(["--questions", "60"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == json.loads(json.dumps(result))
-    kept = result["answer_in_text"]
-    assert 0 < kept["trim"] < kept["select"] <= 1
-    assert kept["difference"] == pytest.approx(kept["select"] - kept["trim"], abs=1e-3)
+    in_text = result["answer_in_text"]
+    assert 0 < in_text["trim"] < in_text["select"] <= 1
+    assert in_text["difference"] == pytest.approx(in_text["select"] - in_text["trim"], abs=1e-3)
 
 
 @pytest.mark.slow
-def test_a_profile_tells_what_the_time_goes_into(capsys, monkeypatch):
-    """Other jobs of the machine take their time from any operator, so that no share is known."""
+def test_profile_reports_time_by_operator(capsys, monkeypatch):
+    """Shares are only bounded: other jobs on the machine can slow down any operator."""
     monkeypatch.setattr(inference, "FORCED", 3)  # torch takes a second for 2,000 events
     material = ["--model", "tiny-llama", "--article", "40", "--questions_per_article", "4"]
     result = operators.main([*material, "--questions", "8"])
@@ -121,8 +121,8 @@ def test_a_profile_tells_what_the_time_goes_into(capsys, monkeypatch):
     ]
 
 
-def test_memory_that_changes_while_it_is_looked_at_is_not_told():
-    """A process that ends leaves its part of shared pages to the others, where it counts again."""
+def test_memory_that_changes_during_the_measurement_is_not_reported():
+    """When a process ends, its share of shared pages is counted again in the other processes."""
 
     class Process:
         def __init__(self, *parts, children=()):

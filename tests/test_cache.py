@@ -1,4 +1,4 @@
-"""The cache: encoded questions and near-duplicate groups are reused only if nothing changed."""
+"""Test that encoded questions and near-duplicate groups are cached and invalidated."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def built(monkeypatch):
-    """Return a list that grows whenever an entry is written."""
+    """Return the list of cache entries written so far."""
     calls, write = [], cache._write
     monkeypatch.setattr(cache, "_write", lambda *args: (calls.append(args[0]), write(*args)))
     return calls
@@ -49,7 +49,7 @@ def load(encoder, rows=ROWS, limit=200, answers=True, on_overflow="trim"):
     return encoder.encode(rows, limit, answers, on_overflow)
 
 
-def test_a_second_run_reads_what_the_first_encoded(built, monkeypatch):
+def test_second_run_reads_the_cache(built, monkeypatch):
     first = load(encoder())
     assert first[0].trimmed > 0
     assert first[3].context == "둘째 기사다.", "as in the article's first row"
@@ -59,7 +59,7 @@ def test_a_second_run_reads_what_the_first_encoded(built, monkeypatch):
     assert load(encoder()) == first
 
 
-def test_whatever_changes_is_encoded_again(built, monkeypatch):
+def test_every_change_invalidates_the_cache(built, monkeypatch):
     answer = Row("4", ROWS[3].context, ROWS[3].question, ("첫째",))
     question = Row("4", "둘째 기사다.", "?", ("둘째",))
     changes = [
@@ -88,7 +88,7 @@ DAMAGE = {
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fifos")
-def test_a_damaged_entry_is_rebuilt(folder, built, capsys):
+def test_damaged_entry_is_rebuilt(folder, built, capsys):
     first = load(encoder())
     for number, damage in enumerate(DAMAGE.values(), 2):
         damage(built[0])
@@ -99,7 +99,7 @@ def test_a_damaged_entry_is_rebuilt(folder, built, capsys):
         assert load(encoder()) == first
 
 
-def test_a_folder_that_cannot_be_written_is_reported(folder, capsys):
+def test_unwritable_folder_is_reported(folder, capsys):
     folder.parent.mkdir()
     folder.write_text("a file")
     assert [example.row for example in load(encoder())] == ROWS
@@ -108,14 +108,14 @@ def test_a_folder_that_cannot_be_written_is_reported(folder, capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file modes")
-def test_only_the_user_can_read_the_folder(folder):
+def test_folder_is_private(folder):
     folder.mkdir(parents=True)
     folder.chmod(0o755)
     load(encoder())
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_unused_entries_are_removed_and_other_things_stay(folder, built):
+def test_only_unused_entries_are_removed(folder, built):
     load(encoder())
     os.utime(built[0], (0, 0))
     (folder / "old").mkdir()
@@ -140,7 +140,7 @@ print([batch["text"].to_pylist() for batch in cache.load_cached(["key"], schema,
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_a_killed_run_leaves_nothing_that_the_next_one_would_read(folder):
+def test_killed_run_leaves_no_cache_entry(folder):
     def run(end):
         code = KILLED.format(folder=str(folder), end=end)
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

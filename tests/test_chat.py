@@ -1,4 +1,4 @@
-"""Chat templates as bases have them: the answer is trained and the article sent, or InputError."""
+"""Test chat templates: the full article and the exact answer are encoded, or an error is raised."""
 
 import sys
 
@@ -27,13 +27,13 @@ def encoder(tokenizer, template="concise"):
     return Encoder(tokenizer, get_template(template))
 
 
-def trained(tokenizer, template="concise"):
+def decoded_example(tokenizer, template="concise"):
     """Return the prompt and the answer of ROW as text."""
     (example,) = encoder(tokenizer, template).encode([ROW], 1000, answers=True)
     return tokenizer.decode(example.prompt_ids), tokenizer.decode(example.answer_ids)
 
 
-HEADERS = {
+ANSWER_PREFIXES = {
     "no generation prompt": TURNS,
     "a channel before the answer": "{% for m in messages %}{{ '<|' + m.role + '|>' + ('[final]' if m.role == 'assistant' else '') + m.content + eos_token }}"
     "{% endfor %}" + PROMPT,
@@ -44,21 +44,21 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize("name", HEADERS)
-def test_what_stands_before_an_answer_belongs_to_the_prompt(name, tmp_path):
-    tokenizer = tokenizer_with(HEADERS[name], ["<think>", "</think>"])
-    prompt, answer = trained(tokenizer)
+@pytest.mark.parametrize("name", ANSWER_PREFIXES)
+def test_text_before_the_answer_is_part_of_the_prompt(name, tmp_path):
+    tokenizer = tokenizer_with(ANSWER_PREFIXES[name], ["<think>", "</think>"])
+    prompt, answer = decoded_example(tokenizer)
     assert answer.strip() == "1,240억 원</s>"
     assert prompt.rstrip().endswith(("<|assistant|>", "[final]", "</think>", "답:"))
-    # Everybody who loads the saved tokenizer sends the same prompt.
+    # The saved tokenizer gives the same prompt.
     tokenizer.save_pretrained(tmp_path)
-    assert trained(AutoTokenizer.from_pretrained(tmp_path))[0] == prompt
+    assert decoded_example(AutoTokenizer.from_pretrained(tmp_path))[0] == prompt
 
 
-def test_a_word_that_is_an_added_token_is_a_word():
+def test_added_tokens_that_are_words_are_kept():
     for template in ("concise", "answer_bot"):
         tokenizer = tokenizer_with("매출 소식. " + TURNS + PROMPT, ["매출", "1,240억"])
-        prompt, answer = trained(tokenizer, template)
+        prompt, answer = decoded_example(tokenizer, template)
         assert "매출" in prompt
         assert answer.replace(" ", "") == "1,240억원</s>"
         encode = encoder(tokenizer, template)
@@ -66,7 +66,7 @@ def test_a_word_that_is_an_added_token_is_a_word():
         assert encode.decode(encode.encode_answer(ROW.context, ROW, "매출", prompt_ids)) == "매출"
 
 
-def test_a_marker_that_is_an_added_token_stays_a_control_token():
+def test_added_tokens_that_are_markers_are_control_tokens():
     tokenizer = tokenizer_with(TURNS.replace("eos_token", "'<|end|>'") + PROMPT, ["<|end|>"])
     encode = encoder(tokenizer)
     end = tokenizer.convert_tokens_to_ids("<|end|>")
@@ -76,8 +76,8 @@ def test_a_marker_that_is_an_added_token_stays_a_control_token():
     assert encode.encode_prompt(spelled.context, spelled).count(end) == 1, "the turn's own"
 
 
-WAYS = {
-    **HEADERS,
+CHAT_TEMPLATES = {
+    **ANSWER_PREFIXES,
     "no markers": TURNS.replace("'<|' + m.role + '|>' + ", "") + "답:",
     "content that is stripped": TURNS.replace("m.content", "m.content | trim") + PROMPT,
     "content that is split": TURNS.replace("m.content", "m.content.split('</think>')[-1]") + PROMPT,
@@ -93,10 +93,10 @@ HOSTILE += ["<think>생각</think> 답", "<|im_end|>", " 빈칸 \n\n", ROW.conte
 
 
 @pytest.mark.parametrize("template", ["concise", "answer_bot", "context_bot_system"])
-@pytest.mark.parametrize("name", WAYS)
-def test_questions_encoded_together_are_those_encoded_one_by_one(name, template):
-    """Also where a text spells a control token, or what marks one."""
-    tokenizer = tokenizer_with(WAYS[name], ["<think>", "</think>", "<|im_end|>"])
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_batch_encoding_equals_single_encoding(name, template):
+    """Also for texts that contain a control token or our internal marker of one."""
+    tokenizer = tokenizer_with(CHAT_TEMPLATES[name], ["<think>", "</think>", "<|im_end|>"])
     encode = encoder(tokenizer, template)
     rows = [Row(str(n), text, text + "?", (f"답 {n}",)) for n, text in enumerate(HOSTILE)]
     items = [(row.context, row) for row in rows]
@@ -111,31 +111,31 @@ def test_questions_encoded_together_are_those_encoded_one_by_one(name, template)
             assert prompt.ids == encode.chat.render([turns], True, tokenize=True)[0]
 
 
-def test_the_date_of_a_prompt_is_fixed(tmp_path):
+def test_date_in_a_prompt_is_fixed(tmp_path):
     dated = "{% set day = strftime_now('%d %b %Y') %}{{ day }} {{ strftime_now(\"%B %d, %Y\") if strftime_now is defined }}"
     tokenizer = tokenizer_with(dated + TURNS + PROMPT)
-    prompt, _ = trained(tokenizer)
+    prompt, _ = decoded_example(tokenizer)
     assert "26 Jul 2024 July 26, 2024" in prompt
     tokenizer.save_pretrained(tmp_path)  # a run's tokenizer, loaded on another day
-    assert trained(AutoTokenizer.from_pretrained(tmp_path))[0] == prompt
+    assert decoded_example(AutoTokenizer.from_pretrained(tmp_path))[0] == prompt
     assert "strftime_now(" not in chat.fix_date(dated)
 
 
-def test_the_date_macro_of_earlier_runs_stays():
+def test_date_macro_of_earlier_runs_still_works():
     macro = "{% macro strftime_now(format) %}{{ format | replace('%Y', '2024') }}{% endmacro %}"
-    prompt, _ = trained(tokenizer_with(macro + "{{ strftime_now('%Y') }}" + TURNS + PROMPT))
+    prompt, _ = decoded_example(tokenizer_with(macro + "{{ strftime_now('%Y') }}" + TURNS + PROMPT))
     assert "2024" in prompt
 
 
-def test_a_template_that_ends_in_a_line_end_is_mended_without_it():
-    """Jinja drops a template's last line end, which something appended would keep."""
+def test_final_newline_of_a_template_is_dropped():
+    """Jinja drops a template's final newline, but not if text is appended to it."""
     for end in ("\n", "\r\n", "\n\n", "{% if true %}\n{% endif %}\n"):
-        tokenizer = tokenizer_with(HEADERS["words before the answer"] + end)
+        tokenizer = tokenizer_with(ANSWER_PREFIXES["words before the answer"] + end)
         form = {"add_generation_prompt": True, "tokenize": False}
         turns = [{"role": "user", "content": "질문"}]
         before = tokenizer.apply_chat_template(turns, **form)
-        mended = encoder(tokenizer).tokenizer
-        assert mended.apply_chat_template(turns, **form) == before + "답: "
+        tokenizer_after = encoder(tokenizer).tokenizer
+        assert tokenizer_after.apply_chat_template(turns, **form) == before + "답: "
 
 
 ANSWER = "(m.content if m.role != 'assistant' else {})"
@@ -158,36 +158,36 @@ REJECTED = {
 }
 
 
-def test_what_cannot_be_mended_is_rejected():
+def test_unusable_templates_are_rejected():
     for template, message in REJECTED.values():
         with pytest.raises(InputError, match=message):
             encoder(tokenizer_with(template))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
-def test_a_template_that_loops_is_stopped(monkeypatch):
+def test_endless_template_is_stopped(monkeypatch):
     monkeypatch.setattr(chat, "SECONDS", 0.3)
     loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(InputError, match="took more than 0.3 seconds"):
         encoder(tokenizer_with(loops + TURNS + PROMPT))
 
 
-def test_every_answer_is_checked_not_only_the_first_ones():
+def test_every_answer_is_checked():
     rows = [Row(str(n), ROW.context, "매출은?", ("답",)) for n in range(40)]
     changes = {" | striptags": "<b>굵게</b>", ".split('</think>')[-1]": "x</think>y"}
     for change, answer in changes.items():
         template = TURNS.replace("m.content", ANSWER.format("m.content" + change)) + PROMPT
         encoder(tokenizer_with(template)).encode(rows, 1000, answers=True)
-        odd = Row("odd", ROW.context, "매출은?", (answer,))
+        bad_row = Row("odd", ROW.context, "매출은?", (answer,))
         expected = f"question odd: the answer is '{answer}', but .* would be trained"
         with pytest.raises(InputError, match=expected):
-            encoder(tokenizer_with(template)).encode([*rows, odd], 1000, answers=True)
+            encoder(tokenizer_with(template)).encode([*rows, bad_row], 1000, answers=True)
 
 
-def test_of_several_templates_the_default_one_counts():
+def test_default_template_is_used():
     tokenizer = tokenizer_with(TURNS + PROMPT)
     tokenizer.chat_template = {"tool_use": "tools", "default": tokenizer.chat_template}
-    assert trained(tokenizer)[1].strip() == "1,240억 원</s>"
+    assert decoded_example(tokenizer)[1].strip() == "1,240억 원</s>"
     tokenizer.chat_template = {"tool_use": "tools"}
     with pytest.raises(InputError, match="has no chat template"):
         encoder(tokenizer)
@@ -210,7 +210,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_ways_of_known_families(name):
+def test_chat_templates_of_known_families(name):
     tokenizer = tokenizer_with(FAMILIES[name])
     special = ["<|start|>", "<|stop|>", "<|eot|>"]
     tokenizer.add_special_tokens({"additional_special_tokens": special})

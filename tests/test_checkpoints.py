@@ -1,4 +1,4 @@
-"""Checkpoints appear whole or not at all, are found again, and survive what disks do."""
+"""Test that checkpoints are atomic and verified, and that resumed runs are bitwise equal."""
 
 import math
 import os
@@ -33,7 +33,7 @@ FIXED = "--recipe demo --validation_fraction 0 --questions_per_step 4 --epochs 2
 
 
 def options(folder, name, more=""):
-    """Return options; without `more` the run has 12 steps and saves each."""
+    """Return options for a run of 12 steps that saves after every step."""
     paths = f"--train_file {folder}/train.csv --output_dir {folder}/outputs --run_name {name}"
     return f"{FIXED} {paths} {more}".split()
 
@@ -55,42 +55,42 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(work):
+def full_run(work):
     """Return a run that was not interrupted."""
     return train(work, "whole")
 
 
-def copy_unfinished(whole, name):
-    """Return a copy that has all but its adapter."""
-    run = RunFolder(whole.path.with_name(name))
-    shutil.copytree(whole.path, run.path)
+def copy_unfinished(full_run, name):
+    """Return a copy of a run without its adapter."""
+    run = RunFolder(full_run.path.with_name(name))
+    shutil.copytree(full_run.path, run.path)
     shutil.rmtree(run.adapter)
     return run
 
 
-def interrupted(folder, monkeypatch, name, step=3, action=send, more="", error=Stopped):
-    """Return a run that a signal stopped at a step, and the error that ended it."""
+def interrupt(folder, monkeypatch, name, step=3, action=send, more="", error=Stopped):
+    """Train, run `action` at a step, and return the run and the error that stopped it."""
     with monkeypatch.context() as patch, pytest.raises(error) as raised:
         at_step(patch, step, action)
         train(folder, name, more)
     return RunFolder(folder / "outputs" / name), raised.value
 
 
-def equal_runs(run, whole):
-    """Return whether adapters, losses and gradients are equal, bitwise, and nothing is left."""
+def equal_runs(run, full_run):
+    """Return whether adapters, losses and gradient norms are bitwise equal, without leftovers."""
     histories = [
         [(line["step"], line["loss"], line["grad_norm"]) for line in read_lines(each.metrics_file)]
-        for each in (run, whole)
+        for each in (run, full_run)
     ]
-    left = (run.checkpoints / checkpoints.STAGING).exists()
-    return same_adapters(run, whole) and histories[0] == histories[1] and not left
+    has_leftovers = (run.checkpoints / checkpoints.STAGING).exists()
+    return same_adapters(run, full_run) and histories[0] == histories[1] and not has_leftovers
 
 
 def newest_of(run):
     return newest_valid(run.checkpoints)[0]
 
 
-def flip(path):
+def flip_bit(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -103,17 +103,17 @@ CHECKPOINT_FILES = (
 DAMAGE = (
     lambda path: path.write_bytes(path.read_bytes()[:-1]),
     lambda path: path.unlink(),
-    flip,
+    flip_bit,
     *(partial(Path.write_bytes, data=text) for text in (b"", b"[]", b'{"files": {}}', b"\xff")),
 )
 
 
-def test_damage_to_any_file_of_a_checkpoint_is_found(whole, tmp_path):
-    """transformers resumes silently where optimizer, scheduler or RNG are missing or changed."""
-    names = sorted(path.name for path in whole.checkpoints.iterdir())
+def test_damage_to_any_checkpoint_file_is_found(full_run, tmp_path):
+    """transformers resumes silently if the optimizer, scheduler or RNG state is missing."""
+    names = sorted(path.name for path in full_run.checkpoints.iterdir())
     assert names == ["checkpoint-11", "checkpoint-12"]
-    assert sorted(path.name for path in newest_of(whole).iterdir()) == CHECKPOINT_FILES
-    shutil.copytree(whole.checkpoints, tmp_path / "c")
+    assert sorted(path.name for path in newest_of(full_run).iterdir()) == CHECKPOINT_FILES
+    shutil.copytree(full_run.checkpoints, tmp_path / "c")
     found, skipped = newest_valid(tmp_path / "c", "another")
     assert found is None and "checkpoint-12 is skipped: it belongs to another run" in skipped
     for name in CHECKPOINT_FILES:
@@ -125,7 +125,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_found(whole, tmp_path):
             file.write_bytes(content)
             assert found == tmp_path / "c" / "checkpoint-11"
             assert skipped.startswith("checkpoint-12 is skipped: ")
-            # A flipped bit of the manifest may read as another file's damage.
+            # A flipped bit in the manifest may look like damage to another file.
             assert name in skipped or name == "manifest.json"
 
 
@@ -137,33 +137,31 @@ def test_damage_to_any_file_of_a_checkpoint_is_found(whole, tmp_path):
         pytest.param(signal.SIGHUP, 129, 9, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_ends_the_step_saves_and_the_run_continues_bitwise(
-    work, whole, monkeypatch, capsys, number, code, step
-):
+def test_resume_after_a_signal(work, full_run, monkeypatch, capsys, number, code, step):
     name, more = f"signal-{number}", "--save_steps 100"
-    run, stopped = interrupted(work, monkeypatch, name, step, lambda: send(number), more)
+    run, stopped = interrupt(work, monkeypatch, name, step, lambda: send(number), more)
     assert stopped.code == code
     assert f"after step {step} of 12. Continue with" in str(stopped)
     assert not run.finished
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     resume(run)
     assert f"from checkpoint-{step}" in capsys.readouterr().out
-    assert equal_runs(run, whole)
+    assert equal_runs(run, full_run)
 
 
-def test_a_second_signal_stops_at_once(work, whole, monkeypatch):
+def test_second_signal_stops_immediately(work, full_run, monkeypatch):
     def twice():
         send(signal.SIGINT)
         send(signal.SIGINT)
 
-    run, _ = interrupted(work, monkeypatch, "double", action=twice, error=KeyboardInterrupt)
+    run, _ = interrupt(work, monkeypatch, "double", action=twice, error=KeyboardInterrupt)
     assert newest_of(run).name == "checkpoint-2", "nothing of the current step is saved"
     resume(run)
-    assert equal_runs(run, whole)
+    assert equal_runs(run, full_run)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
-def test_a_closed_terminal_stops_training_except_under_nohup():
+def test_sighup_stops_training_except_under_nohup():
     before = signal.getsignal(signal.SIGHUP)
     for handler, received in ((signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, None)):
         signal.signal(signal.SIGHUP, handler)
@@ -173,14 +171,14 @@ def test_a_closed_terminal_stops_training_except_under_nohup():
     signal.signal(signal.SIGHUP, before)
 
 
-def wait_until(is_so, process):
-    while not is_so():
+def wait_until(condition, process):
+    while not condition():
         assert process.poll() is None, "the process ended early"
         time.sleep(0.05)
 
 
-def test_a_run_that_is_training_cannot_be_resumed(work, monkeypatch):
-    """The second start names the first one's process and changes nothing."""
+def test_running_run_cannot_be_resumed(work, monkeypatch):
+    """The error names the process that is training, and the run is unchanged."""
     run, rejected = RunFolder(work / "outputs" / "shared"), []
 
     def resume_it():
@@ -196,15 +194,15 @@ def test_a_run_that_is_training_cannot_be_resumed(work, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(work, rank):
+def test_signal_to_one_process_stops_both(work, rank):
     run = RunFolder(work / "outputs" / f"two-{rank}")
     command = options(work, run.path.name, "--epochs 50 --save_steps 1000")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    both = subprocess.Popen([*LAUNCH, "fine_tune.py", *command], cwd=ROOT, **pipes)
-    wait_until(run.metrics_file.is_file, both)
-    os.kill(process_of(both.pid, rank), signal.SIGTERM)
-    out = both.communicate(timeout=120)[0].decode()
-    assert both.returncode != 0
+    launcher = subprocess.Popen([*LAUNCH, "fine_tune.py", *command], cwd=ROOT, **pipes)
+    wait_until(run.metrics_file.is_file, launcher)
+    os.kill(process_of(launcher.pid, rank), signal.SIGTERM)
+    out = launcher.communicate(timeout=120)[0].decode()
+    assert launcher.returncode != 0
     assert out.count("stopped: SIGTERM after step") == 1, out[-3000:]
     assert f"after step {checkpoints.step_of(newest_of(run))} of" in out
     assert not run.finished
@@ -213,12 +211,12 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(work, r
 
 
 @pytest.mark.parametrize("how", ["damaged", "half-written"])
-def test_an_unusable_newest_checkpoint_is_skipped_and_the_run_ends_the_same(whole, capsys, how):
-    """transformers writes in place and trusts the highest number. An emptied adapter is no end."""
-    run = copy_unfinished(whole, how)
+def test_unusable_newest_checkpoint_is_skipped(full_run, capsys, how):
+    """transformers trusts the highest number. A run with an empty adapter is not finished."""
+    run = copy_unfinished(full_run, how)
     newest = run.checkpoints / "checkpoint-12"
     if how == "damaged":
-        flip(newest / "optimizer.pt")
+        flip_bit(newest / "optimizer.pt")
         run.adapter.mkdir()
         run.weights.touch()
     else:
@@ -228,11 +226,11 @@ def test_an_unusable_newest_checkpoint_is_skipped_and_the_run_ends_the_same(whol
     out = capsys.readouterr().out
     assert ("checkpoint-12 is skipped: optimizer.pt is damaged" in out) == (how == "damaged")
     assert "from checkpoint-11" in out
-    assert equal_runs(run, whole)
+    assert equal_runs(run, full_run)
 
 
-def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(work, whole, monkeypatch):
-    """Files of step 3 may have 100,000 bytes."""
+def test_full_disk_keeps_the_last_good_checkpoint(work, full_run, monkeypatch):
+    """Files are limited to 100,000 bytes from step 3."""
     resource = pytest.importorskip("resource")
     real, limits = AtomicCheckpoints._save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -253,33 +251,33 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(work, whole, monkey
     names = sorted(path.name for path in run.checkpoints.iterdir())
     assert names == ["checkpoint-1", "checkpoint-2"]
     resume(run)
-    assert equal_runs(run, whole)
+    assert equal_runs(run, full_run)
 
 
-def test_a_run_that_was_killed_in_its_validation_gets_its_report(work):
-    """Killed when its adapter was saved, a run had no report and could not be resumed."""
+def test_resume_after_kill_during_validation(work):
+    """Regression: a run killed after saving its adapter had no report and could not be resumed."""
     run = train(work, "unvalidated", "--validation_fraction 0.2 --evaluate_every none --epochs 0.3")
-    weights, made = run.weights.read_bytes(), (run.report_file, run.validation_record)
-    for file in (*made, run.validation_file):
+    weights, trainers = run.weights.read_bytes(), (run.report_file, run.validation_record)
+    for file in (*trainers, run.validation_file):
         file.unlink()
     resume(run)
-    assert all(file.is_file() for file in made)
+    assert all(file.is_file() for file in trainers)
     assert run.weights.read_bytes() == weights
 
 
-def test_an_adapter_whose_tensors_fit_nothing_is_rejected(whole, tmp_path):
-    """It answered as the untuned base model does, with only a warning."""
-    shutil.copytree(whole.adapter, tmp_path / "adapter")
+def test_adapter_with_unknown_tensors_is_rejected(full_run, tmp_path):
+    """Regression: only a warning was printed, and the untuned base model answered."""
+    shutil.copytree(full_run.adapter, tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
     save_file({name.replace("layers.", "layerz."): tensors[name] for name in tensors}, file)
     (tmp_path / "adapter" / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"\d+ tensors are not in the model .* are missing"):
-        load_adapter(load_base(whole.load_recipe(), CPU), tmp_path / "adapter")
+        load_adapter(load_base(full_run.load_recipe(), CPU), tmp_path / "adapter")
 
 
-def test_other_data_and_another_recipe_need_resume_anyway(work, whole, capsys):
-    run, data = copy_unfinished(whole, "changed"), work / "train.csv"
+def test_changed_data_or_recipe_needs_resume_anyway(work, full_run, capsys):
+    run, data = copy_unfinished(full_run, "changed"), work / "train.csv"
     with pytest.raises(InputError, match=r"lora_alpha=32\.0 \(now 8\.0\).*--resume_anyway"):
         resume(run, "--lora_alpha 8")
     before = data.read_bytes()
@@ -295,15 +293,15 @@ def test_other_data_and_another_recipe_need_resume_anyway(work, whole, capsys):
     assert run.finished
 
 
-def test_another_adapter_cannot_continue_and_the_run_stays_as_it_was(work, monkeypatch):
-    run, _ = interrupted(work, monkeypatch, "adapter")
+def test_resume_with_another_adapter_is_rejected(work, monkeypatch):
+    run, _ = interrupt(work, monkeypatch, "adapter")
     before = run.recipe_file.read_text()
     with pytest.raises(InputError, match="adapter does not match .*Start a new run"):
         resume(run, "--resume_anyway --lora_r 4")
     assert run.recipe_file.read_text() == before
 
 
-def test_resuming_reports_other_versions(tmp_path, capsys):
+def test_resume_reports_changed_versions(tmp_path, capsys):
     table, base = Table(Path("train.csv"), [], "hash", []), {"model": "m", "files": "f"}
     run, started = RunFolder(tmp_path), describe_environment([table]) | {"base": base}
     packages = started["packages"] | {"transformers": "4.0.0"}
@@ -314,10 +312,10 @@ def test_resuming_reports_other_versions(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient", "gradient by TRL's own path"])
-def test_not_a_number_is_never_saved(work, monkeypatch, kind):
-    """In step 5: only the checkpoints before it exist, and the questions are named."""
+def test_nan_is_never_saved(work, monkeypatch, kind):
+    """Training stops in step 5, names the questions, and keeps the checkpoint of step 4."""
 
-    def spoil(trainer):
+    def make_nan(trainer):
         if kind == "loss":
             one, compute = torch.tensor(1.0), trainer.compute_loss
             monkeypatch.setattr(type(trainer), "_get_grad_norm", lambda *_, **__: one)
@@ -327,9 +325,9 @@ def test_not_a_number_is_never_saved(work, monkeypatch, kind):
             weights = next(p for n, p in trainer.model.named_parameters() if "lora_A" in n)
             weights.register_hook(lambda gradient: gradient * math.nan)
 
-    made = []
-    change_trainer(monkeypatch, made.append)
-    at_step(monkeypatch, 4, lambda: spoil(made[-1]))
+    trainers = []
+    change_trainer(monkeypatch, trainers.append)
+    at_step(monkeypatch, 4, lambda: make_nan(trainers[-1]))
     name, own = kind.replace(" ", "-").replace("'", ""), "TRL" in kind
     questions = "" if own else r" \(questions TRAIN_.*\)"
     expected = rf"^(the loss|grad_norm) is (nan|inf) in step 5{questions}: training stopped"
@@ -338,8 +336,8 @@ def test_not_a_number_is_never_saved(work, monkeypatch, kind):
     assert newest_of(RunFolder(work / "outputs" / name)).name == "checkpoint-4"
 
 
-def test_steps_that_a_float16_scaler_skips_are_no_error(work, monkeypatch):
-    """A scale that overflows float16 is halved until gradients fit; such steps change nothing."""
+def test_steps_skipped_by_the_float16_scaler_are_allowed(work, monkeypatch):
+    """The scaler halves its scale until gradients fit, and skips steps that overflow."""
 
     def scale(trainer):
         accelerator = trainer.accelerator
@@ -356,10 +354,10 @@ def test_steps_that_a_float16_scaler_skips_are_no_error(work, monkeypatch):
     assert any(tensors[name].any() for name in tensors if "lora_B" in name), "nothing was learned"
 
 
-def test_out_of_memory_in_training_says_what_to_lower(work, monkeypatch):
-    def full(*args, **kwargs):
+def test_out_of_memory_in_training_suggests_options(work, monkeypatch):
+    def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    change_trainer(monkeypatch, lambda t: monkeypatch.setattr(t, "compute_loss", full))
+    change_trainer(monkeypatch, lambda t: monkeypatch.setattr(t, "compute_loss", fail))
     with pytest.raises(InputError, match=r"out of memory.*--gradient_checkpointing true.*--resume"):
         train(work, "memory")

@@ -1,4 +1,4 @@
-"""Data checks, kinds of questions and kinds of near misses."""
+"""Test data checks, question kinds and near-miss kinds."""
 
 from dandap.data.checks import check_data, finding_lines
 from dandap.data.korean import KINDS, NEAR_MISSES, near_miss, question_kind
@@ -18,7 +18,7 @@ def row(name, context=LONG, question="매출은?", *answers):
     return Row(name, context, question, answers)
 
 
-def test_the_same_question_with_two_answers_is_found():
+def test_contradictory_answers_are_found():
     rows = [
         row("a", LONG, "매출은 얼마인가?", "1,240억 원"),
         row("b", LONG, "매출은  얼마인가", "90억 원"),
@@ -40,7 +40,7 @@ def test_answers_that_are_not_in_the_article_are_found():
     ]
 
 
-def test_copies_and_near_copies_are_found_once():
+def test_shared_and_near_duplicate_articles_are_found_once():
     long = LONG * 3
     train = [row("a", long), row("a2", long), row("b", OTHER), row("c", "가"), row("d", "나")]
     test = [row("t", long.replace("12%", "13%", 1)), row("u", f" {OTHER}\n")]
@@ -50,7 +50,7 @@ def test_copies_and_near_copies_are_found_once():
     assert findings["near_duplicates"] == [{"ids": ["a", "t"], "splits": both}]
 
 
-def test_the_kind_of_a_question():
+def test_question_kinds():
     for kind, questions in {
         "who": "한빛전자의 대표는 누구인가?|이 제품을 누가 발표했나|이 회사를 세운 사람은?",
         "when": "신제품 출시는 언제인가?|행사는 몇 월 며칠에 열리나?|지명수배된 연도는?",
@@ -64,7 +64,7 @@ def test_the_kind_of_a_question():
         assert kind in KINDS
 
 
-def test_how_an_answer_is_nearly_right():
+def test_near_miss_kinds():
     cases = {
         "white space": "1,240억원/1,240억 원",
         "quotation marks": "“한빛”/한빛|한빛·우리/한빛우리|‘25명’/25명",

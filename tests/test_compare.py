@@ -1,4 +1,4 @@
-"""tools.compare: paired differences, fields that differ between recipes, and what is rejected."""
+"""Test tools.compare: paired differences, differing recipe fields and rejected input."""
 
 import json
 
@@ -12,8 +12,8 @@ GOLD = ["서울", "부산", "25명", "14일"]
 
 
 @pytest.fixture
-def run(tmp_path):
-    """Write a run with one inference and return its name."""
+def make_run(tmp_path):
+    """Return a function that writes a run with one inference and returns its name."""
 
     def make(name, answers, gold=GOLD, **recipe):
         folder = tmp_path / "outputs" / name / "answers" / "test-1"
@@ -34,16 +34,16 @@ def run(tmp_path):
     return make
 
 
-def call(tmp_path, *names):
+def compare_runs(tmp_path, *names):
     return compare.compare(names, str(tmp_path / "outputs"))
 
 
-def test_scores_differences_and_recipes(run, tmp_path, capsys):
-    names = [run("right", GOLD), run("wrong", ["가", "나", "25명", "14일"], seed=2)]
+def test_scores_differences_and_recipes(make_run, tmp_path, capsys):
+    names = [make_run("right", GOLD), make_run("wrong", ["가", "나", "25명", "14일"], seed=2)]
     result = compare.main([*names, "--output_dir", str(tmp_path / "outputs")])
     assert result["scores"]["right"]["char_f1"] == 1
     assert result["scores"]["wrong"]["char_f1"] == 0.5
-    # Of two articles one is all wrong, one all right.
+    # All answers of one article are wrong, all of the other right.
     expected = {"of": "wrong", "to": "right", "difference": -0.5, "interval": (-1, 0)}
     assert result["differences"] == [expected]
     assert result["recipes"] == {"seed": {"right": 1, "wrong": 2}}
@@ -53,11 +53,11 @@ def test_scores_differences_and_recipes(run, tmp_path, capsys):
     assert read_json(folder / "compare.json")["scores"]["wrong"]["questions"] == 4
 
 
-def test_what_cannot_be_compared_is_rejected(run, tmp_path):
-    run("a", ["가"] * 4)
-    run("short", ["가"] * 3)
-    run("blind", ["가"] * 4, gold=None)
-    run("blind2", ["가"] * 4, gold=None)
+def test_incomparable_runs_are_rejected(make_run, tmp_path):
+    make_run("a", ["가"] * 4)
+    make_run("short", ["가"] * 3)
+    make_run("blind", ["가"] * 4, gold=None)
+    make_run("blind2", ["가"] * 4, gold=None)
     for names, message in (
         ("a", "expected two or more files"),
         ("a short", "1 ids are in only one, like q3"),
@@ -65,5 +65,5 @@ def test_what_cannot_be_compared_is_rejected(run, tmp_path):
         ("blind blind2", "4 questions have no gold answer"),
     ):
         with pytest.raises(InputError, match=message):
-            call(tmp_path, *names.split())
+            compare_runs(tmp_path, *names.split())
     assert not list((tmp_path / "outputs").glob("compare-*"))

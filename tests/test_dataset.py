@@ -1,4 +1,4 @@
-"""Splitting: whole articles, the same ones whatever the order."""
+"""Test the split by article."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from dandap.data.rows import Row, split_by_article
 from dandap.errors import InputError
 
 
-def test_validation_is_whole_articles_whatever_the_order(small_train):
+def test_split_by_article_is_independent_of_row_order(small_train):
     rows = read_questions(small_train).rows
     train, validation = split_by_article(rows, 0.3)
     assert validation
@@ -17,13 +17,13 @@ def test_validation_is_whole_articles_whatever_the_order(small_train):
     assert {row.id for row in again} == {row.id for row in validation}
 
 
-def test_articles_chosen_by_the_same_hash_are_not_all_held_out():
-    """As benchmarks.take chooses them: the smallest hashes, which validation takes as well."""
+def test_validation_is_capped_for_articles_selected_by_hash():
+    """benchmarks selects the articles with the smallest hashes, and validation does too."""
     rows = [Row(f"{n}", f"{n}번 회사는 {n * 7919}억 원을 벌었다.", "얼마?") for n in range(300)]
     first = sorted(rows, key=lambda row: row.article)[:30]
-    held = split_by_article(first, 0.1)[1]
-    assert len(held) == 6, "twice the share at most"
-    assert {row.article for row in held} == {row.article for row in first[:6]}
+    validation = split_by_article(first, 0.1)[1]
+    assert len(validation) == 6, "at most twice the fraction"
+    assert {row.article for row in validation} == {row.article for row in first[:6]}
 
 
 def test_no_validation_and_only_one_article(small_train):

@@ -1,4 +1,4 @@
-"""Answers from trees equal transformers' generate, one prompt at a time, token by token."""
+"""Test that tree decoding gives the same tokens as generate on each prompt."""
 
 import contextlib
 import functools
@@ -29,9 +29,9 @@ EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
 
 def make_examples(shape=(1, 3, 20, 1), seed=0):
-    """Return prompts of random ids; `shape` has the number of questions of each article.
+    """Return prompts of random ids; `shape` is the number of questions per article.
 
-    Articles differ much in length; some questions of an article begin alike.
+    Article lengths vary, and some questions of an article share a prefix.
     """
     rng = random.Random(seed)
 
@@ -50,7 +50,7 @@ def make_examples(shape=(1, 3, 20, 1), seed=0):
 
 @pytest.fixture(scope="module")
 def models(bases):
-    """Return what loads a family's base, or base and adapter, once."""
+    """Return a cached function that loads a family's model, optionally with an adapter."""
 
     @functools.cache
     def get(family, quantization="none", adapter=False):
@@ -77,18 +77,18 @@ def llama(models):
 
 
 def natural(**options):
-    """Return a decoding in which some answers end at once and some late."""
+    """Return a decoding with many stop tokens, so that answer lengths vary."""
     stops = [1, 2, *range(3, 15)]  # a seventh of the vocabulary
     return Decoding(**({"stop_ids": stops, "pad_id": 0, "max_new_tokens": 20} | options))
 
 
 def forced(**options):
-    """Return a decoding in which every answer has 16 tokens."""
+    """Return a decoding with exactly 16 tokens per answer."""
     return Decoding([1, 2], pad_id=0, max_new_tokens=16, min_new_tokens=16, **options)
 
 
 def by_trees(model, examples, decoding, tokens=PLENTY):
-    """Return the samples of each example, in the examples' order."""
+    """Return the samples of each example, in order."""
     answers = dict(answer_examples(model, examples, decoding, tokens))
     assert sorted(answers) == list(range(len(examples)))
     return [answers[index] for index in range(len(examples))]
@@ -128,7 +128,7 @@ def test_answers_equal_generate(models, family, quantization, adapter):
 
 @EVERY_FAMILY
 def test_captured_steps_equal_generate(models, monkeypatch, family):
-    """As on CUDA: shapes last for 16 steps, stopped branches are fed along, Python does not run."""
+    """As on CUDA: fixed shapes for 16 steps, stopped branches stay in, and no Python in replays."""
     model, examples = models(family), make_examples()
     capturing = capture_on_cpu(monkeypatch)
     longer, penalized = natural(max_new_tokens=40), forced(repetition_penalty=1.3)
@@ -139,7 +139,7 @@ def test_captured_steps_equal_generate(models, monkeypatch, family):
 
 @pytest.mark.parametrize("captures", [False, True])
 def test_a_batchs_memory_is_freed_before_the_next(llama, monkeypatch, captures):
-    """By reference counts alone: until a garbage collection its keys would fill a GPU."""
+    """Reference counts must suffice: waiting for garbage collection would fill the GPU."""
     decoders = []
 
     class Noted(TreeDecoder):
@@ -161,9 +161,9 @@ def test_a_batchs_memory_is_freed_before_the_next(llama, monkeypatch, captures):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """Replace what capturing calls of torch.cuda.
+    """Replace the functions of torch.cuda that capturing calls.
 
-    Return two lists: the graphs that were begun, and the errors that ending them raises in turn.
+    Yield two lists: the graphs begun, and the errors to raise at the end of successive captures.
     """
     begun, errors, modes = [], [], [0]
 
@@ -204,7 +204,7 @@ def cuda(monkeypatch):
     ],
 )
 def test_steps_that_cannot_be_captured(llama, monkeypatch, capsys, cuda, kind, end, message):
-    """Answers are equal. An empty capture after a failed one tells torch that it is over."""
+    """Answers are equal. An empty capture after a failed one resets the state of torch."""
     (begun, errors), capture, step = cuda, cuda_graph.capture, TreeDecoder._step
 
     def waits(self, chosen):  # as remote code may
@@ -235,7 +235,7 @@ def test_steps_that_cannot_be_captured(llama, monkeypatch, capsys, cuda, kind, e
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_repetition_penalty_is_that_of_transformers(models, family):
-    """Of a prompt by itself: padding is not penalized."""
+    """Equal to generate on a single prompt: padding is not penalized."""
     model, prompts = models(family), [example.prompt_ids for example in make_examples()]
     decoding = natural(repetition_penalty=1.3)
     expected = assert_equal_generate(model, make_examples(), decoding)
@@ -275,7 +275,7 @@ def test_samples_depend_on_neither_batch_nor_capture(llama, monkeypatch):
 
 
 def test_samples_follow_the_softmax(llama):
-    """First tokens of 3,000 samples at temperature 0.7, within four standard errors."""
+    """The first tokens of 3,000 samples at temperature 0.7, within four standard errors."""
     (example,) = make_examples([1])
     decoding = natural(samples=3000, temperature=0.7, max_new_tokens=1)
     (samples,) = ids_by_trees(llama, [example], decoding)

@@ -1,4 +1,4 @@
-"""Dialogue inference: the file's format, the prompts, the published recipes, and a run."""
+"""Test dialogue inference: the file format, the prompts, the published recipes and a run."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ def write(path, items, **layout):
     return path
 
 
-def answered(rows, letters):
+def make_answers(rows, letters):
     return Answers(rows, [{"prediction": letter} for letter in letters])
 
 
@@ -72,8 +72,8 @@ def test_items_without_an_output_and_decomposed_categories(items, tmp_path):
     assert rows[0].fields["category"] == "원인"
 
 
-def test_filling_keeps_the_rest_of_the_file(items, tmp_path):
-    """Unknown fields, the indent and the escapes."""
+def test_submission_changes_only_outputs(items, tmp_path):
+    """Unknown fields, the indent and the escapes are preserved."""
     test = [item | {"unknown": {"나": [1, None, True]}, "output": ""} for item in items]
     letters = ["ABC"[n % 3] for n in range(12)]
     for layout in ({}, {"indent": 2}, {"indent": 4}):
@@ -82,7 +82,7 @@ def test_filling_keeps_the_rest_of_the_file(items, tmp_path):
             text = json.dumps(test, ensure_ascii=ensure_ascii, **layout) + "\n"
             path.write_text(text, encoding="utf-8")
             rows = TASK.read([path], {}, False).rows
-            answers = answered(rows, letters)
+            answers = make_answers(rows, letters)
             written, _ = TASK.submit(make_recipe({}, "test"), tmp_path, path, answers, None)
             filled = json.loads(written.read_text(encoding="utf-8"))
             outputs = [item["output"] for item in filled]
@@ -92,7 +92,7 @@ def test_filling_keeps_the_rest_of_the_file(items, tmp_path):
             assert written.read_text(encoding="utf-8").isascii() == ensure_ascii
 
 
-def test_half_an_emoji_stays_escaped(items, tmp_path):
+def test_lone_surrogate_stays_escaped(items, tmp_path):
     item = items[0] | {"id": "\ud83d", "output": ""}
     (tmp_path / "a.json").write_text(json.dumps([item]))
     rows = TASK.read([tmp_path / "a.json"], {}, False).rows
@@ -116,7 +116,7 @@ BROKEN = [
 ]
 
 
-def test_broken_items_are_rejected_by_name(items, tmp_path):
+def test_invalid_items_are_rejected(items, tmp_path):
     for change, message in BROKEN:
         item = copy.deepcopy(items[0]) | {"id": "train-1"}
         change(item)
@@ -128,7 +128,7 @@ def test_broken_items_are_rejected_by_name(items, tmp_path):
             TASK.read([write(tmp_path / "a.json", content)], {}, True)
 
 
-def test_a_prompt_has_everything_for_every_category(items):
+def test_prompt_is_complete_for_every_category(items):
     """Regression: in the published code the particle replaced the whole question."""
     for name, (_, korean, definition) in nikl.CATEGORIES.items():
         row = next(nikl.to_row(item) for item in items if item["input"]["category"] == name)
@@ -148,11 +148,11 @@ def test_a_prompt_has_everything_for_every_category(items):
             assert len(text[places[2] : places[4]]) > 25, "the question is whole"
 
 
-def test_the_answer_is_the_option_or_its_letter(items):
+def test_answer_is_the_option_or_its_letter(items):
     row = nikl.to_row(items[0])
     letter = row.answers[0]
     text = row.fields[f"option_{letter}"]
-    for template, learned in {
+    for template, expected in {
         "dialogue": f"{letter}. {text}",
         "dialogue_letter": letter,
         "dialogue_statement": text,
@@ -162,7 +162,7 @@ def test_the_answer_is_the_option_or_its_letter(items):
         parts = checked_template(template, recipe.task)
         encoder = make_encoder(recipe, parts, load_tokenizer(recipe))
         (example,) = encoder.encode([row], 1000, answers=True)
-        assert encoder.decode(example.answer_ids) == learned
+        assert encoder.decode(example.answer_ids) == expected
     with pytest.raises(InputError, match="needs context and options or answer_text"):
         checked_template("concise", "dialogue_inference")
 
@@ -201,7 +201,7 @@ COMMON = {
 }
 
 
-def test_the_published_table_cell_by_cell():
+def test_published_recipes():
     assert {path.stem for path in RECIPES_DIR.glob("published/dialogue-[0-9]*.yaml")} == set(
         PUBLISHED
     )
@@ -216,7 +216,7 @@ def test_the_published_table_cell_by_cell():
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Files of sample dialogues and a finished run."""
+    """Return a folder with sample dialogues and a finished run."""
     folder = tmp_path_factory.mktemp("dialogue")
     dialogues = make_dialogues()
     test = numbered(dialogues[10:14], "test")
@@ -238,7 +238,7 @@ def answer_with(work, test_file=None):
     return answer(find_source("run", str(work / "outputs"), None, {}), test_file)
 
 
-def test_from_training_to_a_filled_test_file_and_a_combined_one(work, capsys):
+def test_train_answer_and_combine(work, capsys):
     result = answer_with(work)
     out = capsys.readouterr().out
     assert 0 <= result.scores["accuracy"] <= 1
@@ -254,7 +254,7 @@ def test_from_training_to_a_filled_test_file_and_a_combined_one(work, capsys):
     assert json.loads(path.read_text(encoding="utf-8")) == filled
 
 
-def test_gold_answers_are_letters_before_anything_is_answered(work, tmp_path):
+def test_gold_answers_must_be_letters(work, tmp_path):
     for name in ("test.json", "test_answers.csv"):
         text = (work / name).read_text(encoding="utf-8")
         (tmp_path / name).write_text(text.replace(",A\n", ",inference_1\n"), encoding="utf-8")
@@ -263,8 +263,8 @@ def test_gold_answers_are_letters_before_anything_is_answered(work, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_published_recipe_trains_answers_and_votes(work):
-    """Two steps each, with the demo's base instead of theirs, in one command."""
+def test_published_recipes_train_and_vote(work):
+    """Two steps each with the demo base model, in one command."""
     environment = os.environ | {
         "OUTPUT_DIR": str(work / "all"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -1,6 +1,6 @@
 """Run the commands of README and docs, page by page.
 
-The demo's base replaces those of the hub, and a small run replaces RUN.
+The demo base model replaces the base models of the hub, and a small run replaces RUN.
 """
 
 import csv
@@ -20,8 +20,8 @@ from tests.test_readme import PAGES, README, commands_of
 
 pytestmark = pytest.mark.slow
 
-# What other tests or .ci/run run, and what needs Docker or an account of the hub.
-ELSEWHERE = (
+# Commands run by other tests or .ci/run, and commands that need Docker or a hub account.
+SKIPPED = (
     *("pip install", "python -m venv", "ruff", "pytest", "docker", "accelerate launch"),
     "recipes/dialogue-all.sh",
     *("python export.py RUN --to gguf", "python export.py RUN --to merged --push_to_hub NAME"),
@@ -30,12 +30,12 @@ BASE = "data/demo_model"
 ROWS = 60
 
 
-def is_elsewhere(command):
-    return "<" in command or command.startswith(ELSEWHERE)
+def is_skipped(command):
+    return "<" in command or command.startswith(SKIPPED)
 
 
-class Reader:
-    """Types a page's commands in a copy of the project."""
+class PageRunner:
+    """Runs the commands of a page in a copy of the project."""
 
     def __init__(self, folder):
         self.folder = copy_project(folder)
@@ -52,13 +52,13 @@ class Reader:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         return subprocess.Popen(words, cwd=self.folder, env=environment, text=True, **pipes)
 
-    def type(self, words):
+    def run(self, words):
         process = self.start(words)
         printed, _ = process.communicate(timeout=1200)
         assert process.returncode == 0, f"{shlex.join(words)}\n{printed[-3000:]}"
 
     def put_data(self):
-        """Put the files that README asks for into data/: a part of the sample's."""
+        """Write the files that the README asks for to data/, from the first sample rows."""
         self.has_data = True
         data, sample = self.folder / "data", self.folder / "data" / "sample"
         for name in ("train.csv", "test.csv", "sample_submission.csv", "test_answers.csv"):
@@ -77,22 +77,22 @@ class Reader:
 
     def make_run(self, name):
         words = ["python", "fine_tune.py", "--model", BASE, "--run_name", name]
-        self.type([*words, "--evaluate_every", "none"])
-        self.type(["python", "inference.py", "--run", f"outputs/{name}"])
+        self.run([*words, "--evaluate_every", "none"])
+        self.run(["python", "inference.py", "--run", f"outputs/{name}"])
         self.runs.append(name)
 
     def interrupt(self, words, beginning):
-        """Start a command, and end it as Ctrl-C does once it prints a line that begins so."""
-        process, is_asked = self.start(words), False
+        """Start a command, and send SIGINT once it prints a line with this beginning."""
+        process, is_interrupted = self.start(words), False
         for line in process.stdout:
-            if line.startswith(beginning) and not is_asked:
+            if line.startswith(beginning) and not is_interrupted:
                 process.send_signal(signal.SIGINT)
-                is_asked = True  # a second one would not wait for the checkpoint
-        assert is_asked
+                is_interrupted = True  # a second signal would not wait for the checkpoint
+        assert is_interrupted
         assert process.wait() in (0, 130)
 
-    def follow(self, command):
-        """Type a command of a page, with what stands in for what is not here."""
+    def run_command(self, command):
+        """Run a command of a page, with replacements for models and runs that do not exist."""
         words = shlex.split(command)
         if "data/train.csv" in words and not self.has_data:
             self.put_data()
@@ -100,7 +100,7 @@ class Reader:
             train = ["python", "-u", "fine_tune.py", "--model", BASE, "--epochs", "20"]
             self.interrupt(train, "step")
         elif words[1] == "fine_tune.py" and self.has_data and "--plan" not in words:
-            # The default's base is the hub's; a recipe's was replaced above.
+            # The default base model is on the hub; those of the recipes were replaced above.
             words += ["--epochs", "0.3"] if "--recipe" in words else ["--model", BASE]
         for at, word in enumerate(words):
             if word.startswith("RUN") or word == "/kaggle/input/run":
@@ -111,17 +111,17 @@ class Reader:
         if words[1] == "app.py":
             self.interrupt(words, "page: http://127.0.0.1")
         else:
-            self.type(words)
+            self.run(words)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "ko" not in str(page)], ids=str)
-def test_a_page_can_be_followed(page, tmp_path):
-    reader = Reader(tmp_path / "project")
-    commands = [command for command in commands_of(page) if not is_elsewhere(command)]
+def test_commands_of_a_page_run(page, tmp_path):
+    runner = PageRunner(tmp_path / "project")
+    commands = [command for command in commands_of(page) if not is_skipped(command)]
     if page != README:
-        reader.put_data()
+        runner.put_data()
         if any("inference" in command for command in commands):
-            reader.make_run("run1")
-    # Those that come again, too: README's first two are given without data, and then with some.
+            runner.make_run("run1")
+    # Also repeated commands: the README has its first two without data, then with data.
     for command in commands:
-        reader.follow(command)
+        runner.run_command(command)

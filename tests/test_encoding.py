@@ -1,4 +1,4 @@
-"""Encoding: the article's text is shortened, nothing else, and all its questions read the same."""
+"""Test encoding: only the article is shortened, to the same text for all its questions."""
 
 import pytest
 from hypothesis import given
@@ -36,7 +36,7 @@ def with_chat_template(change):
 
 
 @pytest.mark.parametrize("name", ECONOMIC)
-def test_long_articles_are_cut_and_rendered_again(tokenizer, name):
+def test_long_articles_are_trimmed(tokenizer, name):
     encode = encoder(tokenizer, name)
     limit = len(encode.encode_prompt("", ROWS[2])) + 100
     first, other, second = encode.encode(ROWS, limit, answers=True)
@@ -46,25 +46,25 @@ def test_long_articles_are_cut_and_rendered_again(tokenizer, name):
     assert CONTEXT.startswith(first.context)
     assert list(first.prompt_ids) == encode.encode_prompt(first.context, ROWS[0])
     assert list(second.prompt_ids) == encode.encode_prompt(first.context, ROWS[2])
-    assert limit - 5 < len(second.prompt_ids) <= limit  # nothing is cut needlessly
-    whole = encode.encode(ROWS[:1], 10_000, answers=True)[0]
-    assert whole.context is ROWS[0].context
-    assert first.answer_ids == whole.answer_ids
+    assert limit - 5 < len(second.prompt_ids) <= limit  # no more than needed is trimmed
+    untrimmed = encode.encode(ROWS[:1], 10_000, answers=True)[0]
+    assert untrimmed.context is ROWS[0].context
+    assert first.answer_ids == untrimmed.answer_ids
 
 
-def test_a_question_that_cannot_fit_is_named(tokenizer):
+def test_question_that_cannot_fit_is_rejected(tokenizer):
     with pytest.raises(InputError, match="question b: its prompt takes more than 20 tokens"):
         encoder(tokenizer).encode(ROWS, 20, answers=False)
 
 
-def test_bos_once_in_plain_and_chat_prompts(tokenizer):
+def test_prompts_have_one_bos_token(tokenizer):
     for name in ECONOMIC:
         ids = encoder(tokenizer, name).encode_prompt("기사", SAMPLE)
         assert ids[0] == tokenizer.bos_token_id
         assert ids.count(tokenizer.bos_token_id) == 1
 
 
-def test_a_chat_template_without_a_turn_end_gets_the_stop_token():
+def test_stop_token_is_added_to_chat_templates_without_one():
     turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     prompt = "{% if add_generation_prompt %}assistant: {% endif %}"
     plain = with_chat_template(lambda _: turns + prompt)
@@ -80,14 +80,14 @@ def test_text_after_the_turn_end_is_not_trained():
     assert example.answer_ids[-1] == newline.eos_token_id
 
 
-def test_a_rejected_system_turn_is_explained():
+def test_unsupported_system_turn_is_explained():
     error = "{{ raise_exception('System role not supported') }}"
     gemma = with_chat_template(lambda _: error)
     with pytest.raises(InputError, match="System role not supported.*without a system turn"):
         encoder(gemma, "context_bot_system")
 
 
-def test_rows_that_differ_in_white_space_around_the_article_read_the_same(tokenizer):
+def test_white_space_around_the_article_is_ignored(tokenizer):
     rows = [Row("0", CONTEXT + "\n " * 3000, "매출은?"), Row("1", CONTEXT.strip(), "언제?")]
     for example in encoder(tokenizer).encode(rows, 1000, answers=False):
         assert example.context.strip() == CONTEXT.strip()
@@ -105,22 +105,22 @@ SENTENCES = [
 ARTICLE = "".join(SENTENCES)
 
 
-def test_sentences_end_at_marks_and_lines_not_in_numbers():
+def test_sentences_end_at_punctuation_and_newlines_but_not_in_numbers():
     assert split_sentences(ARTICLE) == SENTENCES
 
 
 @given(st.text(alphabet="가나 .!?\n\"'다”", max_size=60))
-def test_sentences_join_to_the_text_again(text):
+def test_joined_sentences_equal_the_text(text):
     assert "".join(split_sentences(text)) == text
 
 
-def test_each_question_has_its_sentence_before_any_has_two():
+def test_each_question_gets_one_sentence_first():
     order = nearest_first(SENTENCES, ["본사는 어디에 있나?", "대표는 누구인가?"])
     assert set(order[:2]) == {2, 3}
     assert sorted(order) == list(range(6))
 
 
-def test_select_keeps_the_nearest_sentences_in_order_for_all_questions(tokenizer):
+def test_select_uses_the_nearest_sentences_in_order(tokenizer):
     encode = encoder(tokenizer).encode
     rows = [Row("a", ARTICLE, "영업이익률은 몇 %인가?"), Row("b", ARTICLE, "본사는 어디에 있나?")]
     limit = max(len(each.prompt_ids) for each in encode(rows, 1000, answers=False)) - 40
@@ -132,14 +132,14 @@ def test_select_keeps_the_nearest_sentences_in_order_for_all_questions(tokenizer
     assert "영업이익률은 3.5%" not in encode(rows, limit, answers=False)[0].context
 
 
-def test_a_sentence_too_long_by_itself_is_trimmed(tokenizer):
+def test_overlong_sentence_is_trimmed(tokenizer):
     row = Row("a", "본사는 부산에 있다. 매출은 " + "아주 " * 100 + "많다.", "매출은 많은가?")
     (example,) = encoder(tokenizer).encode([row], 120, answers=False, on_overflow="select")
     assert example.context.startswith("매출은 아주")
     assert len(example.prompt_ids) <= 120
 
 
-def test_error_counts_the_questions_that_do_not_fit(tokenizer):
+def test_on_overflow_error_counts_overlong_questions(tokenizer):
     rows = [Row("short", "기사", "매출은?"), Row("long", ARTICLE * 3, "매출은?")]
     expected = "1 questions have prompts of more than 150 tokens, first long.*--on_overflow trim"
     with pytest.raises(InputError, match=expected):

@@ -1,4 +1,4 @@
-"""Train, answer, score, compare and combine by the command line, on a handful of rows."""
+"""Train, answer, score, compare and combine from the command line, on a few rows."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def run(work):
 
 
 def infer(run, *options):
-    """Run inference.py with options, and return its summary."""
+    """Run inference.py with options and return its result."""
     return inference.main(["--run", str(run.path), *(w for each in options for w in each.split())])
 
 
@@ -65,7 +65,7 @@ def answers_of(result):
     return read_lines(Path(result["submission"]).with_name("predictions.jsonl"))
 
 
-def test_a_run_contains_everything(work, run):
+def test_contents_of_a_run(work, run):
     assert run.finished
     assert run.load_recipe().train_file == str(work / "train.csv")
     assert run.load_template() == ("concise", prompts.TEMPLATES["concise"])
@@ -85,7 +85,7 @@ def test_a_run_contains_everything(work, run):
     assert any(adapter[name].any() for name in adapter if "lora_B" in name), "nothing was learned"
 
 
-def test_previews_show_the_answer_tokens_and_train_nothing(work, run, tmp_path, capsys):
+def test_preview_prints_the_answer_tokens_without_training(work, run, tmp_path, capsys):
     before = list_runs(work / "outputs")
     # Training does not need the test file.
     (tmp_path / "test.csv").write_text("id,contxt\n1,2\n", encoding="utf-8")
@@ -96,16 +96,16 @@ def test_previews_show_the_answer_tokens_and_train_nothing(work, run, tmp_path, 
     assert len(list_runs(work / "outputs")) == len(before)
 
 
-def test_two_processes_train_what_one_does(work):
-    """Two CPU processes share each step's articles, sum gradients, and share validation questions.
+def test_two_processes_equal_one(work):
+    """Two CPU processes split the articles of each step and the validation questions.
 
-    With SGD: AdamW's first steps turn the rounding of gradients near zero into full steps.
+    SGD, because the first steps of AdamW turn rounding errors of tiny gradients into full steps.
     """
-    # Every article is a batch of answers.
-    how = "--optim sgd --learning_rate 0.05 --epochs 2 --tokens_per_batch 200 "
-    how += "--validation_fraction 0.3 --evaluate_every 2 --max_new_tokens 4"
-    one, two = train(work, "one", how), RunFolder(work / "outputs" / "two")
-    command = [*LAUNCH, "fine_tune.py", *train_options(work, "two", how)]
+    # Each article is its own answering batch.
+    recipe_options = "--optim sgd --learning_rate 0.05 --epochs 2 --tokens_per_batch 200 "
+    recipe_options += "--validation_fraction 0.3 --evaluate_every 2 --max_new_tokens 4"
+    one, two = train(work, "one", recipe_options), RunFolder(work / "outputs" / "two")
+    command = [*LAUNCH, "fine_tune.py", *train_options(work, "two", recipe_options)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("validation: char F1") == 1, "one process prints"
@@ -135,7 +135,7 @@ def test_inference_writes_and_scores(run, capsys):
     assert infer(run)["submission"] != result["submission"], "each inference has its own folder"
 
 
-def test_a_record_says_how_its_answer_was_made(run):
+def test_fields_of_a_prediction_record(run):
     for record in answers_of(infer(run)):
         assert record["ended"] in ("stopped", "cut")
         assert record["log_probability"] <= 0
@@ -161,7 +161,7 @@ def test_samples_grounded_choices_and_beams(run, capsys):
         infer(run, "--beams 2 --grounded true")
 
 
-def test_output_is_a_copy_and_replaces_nothing_unasked(run, tmp_path):
+def test_output_is_a_copy_and_needs_overwrite(run, tmp_path):
     assert infer(run, "--limit 2")["submission"] is None
     target = tmp_path / "mine.csv"
     result = infer(run, f"--output {target}")
@@ -171,7 +171,7 @@ def test_output_is_a_copy_and_replaces_nothing_unasked(run, tmp_path):
     infer(run, f"--output {target} --overwrite")
 
 
-def test_the_validation_split_gets_the_same_answers_again(run):
+def test_validation_split_repeats_the_answers_of_training(run):
     result = infer(run, "--split validation")
     trained = read_lines(run.metrics_file)[-1]["validation"]
     assert result["char_f1"] == round(trained["char_f1"], 4)
@@ -179,7 +179,7 @@ def test_the_validation_split_gets_the_same_answers_again(run):
     assert again.read_bytes() == run.validation_file.read_bytes()
 
 
-def test_zero_shot_needs_no_run_and_is_never_the_newest_run(work, run, tmp_path):
+def test_zero_shot_without_a_run(work, run, tmp_path):
     outputs = tmp_path / "outputs"
     shutil.copytree(run.path, outputs / "first")
     options = f"--no_adapter --template context_bot --test_file {work}/test.csv --limit 1"
@@ -190,15 +190,15 @@ def test_zero_shot_needs_no_run_and_is_never_the_newest_run(work, run, tmp_path)
     assert find_run(None, str(outputs)).path.name == "first"
 
 
-def test_another_template_and_a_changed_one(run, monkeypatch):
+def test_template_option_and_saved_template(run, monkeypatch):
     source = find_source(str(run.path), template="answer_bot")
     assert source.template == prompts.TEMPLATES["answer_bot"]
     monkeypatch.setitem(prompts.TEMPLATES, "concise", {"prompt": "{context}{question}"})
     assert "user" in find_source(str(run.path)).template, "the one saved with the run"
 
 
-def test_runs_are_compared_and_combined(work, run):
-    """The adapter, the same grounded, and the untuned base; only like ones are combined."""
+def test_compare_and_ensemble(work, run):
+    """Members of an ensemble need the same settings: grounded answers do not match others."""
     base = inference.main(
         f"--recipe demo --no_adapter --test_file {work}/test.csv "
         f"--output_dir {work}/outputs".split()
@@ -212,7 +212,7 @@ def test_runs_are_compared_and_combined(work, run):
     assert ensemble.main([names[0], names[2], *output])["questions"] == 4
 
 
-def test_the_demo_does_not_answer_real_data_unasked(tmp_path):
+def test_demo_run_is_not_used_for_real_data(tmp_path):
     shutil.copytree("tests/data/legacy", tmp_path / "demo")
     with pytest.raises(InputError, match="newest finished run is the demo"):
         inference.main(f"--output_dir {tmp_path} --test_file data/test.csv".split())
@@ -244,16 +244,16 @@ TRAIN_CALLS = """
 """
 
 
-def test_bad_calls_are_clear_and_lose_nothing(work, run, tmp_path):
+def test_invalid_calls_fail_clearly_and_change_nothing(work, run, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "header.csv").write_text("id,context,question\n")
     unfinished = tmp_path / "unfinished"
     shutil.copytree(run.path, unfinished, ignore=shutil.ignore_patterns("adapter"))
-    places = {"empty": tmp_path / "empty", "unfinished": unfinished, "run": run.path}
+    paths = {"empty": tmp_path / "empty", "unfinished": unfinished, "run": run.path}
     before = sorted([*work.rglob("*"), *tmp_path.rglob("*")])
     for main, calls in ((inference.main, ANSWER_CALLS), (fine_tune.main, TRAIN_CALLS)):
         for call in calls.strip().splitlines():
             words, message = call.split(" | ")
             with pytest.raises(InputError, match=message):
-                main(words.format(outputs=work / "outputs", **places).split())
+                main(words.format(outputs=work / "outputs", **paths).split())
     assert sorted([*work.rglob("*"), *tmp_path.rglob("*")]) == before

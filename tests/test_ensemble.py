@@ -1,4 +1,4 @@
-"""Combining answers: a published worked example, ties, what is rejected, and the whole command."""
+"""Test ensembles: a published example, ties, rejected input and the command."""
 
 import json
 
@@ -16,9 +16,9 @@ def records(*answers, **more):
     return [{"id": "q", "prediction": answer, **more} for answer in answers]
 
 
-# The slides of Inha Wolminji (2024 Inha AI Challenge, 2nd): answers of Gemma, EEVE and Nous, and
-# which was submitted.
-WORKED = {
+# From the slides of Inha Wolminji (2024 Inha AI Challenge, 2nd place): the answers of Gemma, EEVE
+# and Nous, and the one that was submitted.
+PUBLISHED = {
     "TEST_0001": (("중국과 일본", "중국과 일본", "중국과 일본"), "중국과 일본"),
     "TEST_0008": (("25명", "25명", "1710명"), "25명"),
     "TEST_0020": (("다섯 차례", "14일", "14일, 다섯 차례"), "14일, 다섯 차례"),
@@ -26,8 +26,8 @@ WORKED = {
 }
 
 
-def test_the_published_worked_example():
-    for answers, submitted in WORKED.values():
+def test_published_example():
+    for answers, submitted in PUBLISHED.values():
         for method in ("f1_sum", "vote_f1"):
             assert answers[select(records(*answers), method)] == submitted
 
@@ -36,25 +36,25 @@ def test_ties_and_majorities():
     for method, answers, selected in (
         ("vote", ("가", "나", "다"), 0),
         ("vote", ("가", "나", "나", "가"), 0),
-        ("vote", ("가나", "다라", "'다라'"), 1),  # equal by the metric's rules
+        ("vote", ("가나", "다라", "'다라'"), 1),  # equal after normalization
         ("vote_f1", ("가", "나다", "나라"), 1),
-        ("f1_sum", ("가", "나"), 0),  # of two members always the first
-        ("f1_sum", ("", "나"), 1),  # but an empty answer never scores
+        ("f1_sum", ("가", "나"), 0),  # a tie of two members
+        ("f1_sum", ("", "나"), 1),  # an empty answer scores 0
         ("f1_sum", ("서울", "서울시", "부산시"), 1),
         ("f1_sum", ("", "", "나"), 2),
     ):
         assert select(records(*answers), method) == selected, (method, answers)
 
 
-def test_a_hard_vote_breaks_ties_by_summed_probability():
-    def chose(choice, **log_probabilities):
+def test_hard_vote_breaks_ties_by_probability():
+    def member(choice, **log_probabilities):
         return {"id": "q", "prediction": choice, "choices": log_probabilities}
 
     for members, selected in (
-        ([chose("A", A=-1, B=-5), chose("B", A=-9, B=-0.1)], 1),
-        ([chose("A", A=-0.1, B=-9), chose("B", A=-1, B=-0.9)], 0),
-        ([chose("A", A=-1, B=-1), chose("B", A=-1, B=-1)], 0),
-        ([chose("A", A=-1, B=-9), chose("B", A=-3, B=-1), chose("B", A=-3, B=-1)], 1),
+        ([member("A", A=-1, B=-5), member("B", A=-9, B=-0.1)], 1),
+        ([member("A", A=-0.1, B=-9), member("B", A=-1, B=-0.9)], 0),
+        ([member("A", A=-1, B=-1), member("B", A=-1, B=-1)], 0),
+        ([member("A", A=-1, B=-9), member("B", A=-3, B=-1), member("B", A=-3, B=-1)], 1),
     ):
         assert select(members, "hard") == selected
     with pytest.raises(InputError, match="--choices"):
@@ -63,7 +63,7 @@ def test_a_hard_vote_breaks_ties_by_summed_probability():
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a file of answers and return its path."""
+    """Return a function that writes a file of answers and returns its path."""
 
     def write(name, answers, gold=None):
         lines = []
@@ -77,7 +77,7 @@ def write(tmp_path):
     return write
 
 
-def test_the_command_writes_a_submission_and_prints_scores(write, tmp_path, capsys):
+def test_command_writes_a_submission_and_prints_scores(write, tmp_path, capsys):
     gold = ["서울", "부산", "25명", "14일"]
     files = [
         write("a.jsonl", ["서울", "대구", "25명", "14일"], gold),
@@ -99,8 +99,8 @@ def test_the_command_writes_a_submission_and_prints_scores(write, tmp_path, caps
     assert ensemble.main([files[0], str(folder), *out])["questions"] == 4
 
 
-def test_the_submission_has_the_order_of_the_first_member(tmp_path):
-    """It is the organizer's, where their sample has another order than the test file."""
+def test_submission_has_the_order_of_the_first_member(tmp_path):
+    """The order of sample_submission.csv may differ from that of the test file."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         lines = [json.dumps({"id": row, "prediction": row}) for row in ("a", "b", "c")]
@@ -112,10 +112,10 @@ def test_the_submission_has_the_order_of_the_first_member(tmp_path):
     assert written.read_text(encoding="utf-8") == "ID,정답\nc,c\na,a\nb,b\n"
 
 
-def test_csv_files_of_answers(tmp_path):
+def test_answers_are_read_from_csv_files(tmp_path):
     (tmp_path / "a.csv").write_text('ID,정답\nq1,"가\u2028나\x0b"\n', encoding="utf-8")
     assert load_predictions(tmp_path / "a.csv") == [{"id": "q1", "prediction": "가\u2028나\x0b"}]
-    # A review has an apostrophe before what a spreadsheet would run.
+    # A review has an apostrophe before text that a spreadsheet would run as a formula.
     record = dict.fromkeys(REVIEW_COLUMNS, "x") | {"gold": [], "prediction": "-3.2%"}
     write_review(tmp_path / "review.csv", [record])
     assert "'-3.2%" in (tmp_path / "review.csv").read_text(encoding="utf-8-sig")
@@ -140,7 +140,7 @@ REJECTED = {
 }
 
 
-def test_what_cannot_be_combined_is_rejected(write, tmp_path, monkeypatch):
+def test_invalid_members_are_rejected(write, tmp_path, monkeypatch):
     for name, answers in (("a", ["가", "나"]), ("b", ["가", "나"]), ("short", ["가"])):
         write(f"{name}.jsonl", answers)
     for name, text in FILES.items():

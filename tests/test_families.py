@@ -1,4 +1,4 @@
-"""Each architecture trains and answers equally by trees and one by one, or is read separately."""
+"""Test that each architecture gives the same results on trees, or is read question by question."""
 
 import pytest
 import torch
@@ -111,7 +111,7 @@ def tokenizer():
 
 
 def tiny_base(kind, options, folder):
-    """Save a random base whose weights make attention matter."""
+    """Save a random model with weights large enough for attention to matter."""
     config = CONFIG_MAPPING[kind](**(SIZES | options))
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

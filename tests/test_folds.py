@@ -1,4 +1,4 @@
-"""Cross-validation: each article is held out once, and all adapters, or their mean, answer."""
+"""Test cross-validation: held-out articles, out-of-fold answers, ensembles and soups."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ from dandap.recipe import make_recipe
 from dandap.runs.folder import RunFolder
 from dandap.training.cross_validation import find_suspects
 from tests.conftest import ROOT, read_lines, write_small_train
-from tests.interrupting import At, change_trainer, send
+from tests.interrupting import CallAtStep, change_trainer, send
 
 CPU = torch.device("cpu")
 ROWS = [
@@ -32,10 +32,10 @@ ROWS = [
 ]
 
 
-def test_every_article_is_held_out_once():
+def test_each_article_is_held_out_once():
     parts = [split_by_article(ROWS, 0.05, f"{part}/4") for part in range(1, 5)]
-    held = [row.id for _, validation in parts for row in validation]
-    assert sorted(held) == sorted(row.id for row in ROWS)
+    validation_ids = [row.id for _, validation in parts for row in validation]
+    assert sorted(validation_ids) == sorted(row.id for row in ROWS)
     for train, validation in parts:
         assert not {row.article for row in train} & {row.article for row in validation}
         assert len(validation) in (4, 6), "parts differ by one article of two questions"
@@ -48,7 +48,7 @@ def test_every_article_is_held_out_once():
             make_recipe({"fold": fold}, "test")
 
 
-def test_suspects_are_confident_and_wrong_the_most_confident_first():
+def test_suspects_are_wrong_and_sorted_by_confidence():
     made = (
         ("unsure", -1.0, 0.0, "부산"),
         ("second", -0.1, 0.1, "부산"),
@@ -61,7 +61,7 @@ def test_suspects_are_confident_and_wrong_the_most_confident_first():
 
 
 def deltas(model):
-    """Return what the adapter adds to each weight."""
+    """Return the adapter's delta of each weight."""
     return {
         name: module.get_delta_weight("default")
         for name, module in model.named_modules()
@@ -69,7 +69,7 @@ def deltas(model):
     }
 
 
-def test_a_soup_is_the_mean_of_what_its_adapters_add(tmp_path):
+def test_soup_is_the_mean_of_the_adapter_deltas(tmp_path):
     recipe = make_recipe({"model": "data/demo_model", "lora_r": 2, "lora_alpha": 6}, "test")
     added, adapters = [], [tmp_path / str(seed) for seed in range(3)]
     for seed, folder in enumerate(adapters):
@@ -90,7 +90,7 @@ def test_a_soup_is_the_mean_of_what_its_adapters_add(tmp_path):
 
 
 def cross_validate(*words):
-    """Run fine_tune.py --folds 2; return what it printed, and the result of its last line."""
+    """Run fine_tune.py --folds 2 --json; return the output and the parsed last line."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         fine_tune.main(["--folds", "2", "--json", *words])
     out = printed.getvalue()
@@ -99,7 +99,7 @@ def cross_validate(*words):
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory):
-    """Return a folder of two folds, stopped in the second one, resumed, and made into a soup."""
+    """Return a run of two folds, interrupted in the second one, resumed and averaged."""
     folder = tmp_path_factory.mktemp("folds")
     for name in ("train.csv", "test.csv"):
         write_small_train(folder / name)
@@ -111,7 +111,7 @@ def parent(tmp_path_factory):
     def stop_the_second(trainer):
         made.append(trainer)
         if len(made) == 2:
-            trainer.callback_handler.callbacks.insert(0, At(1, send))
+            trainer.callback_handler.callbacks.insert(0, CallAtStep(1, send))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -128,16 +128,16 @@ def parent(tmp_path_factory):
     return parent
 
 
-def test_every_row_is_answered_by_the_fold_that_held_it_out(parent):
+def test_each_row_is_answered_by_its_held_out_fold(parent):
     records = read_lines(parent / "out_of_fold.jsonl")
     assert [record["id"] for record in records] == [f"TRAIN_{number:05d}" for number in range(20)]
-    held = [read_lines(RunFolder(parent / f"fold-{n}").validation_record) for n in (1, 2)]
-    assert len(held[0] + held[1]) == 20
+    validation_ids = [read_lines(RunFolder(parent / f"fold-{n}").validation_record) for n in (1, 2)]
+    assert len(validation_ids[0] + validation_ids[1]) == 20
     assert (parent / "report.html").is_file()
 
 
-def test_folds_answer_together_and_answer_once(parent):
-    # Answers to another file are no votes.
+def test_folds_are_combined_and_answer_only_once(parent):
+    # Answers to another file must be ignored.
     lines = (parent.parents[1] / "test.csv").read_text(encoding="utf-8").splitlines(True)
     other = parent.parents[1] / "other.csv"
     other.write_text("".join(lines[:3]), encoding="utf-8")
@@ -157,7 +157,7 @@ def change_weights(file):
 
 @pytest.mark.parametrize("more", [[], ["--soup"]])
 def test_finished_folds_are_verified(parent, more):
-    """Folds of two files or bases, and a damaged one, were combined without a warning."""
+    """Regression: damaged folds and folds of different data or base models were combined."""
     folder = parent.parents[1]
     for file, change, message in (
         (folder / "train.csv", lambda f: write_small_train(f, 11), "the data .* changed since"),
@@ -175,7 +175,7 @@ def test_finished_folds_are_verified(parent, more):
         fine_tune.main(["--folds", "3", "--resume", str(parent)])
 
 
-def test_a_folder_of_folds_is_not_trusted(tmp_path):
+def test_invalid_folds_json_is_rejected(tmp_path):
     """folds.json may be damaged or edited."""
     file = tmp_path / "folds.json"
     code = {"model": "data/demo_model", "trust_remote_code": "true"}
@@ -191,8 +191,8 @@ def test_a_folder_of_folds_is_not_trusted(tmp_path):
         assert list(tmp_path.iterdir()) == [file]
 
 
-def test_the_folds_that_were_started_last_are_resumed_and_stay(tmp_path):
-    """It was the folder that changed last, and an error deleted it."""
+def test_resume_selects_the_latest_folds(tmp_path):
+    """Regression: resume selected the folder that changed last, and deleted it after an error."""
     for seconds, name in ((1, "old"), (2, "new")):
         file = tmp_path / name / "folds.json"
         file.parent.mkdir()
@@ -205,13 +205,13 @@ def test_the_folds_that_were_started_last_are_resumed_and_stay(tmp_path):
     assert file.is_file()
 
 
-def test_an_interrupted_soup_is_made_again(parent):
+def test_interrupted_soup_is_repeated(parent):
     (parent / "soup").rename(parent / ".soup")
     cross_validate("--resume", str(parent), "--soup")
     assert (parent / "soup" / "recipe.yaml").is_file()
 
 
-def test_bad_calls_and_previews_leave_nothing(tmp_path):
+def test_invalid_calls_and_previews_write_nothing(tmp_path):
     call = f"--recipe demo --output_dir {tmp_path} --folds 2"
     for words, message in (
         ("--folds 1", "expected at least 2"),

@@ -1,4 +1,4 @@
-"""A fourth task is one file of tasks/ and one template."""
+"""Test that a fourth task needs only one file in tasks/ and one prompt template."""
 
 import json
 
@@ -12,7 +12,7 @@ from dandap.answering.run import answer, find_source
 from tools import explore
 
 FILE = '''
-"""Claims on news, to be called 참 or 거짓; submitted as a line of text each."""
+"""Claims about news with a verdict, 참 or 거짓. The submission has one line per verdict."""
 
 import json
 
@@ -68,7 +68,7 @@ TASK = ClaimCheck()
 
 @pytest.fixture
 def claims(tmp_path, monkeypatch):
-    """Add the task's file, its template and files of claims."""
+    """Add the task, its template and data files, and return their folder."""
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "claim_check.py").write_text(FILE, encoding="utf-8")
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path / "tasks")])
@@ -79,18 +79,16 @@ def claims(tmp_path, monkeypatch):
     for name, count in (("train", 24), ("test", 6)):
         lines = []
         for number in range(count):
-            where, said = ("부산", "서울")[number % 2], ("부산", "서울")[number // 2 % 2]
-            claim = {
-                "name": f"{name}-{number}",
-                "article": f"한빛전자 {number}호는 {where}에 있다.",
-            }
-            claim |= {"claim": f"{said}에 있다.", "verdict": "참" if where == said else "거짓"}
+            place, claimed = ("부산", "서울")[number % 2], ("부산", "서울")[number // 2 % 2]
+            article = f"한빛전자 {number}호는 {place}에 있다."
+            claim = {"name": f"{name}-{number}", "article": article, "claim": f"{claimed}에 있다."}
+            claim["verdict"] = "참" if place == claimed else "거짓"
             lines.append(json.dumps(claim, ensure_ascii=False))
         (tmp_path / f"{name}.claims").write_text("\n".join(lines), encoding="utf-8")
     return tmp_path
 
 
-def test_a_task_is_one_file_and_one_template(claims, capsys):
+def test_task_is_one_file_and_one_template(claims, capsys):
     outputs = claims / "outputs"
     options = "--recipe demo --task claim_check --template claim --epochs 1 --run_name one "
     options += f"--train_file {claims}/train.claims --test_file {claims}/test.claims "

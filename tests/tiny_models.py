@@ -1,6 +1,6 @@
-"""Model families in sizes that a test can afford.
+"""Tiny configs of all tested model families.
 
-Their random weights are large enough that attention and answers matter.
+The initializer range is large, so that attention changes the answers of random models.
 """
 
 from transformers import (
@@ -47,9 +47,9 @@ FAMILIES = {
         sliding_window=WINDOW,
         query_pre_attn_scalar=16,
         attn_logit_softcapping=2.0,
-        tie_word_embeddings=False,  # tied, a random one repeats the prompt's last token for ever
+        tie_word_embeddings=False,  # tied random embeddings repeat the last token forever
     ),
-    # As Gemma 3 270M: one key head, two kinds of layers with a RoPE base each, tied embeddings.
+    # Like Gemma 3 270M: one key head, sliding and full layers with separate RoPE bases, tied.
     "gemma3": Gemma3TextConfig(
         **(SMALL | {"num_key_value_heads": 1}),
         sliding_window=WINDOW,
@@ -57,10 +57,10 @@ FAMILIES = {
         query_pre_attn_scalar=16,
         tie_word_embeddings=True,
     ),
-    # A key head for each head.
+    # No grouped-query attention.
     "mistral": MistralConfig(**(SMALL | {"num_key_value_heads": 4}), sliding_window=WINDOW),
-    # As Granite 4.0 350M: every layer attends, none has experts, and embeddings, attention, each
-    # layer's addition and the logits are scaled. Its mamba numbers only have to agree.
+    # Like Granite 4.0 350M: attention in every layer, no experts, and scaled embeddings,
+    # attention, residuals and logits. The mamba sizes are unused but validated.
     "granite": GraniteMoeHybridConfig(
         **SIZES,
         shared_intermediate_size=128,
@@ -87,5 +87,5 @@ FAMILIES = {
         tie_word_embeddings=False,
     ),
 }
-# Not among the families, whose every test would take it through a loop over experts.
+# Not in FAMILIES: its loop over experts would slow down every test of a family.
 EXPERTS = Qwen3MoeConfig(**SMALL, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)

@@ -19,7 +19,7 @@ from dandap.runs.predictions import load_members, recipe_of, run_of
 from tasks import get_task
 from tasks.task import label
 
-SILENT = ("output_dir", "run_name", "tokens_per_batch")  # fields that do not affect answers
+IGNORED_FIELDS = ("output_dir", "run_name", "tokens_per_batch")  # fields that do not affect answers
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -71,9 +71,9 @@ def compare(
     for field in dict.fromkeys(field for recipe in recipes.values() for field in recipe):
         values = {name: recipe.get(field) for name, recipe in recipes.items()}
         # By repr, because lists are not hashable.
-        if field not in SILENT and len(set(map(repr, values.values()))) > 1:
+        if field not in IGNORED_FIELDS and len(set(map(repr, values.values()))) > 1:
             fields[field] = values
-    # Without a recipe, the default task.
+    # Files without a recipe have the default task.
     task = get_task(next((r["task"] for r in recipes.values() if "task" in r), Recipe().task))
 
     score_name = label(task.headline[0])

@@ -25,7 +25,7 @@ STEPS = {
 
 
 def clean(text: str, step: str) -> str:
-    """Apply one step to a text."""
+    """Apply one cleaning step to a text."""
     pattern, put, _ = STEPS[step]
     return " ".join(re.sub(pattern, put, text).split())
 

@@ -1,15 +1,15 @@
-"""A CUDA device that does not exist: after `install`, cuda:0 computes on the host and is watched.
+"""A fake CUDA device: after `install`, cuda:0 computes on the host and records its activity.
 
-    gpu = pretended_gpu.install("sm_80")            numbers are real, computed by the CPU's kernels
-    gpu = pretended_gpu.install("sm_80", dry=True)  large tensors have no memory, only a size
+    gpu = pretended_gpu.install("sm_80")            computes with CPU kernels
+    gpu = pretended_gpu.install("sm_80", dry=True)  large tensors have a size but no memory
     with gpu.watched() as seen: ...                 seen.launches, seen.waits, seen.peak
 
-An operation on tensors of both devices fails, as on CUDA. Every kernel counts as a launch, and
-every number that the host needs from the device as a wait, with the line of the project that caused
-it. A dry model of 10.8 B parameters fits into a laptop, and its memory is counted to the byte.
+An operation on tensors of both devices fails, as on CUDA. Every kernel is counted as a launch, and
+every read from the device as a wait (synchronization), with the project line that caused it. A dry
+model of 10.8B parameters fits into a laptop, and its memory is counted exactly.
 
-Import this before torch, which looks for CUDA while it is imported. PRETENDED_GPU names the library
-that is built from pretended_gpu.cpp. Both depend on internals of torch 2.13.
+Import this before torch, which looks for CUDA during import. PRETENDED_GPU is the path of the
+library built from pretended_gpu.cpp. Both depend on internals of torch 2.13.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ if "torch" in sys.modules:
     raise ImportError("import pretended_gpu before torch")
 ctypes.CDLL(os.environ["PRETENDED_GPU"], mode=ctypes.RTLD_GLOBAL)
 
-import torch  # noqa: E402 (the library above must be there first)
+import torch  # noqa: E402 (needs the library above)
 
 PROJECT = str(Path(__file__).resolve().parents[2])
-DRY_FROM = 1 << 16  # bytes; smaller tensors (lengths, indices) keep their numbers in a dry run
+DRY_FROM = 1 << 16  # bytes; smaller tensors (lengths, indices) have data in a dry run
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What differs between GPUs."""
+    """Properties of a GPU model."""
 
     capability: tuple[int, int]
     memory: float  # bytes
@@ -52,26 +52,26 @@ KINDS = {
 
 @dataclass
 class Seen:
-    """What happened on the device."""
+    """Recorded activity of the device."""
 
     launches: Counter = field(default_factory=Counter)  # by kernel
-    waits: Counter = field(default_factory=Counter)  # by (what, line of the project)
+    waits: Counter = field(default_factory=Counter)  # by (kind, project line)
     peak: int = 0  # bytes
 
     def waits_in(self, file: str) -> int:
-        """Return the waits that a file or folder of the project caused."""
+        """Return the number of waits caused by a file or folder of the project."""
         return sum(count for (_, line), count in self.waits.items() if file in line)
 
 
 class Gpu:
-    """The device."""
+    """The fake device."""
 
     def __init__(self, kind: Kind, dry: bool):
         self.kind, self.dry, self.seen = kind, dry, Seen()
 
     @contextlib.contextmanager
     def watched(self):
-        """Yield what is seen inside this context."""
+        """Record activity within this context."""
         before, self.seen = self.seen, Seen()
         torch.ops.pretended.forget_peak()
         try:
@@ -87,16 +87,16 @@ class Gpu:
         self.seen.waits[what, _line_of_the_project()] += 1
 
 
-gpu: Gpu | None = None  # the installed one
-_libraries: list[torch.library.Library] = []  # a library's kernels live as long as it does
+gpu: Gpu | None = None  # the installed device
+_libraries: list[torch.library.Library] = []  # kernels live as long as their library
 
 
 def install(kind: str, dry: bool = False) -> Gpu:
-    """Make cuda:0 a pretended GPU of this kind, before the project is imported."""
+    """Make cuda:0 a fake GPU of this kind. Call it before importing the project."""
     global gpu
     if gpu is not None:
         raise RuntimeError("a pretended GPU is installed already")
-    # Before CUDA is available, or it would look for its own CUDA library.
+    # Import it before CUDA is available, or it looks for its own CUDA library.
     import bitsandbytes  # noqa: F401
 
     gpu = Gpu(KINDS[kind], dry)
@@ -134,7 +134,7 @@ def _register(namespace: str, kernels: dict, fallback=None) -> None:
 
 
 def _line_of_the_project() -> str:
-    """Return the innermost line of the project that led here."""
+    """Return the innermost project line of the call stack."""
     frame = sys._getframe(1)
     while frame:
         file = frame.f_code.co_filename
@@ -144,11 +144,11 @@ def _line_of_the_project() -> str:
     return "outside"
 
 
-# ---- Any operation: the CPU's kernel on the same memory, or shapes alone.
+# ---- Fallback for all operations: the CPU kernel on the same memory, or shapes only.
 
-# The host reads a number or a size of these.
+# The host reads a value or a size from these.
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal"}
-INDEXED = {"index", "index_put_", "_index_put_impl_"}  # their indices may be the host's
+INDEXED = {"index", "index_put_", "_index_put_impl_"}  # their indices may be on the host
 NO_KERNEL = {"empty", "empty_strided", "resize_", "record_stream"}
 
 
@@ -179,7 +179,7 @@ def _tensors(value):
 
 
 def _each(value, change):
-    """Return a value with every tensor in it changed."""
+    """Apply a function to every tensor in nested lists and tuples."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, (list, tuple)):
@@ -198,7 +198,7 @@ def _host(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _shape(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of the same shape without memory; a number of the host stays."""
+    """Return a meta tensor of the same shape; scalars of the host are unchanged."""
     if tensor.device.type == "cpu" and tensor.dim() == 0:
         return tensor
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
@@ -213,7 +213,7 @@ def _by_bool(indices) -> bool:
 
 
 def _check_devices(name: str, args, kwargs) -> None:
-    """Reject tensors of the host, as CUDA does; scalars may come from there."""
+    """Reject host tensors except scalars, as CUDA does."""
     given = (args[0], args[2:], kwargs) if name in INDEXED else (args, kwargs)
     if any(t.device.type == "cpu" and t.dim() for t in _tensors(given)):
         raise RuntimeError(f"{name}: expected all tensors to be on the same device, cuda:0 and cpu")
@@ -222,7 +222,7 @@ def _check_devices(name: str, args, kwargs) -> None:
 
 
 class _Call:
-    """One operation on its way to the CPU's kernel (or to shapes, on the meta device) and back."""
+    """Runs one operation with the CPU kernel, or on the meta device for shapes only."""
 
     def __init__(self, op, name: str, dry: bool):
         self.op, self.name, self.dry = op, name, dry
@@ -238,12 +238,12 @@ class _Call:
         if self.cast is not None:
             result = result.to(self.cast)
         if self.name == "_local_scalar_dense" and gpu.dry and isinstance(result, float):
-            return 0.0  # what it was computed of may have had no numbers
+            return 0.0  # its inputs may have had no data
         return self._back(result, args, kwargs)
 
     def _inputs(self, args, kwargs):
-        """Return the arguments as the CPU's kernel takes them."""
-        if self.dry and self.name in INDEXED:  # how many are true decides the result's shape
+        """Return the arguments for the CPU kernel."""
+        if self.dry and self.name in INDEXED:  # the number of true values decides the shape
             indices = []
             for index in args[1]:
                 is_mask = index is not None and index.dtype is torch.bool
@@ -252,7 +252,7 @@ class _Call:
         change = _shape if self.dry else _host
         given = [_each(value, change) for value in args]
         for place, argument in enumerate(self.op._schema.arguments[: len(given)]):
-            # A number that torch has wrapped as a tensor on the way.
+            # torch unwraps some scalar tensors to Python numbers.
             is_number = isinstance(given[place], (bool, int, float))
             if is_number and str(argument.type) == "Tensor":
                 given[place] = torch.tensor(given[place])
@@ -264,13 +264,13 @@ class _Call:
         return given, named
 
     def _without_mixed_types(self, given, named):
-        """Turn what CUDA alone does in one kernel, 16 bits in and float32 out, into two steps."""
+        """Split kernels that only CUDA has (16-bit input, float32 output) into two steps."""
         self.cast = None
         if self.name in ("mm", "addmm") and (
             named.pop("out_dtype", None) is not None or self.op._overloadname.startswith("dtype")
         ):
-            kept = [value for value in given if not isinstance(value, torch.dtype)]
-            given[:] = _each(kept, torch.Tensor.float)
+            tensors = [value for value in given if not isinstance(value, torch.dtype)]
+            given[:] = _each(tensors, torch.Tensor.float)
             self.op = getattr(
                 getattr(torch.ops.aten, self.name), "out" if "out" in named else "default"
             )
@@ -282,7 +282,7 @@ class _Call:
         return named, given
 
     def _into(self, outs, given, named, kwargs):
-        """Compute into tensors that were given for the results."""
+        """Run an operation with `out` arguments."""
         for name in outs:
             dtype = kwargs[name].dtype if self.cast is None else given[0].dtype
             named[name] = torch.empty(0, dtype=dtype, device=self.device)
@@ -290,13 +290,13 @@ class _Call:
         for name in outs:
             if kwargs[name].shape != named[name].shape:
                 kwargs[name].resize_(named[name].shape)
-            if not self.dry and not _is_dry(kwargs[name]):  # it may have grown to be dry
+            if not self.dry and not _is_dry(kwargs[name]):  # resizing may have made it dry
                 _host(kwargs[name]).copy_(named[name])
         results = [kwargs[name] for name in outs]
         return results[0] if len(results) == 1 else tuple(results)
 
     def _back(self, result, args, kwargs):
-        """Return results as the device's; one that is an argument written to is that argument."""
+        """Return the results on the device. Written arguments are returned themselves."""
         written = {}
         for place, argument in enumerate(self.op._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
@@ -313,7 +313,7 @@ class _Call:
         return None if not returns else found[0] if len(returns) == 1 else tuple(found)
 
 
-# ---- Operations that are another kernel on CUDA than on the CPU.
+# ---- Operations with different kernels on CUDA and CPU.
 
 
 def _copy(self, source, non_blocking=False):
@@ -322,7 +322,7 @@ def _copy(self, source, non_blocking=False):
     if here != there and source.numel() and not (non_blocking and there == "cuda"):
         gpu.wait(f"copy from {here} to {there}")
     if _is_dry(self) or _is_dry(source):
-        if not _is_dry(self):  # a dry source has no numbers
+        if not _is_dry(self):  # a dry source has no data
             _host(self).zero_()
         return self
     _host(self).copy_(_host(source))
@@ -330,7 +330,7 @@ def _copy(self, source, non_blocking=False):
 
 
 def _scores(query, key, bias, is_causal, scale):
-    """Return attention's scores in float32, masked, for tensors of the host."""
+    """Return masked attention scores in float32, for host tensors."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = query.float() @ key.float().transpose(-1, -2) * scale
     if bias is not None:
@@ -346,14 +346,14 @@ def _repeated(tensor, heads: int):
 
 
 def _transposed_like(tensor) -> torch.Tensor:
-    """Return room for (batch, heads, length, size) that lies in memory by length, then heads."""
+    """Return an empty (batch, heads, length, size) tensor, with heads after length in memory."""
     batch, heads, length, size = tensor.shape
     room = torch.empty(batch, length, heads, size, dtype=tensor.dtype, device="cuda")
     return room.transpose(1, 2)
 
 
 def _attend(query, key, value, bias, is_causal, scale):
-    """Return the output, and the log of the sum of exponentials if there are numbers."""
+    """Return the output and the log-sum-exp, which is None without data."""
     out = _transposed_like(query)
     if any(map(_is_dry, (query, key, value, out))):
         return out, None
@@ -373,7 +373,7 @@ def _attend_backward(grad, query, key, value, bias, is_causal, scale):
     q, upstream = _host(query).float(), _host(grad).float()
     k, v = (_repeated(_host(tensor).float(), heads) for tensor in (key, value))
     weights = _scores(q, k, _host(bias), is_causal, scale).softmax(-1)
-    # By the chain rule: autograd is switched off below its own dispatch.
+    # By hand, because autograd is disabled below its dispatch key.
     of_weights = upstream @ v.transpose(-1, -2)
     centered = of_weights - (of_weights * weights).sum(-1, keepdim=True)
     of_scores = weights * centered * (query.shape[-1] ** -0.5 if scale is None else scale)
@@ -397,11 +397,11 @@ def _efficient(
     out, sums = _attend(query, key, value, attn_bias, is_causal, scale)
     batch, heads, length, _ = query.shape
     padded = -(-length // 32) * 32 if with_sums else 0
-    kept = torch.empty(batch, heads, padded, dtype=torch.float32, device="cuda")
+    saved = torch.empty(batch, heads, padded, dtype=torch.float32, device="cuda")
     if with_sums and sums is not None:
-        _host(kept)[..., :length] = sums
+        _host(saved)[..., :length] = sums
     seed, offset = (torch.empty((), dtype=torch.long) for _ in range(2))
-    return out, kept, seed, offset
+    return out, saved, seed, offset
 
 
 def _efficient_backward(
@@ -409,7 +409,7 @@ def _efficient_backward(
     *, scale=None
 ):  # fmt: skip
     gpu.launch("efficient attention backward")
-    # The kernel's working memory: a sum a row, and float32 for the query's gradient.
+    # The workspace of the kernel: one sum per row, and the query gradient in float32.
     work = [torch.empty(query.shape[:3], dtype=torch.float32, device="cuda")]
     if query.dtype.itemsize == 2:
         work.append(torch.empty(query.shape, dtype=torch.float32, device="cuda"))
@@ -422,13 +422,13 @@ def _efficient_backward(
 def _flash(query, key, value, dropout_p=0.0, is_causal=False, debug=False, *, scale=None):
     gpu.launch("flash attention")
     out, sums = _attend(query, key, value, None, is_causal, scale)
-    kept = torch.empty(query.shape[:3], dtype=torch.float32, device="cuda")
+    saved = torch.empty(query.shape[:3], dtype=torch.float32, device="cuda")
     if sums is not None:
-        _host(kept).copy_(sums)
+        _host(saved).copy_(sums)
     state = torch.empty(2, dtype=torch.uint64, device="cuda")
     unused = torch.empty((), dtype=torch.uint64, device="cuda")
     nothing = torch.empty(0, dtype=query.dtype, device="cuda")
-    return out, kept, None, None, query.shape[2], key.shape[2], state, unused, nothing
+    return out, saved, None, None, query.shape[2], key.shape[2], state, unused, nothing
 
 
 def _flash_backward(
@@ -442,7 +442,7 @@ def _flash_backward(
     return tuple(gradients)
 
 
-# ---- bitsandbytes: its product with 4-bit weights, the rest by the CPU's kernels.
+# ---- bitsandbytes: the matrix product with 4-bit weights; all others use the CPU kernels.
 
 
 def _bitsandbytes() -> dict:
@@ -454,11 +454,11 @@ def _bitsandbytes() -> dict:
         packet = getattr(torch.ops.bitsandbytes, name)
         for overload in packet.overloads():
             key = name if overload == "default" else f"{name}.{overload}"
-            kernels[key] = _passed_on(getattr(packet, overload))
+            kernels[key] = _cpu_kernel(getattr(packet, overload))
     return kernels
 
 
-def _passed_on(op):
+def _cpu_kernel(op):
     def kernel(*args, **kwargs):
         return _any_operation(op, *args, **kwargs)
 
@@ -469,7 +469,7 @@ def _gemm_4bit(
     A, B, shapeB, absmax, blocksize, quant_type, bias=None, absmax_8bit=None, absmax_code=None,
     absmax_offset=None,
 ):  # fmt: skip
-    """Multiply by the fused kernel, or by a dequantized copy where the library would make one."""
+    """Multiply with the fused kernel, or with a dequantized copy where bitsandbytes makes one."""
     tensors = (A, B, absmax, bias, absmax_8bit, absmax_code, absmax_offset)
     if any(t is not None and t.device.type != "cuda" for t in tensors):
         raise RuntimeError(
@@ -509,7 +509,7 @@ def _is_fused(dtype, rows: int, outputs: int, inputs: int) -> bool:
     return rows <= (128 if blocks >= 3 * gpu.kind.processors else 32)
 
 
-# ---- torch.cuda, as Python asks it.
+# ---- The Python functions of torch.cuda.
 
 
 def _replace_torch_cuda() -> None:
@@ -525,7 +525,7 @@ def _replace_torch_cuda() -> None:
         return None
 
     stream = SimpleNamespace(synchronize=nothing, wait_stream=nothing, cuda_stream=0)
-    held, peak = (lambda *given, i=i: torch.ops.pretended.memory()[i] for i in (0, 1))
+    allocated, peak = (lambda *given, i=i: torch.ops.pretended.memory()[i] for i in (0, 1))
     constants = {
         "is_available is_initialized": True,
         "is_current_stream_capturing": False,
@@ -543,9 +543,9 @@ def _replace_torch_cuda() -> None:
     functions = {
         "synchronize": lambda *device: gpu.wait("synchronize"),
         "is_bf16_supported": lambda including_emulation=True: including_emulation or major >= 8,
-        "mem_get_info": lambda *device: (int(kind.memory - held()), int(kind.memory)),
-        "memory_allocated": held,
-        "memory_reserved": held,
+        "mem_get_info": lambda *device: (int(kind.memory - allocated()), int(kind.memory)),
+        "memory_allocated": allocated,
+        "memory_reserved": allocated,
         "max_memory_allocated": peak,
         "max_memory_reserved": peak,
         "reset_peak_memory_stats": lambda *device: torch.ops.pretended.forget_peak(),
@@ -555,7 +555,7 @@ def _replace_torch_cuda() -> None:
         "set_rng_state_all": lambda states: generator.set_state(states[0]),
     }
     for names, value in constants.items():
-        for name in names.split():  # Dynamo registers handlers by function: one each
+        for name in names.split():  # Dynamo registers handlers by function, so each needs its own
             functions[name] = lambda *given, value=value: value
     for name, function in functions.items():
         for module in (torch.cuda, torch.cuda.random):

@@ -1,11 +1,11 @@
-"""Rehearsals on a pretended GPU, in a process of their own.
+"""Run jobs on a fake GPU in a separate process.
 
     python -m tests.rehearsal.rehearse GPU JSON
 
-GPU is one of pretended_gpu.KINDS, with "-dry" after it for shapes without numbers. JSON is a list
-of jobs: {"what": a function below, "mutant": one of MUTANTS or nothing, ...arguments}. The last
-line is the JSON list of their results; an error is {"error": its text}. test_rehearsal.py starts
-this and checks the results.
+GPU is one of pretended_gpu.KINDS, with the suffix "-dry" for shapes without data. JSON is a list
+of jobs: {"what": a function below, "mutant": one of MUTANTS (optional), ...arguments}. The last
+line of the output is the JSON list of results; an error is {"error": message}. test_rehearsal.py
+checks the results.
 """
 
 import json
@@ -57,12 +57,12 @@ from dandap.cli import run_script
 run_script(fine_tune.main)
 """
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-# A replay does the same work, kernel by kernel.
+# A replay runs the same kernels.
 cuda_graph.capture = lambda work: work
 
 
 def fit(recipe, plan, examples, model):
-    """Train without checkpoints; return the trainer and what the GPU saw."""
+    """Train without checkpoints; return the trainer and the recorded GPU activity."""
     tokenizer = load_tokenizer(load_recipe("demo", {}))
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainers.make_trainer(recipe, plan, tokenizer, examples, model, folder)
@@ -93,7 +93,7 @@ def waits(seen) -> dict[str, int]:
 
 
 def training(kind: str, plan: dict | None = None) -> dict:
-    """Train random weights; return the losses, the CPU's, and what the GPU saw."""
+    """Train a random model on the CPU and the GPU; return losses and recorded GPU activity."""
     if (plan or {}).get("flex"):
         trace_flex()
     losses = []
@@ -102,7 +102,7 @@ def training(kind: str, plan: dict | None = None) -> dict:
         options |= {"compute_dtype": "float32"} if device == CPU else {}
         recipe = make_recipe(options, "rehearse")
         dtype = pick_compute_dtype(recipe, device)
-        # The same weights everywhere: made and quantized on the host.
+        # Create and quantize on the host, so that both devices have the same weights.
         base = random_model(named_config(kind), recipe, CPU, torch.float32)
         if device != CPU:
             base = base.to(dtype).to(device)
@@ -123,7 +123,7 @@ def training(kind: str, plan: dict | None = None) -> dict:
 
 
 def trace_flex() -> None:
-    """Let Dynamo trace FlexAttention, and compute it by its formula: there is no compiler here."""
+    """Trace FlexAttention with Dynamo but run it eagerly, because there is no GPU compiler."""
     compile_before = torch.compile
 
     def compile(function, **options):
@@ -145,7 +145,7 @@ def probe(kind: str, dtype: str) -> dict:
 
 
 def flex(kind: str) -> dict:
-    """Count the graphs of the compiled attention as trees change their length."""
+    """Count the graphs of the compiled attention for trees of different lengths."""
     from dandap.tree.masks import BLOCK, tree_masks
     from dandap.tree.token_tree import collate, grow
 
@@ -168,14 +168,14 @@ def flex(kind: str) -> dict:
 
 
 class _EvenTokens:
-    """A grounding under which every answer of even tokens is a span."""
+    """A fake grounding that allows only even token ids."""
 
     def pick(self, token_ids, context, stop_ids, left, likeliest):
         return next((token for token in likeliest if token % 2 == 0), None)
 
 
 def answering(kind: str, way: str) -> dict:
-    """Compare answers with the CPU's, token by token, and count waits."""
+    """Compare answers with the CPU token by token, and count syncs."""
     config = named_config(kind)
     config.initializer_range = 0.2
     torch.manual_seed(0)
@@ -212,11 +212,11 @@ def answering(kind: str, way: str) -> dict:
 
 
 class _FlexMemory(torch.autograd.Function):
-    """What FlexAttention's kernels save and need, without numbers, for a dry run."""
+    """Allocates what the FlexAttention kernels save and need, for a dry run."""
 
     @staticmethod
     def forward(ctx, query, key, value):
-        out = torch.empty_like(query)  # the order of the query's memory, as Inductor lays it out
+        out = torch.empty_like(query)  # same memory layout as the query, as in Inductor
         sums = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
         ctx.save_for_backward(query, key, value, out, sums)
         return out
@@ -224,7 +224,7 @@ class _FlexMemory(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         query, key, value, _out, sums = ctx.saved_tensors
-        work = torch.empty_like(sums)  # of each row: the output times its gradient
+        work = torch.empty_like(sums)  # per row: the output times its gradient
         gradients = tuple(map(torch.empty_like, (query, key, value)))
         del work
         return gradients
@@ -235,7 +235,7 @@ def _flex_memory(query, key, value, *others, **more):
 
 
 def _dry_model(name: str, options: dict, dequantized: bool = False):
-    """Return (recipe, config, dtype, model with adapter) of a recipe's true shape."""
+    """Return (recipe, config, dtype, model with adapter) of a recipe in full size."""
     recipe = load_recipe(name, options)
     config, device = make_config(SHAPES[recipe.model]), pick_device()
     dtype = pick_compute_dtype(recipe, device)
@@ -244,8 +244,8 @@ def _dry_model(name: str, options: dict, dequantized: bool = False):
     return recipe, config, dtype, add_adapter(base, recipe)
 
 
-def chosen_training_memory(recipe: str) -> dict:
-    """Trace a step as it would be planned for this GPU, on articles as long as the recipe takes."""
+def planned_training_memory(recipe: str) -> dict:
+    """Trace a step with the plan for this GPU and the longest articles that the recipe allows."""
     chosen = load_recipe(recipe, {})
     config = make_config(SHAPES[chosen.model])
     dtype, flex = pick_compute_dtype(chosen, CUDA), gpu.kind.capability >= (8, 0)
@@ -254,7 +254,7 @@ def chosen_training_memory(recipe: str) -> dict:
     except InputError as error:
         return {"refused": str(error)}
     how = {"flex": plan.flex, "gradient_checkpointing": plan.gradient_checkpointing}
-    # The longest prompt, less what made_up adds: a question of 35 tokens and an answer of 6.
+    # The longest prompt minus what made_up adds: 35 tokens of question and 6 of answer.
     article = chosen.max_length - 41
     found = training_memory(recipe, plan.tokens_per_batch, how, (article, 5, 6))
     return found | {"tokens": plan.tokens_per_batch, **how}
@@ -267,25 +267,25 @@ def training_memory(
     shape: tuple[int, int, int] = (1000, 5, 6),
     options: dict | None = None,
 ) -> dict:
-    """Trace a step of true shape; return its peak, and the estimate for what was forwarded.
+    """Trace a training step in full size; return its peak memory and the estimate.
 
-    `shape` are the tokens of an article, its questions, and the tokens of an answer.
+    `shape` is (tokens per article, questions per article, tokens per answer).
     """
     chosen, config, dtype, model = _dry_model(recipe, options or {})
     article, count, answer = shape
-    # Two steps: the optimizer's moments exist from the second on.
+    # Two steps, because the optimizer state exists from the second step on.
     examples = made_up(article, count, 2 * chosen.questions_per_step)
     for number, example in enumerate(examples):
         example.answer_ids[:] = [*range(10 + number, 9 + number + answer), 1]
     how, forwarded = make_plan(CUDA, dtype, tokens, **(plan or {})), []
     compute_loss = trainers.ReadOnceTrainer.compute_loss
 
-    def note(self, model, inputs, **others):
+    def record(self, model, inputs, **others):
         forwarded.append((inputs["input_ids"].numel(), inputs["predicts"].numel()))
         return compute_loss(self, model, inputs, **others)
 
     with (
-        mock.patch.object(trainers.ReadOnceTrainer, "compute_loss", note),
+        mock.patch.object(trainers.ReadOnceTrainer, "compute_loss", record),
         mock.patch.object(attention, "_compiled", lambda: _flex_memory),
     ):
         _, seen = fit(chosen, how, examples, model)
@@ -307,10 +307,10 @@ def answering_memory(
     merged: bool | None = None,
     options: dict | None = None,
 ) -> dict:
-    """Trace batches of answers of true shape; return their peak, and the estimate.
+    """Trace answering batches in full size; return their peak memory and the estimate.
 
-    `shape` are the tokens of an article and its questions. `merged` None leaves the adapter as it
-    was trained.
+    `shape` is (tokens per article, questions per article). With `merged` None, the adapter stays
+    as trained.
     """
     chosen, config, dtype, model = _dry_model(recipe, options or {}, dequantized=bool(merged))
     if merged is not None:
@@ -324,7 +324,7 @@ def answering_memory(
         list(answer_examples(model.eval(), examples, decoding, tokens))
     footprint = Footprint(chosen, config, CUDA, dtype)
     before = footprint.answering(tokens)
-    # For as many branches as there were; a plan is for prompts that share nothing, with more.
+    # Estimate for the actual number of branches. A plan assumes more: prompts that share no prefix.
     each = tokens / len(examples) - samples * memory.expected_length(new)
     with mock.patch.object(memory, "QUESTION_TOKENS", each):
         estimate = footprint.answering(tokens)
@@ -339,19 +339,19 @@ def answering_memory(
     }
 
 
-def ask_the_gpu(parts: str) -> dict:
-    """Run benchmarks.gpu on a small shape."""
+def gpu_benchmark(parts: str) -> dict:
+    """Run benchmarks.gpu on a tiny model."""
     from benchmarks import gpu as benchmark
 
     trace_flex()
-    # The script that it starts must find the pretended GPU, too.
+    # The script that it starts must use the fake GPU too.
     script = [sys.executable, "-c", ON_A_PRETENDED_GPU, GPU]
     with mock.patch.object(benchmark, "SCRIPT", script):
         return benchmark.main(["--model", "tiny-llama", "--parts", parts])
 
 
 def scripts(optimizers: list[str]) -> dict:
-    """Train by fine_tune.py with each optimizer; stop a run, resume it, and answer with it."""
+    """Run fine_tune.py with each optimizer; interrupt a run, resume it, and answer with it."""
     import fine_tune
     import inference
     from dandap.errors import Stopped
@@ -390,14 +390,14 @@ def scripts(optimizers: list[str]) -> dict:
         return found | {"answered": answers["char_f1"]}
 
 
-def tests_for_a_gpu() -> dict:
-    """Run what `pytest -m gpu` runs on a real card, on tiny shapes."""
+def gpu_tests() -> dict:
+    """Run the tests of `pytest -m gpu` on tiny models."""
     from tests import capturing, test_gpu
 
     trace_flex()
     for name in test_gpu.TINY:
-        test_gpu.test_the_probe_passes_at_every_head_size(name)
-        test_gpu.test_flex_has_the_plain_kernels_loss_and_gradients(name)
+        test_gpu.test_probe_passes_at_every_head_size(name)
+        test_gpu.test_flex_equals_the_plain_kernel(name)
         with (
             mock.patch.object(cuda_graph, "capture", capturing.Capturing()),
             MonkeyPatch.context() as patch,
@@ -406,8 +406,8 @@ def tests_for_a_gpu() -> dict:
     return {}
 
 
-def compare_ways(benchmark: str) -> dict:
-    """Run one of the two comparisons on a small shape."""
+def run_benchmark(benchmark: str) -> dict:
+    """Run the training or inference benchmark on a tiny model."""
     from benchmarks import inference, training
 
     options = "--model tiny-llama --article 40 --rounds 1 --questions 16"
@@ -416,22 +416,22 @@ def compare_ways(benchmark: str) -> dict:
     return inference.main(f"{options} --no_continuous --batch 4 --samples 2".split())
 
 
-# ---- Faults that a rehearsal must find: each is a patch of the project.
+# ---- Faults that the tests must detect. Each patches the project.
 
 tree_masks, feed = trainers.tree_masks, TreeDecoder._feed
 
 
-def _mask_of_the_host(*arguments, **options):
+def _host_mask(*arguments, **options):
     return tree_masks(*arguments, **options).cpu()
 
 
-def _mask_of_bools(config, batch, dtype, flex):
+def _bool_mask(config, batch, dtype, flex):
     return tree_masks(config, batch, dtype, flex=False) == 0
 
 
 @contextlib.contextmanager
-def _adapters_of_16_bits(model):
-    """Leave the adapters in what SFTTrainer casts those of a 4-bit model to."""
+def _bfloat16_adapters(model):
+    """Leave the adapters in bfloat16, to which SFTTrainer casts those of a 4-bit model."""
     yield
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -452,25 +452,25 @@ def _float_in_a_closure(softcap, device):
 
 _float_in_a_closure.cache_clear = lambda: None
 MUTANTS = {
-    "a tensor without device=": (trainers, "tree_masks", _mask_of_the_host),
-    "a bool mask for flex": (trainers, "tree_masks", _mask_of_bools),
-    "16-bit adapters": (trainers, "float32_adapters", _adapters_of_16_bits),
+    "a tensor without device=": (trainers, "tree_masks", _host_mask),
+    "a bool mask for flex": (trainers, "tree_masks", _bool_mask),
+    "16-bit adapters": (trainers, "float32_adapters", _bfloat16_adapters),
     "a wait in the decoding loop": (TreeDecoder, "_feed", _wait),
     "a graph break": (attention, "_capped", _float_in_a_closure),
 }
 
 
 def run(what: str, mutant: str | None = None, **arguments) -> dict:
-    """Do one job, with a fault in the project where one is named."""
+    """Run one job, with a fault if one is named."""
     fault = mock.patch.object(*MUTANTS[mutant]) if mutant else contextlib.nullcontext()
     try:
         with fault:
             return globals()[what](**arguments)
-    except Exception as error:  # noqa: BLE001 (whatever it is, the test decides)
+    except Exception as error:  # noqa: BLE001 (the test decides)
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"[:2000]}
     finally:
-        gc.collect()  # a trainer is a circle of references, and the next job's memory is counted
+        gc.collect()  # trainers have reference cycles, and the next job measures memory
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The CUDA path on a pretended GPU: devices, precision, scaler, kernels, waits, memory.
+"""Test the CUDA code path on a fake GPU: devices, dtypes, scaler, kernels, syncs and memory.
 
-It computes on the host, so losses and answers equal the CPU's; what is rehearsed is everything
-around the arithmetic. It needs g++ and the torch version whose internals it replaces.
+The fake GPU computes on the host, so losses and answers must equal those of the CPU. It needs g++
+and the torch version whose internals it replaces.
 """
 
 import json
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
-    """Return the part in C++, built in about 7 s."""
+    """Compile the C++ part (about 7 s) and return its path."""
     built = tmp_path_factory.mktemp("gpu") / "libgpu.so"
     build = "g++ -O1 -std=c++20 -shared -fPIC -w".split()
     build += [HERE / "pretended_gpu.cpp", "-o", built, f"-I{TORCH}/include"]
@@ -38,13 +38,13 @@ def library(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def rehearse(library):
-    """Return what does jobs on a kind of GPU, in one process, and caches their results."""
+    """Return a function that runs jobs on a fake GPU in one process and caches the results."""
     environment = {"PRETENDED_GPU": str(library), "PYTHONPATH": str(Path.cwd())}
-    known = {}
+    results_of = {}
 
     def run(gpu, jobs):
         key = gpu, json.dumps(jobs)
-        if key not in known:
+        if key not in results_of:
             done = subprocess.run(
                 [sys.executable, "-W", "ignore", "-m", "tests.rehearsal.rehearse", *key],
                 env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
@@ -52,8 +52,8 @@ def rehearse(library):
                 text=True,
             )
             assert done.returncode == 0, done.stderr[-3000:]
-            known[key] = json.loads(done.stdout.splitlines()[-1])
-        return known[key]
+            results_of[key] = json.loads(done.stdout.splitlines()[-1])
+        return results_of[key]
 
     return run
 
@@ -102,21 +102,21 @@ CASES = [
 
 
 def problems(job, found, gpu):
-    """Return what is wrong: losses, precision, graphs, waits of a training; answers and waits."""
+    """Return the failed checks: losses, dtypes, graphs and syncs; or answers and syncs."""
     if "error" in found:
         return [found["error"]]
-    if job["what"] in ("flex", "probe"):  # one graph for each kind of mask, for every length
+    if job["what"] in ("flex", "probe"):  # one graph per kind of mask, for all lengths
         is_right = found["breaks"] == 0 and found.get("graphs") == found.get("kinds")
         return [] if is_right else [found]
     if job["what"] == "answering":
-        # generate waits as transformers does.
+        # transformers' generate synchronizes at every token.
         waits = found["waits"] if job["way"] != "generate" and found["waits_a_token"] > 1 else []
         return [*([] if found["equal"] else ["other answers than the CPU's"]), *waits]
     flex = job.get("plan", {}).get("flex", False)
     # bfloat16 has three bits fewer than float16.
     losses = pytest.approx(found["expected"], rel=1e-2 if gpu == "sm_80" else 2e-3)
-    # A step waits for its gradient's norm and its loss; sending the number of its answer tokens is
-    # a third. The beginning and the end take two. Flex's formula replaces a kernel that does not.
+    # A step has three syncs: gradient norm, loss, and the number of answer tokens. Start and end
+    # have two more. Those of the FlexAttention formula are ignored: real kernels have none.
     formula = ("tree/attention.py", "copy from cpu to cuda outside") if flex else ()
     waits = [n for line, n in found["waits"].items() if not any(f in line for f in formula)]
     checks = {
@@ -131,18 +131,18 @@ def problems(job, found, gpu):
 
 
 @pytest.mark.parametrize(("gpu", "jobs", "number"), CASES)
-def test_trainings_answers_graphs_and_faults(rehearse, gpu, jobs, number):
-    """In bfloat16 and float16, as on a CPU and with one wait a token; faults are found."""
+def test_job(rehearse, gpu, jobs, number):
+    """Results equal the CPU with few syncs, in both 16-bit dtypes. Injected faults are detected."""
     found = problems(jobs[number], rehearse(gpu, jobs)[number], gpu)
     assert bool(found) == ("mutant" in jobs[number]), found
 
 
 @SLOW
-def test_the_gpu_benchmark_runs(rehearse):
-    """It also probes true heads, and interrupts a script."""
+def test_gpu_benchmark_runs(rehearse):
+    """It also probes real head sizes and interrupts a script."""
     found = {}
     for parts in ("products,training,answers,float16", "probes,interrupted"):
-        (results,) = rehearse("sm_80", [{"what": "ask_the_gpu", "parts": parts}])
+        (results,) = rehearse("sm_80", [{"what": "gpu_benchmark", "parts": parts}])
         assert "error" not in results, results
         assert all("error" not in results[part] for part in parts.split(",")), results
         found |= results
@@ -160,7 +160,7 @@ def test_the_gpu_benchmark_runs(rehearse):
     assert found["interrupted"]["resumed"] == 0, found
 
 
-# The published recipes of short answers; others are these bases again with other files.
+# The QA recipes. Other recipes have the same base models with other data.
 RECIPES = (
     "eeve-10.8b wolminji-kosolar-10.7b wolminji-nous-solar-10.7b wolminji-ko-gemma-2-9b "
     "solar-10.7b-r8 llama-2-ko-7b kanana-1.5-8b midm-2.0-mini ax-4.0-light qwen3-4b qwen3-8b "
@@ -170,9 +170,9 @@ RECIPES = (
 
 @SLOW
 @pytest.mark.parametrize("gpu", ["sm_75", "sm_89", "sm_80"])
-def test_the_training_plan_is_what_a_step_of_true_shape_takes(rehearse, gpu):
-    """Within 5%, at 16, 24 and 80 GB, for every base that fits; printed for RESULTS.md."""
-    jobs = [{"what": "chosen_training_memory", "recipe": recipe} for recipe in RECIPES]
+def test_training_plan_matches_a_full_size_step(rehearse, gpu):
+    """Within 5% at 16, 24 and 80 GB for every base model that fits. Prints rows for RESULTS.md."""
+    jobs = [{"what": "planned_training_memory", "recipe": recipe} for recipe in RECIPES]
     wrong = []
     for recipe, found in zip(RECIPES, rehearse(f"{gpu}-dry", jobs), strict=True):
         if "refused" in found:
@@ -190,7 +190,7 @@ def test_the_training_plan_is_what_a_step_of_true_shape_takes(rehearse, gpu):
 
 
 @SLOW
-def test_the_training_plan_counts_long_answers(rehearse):
+def test_training_plan_includes_long_answers(rehearse):
     jobs = [
         {"what": "training_memory", "recipe": "wallpaper-synatra-1.3b", "tokens": 8192,
          "plan": FLEX, "shape": (20, 1, 150)},
@@ -202,8 +202,8 @@ def test_the_training_plan_counts_long_answers(rehearse):
 
 
 @SLOW
-def test_the_answering_plan_is_what_batches_of_true_shape_take(rehearse):
-    """Within 5%, or 0.1 GB where the base is a laptop's; four rows of 2,000 tokens fill a batch."""
+def test_answering_plan_matches_full_size_batches(rehearse):
+    """Within 5%, or 0.1 GB for small models; four rows of 2,000 tokens fill a batch."""
     jobs = [
         {"what": "answering_memory", "recipe": recipe, "tokens": 8192, "shape": (1785, 5),
          "merged": False, "options": {"max_new_tokens": 4}}
@@ -222,10 +222,10 @@ def test_the_answering_plan_is_what_batches_of_true_shape_take(rehearse):
 
 @SLOW
 def test_answering_launches_few_kernels(rehearse):
-    """A token of a 10.8 B base: as trained, cast to 16 bits, merged; it once took 5,068."""
-    few = {"what": "answering_memory", "recipe": "eeve-10.8b", "tokens": 8192}
-    few |= {"shape": (1785, 5), "options": {"max_new_tokens": 8}}
-    jobs = [few | {"merged": merged} for merged in (None, False, True)]
+    """Per token of a 10.8B model: as trained, cast to 16 bits, merged. It was 5,068 before."""
+    common = {"what": "answering_memory", "recipe": "eeve-10.8b", "tokens": 8192}
+    common |= {"shape": (1785, 5), "options": {"max_new_tokens": 8}}
+    jobs = [common | {"merged": merged} for merged in (None, False, True)]
     all_found = rehearse("sm_80-dry", jobs)
     for found in all_found:
         assert found["planned"] == pytest.approx(found["traced"], rel=0.05)
@@ -236,18 +236,18 @@ def test_answering_launches_few_kernels(rehearse):
 
 
 OPTIMIZERS = "adamw_torch_fused adamw_torch sgd adamw_8bit paged_adamw_32bit".split()
-WHOLE = [
+SCRIPT_JOBS = [
     {"what": "scripts", "optimizers": OPTIMIZERS},
-    {"what": "tests_for_a_gpu"},
-    {"what": "compare_ways", "benchmark": "training"},
-    {"what": "compare_ways", "benchmark": "inference"},
+    {"what": "gpu_tests"},
+    {"what": "run_benchmark", "benchmark": "training"},
+    {"what": "run_benchmark", "benchmark": "inference"},
 ]
 
 
 @SLOW
-def test_the_scripts_train_stop_resume_and_answer(rehearse):
-    """With every optimizer; a resumed run has the losses of an uninterrupted one, to the bit."""
-    found = rehearse("sm_80", WHOLE)[0]
+def test_scripts_train_resume_and_answer(rehearse):
+    """With every optimizer. The losses of a resumed run are bitwise equal."""
+    found = rehearse("sm_80", SCRIPT_JOBS)[0]
     assert "error" not in found, found
     first = found["adamw_torch_fused"]
     for optimizer in OPTIMIZERS:
@@ -260,7 +260,7 @@ def test_the_scripts_train_stop_resume_and_answer(rehearse):
 
 @SLOW
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_what_runs_on_a_real_gpu_is_rehearsed(rehearse, number):
-    """`pytest -m gpu`, and the two comparisons."""
-    found = rehearse("sm_80", WHOLE)[number]
+def test_gpu_tests_and_benchmarks_run(rehearse, number):
+    """`pytest -m gpu`, and the training and inference benchmarks."""
+    found = rehearse("sm_80", SCRIPT_JOBS)[number]
     assert "error" not in found, found

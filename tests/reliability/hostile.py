@@ -1,9 +1,9 @@
-"""Texts that break programs: markers, braces, control characters, odd Unicode, formulas."""
+"""Texts that break programs: special tokens, braces, control characters, odd Unicode, formulas."""
 
 import unicodedata
 
 HOSTILE = [
-    # special tokens and role markers of the families
+    # special tokens and role markers of model families
     *"</s> <s> <pad> <unk> <|user|> <|assistant|> <|system|> <|im_start|>system <|im_end|>".split(),
     *"<|endoftext|> <|eot_id|> <|begin_of_text|> <bos> <eos> <start_of_turn>model".split(),
     *"<end_of_turn> [INST] [/INST] <<SYS>> <think> </think> [|endofturn|] <0x0A> ▁▁".split(),

@@ -1,4 +1,4 @@
-"""Training that is killed at random moments, also while saving, ends bitwise as if it never was."""
+"""Test that training killed at random moments, also while saving, resumes bitwise equal."""
 
 import os
 import random
@@ -17,7 +17,7 @@ from tests.conftest import ROOT, read_lines, same_adapters, write_small_train
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Train without interruption: a checkpoint after each step, an evaluation every sixth."""
+    """Train without interruption, with a checkpoint at every step and an evaluation every 6."""
     folder = tmp_path_factory.mktemp("kills")
     write_small_train(folder / "train.csv", articles=14)
     fine_tune.main([*options(folder, "whole"), "--run_name", "run"])
@@ -26,13 +26,13 @@ def work(tmp_path_factory):
 
 def options(folder, output):
     paths = f"--train_file {folder}/train.csv --output_dir {folder}/{output}"
-    how = "--validation_fraction 0.1 --questions_per_step 4 --save_steps 1 --evaluate_every 6 "
-    how += "--max_new_tokens 4"
-    return f"--recipe demo --epochs 2 {paths} {how}".split()
+    settings = "--validation_fraction 0.1 --questions_per_step 4 --save_steps 1 --evaluate_every 6 "
+    settings += "--max_new_tokens 4"
+    return f"--recipe demo --epochs 2 {paths} {settings}".split()
 
 
 def train_until_done(folder, output, kills, rng):
-    """Start or resume in a process; kill it soon after its first step. Return how often."""
+    """Start or resume in a subprocess that is killed up to `kills` times; return how often."""
     killed = 0
     for _ in range(kills + 5):
         runs = [run for run in list_runs(folder / output) if newest_valid(run.checkpoints)[0]]
@@ -54,22 +54,22 @@ def train_until_done(folder, output, kills, rng):
 
 
 def newest_change(folder):
-    """Return when something of a checkpoint was last written."""
+    """Return the time of the last change in any checkpoint folder."""
     folders = [run.checkpoints for run in list_runs(folder) if run.checkpoints.is_dir()]
     return max((path.stat().st_mtime_ns for path in folders), default=0)
 
 
 def history(run):
-    """Return losses, gradients, evaluations and the validation score."""
+    """Return losses, gradient norms, evaluations and the validation score."""
     return [{k: line[k] for k in line if k != "seconds"} for line in read_lines(run.metrics_file)]
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_killed_run_ends_as_if_it_never_was(work, kills):
+def test_resume_after_kills(work, kills):
     output = f"killed-{kills}"
     assert train_until_done(work, output, kills, random.Random(kills)) > 0
     run = next(run for run in list_runs(work / output) if run.finished)
-    whole = RunFolder(work / "whole" / "run")
-    assert same_adapters(run, whole)
-    assert history(run) == history(whole)
+    full_run = RunFolder(work / "whole" / "run")
+    assert same_adapters(run, full_run)
+    assert history(run) == history(full_run)
     assert not (run.checkpoints / ".saving").exists()

@@ -1,4 +1,4 @@
-"""Hostile articles, questions and answers stay plain text from the file to the submission."""
+"""Test that hostile texts and files are handled as plain text or rejected."""
 
 import csv
 import json
@@ -28,12 +28,12 @@ from tests.reliability.hostile import HOSTILE
 ARTICLE, QUESTION = "한빛전자는 올해 매출 {}을 기록했다고 4월 3일 밝혔다.", "올해 {}은 얼마인가?"
 
 
-def test_no_text_becomes_control():
-    """A prompt has as many control tokens with a hostile text as without, wherever it is."""
+def test_texts_never_become_control_tokens():
+    """A hostile text in any field does not change the number of control tokens."""
     tokenizer = load_tokenizer(Recipe(model="data/demo_model"))
     encoder = Encoder(tokenizer, prompts.get_template("concise"))
 
-    def controls(context, question, answer):
+    def control_tokens(context, question, answer):
         question = QUESTION.replace("{}", question)
         row = Row("0", ARTICLE.replace("{}", context), question, ("답" + answer,))
         (example,) = encoder.encode([row], 40_000, True, "trim")
@@ -42,15 +42,15 @@ def test_no_text_becomes_control():
             for ids in (example.prompt_ids, example.answer_ids)
         ]
 
-    plain = controls("", "", "")
+    plain = control_tokens("", "", "")
     for text in HOSTILE:
         for texts in ((text, "", ""), ("", text, ""), ("", "", text)):
-            assert controls(*texts) == plain, text[:50]
+            assert control_tokens(*texts) == plain, text[:50]
 
 
 @pytest.fixture(scope="module")
 def hostile_files(tmp_path_factory):
-    """Return a folder with train.csv and test.csv, of all texts but the longest."""
+    """Return a folder with train.csv and test.csv of all texts except the longest."""
     folder = tmp_path_factory.mktemp("hostile")
     rows = [
         [f"행 {n}", ARTICLE.replace("{}", text), QUESTION.replace("{}", text), f"답 {text}"]
@@ -71,8 +71,8 @@ def options(folder, output):
 READ = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
 
 
-def test_hostile_rows_run_from_end_to_end(hostile_files, tmp_path, monkeypatch, capfd):
-    """A token in the environment reaches no file."""
+def test_hostile_rows_end_to_end(hostile_files, tmp_path, monkeypatch, capfd):
+    """A hub token in the environment must not be written to any file."""
     canary = "hf_CANARY0123456789abcdefghijklmnopqr"
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.setenv(name, canary)
@@ -85,8 +85,8 @@ def test_hostile_rows_run_from_end_to_end(hostile_files, tmp_path, monkeypatch, 
     assert not [path for path in files if canary.encode() in path.read_bytes()]
 
 
-def test_hostile_answers_survive_the_round_trip(tmp_path):
-    """All but NUL, where pandas 2.2 ended a cell and lost the rest of the answer."""
+def test_hostile_answers_round_trip(tmp_path):
+    """NUL is removed, because pandas 2.2 ends a cell there and loses the rest of the answer."""
     ids, file = [str(n) for n in range(len(HOSTILE))], tmp_path / "submission.csv"
     for encoding in ("utf-8", "utf-8-sig"):
         write_submission(file, SubmissionForm(("id", "answer"), encoding), ids, HOSTILE)
@@ -94,7 +94,7 @@ def test_hostile_answers_survive_the_round_trip(tmp_path):
         assert answers == [text.replace("\0", "") for text in HOSTILE]
 
 
-def test_a_review_runs_no_formula(tmp_path):
+def test_formulas_in_a_review_are_escaped(tmp_path):
     record = {"id": "1", "question": "=1+1", "gold": ["@x", "b"], "char_f1": None}
     record |= {"log_probability": -0.5, "ended": "stopped"}
     write_review(tmp_path / "review.csv", [record | {"prediction": text} for text in HOSTILE])
@@ -106,15 +106,15 @@ def test_a_review_runs_no_formula(tmp_path):
         assert row["question"] == "'=1+1"
 
 
-def test_lone_surrogates_become_question_marks(tmp_path):
-    """No tokenizer or file can contain them."""
+def test_lone_surrogates_are_replaced(tmp_path):
+    """Neither tokenizers nor files can encode them."""
     record = {"id": "1", "context": "기사 \ud800", "question": "질문?", "answer": "답"}
     (tmp_path / "train.jsonl").write_text(json.dumps(record) + "\n")
     (row,) = read_questions(tmp_path / "train.jsonl", need_answers=True).rows
     assert row.context == "기사 ?"
 
 
-def test_names_become_one_folder(tmp_path):
+def test_safe_names_are_one_folder(tmp_path):
     for name, expected in {"../../etc": "etc", "a b/c": "a-b-c", "한글-1.2": "한글-1.2"}.items():
         assert safe_name(name) == expected
     for name in ("/etc/passwd", "C:\\x", "con\x00"):
@@ -136,7 +136,7 @@ PREDICTION = (
 )
 TABLE = ('"', ",", "\n", "\r", "\x00", "\ufeff")
 JSON = ("{", "}", "[", "]", '"', ":", ",", "1", "null", "\\ud800", "\n")
-# What reads a file, and pieces that such a file may have.
+# Per file type: the reader, and fragments of which test files are composed.
 READERS = {
     "csv": (
         lambda path: read_questions(path, need_answers=True),
@@ -185,8 +185,8 @@ READERS = {
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_readers_read_or_reject(kind, tmp_path):
-    """Whatever a file contains: rows, or an InputError that names it; no other exception."""
+def test_readers_raise_only_input_errors(kind, tmp_path):
+    """Any content gives rows, or an InputError that names the file."""
     read, pieces = READERS[kind]
     path = tmp_path / f"file.{kind}"
     text = st.lists(st.sampled_from(pieces) | st.text(max_size=5), max_size=12).map("".join)

@@ -1,13 +1,10 @@
-"""Make fictional questions and answers on wallpaper and finishing defects.
-
-They have the competition's columns.
-"""
+"""Make fictional questions and answers on wallpaper defects, in the competition's format."""
 
 import random
 
 from tools.demo.articles import Word, plain
 
-# Per category: what is asked about, causes, and remedies that fit.
+# Per category: subjects, causes and remedies.
 DEFECTS = {
     "곰팡이": (["벽지에 핀 곰팡이", "창틀 옆 곰팡이"], ["실내 습기가 찬 벽에 맺혀서", "환기가 모자라서"], ["마른걸레로 닦고 환기를 자주 하는 것", "곰팡이를 제거한 뒤 단열재를 덧대는 것"]),
     "들뜸": (["벽지가 들뜬 부분", "이음매가 벌어진 벽지"], ["풀이 고르게 발리지 않아서", "벽면이 덜 마른 채 시공해서"], ["들뜬 곳에 풀을 넣고 눌러 붙이는 것", "벽면을 말린 뒤 다시 도배하는 것"]),
@@ -21,14 +18,14 @@ DEFECTS = {
     "냄새": (["새 벽지의 냄새", "마루에서 나는 냄새"], ["접착제의 성분이 날아가는 중이라서", "젖은 자재가 마르지 않아서"], ["며칠 동안 환기를 충분히 하는 것", "친환경 자재로 바꾸는 것"]),
 }  # fmt: skip
 PLACES = ("거실", "안방", "주방", "욕실 앞", "베란다", "아이 방", "현관")
-# Of each kind (why, how) two wordings, which become the two questions of a row. {what:은/는} is
-# followed by the particle that fits, as in tools.demo.articles.
+# For each kind (why, how) two wordings, the two questions of a row. {what:은/는} adds the matching
+# particle, as in tools.demo.articles.
 ASK = (
     ("{place} {what:은/는} 왜 생기나요?", "{place} {what}의 원인은 무엇인가요?"),
     ("{place} {what:은/는} 어떻게 고치나요?", "{place} {what:을/를} 없애는 방법은 무엇인가요?"),
 )
-# A row has five answers, and these are five: each is used once in every row.
-BECAUSE = (
+# Each row uses every wording once, for its five answers.
+ANSWERS = (
     "{place} {what:은/는} {why} 생깁니다. {how}이 좋습니다.",
     "가장 흔한 원인은 {why} 그렇습니다. 먼저 {how}을 권합니다.",
     "보통 {why} 나타나는 하자입니다. {how}으로 나아질 수 있습니다.",
@@ -40,7 +37,7 @@ BECAUSE = (
 def make_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     """Return `count` rows: id, 질문_1, 질문_2, category, 답변_1 to 답변_5.
 
-    No two ask the same of the same thing in the same place.
+    No two rows have the same category, subject, place and kind of question.
     """
     rng = random.Random(seed)
     subjects = [
@@ -59,13 +56,13 @@ def make_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
 def make_row(
     number: int, category: str, what: str, place: str, kind: int, rng: random.Random
 ) -> dict[str, str]:
-    """Return a row on one thing in one place; kind 0 asks why, 1 how."""
+    """Return a row on one subject in one place; kind 0 asks why, 1 how."""
     _, causes, remedies = DEFECTS[category]
     words = {"place": place, "what": Word(what)}
     questions = [plain(text.format(**words)) for text in ASK[kind]]
     answers = [
         plain(text.format(**words, why=rng.choice(causes), how=rng.choice(remedies)))
-        for text in rng.sample(BECAUSE, len(BECAUSE))
+        for text in rng.sample(ANSWERS, len(ANSWERS))
     ]
     numbered = {f"답변_{place}": answer for place, answer in enumerate(answers, 1)}
     return {
@@ -78,9 +75,9 @@ def make_row(
 
 
 def make_test(rows: list[dict[str, str]], seed: int = 1) -> list[tuple[str, str, list[str]]]:
-    """Return (id, question, gold answers) of each row, every second joined with another row's.
+    """Return (id, question, gold answers) of each row.
 
-    Two questions are joined with "또한,", as in the competition's test file.
+    Every second question is joined with one of another row by "또한,", as in the competition.
     """
     rng, test = random.Random(seed), []
     for number, row in enumerate(rows):
