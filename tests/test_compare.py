@@ -59,7 +59,7 @@ def test_incomparable_runs_are_rejected(make_run, tmp_path):
     make_run("blind", ["가"] * 4, gold=None)
     make_run("blind2", ["가"] * 4, gold=None)
     for names, message in (
-        ("a", "expected two or more files"),
+        ("a", "expected two or more different files"),
         ("a short", "1 ids are in only one, like q3"),
         ("a nobody", "got run 'nobody', expected one"),
         ("blind blind2", "4 questions have no gold answer"),
