@@ -31,7 +31,7 @@ def plain_kernel(name):
 
 
 def random_base(name, deviation=0.02):
-    """Return a tiny base in float32 on the GPU; 0.2 makes answers differ."""
+    """Return a tiny random model in float32 on the GPU; deviation 0.2 makes answers differ."""
     config = named_config(name)
     config.initializer_range = deviation
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ def article(length, questions):
 
 
 def members(articles, limit):
-    """Return the members of each part of each batch."""
+    """Pack articles, and return the members of each part of each batch."""
     batches = pack(articles, grow, lambda batch: sum(len(part.tree) for part in batch) <= limit)
     return [[part.members for part in batch] for batch in batches]
 
