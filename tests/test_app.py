@@ -183,7 +183,7 @@ def test_requests_are_checked():
     ):
         with pytest.raises(InputError, match=message):
             service.answer_request(article, questions, run)
-    service.answer = lambda run, typed: [run, typed][:0]  # the first run that reads articles
+    service.answer = lambda run, typed: [run, typed][:0]  # the first QA run
     assert service.answer_request("가", ["?"], "") == []
 
 

@@ -255,7 +255,7 @@ def test_articles_with_angle_brackets_are_unchanged(tmp_path):
 
 
 def test_impossible_questions_are_answered_but_not_trained(tmp_path):
-    """SQuAD 2 gives them a plausible answer."""
+    """SQuAD 2 has plausible answers for them."""
     frame = pd.DataFrame([ROW | {"is_impossible": False}, ROW | {"id": "b", "is_impossible": True}])
     frame.loc[2] = ROW | {"id": "c", "answer": "", "is_impossible": True}
     frame.to_csv(tmp_path / "a.csv", index=False)

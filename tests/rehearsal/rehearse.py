@@ -2,7 +2,7 @@
 
     python -m tests.rehearsal.rehearse GPU JSON
 
-GPU is one of pretended_gpu.KINDS, with the suffix "-dry" for shapes without data. JSON is a list
+GPU is one of fake_gpu.KINDS, with the suffix "-dry" for shapes without data. JSON is a list
 of jobs: {"what": a function below, "mutant": one of MUTANTS (optional), ...arguments}. The last
 line of the output is the JSON list of results; an error is {"error": message}. test_rehearsal.py
 checks the results.
@@ -11,10 +11,10 @@ checks the results.
 import json
 import sys
 
-from tests.rehearsal import pretended_gpu
+from tests.rehearsal import fake_gpu
 
 GPU, JOBS = sys.argv[1], json.loads(sys.argv[2])
-gpu = pretended_gpu.install(GPU.removesuffix("-dry"), dry=GPU.endswith("-dry"))
+gpu = fake_gpu.install(GPU.removesuffix("-dry"), dry=GPU.endswith("-dry"))
 
 import contextlib
 import gc
@@ -48,10 +48,10 @@ from dandap.recipe import load_recipe, make_recipe
 from dandap.training import trainer as trainers
 from dandap.tree import attention
 
-ON_A_PRETENDED_GPU = """
+ON_A_FAKE_GPU = """
 import sys
-from tests.rehearsal import pretended_gpu
-pretended_gpu.install(sys.argv.pop(1))
+from tests.rehearsal import fake_gpu
+fake_gpu.install(sys.argv.pop(1))
 import fine_tune
 from dandap.cli import run_script
 run_script(fine_tune.main)
@@ -345,7 +345,7 @@ def gpu_benchmark(parts: str) -> dict:
 
     trace_flex()
     # The script that it starts must use the fake GPU too.
-    script = [sys.executable, "-c", ON_A_PRETENDED_GPU, GPU]
+    script = [sys.executable, "-c", ON_A_FAKE_GPU, GPU]
     with mock.patch.object(benchmark, "SCRIPT", script):
         return benchmark.main(["--model", "tiny-llama", "--parts", parts])
 

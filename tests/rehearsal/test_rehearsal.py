@@ -19,7 +19,7 @@ TORCH = Path(torch.__file__).parent
 SLOW = pytest.mark.slow
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None or not torch.__version__.startswith("2.13."),
-    reason="the pretended GPU needs g++ and torch 2.13",
+    reason="the fake GPU needs g++ and torch 2.13",
 )
 
 
@@ -28,7 +28,7 @@ def library(tmp_path_factory):
     """Compile the C++ part (about 7 s) and return its path."""
     built = tmp_path_factory.mktemp("gpu") / "libgpu.so"
     build = "g++ -O1 -std=c++20 -shared -fPIC -w".split()
-    build += [HERE / "pretended_gpu.cpp", "-o", built, f"-I{TORCH}/include"]
+    build += [HERE / "fake_gpu.cpp", "-o", built, f"-I{TORCH}/include"]
     build += [f"-I{TORCH}/include/torch/csrc/api/include", f"-L{TORCH}/lib"]
     build += ["-ltorch_cpu", "-lc10", f"-Wl,-rpath,{TORCH}/lib"]
     done = subprocess.run(build, capture_output=True, text=True)
@@ -39,7 +39,7 @@ def library(tmp_path_factory):
 @pytest.fixture(scope="session")
 def rehearse(library):
     """Return a function that runs jobs on a fake GPU in one process and caches the results."""
-    environment = {"PRETENDED_GPU": str(library), "PYTHONPATH": str(Path.cwd())}
+    environment = {"FAKE_GPU": str(library), "PYTHONPATH": str(Path.cwd())}
     results_of = {}
 
     def run(gpu, jobs):

@@ -1,10 +1,10 @@
-// The part of the pretended GPU that torch asks of C++: cuda:0 exists, its tensors live in host memory
-// or in none, and every byte is counted. Kernels come from pretended_gpu.py. Built by g++ against the
-// headers of the torch in use; nothing of CUDA is needed.
+// The C++ part of the fake GPU: cuda:0 exists, its tensors are in host memory or have none, and every
+// byte is counted. Kernels are in fake_gpu.py. Built with g++ and the headers of the installed torch,
+// without CUDA.
 //
-//     a tensor of cuda:0        its memory
-//     real                      the host's, so that kernels of the CPU can compute on it
-//     dry (from `dry_from` on)  none: only its bytes are counted, and operations make shapes
+//     tensor on cuda:0                memory
+//     real                            host memory, so that CPU kernels can compute on it
+//     dry (`dry_from` bytes or more)  none: its bytes are counted, and operations return shapes
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
@@ -27,7 +27,7 @@ namespace {
 
 const Device gpu(kCUDA, 0);
 
-// ---- Memory: bytes held now, the most so far, and what makes a tensor dry.
+// ---- Memory: allocated bytes, peak bytes, and the size from which tensors are dry.
 
 struct Meter {
   std::atomic<int64_t> held{0}, peak{0};
@@ -42,13 +42,13 @@ struct Meter {
 };
 Meter meter;
 
-// CUDA's caching allocator gives out blocks of 512 bytes.
+// CUDA's caching allocator allocates blocks of 512 bytes.
 int64_t in_blocks(int64_t bytes) { return (bytes + 511) / 512 * 512; }
 
 struct Memory {
   int64_t bytes;
   void* own;     // allocated here
-  Tensor other;  // or a tensor of the host whose memory this is
+  Tensor other;  // or a host tensor that owns the memory
 };
 
 void give_back(void* context) {
@@ -81,7 +81,7 @@ struct GpuAllocator final : Allocator {
 };
 GpuAllocator allocator;
 
-// ---- What torch asks of a device: one GPU, whose streams and events are always done.
+// ---- The device interface of torch: one GPU, whose streams and events are always done.
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   DeviceType type() const override { return kCUDA; }
@@ -118,7 +118,7 @@ C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 }  // namespace
 
 namespace at {
-// torch looks for a class of this name.
+// torch looks up this class by name.
 struct CUDAHooks final : CUDAHooksInterface {
   explicit CUDAHooks(CUDAHooksArgs) {}
   void init() const override {}
@@ -147,7 +147,7 @@ REGISTER_CUDA_HOOKS(CUDAHooks);
 
 namespace {
 
-// ---- Operations that make tensors and views; all others come from Python.
+// ---- Operations that create tensors and views; all others are in Python.
 
 const DispatchKeySet on_gpu(DispatchKey::CUDA);
 
@@ -222,7 +222,7 @@ const Tensor& grow_to(const Tensor& self, IntArrayRef size, std::optional<Memory
   return self;
 }
 
-// ---- Between the pretended GPU and the host.
+// ---- Conversion between the fake GPU and the host.
 
 bool is_dry(const Tensor& self) { return self.numel() > 0 && self.storage().data_ptr().get() == nullptr; }
 
@@ -253,7 +253,7 @@ Tensor dry(IntArrayRef size, IntArrayRef stride, ScalarType type) {
   return wrap(std::move(storage), c10::scalarTypeToTypeMeta(type), size, stride, 0);
 }
 
-// ---- Which kernel scaled_dot_product_attention takes, as torch's sdp_utils.cpp decides on CUDA.
+// ---- The kernel selection of scaled_dot_product_attention, as in torch's sdp_utils.cpp for CUDA.
 
 int64_t capability = 80;
 
@@ -295,7 +295,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("set_.source_Tensor", set_tensor);
 }
 
-TORCH_LIBRARY(pretended, m) {
+TORCH_LIBRARY(fake_gpu, m) {
   m.def("set_up(int dry_from, int capability) -> ()", set_up);
   m.def("memory() -> int[]", memory);
   m.def("forget_peak() -> ()", forget_peak);

@@ -1,15 +1,15 @@
 """A fake CUDA device: after `install`, cuda:0 computes on the host and records its activity.
 
-    gpu = pretended_gpu.install("sm_80")            computes with CPU kernels
-    gpu = pretended_gpu.install("sm_80", dry=True)  large tensors have a size but no memory
+    gpu = fake_gpu.install("sm_80")            computes with CPU kernels
+    gpu = fake_gpu.install("sm_80", dry=True)  large tensors have a size but no memory
     with gpu.watched() as seen: ...                 seen.launches, seen.waits, seen.peak
 
 An operation on tensors of both devices fails, as on CUDA. Every kernel is counted as a launch, and
 every read from the device as a wait (synchronization), with the project line that caused it. A dry
 model of 10.8B parameters fits into a laptop, and its memory is counted exactly.
 
-Import this before torch, which looks for CUDA during import. PRETENDED_GPU is the path of the
-library built from pretended_gpu.cpp. Both depend on internals of torch 2.13.
+Import this before torch, which looks for CUDA during import. FAKE_GPU is the path of the
+library built from fake_gpu.cpp. Both depend on internals of torch 2.13.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 if "torch" in sys.modules:
-    raise ImportError("import pretended_gpu before torch")
-ctypes.CDLL(os.environ["PRETENDED_GPU"], mode=ctypes.RTLD_GLOBAL)
+    raise ImportError("import fake_gpu before torch")
+ctypes.CDLL(os.environ["FAKE_GPU"], mode=ctypes.RTLD_GLOBAL)
 
 import torch  # noqa: E402 (needs the library above)
 
@@ -73,11 +73,11 @@ class Gpu:
     def watched(self):
         """Record activity within this context."""
         before, self.seen = self.seen, Seen()
-        torch.ops.pretended.forget_peak()
+        torch.ops.fake_gpu.forget_peak()
         try:
             yield self.seen
         finally:
-            self.seen.peak = torch.ops.pretended.memory()[1]
+            self.seen.peak = torch.ops.fake_gpu.memory()[1]
             self.seen = before
 
     def launch(self, name: str) -> None:
@@ -95,13 +95,13 @@ def install(kind: str, dry: bool = False) -> Gpu:
     """Make cuda:0 a fake GPU of this kind. Call it before importing the project."""
     global gpu
     if gpu is not None:
-        raise RuntimeError("a pretended GPU is installed already")
+        raise RuntimeError("a fake GPU is installed already")
     # Import it before CUDA is available, or it looks for its own CUDA library.
     import bitsandbytes  # noqa: F401
 
     gpu = Gpu(KINDS[kind], dry)
     major, minor = gpu.kind.capability
-    torch.ops.pretended.set_up(DRY_FROM if dry else 0, 10 * major + minor)
+    torch.ops.fake_gpu.set_up(DRY_FROM if dry else 0, 10 * major + minor)
     _register("_", {}, fallback=_any_operation)
     _register(
         "aten",
@@ -125,7 +125,7 @@ def install(kind: str, dry: bool = False) -> Gpu:
 
 def _register(namespace: str, kernels: dict, fallback=None) -> None:
     library = torch.library.Library(namespace, "IMPL")
-    # Dynamo must not look into a kernel.
+    # Dynamo must not trace kernels.
     for name, kernel in kernels.items():
         library.impl(name, torch._dynamo.disable(kernel), "CUDA")
     if fallback:
@@ -188,13 +188,13 @@ def _each(value, change):
 
 
 def _is_dry(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cuda" and torch.ops.pretended.is_dry(tensor)
+    return tensor.device.type == "cuda" and torch.ops.fake_gpu.is_dry(tensor)
 
 
 def _host(tensor: torch.Tensor | None) -> torch.Tensor | None:
     if tensor is None or tensor.device.type != "cuda":
         return tensor
-    return torch.ops.pretended.as_host(tensor)
+    return torch.ops.fake_gpu.as_host(tensor)
 
 
 def _shape(tensor: torch.Tensor) -> torch.Tensor:
@@ -205,7 +205,7 @@ def _shape(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _new_dry(shape: torch.Tensor) -> torch.Tensor:
-    return torch.ops.pretended.dry(list(shape.size()), list(shape.stride()), shape.dtype)
+    return torch.ops.fake_gpu.dry(list(shape.size()), list(shape.stride()), shape.dtype)
 
 
 def _by_bool(indices) -> bool:
@@ -308,7 +308,7 @@ class _Call:
         for value, returned in zip(results, returns, strict=len(returns) > 0):
             names = returned.alias_info.before_set if returned.alias_info else ()
             same = next((written[name] for name in names if name in written), None)
-            make = _new_dry if self.dry else torch.ops.pretended.as_gpu
+            make = _new_dry if self.dry else torch.ops.fake_gpu.as_gpu
             found.append(_each(value, make) if same is None else same)
         return None if not returns else found[0] if len(returns) == 1 else tuple(found)
 
@@ -516,7 +516,7 @@ def _replace_torch_cuda() -> None:
     kind, generator = gpu.kind, torch.Generator()
     major, minor = kind.capability
     properties = SimpleNamespace(
-        name="pretended", major=major, minor=minor, total_memory=int(kind.memory),
+        name="fake", major=major, minor=minor, total_memory=int(kind.memory),
         multi_processor_count=kind.processors, warp_size=32, gcnArchName="",
         shared_memory_per_block_optin=kind.shared,
     )  # fmt: skip
@@ -525,7 +525,7 @@ def _replace_torch_cuda() -> None:
         return None
 
     stream = SimpleNamespace(synchronize=nothing, wait_stream=nothing, cuda_stream=0)
-    allocated, peak = (lambda *given, i=i: torch.ops.pretended.memory()[i] for i in (0, 1))
+    allocated, peak = (lambda *given, i=i: torch.ops.fake_gpu.memory()[i] for i in (0, 1))
     constants = {
         "is_available is_initialized": True,
         "is_current_stream_capturing": False,
@@ -534,7 +534,7 @@ def _replace_torch_cuda() -> None:
         "init _lazy_init set_device empty_cache ipc_collect": None,
         "manual_seed manual_seed_all set_sync_debug_mode": None,
         "get_device_capability": kind.capability,
-        "get_device_name": "pretended",
+        "get_device_name": "fake",
         "get_device_properties": properties,
         "get_arch_list": "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120".split(),
         "current_stream default_stream": stream,
@@ -548,7 +548,7 @@ def _replace_torch_cuda() -> None:
         "memory_reserved": allocated,
         "max_memory_allocated": peak,
         "max_memory_reserved": peak,
-        "reset_peak_memory_stats": lambda *device: torch.ops.pretended.forget_peak(),
+        "reset_peak_memory_stats": lambda *device: torch.ops.fake_gpu.forget_peak(),
         "get_rng_state": lambda *device: generator.get_state(),
         "set_rng_state": lambda state, *device: generator.set_state(state),
         "get_rng_state_all": lambda: [generator.get_state()],
