@@ -197,7 +197,7 @@ class DialogueForm(PageForm):
         targets = re.findall(r"\d+", typed["target"])
         content = {name: typed[name] for name in ("category", *INFERENCES)}
         item = {"id": "1", "input": content | {"conversation": turns, "reference_id": targets}}
-        if fault := find_error(item) or (None if targets else "no line is named as the target"):
+        if fault := find_error(item) or (None if targets else "the target line is missing"):
             raise InputError(f"{fault}. {expected}")
         return [to_row(item)]
 
@@ -307,7 +307,7 @@ class DialogueInference(Task):
             items = [clean(item, changes) for item in items]
         rows = [to_row(item) for item in items]
         conversations = [item["input"]["conversation"] for item in items]
-        # Several items share a dialogue.
+        # Items may share a dialogue.
         dialogues = {row.context: turns for row, turns in zip(rows, conversations, strict=True)}
         following: dict[str, list[str]] = {dialogue: [] for dialogue in dialogues}
         for row in rows:

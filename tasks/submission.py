@@ -16,7 +16,7 @@ REVIEW_COLUMNS = ("id", "question", "prediction", "gold", "char_f1", "log_probab
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def _runs(text: str) -> bool:
+def _is_formula(text: str) -> bool:
     # Ignore leading apostrophes, so that `unescape_formula` can undo escaping.
     return text.lstrip("'").startswith(FORMULA)
 
@@ -24,12 +24,12 @@ def _runs(text: str) -> bool:
 def escape_formula(value):
     """Prefix a value with an apostrophe if it is a formula; join lists into one string."""
     text = " | ".join(value) if isinstance(value, list) else value
-    return f"'{text}" if isinstance(text, str) and _runs(text) else text
+    return f"'{text}" if isinstance(text, str) and _is_formula(text) else text
 
 
 def unescape_formula(text: str) -> str:
     """Undo `escape_formula`."""
-    return text[1:] if text.startswith("'") and _runs(text) else text
+    return text[1:] if text.startswith("'") and _is_formula(text) else text
 
 
 def write_review(path: Path, records: list[dict]) -> None:
@@ -100,7 +100,7 @@ def write_submission(
     """Write a submission, and read it back with pandas; raise RuntimeError if it differs."""
     answer_of = dict(zip(ids, answers, strict=True))
     ids = list(form.order or ids)
-    # pandas 2 ends a cell at NUL.
+    # pandas 2 truncates cells at NUL.
     answers = [answer_of[name].replace("\0", "") for name in ids]
     text = io.StringIO()
     # Minimal quoting does not quote a bare carriage return.
@@ -114,7 +114,7 @@ def write_submission(
 
     import pandas as pd  # 0.4 s
 
-    # Else the answers "NA" and "None" are missing values.
+    # By default pandas reads the answers "NA" and "None" as missing.
     table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     found = [tuple(table.columns), *table.itertuples(index=False, name=None)]
     has_mark = path.read_bytes().startswith(codecs.BOM_UTF8)

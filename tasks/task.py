@@ -199,7 +199,7 @@ def read_test(task: Task, recipe: Recipe, test_file: Path) -> Table:
 
 
 def reject_columns(columns: dict[str, str]) -> None:
-    """Reject a mapping of columns for tasks with fixed columns."""
+    """Raise InputError if columns are mapped, for tasks with fixed columns."""
     if columns:
         raise InputError(f"columns: got {columns}, but this task has fixed columns. Remove it.")
 
@@ -258,7 +258,7 @@ def print_scores(task: Task, name: str, scores: dict[str, Any]) -> None:
         print(f"{name}: {line}")
     header, *rows = task.table(scores) or [()]
     for row in rows:
-        cells = (f"{what} {count}" for what, count in zip(header, row, strict=True))
+        cells = (f"{column} {cell}" for column, cell in zip(header, row, strict=True))
         print(f"{name}: {', '.join(cells)}")
     first, *others = task.headline
     parts = [format_score(first, scores, "95% "), *(format_score(s, scores) for s in others)]

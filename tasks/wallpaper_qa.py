@@ -167,7 +167,7 @@ class WallpaperQA(Task):
         table, path = pd.DataFrame(vectors).add_prefix("vec_"), folder / "submission.csv"
         table.insert(0, "id", ids)
         write_text(path, table.to_csv(index=False, lineterminator="\n"), encoding="utf-8-sig")
-        # As a number, the id 007 would read back as 7.
+        # Without dtype, the id 007 would be read as 7.
         back = pd.read_csv(path, dtype={"id": str}, keep_default_na=False, encoding="utf-8-sig")
         numbers = back.drop(columns="id").to_numpy(float)
         if back["id"].tolist() != ids or not np.allclose(numbers, vectors, rtol=0, atol=1e-6):

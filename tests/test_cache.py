@@ -104,7 +104,7 @@ def test_unwritable_folder_is_reported(folder, capsys):
     folder.write_text("a file")
     assert [example.row for example in load(encoder())] == ROWS
     (line,) = capsys.readouterr().out.splitlines()
-    assert "Not cached for the next run" in line
+    assert "Cannot use the cache" in line
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file modes")

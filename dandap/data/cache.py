@@ -36,7 +36,7 @@ def load_cached(
 ) -> Iterable[pa.RecordBatch]:
     """Return the batches of `build`, from disk if they are cached.
 
-    `parts` are all texts that the batches depend on. One process builds, others wait.
+    `parts` are all texts that the batches depend on. One process builds them; others wait.
     """
     digest = hashlib.sha256()
     code = [*sorted(Path(__file__).parent.glob("*.py")), Path(prompts.__file__)]
@@ -55,7 +55,7 @@ def load_cached(
         if stream is not None:
             return pa.ipc.open_stream(stream)
     except OSError as error:
-        print(f"Not cached for the next run: {first_line(error)}")
+        print(f"Cannot use the cache: {first_line(error)}")
     return build()
 
 
@@ -79,7 +79,7 @@ def _open(file: Path) -> BinaryIO | None:
 
 
 def _write(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """Write an entry under a temporary name, then move it into place; remove unused entries."""
+    """Remove unused entries, then write an entry to a temporary file and rename it."""
     for entry in FOLDER.iterdir():
         with suppress(OSError):  # a folder, or removed by another process
             if time.time() - entry.lstat().st_mtime > UNUSED_SECONDS:

@@ -100,12 +100,12 @@ class Chat:
         known: list[list[int]] = [[]] * len(texts)
         rest = list(texts)
         for i, prompt in enumerate(prompts or []):
-            places = range(len(prompt.ids) - 1, 0, -1)
-            seam = next((at for at in places if prompt.ids[at] in self.control_ids), 0)
-            token = str(self.tokenizer.convert_ids_to_tokens(prompt.ids[seam]))
+            positions = range(len(prompt.ids) - 1, 0, -1)
+            last = next((n for n in positions if prompt.ids[n] in self.control_ids), 0)
+            token = str(self.tokenizer.convert_ids_to_tokens(prompt.ids[last]))
             start = prompt.text.rfind(token)
-            if seam and start > 0 and texts[i].startswith(prompt.text):
-                known[i], rest[i] = prompt.ids[: seam + 1], texts[i][start:]
+            if last and start > 0 and texts[i].startswith(prompt.text):
+                known[i], rest[i] = prompt.ids[: last + 1], texts[i][start:]
         found = self.tokenizer(rest, add_special_tokens=False).input_ids
         for i, messages in enumerate(conversations):
             # The rest may start with a merged token.
@@ -117,7 +117,7 @@ class Chat:
         return list(map(Prompt, texts, found))
 
     def check(self, text: str, messages: Messages, name: str) -> None:
-        """Reject a template that drops a turn from its prompt."""
+        """Raise InputError if a turn is missing from the rendered text."""
         for message in messages:
             if without_spaces(message["content"]) not in without_spaces(text):
                 turn = f"{message['role']} turn of question {name}"
@@ -145,7 +145,7 @@ class Chat:
             template += "{{ " + literal + " if add_generation_prompt else '' }}"
             self.tokenizer.chat_template = template
             [prompt] = self.render([messages], True)
-        # A thinking block may be in the generation prompt alone: close it.
+        # Close a thinking block that the generation prompt opens.
         if tag := re.search(r"<(\w*think\w*|reasoning)>\s*$", prompt):
             self.tokenizer.chat_template += (
                 "{{ '\\n</" + tag[1] + ">\\n\\n' if add_generation_prompt else '' }}"
@@ -172,7 +172,7 @@ class Chat:
         child.join(SECONDS)
         if child.is_alive():
             child.kill()
-            took = f"took more than {SECONDS} seconds for a prompt"
+            took = f"took more than {SECONDS} seconds to render a prompt"
             raise InputError(f"the model's chat template {took}. {PLAIN}")
 
 
@@ -205,6 +205,6 @@ def fix_date(chat_template: str) -> str:
         return chat_template
     fixed = DATE_CALL.sub(lambda call: json.dumps(DAY.strftime(call[2])), chat_template)
     if unknown := re.search(r"strftime_now\s*\([^)]*\)?", fixed):
-        got = f"asks for the date by {unknown[0]!r}; expected a literal format such as '%Y-%m-%d'"
+        got = f"gets the date with {unknown[0]!r}; expected a literal format such as '%Y-%m-%d'"
         raise InputError(f"the model's chat template {got}. {PLAIN}")
     return fixed

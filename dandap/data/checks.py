@@ -35,7 +35,7 @@ def check_data(splits: dict[str, list[Row]]) -> dict[str, list[dict]]:
     not_in_article = [
         {"ids": [row.id], "question": row.question, "answers": list(row.answers)}
         for row in answered
-        # Literally, with commas and spaces, as grounded answers are.
+        # Exact match with commas and spaces, as in grounded answers.
         if row.context and not any(answer in row.context for answer in row.answers)
     ]
     first: dict[str, dict[str, str]] = defaultdict(dict)  # content -> split -> its first id
@@ -115,7 +115,7 @@ def report_lengths(recipe: Recipe, examples: list[Example]) -> None:
 
 
 def drop_too_long(recipe: Recipe, examples: list[Example]) -> list[Example]:
-    """Return the examples of at most max_length tokens; print the others.
+    """Return the examples of at most max_length tokens; report the others.
 
     Raise InputError if none is left. The memory plan relies on max_length.
     """

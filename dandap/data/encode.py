@@ -34,9 +34,9 @@ if TYPE_CHECKING:  # transformers takes seconds to load
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 SAMPLE = Row("sample", "기사", "질문", ("답",))
-CHECKED = 8  # the number of prompts without an answer to check
+CHECKED = 8  # prompts without an answer to check
 LARGE = 5_000  # questions; fewer take seconds and are not cached
-TOGETHER = 64  # articles per call of the tokenizer, which uses all cores within a call
+BATCH = 64  # articles per tokenizer call, which uses all cores
 
 Encoded = tuple[array, array, str | None]  # prompt ids, answer ids, the article if shortened
 
@@ -138,13 +138,13 @@ class Encoder:
         self, articles: list[list[Row]], prompt_limit: int, answers: bool, how: str = "trim"
     ) -> Iterator[Encoded]:
         """Yield the encoded questions by article; raise InputError if an answer changes."""
-        for start in range(0, len(articles), TOGETHER):
-            some = articles[start : start + TOGETHER]
-            items = [(rows[0].context, row) for rows in some for row in rows]
+        for start in range(0, len(articles), BATCH):
+            batch = articles[start : start + BATCH]
+            items = [(rows[0].context, row) for rows in batch for row in rows]
             prompts = self._prompts(items)
             shortened: list[str | None] = [None] * len(items)
             end = 0
-            for rows in some if how != "error" else []:
+            for rows in batch if how != "error" else []:
                 part = slice(end, end := end + len(rows))
                 if max(len(prompt.ids) for prompt in prompts[part]) > prompt_limit:
                     context = self._shorten(rows, prompt_limit, how)

@@ -9,13 +9,13 @@ SHORT = 20  # characters; the minimum length in a similarity, or one-word headin
 
 def with_ro(word: str, gloss: str = "") -> str:
     """Return the word, the gloss in brackets, and the particle 으로 or 로."""
-    # 28 syllables in a row differ in their final consonant; after none (0) and ㄹ (8) it is 로.
+    # Hangul code points repeat every 28 finals: 0 (none) and 8 (ㄹ) take 로.
     final = (ord(word[-1]) - 0xAC00) % 28
     return f"{word}{f'({gloss})' if gloss else ''}{'로' if final in (0, 8) else '으로'}"
 
 
-# The first match wins. "며칠", "몇 년" and "몇 시" are when, "몇 시간" and other "몇" how much;
-# "어느 기관" is what, "어느 나라" where. Many questions end with the kind of answer: "... 사람은?"
+# The first match wins. "며칠", "몇 년", "몇 시": when; "몇 시간" and other "몇": how much;
+# "어느 기관": what; "어느 나라": where. Many questions end with the kind of answer: "... 사람은?"
 _PLACES = "곳|나라|국가|도시|지역|장소|지방"
 _KINDS = {
     "who": r"누구|누가|누굴|누군|(?:어떤|무슨) (?:사람|인물)"
@@ -85,7 +85,7 @@ def near_miss(prediction: str, gold: str) -> str | None:
     if ours_n and theirs_n:
         if re.sub(_NUMBER, "#", ours) == re.sub(_NUMBER, "#", theirs):
             return "form of a number" if ours_n == theirs_n else "another number"
-        # Only if both are a number followed by a unit.
+        # Only if both start with a number.
         starts = all(re.match(r"[^\w]*\d", text) for text in (ours, theirs))
         if ours_n == theirs_n and not particle and len(ours_n) == 1 and starts:
             return "unit"
@@ -120,14 +120,14 @@ def nearest_first(sentences: list[str], questions: list[str]) -> list[int]:
     weight = {pair: math.log(1 + len(sentences) / count) for pair, count in frequency.items()}
     best = [(len(sentences), 0.0)] * len(sentences)  # best rank, minus similarity
     for question in questions:
-        asked = word_pairs(question)
-        nearness = [
-            sum(weight[pair] for pair in each & asked) / max(len(sentence.strip()), SHORT)
+        question_pairs = word_pairs(question)
+        similarity = [
+            sum(weight[pair] for pair in each & question_pairs) / max(len(sentence.strip()), SHORT)
             for each, sentence in zip(pairs, sentences, strict=True)
         ]
-        ranked = sorted(range(len(sentences)), key=lambda i: -nearness[i])
-        for place, i in enumerate(ranked):
-            best[i] = (min(best[i][0], place), min(best[i][1], -nearness[i]))
+        ranked = sorted(range(len(sentences)), key=lambda i: -similarity[i])
+        for rank, i in enumerate(ranked):
+            best[i] = (min(best[i][0], rank), min(best[i][1], -similarity[i]))
     return sorted(range(len(sentences)), key=best.__getitem__)
 
 

@@ -23,7 +23,7 @@ LARGE = 5_000  # texts; fewer are compared within two seconds and not cached
 SIMILAR = 0.8
 SHINGLE = 8  # characters
 PERMUTATIONS = 64
-CANDIDATE = 0.6  # threshold of the search; a pair at 0.8 is missed once in 1,000
+CANDIDATE = 0.6  # LSH threshold: misses 1 in 1,000 pairs with similarity 0.8
 # Members to index per group: a thousand copies need thousands of comparisons, not a million.
 INDEXED_PER_GROUP = 16
 

@@ -21,11 +21,11 @@ Record = tuple[str, dict[str, Any]]  # (position for messages, our names -> the 
 AS_WRITTEN: dict[str, Any] = {"parse_int": str, "parse_float": str, "parse_constant": {}.get}
 # A list or {"text": ...} saved as text; other strings with a bracket ("[단독] 보도") are answers.
 LISTED = re.compile(r"""\[\s*\]$|\[\s*['"{].*['"}]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
-ARRAY = re.compile(r"array(?=\(\[)|, dtype=[\w'<>]+(?=\))")  # of numpy's text, all but (the list)
+ARRAY = re.compile(r"array(?=\(\[)|, dtype=[\w'<>]+(?=\))")  # numpy's repr around the list
 
 
 def parse_json(text: str, where: str, **options: Any) -> Any:
-    """Parse JSON; raise InputError if it is invalid, too deep, or has too long a number."""
+    """Parse JSON; raise InputError if it is invalid, too deep, or has an overlong number."""
     try:
         return json.loads(text, **options)
     except (ValueError, RecursionError) as error:
@@ -103,7 +103,7 @@ def _values(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
             raise InputError(f"{path} is empty. Expected JSON.")
         try:
             value = json.loads(line.lstrip("\ufeff"), **AS_WRITTEN)
-        except (ValueError, RecursionError):  # one value on several lines
+        except (ValueError, RecursionError):  # a value that spans lines
             file.seek(0)
             yield "its beginning", parse_json(file.read().lstrip("\ufeff"), str(path), **AS_WRITTEN)
             return

@@ -138,7 +138,7 @@ def _make_rows(
         if numbered:
             name = f"{prefix}{count}" if name is None else None
         elif isinstance(name, int | float) and not isinstance(name, bool):
-            # From Parquet; pandas writes 3.0 for 3 if another id is missing.
+            # Parquet ids; pandas writes 3.0 for 3 if another id is missing.
             name = str(int(name)) if name == name // 1 else None
         if not isinstance(name, str) or not trim(name) or len(name) > LONGEST_ID:
             wanted = f"at most {LONGEST_ID:,} characters in every row, or no ids at all"
@@ -154,7 +154,7 @@ def _make_rows(
         if "pages" in signs:
             # Keep an answer that is only a tag, such as <br>.
             answers = tuple(html_text(answer) or answer for answer in answers)
-        # SQuAD 2 has plausible answers for impossible questions: do not learn them.
+        # Ignore the plausible answers that SQuAD 2 has for impossible questions.
         flag = str(record.get("is_impossible")).strip().lower()
         impossible = flag in ("true", "t", "1", "1.0", "yes", "y") or (is_list and not answers)
         if need_answers and impossible:

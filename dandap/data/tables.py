@@ -36,7 +36,7 @@ class Sheet:
     unclear: dict[str, str] = field(default_factory=dict)
 
     def reject_unclear(self, columns: Collection[str]) -> None:
-        """Reject a table with an ambiguous cell in these columns."""
+        """Raise InputError if one of these columns has an ambiguous cell."""
         for column, why in self.unclear.items():
             if column in columns:
                 raise InputError(why)
@@ -132,7 +132,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise InputError(message) from error
 
 
-# XML of a worksheet whose values differ from what Excel shows.
+# Patterns in worksheet XML for values that Excel shows differently -> name.
 NOT_SHOWN = {
     rb'<mergeCell ref="([A-Z]+\d+:[A-Z]+\d+)"': "merged cells",
     rb'<row (?=[^>]*hidden="(?:1|true)")[^>]*r="(\d+)"': "hidden or filtered row",
@@ -160,10 +160,10 @@ def _read_excel(path: Path) -> Sheet:
                 )
             sheet, *others = load_workbook(file, read_only=True, data_only=True).worksheets
             content = archive.read(sheet._worksheet_path.lstrip("/"))
-        for pattern, what in NOT_SHOWN.items():
+        for pattern, name in NOT_SHOWN.items():
             if found := re.search(pattern, content):
                 raise InputError(
-                    f"{path}, {what} {found[1].decode()}: expected one visible value per cell. "
+                    f"{path}, {name} {found[1].decode()}: expected one visible value per cell. "
                     "Change it in Excel, or save the file as CSV."
                 )
         sheet.reset_dimensions()  # some programs write A1:A1

@@ -62,7 +62,7 @@ def read_bytes(path: Path) -> tuple[bytes, str]:
 
 
 def _encodings(start: bytes) -> tuple[str, ...]:
-    # No detector: they mistake short cp949 texts for Big5.
+    # Encoding detectors mistake short cp949 texts for Big5.
     marked = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return ("utf-16",) if marked else ("utf-8", "cp949")
 
