@@ -331,7 +331,10 @@ def test_browser_shows_two_runs_and_escapes_html(tab, service):
     requests = []
     tab.on("request", lambda request: requests.append(request.url))
     tab.reload()
-    button, boxes = tab.locator("button:has-text('묻기')"), tab.locator("textarea >> visible=true")
+    button, boxes = (
+        tab.locator("button:has-text('질문하기')"),
+        tab.locator("textarea >> visible=true"),
+    )
 
     def ask(*texts):
         for number, text in enumerate(texts):
@@ -339,7 +342,7 @@ def test_browser_shows_two_runs_and_escapes_html(tab, service):
         button.click()
 
     def choose(label, number):
-        tab.get_by_label(label).locator("visible=true").click()
+        tab.get_by_label(label, exact=True).locator("visible=true").click()
         tab.get_by_role("option").nth(number).click()
         # The list fades out; its options would be found together with those of the next list.
         tab.wait_for_selector("[role=option]", state="detached")
@@ -348,10 +351,10 @@ def test_browser_shows_two_runs_and_escapes_html(tab, service):
     ask(*typed.values())
     tab.wait_for_selector(".card >> nth=2", timeout=120_000)
     records = [record for _, record in service.answer("first", typed)]
-    answers = [record["prediction"] or "(빈 답)" for record in records]
+    answers = [record["prediction"] or "(빈 답변)" for record in records]
     assert tab.locator(".answer strong").all_inner_texts() == answers
-    choose("답하는 모델", 1)
-    choose("나란히 볼 모델", 2)
+    choose("모델", 1)
+    choose("비교할 모델", 2)
     button.click()
     tab.wait_for_selector(".answer.by2 >> nth=2", timeout=120_000)
     assert tab.locator(".card >> nth=0 >> .who").all_inner_texts() == ["second", "first"]

@@ -222,8 +222,8 @@ def test_a_cpu_with_little_memory_gets_smaller_batches(capsys):
 def test_every_recipe_has_a_plan_without_a_network(capsys):
     fine_tune.main(["--plan", "--gpu_memory", "80GB"])
     lines = capsys.readouterr().out.splitlines()
-    recipes = {path.stem: path.read_text() for path in sorted(RECIPES_DIR.glob("*.yaml"))}
-    known = [name for name, text in recipes.items() if "Not loaded by us" not in text]
+    recipes = {path.stem: path.read_text() for path in RECIPES_DIR.glob("*.yaml")}
+    known = [name for name, text in sorted(recipes.items()) if "Not loaded by us" not in text]
     assert [line.split()[0] for line in lines[:-3]] == known
     assert all("tokens per batch" in line and "base" in line for line in lines[:-3])
     assert all(name in lines[-3] for name in recipes if name not in known)

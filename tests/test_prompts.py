@@ -82,7 +82,7 @@ def test_a_broken_template_is_rejected():
         ({"prompt": "{context}"}, "needs context and question"),
         ({"prompt": "{context}{question}{article}"}, "has context, question, answer"),
         ({"prompt": "{context} {question"}, "literal braces"),
-        ({"prompt": "{context:>9}{question}"}, "a field name alone"),
+        ({"prompt": "{context:>9}{question}"}, "only a field name"),
         ({"prompt": "{context.__class__}{question}"}, "has context, question, answer"),
         ({"system": "x"}, "expected 'prompt', or 'user'"),
     ]:
