@@ -64,7 +64,8 @@ def history(run):
     return [{k: line[k] for k in line if k != "seconds"} for line in read_lines(run.metrics_file)]
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 20])
 def test_resume_after_kills(work, kills):
     output = f"killed-{kills}"
     assert train_until_done(work, output, kills, random.Random(kills)) > 0
