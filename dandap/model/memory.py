@@ -119,10 +119,6 @@ def _fused_dropout(input, p=0.5, training=True, inplace=False):
     return torch.native_dropout(input, p, training)[0] if p and training else input
 
 
-def _copied(module, inputs):
-    return tuple(tensor.clone() for tensor in inputs)
-
-
 def count_layers(
     recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype, flex: bool
 ) -> tuple[float, float, int]:
@@ -142,11 +138,6 @@ def count_layers(
     # add_adapter seeds the generator and warns; `to` casts the adapter as autocast does.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         adapted = add_adapter(model.requires_grad_(False), recipe).to(dtype).train()
-    if recipe.quantization == "none" and dtype.itemsize < 4:
-        # PEFT casts each adapter's input to float32, and autocast casts it back.
-        for name, module in model.named_modules():
-            if name.endswith(".lora_A.default"):
-                module.register_forward_pre_hook(_copied)
     storages: set[torch.UntypedStorage] = set()
     marks: list[set[torch.UntypedStorage]] = []
 
