@@ -59,7 +59,7 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
 
 
 def skip_input_casts(model: PeftModel) -> PeftModel:
-    """Skip PEFT's casts of inputs to float32, which autocast reverts: 1.05x on a CPU, bit-equal."""
+    """Skip PEFT's casts of inputs to float32, which autocast reverts; bit-equal."""
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.cast_input_dtype_enabled = False  # type: ignore[assignment]
