@@ -114,7 +114,7 @@ class TreeCache(DynamicCache):
         return tuple(map(Branched, self.trunk[layer_idx], self.own[layer_idx]))
 
     def make_room(self, branches: int, steps: int) -> None:
-        """Allocate more steps for every branch: zeros, which masks hide."""
+        """Allocate more steps for every branch; they are zero and masked."""
         for number, layer in self.trunk.items():
             room = tuple(x.new_zeros(*x.shape[:2], branches, steps, x.shape[3]) for x in layer)
             if number in self.own:
@@ -187,7 +187,7 @@ class TreeDecoder:
         return answers
 
     def _read(self) -> torch.Tensor:
-        """Read the trees, some at a time, and return logits (branches, vocab)."""
+        """Read the trees in chunks and return logits (branches, vocab)."""
         # One by one on a CPU, where padding takes time.
         rows = 1 if self.device.type == "cpu" else max(1, READ_TOKENS // self.cache.length)
         logits = []
@@ -251,7 +251,7 @@ class TreeDecoder:
     def _regroup(self, live: list[Branch]) -> None:
         """Remove stopped branches from tensors and cache, and renumber `live`."""
         rows = sorted({branch.row for branch in live})
-        # Removing empty rows copies the cache: only if they are half.
+        # Removing empty rows copies the cache, so do it only if half are empty.
         if len(rows) > len(self.sees) / 2:
             rows = list(range(len(self.sees)))
         number = {row: new for new, row in enumerate(rows)}
@@ -302,7 +302,7 @@ class TreeDecoder:
 
     def _sees_within(self, window: int | None) -> torch.Tensor:
         """Return the visibility of trunk and own tokens, (rows, slots, columns + steps)."""
-        # Steps since each own token was fed, the oldest first; negative for future steps.
+        # Steps since each own token was fed, oldest first; negative for future steps.
         age = self.cache.step - torch.arange(self.columns, device=self.device)
         age = age.expand(*self.position.shape, -1)
         if window is None:
@@ -395,7 +395,7 @@ class TreeDecoder:
         return torch.searchsorted(reached, at, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
     def _perturbed(self, live: list[Branch], logits: torch.Tensor, step: int) -> torch.Tensor:
-        """Return logits with Gumbel noise, without it at temperature 0.
+        """Add Gumbel noise to the logits; at temperature 0, return them unchanged.
 
         The maximum over any subset is then a sample of its softmax (Gumbel, 1954), so grounding can
         try tokens in order.

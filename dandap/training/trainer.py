@@ -160,7 +160,7 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
             packed = self.batching.collate_step(self.step_examples)["packed"]
 
     def _halved(self) -> Batching:
-        """Return a Batching of half the size; OutOfMemoryError if no batch can be split."""
+        """Return a Batching of half the size; raise OutOfMemoryError if no batch can be split."""
         batches = self.batching.micro_batches(self.step_examples)
         if all(len(batch) == 1 and len(batch[0].members) == 1 for batch in batches):
             raise torch.OutOfMemoryError("a single question does not fit")
@@ -285,7 +285,7 @@ def training_config(
     steps = math.ceil(math.ceil(questions / recipe.questions_per_step) * recipe.epochs)
     warmup = int(recipe.warmup_steps)
     if recipe.warmup_steps < 1:
-        # At most a tenth, so that a short run is not all warm-up.
+        # At most a tenth, so that a short run is not all warmup.
         warmup = min(math.ceil(recipe.warmup_steps * steps), steps // 10)
     on_gpu = plan.device.type == "cuda"
     config = SFTConfig(

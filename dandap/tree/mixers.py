@@ -62,11 +62,11 @@ class Levels(NamedTuple):
     """The segments of a batch of trees."""
 
     calls: list[list[Call]]  # by level
-    order: torch.Tensor  # (tokens,): of each token among the outputs of all calls
+    order: torch.Tensor  # (tokens,): index of each token in the concatenated outputs
 
 
 def segments_of(subtree_end: list[int], stops: Collection[int] | None) -> list[Segment]:
-    """Return a tree's segments, which also end at `stops`; None if they are for training."""
+    """Split a tree into segments; each of `stops` also ends one (None in training)."""
     segments: list[Segment] = []
     path: list[int] = []  # segments from the root to the current token
     for index, end in enumerate(subtree_end):
@@ -112,7 +112,7 @@ def segment_arrays(
         levels[segment.level][needed, size if needed else size.bit_length()].append(number)
     arrays: dict[str, tuple[tuple[int, ...], list[int]]] = {}
     order = [0] * (len(trees) * length)
-    state_of: dict[int, int] = {}  # the number of a segment's state; of its last token, too
+    state_of: dict[int, int] = {}  # the state index of a segment
     state_after: dict[int, int] = {}
     above = here = outputs = 0  # the first state of the level above and of this one
     for level, calls in sorted(levels.items()):
@@ -155,19 +155,19 @@ def levels_of(batch: dict[str, torch.Tensor]) -> Levels:
 
 
 class SegmentCache:
-    """What mixers call of transformers' Cache, for the segments of one call."""
+    """The part of transformers' Cache that mixers call, for the segments of one call."""
 
     def __init__(self, start: State | None):
         self.start, self.recurrent = start, start and start.recurrent
         self.inputs: torch.Tensor | None = None
-        self.kept = 0
+        self.window = 0
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
-        """Return the inputs before the segment, None at a root."""
+        """Return the inputs before the segment, or None at a root."""
         return self.start and self.start.conv
 
     def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
-        """Return the state before the segment, None at a root."""
+        """Return the state before the segment, or None at a root."""
         return self.recurrent
 
     def is_recording_past(self, layer_idx: int) -> bool:
@@ -184,7 +184,7 @@ class SegmentCache:
         """Return the segment's inputs, after those before it."""
         if self.start:
             conv_states = torch.cat([self.start.conv, conv_states], dim=-1)
-        self.inputs, self.kept = conv_states, conv_kernel_size - 1
+        self.inputs, self.window = conv_states, conv_kernel_size - 1
         return conv_states
 
     def update_recurrent_state(
@@ -199,9 +199,9 @@ class SegmentCache:
         if self.inputs is None:  # a single token, which updated the state in place
             assert self.start
             return State(self.start.conv, self.recurrent)
-        missing = max(0, self.kept - self.inputs.shape[-1])
+        missing = max(0, self.window - self.inputs.shape[-1])
         inputs = torch.nn.functional.pad(self.inputs, (missing, 0))
-        return State(inputs[..., inputs.shape[-1] - self.kept :], self.recurrent)
+        return State(inputs[..., inputs.shape[-1] - self.window :], self.recurrent)
 
 
 class BranchStates:
@@ -218,7 +218,7 @@ class BranchStates:
         self.levels, self.ends = levels_of(batch), batch["end_state"]
 
     def branch_off(self, owner: torch.Tensor) -> None:
-        """Give every branch a state: `owner` is (branches,), of the prompts in order of reading."""
+        """Copy each branch's state from its prompt; `owner` is (branches,), in reading order."""
         self.levels = None
         self.own = {layer: joined(states).at(owner) for layer, states in self.read.items()}
         self.read.clear()
