@@ -77,6 +77,7 @@ ON_AN_A100 = [
     *TRAININGS[1:],
     {"what": "training", "kind": "tiny-gemma2", "plan": FLEX},
     {"what": "training", "kind": "tiny-qwen3", "plan": FLEX | CHECKPOINTING},
+    {"what": "training", "kind": "tiny-qwen3.5", "plan": FLEX | CHECKPOINTING},
     *ANSWERS[2:],
     *({"what": "answering", "kind": kind, "way": "likeliest"} for kind in KINDS),
     {"what": "flex", "kind": "tiny-gemma2"},
