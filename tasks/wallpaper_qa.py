@@ -21,7 +21,7 @@ from tasks.task import Box, PageForm, Task, reject_columns
 
 QUESTIONS = ("질문_1", "질문_2")
 ANSWERS = tuple(f"답변_{number}" for number in range(1, 6))
-FIELDS = ("category", "generated", "sources")
+FIELDS = ("category",)
 
 
 def read_file(path: Path, need_answers: bool) -> Table:

@@ -6,7 +6,7 @@ from test_trainer import make_plan, make_recipe, plain_gradients, relative, tree
 from transformers import AutoModelForCausalLM, AutoTokenizer, Lfm2Config, Mamba2Config
 
 from dandap.answering.answer import Decoding
-from dandap.answering.branch_check import why_no_tree
+from dandap.answering.branch_check import why_no_tree, why_other_gradients
 from dandap.answering.generate import generate_answers
 from dandap.answering.tree_decoder import answer_examples
 from dandap.data.encode import Example
@@ -14,7 +14,7 @@ from dandap.data.rows import Row
 from dandap.model.adapter import add_adapter
 from dandap.model.load import load_base
 from dandap.training.trainer import make_trainer
-from dandap.tree.mixers import levels_of, mixers_of, segments_of
+from dandap.tree.mixers import State, levels_of, mixers_of, segments_of
 from dandap.tree.token_tree import collate, grow
 from tests.conftest import ROOT
 
@@ -121,3 +121,16 @@ def test_a_tree_does_not_change_later_plain_forwards(adapted):
         mixers.read_next(collate([grow([([5, 6, 7], [8, 0])])], pad_id=0, segments="train"))
         model(input_ids=ids[:, :4], use_cache=False)
         assert torch.equal(model(input_ids=ids, use_cache=False).logits, expected)
+
+
+def test_wrong_gradients_of_a_state_are_found(adapted, monkeypatch):
+    """As of a kernel that does not differentiate its initial state."""
+    _, model = adapted
+    assert why_other_gradients(model, 0) is None
+    at = State.at
+    monkeypatch.setattr(
+        State,
+        "at",
+        lambda self, index: State(*(s if s is None else s.detach() for s in at(self, index))),
+    )
+    assert "gradients of a small tree" in why_other_gradients(model, 0)

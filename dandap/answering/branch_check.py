@@ -13,7 +13,10 @@ from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError, first_line
 from dandap.model.device import autocast_for
-from dandap.tree.token_tree import Part, grow
+from dandap.tree.logits import logits_at, summed_cross_entropy
+from dandap.tree.masks import tree_masks
+from dandap.tree.mixers import mixers_of
+from dandap.tree.token_tree import Part, collate, grow
 
 # Limits on the relative difference of centered logits. On Gemma 3 270M rounding to bfloat16 gives
 # at most 0.053, a branch that sees its sibling at least 0.22 (0.11 on the demo's base). Rounding to
@@ -71,6 +74,38 @@ def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str |
         return f"{model.config.model_type}: {first_line(error)}"
     shares = " and ".join(f"{each:.2f}" for each in together)
     return f"the logits of a small tree of {model.config.model_type} were off by {shares}"
+
+
+def why_other_gradients(model: PeftModel, pad_id: int) -> str | None:
+    """Return why the gradients of a small tree differ from those of its sequences, or None.
+
+    Checks models with mixers, whose kernels on a GPU may not differentiate an initial state.
+    """
+    mixers, device = mixers_of(model), next(model.parameters()).device
+    if not mixers:
+        return None
+    shared = [pad_id, *range(3, 20)]
+    pairs = [([*shared, *range(20, 28)], [28, 29, 30]), ([*shared, *range(40, 48)], [48, 49])]
+    gradients = []
+    for trees in ([pairs], [[pair] for pair in pairs]):
+        model.zero_grad()
+        for tree in trees:
+            batch = collate([grow(tree)], pad_id, device=device, segments="train")
+            if len(tree) > 1:
+                mixers.read_next(batch)
+            masks = tree_masks(model.config, batch, model.dtype, flex=False)
+            with autocast_for(model), logits_at(model, batch["predicts"]):
+                inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+                logits = model(**inputs, attention_mask=masks, use_cache=False).logits
+            targets = batch["predictor"], batch["target_ids"], batch["times"]
+            (128 * summed_cross_entropy(logits, *targets)).backward()  # against underflow
+        found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        gradients.append(torch.cat(found).float())
+    model.zero_grad()
+    off = ((gradients[0] - gradients[1]).norm() / gradients[1].norm()).item()
+    if off <= (LIMIT_FLOAT32 if model.dtype is torch.float32 else LIMIT_16_BITS):
+        return None
+    return f"the gradients of a small tree of {model.config.model_type} were off by {off:.2f}"
 
 
 def _differences(

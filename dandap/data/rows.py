@@ -128,10 +128,7 @@ def split_by_article(
     """
     if fraction == 0 and fold is None:
         return list(rows), []
-    real = [row for row in rows if not row.fields.get("generated")]
-    if not real:
-        raise InputError("every row is generated. Add real ones, or set validation_fraction 0.")
-    family = article_groups(real)
+    family = article_groups(rows)
     names = sorted(set(family.values()))
     if fold:
         part, parts = map(int, fold.split("/"))
@@ -143,14 +140,8 @@ def split_by_article(
         # limit of twice the share covers that.
         below = [name for name in names if int(name, 16) / 16**16 < fraction]
         chosen = set(below[: math.ceil(2 * fraction * len(names))]) or {names[0]}
-    validation = [row for row in real if family[row.article] in chosen]
-    train = [row for row in real if family[row.article] not in chosen]
-    # Train on a generated row unless one of its sources is held out.
-    held_out = {row.group for row in validation}
-    for row in rows:
-        sources = row.fields.get("sources", "").split()
-        if row.fields.get("generated") and held_out.isdisjoint(sources):
-            train.append(row)
+    validation = [row for row in rows if family[row.article] in chosen]
+    train = [row for row in rows if family[row.article] not in chosen]
     if not train:
         got = f"got {len(names)} article(s): nothing is left to train on"
         raise InputError(f"{got}. Add some, or set validation_fraction 0.")

@@ -17,6 +17,7 @@ from peft import PeftModel
 
 import prompts
 from dandap.answering.answerer import Answerer
+from dandap.answering.branch_check import why_other_gradients
 from dandap.answering.run import OpenModel
 from dandap.data.checks import (
     answer_share,
@@ -69,12 +70,10 @@ from dandap.training.checkpoints import (
 from dandap.training.evaluate import Evaluate, steps_between, validate
 from dandap.training.resume import check_unchanged
 from dandap.training.trainer import make_trainer
-from dandap.tree.masks import layers_without_masks
 from tasks import checked_template, get_task
 from tasks.task import read_test, read_train
 
 FEW_STEPS = 20  # after 7 steps (120 sample questions) answers are still sentences
-MOST_SHARED = 16  # the default of questions_per_step
 MIN_EFFICIENCY = 0.75  # minimum parallel efficiency without a warning
 
 
@@ -103,11 +102,8 @@ def train(
     base = base_identity(recipe)
     if resume:
         check_unchanged(resume, recipe, table, base, resume_anyway)
-    used = recipe
-    if recipe.read_once and (reason := layers_without_masks(config)):
-        used = read_separately(recipe, reason)
     # Plan while the device's memory is free.
-    plan = make_plan(used, config, pick_device(), training=True)
+    plan = make_plan(recipe, config, pick_device(), training=True)
     answering_plan = broadcast_plan(make_plan(recipe, config, plan.device, training=False))
 
     encoder = Encoder(tokenizer, template, task.sample)
@@ -115,7 +111,7 @@ def train(
     check_ids(examples, config, tokenizer)
     validation = encoder.encode(validation_rows, recipe.prompt_limit, False, recipe.on_overflow)
     report_cut(recipe, validation)
-    plan = refit_plan(plan, used, config, answer_share(examples))
+    plan = refit_plan(plan, recipe, config, answer_share(examples))
     print(plan)
 
     model = add_adapter(load_base(recipe, plan.device, config, plan.dequantized), recipe)
@@ -125,9 +121,10 @@ def train(
     if adapter.exclude_modules or adapter.target_parameters:
         adapted = ", ".join(["linear layers", *sorted(adapter.target_parameters or ())])
         print(f"  adapted: {adapted}; excluded: {adapter.exclude_modules or 'the LM head'}")
-    answerer = Answerer(used, encoder, model, answering_plan)
-    if used.read_once and answerer.cannot_branch:
-        used = read_separately(recipe, answerer.cannot_branch)
+    answerer = Answerer(recipe, encoder, model, answering_plan)
+    used, pad_id = recipe, answerer.decoding.pad_id
+    if used.read_once and (reason := answerer.cannot_branch or why_other_gradients(model, pad_id)):
+        used = read_separately(recipe, reason)
         plan = replace(plan, flex=False)
     print_sharing(used, examples)
     check_space(resume.path if resume else Path(recipe.output_dir), trained)
@@ -285,8 +282,8 @@ def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
         )
         if every_time < 1.05 * once and articles < len(examples):
             way_out = "In the template, put {context} before {question}."
-            if recipe.questions_per_step < MOST_SHARED:
-                way_out = f"Use --questions_per_step {MOST_SHARED}."
+            if recipe.questions_per_step < 16:
+                way_out = "Use --questions_per_step 16."
             print(f"WARNING: the steps of this run share almost no tokens. {way_out}")
     steps = math.ceil(math.ceil(len(examples) / recipe.questions_per_step) * recipe.epochs)
     if steps < FEW_STEPS:

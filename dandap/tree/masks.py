@@ -18,14 +18,6 @@ MIXERS = {"linear_attention", "conv", "mamba", "hybrid", "mlp", "moe"}
 Masks = torch.Tensor | BlockMask | dict[str, torch.Tensor | BlockMask]
 
 
-def layers_without_masks(config: PretrainedConfig) -> str | None:
-    """Return which layers ignore attention masks, so that branches would read each other."""
-    config = config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    unknown = sorted(kinds - {"full_attention", "sliding_attention", "attention"} - MIXERS)
-    return f"{config.model_type} has {', '.join(unknown)} layers" if unknown else None
-
-
 def sliding_windows(config: PretrainedConfig) -> dict[str, int | None]:
     """Return the window of each kind of attention layer, in positions, or None for no window.
 
@@ -34,8 +26,8 @@ def sliding_windows(config: PretrainedConfig) -> dict[str, int | None]:
     config = config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - MIXERS
     window = getattr(config, "sliding_window", None)
-    if reason := layers_without_masks(config):
-        raise InputError(reason)
+    if unknown := sorted(kinds - {"full_attention", "sliding_attention", "attention"}):
+        raise InputError(f"{config.model_type} has {', '.join(unknown)} layers")
     if "sliding_attention" in kinds:
         return {"full_attention": None, "sliding_attention": window}
     # The window may be unused: all layers are full, or (Qwen2) it is off.

@@ -163,20 +163,13 @@ class SegmentCache:
         self.window = 0
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
-        """Return the inputs before the segment, or None at a root."""
         return self.start and self.start.conv
 
     def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
-        """Return the state before the segment, or None at a root."""
         return self.recurrent
 
     def is_recording_past(self, layer_idx: int) -> bool:
-        """Return False: past states are not needed."""
         return False
-
-    def has_previous_state(self, layer_idx: int | None = None) -> bool:
-        """Return whether the segment has a parent."""
-        return self.start is not None
 
     def update_conv_state(
         self, conv_states: torch.Tensor, layer_idx: int, conv_kernel_size: int, **_: Any
