@@ -21,7 +21,6 @@ from tasks.task import Box, PageForm, Task, reject_columns
 
 QUESTIONS = ("질문_1", "질문_2")
 ANSWERS = tuple(f"답변_{number}" for number in range(1, 6))
-FIELDS = ("category",)
 
 
 def read_file(path: Path, need_answers: bool) -> Table:
@@ -36,7 +35,7 @@ def read_file(path: Path, need_answers: bool) -> Table:
             f"{path} has no column {missing[0]!r}; it has {short_list(sheet.header)}. Expected id, "
             "질문_1, 질문_2, category, 답변_1 to 답변_5 for training, or id, 질문 for a test file."
         )
-    known = ("id", *questions, *ANSWERS, *FIELDS)
+    known = ("id", "category", *questions, *ANSWERS)
     sheet.reject_unclear(known)
     rows = []
     for place, cells in sheet.rows:
@@ -52,7 +51,7 @@ def read_file(path: Path, need_answers: bool) -> Table:
                 f"{path}, {place}: the id, a question or all answers are empty. Fill them in or "
                 "delete the row."
             )
-        fields = {field: texts.get(field, "") for field in FIELDS}
+        fields = {"category": texts.get("category", "")}
         group = name.split("#")[0]  # pairs of a row may be numbered, T1#1 to T1#10
         for number, column in enumerate(questions, 1):
             row_id = f"{name}-{number}" if is_original else name
