@@ -13,11 +13,11 @@ from dandap.data.encode import Encoder
 from dandap.model.adapter import resolve_targets
 from dandap.model.load import load_config, load_tokenizer
 from dandap.model.memory import Footprint, empty_model
-from dandap.recipe import RECIPES_DIR, load_recipe
+from dandap.recipe import load_recipe, named_recipes
 from tasks import checked_template, get_task
 
 pytestmark = pytest.mark.hub
-RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("**/*.yaml"))
+RECIPES = list(named_recipes())
 SPECIAL = " <|im_end|></s>"
 
 
