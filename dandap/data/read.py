@@ -135,8 +135,10 @@ def _make_rows(
     for count, (place, record) in enumerate(records, 1):
         where, name = f"{path}, {place}", record.get("id")
         numbered = name is None if count == 1 else numbered
+        if numbered and name is not None:
+            raise InputError(f"{where}: got an id, but row 1 has none. Add it, or remove all ids.")
         if numbered:
-            name = f"{prefix}{count}" if name is None else None
+            name = f"{prefix}{count}"
         elif isinstance(name, int | float) and not isinstance(name, bool):
             # Parquet ids; pandas writes 3.0 for 3 if another id is missing.
             name = str(int(name)) if name == name // 1 else None

@@ -205,6 +205,13 @@ def keep_weights_unpacked(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
+    """Return the layers of a language model, or of the one in a multimodal model."""
+    count = model.config.get_text_config().num_hidden_layers  # type: ignore[operator, union-attr]
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    return next(each for each in lists if len(each) == count)
+
+
 def pick_attention(recipe: Recipe, config: PretrainedConfig) -> str:
     """Return the attention kernel to load the base with: the recipe's, else sdpa or eager.
 

@@ -24,7 +24,7 @@ from dandap.errors import InputError
 from dandap.model.adapter import add_adapter
 from dandap.model.device import empty_model, pick_compute_dtype, why_no_gpu
 from dandap.model.distributed import from_main, world_size
-from dandap.model.load import pick_attention
+from dandap.model.load import decoder_layers, pick_attention
 from dandap.recipe import Recipe
 from dandap.tree.attention import head_size, largest, why_no_flex
 from dandap.tree.logits import CHUNK
@@ -128,8 +128,7 @@ def count_layers(
     """
     text: Any = config.get_text_config()
     model = empty_model(config, recipe.trust_remote_code)
-    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
-    layers = next(each for each in lists if len(each) == text.num_hidden_layers)
+    layers = decoder_layers(model)
     kinds = set(getattr(text, "layer_types", None) or ())
     if not kinds & MIXERS:
         del layers[2:]  # assume that the others are like the second

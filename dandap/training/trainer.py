@@ -4,13 +4,14 @@ Both have the same losses and gradients.
 """
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
@@ -28,11 +29,14 @@ from dandap.model.memory import Plan
 from dandap.recipe import Recipe
 from dandap.training.batching import Batching, Questions, StepSampler
 from dandap.training.checkpoints import AtomicCheckpoints
+from dandap.training.compiled import REPAYS, compile_layers
 from dandap.tree.attention import use_tree_attention
 from dandap.tree.logits import logits_at, summed_cross_entropy
 from dandap.tree.masks import tree_masks
 from dandap.tree.mixers import mixers_of
 from dandap.tree.token_tree import Packed
+
+FIRST_STEPS = 5  # measured and checked before layers are compiled
 
 
 def make_trainer(
@@ -62,6 +66,7 @@ def make_trainer(
                     plan, tokenizer.pad_token_id, mixers_of(model) is not None
                 ),
                 mask_dtype=plan.compute_dtype,
+                compile_mode=recipe.compile,
                 train_dataset=supervised(examples[:1]),  # required, not used
                 processing_class=tokenizer,
                 callbacks=list(callbacks),
@@ -108,10 +113,13 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
         examples: list[Example],
         batching: Batching,
         mask_dtype: torch.dtype,
+        compile_mode: Literal["auto"] | bool,
         **others: Any,
     ):
         super().__init__(model, args, **others)
         self.examples, self.batching, self.mask_dtype = examples, batching, mask_dtype
+        self.compile_mode = compile_mode
+        self.first_steps: list[tuple[Packed, float]] = []  # with their starting times
         self.mixers = mixers_of(model)
         self.step_examples: list[Example] = []
 
@@ -147,6 +155,7 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
         self.step_examples, packed = inputs["examples"], inputs["packed"]
         if inputs["batching"] is not self.batching:  # prefetched before the size was halved
             packed = self.batching.collate_step(self.step_examples)["packed"]
+        self._compile_layers(packed)
         if world_size() > 1:
             # The other processes would wait for the repeated step.
             return self._forward_and_backward(model, packed, num_items_in_batch)
@@ -158,6 +167,23 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
             model.zero_grad()
             self.batching = self._halved()
             packed = self.batching.collate_step(self.step_examples)["packed"]
+
+    def _compile_layers(self, packed: Packed) -> None:
+        """After FIRST_STEPS steps, compile the layers if the rest of the run repays it."""
+        if self.compile_mode is False or self.mixers:  # mixers: new shapes in every batch
+            return
+        self.first_steps.append((packed, time.perf_counter()))
+        if len(self.first_steps) < FIRST_STEPS:
+            return
+        (_, first), *_, (_, last) = self.first_steps
+        remaining = self.state.max_steps - self.state.global_step
+        auto, self.compile_mode = self.compile_mode == "auto", False
+        if not auto or (last - first) / (FIRST_STEPS - 1) * remaining >= REPAYS:
+            steps = [each.on(self.args.device) for each, _ in self.first_steps]
+            batches = [batch for step in steps for batch in step]
+            with self.compute_loss_context_manager():
+                print(compile_layers(self.model, self.compute_loss, batches, faster=auto))
+        self.first_steps.clear()
 
     def _halved(self) -> Batching:
         """Return a Batching of half the size; raise OutOfMemoryError if no batch can be split."""

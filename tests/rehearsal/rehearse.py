@@ -40,7 +40,7 @@ from dandap.model import memory
 from dandap.model.adapter import add_adapter, for_answering
 from dandap.model.device import pick_compute_dtype, pick_device
 from dandap.model.memory import GB, Footprint, MemoryEstimate, Plan, fit_plan
-from dandap.model.load import load_tokenizer
+from dandap.model.load import decoder_layers, load_tokenizer
 from dandap.model.plans import SHAPES, make_config
 from benchmarks.material import named_config
 from dandap.errors import InputError
@@ -59,6 +59,7 @@ run_script(fine_tune.main)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 # A replay runs the same kernels.
 cuda_graph.capture = lambda work: work
+trainers.FIRST_STEPS = 2  # of 3
 
 
 def fit(recipe, plan, examples, model):
@@ -92,14 +93,14 @@ def waits(seen) -> dict[str, int]:
     return {f"{what} {line}": count for (what, line), count in seen.waits.items()}
 
 
-def training(kind: str, plan: dict | None = None) -> dict:
+def training(kind: str, plan: dict | None = None, compile: bool = False) -> dict:
     """Train a random model on the CPU and the GPU; return losses and recorded GPU activity."""
-    if (plan or {}).get("flex"):
+    if (plan or {}).get("flex") or compile:
         trace_flex()
     losses = []
     for device in (CPU, pick_device()):
         options = {"max_length": 256, "max_new_tokens": 16, "learning_rate": 1e-3}
-        options |= {"compute_dtype": "float32"} if device == CPU else {}
+        options |= {"compute_dtype": "float32"} if device == CPU else {"compile": compile}
         recipe = make_recipe(options, "rehearse")
         dtype = pick_compute_dtype(recipe, device)
         # Create and quantize on the host, so that both devices have the same weights.
@@ -119,6 +120,7 @@ def training(kind: str, plan: dict | None = None) -> dict:
         "waits": waits(seen),
         "breaks": graph_breaks(),
         "graphs": counters["stats"]["unique_graphs"],
+        "compiled": "forward" in vars(decoder_layers(trainer.model)[0]),
     }
 
 
