@@ -63,6 +63,9 @@ def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str |
     except torch.OutOfMemoryError as error:
         raise InputError(out_of_memory("a check of 40 tokens")) from error
     except OverflowError as error:
+        for name, weight in model.named_parameters():
+            if weight.is_floating_point() and not weight.isfinite().all():
+                raise InputError(f"{name} has NaN or infinite weights. Download the base again.")
         raise InputError(
             f"{error}: its logits are not finite. Use --compute_dtype float32, or bfloat16 if the "
             "GPU supports it."
@@ -72,6 +75,14 @@ def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str |
     # A model's code may raise anything about masks or cache.
     except Exception as error:  # noqa: BLE001
         return f"{model.config.model_type}: {first_line(error)}"
+    ids = torch.tensor([examples[0].prompt_ids], device=model.device)
+    with torch.inference_mode(), autocast_for(model):
+        whole, start = (model(input_ids=part).logits[0] for part in (ids, ids[:, :-1]))
+    if (whole[:-1] - start).norm() > LIMIT_16_BITS * start.norm():
+        raise InputError(
+            f"{model.config.model_type} is not causal: tokens see later ones. Choose a model that "
+            "generates text."
+        )
     shares = " and ".join(f"{each:.2f}" for each in together)
     return f"the logits of a small tree of {model.config.model_type} were off by {shares}"
 

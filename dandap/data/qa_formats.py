@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from dandap.data.tables import column_key
+from dandap.data.tables import column_key, shown
 from dandap.data.text import encoding_notes, open_text, trim
 from dandap.errors import InputError, did_you_mean, first_line, short_list
 
@@ -20,7 +20,7 @@ Record = tuple[str, dict[str, Any]]  # (position for messages, our names -> the 
 # Numbers stay strings (36.70), because answers are compared as strings; NaN is None.
 AS_WRITTEN: dict[str, Any] = {"parse_int": str, "parse_float": str, "parse_constant": {}.get}
 # A list or {"text": ...} saved as text; other strings with a bracket ("[단독] 보도") are answers.
-LISTED = re.compile(r"""\[\s*\]$|\[\s*['"{].*['"}]\s*\]$|\{\s*['"]text['"]\s*:.*\}$""", re.DOTALL)
+LISTED = re.compile(r"""\[\s*\]$|\[\s*['"{].*['"}]\s*\]$|\{\s*['"](?:text|answer_start)['"]\s*:.*\}$""", re.DOTALL)
 ARRAY = re.compile(r"array(?=\(\[)|, dtype=[\w'<>]+(?=\))")  # numpy's repr around the list
 
 
@@ -140,7 +140,7 @@ def answer_texts(value: Any, where: str) -> list[str]:
     if isinstance(value, list):
         return [text for each in value for text in answer_texts(each, where)]
     if isinstance(value, str | int | float | Decimal) and not isinstance(value, bool):
-        return [str(value)]
+        return [shown(value)]
     raise InputError(f"{where}: an answer is {str(value)[:100]!r}; expected a string or a list.")
 
 

@@ -23,6 +23,7 @@ from dandap.data.text import (
 from dandap.errors import InputError, did_you_mean, short_list
 
 FIELDS: dict[bool, dict[str, str]] = {False: {}, True: {"impossible": "true"}}  # shared by rows
+YES, NO = ("true", "t", "1", "1.0", "yes", "y"), ("false", "f", "0", "0.0", "no", "n", "none", "")
 LONGEST_ID = 1000  # characters
 # The replacement character, or UTF-8 Hangul decoded as Latin-1 (lead bytes 0xEA to 0xED).
 GARBLED = re.compile("\ufffd|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122]{2}){2}")
@@ -158,7 +159,9 @@ def _make_rows(
             answers = tuple(html_text(answer) or answer for answer in answers)
         # Ignore the plausible answers that SQuAD 2 has for impossible questions.
         flag = str(record.get("is_impossible")).strip().lower()
-        impossible = flag in ("true", "t", "1", "1.0", "yes", "y") or (is_list and not answers)
+        if flag not in YES + NO:
+            raise InputError(f"{where}: got is_impossible {flag[:100]!r}, expected true or false.")
+        impossible = flag in YES or (is_list and not answers)
         if need_answers and impossible:
             unanswerable += 1
             continue

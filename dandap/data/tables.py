@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+import numpy as np
+
 from dandap.data.text import READABLE, TABLES, encoding_notes, find_files, open_text, trim
 from dandap.errors import InputError, first_line, short_list
 
@@ -56,6 +58,9 @@ def read_table(path: Path) -> Sheet:
     with path.open("rb") as file:
         start = file.read(8)
     # An Excel workbook, possibly renamed to .csv.
+    if start.startswith((b"\xd0\xcf\x11\xe0", b"\x1f\x8b")):
+        got = "gzip-compressed" if start[0] == 0x1F else "an .xls file or has a password"
+        raise InputError(f"{path} is {got}. Save it as .xlsx or .csv, without a password.")
     if start.startswith(b"PK\x03\x04"):
         return _read_excel(path)
     if start.startswith(b"PAR1") or path.suffix.lower() == ".arrow":
@@ -134,9 +139,9 @@ def _reading(path: Path) -> Iterator[None]:
 
 # Patterns in worksheet XML for values that Excel shows differently -> name.
 NOT_SHOWN = {
-    rb'<mergeCell ref="([A-Z]+\d+:[A-Z]+\d+)"': "merged cells",
+    rb'<mergeCell [^>]*ref="([A-Z]+\d+:[A-Z]+\d+)"': "merged cells",
     rb'<row (?=[^>]*hidden="(?:1|true)")[^>]*r="(\d+)"': "hidden or filtered row",
-    rb'<c r="([A-Z]+\d+)"[^>]*><f[^>]*>(?:[^<]*</f>)?(?:<v ?/>|<v></v>)?</c>': "formula without a "
+    rb'<c (?:[^>]*\s)?r="([A-Z]+\d+)"[^>]*><f[^>]*>(?:[^<]*</f>)?(?:<v ?/>|<v></v>)?</c>': "formula without a "
     "saved value in cell",
 }
 
@@ -159,7 +164,10 @@ def _read_excel(path: Path) -> Sheet:
                     "Save it as CSV UTF-8."
                 )
             sheet, *others = load_workbook(file, read_only=True, data_only=True).worksheets
+            if sheet.sheet_state != "visible":
+                raise InputError(f"{path}: the first sheet is hidden. Delete or move it.")
             content = archive.read(sheet._worksheet_path.lstrip("/"))
+        content = re.sub(rb"<(/?)\w+:", rb"<\1", content)  # some programs write <x:row>
         for pattern, name in NOT_SHOWN.items():
             if found := re.search(pattern, content):
                 raise InputError(
@@ -169,16 +177,16 @@ def _read_excel(path: Path) -> Sheet:
         sheet.reset_dimensions()  # some programs write A1:A1
         for number, row in enumerate(sheet.iter_rows(), 1):
             values = ("" if cell.value is None else cell.value for cell in row)
-            # True is displayed as TRUE; Excel writes control characters as _x000D_.
-            texts = [str(v).upper() if v is True or v is False else str(v) for v in values]
-            texts = [unescape(text).replace("\0", "") for text in texts]
+            # Excel writes control characters as _x000D_.
+            texts = [unescape(shown(value)).replace("\0", "") for value in values]
             if not any(map(trim, texts)):
                 continue
             header = lines[0][1] if lines else texts
             lines.append((number, texts + [""] * (len(header) - len(texts))))
             for name, cell in zip(header, row, strict=False):
                 is_number = not isinstance(cell.value, str | bool | None)
-                is_plain = cell.number_format in ("General", "0", "@") and not cell.is_date
+                formats = ("General", "@") + ("0",) * (shown(cell.value).isdecimal())
+                is_plain = cell.number_format in formats and not cell.is_date
                 if cell.data_type == "e" or (is_number and not is_plain):
                     unclear[name] = (
                         f"{path}, cell {cell.coordinate}: got {cell.value!r} in the format "
@@ -188,6 +196,15 @@ def _read_excel(path: Path) -> Sheet:
     names = short_list(other.title for other in others)
     notes = [f"{path.name}: only the first sheet was read, not {names}"] if others else []
     return Sheet(header, rows, notes, unclear=unclear)
+
+
+def shown(value: Any) -> str:
+    """Return a cell's value as Excel shows it in the format General."""
+    if isinstance(value, float) and np.float32(value) == value:
+        value = float(str(np.float32(value)))  # Arrow widens float32: 36.7 to 36.70000076293945
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else f"{value:.15g}"
+    return str(value).upper() if isinstance(value, bool) else str(value)
 
 
 def _read_arrow(path: Path, is_parquet: bool) -> Sheet:

@@ -15,9 +15,9 @@ from dandap.errors import InputError, short_list
 TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet", ".arrow")
 JSONS = (".json", ".jsonl", ".ndjson")
 READABLE = "a .csv, .tsv, .xlsx, .parquet, .arrow, .jsonl or .json file, or a folder of them"
-# Skipped in folders: descriptions, sample submissions, metadata, and caches of datasets' map.
+# Skipped in folders: hidden and lock files, descriptions, sample submissions, metadata, and caches of datasets' map.
 NO_DATA = re.compile(
-    r"\.|(?:readme|licen[cs]e)(?:\.\w+)?$|sample_?submission\.\w+$"
+    r"\.|~\$|(?:readme|licen[cs]e)(?:\.\w+)?$|sample_?submission\.\w+$"
     r"|(?:dataset_infos?|dataset_dict|state|config)\.json$|cache-\w+\.arrow$",
     re.IGNORECASE,
 )
@@ -62,6 +62,8 @@ def read_bytes(path: Path) -> tuple[bytes, str]:
 
 
 def _encodings(start: bytes) -> tuple[str, ...]:
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return ("utf-32",)
     # Encoding detectors mistake short cp949 texts for Big5.
     marked = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return ("utf-16",) if marked else ("utf-8", "cp949")
@@ -70,7 +72,7 @@ def _encodings(start: bytes) -> tuple[str, ...]:
 def decode(data: bytes, path: Path) -> tuple[str, str]:
     """Return the text and encoding of a file: UTF-16 with a byte-order mark, UTF-8 or cp949."""
     failures = {}
-    for encoding in _encodings(data[:2]):
+    for encoding in _encodings(data[:4]):
         try:
             return data.decode(encoding).lstrip("\ufeff"), encoding
         except UnicodeDecodeError as error:
@@ -85,7 +87,7 @@ def decode(data: bytes, path: Path) -> tuple[str, str]:
 def open_text(path: Path) -> TextIO:
     """Open a file in the encoding that `decode` finds, without loading it into memory."""
     with path.open("rb") as binary:
-        encodings = _encodings(binary.read(2))
+        encodings = _encodings(binary.read(4))
     for encoding in encodings:
         file = path.open(encoding=encoding, newline="")
         try:

@@ -82,20 +82,25 @@ def loading(source: str, what: str) -> Iterator[None]:
 
 
 def _advice(source: str, message: str) -> str:
-    first = message.splitlines()[0]
+    first = message.splitlines()[0].rstrip(" .:")
     folder = Path(source)
     if folder.is_dir():
+        if "custom code" in message:
+            return dict(ADVICE)[("trust_remote_code",)]
         if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
             return (
                 "it has only .bin weights, pickles that can run code. If you trust them, convert "
                 "them: AutoModelForCausalLM.from_pretrained(A).save_pretrained(B)."
             )
-        return f"{first} The folder needs config.json, tokenizer files and .safetensors weights."
+        return (
+            f"{first}. Expected config.json, tokenizer files and complete .safetensors weights; "
+            "download the folder again (git lfs pull after git clone)."
+        )
     for words, advice in ADVICE:
         if any(word in message for word in words):
             return advice
     return (
-        f"{first} Expected a folder or a hub id like owner/name. Without network only folders and "
+        f"{first}. Expected a folder or a hub id like owner/name. Without network only folders and "
         "downloaded models work."
     )
 

@@ -65,6 +65,11 @@ def check_base(
             f"{recipe.model} is already quantized ({method}). Use its 16-bit version (without "
             "-FP8, -AWQ, -GPTQ or -bnb-4bit in its name), which is quantized here."
         )
+    if (Path(recipe.model) / "adapter_config.json").is_file():
+        raise InputError(
+            f"{recipe.model} has an adapter (adapter_config.json), which transformers would load "
+            "with the base. Move it to another folder, or merge it."
+        )
     names = config.architectures or []
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     is_known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
@@ -83,6 +88,15 @@ def check_base(
         if not rotary:
             raise InputError(message)
         print(f"WARNING: {message}")
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in (rope, *(each for each in rope.values() if isinstance(each, dict))):
+        # The rotation of all tokens depends on the longest row of a batch.
+        limit = kind.get("original_max_position_embeddings") or positions
+        if kind.get("rope_type") in ("dynamic", "longrope") and recipe.max_length > limit:
+            raise InputError(
+                f"{recipe.model} rotates positions differently in batches with rows above {limit} "
+                f"tokens; got max_length={recipe.max_length}. Use --max_length {limit}."
+            )
     size = getattr(config, "vocab_size", None)
     if size and tokenizer.vocab_size > size:
         raise InputError(

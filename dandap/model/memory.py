@@ -305,6 +305,8 @@ def make_plan(
 ) -> Plan:
     """Select attention, batch size and checkpointing; raise DoesNotFit if nothing fits."""
     dtype, reason = pick_compute_dtype(recipe, device, config), None
+    if training and device.type == "cpu" and dtype is torch.float16:
+        raise InputError("got compute_dtype float16 on a CPU; expected float32, or bfloat16.")
     if training:
         reason = why_no_flex(recipe, config, device, dtype)
         kernel = f"{pick_attention(recipe, config)} ({reason})" if reason else "flex"
