@@ -36,8 +36,6 @@ def main(argv: list[str] | None = None) -> None:
     """Parse the arguments and run."""
     arguments = parse(command_line(), argv)
     options = chosen_options(arguments)
-    if arguments.soup and not arguments.folds:
-        raise InputError("--soup averages the adapters of folds. Add --folds N.")
     with only_main_prints():
         if arguments.plan:
             from dandap.model.plans import print_plans  # loads torch, as do those below
@@ -100,7 +98,7 @@ def train_folds(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
     from dandap.training.cross_validation import cross_validate
 
     result = cross_validate(
-        recipe, arguments.folds, name, arguments.soup, parent, arguments.resume_anyway, metadata
+        recipe, arguments.folds, name, parent, arguments.resume_anyway, metadata
     )
     headline = get_task(recipe.task).headline
     summary = {
@@ -191,7 +189,6 @@ def command_line() -> Parser:
     add("--resume", metavar="RUN", nargs="?", const="", help="continue a run (default: the newest)")
     add("--resume_anyway", action="store_true", help="resume even if recipe or data changed")
     add("--folds", metavar="N", type=positive, help="N-fold cross-validation by article")
-    add("--soup", action="store_true", help="with --folds: answer with the mean of the adapters")
     add("--json", action="store_true", help="with --folds: also print the result as JSON")
     add_options(parser, "recipe options")
     return parser

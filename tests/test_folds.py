@@ -1,4 +1,4 @@
-"""Test cross-validation: held-out articles, out-of-fold answers, ensembles and soups."""
+"""Test cross-validation: held-out articles, out-of-fold answers and ensembles."""
 
 import contextlib
 import io
@@ -9,15 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import fine_tune
 import inference
 from dandap.data.rows import Row, split_by_article
 from dandap.errors import InputError, Stopped
-from dandap.model.adapter import add_adapter, average_adapters
-from dandap.model.load import load_base
 from dandap.recipe import make_recipe
 from dandap.runs.folder import RunFolder
 from dandap.training.cross_validation import find_suspects
@@ -60,35 +57,6 @@ def test_suspects_are_wrong_and_sorted_by_confidence():
     assert [record["id"] for record in find_suspects(records)] == ["first", "second"]
 
 
-def deltas(model):
-    """Return the adapter's delta of each weight."""
-    return {
-        name: module.get_delta_weight("default")
-        for name, module in model.named_modules()
-        if hasattr(module, "get_delta_weight")
-    }
-
-
-def test_soup_is_the_mean_of_the_adapter_deltas(tmp_path):
-    recipe = make_recipe({"model": "data/demo_model", "lora_r": 2, "lora_alpha": 6}, "test")
-    added, adapters = [], [tmp_path / str(seed) for seed in range(3)]
-    for seed, folder in enumerate(adapters):
-        model = add_adapter(load_base(recipe, CPU), recipe)
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.data.normal_(0, 0.1, generator=generator)
-        model.save_pretrained(folder)
-        added.append(deltas(model))
-    average_adapters(recipe, adapters, tmp_path / "soup")
-    soup = deltas(PeftModel.from_pretrained(load_base(recipe, CPU), tmp_path / "soup"))
-    assert soup.keys() == added[0].keys()
-    for name, delta in soup.items():
-        mean = sum(each[name] for each in added) / 3
-        torch.testing.assert_close(delta, mean, rtol=1e-5, atol=1e-6)
-        assert delta.abs().max() > 0.01
-
-
 def cross_validate(*words):
     """Run fine_tune.py --folds 2 --json; return the output and the parsed last line."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -99,7 +67,7 @@ def cross_validate(*words):
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory):
-    """Return a run of two folds, interrupted in the second one, resumed and averaged."""
+    """Return a run of two folds, interrupted in the second one, and resumed."""
     folder = tmp_path_factory.mktemp("folds")
     for name in ("train.csv", "test.csv"):
         write_small_train(folder / name)
@@ -121,10 +89,9 @@ def parent(tmp_path_factory):
             cross_validate(*f"{model} {files} {output}".split())
         (parent,) = (folder / "outputs").iterdir()
         assert not RunFolder(parent / "fold-2").finished
-        out, result = cross_validate("--resume", "--soup", *output.split())
+        out, _ = cross_validate("--resume", *output.split())
     assert "fold 1 of 2 (continued)" in out
     assert len(made) == 3, "a finished fold is not trained again"
-    assert "/soup/" in result["submission"]
     return parent
 
 
@@ -142,12 +109,23 @@ def test_folds_are_combined_and_answer_only_once(parent):
     other = parent.parents[1] / "other.csv"
     other.write_text("".join(lines[:3]), encoding="utf-8")
     inference.main(["--run", str(parent / "fold-1"), "--test_file", str(other)])
-    for _ in range(2):
+    for complete in (True, True, False):
+        if not complete:  # an edited file of answers is not submitted
+            answers = next(parent.glob("fold-2/answers/test-*/predictions.jsonl"))
+            answers.write_text(
+                answers.read_text(encoding="utf-8").partition("\n")[0] + "\n", "utf-8"
+            )
         _, result = cross_validate("--resume", str(parent))
         submission = Path(result["submission"])
         assert submission.parent.name.startswith("ensemble-f1_sum")
         assert submission.read_text(encoding="utf-8").count("\n") == 21
-        assert len(list(parent.glob("fold-*/answers/test-*"))) == 2, "nothing is answered again"
+        assert len(list(parent.glob("fold-*/answers/test-*"))) == 3 - complete
+    record = RunFolder(parent / "fold-1").validation_record
+    content = record.read_text(encoding="utf-8")
+    record.write_text(content.partition("\n")[0] + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match="of 20 questions have no out-of-fold answer"):
+        cross_validate("--resume", str(parent))
+    record.write_text(content, encoding="utf-8")
 
 
 def change_weights(file):
@@ -155,8 +133,7 @@ def change_weights(file):
     save_file({name: tensor * 2 for name, tensor in tensors.items()}, file, {"format": "pt"})
 
 
-@pytest.mark.parametrize("more", [[], ["--soup"]])
-def test_finished_folds_are_verified(parent, more):
+def test_finished_folds_are_verified(parent):
     """Regression: damaged folds and folds of different data or base models were combined."""
     folder = parent.parents[1]
     for file, change, message in (
@@ -167,7 +144,7 @@ def test_finished_folds_are_verified(parent, more):
         content = file.read_bytes()
         change(file)
         with pytest.raises(InputError, match=message):
-            cross_validate("--resume", str(parent), *more)
+            cross_validate("--resume", str(parent))
         file.write_bytes(content)
     with pytest.raises(InputError, match=r"fold-1 was started with grounded=False \(now True\)"):
         cross_validate("--resume", str(parent), "--grounded", "true")
@@ -203,12 +180,6 @@ def test_resume_selects_the_latest_folds(tmp_path):
     with pytest.raises(InputError, match="no file at nowhere-new.csv"):
         cross_validate("--resume", "--output_dir", str(tmp_path))
     assert file.is_file()
-
-
-def test_interrupted_soup_is_repeated(parent):
-    (parent / "soup").rename(parent / ".soup")
-    cross_validate("--resume", str(parent), "--soup")
-    assert (parent / "soup" / "recipe.yaml").is_file()
 
 
 def test_invalid_calls_and_previews_write_nothing(tmp_path):

@@ -65,7 +65,8 @@ def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str |
     except OverflowError as error:
         for name, weight in model.named_parameters():
             if weight.is_floating_point() and not weight.isfinite().all():
-                raise InputError(f"{name} has NaN or infinite weights. Download the base again.")
+                reason = f"{name} has NaN or infinite weights. Download the base again."
+                raise InputError(reason) from error
         raise InputError(
             f"{error}: its logits are not finite. Use --compute_dtype float32, or bfloat16 if the "
             "GPU supports it."

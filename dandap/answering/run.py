@@ -104,7 +104,7 @@ def find_source(
     if not run.finished:
         raise InputError(
             f"{run.path} has no adapter: training is unfinished, or it is a zero-shot run. "
-            f"Continue with fine_tune.py --resume {run.path}, or choose another --run."
+            f"Continue with fine_tune.py --resume {run.quoted}, or choose another --run."
         )
     trained_name, wording = run.load_template()
     print(f"run: {run.path}")

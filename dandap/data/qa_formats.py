@@ -20,7 +20,9 @@ Record = tuple[str, dict[str, Any]]  # (position for messages, our names -> the 
 # Numbers stay strings (36.70), because answers are compared as strings; NaN is None.
 AS_WRITTEN: dict[str, Any] = {"parse_int": str, "parse_float": str, "parse_constant": {}.get}
 # A list or {"text": ...} saved as text; other strings with a bracket ("[단독] 보도") are answers.
-LISTED = re.compile(r"""\[\s*\]$|\[\s*['"{].*['"}]\s*\]$|\{\s*['"](?:text|answer_start)['"]\s*:.*\}$""", re.DOTALL)
+LISTED = re.compile(
+    r"""\[\s*\]$|\[\s*['"{].*['"}]\s*\]$|\{\s*['"](?:text|answer_start)['"]\s*:.*\}$""", re.DOTALL
+)
 ARRAY = re.compile(r"array(?=\(\[)|, dtype=[\w'<>]+(?=\))")  # numpy's repr around the list
 
 

@@ -1,7 +1,6 @@
 """Create, load, merge and average LoRA adapters."""
 
 import re
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dandap.errors import InputError, first_line
-from dandap.files import MANIFEST, find_damage, write_manifest
+from dandap.files import MANIFEST, find_damage
 from dandap.model.hub import loading
-from dandap.model.load import load_base
 from dandap.recipe import Recipe
 
 # Projections that some architectures fuse.
@@ -176,28 +174,6 @@ def _untie_adapted_head(model: PeftModel) -> None:
         # PEFT changes only the outer config of multimodal models.
         config = base.config
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-
-
-def average_adapters(recipe: Recipe, folders: list[Path], target: Path) -> None:
-    """Write the mean of several adapters of one recipe, with the first one's tokenizer.
-
-    The mean of the products B A is exact; its rank is the sum of the ranks (PEFT's "cat").
-    """
-    for folder in folders:
-        verify_adapter(folder)
-    base = load_base(recipe, torch.device("cpu"))
-    model = PeftModel.from_pretrained(base, str(folders[0]), adapter_name="part-0")
-    for number, folder in enumerate(folders[1:], 1):
-        model.load_adapter(str(folder), adapter_name=f"part-{number}")
-    parts = [f"part-{number}" for number in range(len(folders))]
-    weights = [1 / len(parts)] * len(parts)
-    model.add_weighted_adapter(parts, weights, "default", combination_type="cat")
-    for part in parts:
-        model.delete_adapter(part)
-    shutil.copytree(folders[0], target, ignore=shutil.ignore_patterns("adapter_*", MANIFEST))
-    model.save_pretrained(str(target), save_embedding_layers=False)
-    (target / "README.md").unlink(missing_ok=True)
-    write_manifest(target)
 
 
 def check_adapter_keys(model: PeftModel, found: set[str], folder: Path) -> None:

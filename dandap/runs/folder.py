@@ -1,6 +1,7 @@
 """The files of a run (outputs/<run>/), and how to find runs."""
 
 import platform
+import shlex
 import shutil
 import subprocess
 import uuid
@@ -70,6 +71,11 @@ class RunFolder:
     def run_id(self) -> str | None:
         """Return the run's id, as in its manifests; None in old folders."""
         return self.environment().get("run")
+
+    @property
+    def quoted(self) -> str:
+        """Return the path for a command that users may paste into a shell."""
+        return shlex.quote(str(self.path))
 
     def load_recipe(self) -> Recipe:
         """Read the resolved recipe."""

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerState
 
 import metrics
-from dandap.errors import InputError, short_list
+from dandap.errors import InputError, first_line, short_list
 from dandap.files import (
     existing_parent,
     find_damage,
@@ -94,8 +94,8 @@ class AtomicCheckpoints(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"the checkpoint of step {self.state.global_step} could not be written: "
-                f"{str(error).splitlines()[0]}. Free some space in {checkpoints}, then continue "
-                "with --resume."
+                f"{first_line(error)}. Free some space in {checkpoints}, then "
+                f"{'continue with --resume' if list_checkpoints(checkpoints) else 'start again'}."
             ) from error
         finally:
             self._staging = None
@@ -261,6 +261,8 @@ def save_adapter(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, run: RunFolder
 ) -> None:
     """Write adapter and tokenizer with a manifest to the run's adapter/, atomically."""
+    for old in run.path.glob(".adapter.*"):  # of killed processes
+        shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=".adapter.", dir=run.path))
     try:
         # Do not publish a local path.
@@ -279,7 +281,7 @@ def save_adapter(
     except (OSError, SafetensorError) as error:  # SafetensorError: a full disk
         raise InputError(
             f"the adapter could not be written: {str(error).splitlines()[0]}. Training is done: "
-            f"free some space, then save it with fine_tune.py --resume {run.path}"
+            f"free some space, then save it with fine_tune.py --resume {run.quoted}"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

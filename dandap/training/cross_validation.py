@@ -6,7 +6,6 @@ outputs/demo-folds-20261125-180000/
     suspects.csv              labels that a confident fold contradicts
     report.html, folds.json   scores with intervals; the options
     ensemble-f1_sum-.../      the vote of all folds on the test file
-    soup/                     with soup: the mean of the adapters
 """
 
 import gc
@@ -23,17 +22,15 @@ from dandap.files import (
     find_damage,
     folder_hash,
     new_folder,
-    read_json,
     read_json_lines,
     write_json,
     write_json_lines,
 )
-from dandap.model.adapter import average_adapters
 from dandap.model.hub import base_identity
 from dandap.recipe import Recipe
 from dandap.runs.ensemble import combine
 from dandap.runs.folder import RunFolder, find_path
-from dandap.runs.predictions import own_answers, write_predictions
+from dandap.runs.predictions import PREDICTIONS, own_answers, write_predictions
 from dandap.runs.report import write_report
 from dandap.training.resume import check_unchanged, resumed_recipe
 from dandap.training.run import train
@@ -58,7 +55,6 @@ def cross_validate(
     recipe: Recipe,
     folds: int,
     name: str = "default",
-    soup: bool = False,
     resume: Path | None = None,
     resume_anyway: bool = False,
     metadata: dict[str, Any] | None = None,
@@ -91,7 +87,7 @@ def cross_validate(
         if run.report_file.is_file():
             table = read_train(task, own)
             check_unchanged(run, own, table, base_identity(own), resume_anyway)
-            if reason := find_damage(run.adapter):
+            if reason := find_damage(run.adapter, run.run_id):
                 raise InputError(f"{run.adapter} cannot be used: {reason}. Remove {run.path}.")
             continue
         try:
@@ -112,7 +108,13 @@ def cross_validate(
     records = {
         record["id"]: record for run in runs for record in read_json_lines(run.validation_record)
     }
-    rows = [row for row in read_train(task, recipe).rows if row.id in records]
+    rows = read_train(task, recipe).rows
+    if missing := [row.id for row in rows if row.id not in records]:
+        raise InputError(
+            f"{parent}: {len(missing)} of {len(rows)} questions have no out-of-fold answer, like "
+            f"{missing[0]}. Remove the report.html of the folds that lack them, and continue with "
+            "--resume."
+        )
     answers = Answers(rows, [records[row.id] for row in rows])
     scores = compute_scores(task, answers, recipe)
     assert scores  # training rows have gold answers
@@ -125,7 +127,7 @@ def cross_validate(
         print(f"{len(suspects)} labels contradict a confident fold: {parent / 'suspects.csv'}")
     title, environment = f"{parent.name}: {folds} folds", runs[0].environment()
     write_report(parent, title, task, recipe, answers, scores, environment, suspects=suspects)
-    submission = answer_test_file(parent, recipe, [make_soup(parent, runs)] if soup else runs)
+    submission = answer_test_file(parent, recipe, runs)
     return CrossValidation(parent, scores, suspects, submission)
 
 
@@ -163,7 +165,8 @@ def answer_test_file(parent: Path, recipe: Recipe, runs: list[RunFolder]) -> Pat
     if not test_file.is_file():
         print(f"no submission: no file at {test_file}")
         return None
-    sha256 = read_test(get_task(recipe.task), recipe, test_file).sha256
+    table = read_test(get_task(recipe.task), recipe, test_file)
+    ids = {row.id for row in table.rows}
     members = []
     for run in runs:
         adapter = folder_hash(run.adapter)
@@ -171,36 +174,13 @@ def answer_test_file(parent: Path, recipe: Recipe, runs: list[RunFolder]) -> Pat
         found = [
             folder
             for folder, made in own_answers(run)
-            if sha256 in made["data"].values() and made.get("adapter", adapter) == adapter
+            if table.sha256 in made.get("data", {}).values()
+            and made.get("adapter", adapter) == adapter
+            and {record.get("id") for record in read_json_lines(folder / PREDICTIONS)} == ids
         ]
         if found:
             members.append(found[-1])
         else:
             options = {"trust_remote_code": True} if recipe.trust_remote_code else {}
             members.append(answer(find_source(str(run.path), options=options)).folder)
-    if len(members) == 1:
-        return members[0] / get_task(recipe.task).submission
     return combine([str(member) for member in members], output_dir=str(parent)).submission
-
-
-def make_soup(parent: Path, runs: list[RunFolder]) -> RunFolder:
-    """Return a run with the mean of the folds' adapters; recompute it if a fold changed."""
-    whole = RunFolder(parent / "soup")
-    parts = {run.path.name: folder_hash(run.adapter) for run in runs}
-    if whole.path.is_dir() and read_json(whole.environment_file).get("soup_hashes") == parts:
-        return whole
-    shutil.rmtree(whole.path, ignore_errors=True)
-    # Under a temporary name until it is complete.
-    soup = RunFolder(parent / ".soup")
-    shutil.rmtree(soup.path, ignore_errors=True)
-    soup.path.mkdir(parents=True, exist_ok=True)
-    recipe = runs[0].load_recipe()
-    average_adapters(recipe, [run.adapter for run in runs], soup.adapter)
-    environment = runs[0].environment() | {"soup_of": list(parts), "soup_hashes": parts}
-    write_json(soup.environment_file, environment)
-    # No row is held out by all folds.
-    settings = {"fold": None, "validation_fraction": 0.0, "run_name": "soup"}
-    soup.save_recipe(recipe.model_copy(update=settings), runs[0].load_template()[1])
-    soup.path.rename(whole.path)
-    print(f"soup: the mean of {len(runs)} adapters in {whole.adapter}")
-    return whole

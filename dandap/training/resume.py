@@ -25,7 +25,7 @@ def find_unfinished(name: str | None, output_dir: str) -> RunFolder:
     if run.finished and not lacks_validation(run):
         raise InputError(
             f"{run.path} is finished: nothing is left to resume. To answer a test file: python "
-            f"inference.py --run {run.path}"
+            f"inference.py --run {run.quoted}"
         )
     return run
 

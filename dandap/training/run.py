@@ -32,7 +32,7 @@ from dandap.data.checks import (
 from dandap.data.encode import Encoder, Example
 from dandap.data.rows import Row, Table, split_by_article
 from dandap.errors import InputError, Stopped
-from dandap.files import append_json, check_writable, write_json
+from dandap.files import append_json, check_writable, find_damage, write_json
 from dandap.model.adapter import add_adapter, load_weights
 from dandap.model.device import pick_device, why_no_gpu
 from dandap.model.distributed import from_main, is_main_process, locked_for_all, world_size
@@ -139,6 +139,8 @@ def train(
             run.save_recipe(recipe, template)
         open_model = OpenModel(used, answerer, base, config)
         if run.finished:
+            if reason := find_damage(run.adapter, run.run_id):
+                raise InputError(f"{run.adapter} cannot be used: {reason}. Remove it.")
             print(f"{run.path} is trained: repeating its interrupted validation")
             load_weights(model, run.adapter)
         else:
@@ -147,7 +149,7 @@ def train(
                 load_weights(model, selected)
             from_main(partial(save_adapter, model, tokenizer, recipe, run))
         validate(open_model, validation, run)
-    print(f"run saved in {run.path}\nanswer a test file: python inference.py --run {run.path}")
+    print(f"run saved in {run.path}\nanswer a test file: python inference.py --run {run.quoted}")
     return run
 
 
@@ -201,7 +203,7 @@ def fit(
                 raise SystemExit(code)  # the main process prints the reason
             raise Stopped(
                 f"{stop.received.name} after step {state.global_step} of {state.max_steps}. "
-                f"Continue with python fine_tune.py --resume {run.path}",
+                f"Continue with python fine_tune.py --resume {run.quoted}",
                 code,
             )
     if not evaluate:

@@ -398,8 +398,8 @@ def gpu_tests() -> dict:
 
     trace_flex()
     for name in test_gpu.TINY:
-        test_gpu.test_probe_passes_at_every_head_size(name)
-        test_gpu.test_flex_equals_the_plain_kernel(name)
+        test_gpu.test_the_probe_passes_at_every_head_size(name)
+        test_gpu.test_flex_has_the_plain_kernels_loss_and_gradients(name)
         with (
             mock.patch.object(cuda_graph, "capture", capturing.Capturing()),
             MonkeyPatch.context() as patch,
