@@ -112,9 +112,7 @@ def test_folds_are_combined_and_answer_only_once(parent):
     for complete in (True, True, False):
         if not complete:  # an edited file of answers is not submitted
             answers = next(parent.glob("fold-2/answers/test-*/predictions.jsonl"))
-            answers.write_text(
-                answers.read_text(encoding="utf-8").partition("\n")[0] + "\n", "utf-8"
-            )
+            answers.write_text(answers.read_text("utf-8").partition("\n")[0] + "\n", "utf-8")
         _, result = cross_validate("--resume", str(parent))
         submission = Path(result["submission"])
         assert submission.parent.name.startswith("ensemble-f1_sum")

@@ -19,7 +19,7 @@ ALSO_IDS = ("guid", "question_id", "qid")  # KLUE-MRC, AI Hub
 Record = tuple[str, dict[str, Any]]  # (position for messages, our names -> the file's values)
 # Numbers stay strings (36.70), because answers are compared as strings; NaN is None.
 AS_WRITTEN: dict[str, Any] = {"parse_int": str, "parse_float": str, "parse_constant": {}.get}
-# A list or {"text": ...} saved as text; other strings with a bracket ("[단독] 보도") are answers.
+# A list or SQuAD's dict saved as text; other strings with a bracket ("[단독] 보도") are answers.
 LISTED = re.compile(
     r"""\[\s*\]$|\[\s*['"{].*['"}]\s*\]$|\{\s*['"](?:text|answer_start)['"]\s*:.*\}$""", re.DOTALL
 )

@@ -141,8 +141,9 @@ def _reading(path: Path) -> Iterator[None]:
 NOT_SHOWN = {
     rb'<mergeCell [^>]*ref="([A-Z]+\d+:[A-Z]+\d+)"': "merged cells",
     rb'<row (?=[^>]*hidden="(?:1|true)")[^>]*r="(\d+)"': "hidden or filtered row",
-    rb'<c (?:[^>]*\s)?r="([A-Z]+\d+)"[^>]*><f[^>]*>(?:[^<]*</f>)?(?:<v ?/>|<v></v>)?</c>': "formula without a "
-    "saved value in cell",
+    rb'<c (?:[^>]*\s)?r="([A-Z]+\d+)"[^>]*><f[^>]*>(?:[^<]*</f>)?(?:<v ?/>|<v></v>)?</c>': (
+        "formula without a saved value in cell"
+    ),
 }
 
 

@@ -15,7 +15,8 @@ from dandap.errors import InputError, short_list
 TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet", ".arrow")
 JSONS = (".json", ".jsonl", ".ndjson")
 READABLE = "a .csv, .tsv, .xlsx, .parquet, .arrow, .jsonl or .json file, or a folder of them"
-# Skipped in folders: hidden and lock files, descriptions, sample submissions, metadata, and caches of datasets' map.
+# Skipped in folders: hidden files, Excel's locks, descriptions, sample submissions, metadata, and
+# caches of datasets' map.
 NO_DATA = re.compile(
     r"\.|~\$|(?:readme|licen[cs]e)(?:\.\w+)?$|sample_?submission\.\w+$"
     r"|(?:dataset_infos?|dataset_dict|state|config)\.json$|cache-\w+\.arrow$",

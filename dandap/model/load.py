@@ -91,7 +91,7 @@ def check_base(
     rope = getattr(config, "rope_parameters", None) or {}
     for kind in (rope, *(each for each in rope.values() if isinstance(each, dict))):
         # The rotation of all tokens depends on the longest row of a batch.
-        limit = kind.get("original_max_position_embeddings") or positions
+        limit = kind.get("original_max_position_embeddings") or positions or recipe.max_length
         if kind.get("rope_type") in ("dynamic", "longrope") and recipe.max_length > limit:
             raise InputError(
                 f"{recipe.model} rotates positions differently in batches with rows above {limit} "
