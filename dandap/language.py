@@ -1,4 +1,4 @@
-"""Translate the texts of reports, tools.explore and the page to Korean.
+"""Translate the texts of reports and the page to Korean.
 
 English texts are the keys of korean.yaml. Console messages are English.
 """

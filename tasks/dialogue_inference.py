@@ -5,8 +5,6 @@ The submission is the test file with all outputs filled in.
 
 import json
 import re
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from dandap.data.text import (
 from dandap.errors import InputError
 from dandap.files import write_bytes
 from tasks.submission import submission_like, write_submission
-from tasks.task import Box, Description, PageForm, Task, reject_columns
+from tasks.task import Box, PageForm, Task, reject_columns
 
 Item = dict[str, Any]  # an item of the file, with all its fields
 
@@ -296,43 +294,6 @@ class DialogueInference(Task):
         ids, path = [record["id"] for record in records], folder / "submission.csv"
         write_submission(path, submission_like(member, ids), ids, letters)
         return path, None
-
-    def describe(self, path: Path, clean: Callable[[Item, Counter[str]], Item] | None):
-        """Return the charts and tables that the 2024 winner published.
-
-        `clean` is tools.refine.refine, or None.
-        """
-        items, changes = load_items(path), Counter[str]()
-        if clean:
-            items = [clean(item, changes) for item in items]
-        rows = [to_row(item) for item in items]
-        conversations = [item["input"]["conversation"] for item in items]
-        # Items may share a dialogue.
-        dialogues = {row.context: turns for row, turns in zip(rows, conversations, strict=True)}
-        following: dict[str, list[str]] = {dialogue: [] for dialogue in dialogues}
-        for row in rows:
-            following[row.context].append(f"{row.fields['reference']} {row.fields['options']}")
-        turns = [len(each) for each in dialogues.values()]
-        lengths = [sum(len(turn["utterance"]) for turn in each) for each in conversations]
-        categories = dict(Counter(row.question for row in rows).most_common())
-        outputs = dict(sorted(Counter(item.get("output") or "(none)" for item in items).items()))
-        length = "characters of all utterances"
-        return Description(
-            rows,
-            tables={
-                "Size": [("items", len(items)), ("dialogues", len(dialogues))],
-                "Category and output": [*categories.items(), *outputs.items()],
-                "Cleaning, changed utterances": [(n, name) for name, n in changes.items()],
-            },
-            sizes={"turns per dialogue": turns, length: lengths},
-            charts=[
-                ("category_distribution", "categories", categories, "category"),
-                ("conversation_length_distribution", "turns per dialogue", turns, "turns"),
-                ("output_distribution", "outputs", outputs, "output"),
-                ("total_utterance_length_distribution", length, lengths, "characters"),
-            ],
-            shared=list(following.items()),
-        )
 
 
 TASK = DialogueInference()

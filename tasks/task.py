@@ -60,17 +60,6 @@ class PageForm:
         return f"{answer}. {option}" if option else answer
 
 
-class Description(NamedTuple):
-    """A data file's contents for tools.explore."""
-
-    rows: list[Row]
-    tables: dict[str, list[tuple]]  # title -> rows
-    sizes: dict[str, list[int]]  # name -> values, for the table Size
-    # (file name, title, counts by name or values for a histogram, axis label)
-    charts: list[tuple[str, str, dict[Any, int] | list[int], str]]
-    shared: list[tuple[str, list[str]]]  # (shared text, the texts that follow it)
-
-
 class Task:
     """A kind of question; the defaults suit short answers about articles."""
 
