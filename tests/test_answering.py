@@ -203,6 +203,24 @@ def see_all(sees, dtype):
     return additive(before.expand_as(sees), dtype)
 
 
+def test_damaged_weights_and_models_that_see_later_tokens_are_rejected(decoding, monkeypatch):
+    model = load_base(load_recipe("demo", {}), CPU)
+
+    def see_later(self, input_ids=None, **others):
+        whole = forward(self, input_ids=input_ids, **others)
+        whole.logits = whole.logits + whole.logits.mean(1, keepdim=True)
+        return whole
+
+    forward = type(model).forward
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "forward", see_later)
+        with pytest.raises(InputError, match="llama is not causal"):
+            why_no_tree(model, decoding)
+    model.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(InputError, match="model.norm.weight has NaN"):
+        why_no_tree(model, decoding)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_branch_check_finds_branches_that_see_each_other(decoding, monkeypatch, dtype):
     """Models that branch correctly pass, also in bfloat16."""

@@ -11,6 +11,8 @@ from decimal import Decimal
 import datasets
 import openpyxl
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dandap.data import rows as dataset
@@ -142,6 +144,12 @@ def test_excel_files(tmp_path):
     unused = [[*rows[0], "날짜", "검수"], [*rows[1], date(2026, 1, 2), True]]
     assert first_of(workbook(tmp_path / "unused.xlsx", *unused)) == FIELDS
     rejected(workbook(tmp_path / "error.xlsx", rows[0], [*rows[1][:3], "#N/A"]), "cell D2: .*#N/A")
+    # As Excel shows them; some programs write 11 as 11.0.
+    for value, text in ((11.0, "11"), (40.370000000000005, "40.37"), (0.1 + 0.2, "0.3")):
+        numbers = [rows[0], [*rows[1][:3], value]]
+        assert first_of(workbook(tmp_path / "number.xlsx", *numbers))[3] == (text,)
+    rounded = workbook(tmp_path / "rounded.xlsx", *rows, formats=[("D2", 36.7, "0")])
+    rejected(rounded, "cell D2: got 36.7 in the format '0'")
     displayed = workbook(tmp_path / "shown.xlsx", *rows, formats=[("D2", 0.367, "0.0%")])
     rejected(displayed, r"cell D2: got 0.367 in the format '0.0%'.*Format the column as text")
     hidden, merged = (
@@ -152,6 +160,24 @@ def test_excel_files(tmp_path):
     rejected(hidden, "hidden or filtered row 2: expected one visible value")
     change(merged, lambda sheet: sheet.merge_cells("B2:C2"))
     rejected(merged, "merged cells B2:C2")
+    with zipfile.ZipFile(hidden) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(hidden, "w") as archive:  # with a prefix before the names of elements
+        for name, part in parts.items():
+            archive.writestr(
+                name,
+                part.replace(b"<row ", b"<x:row ")
+                .replace(b"</row", b"</x:row")
+                .replace(
+                    b"<worksheet ",
+                    b'<worksheet xmlns:x="http://schemas.openxmlfo'
+                    b'rmats.org/spreadsheetml/2006/main" ',
+                ),
+            )
+    rejected(hidden, "hidden or filtered row 2")
+    change(merged, lambda sheet: sheet.parent.create_sheet("second"))
+    change(merged, lambda sheet: setattr(sheet.parent.worksheets[0], "sheet_state", "hidden"))
+    rejected(merged, "the first sheet is hidden")
     rejected(workbook(tmp_path / "formula.xlsx", rows[0], [*rows[1][:3], "=B2"]), "in cell D2")
     large = workbook(tmp_path / "large.xlsx", *rows)
     with zipfile.ZipFile(large, "a", zipfile.ZIP_DEFLATED) as archive:
@@ -168,6 +194,11 @@ def test_parquet_and_csv_of_parquet(tmp_path):
     assert first_of(tmp_path / "a.csv") == FIELDS
     pd.DataFrame([ROW | {"id": 7, "answer": Decimal("36.70")}]).to_parquet(tmp_path / "b.parquet")
     assert first_of(tmp_path / "b.parquet") == ("7", *FIELDS[1:3], ("36.70",))
+    table = pa.table(
+        {name: [text] for name, text in ROW.items()} | {"answer": pa.array([36.7], "f4")}
+    )
+    pq.write_table(table, tmp_path / "c.parquet")
+    assert first_of(tmp_path / "c.parquet")[3] == ("36.7",)
     rejected(write(tmp_path, "torn.parquet", b"PAR1 torn PAR1"), "cannot be read")
     rejected(write(tmp_path, "torn.arrow", b"torn"), "cannot be read")
 
@@ -284,6 +315,7 @@ def test_answers(tmp_path):
         "['전주', '서울']": ("전주", "서울"),
         '["전주", "서울"]': ("전주", "서울"),
         "{'text': ['전주', '[속보] 서울'], 'answer_start': [1, 2]}": ("전주", "[속보] 서울"),
+        "{'answer_start': array([1]), 'text': array(['전주'], dtype=object)}": ("전주",),
         "{'text': array(['전주'], dtype=object), 'answer_start': array([1])}": ("전주",),
         "[단독] 보도": ("[단독] 보도",),
         "__import__('os').system('false')": ("__import__('os').system('false')",),
@@ -382,7 +414,10 @@ INVALID_FILES = {
     "number.json": ({"data": [1]}, "data, entry 1: got 1; expected an object with context"),
     "document.json": ({"data": [{"paragraphs": [{"qas": [{}]}]}]}, "entry 1: not SQuAD-format"),
     "list as context.jsonl": (ROW | {"context": [1]}, "context is empty or not a string"),
-    "some ids.json": ([HF | {"id": None}, HF], "entry 2: got the id"),
+    "some ids.json": ([HF | {"id": None}, HF], "entry 2: got an id, but row 1 has none"),
+    "flag.jsonl": (ROW | {"is_impossible": "예"}, "got is_impossible '예', expected true or false"),
+    "xls.xlsx": (b"\xd0\xcf\x11\xe0", "an .xls file or has a password"),
+    "packed.csv": (b"\x1f\x8b\x08", "is gzip-compressed"),
 }
 
 

@@ -163,7 +163,7 @@ def test_why_no_gpu_names_the_cause(monkeypatch):
 def test_unusable_model_folders_are_rejected(tmp_path):
     config = load_config(DEMO).to_json_string()
     for files, message in (
-        ({"config.json": config}, "needs config.json, tokenizer files and .safetensors weights"),
+        ({"config.json": config}, "config.json, tokenizer files and complete .safetensors weights"),
         ({"config.json": "{"}, "cannot be loaded"),
         ({"config.json": config, "pytorch_model.bin": "x"}, "only .bin weights.*save_pretrained"),
     ):

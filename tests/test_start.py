@@ -1,6 +1,7 @@
 """fine_tune.py: the selected recipe and files, and the checks before training."""
 
 import pytest
+import torch
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig
 
 import fine_tune
@@ -10,8 +11,9 @@ from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.errors import InputError
 from dandap.model import device
-from dandap.model.load import check_base, check_ids
-from dandap.recipe import make_recipe
+from dandap.model.load import check_base, check_ids, load_config
+from dandap.model.memory import make_plan
+from dandap.recipe import load_recipe, make_recipe
 from tests.conftest import ROOT
 
 
@@ -46,13 +48,25 @@ def test_the_demo_is_found_from_another_folder(tmp_path, monkeypatch):
     assert choose()[1].train_file == "data/sample/train.csv", "the user's file takes precedence"
 
 
-def test_limits_of_a_base_are_checked_before_loading(capsys):
+def test_limits_of_a_base_are_checked_before_loading(tmp_path, capsys):
     tokenizer = AutoTokenizer.from_pretrained("data/demo_model")
     recipe, size = make_recipe({"model": "some/base"}, "test"), len(tokenizer)
     with pytest.raises(InputError, match="max_length=2048 .* 64 positions of some/base"):
         check_base(recipe, GPT2Config(n_positions=64, vocab_size=size), tokenizer)
     check_base(recipe, LlamaConfig(max_position_embeddings=64, vocab_size=size), tokenizer)
     assert "WARNING: max_length=2048" in capsys.readouterr().out
+    for kind, original in (("dynamic", 64), ("longrope", 32)):
+        rope = {"rope_type": kind, "factor": 4.0, "original_max_position_embeddings": original}
+        rope |= {"rope_theta": 1e4, "short_factor": [1.0] * 64, "long_factor": [4.0] * 64}
+        scaled = LlamaConfig(max_position_embeddings=4096, vocab_size=size, rope_parameters=rope)
+        with pytest.raises(InputError, match=f"rows above {original} tokens"):
+            check_base(recipe, scaled, tokenizer)
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(InputError, match="has an adapter"):
+        check_base(make_recipe({"model": str(tmp_path)}, "test"), LlamaConfig(), tokenizer)
+    with pytest.raises(InputError, match="got compute_dtype float16 on a CPU"):
+        half = load_recipe("demo", {"compute_dtype": "float16"})
+        make_plan(half, load_config(half), torch.device("cpu"), training=True)
     with pytest.raises(InputError, match="has 100 embeddings"):
         check_base(recipe, LlamaConfig(vocab_size=100), tokenizer)
     example = Example(Row("a", "", ""), [1, 9999], [])

@@ -20,7 +20,7 @@ from dandap.answering.batches import run_batches
 from dandap.data.encode import Example
 from dandap.data.rows import Row
 from dandap.model.adapter import add_adapter
-from dandap.model.load import load_base
+from dandap.model.load import decoder_layers, load_base
 from dandap.model.memory import MemoryEstimate, Plan
 from dandap.recipe import Recipe
 from dandap.training.batching import (
@@ -336,6 +336,63 @@ def test_shared_tokens_have_one_dropout_mask(bases, tokenizer, tmp_path):
         losses.append(tree_gradients(trainer, examples)[0])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert losses[0] != pytest.approx(losses[2], rel=1e-3), "dropout is on"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_compiled_layers_take_the_same_steps(
+    bases, tokenizer, tmp_path, capsys, family, checkpointing
+):
+    """Also with dropout; validation does not use the compiled layers."""
+    taken = []
+    for compiled in (False, True):
+        options = {"questions_per_step": 8, "lora_dropout": 0.1, "compile": compiled}
+        recipe = make_recipe(bases / family, **options)
+        plan = make_plan(checkpointing=checkpointing)
+        torch.manual_seed(0)
+        taken.append(run(recipe, plan, make_examples(answers=2), tokenizer, tmp_path))
+        assert ("layers compiled in" in capsys.readouterr().out) == compiled
+    (expected, weights, _), (record, got, trainer) = taken
+    assert record.losses == pytest.approx(expected.losses, rel=1e-5)
+    assert relative(got, weights) < 1e-5
+    torch._dynamo.utils.counters.clear()
+    trainer.model.eval()(input_ids=torch.tensor([[1, 2, 3]]))
+    assert not torch._dynamo.utils.counters["stats"]
+
+
+@pytest.mark.parametrize(
+    ("factor", "mode", "message"),
+    [
+        (1.0, True, "layers compiled in"),
+        (1.5, True, "layers not compiled: gradients were off"),
+        (float("nan"), True, "layers not compiled: gradients were off by nan"),
+        (None, True, "layers not compiled: RuntimeError: no compiler"),
+        (1.0, "auto", None),  # a short run
+        (1.0, False, None),
+    ],
+)
+def test_layers_are_compiled_only_if_equal(
+    bases, tokenizer, tmp_path, monkeypatch, capsys, factor, mode, message
+):
+    def compile(forward, dynamic):
+        def changed(*args, **options):
+            if factor is None:
+                raise RuntimeError("no compiler")
+            return forward(*args, **options) * factor
+
+        return changed
+
+    monkeypatch.setattr(torch, "compile", compile)
+    recipe = make_recipe(bases / "llama", questions_per_step=8, compile=mode)
+    record, _, trainer = run(recipe, make_plan(), make_examples(answers=2), tokenizer, tmp_path)
+    out = capsys.readouterr().out
+    assert (message in out) if message else ("layers" not in out)
+    changed = [
+        isinstance(layer.forward, functools.partial) for layer in decoder_layers(trainer.model)
+    ]
+    assert set(changed) == {message == "layers compiled in"}
+    assert all(map(math.isfinite, record.losses))
 
 
 def test_bfloat16_on_a_cpu_keeps_the_adapter_in_float32(tokenizer, tmp_path):

@@ -51,10 +51,11 @@ def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str |
         repetition_penalty=1.0,
     )
     rough = model.dtype is not torch.float32
+    limit = LIMIT_16_BITS if rough else LIMIT_FLOAT32
     try:
         together = _differences(model, examples, check)
         # Not `any(... > ...)`: a NaN must fail.
-        if all(d <= (LIMIT_16_BITS if rough else LIMIT_FLOAT32) for d in together):
+        if all(d <= limit for d in together):
             return None
         if rough and all(d <= MOST_ROUNDING for d in together):
             alone = [_differences(model, [example], check)[0] for example in examples]
@@ -79,7 +80,7 @@ def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str |
     ids = torch.tensor([examples[0].prompt_ids], device=model.device)
     with torch.inference_mode(), autocast_for(model):
         whole, start = (model(input_ids=part).logits[0] for part in (ids, ids[:, :-1]))
-    if (whole[:-1] - start).norm() > LIMIT_16_BITS * start.norm():
+    if (whole[:-1] - start).norm() > limit * start.norm():
         raise InputError(
             f"{model.config.model_type} is not causal: tokens see later ones. Choose a model that "
             "generates text."

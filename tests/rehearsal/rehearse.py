@@ -17,6 +17,7 @@ GPU, JOBS = sys.argv[1], json.loads(sys.argv[2])
 gpu = fake_gpu.install(GPU.removesuffix("-dry"), dry=GPU.endswith("-dry"))
 
 import contextlib
+import functools
 import gc
 import signal
 import tempfile
@@ -120,7 +121,7 @@ def training(kind: str, plan: dict | None = None, compile: bool = False) -> dict
         "waits": waits(seen),
         "breaks": graph_breaks(),
         "graphs": counters["stats"]["unique_graphs"],
-        "compiled": "forward" in vars(decoder_layers(trainer.model)[0]),
+        "compiled": isinstance(decoder_layers(trainer.model)[0].forward, functools.partial),
     }
 
 
