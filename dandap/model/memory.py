@@ -29,6 +29,8 @@ from dandap.recipe import Recipe
 from dandap.tree.attention import head_size, largest, why_no_flex
 from dandap.tree.logits import CHUNK
 from dandap.tree.masks import MIXERS
+from dandap.tree.mixers import mixers_of
+from dandap.tree.token_tree import TokenTree, collate, grow
 
 GB = 1e9
 CPU_LIMIT = 1e9  # parameters; a CPU would train a larger base for weeks
@@ -39,6 +41,7 @@ ROOM = 1024  # tokens in a batch beyond the longest article: 16 questions
 COPY_SHARE = 0.5  # of free main memory, at most, for dequantized weights
 ANSWER_SHARE = 1 / 16  # of a batch's tokens: twice that of 5 short answers on 500 tokens
 QUESTION_TOKENS = 100  # unshared tokens per prompt, with its part of the article
+QUESTIONS, OWN_TOKENS = 6, 30  # per article, and of a question with its answer, for mixers
 STATES = ("conv_states", "recurrent_states")  # of transformers' cache layers
 READ_TOKENS = 8192  # prompt tokens per forward pass; a batch may cache the keys of many more
 
@@ -120,11 +123,15 @@ def _fused_dropout(input, p=0.5, training=True, inplace=False):
 
 
 def count_layers(
-    recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype, flex: bool
+    recipe: Recipe,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    flex: bool,
+    tree: TokenTree | None = None,
 ) -> tuple[float, float, int]:
     """Return the bytes autograd saves per token in all layers and in the largest one.
 
-    The third value is the number of the adapter's parameters.
+    The third value is the number of the adapter's parameters. `tree` is the one that mixers read.
     """
     text: Any = config.get_text_config()
     model = empty_model(config, recipe.trust_remote_code)
@@ -151,6 +158,13 @@ def count_layers(
         layer.register_forward_pre_hook(mark)
     layers[-1].register_forward_hook(mark)
     length = recipe.max_length
+    if mixers := mixers_of(adapted):  # they pad questions and copy states
+        article = [0] * max(length - QUESTIONS * OWN_TOKENS, OWN_TOKENS)
+        asked = [[number] * (OWN_TOKENS - 1) for number in range(1, QUESTIONS + 1)]
+        typical = grow(([*article, *each], [0, 0]) for each in asked)
+        batch = collate([tree or typical], pad_id=0, segments="train")
+        length = batch["input_ids"].shape[1]
+        mixers.read_next({name: tensor.to("meta") for name, tensor in batch.items()})
     with (
         torch.device("meta"),
         torch.autograd.graph.saved_tensors_hooks(save, save),
@@ -198,13 +212,14 @@ class Footprint:
         device: torch.device,
         dtype: torch.dtype,
         flex: bool = False,
+        tree: TokenTree | None = None,
     ):
         self.recipe, self.device, self.dtype, self.flex = recipe, device, dtype, flex
         self.config: Any = config.get_text_config()
         self.hidden, self.each = self.config.hidden_size, dtype.itemsize
         self.inner = largest(self.config, "intermediate_size") or 4 * self.hidden
         try:
-            count = count_layers(recipe, config, dtype, flex)
+            count = count_layers(recipe, config, dtype, flex, tree)
             self.state_bytes = count_states(self.config, dtype)
         except Exception:  # noqa: BLE001
             # Data-dependent code, such as a router, fails on meta: count a Llama of these sizes.
@@ -239,10 +254,7 @@ class Footprint:
         `answer_share` is the share of the tokens that predict an answer.
         """
         layers = self.config.num_hidden_layers
-        # Every question starts from its own copy of its article's state.
-        states = tokens / QUESTION_TOKENS * self.state_bytes
-        one_layer = tokens * self.layer_bytes + states / layers
-        saved = tokens * self.saved_bytes + states
+        one_layer, saved = tokens * self.layer_bytes, tokens * self.saved_bytes
         if checkpointing:
             saved = layers * tokens * self.hidden * self.each
         ends = tokens * self.hidden * (4 + self.each)  # embeddings and the last norm
@@ -319,11 +331,17 @@ def make_plan(
     return fit_plan(footprint, available_memory(), training)
 
 
-def refit_plan(plan: Plan, recipe: Recipe, config: PretrainedConfig, answer_share: float) -> Plan:
-    """Return the training plan for a measured share of answer tokens."""
+def refit_plan(
+    plan: Plan,
+    recipe: Recipe,
+    config: PretrainedConfig,
+    answer_share: float,
+    tree: TokenTree | None = None,
+) -> Plan:
+    """Return the training plan for a measured share of answer tokens and a tree of the data."""
     if plan.free is None:
         return plan
-    footprint = Footprint(recipe, config, plan.device, plan.compute_dtype, plan.flex)
+    footprint = Footprint(recipe, config, plan.device, plan.compute_dtype, plan.flex, tree)
     return fit_plan(footprint, plan.free, True, answer_share)
 
 

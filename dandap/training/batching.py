@@ -36,16 +36,23 @@ from dandap.data.rows import by_article
 from dandap.model.memory import Plan
 from dandap.recipe import Recipe
 from dandap.tree.masks import ALIGNED, BLOCK
-from dandap.tree.token_tree import Part, collate_all, grow, pack
+from dandap.tree.token_tree import Part, TokenTree, collate_all, grow, pack
 
 SIMILAR = 0.9  # the shortest tree of a padded micro-batch, as a share of the longest
 # Questions of one article to process together, as indices of examples.
 Piece = list[int]
 
 
-def grow_examples(examples: list[Example]):
+def grow_examples(examples: list[Example]) -> TokenTree:
     """Return the token tree of examples."""
     return grow((example.prompt_ids, example.answer_ids) for example in examples)
+
+
+def densest_tree(examples: list[Example]) -> TokenTree:
+    """Return the tree of the article with the most questions per token."""
+    groups = by_article(example.row.article for example in examples)
+    densest = max(groups, key=lambda group: len(group) / _length(examples[group[0]]))
+    return grow_examples([examples[index] for index in densest])
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ from dandap.model.memory import (
 from dandap.model.plans import SHAPES, make_config
 from dandap.recipe import Recipe, make_recipe
 from dandap.runs.folder import RunFolder, check_name, new_environment, new_run
-from dandap.training.batching import count_tokens, speedup
+from dandap.training.batching import count_tokens, densest_tree, speedup
 from dandap.training.callbacks import StopSignals, Tracker, TrainingProgress, check_trackers
 from dandap.training.checkpoints import (
     check_space,
@@ -111,7 +111,7 @@ def train(
     check_ids(examples, config, tokenizer)
     validation = encoder.encode(validation_rows, recipe.prompt_limit, False, recipe.on_overflow)
     report_cut(recipe, validation)
-    plan = refit_plan(plan, recipe, config, answer_share(examples))
+    plan = refit_plan(plan, recipe, config, answer_share(examples), densest_tree(examples))
     print(plan)
 
     model = add_adapter(load_base(recipe, plan.device, config, plan.dequantized), recipe)
