@@ -336,6 +336,7 @@ def test_nan_is_never_saved(work, monkeypatch, kind):
     assert newest_of(RunFolder(work / "outputs" / name)).name == "checkpoint-4"
 
 
+@pytest.mark.slow
 def test_steps_skipped_by_the_float16_scaler_are_allowed(work, monkeypatch):
     """The scaler halves its scale until gradients fit, and skips steps that overflow."""
 

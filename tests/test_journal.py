@@ -139,7 +139,8 @@ def wait_for_answers(work, count, process, name, least):
     raise AssertionError(process.stdout.read()[-3000:])
 
 
-@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 25])
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 25])
 def test_a_killed_inference_resumes_to_the_same_bytes(work, after):
     """SIGKILL after that many answers."""
     count = len(answers(work))

@@ -13,8 +13,8 @@ LAYERS = (
     ("tasks", "dandap.model"),
     ("dandap.runs",),
     ("dandap.answering",),
-    ("dandap.training", "dandap.page", "dandap.export", "tools"),
-    ("fine_tune", "inference", "ensemble", "app", "export", "benchmarks"),
+    ("dandap.training", "dandap.page", "dandap.export"),
+    ("fine_tune", "inference", "ensemble", "app", "export", "benchmarks", "tools"),
 )
 SCRIPTS = ("fine_tune", "inference", "ensemble", "app", "export")
 LAYER_OF = {package: number for number, packages in enumerate(LAYERS) for package in packages}

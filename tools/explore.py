@@ -28,12 +28,17 @@ SAMPLES, SHOWN = 3, 100  # rows, and characters of a text
 
 
 def explore(
-    path: Path, test_file: str | None = None, columns: str | None = None, recipe: str | None = None
+    path: Path,
+    test_file: str | None = None,
+    columns: str | None = None,
+    recipe: str | None = None,
+    template: str | None = None,
 ) -> dict[str, Any]:
     """Print a description of a data file, and return its figures."""
     find_files(path)  # raises if there is none
     task = next((task for task in TASKS.values() if task.recognizes(path)), TASKS["economic_qa"])
-    settings = load_recipe(recipe or RECIPES.get(task.name, "demo"), {"columns": columns or {}})
+    chosen = {"columns": columns or {}} | ({"template": template} if template else {})
+    settings = load_recipe(recipe or RECIPES.get(task.name, "demo"), chosen)
     table = task.read([path], settings.columns, False)
     test = read_test(task, settings, Path(test_file)).rows if test_file else []
     asked, on = task.nouns
@@ -100,6 +105,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     add("--test", dest="test_file", metavar="FILE", help="a test file, to find shared articles")
     add("--columns", metavar="NAME=COLUMN,...", help="columns with other names")
     add("--recipe", metavar="NAME", help="recipe whose tokenizer and prompt count tokens")
+    add("--template", metavar="NAME", help="another prompt template")
     options = vars(parse(parser, argv))
     del options["lang"]
     return explore(Path(options.pop("file")), **options)
