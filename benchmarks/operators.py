@@ -40,6 +40,7 @@ from dandap.data.encode import Example
 from dandap.model.adapter import add_adapter, for_answering
 from dandap.model.device import free_memory
 from dandap.model.load import dequantize
+from dandap.training.compiled import compile_layers
 from dandap.training.trainer import make_trainer
 
 # Names of CPU operators and CUDA kernels; FlexAttention's are Triton templates.
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> dict:
     """Parse the arguments, run, and print the result as JSON on the last line."""
     parser = Parser(__doc__)
     add_material_options(parser)
+    parser.add_argument("--compile", action="store_true", help="also a step with compiled layers")
     parser.set_defaults(questions=48)
     arguments = parse(parser, argv)
     rows = measure(arguments, dequantized=False)
@@ -85,6 +87,9 @@ def measure(arguments: argparse.Namespace, dequantized: bool) -> list[dict]:
 
     step = training_step(material, article)
     rows = [{"work": f"training step, {len(article)} of an article"} | shares(step, material)]
+    if arguments.compile:
+        step = training_step(material, article, compiled=True)
+        rows.append({"work": "the same, compiled"} | shares(step, material))
     for_answering(material.model, merged=False)
     # 16 tokens: the profiler's events of 64 tokens and 18 layers took 2 GB.
     decoding = decodings(material, examples)["forced"]
@@ -95,7 +100,9 @@ def measure(arguments: argparse.Namespace, dequantized: bool) -> list[dict]:
     return [{"weights": weights} | row for row in rows]
 
 
-def training_step(material: Material, examples: list[Example]) -> Callable[[], torch.Tensor]:
+def training_step(
+    material: Material, examples: list[Example], compiled: bool = False
+) -> Callable[[], torch.Tensor]:
     """Return a function that runs the trainer's forward and backward pass on these examples."""
     plan = given_plan(material, TOKENS_PER_BATCH, checkpointing=False)
     recipe, model = material.recipe, material.model
@@ -106,6 +113,9 @@ def training_step(material: Material, examples: list[Example]) -> Callable[[], t
         trainer.train()
     step = trainer.batching.collate_step(examples)
     targets = step["labels"].numel()
+    if compiled:
+        batches = list(step["packed"].on(material.device))
+        print(compile_layers(trainer.model, trainer.compute_loss, batches, faster=False))
     return partial(trainer.training_step, trainer.model_wrapped, step, targets)
 
 
