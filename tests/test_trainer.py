@@ -365,8 +365,8 @@ def test_compiled_layers_take_the_same_steps(
     ("factor", "mode", "message"),
     [
         (1.0, True, "layers compiled in"),
-        (1.5, True, "layers not compiled: gradients were off"),
-        (float("nan"), True, "layers not compiled: gradients were off by nan"),
+        (1.5, True, "layers not compiled: losses and gradients were off"),
+        (float("nan"), True, "layers not compiled: losses and gradients were off by nan"),
         (None, True, "layers not compiled: RuntimeError: no compiler"),
         (1.0, "auto", None),  # a short run
         (1.0, False, None),
