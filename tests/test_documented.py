@@ -99,7 +99,7 @@ class PageRunner:
         if "--resume" in words:
             train = ["python", "-u", "fine_tune.py", "--model", BASE, "--epochs", "20"]
             self.interrupt(train, "step")
-        elif words[1] == "fine_tune.py" and self.has_data and "--plan" not in words:
+        elif "fine_tune.py" in words and self.has_data and "--plan" not in words:
             # The default base model is on the hub; those of the recipes were replaced above.
             words += ["--epochs", "0.3"] if "--recipe" in words else ["--model", BASE]
         for at, word in enumerate(words):
