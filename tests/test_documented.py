@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 # Commands run by other tests or .ci/run, and commands that need Docker or a hub account.
 SKIPPED = (
-    *("pip install", "python -m venv", "ruff", "pytest", "docker", "accelerate launch"),
+    *("pip install", "python -m venv", "ruff", "mypy", "pytest", "docker", "accelerate launch"),
     "recipes/dialogue-all.sh",
     *("python export.py RUN --to gguf", "python export.py RUN --to merged --push_to_hub NAME"),
 )
@@ -99,7 +99,7 @@ class PageRunner:
         if "--resume" in words:
             train = ["python", "-u", "fine_tune.py", "--model", BASE, "--epochs", "20"]
             self.interrupt(train, "step")
-        elif "fine_tune.py" in words and self.has_data and "--plan" not in words:
+        elif words[1] == "fine_tune.py" and self.has_data and "--plan" not in words:
             # The default base model is on the hub; those of the recipes were replaced above.
             words += ["--epochs", "0.3"] if "--recipe" in words else ["--model", BASE]
         for at, word in enumerate(words):
