@@ -42,6 +42,7 @@ class PageRunner:
         for recipe in self.folder.glob("recipes/**/*.yaml"):
             text = recipe.read_text(encoding="utf-8")
             text = re.sub("^model: .*", f"model: {BASE}", text, flags=re.MULTILINE)
+            text = text.replace("compute_dtype: float16", "compute_dtype: float32")  # for a CPU
             recipe.write_text(text, encoding="utf-8")
         self.has_data = False
         self.runs = []
