@@ -1,11 +1,11 @@
-"""Count kernels and bytes of a decoder layer before and after torch.compile, without a GPU.
+"""Count the kernels and memory traffic of a decoder layer with and without torch.compile, on a CPU.
 
 python -m benchmarks.compiled EEVE-10.8B Gemma-2-9B
 
-The layer has random bfloat16 weights and an adapter, and reads TOKENS tokens forward and backward.
-Before: every operator reads its inputs and writes its outputs. After: Inductor's own count of the
-fused graph, for a CPU; a GPU's kernels are fused by the same scheduler. Bytes of matrix products
-and attention are equal before and after, and are subtracted. The last line is JSON.
+The layer has random bfloat16 weights and an adapter, and runs TOKENS tokens forward and backward.
+Without compiling, every operator is assumed to read its inputs and write its outputs. With it,
+Inductor counts (for a CPU; GPU kernels use the same scheduler). Matrix products and attention are
+excluded. The last line is JSON.
 """
 
 import sys
@@ -36,13 +36,13 @@ from dandap.recipe import Recipe
 
 TOKENS = 256
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}
-# Operators that run no kernel.
+# Operators without a kernel.
 FREE = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 FREE |= {"_unsafe_view", "lift_fresh"}
 
 
 class Operators(TorchDispatchMode):
-    """Counts operators and the bytes they read and write, by kind."""
+    """Counts operators and their memory traffic, by kind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ class Operators(TorchDispatchMode):
         output = function(*args, **(kwargs or {}))
         name = function.overloadpacket.__name__
         if not function.is_view and name not in FREE:
-            kind = "products" if name in PRODUCTS else "element-wise"
-            kind = "attention" if "attention" in name else kind
+            others = "attention" if "attention" in name else "element-wise"
+            kind = "products" if name in PRODUCTS else others
             tensors = [
                 t for t in tree_leaves((args, kwargs, output)) if isinstance(t, torch.Tensor)
             ]
@@ -84,10 +84,12 @@ def measure(name: str) -> dict[str, Any]:
 
     with Operators() as before:
         step(layer)
-    torch._inductor.config.force_disable_caches = True  # a cached graph is not counted
     torch.compiler.reset()
     metrics.reset()
-    with mock.patch.object(compile_fx, "inductor_metrics_log"):  # which enables the count
+    with (  # a cached graph is not counted
+        torch._inductor.config.patch(force_disable_caches=True),
+        mock.patch.object(compile_fx, "inductor_metrics_log"),  # enables num_bytes_accessed
+    ):
         step(torch.compile(layer, fullgraph=True))
     others = sum(before.bytes[kind] for kind in ("products", "attention"))
     return {

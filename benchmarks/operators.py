@@ -3,7 +3,8 @@
 python -m benchmarks.operators --model FOLDER --data FILE           a base model, real questions
 python -m benchmarks.operators --model tiny-llama --article 300     random weights and articles
 
-A training step is the forward and backward pass of one article's questions. Answering generates 16
+A training step is the forward and backward pass of one article's questions; --compile also profiles
+it with compiled layers. Answering generates 16
 tokens from trees, prefill included: for one question, one article, and all questions. Each is
 profiled with NF4 weights and with dequantized ones. Shares are of the time in operators (kernels on
 a GPU); Python's own time is excluded. "attention" is fused kernels only: attention by bmm
@@ -54,7 +55,9 @@ def main(argv: list[str] | None = None) -> dict:
     """Parse the arguments, run, and print the result as JSON on the last line."""
     parser = Parser(__doc__)
     add_material_options(parser)
-    parser.add_argument("--compile", action="store_true", help="also a step with compiled layers")
+    parser.add_argument(
+        "--compile", action="store_true", help="also profile a step with compiled layers"
+    )
     parser.set_defaults(questions=48)
     arguments = parse(parser, argv)
     rows = measure(arguments, dequantized=False)
@@ -89,7 +92,7 @@ def measure(arguments: argparse.Namespace, dequantized: bool) -> list[dict]:
     rows = [{"work": f"training step, {len(article)} of an article"} | shares(step, material)]
     if arguments.compile:
         step = training_step(material, article, compiled=True)
-        rows.append({"work": "the same, compiled"} | shares(step, material))
+        rows.append({"work": "training step, compiled"} | shares(step, material))
     for_answering(material.model, merged=False)
     # 16 tokens: the profiler's events of 64 tokens and 18 layers took 2 GB.
     decoding = decodings(material, examples)["forced"]
@@ -115,7 +118,8 @@ def training_step(
     targets = step["labels"].numel()
     if compiled:
         batches = list(step["packed"].on(material.device))
-        print(compile_layers(trainer.model, trainer.compute_loss, batches, faster=False))
+        with trainer.compute_loss_context_manager():
+            print(compile_layers(trainer.model, trainer.compute_loss, batches, faster=False))
     return partial(trainer.training_step, trainer.model_wrapped, step, targets)
 
 

@@ -50,7 +50,6 @@ from dandap.errors import InputError
 from dandap.model.adapter import add_adapter
 from dandap.model.memory import MemoryEstimate, Plan
 from dandap.recipe import Recipe
-from dandap.training import trainer as trainers
 from dandap.training.batching import StepSampler, count_tokens
 from dandap.training.trainer import make_trainer, supervised
 from dandap.tree.attention import why_no_flex
@@ -111,7 +110,6 @@ def command_line() -> Parser:
         default="auto",
         help="for dandap (default: auto)",
     )
-    parser.add_argument("--compile", action="store_true", help="dandap's layers")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="for all methods")
     parser.add_argument(
         "--trl_batch",
@@ -149,10 +147,7 @@ def prepare(arguments: argparse.Namespace, folder: str) -> Setting:
         "questions_per_step": arguments.questions_per_step,
         "attention": arguments.attention,
         "warmup_steps": 0,
-        "compile": arguments.compile,
     }
-    if arguments.compile:
-        trainers.FIRST_STEPS = 2  # compile in the warm-up
     base = load_material(arguments, options)
     plan = given_plan(base, arguments.tokens_per_batch, arguments.gradient_checkpointing)
     model = add_adapter(base.model, base.recipe)

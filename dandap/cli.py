@@ -23,7 +23,7 @@ for _name in ("stdout", "stderr"):
     if getattr(sys, _name) is None:  # Python found it closed
         setattr(sys, _name, Path(os.devnull).open("w"))  # noqa: SIM115
 # Hide warnings that users cannot act on: bitsandbytes recommends `kernels`, libraries announce
-# deprecations, PEFT warns of tied heads (export.py unties them).
+# deprecations, and PEFT warns of tied heads (export.py unties them).
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: "kernels-community" not in record.getMessage()
 )

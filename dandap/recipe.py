@@ -105,7 +105,7 @@ class Recipe(BaseModel):
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """recompute activations to save memory"""
     compile: Literal["auto"] | bool = "auto"
-    """torch.compile the layers; auto: in long runs, if faster"""
+    """compile decoder layers; auto: in long runs, if faster"""
     neftune_noise_alpha: float | None = Field(None, gt=0)
     """noise on embeddings (NEFTune); 5 is usual"""
     seed: int = Field(42, ge=0, lt=2**32)  # numpy's limit

@@ -217,7 +217,7 @@ def test_damaged_weights_and_models_that_see_later_tokens_are_rejected(decoding,
         with pytest.raises(InputError, match="llama is not causal"):
             why_no_tree(model, decoding)
     model.model.norm.weight.data[0] = float("nan")
-    with pytest.raises(InputError, match="model.norm.weight has NaN"):
+    with pytest.raises(InputError, match="model.norm.weight contains NaN"):
         why_no_tree(model, decoding)
 
 

@@ -26,7 +26,7 @@ def test_training_benchmark_prints_its_result(capsys):
         "--rounds",
         "1",
     ]
-    result = training.main([*options, "--questions_per_step", "8", "--compile"])
+    result = training.main([*options, "--questions_per_step", "8"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
     assert result["max_loss_difference"] < 1e-5
     assert 0 < result["gradient_difference"] < 1e-5

@@ -13,14 +13,13 @@ def test_economic_qa(small_train, capsys):
     found = explore.main([str(small_train), "--test", "data/sample/test.csv"])
     out = capsys.readouterr().out
     assert (found["questions"], found["articles"], found["literal"]) == (20, 10, 1.0)
-    assert "20 questions on 10 articles (economic_qa)" in out
-    assert "2.0 questions per article" in out
-    # Prompts with their answers, as in training.
+    assert "20 questions on 10 articles, 2.0 each (economic_qa)" in out
+    # Lengths include the answers.
     assert found["every"] == sum(found["lengths"])
     assert 1.2 < found["every"] / found["once"] < 2
     assert out.count("\n\nTRAIN_") == explore.SAMPLES
     assert sum(found["kinds"].values()) == 20
-    assert "need a --max_length" not in out
+    assert "exceed" not in out
 
 
 def test_long_prompts_and_other_columns(tmp_path, capsys):
@@ -29,7 +28,7 @@ def test_long_prompts_and_other_columns(tmp_path, capsys):
         f"본문,question,answer\n{'매출은 백억 원이다. ' * 200},얼마?,백억 원\n", "utf-8"
     )
     explore.main([str(path), "--columns", "context=본문"])
-    assert "1 (100.0%) need a --max_length above 512" in capsys.readouterr().out
+    assert "1 (100.0%) exceed 512 tokens" in capsys.readouterr().out
 
 
 def test_dialogues(tmp_path, capsys):
@@ -39,7 +38,7 @@ def test_dialogues(tmp_path, capsys):
     found = explore.main([str(path)])
     assert (found["items"], found["dialogues"]) == (30, 10)
     assert found["kinds"]["전제"] == 6
-    assert "3.0 items per dialogue" in capsys.readouterr().out
+    assert "30 items on 10 dialogues, 3.0 each" in capsys.readouterr().out
 
 
 def test_wallpaper_qa(capsys):

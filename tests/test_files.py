@@ -145,7 +145,12 @@ def test_excel_files(tmp_path):
     assert first_of(workbook(tmp_path / "unused.xlsx", *unused)) == FIELDS
     rejected(workbook(tmp_path / "error.xlsx", rows[0], [*rows[1][:3], "#N/A"]), "cell D2: .*#N/A")
     # As Excel shows them; some programs write 11 as 11.0.
-    for value, text in ((11.0, "11"), (40.370000000000005, "40.37"), (0.1 + 0.2, "0.3")):
+    for value, text in (
+        (11.0, "11"),
+        (40.370000000000005, "40.37"),
+        (0.1 + 0.2, "0.3"),
+        (123456792.0, "123456792"),
+    ):
         numbers = [rows[0], [*rows[1][:3], value]]
         assert first_of(workbook(tmp_path / "number.xlsx", *numbers))[3] == (text,)
     rounded = workbook(tmp_path / "rounded.xlsx", *rows, formats=[("D2", 36.7, "0")])
@@ -414,8 +419,8 @@ INVALID_FILES = {
     "number.json": ({"data": [1]}, "data, entry 1: got 1; expected an object with context"),
     "document.json": ({"data": [{"paragraphs": [{"qas": [{}]}]}]}, "entry 1: not SQuAD-format"),
     "list as context.jsonl": (ROW | {"context": [1]}, "context is empty or not a string"),
-    "some ids.json": ([HF | {"id": None}, HF], "entry 2: got an id, but row 1 has none"),
-    "flag.jsonl": (ROW | {"is_impossible": "예"}, "got is_impossible '예', expected true or false"),
+    "some ids.json": ([HF | {"id": None}, HF], "entry 2: got an id, but the first row has none"),
+    "flag.jsonl": (ROW | {"is_impossible": "예"}, "is_impossible is '예', expected true or false"),
     "xls.xlsx": (b"\xd0\xcf\x11\xe0", "an .xls file or has a password"),
     "packed.csv": (b"\x1f\x8b\x08", "is gzip-compressed"),
 }

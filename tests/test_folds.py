@@ -51,9 +51,12 @@ def test_suspects_are_wrong_and_sorted_by_confidence():
         ("second", -0.1, 0.1, "부산"),
         ("first", -0.01, 0.0, "부산"),
         ("in a sentence", -0.01, 0.1, "매출은 5억원이라고 할 수 있습니다."),
+        ("no span", -0.01, 0.0, "222"),
     )
     names = "id log_probability char_f1 prediction".split()
     records = [dict(zip(names, each, strict=True)) | {"gold": ["5억 원"]} for each in made]
+    for record in records:
+        record["span"] = None if record["id"] == "no span" else [0, 2]
     assert [record["id"] for record in find_suspects(records)] == ["first", "second"]
 
 

@@ -8,14 +8,13 @@ The task is recognized by the file's fields. Lengths are those of the recipe's t
 
 from collections import Counter
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from dandap.cli import Parser, parse, run_script
 from dandap.data.checks import check_data, finding_lines
-from dandap.data.rows import Row
 from dandap.data.text import find_files
 from dandap.recipe import load_recipe
 from tasks import TASKS, checked_template
@@ -43,7 +42,8 @@ def explore(
     test = read_test(task, settings, Path(test_file)).rows if test_file else []
     asked, on = task.nouns
     articles = len({row.article for row in table.rows})
-    print(f"{path}: {len(table.rows):,} {asked} on {articles:,} {on} ({task.name})")
+    print(f"{path}: {len(table.rows):,} {asked} on {articles:,} {on}, ", end="")
+    print(f"{len(table.rows) / articles:.1f} each ({task.name})")
     for note in table.notes:
         print(f"  {note}")
     for row in table.rows[:SAMPLES]:
@@ -51,7 +51,7 @@ def explore(
         for text in filter(None, (row.context, row.question, "; ".join(row.answers))):
             print(f"  {shorten(text)}")
 
-    from dandap.data.encode import Encoder  # loads torch
+    from dandap.data.encode import Encoder  # these load torch
     from dandap.model.load import load_tokenizer
     from dandap.training.batching import count_tokens
 
@@ -62,28 +62,27 @@ def explore(
     examples = encoder.encode(rows, 10**9, any(row.answers for row in rows), "error")
     lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
     every, once = count_tokens(examples, settings)
-    figures: dict[str, Any] = {asked: len(table.rows), on: articles, "lengths": lengths}
-    figures |= {"every": every, "once": once}
+    figures: dict[str, Any] = {asked: len(table.rows), on: articles}
+    figures |= {"lengths": lengths, "every": every, "once": once}
     print(f"\ntokens of prompt and answer ({settings.model}, template {settings.template}):")
-    print(f"  median {median(lengths):,.0f}, 95% {np.quantile(lengths, 0.95):,.0f}, ", end="")
-    print(f"longest {max(lengths):,}")
+    middle, most = np.quantile(lengths, (0.5, 0.95))
+    print(f"  median {middle:,.0f}, 95% {most:,.0f}, longest {max(lengths):,}")
     for limit in LIMITS:
         if above := sum(length > limit for length in lengths):
-            print(f"  {above:,} ({above / len(lengths):.1%}) need a --max_length above {limit:,}")
+            print(f"  {above:,} ({above / len(lengths):.1%}) exceed {limit:,} tokens")
     print(
-        f"reading once: {every:,} -> {once:,} tokens ({every / once:.1f}x fewer), "
-        f"{len(table.rows) / articles:.1f} {asked} per {on.removesuffix('s')}"
+        f"each article read once: {once:,} instead of {every:,} tokens ({every / once:.1f}x fewer)"
     )
     if answers := [row for row in table.rows if row.answers]:
-        figures["literal"] = fmean(map(_is_literal, answers))
+        spans = [any(answer in row.context for answer in row.answers) for row in answers]
+        figures["literal"] = fmean(spans)
         size = fmean(len(row.answers[0]) for row in answers)
-        spans = f", {figures['literal']:.1%} literal spans" if answers[0].context else ""
-        print(f"answers: {size:.1f} characters on average{spans}")
+        literal = f", {figures['literal']:.1%} literal spans" if any(spans) else ""
+        print(f"answers: {size:.1f} characters on average{literal}")
     figures["kinds"] = Counter(task.kind(row) for row in table.rows)
     print("kinds: " + ", ".join(f"{kind} {n:,}" for kind, n in figures["kinds"].most_common()))
     figures["checks"] = check_data({"file": table.rows} | ({"test": test} if test else {}))
-    for line in finding_lines(figures["checks"]):
-        print(line)
+    print(*finding_lines(figures["checks"]), sep="\n")
     return figures
 
 
@@ -93,19 +92,16 @@ def shorten(text: str) -> str:
     return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
 
 
-def _is_literal(row: Row) -> bool:
-    return any(answer in row.context for answer in row.answers)
-
-
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Parse the arguments, run, and return the figures."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("file", metavar="FILE", help="questions, with or without answers")
-    add("--test", dest="test_file", metavar="FILE", help="a test file, to find shared articles")
-    add("--columns", metavar="NAME=COLUMN,...", help="columns with other names")
-    add("--recipe", metavar="NAME", help="recipe whose tokenizer and prompt count tokens")
-    add("--template", metavar="NAME", help="another prompt template")
+    test_help = "test file; reports articles it shares with FILE"
+    add("--test", dest="test_file", metavar="FILE", help=test_help)
+    add("--columns", metavar="NAME=COLUMN,...", help="rename columns, such as context=본문")
+    add("--recipe", metavar="NAME", help="recipe whose tokenizer and template are used")
+    add("--template", metavar="NAME", help="prompt template (default: the recipe's)")
     options = vars(parse(parser, argv))
     del options["lang"]
     return explore(Path(options.pop("file")), **options)

@@ -66,7 +66,7 @@ def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str |
     except OverflowError as error:
         for name, weight in model.named_parameters():
             if weight.is_floating_point() and not weight.isfinite().all():
-                reason = f"{name} has NaN or infinite weights. Download the base again."
+                reason = f"{name} contains NaN or infinity. Download the base model again."
                 raise InputError(reason) from error
         raise InputError(
             f"{error}: its logits are not finite. Use --compute_dtype float32, or bfloat16 if the "
@@ -79,11 +79,12 @@ def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str |
         return f"{model.config.model_type}: {first_line(error)}"
     ids = torch.tensor([examples[0].prompt_ids], device=model.device)
     with torch.inference_mode(), autocast_for(model):
-        whole, start = (model(input_ids=part).logits[0] for part in (ids, ids[:, :-1]))
+        passes = (model(input_ids=part, use_cache=False) for part in (ids, ids[:, :-1]))
+        whole, start = (output.logits[0] for output in passes)
     if (whole[:-1] - start).norm() > limit * start.norm():
         raise InputError(
-            f"{model.config.model_type} is not causal: tokens see later ones. Choose a model that "
-            "generates text."
+            f"{model.config.model_type} is not causal: its tokens attend to later ones. Choose a "
+            "causal language model."
         )
     shares = " and ".join(f"{each:.2f}" for each in together)
     return f"the logits of a small tree of {model.config.model_type} were off by {shares}"

@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from dandap.data.tables import column_key, shown
+from dandap.data.tables import cell_text, column_key
 from dandap.data.text import encoding_notes, open_text, trim
 from dandap.errors import InputError, did_you_mean, first_line, short_list
 
@@ -142,7 +142,7 @@ def answer_texts(value: Any, where: str) -> list[str]:
     if isinstance(value, list):
         return [text for each in value for text in answer_texts(each, where)]
     if isinstance(value, str | int | float | Decimal) and not isinstance(value, bool):
-        return [shown(value)]
+        return [cell_text(value)]
     raise InputError(f"{where}: an answer is {str(value)[:100]!r}; expected a string or a list.")
 
 

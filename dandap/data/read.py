@@ -23,7 +23,8 @@ from dandap.data.text import (
 from dandap.errors import InputError, did_you_mean, short_list
 
 FIELDS: dict[bool, dict[str, str]] = {False: {}, True: {"impossible": "true"}}  # shared by rows
-YES, NO = ("true", "t", "1", "1.0", "yes", "y"), ("false", "f", "0", "0.0", "no", "n", "none", "")
+FLAGS = dict.fromkeys(("true", "t", "1", "1.0", "yes", "y"), True)  # of is_impossible
+FLAGS |= dict.fromkeys(("false", "f", "0", "0.0", "no", "n", "none", ""), False)
 LONGEST_ID = 1000  # characters
 # The replacement character, or UTF-8 Hangul decoded as Latin-1 (lead bytes 0xEA to 0xED).
 GARBLED = re.compile("\ufffd|(?:[\u00ea-\u00ed][\u0080-\u00bf\u0152-\u2122]{2}){2}")
@@ -137,7 +138,9 @@ def _make_rows(
         where, name = f"{path}, {place}", record.get("id")
         numbered = name is None if count == 1 else numbered
         if numbered and name is not None:
-            raise InputError(f"{where}: got an id, but row 1 has none. Add it, or remove all ids.")
+            raise InputError(
+                f"{where}: got an id, but the first row has none. Give every row one, or none."
+            )
         if numbered:
             name = f"{prefix}{count}"
         elif isinstance(name, int | float) and not isinstance(name, bool):
@@ -159,9 +162,9 @@ def _make_rows(
             answers = tuple(html_text(answer) or answer for answer in answers)
         # Ignore the plausible answers that SQuAD 2 has for impossible questions.
         flag = str(record.get("is_impossible")).strip().lower()
-        if flag not in YES + NO:
-            raise InputError(f"{where}: got is_impossible {flag[:100]!r}, expected true or false.")
-        impossible = flag in YES or (is_list and not answers)
+        if flag not in FLAGS:
+            raise InputError(f"{where}: is_impossible is {flag[:100]!r}, expected true or false.")
+        impossible = FLAGS[flag] or (is_list and not answers)
         if need_answers and impossible:
             unanswerable += 1
             continue

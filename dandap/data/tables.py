@@ -58,11 +58,12 @@ def read_table(path: Path) -> Sheet:
     with path.open("rb") as file:
         start = file.read(8)
     # An Excel workbook, possibly renamed to .csv.
-    if start.startswith((b"\xd0\xcf\x11\xe0", b"\x1f\x8b")):
-        got = "gzip-compressed" if start[0] == 0x1F else "an .xls file or has a password"
-        raise InputError(f"{path} is {got}. Save it as .xlsx or .csv, without a password.")
     if start.startswith(b"PK\x03\x04"):
         return _read_excel(path)
+    if start.startswith(b"\x1f\x8b"):
+        raise InputError(f"{path} is gzip-compressed. Decompress it first.")
+    if start.startswith(b"\xd0\xcf\x11\xe0"):
+        raise InputError(f"{path} is an .xls file or has a password. Save it as .xlsx without one.")
     if start.startswith(b"PAR1") or path.suffix.lower() == ".arrow":
         return _read_arrow(path, start.startswith(b"PAR1"))
     return _read_csv(path)
@@ -137,7 +138,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise InputError(message) from error
 
 
-# Patterns in worksheet XML for values that Excel shows differently -> name.
+# Pattern in worksheet XML -> what makes the displayed value differ.
 NOT_SHOWN = {
     rb'<mergeCell [^>]*ref="([A-Z]+\d+:[A-Z]+\d+)"': "merged cells",
     rb'<row (?=[^>]*hidden="(?:1|true)")[^>]*r="(\d+)"': "hidden or filtered row",
@@ -166,7 +167,9 @@ def _read_excel(path: Path) -> Sheet:
                 )
             sheet, *others = load_workbook(file, read_only=True, data_only=True).worksheets
             if sheet.sheet_state != "visible":
-                raise InputError(f"{path}: the first sheet is hidden. Delete or move it.")
+                raise InputError(
+                    f"{path}: the first sheet is hidden. Unhide or delete it, or move it last."
+                )
             content = archive.read(sheet._worksheet_path.lstrip("/"))
         content = re.sub(rb"<(/?)\w+:", rb"<\1", content)  # some programs write <x:row>
         for pattern, name in NOT_SHOWN.items():
@@ -179,14 +182,15 @@ def _read_excel(path: Path) -> Sheet:
         for number, row in enumerate(sheet.iter_rows(), 1):
             values = ("" if cell.value is None else cell.value for cell in row)
             # Excel writes control characters as _x000D_.
-            texts = [unescape(shown(value)).replace("\0", "") for value in values]
+            texts = [unescape(cell_text(value)).replace("\0", "") for value in values]
             if not any(map(trim, texts)):
                 continue
             header = lines[0][1] if lines else texts
             lines.append((number, texts + [""] * (len(header) - len(texts))))
             for name, cell in zip(header, row, strict=False):
                 is_number = not isinstance(cell.value, str | bool | None)
-                formats = ("General", "@") + ("0",) * (shown(cell.value).isdecimal())
+                is_whole = cell_text(cell.value).lstrip("-").isdecimal()
+                formats = ("General", "@", "0") if is_whole else ("General", "@")
                 is_plain = cell.number_format in formats and not cell.is_date
                 if cell.data_type == "e" or (is_number and not is_plain):
                     unclear[name] = (
@@ -199,13 +203,18 @@ def _read_excel(path: Path) -> Sheet:
     return Sheet(header, rows, notes, unclear=unclear)
 
 
-def shown(value: Any) -> str:
-    """Return a cell's value as Excel shows it in the format General."""
-    if isinstance(value, float) and np.float32(value) == value:
-        value = float(str(np.float32(value)))  # Arrow widens float32: 36.7 to 36.70000076293945
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else f"{value:.15g}"
-    return str(value).upper() if isinstance(value, bool) else str(value)
+def cell_text(value: Any) -> str:
+    """Return a cell's value as text, with at most 15 significant digits."""
+    if isinstance(value, bool):
+        return str(value).upper()
+    if not isinstance(value, float):
+        return str(value)
+    if value.is_integer():
+        return str(int(value))
+    with np.errstate(over="ignore"):
+        short = np.float32(value)
+    # Arrow widens float32: 36.7 to 36.70000076293945.
+    return str(short) if short == value else f"{value:.15g}"
 
 
 def _read_arrow(path: Path, is_parquet: bool) -> Sheet:

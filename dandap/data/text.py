@@ -15,7 +15,7 @@ from dandap.errors import InputError, short_list
 TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet", ".arrow")
 JSONS = (".json", ".jsonl", ".ndjson")
 READABLE = "a .csv, .tsv, .xlsx, .parquet, .arrow, .jsonl or .json file, or a folder of them"
-# Skipped in folders: hidden files, Excel's locks, descriptions, sample submissions, metadata, and
+# Skipped in folders: hidden and lock files, descriptions, sample submissions, metadata, and
 # caches of datasets' map.
 NO_DATA = re.compile(
     r"\.|~\$|(?:readme|licen[cs]e)(?:\.\w+)?$|sample_?submission\.\w+$"
@@ -71,7 +71,7 @@ def _encodings(start: bytes) -> tuple[str, ...]:
 
 
 def decode(data: bytes, path: Path) -> tuple[str, str]:
-    """Return the text and encoding of a file: UTF-16 with a byte-order mark, UTF-8 or cp949."""
+    """Return a file's text and encoding: UTF-8, cp949, or UTF-16 or UTF-32 with a mark."""
     failures = {}
     for encoding in _encodings(data[:4]):
         try:

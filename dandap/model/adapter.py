@@ -1,4 +1,4 @@
-"""Create, load, merge and average LoRA adapters."""
+"""Create, load and merge LoRA adapters."""
 
 import re
 import warnings

@@ -15,6 +15,9 @@ from dandap.files import folder_hash
 from dandap.recipe import Recipe
 
 HUB_TIMEOUT = 5  # seconds to connect
+REMOTE_CODE = (
+    "it needs code from its repository. Read that code, then pass --trust_remote_code true."
+)
 # Words in library errors, and advice. Without a match, the error's first line is shown.
 ADVICE = (
     (("out of memory",), "free the GPU (nvidia-smi lists its processes), or use a smaller base."),
@@ -24,7 +27,7 @@ ADVICE = (
     ),
     (
         ("trust_remote_code",),
-        "it needs code from its repository. Read that code, then pass --trust_remote_code true.",
+        REMOTE_CODE,
     ),
     (
         ("gated", "401", "403"),
@@ -82,25 +85,25 @@ def loading(source: str, what: str) -> Iterator[None]:
 
 
 def _advice(source: str, message: str) -> str:
-    first = message.splitlines()[0].rstrip(" .:")
+    first = message.strip().partition("\n")[0].rstrip(" .:")
     folder = Path(source)
     if folder.is_dir():
         if "custom code" in message:
-            return dict(ADVICE)[("trust_remote_code",)]
+            return REMOTE_CODE
         if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
             return (
                 "it has only .bin weights, pickles that can run code. If you trust them, convert "
                 "them: AutoModelForCausalLM.from_pretrained(A).save_pretrained(B)."
             )
         return (
-            f"{first}. Expected config.json, tokenizer files and complete .safetensors weights; "
-            "download the folder again (git lfs pull after git clone)."
+            f"{first}. Expected config.json, tokenizer files and complete .safetensors weights. "
+            "Download the folder again; after git clone, run git lfs pull."
         )
     for words, advice in ADVICE:
         if any(word in message for word in words):
             return advice
     return (
-        f"{first}. Expected a folder or a hub id like owner/name. Without network only folders and "
+        f"{first}. Expected a folder or a hub id like owner/name. Offline, only folders and "
         "downloaded models work."
     )
 

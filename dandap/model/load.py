@@ -68,7 +68,7 @@ def check_base(
     if (Path(recipe.model) / "adapter_config.json").is_file():
         raise InputError(
             f"{recipe.model} has an adapter (adapter_config.json), which transformers would load "
-            "with the base. Move it to another folder, or merge it."
+            "too. Move it to another folder, or merge it first."
         )
     names = config.architectures or []
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -81,21 +81,20 @@ def check_base(
         )
     config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
     if positions and recipe.max_length > positions:
         message = f"max_length={recipe.max_length} exceeds the {positions} positions of "
         message += f"{recipe.model}. Use --max_length {positions}."
-        rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
-        if not rotary:
+        if not rope and not hasattr(config, "rope_theta"):
             raise InputError(message)
         print(f"WARNING: {message}")
-    rope = getattr(config, "rope_parameters", None) or {}
     for kind in (rope, *(each for each in rope.values() if isinstance(each, dict))):
-        # The rotation of all tokens depends on the longest row of a batch.
+        # These types rotate all tokens by the longest row of the batch.
         limit = kind.get("original_max_position_embeddings") or positions or recipe.max_length
         if kind.get("rope_type") in ("dynamic", "longrope") and recipe.max_length > limit:
             raise InputError(
-                f"{recipe.model} rotates positions differently in batches with rows above {limit} "
-                f"tokens; got max_length={recipe.max_length}. Use --max_length {limit}."
+                f"max_length={recipe.max_length} exceeds {limit}, above which {recipe.model} "
+                f"rotates a batch by its longest prompt. Use --max_length {limit}."
             )
     size = getattr(config, "vocab_size", None)
     if size and tokenizer.vocab_size > size:
@@ -220,7 +219,7 @@ def keep_weights_unpacked(model: torch.nn.Module) -> None:
 
 
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
-    """Return the layers of a language model, or of the one in a multimodal model."""
+    """Return the decoder layers of a text or multimodal model."""
     count = model.config.get_text_config().num_hidden_layers  # type: ignore[operator, union-attr]
     lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
     return next(each for each in lists if len(each) == count)

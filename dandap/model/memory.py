@@ -41,7 +41,7 @@ ROOM = 1024  # tokens in a batch beyond the longest article: 16 questions
 COPY_SHARE = 0.5  # of free main memory, at most, for dequantized weights
 ANSWER_SHARE = 1 / 16  # of a batch's tokens: twice that of 5 short answers on 500 tokens
 QUESTION_TOKENS = 100  # unshared tokens per prompt, with its part of the article
-QUESTIONS, OWN_TOKENS = 6, 30  # per article, and of a question with its answer, for mixers
+QUESTIONS, OWN_TOKENS = 6, 30  # per article, and per question, assumed for mixers
 STATES = ("conv_states", "recurrent_states")  # of transformers' cache layers
 READ_TOKENS = 8192  # prompt tokens per forward pass; a batch may cache the keys of many more
 
@@ -131,7 +131,7 @@ def count_layers(
 ) -> tuple[float, float, int]:
     """Return the bytes autograd saves per token in all layers and in the largest one.
 
-    The third value is the number of the adapter's parameters. `tree` is the one that mixers read.
+    The third value is the number of the adapter's parameters. `tree` is for layers with mixers.
     """
     text: Any = config.get_text_config()
     model = empty_model(config, recipe.trust_remote_code)
@@ -158,7 +158,7 @@ def count_layers(
         layer.register_forward_pre_hook(mark)
     layers[-1].register_forward_hook(mark)
     length = recipe.max_length
-    if mixers := mixers_of(adapted):  # they pad questions and copy states
+    if mixers := mixers_of(adapted):  # mixers pad branches and copy states: count on a tree
         article = [0] * max(length - QUESTIONS * OWN_TOKENS, OWN_TOKENS)
         asked = [[number] * (OWN_TOKENS - 1) for number in range(1, QUESTIONS + 1)]
         typical = grow(([*article, *each], [0, 0]) for each in asked)
@@ -318,7 +318,9 @@ def make_plan(
     """Select attention, batch size and checkpointing; raise DoesNotFit if nothing fits."""
     dtype, reason = pick_compute_dtype(recipe, device, config), None
     if training and device.type == "cpu" and dtype is torch.float16:
-        raise InputError("got compute_dtype float16 on a CPU; expected float32, or bfloat16.")
+        raise InputError(
+            "float16 cannot be trained on a CPU. Use --compute_dtype float32 or bfloat16."
+        )
     if training:
         reason = why_no_flex(recipe, config, device, dtype)
         kernel = f"{pick_attention(recipe, config)} ({reason})" if reason else "flex"
@@ -338,7 +340,7 @@ def refit_plan(
     answer_share: float,
     tree: TokenTree | None = None,
 ) -> Plan:
-    """Return the training plan for a measured share of answer tokens and a tree of the data."""
+    """Recompute the training plan from the data: the share of answer tokens, and a tree."""
     if plan.free is None:
         return plan
     footprint = Footprint(recipe, config, plan.device, plan.compute_dtype, plan.flex, tree)

@@ -74,7 +74,7 @@ class RunFolder:
 
     @property
     def quoted(self) -> str:
-        """Return the path for a command that users may paste into a shell."""
+        """The path, quoted for the shell."""
         return shlex.quote(str(self.path))
 
     def load_recipe(self) -> Recipe:

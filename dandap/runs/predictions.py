@@ -62,9 +62,9 @@ class Journal:
         journals = sorted(self.folder.glob("predictions*.jsonl"))
         for file in journals:
             for record in files.read_json_lines(file):
-                key, texts = record.pop("key", None), (record.get("id"), record.get("prediction"))
-                is_complete = all(isinstance(text, str) for text in texts) and "gold" in record
-                if is_complete and key and key == self.keys.get(record["id"]):
+                key, name = record.pop("key", None), record.get("id")
+                is_complete = isinstance(record.get("prediction"), str) and "gold" in record
+                if isinstance(name, str) and is_complete and key and key == self.keys.get(name):
                     self.records[record["id"]] = record
         # Always, because the last line may be incomplete.
         self._write()
@@ -200,7 +200,7 @@ def run_of(path: Path) -> RunFolder | None:
 def recipe_of(path: Path) -> dict[str, Any]:
     """Return the recipe of a file of answers, or {}."""
     if (scores := path.with_name("scores.json")).is_file():
-        recipe = files.read_json(scores).get("recipe") or {}
+        recipe = files.read_json(scores).get("recipe")
         return recipe if isinstance(recipe, dict) else {}
     run = run_of(path)
     return run.load_recipe().model_dump() if run else {}

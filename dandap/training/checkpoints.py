@@ -261,7 +261,7 @@ def save_adapter(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, run: RunFolder
 ) -> None:
     """Write adapter and tokenizer with a manifest to the run's adapter/, atomically."""
-    for old in run.path.glob(".adapter.*"):  # of killed processes
+    for old in run.path.glob(".adapter.*"):  # left by killed processes
         shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=".adapter.", dir=run.path))
     try:
@@ -280,7 +280,7 @@ def save_adapter(
         os.replace(folder, run.adapter)
     except (OSError, SafetensorError) as error:  # SafetensorError: a full disk
         raise InputError(
-            f"the adapter could not be written: {str(error).splitlines()[0]}. Training is done: "
+            f"the adapter could not be written: {first_line(error)}. Training is done: "
             f"free some space, then save it with fine_tune.py --resume {run.quoted}"
         ) from error
     finally:

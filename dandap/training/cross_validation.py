@@ -39,6 +39,7 @@ from tasks.submission import write_review
 from tasks.task import compute_scores, print_scores, read_test, read_train
 
 CONFIDENT = 0.9  # minimum geometric mean of an answer's token probabilities
+RELIABLE = 0.8  # minimum score of folds whose confident answers are compared with labels
 WRONG = 0.2  # maximum character F1 of an answer that contradicts its label
 
 
@@ -111,20 +112,23 @@ def cross_validate(
     rows = read_train(task, recipe).rows
     if missing := [row.id for row in rows if row.id not in records]:
         raise InputError(
-            f"{parent}: {len(missing)} of {len(rows)} questions have no out-of-fold answer, like "
-            f"{missing[0]}. Remove the report.html of the folds that lack them, and continue with "
-            "--resume."
+            f"{parent}: {len(missing)} of {len(rows)} questions have no out-of-fold answer, first "
+            f"{missing[0]}. Delete report.html in the folds that lack them, then run again with "
+            f"--resume {parent}."
         )
     answers = Answers(rows, [records[row.id] for row in rows])
     scores = compute_scores(task, answers, recipe)
     assert scores  # training rows have gold answers
     write_json_lines(parent / "out_of_fold.jsonl", answers.records)
     write_predictions(parent / "out_of_fold.csv", answers.records)
-    suspects = find_suspects(answers.records)
+    is_reliable = scores[task.headline[0]] >= RELIABLE
+    suspects = find_suspects(answers.records) if is_reliable else []
     write_review(parent / "suspects.csv", suspects)
     print_scores(task, "out of fold", scores)
     if suspects:
         print(f"{len(suspects)} labels contradict a confident fold: {parent / 'suspects.csv'}")
+    elif not is_reliable:
+        print(f"no suspects: the folds score below {RELIABLE}, so that their errors are their own")
     title, environment = f"{parent.name}: {folds} folds", runs[0].environment()
     write_report(parent, title, task, recipe, answers, scores, environment, suspects=suspects)
     submission = answer_test_file(parent, recipe, runs)
@@ -147,13 +151,15 @@ def find_folds(name: str, output_dir: str) -> Path:
 def find_suspects(records: list[dict]) -> list[dict]:
     """Return records whose confident answer contradicts the label, most confident first.
 
-    An answer that contains the label is too long, but does not contradict it.
+    The answer must be a choice or a span of the article. One that contains the label is too long,
+    but does not contradict it.
     """
     suspects = [
         record
         for record in records
         if record["log_probability"] >= math.log(CONFIDENT)
         and record["char_f1"] <= WRONG
+        and (record.get("span") or record.get("choices"))
         and not any(comparable(gold) in comparable(record["prediction"]) for gold in record["gold"])
     ]
     return sorted(suspects, key=lambda record: -record["log_probability"])

@@ -140,7 +140,7 @@ def train(
         open_model = OpenModel(used, answerer, base, config)
         if run.finished:
             if reason := find_damage(run.adapter, run.run_id):
-                raise InputError(f"{run.adapter} cannot be used: {reason}. Remove it.")
+                raise InputError(f"{run.adapter} cannot be used: {reason}. Delete it and resume.")
             print(f"{run.path} is trained: repeating its interrupted validation")
             load_weights(model, run.adapter)
         else:

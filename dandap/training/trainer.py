@@ -29,14 +29,14 @@ from dandap.model.memory import Plan
 from dandap.recipe import Recipe
 from dandap.training.batching import Batching, Questions, StepSampler
 from dandap.training.checkpoints import AtomicCheckpoints
-from dandap.training.compiled import REPAYS, compile_layers
+from dandap.training.compiled import MIN_SECONDS, compile_layers
 from dandap.tree.attention import use_tree_attention
 from dandap.tree.logits import logits_at, summed_cross_entropy
 from dandap.tree.masks import tree_masks
 from dandap.tree.mixers import mixers_of
 from dandap.tree.token_tree import Packed
 
-FIRST_STEPS = 5  # measured and checked before layers are compiled
+CHECKED_STEPS = 5  # timed, then used to check the compiled layers
 
 
 def make_trainer(
@@ -92,6 +92,8 @@ def make_trainer(
                 processing_class=tokenizer,
                 callbacks=list(callbacks),
             )
+    if recipe.compile is True and not getattr(trainer, "compile_mode", False):
+        print("layers are not compiled: only layers with attention, and with read_once true")
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -118,9 +120,10 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
     ):
         super().__init__(model, args, **others)
         self.examples, self.batching, self.mask_dtype = examples, batching, mask_dtype
-        self.compile_mode = compile_mode
-        self.first_steps: list[tuple[Packed, float]] = []  # with their starting times
         self.mixers = mixers_of(model)
+        # Mixers have new shapes in every batch.
+        self.compile_mode = False if self.mixers else compile_mode
+        self.first_steps: list[tuple[list[Example], float]] = []  # (examples, start time)
         self.step_examples: list[Example] = []
 
     def get_train_dataloader(self) -> DataLoader:
@@ -155,7 +158,7 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
         self.step_examples, packed = inputs["examples"], inputs["packed"]
         if inputs["batching"] is not self.batching:  # prefetched before the size was halved
             packed = self.batching.collate_step(self.step_examples)["packed"]
-        self._compile_layers(packed)
+        self._compile_layers()
         if world_size() > 1:
             # The other processes would wait for the repeated step.
             return self._forward_and_backward(model, packed, num_items_in_batch)
@@ -168,19 +171,20 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
             self.batching = self._halved()
             packed = self.batching.collate_step(self.step_examples)["packed"]
 
-    def _compile_layers(self, packed: Packed) -> None:
-        """After FIRST_STEPS steps, compile the layers if the rest of the run repays it."""
-        if self.compile_mode is False or self.mixers:  # mixers: new shapes in every batch
+    def _compile_layers(self) -> None:
+        """After the first steps, compile the layers if the remaining time justifies it."""
+        if self.compile_mode is False:
             return
-        self.first_steps.append((packed, time.perf_counter()))
-        if len(self.first_steps) < FIRST_STEPS:
+        self.first_steps.append((self.step_examples, time.perf_counter()))
+        if len(self.first_steps) < CHECKED_STEPS:
             return
         (_, first), *_, (_, last) = self.first_steps
         remaining = self.state.max_steps - self.state.global_step
         auto, self.compile_mode = self.compile_mode == "auto", False
-        if not auto or (last - first) / (FIRST_STEPS - 1) * remaining >= REPAYS:
-            steps = [each.on(self.args.device) for each, _ in self.first_steps]
-            batches = [batch for step in steps for batch in step]
+        if not auto or (last - first) / (CHECKED_STEPS - 1) * remaining >= MIN_SECONDS:
+            # Collated again, because an out-of-memory error may have halved the batches.
+            steps = [self.batching.collate_step(examples) for examples, _ in self.first_steps]
+            batches = [b for step in steps for b in step["packed"].on(self.args.device)]
             with self.compute_loss_context_manager():
                 print(compile_layers(self.model, self.compute_loss, batches, faster=auto))
         self.first_steps.clear()

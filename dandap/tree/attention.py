@@ -225,7 +225,7 @@ def tree_attention(
     if isinstance(key, Branched):
         return _branch_attention(query, key, value, attention_mask, scaling, softcap), None
     if isinstance(attention_mask, BlockMask):
-        # In compiled layers it is part of their graph.
+        # Inside a compiled layer, flex_attention is compiled with it.
         kernel = flex_attention if torch.compiler.is_compiling() else _compiled()
         output: Any = kernel(
             query,

@@ -60,7 +60,7 @@ run_script(fine_tune.main)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 # A replay runs the same kernels.
 cuda_graph.capture = lambda work: work
-trainers.FIRST_STEPS = 2  # of 3
+trainers.CHECKED_STEPS = 2  # of 3
 
 
 def fit(recipe, plan, examples, model):
