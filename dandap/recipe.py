@@ -47,7 +47,7 @@ class Recipe(BaseModel):
     double_quantization: bool = True
     """also quantize the quantization constants"""
     compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """auto: bfloat16; float16 on a T4, float32 on CPUs"""
+    """auto: bfloat16; float16 on a T4, float32 on older CPUs"""
     attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
     """auto: flex for training on sm_80 or newer, else sdpa or eager"""
 

@@ -245,20 +245,6 @@ def share(step: list[Piece], tokens: Callable[[Piece], int], processes: int) -> 
     return shares
 
 
-def speedup(examples: list[Example], recipe: Recipe, processes: int) -> float:
-    """Return the best possible speedup of several processes over one, by tokens.
-
-    Each step takes as long as its largest share.
-    """
-    articles = by_article(example.row.article for example in examples)
-    tokens = TreeTokens(examples, articles)
-    alone = longest = 0
-    for step in deal(articles, recipe.questions_per_step, random.Random(recipe.seed)):
-        alone += sum(map(tokens, step))
-        longest += max(sum(map(tokens, part)) for part in share(step, tokens, processes))
-    return alone / longest
-
-
 def count_tokens(examples: list[Example], recipe: Recipe) -> tuple[int, int]:
     """Return an epoch's tokens without and with shared prefixes."""
     articles = by_article(example.row.article for example in examples)

@@ -35,7 +35,7 @@ from dandap.errors import InputError, Stopped
 from dandap.files import append_json, check_writable, find_damage, write_json
 from dandap.model.adapter import add_adapter, load_weights
 from dandap.model.device import pick_device, why_no_gpu
-from dandap.model.distributed import from_main, is_main_process, locked_for_all, world_size
+from dandap.model.distributed import from_main, is_main_process, locked_for_all
 from dandap.model.hub import base_identity
 from dandap.model.load import (
     check_base,
@@ -57,7 +57,7 @@ from dandap.model.memory import (
 from dandap.model.plans import SHAPES, make_config
 from dandap.recipe import Recipe, make_recipe
 from dandap.runs.folder import RunFolder, check_name, new_environment, new_run
-from dandap.training.batching import count_tokens, densest_tree, speedup
+from dandap.training.batching import count_tokens, densest_tree
 from dandap.training.callbacks import StopSignals, Tracker, TrainingProgress, check_trackers
 from dandap.training.checkpoints import (
     check_space,
@@ -74,7 +74,6 @@ from tasks import checked_template, get_task
 from tasks.task import read_test, read_train
 
 FEW_STEPS = 20  # after 7 steps (120 sample questions) answers are still sentences
-MIN_EFFICIENCY = 0.75  # minimum parallel efficiency without a warning
 
 
 def train(
@@ -271,7 +270,7 @@ def encode_training(recipe: Recipe, encoder: Encoder, rows: list[Row]) -> list[E
 
 
 def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
-    """Print the tokens saved by sharing; warn about few steps and idle processes."""
+    """Print the tokens saved by sharing; warn about few steps."""
     articles = len({example.row.article for example in examples})
     if recipe.read_once:
         every_time, once = count_tokens(examples, recipe)
@@ -293,14 +292,6 @@ def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
             f"Only {steps} optimizer steps: the model may not learn to answer briefly. Try "
             f"--epochs {math.ceil(recipe.epochs * FEW_STEPS / steps)}."
         )
-    processes = world_size()
-    if processes > 1 and recipe.read_once and is_main_process():
-        at_best = speedup(examples, recipe, processes)
-        line = f"speedup of {processes} processes: at most {at_best:.1f}x"
-        if at_best < MIN_EFFICIENCY * processes:
-            line = f"WARNING: {line} with {recipe.questions_per_step} questions per step. "
-            line += "Raise --questions_per_step; fewer steps may need a higher --learning_rate."
-        print(line)
 
 
 def start_run(
