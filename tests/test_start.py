@@ -59,7 +59,7 @@ def test_limits_of_a_base_are_checked_before_loading(tmp_path, capsys):
         rope = {"rope_type": kind, "factor": 4.0, "original_max_position_embeddings": original}
         rope |= {"rope_theta": 1e4, "short_factor": [1.0] * 64, "long_factor": [4.0] * 64}
         scaled = LlamaConfig(max_position_embeddings=4096, vocab_size=size, rope_parameters=rope)
-        with pytest.raises(InputError, match=f"longest prompt above {original} tokens"):
+        with pytest.raises(InputError, match=f"exceeds {original}, above"):
             check_base(recipe, scaled, tokenizer)
     (tmp_path / "adapter_config.json").touch()
     with pytest.raises(InputError, match="has an adapter"):
