@@ -331,10 +331,8 @@ def test_browser_shows_two_runs_and_escapes_html(tab, service):
     requests = []
     tab.on("request", lambda request: requests.append(request.url))
     tab.reload()
-    button, boxes = (
-        tab.locator("button:has-text('질문하기')"),
-        tab.locator("textarea >> visible=true"),
-    )
+    button = tab.locator("button:has-text('질문하기')")
+    boxes = tab.locator("textarea >> visible=true")
 
     def ask(*texts):
         for number, text in enumerate(texts):
