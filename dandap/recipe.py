@@ -3,6 +3,7 @@
 `Recipe` defines the YAML files, the command line and --help.
 """
 
+import math
 import re
 import reprlib
 from collections.abc import Collection, Iterable
@@ -16,6 +17,7 @@ from dandap import ROOT
 from dandap.errors import InputError, did_you_mean
 
 RECIPES_DIR = ROOT / "recipes"
+AUTO_STEPS, MOST_EPOCHS = 110, 3  # of epochs: auto
 SHIPPED = ("data/sample/", "data/demo_model")  # the demo's data and base, named by recipes
 # Groups of --help, by their first field.
 GROUPS = {
@@ -74,6 +76,8 @@ class Recipe(BaseModel):
     """dropout on the adapter's input"""
     lora_target_modules: str | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """adapted modules: all-linear, or q_proj,v_proj"""
+    init_adapter: str | None = None
+    """run or folder whose adapter is trained further"""
 
     learning_rate: float = Field(2e-4, gt=0)
     """peak learning rate; small bases need more"""
@@ -81,8 +85,8 @@ class Recipe(BaseModel):
     """learning rate schedule"""
     warmup_steps: float = Field(0.03, ge=0)
     """warmup steps; below 1, a fraction of all steps"""
-    epochs: float = Field(1, gt=0)
-    """passes over the training data"""
+    epochs: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    """passes over the training data; auto: about 110 steps"""
     read_once: bool = True
     """read an article once for its questions; false: like TRL"""
     questions_per_step: int = Field(16, ge=1)
@@ -216,6 +220,16 @@ class Recipe(BaseModel):
     def validates(self) -> bool:
         """Whether some articles are held out for validation."""
         return self.fold is not None or self.validation_fraction > 0
+
+    def epochs_for(self, questions: int) -> float:
+        """Return the epochs for a number of training questions."""
+        if self.epochs != "auto":
+            return self.epochs
+        return min(MOST_EPOCHS, max(1, round(AUTO_STEPS / self.steps_per_epoch(questions))))
+
+    def steps_per_epoch(self, questions: int) -> int:
+        """Return the optimizer steps of an epoch."""
+        return math.ceil(questions / self.questions_per_step)
 
     def differences(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, with their values."""

@@ -237,16 +237,6 @@ def test_endpoint_answers_equal_inference(served, outputs):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/answer"}
 
 
-def test_concurrent_calls_of_two_clients(served):
-    from gradio_client import Client
-
-    clients = [Client(served.address, verbose=False) for _ in range(2)]
-    calls = [(client, ARTICLE + more) for more in "가나다라마바사아자차" for client in clients]
-    jobs = [client.submit(text, ["매출은?"], api_name="/answer") for client, text in calls]
-    answers = [job.result(timeout=300)[0]["answer"] for job in jobs]
-    assert answers[::2] == answers[1::2]
-
-
 def test_nothing_else_is_served(served):
     api = "/gradio_api"
     for path in (

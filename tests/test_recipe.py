@@ -67,7 +67,7 @@ def test_invalid_values_are_rejected():
         ("lora_r", "0", "--lora_r: got '0', expected greater than or equal to 1"),
         ("lora_r", "9" * 5000, "--lora_r: got '9+...9+', expected an integer"),
         ("learning_rate", "fast", "--learning_rate: got 'fast', expected a valid number"),
-        ("epochs", "inf", "expected a finite number"),
+        ("epochs", "inf", "expected 'auto' or a finite number"),
         ("quantization", "int8", "--quantization: got 'int8', expected 'nf4' or 'none'"),
         ("tokens_per_batch", "abc", "expected 'auto' or a valid integer"),
         ("evaluate_every", "0 steps", "--evaluate_every: got '0 steps', expected steps or epochs"),
@@ -132,3 +132,11 @@ def test_a_saved_recipe_reads_back(tmp_path):
     recipe = load_recipe("eeve-10.8b", {"columns": "context=본문"})
     assert load_recipe(write(tmp_path, recipe.to_yaml()), {}) == recipe
     assert load_recipe("tests/data/legacy/recipe.yaml", {}).run_name == "legacy"
+
+
+def test_auto_epochs_give_about_110_steps():
+    """At least one epoch, and at most three."""
+    recipe = Recipe(questions_per_step=16)
+    for questions, epochs in ((1, 3), (588, 3), (900, 2), (1755, 1), (33_716, 1)):
+        assert recipe.epochs_for(questions) == epochs, questions
+    assert Recipe(epochs=0.5).epochs_for(588) == 0.5

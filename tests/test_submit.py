@@ -13,7 +13,7 @@ import yaml
 
 import prompts
 from dandap.errors import InputError
-from dandap.files import read_json, write_json
+from dandap.files import write_json
 from dandap.runs.folder import RunFolder
 from tools import submit
 
@@ -113,22 +113,6 @@ def test_the_zip_gives_the_answers_of_its_run(run, tmp_path):
     written = (server / "output" / "submission.csv").read_bytes()
     assert written == expected.submission.read_bytes()
     assert not list(tmp_path.rglob("RAN"))
-
-
-def test_minutes_are_estimated_from_timed_answers(run, capsys):
-    (file,) = run.answers.glob("*/scores.json")
-    scores = read_json(file)
-    assert scores["timing"]["questions"] == 8
-    write_json(file, scores | {"timing": {"loading": 30.0, "answering": 4.0, "questions": 8}})
-    with pytest.raises(InputError, match=r"241 questions .* 2\.5 minutes .* 30\.0 s .*0\.500"):
-        pack(run, "--minutes", "2", "--questions", "241")
-    pack(run, "--minutes", "2", "--questions", "180")
-    assert "180 questions take about 2.0 minutes" in capsys.readouterr().out
-    with pytest.raises(InputError, match="no timed answers"):
-        pack(run, "--minutes", "2", "--samples", "8", "--temperature", "1")
-    write_json(file, scores | {"engine": "vllm"})
-    with pytest.raises(InputError, match="no timed answers"):
-        pack(run, "--minutes", "2")
 
 
 def test_options_and_paths_are_packed(run):

@@ -1,4 +1,4 @@
-"""Make a code submission for DACON: python -m tools.submit RUN --minutes 30
+"""Make a code submission for DACON: python -m tools.submit RUN
 
 run + base model + this code -> submit.zip: script.py, requirements.txt, model/
 
@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from dandap import ROOT
-from dandap.cli import Parser, add_options, chosen_options, parse, positive, run_script
+from dandap.cli import Parser, add_options, chosen_options, parse, run_script
 from dandap.errors import InputError, short_list
 from dandap.files import KINDS, atomic_folder, read_json, timestamp, write_json, write_text
 from dandap.recipe import ANSWERING, Recipe
@@ -51,8 +51,6 @@ def submit(
     run: str,
     options: dict[str, str],
     output_dir: str = "outputs",
-    minutes: int | None = None,
-    questions: int | None = None,
     test_file: str | None = None,
     output: str | None = None,
 ) -> Path:
@@ -64,7 +62,6 @@ def submit(
     source = find_source(run, output_dir, options=options)
     trained, recipe, task = source.run, source.recipe, get_task(source.recipe.task)
     verify_adapter(trained.adapter)
-    check_time(trained, recipe, minutes, questions)
     base = trained.environment().get("base", {})
     revision = recipe.revision or base.get("commit")
     now = base_identity(recipe.model_copy(update={"revision": revision}))
@@ -116,31 +113,6 @@ def submit(
     return path
 
 
-def check_time(run: RunFolder, recipe: Recipe, minutes: int | None, questions: int | None) -> None:
-    """Estimate the time to answer from the run's largest timed inference; check --minutes."""
-    timed = []
-    for saved in map(read_json, run.answers.glob("*/scores.json")):
-        used, timing = saved.get("recipe") or {}, saved.get("timing") or {}
-        same = all(used.get(name) == getattr(recipe, name) for name in ANSWERING)
-        # A continued inference may have timed no questions.
-        if same and saved.get("engine", "ours") == "ours" and timing.get("questions"):
-            device = saved.get("gpu") or "a CPU"
-            timed.append((timing["questions"], timing["loading"], timing["answering"], device))
-    if not timed:
-        message = f"no time estimate: {run.path} has no timed answers with these options"
-        if minutes:
-            raise InputError(f"{message}. Run inference.py first, on a GPU like the organizer's.")
-        return print(message)
-    count, loading, answering, device = max(timed)
-    questions, each = questions or count, answering / count
-    needed = (loading + each * questions) / 60
-    estimate = f"{questions:,} questions take about {needed:.1f} minutes on {device}: "
-    estimate += f"{loading:.1f} s to load and {each:.3f} s per question"
-    if minutes and needed > minutes:
-        raise InputError(f"{estimate}. --minutes allows {minutes}: choose a smaller base.")
-    print(estimate)
-
-
 def model_files(name: str, revision: str | None, place: str) -> dict[Path, Path]:
     """Return a model's files by their paths in the zip, each weight once."""
     from huggingface_hub import snapshot_download
@@ -168,15 +140,13 @@ def main(argv: list[str] | None = None) -> Path:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("run", metavar="RUN", help="the trained run")
-    add("--minutes", metavar="M", type=positive, help="fail if answering would take longer")
-    add("--questions", metavar="N", type=positive, help="for the estimate (default: as timed)")
     add("--test_file", metavar="FILE", help="on the server (default: the run's, in data/)")
     add("--output", metavar="FILE", help="on the server (default: output/submission.csv or .json)")
     add("--output_dir", metavar="DIR", default="outputs", help="folder of runs (default: outputs)")
     add_options(parser, "generation (overrides the run's recipe)", ANSWERING)
     arguments = parse(parser, argv)
     options = {name: v for name, v in chosen_options(arguments).items() if name in ANSWERING}
-    names = ("run", "output_dir", "minutes", "questions", "test_file", "output")
+    names = ("run", "output_dir", "test_file", "output")
     return submit(options=options, **{name: getattr(arguments, name) for name in names})
 
 

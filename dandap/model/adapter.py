@@ -14,6 +14,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -117,9 +118,8 @@ def resolve_targets(model: PreTrainedModel, wanted: str | list[str]) -> str | li
 
 def load_weights(model: PeftModel, checkpoint: Path) -> None:
     """Load a checkpoint's adapter into a model."""
-    weights = load_file(checkpoint / "adapter_model.safetensors")
-    check_adapter_keys(model, set(weights), checkpoint)
-    set_peft_model_state_dict(model, weights)
+    check_tensors(model, checkpoint)
+    set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
 
 
 def verify_adapter(folder: Path) -> None:
@@ -137,14 +137,13 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """Return the base with a run's adapter; raise InputError if it is damaged or does not fit."""
     verify_adapter(folder)
     with loading(str(folder), "adapter"), warnings.catch_warnings():
-        # Missing keys are rejected below.
+        # check_tensors rejects missing keys.
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         try:
             adapted = skip_input_casts(PeftModel.from_pretrained(model, str(folder)).eval())
-            found = set(load_file(folder / "adapter_model.safetensors"))
+            check_tensors(adapted, folder)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"adapter_config.json is not PEFT's ({first_line(error)})") from error
-    check_adapter_keys(adapted, found, folder)
     return adapted
 
 
@@ -176,18 +175,18 @@ def _untie_adapted_head(model: PeftModel) -> None:
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
 
 
-def check_adapter_keys(model: PeftModel, found: set[str], folder: Path) -> None:
-    """Reject an adapter with missing or unknown tensors; PEFT only warns."""
+def check_tensors(model: PeftModel, folder: Path) -> None:
+    """Reject an adapter whose names or shapes differ from the model's; PEFT only warns."""
     # Without the embeddings, which PEFT adds if the LM head has an adapter.
-    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    missing, unknown = sorted(expected - found), sorted(found - expected)
-    if missing or unknown:
-        parts = []
-        if unknown:
-            parts.append(f"{len(unknown)} tensors are not in the model ({unknown[0]})")
-        if missing:
-            parts.append(f"{len(missing)} tensors are missing ({missing[0]})")
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    names = sorted(ours.keys() | theirs.keys())
+    if different := [name for name in names if ours.get(name) != theirs.get(name)]:
+        name = different[0]
         raise InputError(
-            f"the adapter {folder} does not fit this base: {'; '.join(parts)}. Use the base that "
-            "it was trained on, or train again."
+            f"the adapter {folder} does not fit: got {theirs.get(name, 'nothing')} for {name}, "
+            f"expected {ours.get(name, 'nothing')} ({len(different)} of {len(names)} tensors "
+            "differ). Use its base, lora_r and lora_target_modules, or start a new run."
         )

@@ -10,8 +10,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerState
 
 import metrics
@@ -24,6 +24,7 @@ from dandap.files import (
     write_json_lines,
     write_manifest,
 )
+from dandap.model.adapter import check_tensors
 from dandap.model.distributed import is_main_process
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder, now
@@ -171,17 +172,7 @@ def find_checkpoint(run: RunFolder, model: PeftModel) -> Path:
         raise InputError(
             f"{run.path} has no valid checkpoint. Start the run again without --resume."
         )
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    with safe_open(checkpoint / "adapter_model.safetensors", "pt") as file:
-        theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            raise InputError(
-                f"the recipe's adapter does not match {checkpoint}: got {ours.get(name)} for "
-                f"{name}, expected {theirs.get(name)}. Start a new run to change lora_r or "
-                "lora_target_modules."
-            )
+    check_tensors(model, checkpoint)
     print(f"resuming {run.path} from {checkpoint.name}")
     if is_main_process():
         shutil.rmtree(run.checkpoints / STAGING, ignore_errors=True)

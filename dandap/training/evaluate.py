@@ -1,6 +1,5 @@
 """Answer and score the validation questions, during training and after it."""
 
-import math
 from functools import partial
 from typing import Any
 
@@ -41,8 +40,8 @@ def steps_between(recipe: Recipe, questions: int) -> int | None:
     if recipe.evaluate_every is None:
         return None
     number, unit = recipe.evaluate_every.split()
-    steps_per_epoch = math.ceil(questions / recipe.questions_per_step)
-    return int(number) if unit == "steps" else max(1, round(float(number) * steps_per_epoch))
+    epoch = recipe.steps_per_epoch(questions)
+    return int(number) if unit == "steps" else max(1, round(float(number) * epoch))
 
 
 class Evaluate(TrainerCallback):

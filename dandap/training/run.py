@@ -55,7 +55,7 @@ from dandap.model.memory import (
     reject_large_on_cpu,
 )
 from dandap.model.plans import SHAPES, make_config
-from dandap.recipe import Recipe, make_recipe
+from dandap.recipe import AUTO_STEPS, MOST_EPOCHS, Recipe, make_recipe
 from dandap.runs.folder import RunFolder, check_name, new_environment, new_run
 from dandap.training.batching import count_tokens, densest_tree
 from dandap.training.callbacks import StopSignals, Tracker, TrainingProgress, check_trackers
@@ -68,7 +68,7 @@ from dandap.training.checkpoints import (
     step_of,
 )
 from dandap.training.evaluate import Evaluate, steps_between, validate
-from dandap.training.resume import check_unchanged
+from dandap.training.resume import check_unchanged, load_initial
 from dandap.training.trainer import make_trainer
 from tasks import checked_template, get_task
 from tasks.task import read_test, read_train
@@ -114,6 +114,8 @@ def train(
     print(plan)
 
     model = add_adapter(load_base(recipe, plan.device, config, plan.dequantized), recipe)
+    if recipe.init_adapter and not resume:
+        load_initial(model, recipe, recipe.init_adapter, base)
     trained, total = model.get_nb_trainable_parameters()
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
     adapter: Any = model.peft_config["default"]
@@ -286,11 +288,15 @@ def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
             if recipe.questions_per_step < 16:
                 way_out = "Use --questions_per_step 16."
             print(f"WARNING: the steps of this run share almost no tokens. {way_out}")
-    steps = math.ceil(math.ceil(len(examples) / recipe.questions_per_step) * recipe.epochs)
+    epochs, epoch = recipe.epochs_for(len(examples)), recipe.steps_per_epoch(len(examples))
+    steps = math.ceil(epoch * epochs)
+    limits = f"about {AUTO_STEPS} steps, at most {MOST_EPOCHS} epochs"
+    reason = f" (auto: {limits})" if recipe.epochs == "auto" else ""
+    print(f"{epochs:g} epochs of {epoch} optimizer steps{reason}")
     if steps < FEW_STEPS:
         print(
             f"Only {steps} optimizer steps: the model may not learn to answer briefly. Try "
-            f"--epochs {math.ceil(recipe.epochs * FEW_STEPS / steps)}."
+            f"--epochs {math.ceil(epochs * FEW_STEPS / steps)}."
         )
 
 

@@ -312,7 +312,8 @@ def training_config(
     accumulation: int,
 ) -> SFTConfig:
     """Return TRL's config for a recipe and a number of training questions."""
-    steps = math.ceil(math.ceil(questions / recipe.questions_per_step) * recipe.epochs)
+    epochs = recipe.epochs_for(questions)
+    steps = math.ceil(recipe.steps_per_epoch(questions) * epochs)
     warmup = int(recipe.warmup_steps)
     if recipe.warmup_steps < 1:
         # At most a tenth, so that a short run is not all warmup.
@@ -322,7 +323,7 @@ def training_config(
         output_dir=str(checkpoints),
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
-        num_train_epochs=recipe.epochs,
+        num_train_epochs=epochs,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.lr_scheduler_type,
         warmup_steps=warmup,
