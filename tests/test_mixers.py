@@ -1,9 +1,12 @@
 """Segments of token trees for recurrent and convolutional layers."""
 
+from functools import wraps
+
 import pytest
 import torch
 from test_trainer import make_plan, make_recipe, plain_gradients, relative, tree_gradients
 from transformers import AutoModelForCausalLM, AutoTokenizer, Lfm2Config, Mamba2Config
+from transformers.models.mamba2 import modeling_mamba2
 
 from dandap.answering.answer import Decoding
 from dandap.answering.branch_check import why_no_tree, why_other_gradients
@@ -124,7 +127,6 @@ def test_a_tree_does_not_change_later_plain_forwards(adapted):
 
 
 def test_wrong_gradients_of_a_state_are_found(adapted, monkeypatch):
-    """As of a kernel that does not differentiate its initial state."""
     _, model = adapted
     assert why_other_gradients(model, 0) is None
     at = State.at
@@ -134,3 +136,18 @@ def test_wrong_gradients_of_a_state_are_found(adapted, monkeypatch):
         lambda self, index: State(*(s if s is None else s.detach() for s in at(self, index))),
     )
     assert "gradients of a small tree" in why_other_gradients(model, 0)
+
+
+@pytest.mark.parametrize("adapted", ["mamba2"], indirect=True)
+def test_a_kernel_with_wrong_gradients_is_replaced(adapted, monkeypatch, capsys):
+    """A kernel that does not differentiate its initial state."""
+    reference = modeling_mamba2.mamba2_chunk_scan
+
+    @wraps(reference)
+    def kernel(*args, initial_states=None, **options):
+        state = initial_states if initial_states is None else initial_states.detach()
+        return reference(*args, initial_states=state, **options)
+
+    monkeypatch.setattr(modeling_mamba2, "mamba2_chunk_scan", kernel)
+    assert why_other_gradients(adapted[1], 0) is None
+    assert "using transformers' reference" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """Check whether a model's prompts can branch, on a small tree."""
 
+import inspect
+import sys
 from dataclasses import replace
 
 import torch
@@ -15,7 +17,7 @@ from dandap.errors import InputError, first_line
 from dandap.model.device import autocast_for
 from dandap.tree.logits import logits_at, summed_cross_entropy
 from dandap.tree.masks import tree_masks
-from dandap.tree.mixers import mixers_of
+from dandap.tree.mixers import Mixers, mixers_of
 from dandap.tree.token_tree import Part, collate, grow
 
 # Limits on the relative difference of centered logits. On Gemma 3 270M rounding to bfloat16 gives
@@ -93,11 +95,41 @@ def why_no_tree(model: PreTrainedModel | PeftModel, decoding: Decoding) -> str |
 def why_other_gradients(model: PeftModel, pad_id: int) -> str | None:
     """Return why the gradients of a small tree differ from those of its sequences, or None.
 
-    Checks models with mixers, whose kernels on a GPU may not differentiate an initial state.
+    Checks models with mixers: an installed kernel may not differentiate an initial state. Then
+    transformers' reference functions replace the kernels.
     """
-    mixers, device = mixers_of(model), next(model.parameters()).device
-    if not mixers:
+    if not (mixers := mixers_of(model)):
         return None
+    limit = LIMIT_FLOAT32 if model.dtype is torch.float32 else LIMIT_16_BITS
+    for _ in range(2):
+        if (off := _gradient_difference(model, mixers, pad_id)) <= limit:
+            return None
+        reason = f"the gradients of a small tree of {model.config.model_type} were off by {off:.2f}"
+        if not (names := use_reference_functions(model)):
+            break
+        print(f"using transformers' reference {', '.join(names)}: {reason}")
+    return reason
+
+
+def use_reference_functions(model: torch.nn.Module) -> list[str]:
+    """Replace kernels of packages (fla, causal-conv1d) by transformers' own; return their names."""
+    replaced = []
+    for module in {sys.modules[type(part).__module__] for part in model.modules()}:
+        for name, function in list(vars(module).items()):
+            # transformers wraps its reference function by the kernel's.
+            if (
+                inspect.isfunction(function)
+                and function.__module__ == module.__name__
+                and hasattr(function, "__wrapped__")
+            ):
+                setattr(module, name, inspect.unwrap(function))
+                replaced.append(name)
+    return sorted(replaced)
+
+
+def _gradient_difference(model: PeftModel, mixers: Mixers, pad_id: int) -> float:
+    """Return the relative difference of a small tree's gradients from its sequences'."""
+    device = next(model.parameters()).device
     shared = [pad_id, *range(3, 20)]
     pairs = [([*shared, *range(20, 28)], [28, 29, 30]), ([*shared, *range(40, 48)], [48, 49])]
     gradients = []
@@ -116,10 +148,7 @@ def why_other_gradients(model: PeftModel, pad_id: int) -> str | None:
         found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
         gradients.append(torch.cat(found).float())
     model.zero_grad()
-    off = ((gradients[0] - gradients[1]).norm() / gradients[1].norm()).item()
-    if off <= (LIMIT_FLOAT32 if model.dtype is torch.float32 else LIMIT_16_BITS):
-        return None
-    return f"the gradients of a small tree of {model.config.model_type} were off by {off:.2f}"
+    return ((gradients[0] - gradients[1]).norm() / gradients[1].norm()).item()
 
 
 def _differences(
