@@ -33,8 +33,10 @@ def unescape_formula(text: str) -> str:
 
 
 def write_review(path: Path, records: list[dict]) -> None:
-    """Write review.csv, for comparing answers in a spreadsheet; formulas are escaped."""
-    rows = [{name: escape_formula(record[name]) for name in REVIEW_COLUMNS} for record in records]
+    """Write answers for a spreadsheet, with escaped formulas."""
+    rows = [
+        {name: escape_formula(record.get(name)) for name in REVIEW_COLUMNS} for record in records
+    ]
     write_table(path, rows, REVIEW_COLUMNS)
 
 

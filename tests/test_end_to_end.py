@@ -129,7 +129,7 @@ def test_inference_writes_and_scores(run, capsys):
     submission = pd.read_csv(result["submission"], **read)
     assert submission["id"].tolist() == [f"TEST_{n:04d}" for n in range(4)]
     folder = Path(result["submission"]).parent
-    table = pd.read_csv(folder / "predictions.csv", **read)
+    table = pd.read_csv(folder / "review.csv", **read)
     assert table["prediction"].tolist() == submission["answer"].tolist()
     assert (folder / "report.html").is_file()
     assert infer(run)["submission"] != result["submission"], "each inference has its own folder"
@@ -175,7 +175,7 @@ def test_validation_split_repeats_the_answers_of_training(run):
     result = infer(run, "--split validation")
     trained = read_lines(run.metrics_file)[-1]["validation"]
     assert result["char_f1"] == round(trained["char_f1"], 4)
-    (again,) = run.answers.glob("validation-*/predictions.csv")
+    (again,) = run.answers.glob("validation-*/review.csv")
     assert again.read_bytes() == run.validation_file.read_bytes()
 
 

@@ -52,7 +52,7 @@ def answers(folder):
 
 
 def assert_as_uninterrupted(folder, path):
-    for name in ("predictions.jsonl", "predictions.csv", "submission.csv"):
+    for name in ("predictions.jsonl", "review.csv", "submission.csv"):
         assert (path / name).read_bytes() == (answers(folder)[0] / name).read_bytes()
     assert not list(path.glob("predictions-*"))
 

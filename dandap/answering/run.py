@@ -61,7 +61,6 @@ from dandap.runs.predictions import (
     answers_folder,
     answers_name,
     hash_settings,
-    write_predictions,
 )
 from dandap.runs.report import write_report
 from tasks import checked_template, get_task
@@ -301,7 +300,6 @@ def answer(
         answered = time.perf_counter()
 
         scores = compute_scores(task, answers, recipe)
-        write_predictions(folder / "predictions.csv", answers.records)
         write_review(folder / "review.csv", answers.records)
         submission: Path | None = None
         if form:

@@ -15,9 +15,9 @@ from dandap.runs.predictions import (
     choice_probabilities,
     load_members,
     recipe_of,
-    write_predictions,
 )
 from tasks import get_task
+from tasks.submission import write_review
 from tasks.task import Task, label
 
 METHODS = ("f1_sum", "vote", "vote_f1", "hard")
@@ -71,7 +71,7 @@ def combine(
 
     folder = files.new_folder(output_dir, f"ensemble-{method}-of-{len(paths)}")
     files.write_json_lines(folder / PREDICTIONS, records)
-    write_predictions(folder / "predictions.csv", records)
+    write_review(folder / "review.csv", records)
     submission = note = None
     if not split:
         submission, note = task.submit_combined(recipe, folder, paths[0], records)

@@ -20,8 +20,7 @@ from dandap.recipe import Recipe, load_recipe
 PACKAGES = "torch transformers trl peft bitsandbytes accelerate datasets pandas tokenizers".split()
 # The files that a run writes before its first checkpoint.
 FIRST_FILES = set(
-    "recipe.yaml template.json environment.json data_checks.json trimmed.json metrics.jsonl "
-    "checkpoints".split()
+    "recipe.yaml template.json environment.json data_checks.json metrics.jsonl checkpoints".split()
 )
 
 
@@ -38,7 +37,7 @@ class RunFolder:
         self.adapter = path / "adapter"
         self.weights = self.adapter / "adapter_model.safetensors"
         self.checkpoints = path / "checkpoints"
-        self.validation_file = path / "validation_predictions.csv"
+        self.validation_file = path / "validation_review.csv"
         self.validation_record = path / "validation_predictions.jsonl"
         self.report_file = path / "report.html"
         self.answers = path / "answers"

@@ -130,17 +130,6 @@ def answers_folder(parent: Path, name: str, settings: str) -> Path:
     return folder
 
 
-def write_predictions(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write predictions.csv, with lists joined by " | " and choices as JSON."""
-
-    def cell(value: Any) -> Any:
-        if isinstance(value, dict):
-            return json.dumps(value, ensure_ascii=False)
-        return " | ".join(map(str, value)) if isinstance(value, list) else value
-
-    files.write_table(path, [{name: cell(value) for name, value in r.items()} for r in records])
-
-
 def confidence(record: Mapping[str, Any]) -> float:
     """Return the geometric mean of token probabilities, or the probability of a choice."""
     choices = record.get("choices")
@@ -241,7 +230,7 @@ def load_members(
 
 
 def load_predictions(path: Path) -> list[dict]:
-    """Read the records of predictions.jsonl, predictions.csv, review.csv or a submission."""
+    """Read the records of predictions.jsonl, review.csv, a submission, or other answers as CSV."""
     records = _from_csv(path) if path.suffix.lower() == ".csv" else _from_jsonl(path)
     ids = {record["id"] for record in records}
     if not ids or len(ids) < len(records):

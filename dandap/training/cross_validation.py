@@ -30,7 +30,7 @@ from dandap.model.hub import base_identity
 from dandap.recipe import Recipe
 from dandap.runs.ensemble import combine
 from dandap.runs.folder import RunFolder, find_path
-from dandap.runs.predictions import PREDICTIONS, own_answers, write_predictions
+from dandap.runs.predictions import PREDICTIONS, own_answers
 from dandap.runs.report import write_report
 from dandap.training.resume import check_unchanged, resumed_recipe
 from dandap.training.run import train
@@ -120,7 +120,7 @@ def cross_validate(
     scores = compute_scores(task, answers, recipe)
     assert scores  # training rows have gold answers
     write_json_lines(parent / "out_of_fold.jsonl", answers.records)
-    write_predictions(parent / "out_of_fold.csv", answers.records)
+    write_review(parent / "out_of_fold.csv", answers.records)
     is_reliable = scores[task.headline[0]] >= RELIABLE
     suspects = find_suspects(answers.records) if is_reliable else []
     write_review(parent / "suspects.csv", suspects)

@@ -12,11 +12,11 @@ from dandap.files import append_json, read_json, read_json_lines, write_json_lin
 from dandap.model.distributed import end_other_processes, from_main, is_main_process
 from dandap.recipe import Recipe
 from dandap.runs.folder import RunFolder
-from dandap.runs.predictions import write_predictions
 from dandap.runs.report import write_report
 from dandap.training.callbacks import Tracker
 from dandap.training.checkpoints import best_step, evaluations
 from tasks import get_task
+from tasks.submission import write_review
 from tasks.task import answerable, compute_scores, format_evaluation, label, print_scores
 
 
@@ -131,7 +131,7 @@ def validate(model: OpenModel, examples: list[Example], run: RunFolder) -> None:
     scores = compute_scores(task, answers, recipe)
     assert scores  # validation rows have gold answers
     write_json_lines(run.validation_record, answers.records)
-    write_predictions(run.validation_file, answers.records)
+    write_review(run.validation_file, answers.records)
     # A validation that was interrupted before its report is repeated: replace its line.
     lines = [line for line in read_json_lines(run.metrics_file) if "validation" not in line]
     write_json_lines(run.metrics_file, [*lines, {"validation": scores}])

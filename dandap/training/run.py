@@ -24,7 +24,6 @@ from dandap.data.checks import (
     check_data,
     drop_too_long,
     finding_lines,
-    loses_answer,
     preview,
     report_cut,
     report_lengths,
@@ -132,7 +131,7 @@ def train(
 
     # Create the folder only now: an earlier failure leaves no empty run.
     environment = new_environment([table], base)
-    run = resume or from_main(partial(start_run, recipe, name, plan, environment, examples))
+    run = resume or from_main(partial(start_run, recipe, name, plan, environment))
     with locked_for_all(run.path):
         checkpoint = find_checkpoint(run, model) if resume and not run.finished else None
         if is_main_process():  # for a resumed run too: resume_anyway may change the recipe
@@ -300,23 +299,13 @@ def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
         )
 
 
-def start_run(
-    recipe: Recipe, name: str, plan: Plan, environment: dict, examples: list[Example]
-) -> RunFolder:
-    """Create a run's folder with environment.json and trimmed.json."""
+def start_run(recipe: Recipe, name: str, plan: Plan, environment: dict) -> RunFolder:
+    """Create a run's folder with environment.json."""
     run = new_run(recipe.output_dir, recipe.run_name, name)
     run.metrics_file.unlink(missing_ok=True)  # of a run that stopped before a checkpoint
     # The dtype that "auto" selected, for exports on other machines.
     dtype = str(plan.compute_dtype).removeprefix("torch.")
     write_json(run.environment_file, environment | {"compute_dtype": dtype})
-    trimmed = {example.row.id: example.trimmed for example in examples if example.trimmed}
-    lost = [example.row.id for example in examples if loses_answer(example)]
-    if trimmed:
-        content = {
-            "characters cut from the article, by question": trimmed,
-            "whose answer was cut off with it": lost,
-        }
-        write_json(run.path / "trimmed.json", content)
     return run
 
 
@@ -331,7 +320,5 @@ def preview_training(recipe: Recipe, resume: RunFolder | None = None) -> None:
     encoder = Encoder(tokenizer, template, task.sample)
     examples = encode_training(recipe, encoder, task.expand(rows))
     check_ids(examples, config, tokenizer)
-    report_cut(
-        recipe, encoder.encode(validation_rows, recipe.prompt_limit, False, recipe.on_overflow)
-    )
+    print_sharing(recipe, examples)
     preview(encoder, examples[0])

@@ -166,7 +166,7 @@ READERS = {
         load_predictions,
         ('{"id": "1", "prediction": "답"}\n', PREDICTION, '{"id": 1, "prediction": null}', *JSON),
     ),
-    "predictions.csv": (
+    "answers.csv": (
         load_predictions,
         ("id,prediction\n", "id,answer\n", "1,답\n", "\u2028", *TABLE),
     ),
