@@ -40,13 +40,13 @@ TEMPLATES: dict[str, Template] = {
     "concise": {
         "user": "다음 기사를 읽고 질문에 답하라. "
         "기사에 나온 표현을 그대로 써서 되도록 한 단어로, 설명 없이 답만 적어라."
-        "\n\n기사:\n{context}\n\n질문: {question}",
+        "\n\n기사:\n{context}\n\n질문: {question}"
     },
     # Prompt A: a SOLAR-10.7B, 0.8142 public F1.
     "answer_bot": {
         "prompt": "{context}\n너는 주어진 Question에 답하는 챗봇이야. "
         + _CONCISE_BOT
-        + "\nQuestion: {question}\nAnswer:",
+        + "\nQuestion: {question}\nAnswer:"
     },
     # Prompt B: Gemma 2 and EEVE in the 0.9025 system; Gemma has no system turn.
     "context_bot": {"user": _CONTEXT_BOT},
@@ -99,7 +99,7 @@ TEMPLATES: dict[str, Template] = {
         "Question에 대한 답변만 최대한 한 단어로, 명사들로만 답변해줘. "
         "예를 들면 누구(사람에 대한 질문)-> 김철수(사람 이름만, 직무 회사 제외), "
         "물건 -> 사과, 시간 -> 1시, 속력 -> 1m/s, "
-        "이런식으로 딱 간단하게만 나타내줘. ### System:\n{context}\n\n## User:\n{question}\n\n",
+        "이런식으로 딱 간단하게만 나타내줘. ### System:\n{context}\n\n## User:\n{question}\n\n"
     },
 }
 

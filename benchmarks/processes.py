@@ -88,10 +88,7 @@ def run(arguments: argparse.Namespace, work: str, processes: int) -> dict:
         if done.returncode:
             raise InputError(f"{work} failed: {done.stderr[-2000:]}")
         each = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("seconds.*"))]
-    return {
-        "wall": max(one["wall"] for one in each),
-        "cpu": [one["cpu"] for one in each],
-    }
+    return {"wall": max(one["wall"] for one in each), "cpu": [one["cpu"] for one in each]}
 
 
 def compare(one: list[dict], two: list[dict]) -> dict:

@@ -157,7 +157,7 @@ SAMPLE = {
     "id": "sample",
     "input": {
         "conversation": [
-            {"speaker": 1, "utterance": "비가 와서 우산을 샀어.", "utterance_id": "1"},
+            {"speaker": 1, "utterance": "비가 와서 우산을 샀어.", "utterance_id": "1"}
         ],
         "reference_id": ["1"],
         "category": "원인",

@@ -51,7 +51,14 @@ BY_TREES = {
 BY_TREES |= {
     "gemma2": WINDOWS | {"query_pre_attn_scalar": 16},
     "gemma3_text": WINDOWS | {"query_pre_attn_scalar": 16},
-    "gemma4_text": WINDOWS | SMALL_INPUTS | {"num_kv_shared_layers": 0},
+    # The upper half of the layers uses the keys and values of the lower half.
+    "gemma4_text": WINDOWS
+    | SMALL_INPUTS
+    | {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": 2 * WINDOWS["layer_types"],
+    },
     "deepseek_v3": MLA,
     "qwen2_moe": FEW_EXPERTS | {"shared_expert_intermediate_size": 32},
     "qwen3_moe": FEW_EXPERTS,

@@ -14,7 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_models import FAMILIES
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    TrainerCallback,
+)
 
 from dandap.answering.batches import run_batches
 from dandap.data.encode import Example
@@ -23,13 +28,7 @@ from dandap.model.adapter import add_adapter
 from dandap.model.load import decoder_layers, load_base
 from dandap.model.memory import MemoryEstimate, Plan
 from dandap.recipe import Recipe
-from dandap.training.batching import (
-    Batching,
-    Questions,
-    StepSampler,
-    deal,
-    share,
-)
+from dandap.training.batching import Batching, Questions, StepSampler, deal, share
 from dandap.training.run import print_sharing
 from dandap.training.trainer import make_trainer
 from tests.conftest import ROOT
@@ -67,7 +66,7 @@ def make_recipe(folder, **options):
     for elements below float32's rounding (2e-10 next to neighbors of 1e-2).
     """
     defaults = {"quantization": "none", "questions_per_step": 4, "max_grad_norm": 1e9}
-    defaults |= {"learning_rate": 2e-4, "lora_r": 4}
+    defaults |= {"learning_rate": 2e-4, "lora_r": 4, "epochs": 1}
     defaults |= {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 1}
     return Recipe(model=str(folder), **(defaults | options))
 
@@ -336,6 +335,17 @@ def test_shared_tokens_have_one_dropout_mask(bases, tokenizer, tmp_path):
         losses.append(tree_gradients(trainer, examples)[0])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert losses[0] != pytest.approx(losses[2], rel=1e-3), "dropout is on"
+
+
+def test_a_multimodal_base_trains(tokenizer, tmp_path):
+    """Its class says that it rejects the number of tokens that divides the loss."""
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(text_config=FAMILIES["gemma3"], vision_config=vision)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    recipe, examples = make_recipe(tmp_path / "base", questions_per_step=40), make_examples()
+    record, _, _ = run(recipe, make_plan(), examples, tokenizer, tmp_path)
+    loss, _ = plain_gradients(adapted(recipe), examples)
+    assert record.losses == pytest.approx([loss], rel=1e-5)
 
 
 @pytest.mark.slow

@@ -56,12 +56,7 @@ from dandap.runs.folder import (
     new_environment,
     new_run,
 )
-from dandap.runs.predictions import (
-    Journal,
-    answers_folder,
-    answers_name,
-    hash_settings,
-)
+from dandap.runs.predictions import Journal, answers_folder, answers_name, hash_settings
 from dandap.runs.report import write_report
 from tasks import checked_template, get_task
 from tasks.submission import write_review

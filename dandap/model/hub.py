@@ -25,10 +25,7 @@ ADVICE = (
         ("pytorch_model", ".bin"),
         "its repository has only pickled weights, which can run code. Use a safetensors version.",
     ),
-    (
-        ("trust_remote_code",),
-        REMOTE_CODE,
-    ),
+    (("trust_remote_code",), REMOTE_CODE),
     (
         ("gated", "401", "403"),
         "it is gated. Accept its terms on huggingface.co and set HF_TOKEN (in Colab, run "

@@ -10,12 +10,7 @@ import metrics
 from dandap import files
 from dandap.errors import InputError
 from dandap.recipe import make_recipe
-from dandap.runs.predictions import (
-    PREDICTIONS,
-    choice_probabilities,
-    load_members,
-    recipe_of,
-)
+from dandap.runs.predictions import PREDICTIONS, choice_probabilities, load_members, recipe_of
 from tasks import get_task
 from tasks.submission import write_review
 from tasks.task import Task, label

@@ -119,6 +119,8 @@ class ReadOnceTrainer(AtomicCheckpoints, SFTTrainer):
         **others: Any,
     ):
         super().__init__(model, args, **others)
+        # For compute_loss, which divides by the step's tokens; multimodal classes reject the count.
+        self.model_accepts_loss_kwargs = True
         self.examples, self.batching, self.mask_dtype = examples, batching, mask_dtype
         self.mixers = mixers_of(model)
         # Mixers have new shapes in every batch.
