@@ -2,12 +2,11 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from transformers import Gemma2Config
 
-from benchmarks import data, inference, operators, overflow, peers, training
+from benchmarks import inference, operators, overflow, peers, training
 from benchmarks.material import named_config
 from dandap.errors import InputError
 
@@ -99,20 +98,3 @@ def test_profile_reports_time_by_operator(capsys, monkeypatch):
         "answering 4 of an article",
         "answering 8 together",
     ]
-
-
-def test_memory_that_changes_during_the_measurement_is_not_reported():
-    """When a process ends, its share of shared pages is counted again in the other processes."""
-
-    class Process:
-        def __init__(self, *parts, children=()):
-            self.parts, self.below = iter(parts), list(children)
-
-        def children(self, recursive):
-            return self.below
-
-        def memory_full_info(self):
-            return SimpleNamespace(pss=next(self.parts))
-
-    assert data.used(Process(100, 101, children=[Process(50), Process(40)])) == 190
-    assert data.used(Process(100, 150, children=[Process(50), Process(90)])) is None

@@ -1,13 +1,9 @@
-"""Select the run to resume or to start from, and check its recipe, data and base."""
+"""Select the run to resume, and check its recipe, data and base."""
 
 from pathlib import Path
 
-from peft import PeftModel
-
 from dandap.data.rows import Table
 from dandap.errors import InputError
-from dandap.files import read_json
-from dandap.model.adapter import load_weights, verify_adapter
 from dandap.model.distributed import is_main_process
 from dandap.model.hub import same_base
 from dandap.recipe import Recipe
@@ -113,21 +109,3 @@ def check_unchanged(
         names = ("packages", "commit", "data", "base", "platform", "gpu")
         entry = {name: today[name] for name in names} | {"when": today["started"]}
         run.update_environment(resumed=[*before.get("resumed", []), entry])
-
-
-def load_initial(model: PeftModel, recipe: Recipe, name: str, base: dict[str, str]) -> None:
-    """Load the adapter of the run or PEFT folder `name` into a model's new adapter."""
-    path = find_path(name, recipe.output_dir) or Path(name)
-    run = RunFolder(path)
-    folder = run.adapter if run.adapter.is_dir() else path
-    if not (folder / "adapter_config.json").is_file():
-        raise InputError(f"init_adapter: {path} has no adapter; expected a finished run.")
-    if folder == run.adapter and not same_base(run.environment().get("base", base), base):
-        raise InputError(f"init_adapter: {path} has another base. Use --model of its recipe.yaml.")
-    alpha = read_json(folder / "adapter_config.json").get("lora_alpha")
-    if alpha != recipe.lora_alpha:
-        expected = f"got lora_alpha {recipe.lora_alpha:g}, expected that of {path}"
-        raise InputError(f"init_adapter: {expected}. Use --lora_alpha {alpha}.")
-    verify_adapter(folder)
-    load_weights(model, folder)
-    print(f"starting from the adapter of {path}")

@@ -31,11 +31,11 @@ from dandap.data.checks import (
 from dandap.data.encode import Encoder, Example
 from dandap.data.rows import Row, Table, split_by_article
 from dandap.errors import InputError, Stopped
-from dandap.files import append_json, check_writable, find_damage, write_json
-from dandap.model.adapter import add_adapter, load_weights
+from dandap.files import append_json, check_writable, find_damage, read_json, write_json
+from dandap.model.adapter import add_adapter, load_weights, verify_adapter
 from dandap.model.device import pick_device, why_no_gpu
 from dandap.model.distributed import from_main, is_main_process, locked_for_all
-from dandap.model.hub import base_identity
+from dandap.model.hub import base_identity, same_base
 from dandap.model.load import (
     check_base,
     check_ids,
@@ -55,7 +55,7 @@ from dandap.model.memory import (
 )
 from dandap.model.plans import SHAPES, make_config
 from dandap.recipe import AUTO_STEPS, MOST_EPOCHS, Recipe, make_recipe
-from dandap.runs.folder import RunFolder, check_name, new_environment, new_run
+from dandap.runs.folder import RunFolder, check_name, find_path, new_environment, new_run
 from dandap.training.batching import count_tokens, densest_tree
 from dandap.training.callbacks import StopSignals, Tracker, TrainingProgress, check_trackers
 from dandap.training.checkpoints import (
@@ -67,7 +67,7 @@ from dandap.training.checkpoints import (
     step_of,
 )
 from dandap.training.evaluate import Evaluate, steps_between, validate
-from dandap.training.resume import check_unchanged, load_initial
+from dandap.training.resume import check_unchanged
 from dandap.training.trainer import make_trainer
 from tasks import checked_template, get_task
 from tasks.task import read_test, read_train
@@ -157,6 +157,24 @@ def read_separately(recipe: Recipe, reason: str) -> Recipe:
     """Return the recipe with read_once off, for a base whose prompts cannot branch."""
     print(f"training reads the article for every question: {reason}")
     return make_recipe(recipe.model_dump() | {"read_once": False}, reason)
+
+
+def load_initial(model: PeftModel, recipe: Recipe, name: str, base: dict[str, str]) -> None:
+    """Load the adapter of the run or PEFT folder `name` into a model's new adapter."""
+    path = find_path(name, recipe.output_dir) or Path(name)
+    run = RunFolder(path)
+    folder = run.adapter if run.adapter.is_dir() else path
+    if not (folder / "adapter_config.json").is_file():
+        raise InputError(f"init_adapter: {path} has no adapter; expected a finished run.")
+    if folder == run.adapter and not same_base(run.environment().get("base", base), base):
+        raise InputError(f"init_adapter: {path} has another base. Use --model of its recipe.yaml.")
+    alpha = read_json(folder / "adapter_config.json").get("lora_alpha")
+    if alpha != recipe.lora_alpha:
+        expected = f"got lora_alpha {recipe.lora_alpha:g}, expected that of {path}"
+        raise InputError(f"init_adapter: {expected}. Use --lora_alpha {alpha}.")
+    verify_adapter(folder)
+    load_weights(model, folder)
+    print(f"starting from the adapter of {path}")
 
 
 def fit(
