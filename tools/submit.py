@@ -90,7 +90,7 @@ def submit(
         packed.path.mkdir(parents=True)
         write_json(packed.environment_file, {"run": trained.run_id})
         # Without local paths.
-        own = ("train_file", "test_file", "output_dir", "run_name", "revision")
+        own = "train_file test_file init_adapter output_dir run_name revision".split()
         fields = {name: Recipe.model_fields[name].default for name in own} | places
         packed.save_recipe(recipe.model_copy(update=fields), source.template)
 

@@ -19,7 +19,7 @@ from tasks.task import label
 
 LIBRARIES = {"merged": "transformers", "adapter": "peft", "gguf": "gguf"}
 # Recipe fields with local paths; the card lists base and data separately.
-PRIVATE = {"model", "train_file", "test_file", "output_dir", "run_name"}
+PRIVATE = {"model", "train_file", "test_file", "init_adapter", "output_dir", "run_name"}
 
 
 def write_card(folder: Path, source: Source, run: RunFolder, record: dict[str, Any]) -> None:
