@@ -76,7 +76,7 @@ class Recipe(BaseModel):
     """dropout on the adapter's input"""
     lora_target_modules: str | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """adapted modules: all-linear, or q_proj,v_proj"""
-    init_adapter: str | None = None
+    init_adapter: str | None = Field(None, min_length=1)
     """run or folder whose adapter is trained further"""
 
     learning_rate: float = Field(2e-4, gt=0)

@@ -89,6 +89,7 @@ def train(
         check_name(recipe.output_dir, recipe.run_name)
         check_writable(Path(recipe.output_dir), "Choose another --output_dir.")
     check_trackers(recipe)
+    initial = find_initial(recipe) if recipe.init_adapter and not resume else None
     table, rows, validation_rows = read_data(recipe)
     findings = check_rows(recipe, rows, validation_rows)
 
@@ -113,8 +114,8 @@ def train(
     print(plan)
 
     model = add_adapter(load_base(recipe, plan.device, config, plan.dequantized), recipe)
-    if recipe.init_adapter and not resume:
-        load_initial(model, recipe, recipe.init_adapter, base)
+    if initial:
+        load_initial(model, initial, base)
     trained, total = model.get_nb_trainable_parameters()
     print(f"adapter: {trained:,} of {total:,} parameters are trained")
     adapter: Any = model.peft_config["default"]
@@ -159,22 +160,30 @@ def read_separately(recipe: Recipe, reason: str) -> Recipe:
     return make_recipe(recipe.model_dump() | {"read_once": False}, reason)
 
 
-def load_initial(model: PeftModel, recipe: Recipe, name: str, base: dict[str, str]) -> None:
-    """Load the adapter of the run or PEFT folder `name` into a model's new adapter."""
-    path = find_path(name, recipe.output_dir) or Path(name)
-    run = RunFolder(path)
-    folder = run.adapter if run.adapter.is_dir() else path
+def find_initial(recipe: Recipe) -> Path:
+    """Return the adapter's folder of `init_adapter`, a run or a folder of PEFT."""
+    path = find_path(recipe.init_adapter or "", recipe.output_dir) or Path(
+        recipe.init_adapter or ""
+    )
+    folder = RunFolder(path).adapter if RunFolder(path).adapter.is_dir() else path
     if not (folder / "adapter_config.json").is_file():
-        raise InputError(f"init_adapter: {path} has no adapter; expected a finished run.")
-    if folder == run.adapter and not same_base(run.environment().get("base", base), base):
-        raise InputError(f"init_adapter: {path} has another base. Use --model of its recipe.yaml.")
+        expected = f"expected a finished run in {recipe.output_dir} or a folder with an adapter"
+        raise InputError(f"init_adapter: got {str(path)!r}, {expected}.")
     alpha = read_json(folder / "adapter_config.json").get("lora_alpha")
     if alpha != recipe.lora_alpha:
         expected = f"got lora_alpha {recipe.lora_alpha:g}, expected that of {path}"
         raise InputError(f"init_adapter: {expected}. Use --lora_alpha {alpha}.")
     verify_adapter(folder)
+    return folder
+
+
+def load_initial(model: PeftModel, folder: Path, base: dict[str, str]) -> None:
+    """Load an adapter to train further; reject one that was trained on another base."""
+    run = RunFolder(folder.parent)
+    if run.environment_file.is_file() and not same_base(run.environment().get("base", base), base):
+        raise InputError(f"init_adapter: {run.path} has another base. Use the model of its recipe.")
     load_weights(model, folder)
-    print(f"starting from the adapter of {path}")
+    print(f"starting from the adapter {folder}")
 
 
 def fit(
@@ -309,7 +318,7 @@ def print_sharing(recipe: Recipe, examples: list[Example]) -> None:
     steps = math.ceil(epoch * epochs)
     limits = f"about {AUTO_STEPS} steps, at most {MOST_EPOCHS} epochs"
     reason = f" (auto: {limits})" if recipe.epochs == "auto" else ""
-    print(f"{epochs:g} epochs of {epoch} optimizer steps{reason}")
+    print(f"epochs: {epochs:g}{reason}, {epoch} optimizer steps each")
     if steps < FEW_STEPS:
         print(
             f"Only {steps} optimizer steps: the model may not learn to answer briefly. Try "
