@@ -54,7 +54,9 @@ import sys
 from tests.rehearsal import fake_gpu
 fake_gpu.install(sys.argv.pop(1))
 import fine_tune
+from dandap.answering import cuda_graph
 from dandap.cli import run_script
+cuda_graph.capture = lambda work: work
 run_script(fine_tune.main)
 """
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
