@@ -77,7 +77,7 @@ class Recipe(BaseModel):
     lora_target_modules: str | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """adapted modules: all-linear, or q_proj,v_proj"""
     init_adapter: str | None = Field(None, min_length=1)
-    """run or folder whose adapter is trained further"""
+    """run or PEFT folder with the adapter to start from"""
 
     learning_rate: float = Field(2e-4, gt=0)
     """peak learning rate; small bases need more"""

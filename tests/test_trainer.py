@@ -338,7 +338,7 @@ def test_shared_tokens_have_one_dropout_mask(bases, tokenizer, tmp_path):
 
 
 def test_a_multimodal_base_trains(tokenizer, tmp_path):
-    """Its class says that it rejects the number of tokens that divides the loss."""
+    """Its class sets accepts_loss_kwargs = False, but our loss needs the number of tokens."""
     vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Gemma3Config(text_config=FAMILIES["gemma3"], vision_config=vision)
     Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "base")

@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     test_help = "test file; reports articles it shares with FILE"
     add("--test", dest="test_file", metavar="FILE", help=test_help)
     add("--columns", metavar="NAME=COLUMN,...", help="rename columns, such as context=본문")
-    add("--recipe", metavar="NAME", help="recipe whose tokenizer and template are used")
+    add("--recipe", metavar="NAME", help="recipe for the tokenizer and template")
     add("--template", metavar="NAME", help="prompt template (default: the recipe's)")
     options = vars(parse(parser, argv))
     del options["lang"]

@@ -112,11 +112,14 @@ def why_other_gradients(model: PeftModel, pad_id: int) -> str | None:
 
 
 def use_reference_functions(model: torch.nn.Module) -> list[str]:
-    """Replace kernels of packages (fla, causal-conv1d) by transformers' own; return their names."""
+    """Replace the kernels of packages (fla, causal-conv1d) by transformers' reference functions.
+
+    They stay replaced in this process, in every model of this type. Returns their names.
+    """
     replaced = []
     for module in {sys.modules[type(part).__module__] for part in model.modules()}:
         for name, function in list(vars(module).items()):
-            # transformers wraps its reference function by the kernel's.
+            # transformers' wrapper of a kernel keeps the reference function.
             if (
                 inspect.isfunction(function)
                 and function.__module__ == module.__name__

@@ -176,7 +176,7 @@ def _untie_adapted_head(model: PeftModel) -> None:
 
 
 def check_tensors(model: PeftModel, folder: Path) -> None:
-    """Reject an adapter whose names or shapes differ from the model's; PEFT only warns."""
+    """Reject an adapter if its tensor names or shapes differ from the model's; PEFT only warns."""
     # Without the embeddings, which PEFT adds if the LM head has an adapter.
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -39,7 +39,7 @@ from tasks.submission import write_review
 from tasks.task import compute_scores, print_scores, read_test, read_train
 
 CONFIDENT = 0.9  # minimum geometric mean of an answer's token probabilities
-RELIABLE = 0.8  # minimum score of folds whose confident answers are compared with labels
+RELIABLE = 0.8  # minimum out-of-fold score; below it, no suspects are listed
 WRONG = 0.2  # maximum character F1 of an answer that contradicts its label
 
 
@@ -128,7 +128,7 @@ def cross_validate(
     if suspects:
         print(f"{len(suspects)} labels contradict a confident fold: {parent / 'suspects.csv'}")
     elif not is_reliable:
-        print(f"no suspects: the folds score below {RELIABLE}, so that their errors are their own")
+        print(f"no suspects: below a score of {RELIABLE}, most are errors of the model")
     title, environment = f"{parent.name}: {folds} folds", runs[0].environment()
     write_report(parent, title, task, recipe, answers, scores, environment, suspects=suspects)
     submission = answer_test_file(parent, recipe, runs)

@@ -89,7 +89,9 @@ def train(
         check_name(recipe.output_dir, recipe.run_name)
         check_writable(Path(recipe.output_dir), "Choose another --output_dir.")
     check_trackers(recipe)
-    initial = find_initial(recipe) if recipe.init_adapter and not resume else None
+    initial = None
+    if recipe.init_adapter and not resume:
+        initial = find_initial(recipe, recipe.init_adapter)
     table, rows, validation_rows = read_data(recipe)
     findings = check_rows(recipe, rows, validation_rows)
 
@@ -160,12 +162,11 @@ def read_separately(recipe: Recipe, reason: str) -> Recipe:
     return make_recipe(recipe.model_dump() | {"read_once": False}, reason)
 
 
-def find_initial(recipe: Recipe) -> Path:
-    """Return the adapter's folder of `init_adapter`, a run or a folder of PEFT."""
-    path = find_path(recipe.init_adapter or "", recipe.output_dir) or Path(
-        recipe.init_adapter or ""
-    )
-    folder = RunFolder(path).adapter if RunFolder(path).adapter.is_dir() else path
+def find_initial(recipe: Recipe, name: str) -> Path:
+    """Return the folder of the adapter `name`: a run's, or one that PEFT saved."""
+    path = find_path(name, recipe.output_dir) or Path(name)
+    adapter = RunFolder(path).adapter
+    folder = adapter if adapter.is_dir() else path
     if not (folder / "adapter_config.json").is_file():
         expected = f"expected a finished run in {recipe.output_dir} or a folder with an adapter"
         raise InputError(f"init_adapter: got {str(path)!r}, {expected}.")
